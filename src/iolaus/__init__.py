@@ -1,0 +1,1 @@
+"""Hyperparameter sweeps for PyTorch: Hydra composes a run, one function trains it."""

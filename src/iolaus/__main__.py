@@ -1,0 +1,5 @@
+"""`python -m iolaus` is the command `iolaus`."""
+
+from iolaus.app import main
+
+main()

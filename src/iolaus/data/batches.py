@@ -1,0 +1,193 @@
+"""Sources of batches: from a split to tensors on the device of the training loop.
+
+`DeviceSource` keeps a whole split on the device; `StreamSource` has worker processes gather, or
+decode, a few batches ahead. Both give bit-equal batches in exactly the order that is asked for.
+Called by `program.py` (`source`) and `step.py`, `train.py` (the sources).
+
+Notation: S trials in the stack, B samples of a batch, M samples of a chunk, shape = a sample's
+axes.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from iolaus.data.dataset import Split, TensorSplit
+from iolaus.errors import EnvironmentFault, one_line
+
+Pair = tuple[Tensor, Tensor]
+
+
+class Source(Protocol):
+    """Batches of one split, on the device."""
+
+    def batches(self, indices: Iterable[Tensor]) -> Iterator[Pair]:
+        """For each index (S, B) int64, on any device: x (S, B, *shape) float32 and y (S, B)."""
+
+    def chunks(self, size: int) -> Iterator[Pair]:
+        """The split in order: x (M, *shape) and y (M,) with M = `size`, the last one shorter."""
+
+
+def source(split: Split, device: torch.device, placement: str, workers: int) -> Source:
+    """Bring a split to `device` as `data.placement` says.
+
+    Args:
+        placement: `device` keeps the split there, `stream` does not; `auto` keeps it when it needs
+            at most a quarter of the memory that is free there.
+        workers: processes of a streamed split; 0 gathers in this one.
+
+    Raises:
+        EnvironmentFault: `placement=device` and the split is larger than the free memory, or a
+            picture cannot be read.
+    """
+    if placement == "stream":
+        return StreamSource(split, device, workers)
+    if isinstance(split, TensorSplit) and device.type == "cpu":
+        return DeviceSource(split, device)  # it is there already
+    free = free_memory(device)
+    if placement == "auto" and (free is None or 4 * split.nbytes > free):
+        return StreamSource(split, device, workers)
+    if free is not None and split.nbytes > free:
+        raise EnvironmentFault(
+            f"data.placement=device needs {split.nbytes / 2**30:.1f} GiB on {device}, "
+            f"{free / 2**30:.1f} GiB are free: data.placement=stream needs little"
+        )
+    return DeviceSource(split.tensor(), device)
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that are free on `device`; None where the system does not say."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            values = dict(line.split(":", 1) for line in file)
+        return int(values["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError):
+        names = getattr(os, "sysconf_names", {})
+        if "SC_PHYS_PAGES" not in names:
+            return None
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+class DeviceSource:
+    """A split that lives on the device."""
+
+    def __init__(self, split: TensorSplit, device: torch.device):
+        self.split = TensorSplit(split.x.to(device), split.y.to(device))
+        self.device = device
+
+    def gather(self, index: Tensor) -> Pair:
+        """x (*index.shape, *shape) and y (*index.shape) for an int64 index of any shape."""
+        x, y = self.split.gather(index.to(self.device, non_blocking=True).flatten())
+        return x.view(*index.shape, *self.split.shape), y.view(index.shape)
+
+    def batches(self, indices: Iterable[Tensor]) -> Iterator[Pair]:
+        """See `Source.batches`."""
+        return map(self.gather, indices)
+
+    def chunks(self, size: int) -> Iterator[Pair]:
+        """See `Source.chunks`; the chunks are views."""
+        x, y = self.split.x, self.split.y
+        return zip(torch.split(x, size), torch.split(y, size), strict=True)
+
+
+class StreamSource:
+    """A split that stays where it is; batches are gathered ahead and copied to the device.
+
+    The worker processes start with the first batch and live as long as the source. One iteration
+    runs at a time: starting another ends the one before.
+    """
+
+    def __init__(self, split: Split, device: torch.device, workers: int):
+        self.split, self.device, self.workers = split, device, workers
+        self._order = _Order()
+        self._loader = self._new_loader()
+
+    def _new_loader(self) -> DataLoader[Any]:
+        return DataLoader(
+            _Gathered(self.split),
+            batch_size=None,  # an item of the sampler is a whole batch
+            sampler=self._order,
+            num_workers=self.workers,
+            persistent_workers=self.workers > 0,
+            pin_memory=self.device.type == "cuda",
+            # Its own, because a loader seeds its workers with a draw: torch's stays untouched.
+            generator=torch.Generator(),
+        )
+
+    def batches(self, indices: Iterable[Tensor]) -> Iterator[Pair]:
+        """See `Source.batches`; `indices` is read a few batches ahead of what is returned.
+
+        Raises:
+            EnvironmentFault: a picture cannot be read, or a worker process died.
+        """
+        turn = self._order.start(indices)
+        loaded = iter(self._loader)
+        while (item := self._next(loaded)) is not None:
+            if isinstance(item, EnvironmentFault):
+                # Ends the workers here and now; collected as part of an error's reference cycle,
+                # the loader would wait 5 s for each of them.
+                del loaded
+                self._loader = self._new_loader()
+                raise item
+            x, y = item
+            yield x.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)
+            if turn != self._order.turn:
+                raise RuntimeError("a newer iteration of this source has ended this one")
+
+    @staticmethod
+    def _next(loaded: Iterator[Any]) -> Pair | EnvironmentFault | None:
+        """The next batch, what went wrong with it, or None at the end."""
+        try:
+            item: Pair | EnvironmentFault | None = next(loaded, None)
+        except RuntimeError as error:
+            if "DataLoader worker (pid" not in str(error):
+                raise
+            return EnvironmentFault(
+                f"a data worker died ({one_line(error)}): "
+                "data.workers=0 and data.placement=device do without"
+            )
+        return item
+
+    def chunks(self, size: int) -> Iterator[Pair]:
+        """See `Source.chunks`."""
+        return self.batches(torch.split(torch.arange(len(self.split)), size))
+
+
+class _Order(Sampler[Any]):
+    """Hands the current iteration's indices to the loader, as arrays, which travel cheaply."""
+
+    def __init__(self) -> None:
+        self.turn = 0
+        self.indices: Iterable[Tensor] = ()
+
+    def start(self, indices: Iterable[Tensor]) -> int:
+        self.turn, self.indices = self.turn + 1, indices
+        return self.turn
+
+    def __iter__(self) -> Iterator[Any]:
+        for index in self.indices:
+            yield index.cpu().numpy()
+
+
+class _Gathered(Dataset[Any]):
+    """A split as a map from index arrays to batches; runs in the worker processes."""
+
+    def __init__(self, split: Split):
+        self.split = split
+
+    def __getitem__(self, index: np.ndarray[Any, Any]) -> Pair | EnvironmentFault:
+        try:
+            x, y = self.split.gather(torch.from_numpy(index.reshape(-1)))
+        except EnvironmentFault as fault:
+            # Returned, because a raised one arrives with its traceback as the message.
+            return fault
+        return x.view(*index.shape, *self.split.shape), y.view(index.shape)

@@ -1,0 +1,56 @@
+"""Errors that people read: one line, the rule, the value, what is allowed, the nearest match.
+
+Everything that a user can cause derives from `IolausError` and carries the exit code that the
+command line ends with. Called by every module; imports nothing of iolaus.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+
+EXIT_TRAINING = 1
+EXIT_INPUT = 2
+EXIT_ENVIRONMENT = 3
+EXIT_INTERRUPTED = 130
+EXIT_TERMINATED = 143
+
+
+class IolausError(Exception):
+    """Base of all errors with a message for people; `exit_code` is the process's exit status."""
+
+    exit_code = EXIT_TRAINING
+
+
+class InputError(IolausError):
+    """One or several mistakes in what the user asked for; `mistakes` holds one line each."""
+
+    exit_code = EXIT_INPUT
+
+    def __init__(self, mistakes: str | Sequence[str]):
+        self.mistakes = [mistakes] if isinstance(mistakes, str) else list(mistakes)
+        super().__init__("\n".join(self.mistakes))
+
+
+class EnvironmentFault(IolausError):
+    """What the machine lacks: a dataset, a device, space on the disk, a readable checkpoint."""
+
+    exit_code = EXIT_ENVIRONMENT
+
+
+class TrainingFailed(IolausError):
+    """The run itself went wrong, for example a loss that became NaN."""
+
+    exit_code = EXIT_TRAINING
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Return `"; did you mean 'x'?"` for the closest of `known`, or an empty string."""
+    matches = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f"; did you mean '{matches[0]}'?" if matches else ""
+
+
+def one_line(text: object, limit: int = 300) -> str:
+    """Fold `text` to one line of at most `limit` characters."""
+    folded = " ".join(str(text).split())
+    return folded if len(folded) <= limit else folded[: limit - 1] + "…"

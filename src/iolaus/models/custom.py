@@ -1,0 +1,138 @@
+"""A user's own module, model=custom: found under the trust rule, built, checked, made stackable.
+
+Built by `models.build`. A module that trains beside others must take everything that is per trial
+as a parameter: it may keep no state between steps (batch norm apart) and draw no random numbers
+but by its dropout layers. Both are found here by running it once.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from iolaus import schema, trust
+from iolaus.errors import InputError, nearest, one_line
+from iolaus.models.layers import adapt
+
+
+def build(
+    model: schema.Custom, trusted: Sequence[str], input_shape: Sequence[int], outputs: int
+) -> nn.Module:
+    """Build `model.target` with its arguments, and `input_shape` and `outputs` if it has them.
+
+    The caller seeds torch's generator, from which the constructor draws.
+
+    Args:
+        trusted: packages allowed besides `trust.ALLOWED`.
+        input_shape: shape of a sample.
+        outputs: C; that the module returns (B, C) is checked by the caller.
+
+    Raises:
+        InputError: a target that is not allowed, not found or no module; wrong arguments; a
+            module that does not run on a batch, or that cannot train beside other trials.
+    """
+    make = _maker(model.target, trusted)
+    arguments = _arguments(make, model, {"input_shape": tuple(input_shape), "outputs": outputs})
+    try:
+        module = make(**arguments)
+    except Exception as error:
+        raise InputError(
+            f"model._target_ '{model.target}' cannot be built: {_said(error)}"
+        ) from error
+    if not isinstance(module, nn.Module):
+        kind = type(module).__name__
+        raise InputError(f"model._target_ '{model.target}' must give a torch.nn.Module, got {kind}")
+    sample = torch.zeros(2, *input_shape)
+    _run(model.target, module.eval(), sample)  # lazy layers get their shapes here
+    module = adapt(module)
+    _check_independence(model.target, module.train(), sample)
+    return module
+
+
+def _maker(target: str, trusted: Sequence[str]) -> Callable[..., Any]:
+    found: Callable[..., Any] = trust.locate(target, trusted)
+    if inspect.isclass(found):
+        makes = issubclass(found, nn.Module)
+    else:
+        # The allow list has functions that write files; only those that say they build a module.
+        makes = not trust.within(found.__module__, trust.ALLOWED) or _says_module(found)
+    if not makes:
+        raise InputError(
+            "model._target_ must name a torch.nn.Module or a function that returns one, "
+            f"got '{target}'"
+        )
+    return found
+
+
+def _says_module(function: Callable[..., Any]) -> bool:
+    try:
+        returned = typing.get_type_hints(function).get("return")
+    except Exception:  # an annotation may be any expression
+        return False
+    return inspect.isclass(returned) and issubclass(returned, nn.Module)
+
+
+def _arguments(
+    make: Callable[..., Any], model: schema.Custom, offered: Mapping[str, Any]
+) -> dict[str, Any]:
+    given: dict[str, Any] = json.loads(model.arguments)
+    parameters = inspect.signature(make).parameters.values()
+    named = [p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+        unknown = [name for name in given if name not in named]
+        if unknown:
+            raise InputError(
+                [f"unknown key 'model.{n}' of '{model.target}'{nearest(n, named)}" for n in unknown]
+            )
+    return {name: value for name, value in offered.items() if name in named} | given
+
+
+def _run(target: str, module: nn.Module, sample: Tensor) -> Any:
+    mode = "training" if module.training else "evaluation"
+    try:
+        with torch.no_grad():
+            return module(sample)
+    except Exception as error:
+        raise InputError(
+            f"model._target_ '{target}' does not run in {mode} on a batch of shape "
+            f"{tuple(sample.shape)}: {_said(error)}"
+        ) from error
+
+
+def _check_independence(target: str, module: nn.Module, sample: Tensor) -> None:
+    """Run one training batch and see what it leaves behind."""
+    before = {name: (tensor, tensor._version) for name, tensor in _tensors(module)}
+    random = torch.get_rng_state()
+    output = _run(target, module, sample)
+    mistakes = []
+    if not isinstance(output, Tensor):
+        kind = type(output).__name__
+        mistakes.append(f"model._target_ '{target}' must return one tensor in training, got {kind}")
+    if not torch.equal(random, torch.get_rng_state()):
+        mistakes.append(
+            f"model._target_ '{target}' draws random numbers that are not the trial's own; "
+            "use torch.nn.Dropout layers instead of functions such as F.dropout"
+        )
+    for name, tensor in _tensors(module):
+        kept, version = before.get(name, (None, 0))
+        if tensor is not kept or tensor._version != version:
+            mistakes.append(
+                f"model._target_ '{target}' changes '{name}' while it runs, which trials would "
+                "share; only BatchNorm layers may keep state between steps"
+            )
+    if mistakes:
+        raise InputError(mistakes)
+
+
+def _tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
+    return [*module.named_parameters(), *module.named_buffers()]
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {one_line(error)}"

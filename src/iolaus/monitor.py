@@ -1,0 +1,35 @@
+"""The one protocol between the engine and whoever watches it.
+
+`train` tells a monitor what happens and asks it whether to go on. Subclass what you need; every
+method does nothing by default. Implemented by `progress.py` (people) and by the sweeper (Optuna).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from iolaus.spec import TrialSpec
+
+
+class Monitor:
+    """A monitor that watches nothing and lets everything go on."""
+
+    def started(self, spec: TrialSpec, step: int, total_steps: int) -> None:
+        """A trial begins at `step` (above 0 when it is resumed) of at most `total_steps`."""
+
+    def stepped(self, steps: int) -> None:
+        """All slots went `steps` steps on."""
+
+    def report(self, spec: TrialSpec, row: Mapping[str, float]) -> None:
+        """A trial was evaluated; `row` has step, epoch, lr, train_loss and the val metrics.
+
+        At one evaluation of a stack, the reports of all slots come before any `should_stop`.
+        """
+
+    def should_stop(self, spec: TrialSpec) -> bool:
+        """Whether to prune the trial, asked once after each of its reports."""
+        return False
+
+    def interrupted(self) -> int | None:
+        """A signal's exit code to checkpoint and stop at once, or None to go on."""
+        return None

@@ -1,0 +1,265 @@
+"""What a static part decides: device, data, module template, task and update rule, all checked.
+
+`Program.of(spec)` is where a run's config first meets its data; everything that can be wrong
+before training is found here, all mistakes together. Called by `app.py` before anything is
+written, and by `train.py` for every new static part of a stream of specs.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Size, Tensor
+
+from iolaus import data, device, early_stopping, models, optim, schedule, streams
+from iolaus import init as initialization
+from iolaus.data import batches
+from iolaus.data.dataset import Dataset
+from iolaus.errors import InputError, nearest, one_line
+from iolaus.models import layers
+from iolaus.regularization import beta_table
+from iolaus.schema import Plateau
+from iolaus.spec import TrialSpec
+from iolaus.stack import Numbers, Stack
+from iolaus.task import Task, direction_of
+
+_PICTURES_ONLY = {
+    "cutout": "cutout",
+    "crop": "crop_padding",
+    "flip": "horizontal_flip",
+    "rotation": "rotation",
+    "translation": "translation",
+}
+_TRAITS = (
+    *("dropout", "l1", "label_smoothing", "clip_norm", "clip_value", "crop_padding"),
+    *("horizontal_flip", "rotation", "translation", "cutout"),
+)
+
+
+@lru_cache(maxsize=2)
+def _sources(config: Any, place: str) -> dict[str, batches.Source]:
+    """The splits of a dataset as sources of batches; kept, so that a sweep loads them once."""
+    dataset, target = data.load(config), torch.device(place)
+    splits = {"train": dataset.train, "val": dataset.val, "test": dataset.test}
+    return {
+        name: batches.source(split, target, config.placement, config.workers)
+        for name, split in splits.items()
+        if split is not None
+    }
+
+
+class Program:
+    """Everything that all trials of a stack share.
+
+    Args:
+        spec: any trial with this static part.
+
+    Raises:
+        InputError: the config does not fit the data or the model; every mistake, one line each.
+        EnvironmentFault: the dataset or the device is missing.
+    """
+
+    def __init__(self, spec: TrialSpec):
+        config = spec.config
+        self.spec, self.config = spec, config
+        self.device = device.resolve(config.training)
+        self.data: Dataset = data.load(config.data)
+        self.task = Task(self.data.task)
+        self.batch_size = config.batch.size
+        self.steps_per_epoch = len(self.data.train) // self.batch_size
+        self.eval_every = config.training.eval_every or max(self.steps_per_epoch, 1)
+        automatic = config.objective == "auto"
+        self.objective = self.task.default_objective if automatic else config.objective
+        self.direction = direction_of(self.objective)
+        self.rule = optim.RULES[config.optimizer.name](decays=spec.uses("weight_decay"))
+        mistakes = self._mistakes()
+        try:
+            self.module = models.build(config, self.data.input_shape, self.data.outputs)
+            self._try_module()
+        except InputError as error:
+            mistakes += error.mistakes
+        if mistakes:
+            raise InputError(mistakes)
+        self.module.to(self.device)
+        self.dropouts = layers.dropouts(self.module)
+        self.batch_norms = layers.batch_norms(self.module)
+        self.sources = _sources(config.data, str(self.device))
+        resident = isinstance(self.sources["train"], batches.DeviceSource)
+        self.order_device = self.device if resident else torch.device("cpu")
+        self.check(spec)
+
+    @classmethod
+    def of(cls, spec: TrialSpec) -> Program:
+        """The program of a spec's static part; the last few are kept."""
+        return _programs(spec.static, _Held(spec))
+
+    # --- checks -----------------------------------------------------------------------------
+
+    def _mistakes(self) -> list[str]:
+        config, samples = self.config, len(self.data.train)
+        mistakes = []
+        if self.batch_size > samples:
+            mistakes.append(
+                f"batch.size must be <= the {samples} training samples of {config.data.name}, "
+                f"got {self.batch_size}"
+            )
+        for key, metric in self._named_metrics().items():
+            if metric not in self.task.objectives:
+                mistakes.append(
+                    f"{key} must be one of {', '.join(self.task.objectives)} for "
+                    f"{self.task.name} on {config.data.name}, got '{metric}'"
+                    f"{nearest(metric, self.task.objectives)}"
+                )
+        if self.task.name == "regression" and self.spec.uses("label_smoothing"):
+            mistakes.append(
+                "regularization.label_smoothing must be 0 for regression, "
+                f"got {config.regularization.label_smoothing}"
+            )
+        if not self.data.is_image:
+            mistakes += [
+                f"regularization.{key} needs pictures, {config.data.name} has none"
+                for feature, key in _PICTURES_ONLY.items()
+                if self.spec.uses(feature)
+            ]
+        return mistakes
+
+    def _named_metrics(self) -> dict[str, str]:
+        named = {"objective": self.objective}
+        if isinstance(self.config.schedule, Plateau):
+            named["schedule.metric"] = self.config.schedule.metric
+        return named
+
+    def _try_module(self) -> None:
+        """Run the template once on two zero samples."""
+        sample = torch.zeros(2, *self.data.input_shape)
+        wanted = (2, self.data.outputs)
+        self.module.eval()
+        with torch.no_grad():
+            try:
+                outputs = self.module(sample)
+            except Exception as error:
+                raise InputError(
+                    f"model {self.config.model.name} does not run on samples of shape "
+                    f"{tuple(self.data.input_shape)}: {one_line(error)}"
+                ) from error
+        shape = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+        if shape != wanted:
+            raise InputError(
+                f"the model must return outputs of shape (B, {wanted[1]}) for "
+                f"{self.data.name}, got {shape} for B = 2"
+            )
+        if not any(parameter.requires_grad for parameter in self.module.parameters()):
+            raise InputError("the model must have at least one parameter to train, got none")
+
+    def check(self, spec: TrialSpec) -> None:
+        """Find what is wrong with the dynamic part of a spec.
+
+        Raises:
+            InputError: the schedule does not fit the run's steps, or init its activation.
+        """
+        mistakes = []
+        for attempt in (self.schedule, self.initial):
+            try:
+                attempt(spec)
+            except InputError as error:
+                mistakes += error.mistakes
+        if mistakes:
+            raise InputError(mistakes)
+
+    # --- what a trial brings into a slot ------------------------------------------------------
+
+    def total_steps(self, spec: TrialSpec) -> int:
+        """Budget of a trial in steps; an epoch is N // B steps, the rest waits for the next."""
+        training = spec.config.training
+        if training.max_steps is not None:
+            return training.max_steps
+        assert training.max_epochs is not None
+        return training.max_epochs * self.steps_per_epoch
+
+    def schedule(self, spec: TrialSpec) -> schedule.LrSchedule:
+        """The learning-rate schedule of a trial."""
+        return schedule.build(spec.config.schedule, self.total_steps(spec), direction_of)
+
+    def stopper(self, spec: TrialSpec) -> early_stopping.Stopper:
+        """The early-stopping rule of a trial."""
+        return early_stopping.build(spec.config.early_stopping, self.objective, self.direction)
+
+    def initial(self, spec: TrialSpec) -> dict[str, Tensor]:
+        """Initial parameters and buffers of a trial, drawn from its seed on the CPU."""
+        activation = getattr(spec.config.model, "activation", None)
+        seed = spec.config.training.seed
+        module = self.module
+        if activation is None:  # a custom module's other parameters start as its constructor does
+            config = self.config
+            module = models.build(config, self.data.input_shape, self.data.outputs, seed)
+        named = dict(module.named_buffers())
+        drawn = initialization.draw(module, spec.config.init, activation, seed)
+        return drawn | {name: named[name] for name in self.buffer_shapes() if name in named}
+
+    def numbers(self, spec: TrialSpec) -> Numbers:
+        """The hyperparameters and stream keys of a trial."""
+        config, seed = spec.config, spec.config.training.seed
+        given = {name: getattr(config.regularization, name) for name in _TRAITS}
+        traits = {name: math.inf if v is None else float(v) for name, v in given.items()}
+        hyper = self.rule.hyper(config.optimizer)
+        hyper["weight_decay"] = config.regularization.weight_decay
+        keys = {
+            "dropout": streams.derive(seed, streams.DROPOUT),
+            "augment": streams.derive(seed, streams.AUGMENT),
+            "mixup": streams.derive(seed, streams.MIXUP),
+        }
+        table = beta_table(config.regularization.mixup) if spec.uses("mixup") else None
+        return Numbers(hyper, traits, keys, table)
+
+    def order_key(self, spec: TrialSpec) -> int:
+        """The key of the batch order: `data.order_seed`, or the trial's seed."""
+        fixed = spec.config.data.order_seed
+        return streams.derive(spec.config.training.seed if fixed is None else fixed, streams.ORDER)
+
+    # --- shapes ---------------------------------------------------------------------------------
+
+    def param_shapes(self) -> dict[str, Size]:
+        """Shapes of the trained parameters of one trial, by name."""
+        named = self.module.named_parameters()
+        return {name: parameter.shape for name, parameter in named if parameter.requires_grad}
+
+    def buffer_shapes(self) -> dict[str, Size]:
+        """Shapes of what else differs between trials: the batch norms' statistics, and parameters
+        that a custom module has frozen."""
+        frozen = {n: p.shape for n, p in self.module.named_parameters() if not p.requires_grad}
+        return frozen | {
+            f"{name}.{kind}": getattr(norm, kind).shape
+            for name, norm in self.batch_norms
+            for kind in ("running_mean", "running_var")
+        }
+
+    @property
+    def num_parameters(self) -> int:
+        """Number of trained scalars of one trial."""
+        return sum(shape.numel() for shape in self.param_shapes().values())
+
+    def stack(self, width: int) -> Stack:
+        """An empty stack of `width` slots."""
+        shapes, moments = self.param_shapes(), self.rule.moments
+        return Stack(shapes, self.buffer_shapes(), moments, width, self.device)
+
+
+class _Held:
+    """Carries a spec past `lru_cache`, equal to any other."""
+
+    def __init__(self, spec: TrialSpec):
+        self.spec = spec
+
+    def __hash__(self) -> int:
+        return 0
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Held)
+
+
+@lru_cache(maxsize=2)
+def _programs(static: Any, held: _Held) -> Program:
+    return Program(held.spec)

@@ -1,0 +1,216 @@
+"""What a run leaves behind, and what a folder says of the run that it holds.
+
+    manifest.json   before training: command, config, versions, git commit, device, seed
+    metrics.json    metrics of the best state, steps, seconds; written last
+    history.csv     one row per evaluation
+    best.pt         the best state's tensors and the config, with best.pt.sha256
+    checkpoints/    only while the run is unfinished
+    .hydra/         what Hydra composed, and iolaus.log
+
+Called by `app.py`.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from iolaus import checkpoint
+from iolaus.errors import EnvironmentFault, InputError, one_line
+from iolaus.spec import TrialResult, TrialSpec
+
+PACKAGES = ("iolaus", "torch", "torchvision", "hydra-core", "optuna", "numpy", "scikit-learn")
+
+
+def claim(wanted: Path) -> Path:
+    """Make a new folder called `wanted`, or `wanted_2` and so on when it exists, atomically.
+
+    Raises:
+        EnvironmentFault: the folder cannot be made.
+    """
+    try:
+        wanted.parent.mkdir(parents=True, exist_ok=True)
+        for number in range(1, 10_000):
+            path = wanted if number == 1 else wanted.with_name(f"{wanted.name}_{number}")
+            try:
+                path.mkdir()
+            except FileExistsError:
+                continue
+            return path
+    except OSError as error:
+        raise EnvironmentFault(f"cannot make {wanted}: {error.strerror or error}") from error
+    raise EnvironmentFault(f"{wanted} and 9,999 folders after it exist already")
+
+
+def need_space(folder: Path, megabytes: float) -> None:
+    """Check that a run's files will fit.
+
+    Raises:
+        EnvironmentFault: fewer than `megabytes` (10^6 bytes) are free where `folder` lies.
+    """
+    place = folder.resolve()
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free / 1e6
+    if free < megabytes:
+        raise EnvironmentFault(
+            f"no space on disk: a run needs about {megabytes:.1f} MB in {folder}, "
+            f"{free:.1f} MB are free"
+        )
+
+
+def compare(folder: Path, spec: TrialSpec) -> dict[str, Any] | None:
+    """Check that a folder is free for this run, or holds this very run.
+
+    Returns:
+        metrics.json of the run when it is complete, else None.
+
+    Raises:
+        InputError: the folder holds a run with another config.
+    """
+    manifest = _read(folder / "manifest.json")
+    if manifest is None:
+        return None
+    if manifest.get("config_hash") != spec.config_hash:
+        changed = _differences(manifest.get("config", {}), _plain(spec))
+        raise InputError(
+            f"{folder} holds a run with another config ({'; '.join(changed[:5])}): "
+            "choose another hydra.run.dir"
+        )
+    metrics = _read(folder / "metrics.json")
+    return metrics if metrics and metrics.get("state") == "complete" else None
+
+
+def _differences(old: Any, new: Any, path: str = "") -> list[str]:
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        return [
+            line
+            for key in sorted({*old, *new})
+            for line in _differences(old.get(key), new.get(key), f"{path}.{key}".lstrip("."))
+        ]
+    return [] if old == new else [f"{path} is {old} there, {new} here"]
+
+
+def _plain(spec: TrialSpec) -> Any:
+    return json.loads(json.dumps(asdict(spec.config), default=str))
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise EnvironmentFault(f"cannot read {path}: {one_line(error)}") from error
+    return found if isinstance(found, dict) else None
+
+
+def write_manifest(folder: Path, spec: TrialSpec, arguments: Sequence[str], device: str) -> None:
+    """Write manifest.json: all that is needed to run this again.
+
+    Raises:
+        EnvironmentFault: the folder cannot be written.
+    """
+    _write_json(
+        folder / "manifest.json",
+        {
+            "command": " ".join(["iolaus", *arguments]),
+            "arguments": list(arguments),
+            "config_hash": spec.config_hash,
+            "config": _plain(spec),
+            "seed": spec.config.training.seed,
+            "device": device,
+            "git": _git(),
+            "versions": _versions(),
+            "platform": platform.platform(),
+            "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        },
+    )
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": sys.version.split()[0]}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _git() -> dict[str, Any] | None:
+    """Commit of the working folder and whether its tree was dirty; None outside of git."""
+
+    def ask(*words: str) -> str:
+        command = ["git", *words]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+        return done.stdout.strip()
+
+    try:
+        commit = ask("rev-parse", "HEAD")
+        return {"commit": commit, "dirty": bool(ask("status", "--porcelain"))}
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def write_result(folder: Path, result: TrialResult) -> None:
+    """Write history.csv, best.pt and, last, metrics.json; then drop the checkpoints.
+
+    Raises:
+        EnvironmentFault: the disk is full or the folder cannot be written.
+    """
+    if result.history:
+        text = io.StringIO()
+        writer = csv.DictWriter(text, fieldnames=list(result.history[0]), lineterminator="\n")
+        writer.writeheader()
+        for row in result.history:
+            writer.writerow({**row, "step": int(row["step"])})
+        checkpoint.write_bytes(folder / "history.csv", text.getvalue().encode())
+    if result.best_state:
+        best = {
+            "model": dict(result.best_state),
+            "config": _plain(result.spec),
+            "step": result.best_step,
+            "metrics": result.metrics,
+        }
+        checkpoint.save(folder / "best.pt", best)
+    _write_json(
+        folder / "metrics.json",
+        {
+            **result.metrics,
+            "state": result.state,
+            "objective": result.objective,
+            "best_step": result.best_step,
+            "steps": result.steps,
+            "num_parameters": result.num_parameters,
+            "seconds": round(result.seconds, 4),
+            "samples_per_s": round(result.samples_per_s, 1),
+            "device": result.device,
+            "seed": result.spec.config.training.seed,
+            "error": result.error,
+        },
+    )
+    if result.state == "complete":
+        checkpoint.clear_trial(folder / "checkpoints")
+
+
+def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """JSON has no NaN or infinity: they are written as null."""
+    clean = {
+        key: None if isinstance(item, float) and not math.isfinite(item) else item
+        for key, item in value.items()
+    }
+    text = json.dumps(clean, indent=2, ensure_ascii=False, allow_nan=False)
+    checkpoint.write_bytes(path, (text + "\n").encode())

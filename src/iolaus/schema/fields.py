@@ -1,0 +1,16 @@
+"""How a field of the schema is declared: its bounds, and whether slots of a stack may differ."""
+
+from __future__ import annotations
+
+from dataclasses import field
+from typing import Any
+
+
+def rule(**rules: Any) -> Any:
+    """Declare a static field; `rules` are ge, gt, le, lt, the bounds of each number."""
+    return field(metadata=rules)
+
+
+def dynamic(**rules: Any) -> Any:
+    """Declare a field in which the slots of a stack may differ."""
+    return rule(dynamic=True, **rules)

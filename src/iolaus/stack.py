@@ -1,0 +1,149 @@
+"""The tensors of a stack: everything that `S` slots keep between steps, one row per slot.
+
+A `Bank` holds one tensor per parameter with a leading axis S, all in one storage. A `Stack` is the
+banks of parameters, buffers, optimizer moments and best states, plus each slot's hyperparameters.
+Rows are written in place, so that shapes and addresses stay as they are while trials come and go.
+Filled by `train.py`, advanced by `step.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Size, Tensor
+
+Row = dict[str, Tensor]
+
+
+class Bank:
+    """Tensors (S, *shape) by name, zero at first, views of one storage."""
+
+    def __init__(self, shapes: Mapping[str, Size], width: int, device: torch.device):
+        sizes = [width * shape.numel() for shape in shapes.values()]
+        storage = torch.zeros(sum(sizes), device=device)
+        self.views: Row = {
+            name: part.view(width, *shape)
+            for (name, shape), part in zip(shapes.items(), torch.split(storage, sizes), strict=True)
+        }
+        # With one slot all parameters are one long row, so that an update is a few operations.
+        self.groups = [storage.view(1, -1)] if width == 1 else list(self.views.values())
+
+    def row(self, slot: int) -> Row:
+        """Views of one slot's tensors."""
+        return {name: view[slot] for name, view in self.views.items()}
+
+    def write(self, slot: int, values: Mapping[str, Tensor]) -> None:
+        """Copy `values` into one slot."""
+        for name, view in self.views.items():
+            view[slot].copy_(values[name])
+
+    def copy_row(self, slot: int, other: Bank) -> None:
+        """Copy one slot of `other` into the same slot here."""
+        self.write(slot, other.row(slot))
+
+    def clear(self, slot: int) -> None:
+        """Set one slot to zero."""
+        for view in self.views.values():
+            view[slot].zero_()
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """What a trial brings into its slot besides tensors of parameters.
+
+    `optimizer` are float64 hyperparameters of the update rule (with weight_decay), `traits` the
+    strengths of the regularizers in use, `keys` the 64-bit keys of its random streams, `mixup`
+    the quantiles of its Beta distribution or None.
+    """
+
+    optimizer: dict[str, float]
+    traits: dict[str, float]
+    keys: dict[str, int]
+    mixup: Tensor | None
+
+
+class Stack:
+    """All state of `width` slots on one device.
+
+    Args:
+        params, buffers: shapes by name, without the slot axis.
+        moments: names of what the optimizer keeps per parameter.
+        width: number of slots S.
+    """
+
+    def __init__(
+        self,
+        params: Mapping[str, Size],
+        buffers: Mapping[str, Size],
+        moments: tuple[str, ...],
+        width: int,
+        device: torch.device,
+    ):
+        self.width, self.device = width, device
+        self.params = Bank(params, width, device)
+        self.buffers = Bank(buffers, width, device)
+        self.moments = {name: Bank(params, width, device) for name in moments}
+        self.best_params = Bank(params, width, device)
+        self.best_buffers = Bank(buffers, width, device)
+        self.optimizer: Row = {}
+        self.traits: Row = {}
+        self.keys: Row = {}
+        self.mixup: Tensor | None = None
+        # The tensors that gradients are taken of: without the slot axis where there is one slot.
+        trial = self.params.row(0) if width == 1 else self.params.views
+        self.leaves = {name: view.detach().requires_grad_() for name, view in trial.items()}
+        self.live_buffers = self.buffers.row(0) if width == 1 else self.buffers.views
+
+    def insert(self, slot: int, initial: Row, numbers: Numbers) -> None:
+        """Start a trial in a slot: its initial parameters and buffers, zero moments, its own
+        numbers."""
+        self.params.write(slot, initial)
+        self.buffers.write(slot, initial)
+        for bank in self.moments.values():
+            bank.clear(slot)
+        self.keep_best(slot)
+        self._set(self.optimizer, slot, numbers.optimizer, torch.float64)
+        self._set(self.traits, slot, numbers.traits, torch.float32)
+        self._set(self.keys, slot, numbers.keys, torch.int64)
+        if numbers.mixup is not None:
+            if self.mixup is None:
+                self.mixup = torch.zeros(self.width, len(numbers.mixup), device=self.device)
+            self.mixup[slot] = numbers.mixup.to(self.device)
+
+    def _set(self, row: Row, slot: int, values: Mapping[str, float], dtype: torch.dtype) -> None:
+        for name, value in values.items():
+            if name not in row:
+                row[name] = torch.zeros(self.width, dtype=dtype, device=self.device)
+            row[name][slot] = value
+
+    def keep_best(self, slot: int) -> None:
+        """Remember a slot's present state as its best."""
+        self.best_params.copy_row(slot, self.params)
+        self.best_buffers.copy_row(slot, self.buffers)
+
+    def best(self, slot: int) -> Row:
+        """A slot's best parameters and buffers, copied to the CPU."""
+        rows = self.best_params.row(slot) | self.best_buffers.row(slot)
+        return {name: tensor.detach().cpu().clone() for name, tensor in rows.items()}
+
+    def save(self, slot: int) -> dict[str, Any]:
+        """All tensors of a slot on the CPU, for a checkpoint."""
+        banks = {"params": self.params, "buffers": self.buffers}
+        banks |= {"best_params": self.best_params, "best_buffers": self.best_buffers}
+        banks |= {f"moment.{name}": bank for name, bank in self.moments.items()}
+        return {
+            key: {name: tensor.detach().cpu().clone() for name, tensor in bank.row(slot).items()}
+            for key, bank in banks.items()
+        }
+
+    def load(self, slot: int, saved: Mapping[str, Any]) -> None:
+        """Put back what `save` gave, into any slot of any width."""
+        self.params.write(slot, saved["params"])
+        self.buffers.write(slot, saved["buffers"])
+        self.best_params.write(slot, saved["best_params"])
+        self.best_buffers.write(slot, saved["best_buffers"])
+        for name, bank in self.moments.items():
+            bank.write(slot, saved[f"moment.{name}"])

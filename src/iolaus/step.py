@@ -1,0 +1,182 @@
+"""One training step and one evaluation of a stack.
+
+The model is written for one trial; `torch.func.vmap` batches it over the `S` slots, and with one
+slot it runs as it is. The gradient of the sum of the slots' losses is each slot's own gradient,
+since no slot's loss depends on another's parameters. Called by `train.py`.
+
+Notation: x (S, B, *shape), y (S, B); everything per slot has shape (S,).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import functional_call, vmap
+
+from iolaus import regularization, streams
+from iolaus.augment import Augmentation
+from iolaus.data.batches import Source
+from iolaus.device import autocast
+from iolaus.program import Program
+from iolaus.stack import Row, Stack
+
+EVALUATION_CHUNK = 512
+"""Samples of a split that are evaluated at once."""
+
+
+@dataclass(frozen=True)
+class Moment:
+    """What changes from step to step: lr (S,) float64, step (S,) counted from 1, stream keys."""
+
+    lr: Tensor
+    step: Tensor
+    keys: Row
+
+
+class Step:
+    """The compiled-once part of a program: its forward, backward and update."""
+
+    def __init__(self, program: Program):
+        self.program, self.module, self.task = program, program.module, program.task
+        uses = program.spec.uses
+        self.uses = uses
+        kinds = {
+            "crop": uses("crop"),
+            "flip": uses("flip"),
+            "affine": uses("rotation") or uses("translation"),
+            "cutout": uses("cutout"),
+        }
+        self.augment = Augmentation(**kinds) if any(kinds.values()) else None
+        parameters = sum(1 for _ in self.module.parameters())
+        every = sum(1 for _ in self.module.named_parameters(remove_duplicate=False))
+        self.tied = parameters != every
+
+    def streams(self) -> list[str]:
+        """Names of the random streams that this program draws from."""
+        names = {
+            "dropout": bool(self.program.dropouts),
+            "augment": self.augment is not None,
+            "mixup": self.uses("mixup"),
+        }
+        return [name for name, used in names.items() if used]
+
+    # --- training -------------------------------------------------------------------------------
+
+    def __call__(self, stack: Stack, x: Tensor, y: Tensor, moment: Moment) -> Tensor:
+        """Advance every slot by one step in place; return the losses (S,), detached."""
+        x, extra = self._prepare(stack, x, y, moment)
+        losses, grads, updated = self.gradients(stack, x, y, extra)
+        with torch.no_grad():
+            params = stack.params.groups
+            if stack.width == 1:
+                grads = [torch.cat([grad.reshape(-1) for grad in grads]).unsqueeze(0)]
+            if self.uses("l1"):
+                regularization.add_l1(grads, params, stack.traits["l1"])
+            if self.uses("clip_value"):
+                regularization.clip_by_value(grads, stack.traits["clip_value"])
+            if self.uses("clip_norm"):
+                regularization.clip_by_norm(grads, stack.traits["clip_norm"])
+            moments = {name: bank.groups for name, bank in stack.moments.items()}
+            self.program.rule.update(
+                params, grads, moments, stack.optimizer, moment.lr, moment.step
+            )
+            for name, value in updated.items():
+                stack.live_buffers[name].copy_(value)
+        return losses
+
+    def _prepare(
+        self, stack: Stack, x: Tensor, y: Tensor, moment: Moment
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Augment and mix the batch; collect what the loss needs per slot."""
+        extra: dict[str, Tensor] = {}
+        if self.augment is not None:
+            x = self.augment(x, moment.keys["augment"], stack.traits)
+        if self.uses("mixup"):
+            assert stack.mixup is not None
+            lam = regularization.mixup_lambda(moment.keys["mixup"], stack.mixup)
+            x, partner = regularization.mix_inputs(x, lam), regularization.partners(y)
+            extra |= {"lam": lam, "partner": partner}
+        if self.program.dropouts:
+            extra |= {"key": moment.keys["dropout"], "dropout": stack.traits["dropout"]}
+        if self.uses("label_smoothing"):
+            extra["smoothing"] = stack.traits["label_smoothing"]
+        return x, extra
+
+    def gradients(
+        self, stack: Stack, x: Tensor, y: Tensor, extra: dict[str, Tensor]
+    ) -> tuple[Tensor, list[Tensor], Row]:
+        """Losses (S,), gradients in the order of the parameters, and new batch-norm statistics.
+
+        With one slot, gradients and statistics come without the slot axis.
+        """
+        self.module.train()
+        leaves, buffers = stack.leaves, stack.live_buffers
+        with autocast(self.program.config.training.precision, stack.device):
+            if stack.width == 1:
+                only = {name: value[0] for name, value in extra.items()}
+                total, updated = self._loss(leaves, buffers, x[0], y[0], only)
+                losses = total.detach().unsqueeze(0)
+            else:
+                each, updated = vmap(self._loss)(leaves, buffers, x, y, extra)
+                total, losses = each.sum(), each.detach()
+        grads = torch.autograd.grad(
+            total, list(leaves.values()), allow_unused=True, materialize_grads=True
+        )
+        return losses, list(grads), updated
+
+    def _loss(
+        self, params: Row, buffers: Row, x: Tensor, y: Tensor, extra: Row
+    ) -> tuple[Tensor, Row]:
+        """Mean loss of one trial's batch, written without the slot axis."""
+        tensors = {**params, **buffers}
+        for index, (name, layer) in enumerate(self.program.dropouts):
+            tensors[f"{name}.key"] = streams.split(extra["key"], index)
+            if not layer.fixed:
+                tensors[f"{name}.p"] = extra["dropout"]
+        outputs = functional_call(self.module, tensors, (x,), tie_weights=self.tied).float()
+        losses = self.task.losses(outputs, y, extra.get("smoothing"))
+        if "lam" in extra:
+            other = self.task.losses(outputs, extra["partner"], extra.get("smoothing"))
+            losses = extra["lam"] * losses + (1 - extra["lam"]) * other
+        updated: Row = {}
+        for name, norm in self.program.batch_norms:
+            assert norm.updated is not None
+            updated[f"{name}.running_mean"], updated[f"{name}.running_var"] = norm.updated
+            norm.updated = None
+        return losses.mean(), updated
+
+    # --- evaluation -------------------------------------------------------------------------------
+
+    def measure(self, params: Row, buffers: Row, source: Source, samples: int) -> list[list[float]]:
+        """Sums of every measure over a split, for each slot, in eval mode without gradients.
+
+        Args:
+            params, buffers: tensors (S, *shape) by name.
+            source: the split, in chunks with a short last one.
+            samples: N, only to choose the chunk.
+        """
+        self.module.eval()
+        width = next(iter(params.values())).shape[0]
+        function: Callable[..., Tensor] = self._sums
+        arguments: tuple[Any, ...] = (params, buffers)
+        if width == 1:
+            arguments = tuple({n: v[0] for n, v in rows.items()} for rows in arguments)
+        else:
+            function = vmap(function, in_dims=(0, 0, None, None))
+        total: Tensor | None = None
+        with torch.no_grad(), autocast(self.program.config.training.precision, self.program.device):
+            for x, y in source.chunks(min(EVALUATION_CHUNK, samples)):
+                sums = function(*arguments, x, y)
+                total = sums if total is None else total + sums
+        assert total is not None
+        rows = total.unsqueeze(0) if width == 1 else total
+        return [[float(value) for value in row] for row in rows.tolist()]
+
+    def _sums(self, params: Row, buffers: Row, x: Tensor, y: Tensor) -> Tensor:
+        tensors = {**params, **buffers}
+        outputs = functional_call(self.module, tensors, (x,), tie_weights=self.tied)
+        return self.task.sums(outputs.float(), y)

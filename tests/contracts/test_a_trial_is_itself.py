@@ -1,0 +1,183 @@
+"""Contract: a trial's numbers never depend on its slot, its neighbours, pruning, or a resume.
+
+Every model x optimizer, and every regularizer, trained in a stack of mixed neighbours where one
+trial is pruned midway and its slot refilled, against the same trials alone. Initial weights and
+batches must be equal to the last bit. Metrics may differ by rounding: a batched product adds in
+another order than a single one, and Adam divides by square roots of small numbers, so that after
+12 float32 steps the losses agree to about 1e-5; the tolerance is 1e-3, far below what a wrong
+seed, learning rate or mask does (see `test_the_comparison_can_fail`).
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import make_spec
+
+from iolaus.monitor import Monitor
+from iolaus.program import Program
+from iolaus.slot import Slot
+from iolaus.train import train
+
+pytestmark = pytest.mark.slow
+
+TOLERANCE = 1e-3
+PRUNED = 1
+COMMON = ("training.eval_every=4", "batch.size=16", "data.subset=100")
+
+MODELS = {
+    "mlp": ("model=mlp", "model.hidden=[16,8]"),
+    # Without normalization, pixels that are always 0 stay 0. As another constant, batch norm would
+    # leave their weights a gradient of pure rounding noise, which Adam blows up to full steps.
+    "mlp_batch_norm": (
+        *("model=mlp", "model.hidden=[16]", "regularization.batch_norm=true"),
+        "data.normalization=none",
+    ),
+    "convnet": ("model=convnet", "model.width=4", "model.hidden=[16]"),
+    "resnet": ("model=resnet", "model.width=4"),
+}
+OPTIMIZERS = {
+    "sgd": ("optimizer=sgd", "optimizer.nesterov=true", "optimizer.momentum=0.9"),
+    "adam": ("optimizer=adam",),
+    "adamw": ("optimizer=adamw", "regularization.weight_decay=0.1"),
+    "rmsprop": ("optimizer=rmsprop",),
+}
+REGULARIZERS = {
+    "weight_decay": ("regularization.weight_decay=0.01",),
+    "l1": ("regularization.l1=0.001",),
+    "label_smoothing": ("regularization.label_smoothing=0.1",),
+    "clip_norm": ("regularization.clip_norm=0.5",),
+    "clip_value": ("regularization.clip_value=0.01",),
+    "mixup": ("regularization.mixup=0.4",),
+    "cutout": ("regularization.cutout=3",),
+    "crop": ("regularization.crop_padding=1",),
+    "flip": ("regularization.horizontal_flip=true",),
+    "rotation": ("regularization.rotation=20",),
+    "translation": ("regularization.translation=0.2",),
+    "order_seed": ("data.order_seed=3",),
+    "schedules": ("schedule=one_cycle",),
+}
+
+
+class PruneOne(Monitor):
+    def __init__(self):
+        self.last = 0.0
+
+    def report(self, spec, row):
+        self.last = row["step"]
+
+    def should_stop(self, spec):
+        return spec.number == PRUNED and self.last >= 8
+
+
+def trials(*words):
+    """Five trials of unequal lr, dropout, init, seed and length, equal in their static part."""
+    settings = [
+        (0.01, 0.1, "he", 12),
+        (0.003, 0.5, "xavier", 40),
+        (0.001, 0.3, "lecun", 16),
+        (0.02, 0.2, "uniform", 8),
+        (0.005, 0.4, "orthogonal", 10),
+    ]
+    return [
+        make_spec(
+            *COMMON,
+            *words,
+            f"optimizer.lr={lr}",
+            f"regularization.dropout={dropout}",
+            f"init={init}",
+            f"training.max_steps={steps}",
+            f"training.seed={number}",
+            number=number,
+        )
+        for number, (lr, dropout, init, steps) in enumerate(settings)
+    ]
+
+
+def same(specs):
+    """Compare every trial of a refilled stack of two and of three with itself alone."""
+    assert len({spec.static for spec in specs}) == 1
+    alone = {spec.number: next(iter(train([spec], PruneOne()))) for spec in specs}
+    for width in (2, 3):
+        stacked = {result.spec.number: result for result in train(specs, PruneOne(), width=width)}
+        assert stacked.keys() == alone.keys()
+        for number, mine in stacked.items():
+            other = alone[number]
+            assert mine.state == other.state == ("pruned" if number == PRUNED else "complete")
+            assert mine.steps == other.steps
+            assert len(mine.history) == len(other.history)
+            for row, reference in zip(mine.history, other.history, strict=True):
+                for name in ("train_loss", "val_loss", "lr"):
+                    assert row[name] == pytest.approx(reference[name], rel=TOLERANCE), (
+                        width,
+                        number,
+                        row["step"],
+                        name,
+                    )
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("model", MODELS)
+def test_every_model_and_optimizer(model, optimizer):
+    same(trials(*MODELS[model], *OPTIMIZERS[optimizer]))
+
+
+@pytest.mark.parametrize("regularizer", REGULARIZERS)
+def test_every_regularizer(regularizer):
+    same(trials(*MODELS["convnet"], *REGULARIZERS[regularizer]))
+
+
+def test_regression():
+    same(trials("data=quadratic", *MODELS["mlp"]))
+
+
+def test_the_comparison_can_fail():
+    specs = trials(*MODELS["mlp"])
+    alone = next(iter(train([specs[0]])))
+    seed = make_spec(*COMMON, *MODELS["mlp"], "training.max_steps=12", "training.seed=9")
+    other = next(iter(train([seed])))
+    assert other.history[-1]["val_loss"] != pytest.approx(
+        alone.history[-1]["val_loss"], rel=10 * TOLERANCE
+    )
+
+
+def test_initial_weights_and_batches_are_equal_to_the_last_bit():
+    specs = trials(*MODELS["convnet"])
+    program = Program.of(specs[0])
+    stack = program.stack(3)
+    for place, spec in enumerate(specs[2:5]):
+        stack.insert(place, program.initial(spec), program.numbers(spec))
+    for place, spec in enumerate(specs[2:5]):
+        alone = program.stack(1)
+        alone.insert(0, program.initial(spec), program.numbers(spec))
+        for name, tensor in alone.params.row(0).items():
+            assert torch.equal(tensor, stack.params.row(place)[name])
+        mine, other = Slot(program, spec), Slot(program, spec)
+        assert all(torch.equal(mine.batch(step), other.batch(step)) for step in range(30))
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_checkpoint_of_a_stack_goes_on_alone(model, tmp_path):
+    """Trained in a stack of three, interrupted, continued alone."""
+    from iolaus.train import Interrupted
+
+    class Signal(PruneOne):
+        steps = 0
+
+        def stepped(self, steps):
+            self.steps += steps
+
+        def interrupted(self):
+            return 130 if self.steps >= 8 else None
+
+    specs = trials(*MODELS[model], *OPTIMIZERS["rmsprop"])[:3]
+    alone = [next(iter(train([spec], PruneOne()))) for spec in specs]
+    specs = [type(spec)(spec.config, spec.number, tmp_path / str(spec.number)) for spec in specs]
+    with pytest.raises(Interrupted):
+        list(train(specs, Signal(), width=3))
+    resumed = list(train([spec for spec in specs if spec.number != PRUNED], PruneOne()))
+    assert len(resumed) == 2
+    for mine in resumed:
+        other = alone[mine.spec.number]
+        assert [row["step"] for row in mine.history] == [row["step"] for row in other.history]
+        assert mine.metrics["val_loss"] == pytest.approx(other.metrics["val_loss"], rel=TOLERANCE)

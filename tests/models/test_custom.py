@@ -1,0 +1,209 @@
+"""A user's own module: found, given its arguments, checked, and run per trial."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.func import functional_call
+from torch.nn import functional as F
+
+from iolaus import models
+from iolaus.errors import InputError
+from iolaus.models.layers import Dropout, batch_norms, dropouts
+
+HERE = __name__
+
+
+class Net(nn.Module):
+    def __init__(self, input_shape, outputs, width=4, sizes=()):
+        super().__init__()
+        self.sizes, self.given = sizes, (input_shape, outputs)
+        self.layers = nn.Sequential(
+            nn.Flatten(),
+            nn.Linear(input_shape[0], width),
+            nn.BatchNorm1d(width),
+            nn.Dropout(0.5),
+            nn.Linear(width, outputs),
+        )
+        self.scale = nn.Parameter(torch.randn(outputs))
+
+    def forward(self, x):
+        return self.layers(x) * self.scale
+
+
+def make(outputs):
+    return nn.Linear(6, outputs)
+
+
+def make_text():
+    return "net"
+
+
+class Broken(nn.Module):
+    def __init__(self):
+        super().__init__()
+        raise RuntimeError("no\nweights today")
+
+
+class FunctionalDropout(nn.Linear):
+    def forward(self, x):
+        return F.dropout(super().forward(x), 0.5, self.training)
+
+
+class Counting(nn.Linear):
+    def __init__(self, in_features, out_features):
+        super().__init__(in_features, out_features)
+        self.register_buffer("seen", torch.tensor(0))
+
+    def forward(self, x):
+        if self.training:
+            self.seen = self.seen + 1
+        return super().forward(x)
+
+
+class InPlace(Counting):
+    def forward(self, x):
+        self.weight.data.clamp_(-1, 1)
+        self.seen += self.training
+        return nn.Linear.forward(self, x)
+
+
+class TwoOutputs(nn.Linear):
+    def forward(self, x):
+        y = super().forward(x)
+        return (y, y) if self.training else y
+
+
+class NotAModule:
+    pass
+
+
+@pytest.fixture
+def build(spec):
+    """Build `name` of this file with arguments, for samples of shape (6,) and three outputs."""
+
+    def make(name, *overrides, trust=HERE, seed=0):
+        target = name if "." in name else f"{HERE}.{name}"
+        all_overrides = ["model=custom", f"model._target_={target}", f"trust=[{trust}]", *overrides]
+        return models.build(spec(*all_overrides).config, (6,), 3, seed)
+
+    return make
+
+
+LINEAR = ["+model.in_features=6", "+model.out_features=3"]
+
+
+def test_arguments_reach_the_module_with_the_shapes_of_the_data(build):
+    module = build("Net", "+model.width=7", "+model.sizes=[1,2]")
+    assert module.given == ((6,), 3)
+    assert module.sizes == [1, 2]
+    assert module.layers[1].out_features == 7
+
+
+def test_what_the_user_gives_wins_over_the_shapes_of_the_data(build):
+    assert build("Net", "+model.outputs=5").given == ((6,), 5)
+
+
+def test_torch_layers_are_replaced_by_ones_that_run_per_trial(build):
+    module = build("Net")
+    assert module.training
+    assert [name for name, _ in batch_norms(module)] == ["layers.2"]
+    ((name, layer),) = dropouts(module)
+    assert isinstance(layer, Dropout)
+    x = torch.randn(8, 6)
+    first, again, other = (
+        functional_call(module, {f"{name}.key": torch.tensor(key)}, (x,)) for key in (1, 1, 2)
+    )
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_a_function_and_a_torch_class_are_targets_too(build):
+    assert isinstance(build("make"), nn.Linear)
+    module = build("torch.nn.Linear", *LINEAR, trust="")
+    assert module.weight.shape == (3, 6)
+
+
+def test_lazy_layers_get_their_shapes(build):
+    module = build("torch.nn.LazyLinear", "+model.out_features=3", trust="")
+    assert module.weight.shape == (3, 6)
+
+
+def test_the_constructor_draws_from_the_seed(build):
+    before = torch.get_rng_state()
+    first, again, other = (build("Net", seed=seed).scale for seed in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_a_torchvision_network_runs_with_batch_norm_per_trial(spec):
+    overrides = ["model=custom", "model._target_=torchvision.models.resnet18"]
+    config = spec(*overrides, "+model.num_classes=3").config
+    module = models.build(config, (3, 32, 32), 3)
+    assert len(batch_norms(module)) == 20
+    assert module(torch.randn(2, 3, 32, 32)).shape == (2, 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "said"),
+    [
+        ("Nett", [], ["has no 'Nett'; did you mean 'Net'?"]),
+        ("Net", ["+model.widht=3"], ["unknown key 'model.widht' of", "did you mean 'width'?"]),
+        ("torch.nn.Linear", LINEAR[:1], ["'torch.nn.Linear' cannot be built: TypeError: "]),
+        ("Broken", [], ["Broken' cannot be built: RuntimeError: no weights today"]),
+        ("make_text", [], ["must give a torch.nn.Module, got str"]),
+        ("NotAModule", [], ["must name a torch.nn.Module or a function that returns one"]),
+        ("Net", ["+model.outputs=x"], ["cannot be built: TypeError"]),
+        (
+            "torch.nn.Linear",
+            ["+model.in_features=5", "+model.out_features=3"],
+            ["does not run in evaluation on a batch of shape (2, 6): RuntimeError: "],
+        ),
+        ("FunctionalDropout", LINEAR, ["draws random numbers", "torch.nn.Dropout"]),
+        ("Counting", LINEAR, ["changes 'seen' while it runs"]),
+        ("InPlace", LINEAR, ["changes 'seen' while it runs"]),
+        ("TwoOutputs", LINEAR, ["must return one tensor in training, got tuple"]),
+        ("os.system", ["+model.command=ls"], ["model._target_ must name something in iolaus"]),
+        (
+            "torch.nn.RReLU",
+            [],
+            ["whose random numbers cannot be drawn from the trial's seed"],
+        ),
+        (
+            "Net",
+            ["regularization.batch_norm=true"],
+            ["regularization.batch_norm must be auto with model=custom, got true"],
+        ),
+        (
+            "Net",
+            ["regularization.dropout=0.5"],
+            ["regularization.dropout must be 0 with model=custom, got 0.5", "torch.nn.Dropout"],
+        ),
+    ],
+)
+def test_mistakes_are_told_in_one_line(build, name, overrides, said):
+    with pytest.raises(InputError) as caught:
+        build(name, *overrides)
+    assert len(caught.value.mistakes) == 1
+    assert "\n" not in str(caught.value)
+    for part in said:
+        assert part in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "torchvision.datasets.utils.download_url",  # writes a file anywhere
+        "torchvision.io.write_file",
+        "torchvision.datasets.MNIST",
+        "torch.nn.functional.relu",
+        "torch.nn.Parameter",
+        "torch.optim.SGD",
+        "iolaus.app.main",
+    ],
+)
+def test_what_builds_no_module_is_not_called(build, target):
+    with pytest.raises(InputError, match=r"must name a torch\.nn\.Module or a function that"):
+        build(target, "+model.url=file:///etc/passwd", "+model.root=/tmp/stolen")

@@ -1,0 +1,132 @@
+"""Composition and checking of configs: defaults, ranges, all mistakes at once."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+from conftest import REPOSITORY
+from omegaconf import OmegaConf
+
+from iolaus import config, overrides, schema
+from iolaus.errors import InputError
+
+
+def mistakes(*words: str) -> list[str]:
+    with pytest.raises(InputError) as caught:
+        config.read(overrides.compose(words))
+    return caught.value.mistakes
+
+
+OPTIONS = [
+    (group, file.stem)
+    for group in ("data", "model", "init", "optimizer", "schedule", "early_stopping")
+    for file in sorted((REPOSITORY / "conf" / group).glob("*.yaml"))
+    if file.stem != "custom"
+]
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS)
+def test_every_option_composes_and_passes_its_schema(group, option):
+    read = config.read(config.compose([f"{group}={option}"]))
+    chosen = getattr(read, group)
+    assert option == (chosen.scheme if group == "init" else chosen.name)
+
+
+@pytest.mark.parametrize(("group", "options"), schema.OPTIONS.items())
+def test_every_option_of_the_schema_has_its_file(group, options):
+    assert {file.stem for file in (REPOSITORY / "conf" / group).glob("*.yaml")} == set(options)
+
+
+def test_defaults_are_a_run_on_digits():
+    read = config.read(config.compose())
+    assert (read.data.name, read.model.name, read.init.scheme) == ("digits", "mlp", "he")
+    assert read.objective == "auto"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["optimizer.lr=-1"], "optimizer.lr must be > 0, got -1"),
+        (["regularization.dropout=1.5"], "regularization.dropout must be < 1, got 1.5"),
+        (["optimizer.lr=inf"], "optimizer.lr must be a finite number, got inf"),
+        (["optimizer.lr=fast"], "optimizer.lr must be a number, got 'fast'"),
+        (["optimizer.lr=true"], "optimizer.lr must be a number, got True"),
+        (["batch.size=2.5"], "batch.size must be a whole number, got 2.5"),
+        (["batch.size=null"], "batch.size must be a whole number, got null"),
+        (["model.hidden=[10,0]"], "model.hidden must hold numbers >= 1, got [10, 0]"),
+        (["model.hidden=10"], "model.hidden must be a list of whole numbers, got 10"),
+        (["optimizer.betas=[0.9]"], "optimizer.betas must be a list of 2 numbers, got [0.9]"),
+        (["training.deterministic=1"], "training.deterministic must be true or false, got 1"),
+        (
+            ["training.precision=fp16"],
+            "training.precision must be one of fp32, tf32, bf16, got 'fp16'; did you mean 'bf16'?",
+        ),
+        (
+            ["training.max_epochs=null"],
+            "training.max_steps or training.max_epochs must be given, both are null",
+        ),
+        (
+            ["data.normalization=minmax", "data.minmax_range=[1,0]"],
+            "data.minmax_range must be [lowest, highest], got [1.0, 0.0]",
+        ),
+        (["optimizer.lrr=1"], "unknown key 'optimizer.lrr'; did you mean 'optimizer.lr'?"),
+        (["+optimizer.lrr=1"], "unknown key 'optimizer.lrr'; did you mean 'optimizer.lr'?"),
+        (["+modell=1"], "unknown key 'modell'; did you mean 'model'?"),
+        (
+            ["model=mpl"],
+            "model must be one of convnet, custom, mlp, resnet, got 'mpl'; did you mean 'mlp'?",
+        ),
+        (
+            ["init=he,xavier"],
+            "init=he,xavier names several values: add -m to sweep over them, or quote the value",
+        ),
+        (
+            ["optimizer.lr=[1"],
+            "'optimizer.lr=[1' must have the form KEY=VALUE; quote a value with special characters",
+        ),
+        (
+            ["model=custom"],
+            "model._target_ must be given, for example model._target_=mypackage.Net",
+        ),
+    ],
+)
+def test_a_mistake_is_one_line_that_helps(words, message):
+    assert mistakes(*words) == [message]
+
+
+def test_all_mistakes_come_at_once():
+    found = mistakes(
+        "optimizer.lrr=1", "model=mpl", "optimizer.lr=-1", "batch.size=0", "init=he,xavier"
+    )
+    assert len(found) == 5
+    assert {line.split()[0] for line in found} >= {"optimizer.lr", "batch.size", "model"}
+
+
+def test_a_config_dir_adds_groups(tmp_path):
+    (tmp_path / "optimizer").mkdir()
+    (tmp_path / "optimizer" / "mine.yaml").write_text(
+        "name: sgd\nlr: 0.5\nmomentum: 0.9\nnesterov: true\n"
+    )
+    read = config.read(config.compose(["optimizer=mine"], config_dir=str(tmp_path)))
+    assert (read.optimizer.name, read.optimizer.lr) == ("sgd", 0.5)
+    with pytest.raises(InputError, match="--config-dir must be a folder"):
+        overrides.compose([], config_dir=str(tmp_path / "no"))
+
+
+def test_keys_that_change_nothing_are_named():
+    read = config.read(config.compose(["optimizer.momentum=0.9", "optimizer.nesterov=true"]))
+    assert config.inert(read) == [
+        "optimizer.momentum has no effect with optimizer=adam",
+        "optimizer.nesterov has no effect with optimizer=adam",
+    ]
+    assert (
+        config.inert(config.read(config.compose(["optimizer=sgd", "optimizer.momentum=0.9"]))) == []
+    )
+
+
+def test_yaml_and_schema_hold_the_same_keys():
+    for group, option in OPTIONS:
+        plain = OmegaConf.to_container(config.compose([f"{group}={option}"])[group])
+        cls = schema.OPTIONS[group][option] if group in schema.OPTIONS else schema.PLAIN[group]
+        assert set(plain) == {item.name for item in dataclasses.fields(cls)}, (group, option)
