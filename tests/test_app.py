@@ -11,7 +11,7 @@ import sys
 import time
 
 import pytest
-from conftest import SHARED_DATA, needs_mnist
+from support import SHARED_DATA, needs_mnist
 
 SHORT = ("training.max_steps=60", "training.eval_every=20", "training.device=cpu")
 

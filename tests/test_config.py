@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
-from conftest import REPOSITORY
 from omegaconf import OmegaConf
+from support import REPOSITORY
 
 from iolaus import config, overrides, schema
 from iolaus.errors import InputError

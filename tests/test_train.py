@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from conftest import SHARED_DATA, make_spec, needs_mnist, needs_pictures
+from support import SHARED_DATA, make_spec, needs_mnist, needs_pictures
 
 from iolaus.errors import InputError
 from iolaus.monitor import Monitor
@@ -274,3 +274,17 @@ def test_several_misfits_come_together():
     with pytest.raises(InputError) as caught:
         Program.of(make_spec("batch.size=5000", "objective=x", "model=convnet", "model.depth=9"))
     assert len(caught.value.mistakes) == 3
+
+
+def test_a_run_from_python():
+    import iolaus
+    from iolaus.errors import TrainingFailed
+
+    result = iolaus.run("training.device=cpu", *SHORT)
+    assert result.history == one(*SHORT).history
+    with pytest.raises(InputError, match=r"optimizer\.lr must be > 0"):
+        iolaus.run("optimizer.lr=-1")
+    with pytest.raises(InputError, match=r"batch\.size must be <="):
+        iolaus.run("batch.size=5000")
+    with pytest.raises(TrainingFailed, match="became"):
+        iolaus.run("data=quadratic", "optimizer=sgd", "optimizer.lr=1e4", "training.max_steps=50")

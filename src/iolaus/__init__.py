@@ -1,1 +1,55 @@
-"""Hyperparameter sweeps for PyTorch: Hydra composes a run, one function trains it."""
+"""Hyperparameter sweeps for PyTorch: Hydra composes a run, one function trains it.
+
+    import iolaus
+    result = iolaus.run("model=convnet", "optimizer.lr=0.01")
+    result.metrics["val_accuracy"], result.history, result.best_state
+
+`iolaus.train.train(specs, monitor)` is the function underneath, for a stream of trials.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from iolaus.spec import TrialResult, TrialSpec
+
+
+def compose(*overrides: str, config_dir: str | None = None) -> TrialSpec:
+    """The trial that `iolaus OVERRIDES` would train, checked.
+
+    Args:
+        overrides: as on the command line, for example "optimizer.lr=0.01".
+        config_dir: a folder with groups of your own.
+
+    Raises:
+        InputError: every mistake in the overrides, one line each.
+    """
+    from iolaus import config
+    from iolaus import overrides as typed
+    from iolaus.spec import TrialSpec
+
+    return TrialSpec(config.read(typed.compose(overrides, config_dir)))
+
+
+def run(*overrides: str, config_dir: str | None = None) -> TrialResult:
+    """Train one run in this process and return its result; nothing is written.
+
+    Args:
+        overrides, config_dir: as for `compose`.
+
+    Raises:
+        InputError: the config is wrong or does not fit its data.
+        EnvironmentFault: the dataset or the device is missing.
+        TrainingFailed: the loss became NaN, or the model raised.
+    """
+    from iolaus.errors import TrainingFailed
+    from iolaus.program import Program
+    from iolaus.train import train
+
+    spec = compose(*overrides, config_dir=config_dir)
+    Program.of(spec)
+    (result,) = train([spec])
+    if result.state == "failed":
+        raise TrainingFailed(f"the run failed: {result.error}")
+    return result

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import make_spec
+from support import make_spec
 
 from iolaus.monitor import Monitor
 from iolaus.program import Program

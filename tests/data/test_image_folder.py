@@ -124,21 +124,22 @@ def test_a_folder_too_large_to_hold_is_decoded_when_asked_for(folder, monkeypatc
     assert isinstance(data.load(folder(placement="device")).train, LazySplit)
 
 
-def test_statistics_of_a_large_folder_come_from_some_pictures_of_every_class(
-    folder, pictures, monkeypatch
+@pytest.mark.parametrize(
+    ("held_bytes", "at_most", "values"),
+    [(0, 10, {-1.0, 1.0}), (0, 1, {0.0, 1.0}), (2**30, 1, {-1.0, 1.0})],
+)
+@pytest.mark.parametrize("placement", ["device", "stream"])
+def test_statistics_of_a_large_folder_come_from_some_of_its_pictures(
+    folder, pictures, monkeypatch, held_bytes, at_most, values, placement
 ):
     for value, name in ((0, "cat"), (255, "dog")):
         for path in (pictures / "train" / name).iterdir():
             Image.new("RGB", (6, 4), (value,) * 3).save(path)
-    monkeypatch.setattr(image_folder, "HELD_BYTES", 0)
-    monkeypatch.setattr(image_folder, "STATISTICS_AT_MOST", 10)
-    everything = data.load(folder()).train.tensor()
-    assert sorted(set(everything.x.flatten().tolist())) == [-1, 1]
-    (pictures / "train" / "dog" / "4.png").write_bytes(b"broken")
-    monkeypatch.setattr(image_folder, "STATISTICS_AT_MOST", 9)
-    data._load.cache_clear()
-    with pytest.raises(EnvironmentFault, match=r"4\.png"):
-        data.load(folder()).train.tensor()
+    monkeypatch.setattr(image_folder, "HELD_BYTES", held_bytes)
+    monkeypatch.setattr(image_folder, "STATISTICS_AT_MOST", at_most)
+    train = data.load(folder(placement=placement)).train.tensor()
+    seen = set(train.x.flatten().tolist())
+    assert seen in (values, {-value for value in values})
 
 
 def test_the_cifar10_folder_loads(configure, shared):
@@ -186,8 +187,8 @@ def _deep(root):
         (_remove("val"), r"needs pictures at .*val/CLASS/\*.*, or set data.val_folder=null"),
         (_remove("val", "dog"), "val must have the class folders of the training.*it lacks dog"),
         (_remove("train", "dog"), "train must hold two or more class folders .*got only cat"),
-        (_empty("train", "dog"), "train/dog must hold at least one picture, it is empty"),
-        (_empty("val", "cat"), "val/cat must hold at least one picture, it is empty"),
+        (_empty("train", "dog"), "train/dog must hold at least one picture, it has none"),
+        (_empty("val", "cat"), "val/cat must hold at least one picture, it has none"),
         (_write("train", "cat", "notes.txt"), "train/cat/notes.txt cannot be read .*remove it"),
         (_write("train", "cat", "0.png", content=b""), "train/cat/0.png cannot be read"),
         (_truncate, "train/cat/2.png cannot be read"),
@@ -209,7 +210,7 @@ def test_a_folder_without_class_folders_is_told(folder, pictures):
         data.load(folder())
 
 
-@pytest.mark.parametrize("test_folder", ["val", "./val", "train/"])
+@pytest.mark.parametrize("test_folder", ["val", "train/", "train/../val"])
 def test_no_two_splits_may_share_a_folder(folder, test_folder):
     with pytest.raises(InputError, match=f"must differ .*test_folder={test_folder}"):
         data.load(folder(test_folder=test_folder))

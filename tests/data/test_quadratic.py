@@ -40,10 +40,3 @@ def test_samples_follow_from_the_seed(configure):
     )
     assert all(a.equal(b) for a, b in zip(first, again, strict=True))
     assert not first[1].equal(other[1])
-
-
-def test_the_order_that_splits_has_nothing_to_do_with_the_samples(configure):
-    x, _ = _all(data.load(configure("quadratic", normalization="none", samples=20_000)))
-    position = torch.arange(len(x), dtype=torch.float32)
-    correlation = torch.corrcoef(torch.stack([x.squeeze(1), position]))[0, 1]
-    assert abs(float(correlation)) < 0.03

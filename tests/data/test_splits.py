@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from iolaus import data
+from iolaus.data import splits
 from iolaus.data.dataset import TensorSplit
 from iolaus.data.splits import normalize, partition
 from iolaus.errors import InputError
@@ -128,10 +129,29 @@ def test_features_that_are_no_pictures_are_standardized_one_by_one(configure):
     assert train.x.tolist() == [[-1.0, -1.0], [1.0, 1.0]]
 
 
-def test_a_constant_feature_becomes_zero_although_its_mean_is_rounded(configure):
-    split = TensorSplit(torch.full((1000, 1), 0.1), torch.zeros(1000))
-    (train,) = normalize(configure("quadratic"), split)
+def test_a_constant_feature_is_divided_by_one_although_its_mean_is_rounded(configure):
+    constant = TensorSplit(torch.full((1000, 1), 0.1), torch.zeros(1000))
+    other = TensorSplit(torch.tensor([[0.6]]), torch.zeros(1))
+    train, val = normalize(configure("quadratic"), constant, other)
     assert train.x.abs().max() == 0
+    assert float(val.x) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("normalization", ["standardize", "minmax"])
+def test_statistics_do_not_depend_on_how_samples_are_cut(
+    configure, two, normalization, monkeypatch
+):
+    config = configure("digits", normalization=normalization)
+    whole = normalize(config, *two)[1].x
+    monkeypatch.setattr(splits, "_CHUNK", 7 * 60)
+    torch.testing.assert_close(normalize(config, *two)[1].x, whole, atol=1e-6, rtol=1e-6)
+
+
+def test_statistics_come_from_the_first_samples_when_there_are_too_many(configure, two):
+    few, _ = normalize(configure("digits"), two[0].take(torch.arange(10)), two[1])
+    many, _ = normalize(configure("digits"), *two, at_most=10)
+    assert many.x[:10].equal(few.x)
+    assert len(many) == 50
 
 
 def test_statistics_come_from_the_subset_alone(configure):

@@ -5,6 +5,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from urllib.error import URLError
 
@@ -95,11 +96,12 @@ def test_a_tilde_in_root_is_the_home_folder(configure, mnist, monkeypatch):
     assert len(data.load(configure("mnist", root="~")).test) == 20
 
 
-def test_reading_mnist_does_not_import_torchvision(mnist):
+def test_reading_mnist_does_not_import_torchvision(configure, mnist):
     # It takes seconds, more than a short run.
+    config = asdict(configure("mnist", root=str(mnist), download=True))
     program = (
-        "import sys; from pathlib import Path; from iolaus.data import idx, torchvision_sets as t;"
-        f"t._read(Path({str(mnist)!r}), t._LAYOUTS['mnist'], True);"
+        "import sys; from iolaus import data, schema;"
+        f"data.load(schema.Torchvision(**{config!r}));"
         "sys.exit('torchvision' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
@@ -149,6 +151,12 @@ def _rewrite(name, change):
         (_rewrite("t10k-images-idx3-ubyte", lambda c: b""), "does not start like an IDX file"),
         (_rewrite("t10k-labels-idx1-ubyte", lambda c: b"<html>" * 9), "does not start like"),
         (_rewrite("train-labels-idx1-ubyte", lambda c: c[:-1] + b"\x0a"), "labels must be 0 to 9"),
+        (
+            lambda raw: shutil.copy(
+                raw / "train-labels-idx1-ubyte", raw / "train-images-idx3-ubyte"
+            ),
+            "train-images-idx3-ubyte does not start like an IDX file with 3 axes",
+        ),
         (
             lambda raw: shutil.copy(
                 raw / "t10k-labels-idx1-ubyte", raw / "train-labels-idx1-ubyte"

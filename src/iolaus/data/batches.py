@@ -11,6 +11,7 @@ axes.
 from __future__ import annotations
 
 import os
+import weakref
 from collections.abc import Iterable, Iterator
 from typing import Any, Protocol
 
@@ -109,19 +110,25 @@ class StreamSource:
     def __init__(self, split: Split, device: torch.device, workers: int):
         self.split, self.device, self.workers = split, device, workers
         self._order = _Order()
-        self._loader = self._new_loader()
+        self._pool: list[DataLoader[Any]] = []  # the loader, once there is one
+        # Holds on to the loader until the source is gone. Collected together with the source, as
+        # part of an error's reference cycle, it would wait 5 s for each worker.
+        weakref.finalize(self, self._pool.clear)
 
-    def _new_loader(self) -> DataLoader[Any]:
-        return DataLoader(
-            _Gathered(self.split),
-            batch_size=None,  # an item of the sampler is a whole batch
-            sampler=self._order,
-            num_workers=self.workers,
-            persistent_workers=self.workers > 0,
-            pin_memory=self.device.type == "cuda",
-            # Its own, because a loader seeds its workers with a draw: torch's stays untouched.
-            generator=torch.Generator(),
-        )
+    def _loader(self) -> DataLoader[Any]:
+        if not self._pool:
+            loader = DataLoader(
+                _Gathered(self.split),
+                batch_size=None,  # an item of the sampler is a whole batch
+                sampler=self._order,
+                num_workers=self.workers,
+                persistent_workers=self.workers > 0,
+                pin_memory=self.device.type == "cuda",
+                # Its own, because a loader seeds its workers with a draw: torch's stays untouched.
+                generator=torch.Generator(),
+            )
+            self._pool.append(loader)
+        return self._pool[0]
 
     def batches(self, indices: Iterable[Tensor]) -> Iterator[Pair]:
         """See `Source.batches`; `indices` is read a few batches ahead of what is returned.
@@ -130,13 +137,11 @@ class StreamSource:
             EnvironmentFault: a picture cannot be read, or a worker process died.
         """
         turn = self._order.start(indices)
-        loaded = iter(self._loader)
+        loaded = iter(self._loader())
         while (item := self._next(loaded)) is not None:
             if isinstance(item, EnvironmentFault):
-                # Ends the workers here and now; collected as part of an error's reference cycle,
-                # the loader would wait 5 s for each of them.
                 del loaded
-                self._loader = self._new_loader()
+                self._pool.clear()  # ends the workers; another iteration starts new ones
                 raise item
             x, y = item
             yield x.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)

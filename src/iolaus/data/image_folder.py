@@ -110,7 +110,7 @@ def _files(place: Path, classes: Sequence[str]) -> list[list[str]]:
     for name in classes:
         pictures = _names(place / name, folders=False)
         if not pictures:
-            raise EnvironmentFault(f"{place / name} must hold at least one picture, it is empty")
+            raise EnvironmentFault(f"{place / name} must hold at least one picture, it has none")
         files.append([str(place / name / picture) for picture in pictures])
     return files
 

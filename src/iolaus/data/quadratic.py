@@ -20,7 +20,7 @@ def load(config: Quadratic) -> Dataset:
     Raises:
         InputError: `test`, `validation` or `subset` do not fit `samples`.
     """
-    # A seed of its own: the same one would tie the samples to the order that splits them.
+    # A stream of its own, so that the samples do not share draws with the order that splits them.
     generator = torch.Generator().manual_seed(derive(config.split_seed, 0))
     x = torch.rand(config.samples, 1, generator=generator) * 2 - 1
     noise = torch.randn(config.samples, 1, generator=generator) * config.noise_std

@@ -84,8 +84,8 @@ def normalize(config: Data, train: S, *others: S, at_most: int | None = None) ->
     Args:
         config: `normalization` and `minmax_range` are read.
         train, others: raw splits; pictures in [0, 1].
-        at_most: take the statistics from that many training samples, evenly spaced in the split;
-            None takes all.
+        at_most: take the statistics from the first so many training samples, which `partition`
+            left in random order; None takes all.
     """
     affine = fit(config, train.shape, _chunks(train, at_most))
     splits = [train, *others]
@@ -93,9 +93,8 @@ def normalize(config: Data, train: S, *others: S, at_most: int | None = None) ->
 
 
 def _chunks(split: Split, at_most: int | None) -> Iterator[Tensor]:
-    count = len(split) if at_most is None else min(at_most, len(split))
-    index = torch.arange(count) * len(split) // count
+    index = torch.arange(len(split))[:at_most]
     rows = max(1, _CHUNK // math.prod(split.shape))
-    for start in range(0, count, rows):
+    for start in range(0, len(index), rows):
         # As a split of its own, so that pictures are decoded in threads.
         yield split.take(index[start : start + rows]).tensor().x

@@ -1,0 +1,27 @@
+"""What many tests import: specs composed as the command line does, and where real data lie."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from iolaus import config
+from iolaus.spec import TrialSpec
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+SHARED_DATA = REPOSITORY.parent / "shared" / "data"
+
+needs_mnist = pytest.mark.skipif(
+    not (SHARED_DATA / "MNIST").is_dir(), reason="MNIST is not at ../shared/data/MNIST"
+)
+needs_pictures = pytest.mark.skipif(
+    not (SHARED_DATA / "cifar10_folder").is_dir(),
+    reason="pictures are not at ../shared/data/cifar10_folder",
+)
+
+
+def make_spec(*overrides: str, number: int = 0, folder: Path | None = None) -> TrialSpec:
+    """A trial as `iolaus OVERRIDES` would train it, on the CPU."""
+    cfg = config.compose(["training.device=cpu", *overrides])
+    return TrialSpec(config.read(cfg), number=number, folder=folder)
