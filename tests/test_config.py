@@ -68,7 +68,7 @@ def test_defaults_are_a_run_on_digits():
         ),
         (
             ["data.normalization=minmax", "data.minmax_range=[1,0]"],
-            "data.minmax_range must be [lowest, highest], got [1.0, 0.0]",
+            "data.minmax_range must be two numbers, the lower first, got [1, 0]",
         ),
         (["optimizer.lrr=1"], "unknown key 'optimizer.lrr'; did you mean 'optimizer.lr'?"),
         (["+optimizer.lrr=1"], "unknown key 'optimizer.lrr'; did you mean 'optimizer.lr'?"),

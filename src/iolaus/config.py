@@ -182,12 +182,7 @@ def _across(config: schema.RunConfig) -> list[str]:
     mistakes: list[str] = []
     if config.training.max_steps is None and config.training.max_epochs is None:
         mistakes.append("training.max_steps or training.max_epochs must be given, both are null")
-    data = config.data
-    low_high = data.minmax_range
-    if data.normalization == "minmax" and (len(low_high) != 2 or low_high[0] >= low_high[1]):
-        mistakes.append(
-            f"data.minmax_range must be [lowest, highest], got {check.shown(list(low_high))}"
-        )
+    mistakes += config.data.mistakes()
     return mistakes
 
 

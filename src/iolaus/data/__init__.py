@@ -10,7 +10,7 @@ from dataclasses import replace
 from functools import lru_cache
 
 from iolaus import schema
-from iolaus.data import digits, image_folder, quadratic, splits, torchvision_sets
+from iolaus.data import digits, image_folder, quadratic, torchvision_sets
 from iolaus.data.dataset import Dataset
 from iolaus.errors import InputError, nearest
 
@@ -28,7 +28,7 @@ def load(config: schema.Data) -> Dataset:
 
 @lru_cache(maxsize=2)
 def _load(config: schema.Data) -> Dataset:
-    if mistakes := splits.mistakes(config):
+    if mistakes := config.mistakes():
         raise InputError(mistakes)
     match config:
         case schema.Digits():

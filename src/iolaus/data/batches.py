@@ -11,6 +11,7 @@ axes.
 from __future__ import annotations
 
 import os
+import signal
 import weakref
 from collections.abc import Iterable, Iterator
 from typing import Any, Protocol
@@ -126,6 +127,7 @@ class StreamSource:
                 pin_memory=self.device.type == "cuda",
                 # Its own, because a loader seeds its workers with a draw: torch's stays untouched.
                 generator=torch.Generator(),
+                worker_init_fn=_take_no_signals if self.workers else None,
             )
             self._pool.append(loader)
         return self._pool[0]
@@ -165,6 +167,12 @@ class StreamSource:
     def chunks(self, size: int) -> Iterator[Pair]:
         """See `Source.chunks`."""
         return self.batches(torch.split(torch.arange(len(self.split)), size))
+
+
+def _take_no_signals(worker: int) -> None:
+    """In a worker process: Ctrl-C is the parent's to answer, and the parent may end this one."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 class _Order(Sampler[Any]):

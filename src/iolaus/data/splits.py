@@ -26,26 +26,6 @@ _CHUNK = 2**22
 """Numbers (samples times features) that the statistics take at once: 32 MiB as float64."""
 
 
-def mistakes(config: Data) -> list[str]:
-    """What is wrong with a config before any data is read, one line each."""
-    found = []
-    for key in ("test", "validation"):
-        amount = getattr(config, key, 0.5)
-        if not 0 < amount < 1 and not (amount >= 1 and float(amount).is_integer()):
-            found.append(
-                f"data.{key} must be a share between 0 and 1 or a whole number of samples, "
-                f"got {amount:.15g}"
-            )
-    given = config.minmax_range
-    finite = len(given) == 2 and all(math.isfinite(bound) for bound in given)
-    if config.normalization == "minmax" and not (finite and given[0] < given[1]):
-        found.append(
-            "data.minmax_range must be two numbers, the lower first, "
-            f"got [{', '.join(f'{bound:.15g}' for bound in given)}]"
-        )
-    return found
-
-
 def partition(config: Data, total: int, held_out: Mapping[str, float]) -> list[Tensor]:
     """Deal `total` samples out, in an order drawn from `split_seed`.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -21,13 +22,32 @@ class Data:
 
     name: str
     validation: float = rule(gt=0)
-    split_seed: int = rule(ge=0)
+    split_seed: int = rule(ge=0, lt=2**63)
     normalization: Literal["standardize", "minmax", "none"]
     minmax_range: tuple[float, ...]
     subset: int | None = rule(ge=1)
-    order_seed: int | None = rule(ge=0)
+    order_seed: int | None = rule(ge=0, lt=2**63)
     placement: Literal["auto", "device", "stream"]
     workers: int = rule(ge=0)
+
+    def mistakes(self) -> list[str]:
+        """Rules between keys, or that need more than a bound: one line for each broken one."""
+        found = []
+        for key in ("test", "validation"):
+            amount = getattr(self, key, 0.5)
+            if not 0 < amount < 1 and not (amount >= 1 and float(amount).is_integer()):
+                found.append(
+                    f"data.{key} must be a share between 0 and 1 or a whole number of samples, "
+                    f"got {amount:.15g}"
+                )
+        given = self.minmax_range
+        finite = len(given) == 2 and all(math.isfinite(bound) for bound in given)
+        if self.normalization == "minmax" and not (finite and given[0] < given[1]):
+            found.append(
+                "data.minmax_range must be two numbers, the lower first, "
+                f"got [{', '.join(f'{bound:.15g}' for bound in given)}]"
+            )
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)

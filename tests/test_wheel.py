@@ -1,0 +1,31 @@
+"""The wheel has all that a run needs: conf/ and sweeps/ are found inside the package."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import zipfile
+
+import pytest
+from support import REPOSITORY
+
+
+@pytest.mark.slow
+def test_a_wheel_runs_in_an_empty_folder(iolaus, tmp_path):
+    dist = str(tmp_path / "dist")
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", dist]
+    subprocess.run(build, cwd=REPOSITORY, check=True, capture_output=True)
+    (wheel,) = (tmp_path / "dist").glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+        archive.extractall(tmp_path / "site")
+    assert "iolaus/conf/config.yaml" in names
+    assert any(name.startswith("iolaus/sweeps/") for name in names)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    words = ("training.max_steps=3", "training.device=cpu")
+    done = iolaus(*words, cwd=empty, env={"PYTHONPATH": str(tmp_path / "site")})
+    assert done.returncode == 0, done.stderr
+    assert list(empty.glob("outputs/runs/*/metrics.json"))
+    shown = iolaus("--info", "searchpath", cwd=empty, env={"PYTHONPATH": str(tmp_path / "site")})
+    assert str(tmp_path / "site" / "iolaus" / "conf") in shown.stdout
