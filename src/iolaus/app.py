@@ -25,7 +25,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from iolaus import config, overrides
+from iolaus import compat, config, overrides
 from iolaus.errors import (
     EXIT_INTERRUPTED,
     EXIT_TERMINATED,
@@ -57,9 +57,9 @@ def main() -> None:
     except IolausError as error:
         _complain(error)
     hydra.main(
-        version_base=config.VERSION_BASE,
         config_path=str(config.folder("conf")),
         config_name=config.CONFIG_NAME,
+        **compat.MAIN_ARGUMENTS,
     )(run)()
 
 

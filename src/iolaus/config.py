@@ -13,15 +13,13 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from hydra import version
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from iolaus import check, schema
+from iolaus import check, compat, schema
 from iolaus.errors import InputError, nearest, one_line
 
 CONFIG_NAME = "config"
-VERSION_BASE = "1.3"
 
 
 def _home() -> str:
@@ -42,7 +40,7 @@ def folder(name: str) -> Path:
     raise FileNotFoundError(f"iolaus is installed without its {name}/ folder")
 
 
-OmegaConf.register_new_resolver("iolaus_home", _home, replace=True)
+compat.register_resolver("iolaus_home", _home)
 
 
 def compose(
@@ -75,7 +73,7 @@ def compose(
         where = f"file://{Path(config_dir).resolve()}"
         search_path.prepend("command-line", where, SearchPathQuery(provider="schema"))
     before = GlobalHydra.instance().hydra
-    version.setbase(VERSION_BASE)
+    compat.set_defaults()
     try:
         hydra = Hydra.create_main_hydra2("iolaus", search_path)
         cfg = hydra.compose_config(
