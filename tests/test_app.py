@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -190,7 +191,7 @@ def test_a_killed_run_resumes_and_ends_with_the_same_numbers(iolaus, tmp_path):
     assert not (tmp_path / "killed" / "checkpoints").exists()
     again = iolaus("--resume", "killed")
     assert again.returncode == 0
-    assert "holds this very run, finished" in again.stdout
+    assert "this very run is finished already" in again.stdout
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -204,11 +205,14 @@ def test_a_signal_checkpoints_and_names_the_command_to_go_on(iolaus, tmp_path, n
         stderr=subprocess.PIPE,
         text=True,
     )
-    assert "step" in process.stdout.readline()
+    assert process.stdout.readline().startswith("training")
+    assert process.stdout.readline().startswith("step 100/")
     os.kill(process.pid, number)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == code
-    assert stderr == "iolaus: interrupted; go on with: iolaus --resume run\n"
+    assert re.fullmatch(
+        r"iolaus: interrupted at step \d+; go on with: iolaus --resume run\n", stderr
+    )
     assert list(tmp_path.glob("run/checkpoints/step_*.pt"))
 
 
@@ -257,6 +261,93 @@ def test_a_custom_module_and_dataset_folder_of_the_user(iolaus, tmp_path):
     assert metrics["val_accuracy"] > 0.5
 
 
+def test_a_sweep_with_mistakes_starts_nothing(iolaus, tmp_path):
+    lines = complaint(iolaus("-m", "optimizer.lr=0.1,-1", "init=he,xavir"), 2)
+    assert len(lines) == 2
+    (line,) = complaint(iolaus("-m", "init=he,xavier", "data=mnist", "data.root=nope"), 3)
+    assert "nope/MNIST" in line
+    assert files(tmp_path) == []
+
+
+def test_a_job_of_a_sweep_that_fails_is_named_and_the_sweep_goes_on(iolaus, tmp_path):
+    words = ("data=quadratic", "optimizer=sgd", "training.max_steps=30")
+    done = iolaus("-m", "optimizer.lr=0.01,1e4,0.02", *words)
+    assert done.returncode == 0, done.stderr
+    assert "iolaus: job 1: the run failed: " in done.stderr
+    assert "Traceback" not in done.stderr
+    found = sorted((tmp_path / "outputs" / "multiruns").glob("*/*/metrics.json"))
+    states = [json.loads(path.read_text())["state"] for path in found]
+    assert states == ["complete", "failed", "complete"]
+    again = iolaus("--resume", str(found[0].parent))
+    assert again.returncode == 0, again.stderr
+    assert "finished already" in again.stdout
+
+
+def test_resume_takes_no_trust_from_the_folder(iolaus, tmp_path):
+    """A manifest may come from anywhere: it must not make us import or run anything."""
+    run = tmp_path / "evil"
+    run.mkdir()
+    words = ["trust=[subprocess]", "model=custom", "model._target_=subprocess.getoutput"]
+    words += ["+model.cmd='touch canary'", "hydra.callbacks.x._target_=subprocess.Popen"]
+    (run / "manifest.json").write_text(json.dumps({"arguments": words}))
+    (line,) = complaint(iolaus("--resume", "evil"), 2)
+    assert line.startswith("model._target_ must name something in")
+    assert not (tmp_path / "canary").exists()
+    (run / "manifest.json").write_text(json.dumps({"arguments": ["--config-dir", "/evil"]}))
+    (line,) = complaint(iolaus("--resume", "evil"), 2)
+    assert "--config-dir: give it again" in line
+    (run / "manifest.json").write_text("{")
+    (line,) = complaint(iolaus("--resume=evil"), 3)
+    assert line.startswith("cannot read evil/manifest.json")
+
+
+def test_options_may_stand_anywhere(iolaus, tmp_path):
+    (tmp_path / "groups" / "init").mkdir(parents=True)
+    (tmp_path / "groups" / "init" / "mine.yaml").write_text("defaults: [he]\ngain: 1.0\n")
+    done = iolaus("init=mine", *SHORT, "--config-dir", "groups", "training.seed=3")
+    assert done.returncode == 0, done.stderr
+    manifest = json.loads((only_run(tmp_path) / "manifest.json").read_text())
+    assert manifest["config"]["init"] == {"scheme": "he", "gain": 1.0}
+    (line,) = complaint(iolaus("--lr", "0.1"), 2)
+    assert line.startswith("there is no option --lr: values are written KEY=VALUE")
+    assert iolaus("--version").stdout.startswith("iolaus ")
+    (line,) = complaint(iolaus("--cfg", "job", "optimizer.lrr=1"), 2)
+    assert line == "unknown key 'optimizer.lrr'; did you mean 'optimizer.lr'?"
+
+
+def test_a_reader_that_goes_away_does_not_end_the_run(tmp_path):
+    command = f"{sys.executable} -m iolaus {' '.join(SHORT)} | head -n 1"
+    done = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout.startswith("training mlp on digits")
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob("outputs/runs/*/metrics.json")):
+        assert time.monotonic() < deadline, done.stderr
+        time.sleep(0.05)
+
+
+def test_a_trained_model_is_loaded_with_its_normalization(iolaus, tmp_path):
+    import torch
+
+    import iolaus as package
+    from iolaus import data
+    from iolaus.errors import EnvironmentFault
+
+    done = iolaus(*SHORT, "data.normalization=minmax", "data.minmax_range=[-1,1]", "model=resnet")
+    assert done.returncode == 0, done.stderr
+    run = only_run(tmp_path)
+    predictor = package.load(run)
+    spec = package.compose("data.normalization=none")
+    raw = data.load(spec.config.data).test
+    hits = predictor(raw.x).argmax(1) == raw.y
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert hits.double().mean().item() == pytest.approx(metrics["test_accuracy"], abs=1e-9)
+    assert predictor.classes == tuple("0123456789")
+    assert not predictor.training
+    with pytest.raises(EnvironmentFault, match=r"there is no best\.pt"):
+        package.load(tmp_path)
+    assert isinstance(torch.load(run / "best.pt")["model"], dict)
+
+
 def test_help_imports_no_torch(iolaus):
     code = (
         "import sys; sys.argv = ['iolaus', '--help']\n"
@@ -269,3 +360,4 @@ def test_help_imports_no_torch(iolaus):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "iolaus --resume" in done.stdout
+    assert "# fp32 | tf32 (CUDA) | bf16 (autocast)" in done.stdout

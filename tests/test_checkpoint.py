@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from iolaus import checkpoint
-from iolaus.errors import EnvironmentFault
+from iolaus.errors import EnvironmentFault, InputError
 
 
 def trial(step, config_hash="abc"):
@@ -34,7 +34,7 @@ def test_the_last_two_are_kept_and_the_newest_is_used(tmp_path):
     assert checkpoint.load_trial(tmp_path, "abc")["slot"]["step"] == 100
 
 
-@pytest.mark.parametrize("damage", ["flip", "cut", "empty", "no checksum"])
+@pytest.mark.parametrize("damage", ["flip", "cut", "empty", "no checksum", "other content"])
 def test_a_damaged_checkpoint_is_passed_over_with_a_warning(tmp_path, caplog, damage):
     for step in (10, 20):
         checkpoint.save_trial(tmp_path, step, trial(step))
@@ -43,16 +43,20 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(tmp_path, caplog, da
     if damage == "flip":
         content[len(content) // 2] ^= 1
     newest.write_bytes({"cut": content[:50], "empty": b""}.get(damage, bytes(content)))
+    if damage == "other content":
+        checkpoint.save(newest, [1, 2])
     if damage == "no checksum":
         newest.with_name(newest.name + ".sha256").unlink()
     assert checkpoint.load_trial(tmp_path, "abc")["slot"]["step"] == 10
     assert "the checkpoint before it is used" in caplog.text
+    checkpoint.save_trial(tmp_path, 15, trial(15))  # the damaged one does not count as kept
+    assert len(list(tmp_path.glob("*.pt"))) == 2
 
 
 def test_no_checkpoint_is_none_and_another_config_is_refused(tmp_path):
     assert checkpoint.load_trial(tmp_path / "none", "abc") is None
     checkpoint.save_trial(tmp_path, 3, trial(3))
-    with pytest.raises(EnvironmentFault, match="another config"):
+    with pytest.raises(InputError, match="another config"):
         checkpoint.load_trial(tmp_path, "xyz")
 
 

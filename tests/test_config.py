@@ -55,7 +55,8 @@ def test_defaults_are_a_run_on_digits():
         (["batch.size=2.5"], "batch.size must be a whole number, got 2.5"),
         (["batch.size=null"], "batch.size must be a whole number, got null"),
         (["model.hidden=[10,0]"], "model.hidden must hold numbers >= 1, got [10, 0]"),
-        (["model.hidden=10"], "model.hidden must be a list of whole numbers, got 10"),
+        (["model.hidden=wide"], "model.hidden must be a list of whole numbers, got 'wide'"),
+        (["model.hidden=null"], "model.hidden must be a list of whole numbers, got null"),
         (["optimizer.betas=[0.9]"], "optimizer.betas must be a list of 2 numbers, got [0.9]"),
         (["training.deterministic=1"], "training.deterministic must be true or false, got 1"),
         (
@@ -79,11 +80,45 @@ def test_defaults_are_a_run_on_digits():
         ),
         (
             ["init=he,xavier"],
-            "init=he,xavier names several values: add -m to sweep over them, or quote the value",
+            "init=he,xavier names several values: add -m to sweep over them",
         ),
         (
             ["optimizer.lr=[1"],
-            "'optimizer.lr=[1' must have the form KEY=VALUE; quote a value with special characters",
+            "'optimizer.lr=[1' must have the form KEY=VALUE, in quotes if it has spaces or "
+            "brackets: 'KEY=[1,2]'",
+        ),
+        (
+            ["model.hidden=100,50"],
+            "model.hidden=100,50 names several values: add -m to sweep over them, or write a "
+            "list as 'model.hidden=[...]'",
+        ),
+        (["lr=0.1"], "unknown key 'lr'; did you mean 'optimizer.lr'?"),
+        (["seed=1"], "unknown key 'seed'; did you mean 'training.seed'?"),
+        (["epochs=5"], "unknown key 'epochs'; did you mean 'training.max_epochs'?"),
+        (["model.layers=3"], "unknown key 'model.layers'; did you mean 'model.hidden'?"),
+        (
+            ["data.root=x"],
+            "unknown key 'data.root': data=digits has none, "
+            "data=mnist|fashion_mnist|cifar10|image_folder have",
+        ),
+        (
+            ["schedule.T_max=9"],
+            "unknown key 'schedule.T_max'; schedule has schedule.name, schedule.warmup_steps",
+        ),
+        (
+            ["batch=32"],
+            "batch must be one of default, got '32' (its keys are batch.size, "
+            "batch.lr_scaling, batch.base_size)",
+        ),
+        (
+            ["init=kaiming"],
+            "init must be one of he, he_uniform, lecun, normal, ones, orthogonal, torch, "
+            "uniform, xavier, xavier_uniform, zeros, got 'kaiming'; did you mean 'he'?",
+        ),
+        (
+            ["data=MNIST"],
+            "data must be one of cifar10, digits, fashion_mnist, image_folder, mnist, "
+            "quadratic, got 'MNIST'; did you mean 'mnist'?",
         ),
         (
             ["model=custom"],
@@ -101,6 +136,11 @@ def test_all_mistakes_come_at_once():
     )
     assert len(found) == 5
     assert {line.split()[0] for line in found} >= {"optimizer.lr", "batch.size", "model"}
+
+
+def test_one_value_is_a_list_of_one():
+    assert config.read(config.compose(["model.hidden=7"])).model.hidden == (7,)
+    assert config.read(config.compose(["trust=mine"])).trust == ("mine",)
 
 
 def test_a_config_dir_adds_groups(tmp_path):
@@ -130,3 +170,36 @@ def test_yaml_and_schema_hold_the_same_keys():
         plain = OmegaConf.to_container(config.compose([f"{group}={option}"])[group])
         cls = schema.OPTIONS[group][option] if group in schema.OPTIONS else schema.PLAIN[group]
         assert set(plain) == {item.name for item in dataclasses.fields(cls)}, (group, option)
+
+
+def test_words_that_are_no_overrides_are_refused():
+    with pytest.raises(InputError, match="overrides must be words"):
+        overrides.compose("optimizer.lr=1")
+    with pytest.raises(InputError, match="overrides must be words"):
+        overrides.compose([{"optimizer.lr": 1}])
+
+
+def test_a_broken_file_of_the_user_is_one_line(tmp_path):
+    (tmp_path / "optimizer").mkdir()
+    (tmp_path / "optimizer" / "mine.yaml").write_text("name: [sgd\nlr: 1")
+    with pytest.raises(InputError) as caught:
+        overrides.compose(["optimizer=mine"], str(tmp_path))
+    (line,) = caught.value.mistakes
+    assert "mine.yaml" in line
+
+
+def test_a_file_of_the_user_that_lacks_keys_says_how_to_get_them(tmp_path):
+    (tmp_path / "optimizer").mkdir()
+    (tmp_path / "optimizer" / "mine.yaml").write_text("name: sgd\nlr: 1\nmomentum: 0.5\n")
+    with pytest.raises(InputError, match=r"`defaults: \[sgd\]` in a file of your own has it"):
+        config.read(overrides.compose(["optimizer=mine"], str(tmp_path)))
+
+
+def test_every_value_of_a_sweep_is_checked():
+    words = ["optimizer.lr=0.1,-1,0", "init=he,xavir", "training.seed=range(0,3)"]
+    with pytest.raises(InputError) as caught:
+        overrides.check_sweep(words, {"model": "mlp,mpl", "optimizer.lr": "7,8"})
+    found = caught.value.mistakes
+    assert len(found) == 4
+    assert sum("optimizer.lr must be > 0" in line for line in found) == 2
+    overrides.check_sweep(["optimizer.lr=interval(0,1)", "init=he,xavier"], {})

@@ -288,3 +288,62 @@ def test_a_run_from_python():
         iolaus.run("batch.size=5000")
     with pytest.raises(TrainingFailed, match="became"):
         iolaus.run("data=quadratic", "optimizer=sgd", "optimizer.lr=1e4", "training.max_steps=50")
+
+
+def test_a_signal_during_the_last_evaluation_loses_nothing():
+    class Late(Monitor):
+        reports = 0
+
+        def report(self, spec, row):
+            self.reports += 1
+
+        def interrupted(self):
+            return 130 if self.reports == 4 else None
+
+    assert one(*SHORT, monitor=Late()).state == "complete"
+
+
+def test_a_module_that_raises_in_evaluation_fails_its_trial(monkeypatch):
+    from iolaus.step import Step
+
+    def raising(self, *arguments):
+        raise RuntimeError("not today")
+
+    monkeypatch.setattr(Step, "measure", raising)
+    result = one(*SHORT)
+    assert (result.state, result.error) == ("failed", "RuntimeError: not today")
+
+
+def test_one_raising_trial_of_a_stack_fails_alone(monkeypatch):
+    """The stack is taken apart, and every trial trained alone."""
+    from iolaus.step import Step
+
+    original = Step.__call__
+
+    def raising(self, stack, *arguments):
+        if (stack.optimizer["weight_decay"] == 0.5).any():
+            raise RuntimeError("singular")
+        return original(self, stack, *arguments)
+
+    monkeypatch.setattr(Step, "__call__", raising)
+    words = ["optimizer=adamw", *SHORT]
+    specs = [
+        make_spec(*words, f"regularization.weight_decay={decay}", number=number)
+        for number, decay in enumerate((0.1, 0.5, 0.2))
+    ]
+    states = {result.spec.number: result.state for result in train(specs, width=3)}
+    assert states == {0: "complete", 1: "failed", 2: "complete"}
+
+
+def test_early_stopping_says_why():
+    result = one(
+        *("optimizer.lr=1e-12", "training.eval_every=1", "training.max_steps=50"),
+        *("early_stopping=patience", "early_stopping.patience=3"),
+    )
+    assert result.stopped.startswith("val_accuracy has not improved")
+    assert one(*SHORT).stopped is None
+
+
+def test_batch_norm_on_one_sample_is_said_before_training():
+    with pytest.raises(InputError, match="more than one value per channel"):
+        Program.of(make_spec("batch.size=1", "regularization.batch_norm=true"))

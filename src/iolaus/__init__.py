@@ -12,6 +12,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from iolaus.saved import Predictor
     from iolaus.spec import TrialResult, TrialSpec
 
 
@@ -30,6 +34,17 @@ def compose(*overrides: str, config_dir: str | None = None) -> TrialSpec:
     from iolaus.spec import TrialSpec
 
     return TrialSpec(config.read(typed.compose(overrides, config_dir)))
+
+
+def load(folder: str | Path, trust: Sequence[str] = ()) -> Predictor:
+    """The trained model of a run's folder, in eval mode, with its normalization in front.
+
+    `load("outputs/runs/DATE_TIME")(x)` maps raw samples (B, ...), pictures in [0, 1], to outputs;
+    `.classes` are the names. See `saved.load` for arguments and errors.
+    """
+    from iolaus import saved
+
+    return saved.load(folder, trust)
 
 
 def run(*overrides: str, config_dir: str | None = None) -> TrialResult:

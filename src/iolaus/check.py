@@ -71,6 +71,8 @@ def _convert(hint: Any, value: Any) -> Any:
         if value in arguments and not isinstance(value, bool):
             return value
     elif origin is tuple:
+        if arguments[-1] is ... and not isinstance(value, list | tuple | type(None)):
+            value = [value]  # hidden=100 is [100]
         if isinstance(value, list | tuple):
             if arguments[-1] is ...:
                 return tuple(_convert(arguments[0], item) for item in value)

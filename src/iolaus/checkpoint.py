@@ -1,4 +1,4 @@
-"""Files that survive a crash: written beside, synced, renamed, with a SHA-256 next to them.
+"""Tensors in files that survive a crash, with a SHA-256 next to them.
 
 `NAME.pt.sha256` has the format of sha256sum, so `sha256sum -c` checks it too. The checksum is
 written before the file takes its name; a file without a fitting checksum is not trusted. Loads
@@ -11,46 +11,19 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from iolaus.errors import EnvironmentFault, one_line
+from iolaus import files
+from iolaus.errors import EnvironmentFault, InputError, one_line
 
 log = logging.getLogger(__name__)
 
 KEPT = 2
 """Checkpoints kept of a trial."""
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file so that after a crash it is there whole or not at all.
-
-    Raises:
-        EnvironmentFault: the disk is full or the folder cannot be written.
-    """
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(beside, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-        _sync_folder(path.parent)
-    except OSError as error:
-        beside.unlink(missing_ok=True)
-        raise EnvironmentFault(f"cannot write {path}: {error.strerror or error}") from error
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def save(path: Path, value: Any) -> None:
@@ -63,8 +36,8 @@ def save(path: Path, value: Any) -> None:
     torch.save(value, buffer)
     content = buffer.getvalue()
     digest = hashlib.sha256(content).hexdigest()
-    write_bytes(_checksum(path), f"{digest}  {path.name}\n".encode())
-    write_bytes(path, content)
+    files.write_bytes(_checksum(path), f"{digest}  {path.name}\n".encode())
+    files.write_bytes(path, content)
 
 
 def load(path: Path) -> Any:
@@ -91,7 +64,10 @@ def _checksum(path: Path) -> Path:
 
 def save_trial(folder: Path, step: int, state: Mapping[str, Any]) -> None:
     """Write a trial's checkpoint of `step` and remove all but the last two."""
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise EnvironmentFault(f"cannot make {folder}: {error.strerror or error}") from error
     save(folder / f"step_{step:010d}.pt", dict(state))
     for old in _found(folder)[KEPT:]:
         old.unlink(missing_ok=True)
@@ -99,20 +75,30 @@ def save_trial(folder: Path, step: int, state: Mapping[str, Any]) -> None:
 
 
 def load_trial(folder: Path, config_hash: str) -> dict[str, Any] | None:
-    """The newest whole checkpoint in `folder`, or None; a damaged one is passed over.
+    """The newest whole checkpoint in `folder`, or None.
+
+    A damaged one is set aside as NAME.damaged with a warning, and the one before it is taken.
 
     Raises:
-        EnvironmentFault: the checkpoint belongs to another config.
+        InputError: the checkpoint belongs to another config.
     """
-    for path in _found(folder):
+    found = _found(folder)
+    for number, path in enumerate(found, 1):
         try:
             state = load(path)
+            if (
+                not isinstance(state, dict)
+                or not {"config_hash", "slot", "tensors"} <= state.keys()
+            ):
+                raise EnvironmentFault(f"{path} is not a checkpoint of a trial")
         except EnvironmentFault as error:
-            log.warning("%s; the checkpoint before it is used", error)
+            rest = "the checkpoint before it is used" if number < len(found) else "none is left"
+            log.warning("%s; %s", error, rest)
+            path.rename(path.with_name(path.name + ".damaged"))
             continue
-        if state.get("config_hash") != config_hash:
-            raise EnvironmentFault(f"{path} belongs to a run with another config")
-        return dict(state)
+        if state["config_hash"] != config_hash:
+            raise InputError(f"{path} belongs to a run with another config")
+        return state
     return None
 
 
@@ -121,7 +107,7 @@ def clear_trial(folder: Path) -> None:
     for path in _found(folder):
         path.unlink(missing_ok=True)
         _checksum(path).unlink(missing_ok=True)
-    for left in folder.glob(".*.tmp") if folder.is_dir() else ():
+    for left in (*folder.glob(".*.tmp"), *folder.glob("step_*.damaged")):
         left.unlink(missing_ok=True)
     if folder.is_dir() and not any(folder.iterdir()):
         folder.rmdir()

@@ -167,7 +167,8 @@ def _build(cls: type, group: str, given: Mapping[str, Any], mistakes: list[str])
     for item in fields(cls):
         path = f"{group}.{item.name}"
         if item.name not in given:
-            mistakes.append(f"{path} is missing")
+            name = given.get("name", "OPTION")
+            mistakes.append(f"{path} is missing; `defaults: [{name}]` in a file of your own has it")
         else:
             values[item.name] = check.value(
                 path, hints[item.name], item.metadata, given[item.name], mistakes
@@ -187,8 +188,17 @@ def _across(config: schema.RunConfig) -> list[str]:
 def inert(config: schema.RunConfig) -> list[str]:
     """One line for each key that was set away from "off" although it changes nothing here."""
     keys = schema.INERT.get(config.optimizer.name, frozenset())
-    return [
+    lines = [
         f"optimizer.{key} has no effect with optimizer={config.optimizer.name}"
         for key in sorted(keys)
         if getattr(config.optimizer, key)
     ]
+    if isinstance(config.model, schema.Mlp) and not config.model.hidden:
+        given = {"dropout": config.regularization.dropout > 0}
+        given["batch_norm"] = config.regularization.batch_norm is True
+        lines += [
+            f"regularization.{key} has no effect without hidden layers"
+            for key, on in given.items()
+            if on
+        ]
+    return lines

@@ -46,8 +46,9 @@ class TrainingFailed(IolausError):
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """Return `"; did you mean 'x'?"` for the closest of `known`, or an empty string."""
-    matches = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return f"; did you mean '{matches[0]}'?" if matches else ""
+    names = {name.lower(): name for name in known}
+    matches = difflib.get_close_matches(word.lower(), names, n=1, cutoff=0.5)
+    return f"; did you mean '{names[matches[0]]}'?" if matches else ""
 
 
 def one_line(text: object, limit: int = 300) -> str:

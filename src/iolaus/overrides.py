@@ -1,21 +1,40 @@
 """Composing what a person typed: Hydra's many ways to say no, turned into one line each.
 
-Called by `app.py`; the result is checked further by `config.read`.
+Called by `app.py` and `iolaus.compose`; the result is checked further by `config.read`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException, MissingConfigException
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from iolaus import config
+from iolaus import config, schema
 from iolaus.errors import InputError, nearest, one_line
+
+# What Hydra raises for a wrong override: ValueError for a group set to a number, YAMLError for a
+# file of the user's own that does not parse.
+_REFUSALS = (HydraException, OmegaConfBaseException, ValueError, yaml.YAMLError)
+
+_OTHER_NAMES = {
+    "epochs": "training.max_epochs",
+    "steps": "training.max_steps",
+    "learning_rate": "optimizer.lr",
+    "batch_size": "batch.size",
+    "layers": "model.hidden",
+    "hidden_size": "model.hidden",
+    "path": "data.root",
+    "kaiming": "he",
+    "glorot": "xavier",
+    "plain": "none",
+}
 
 
 def compose(
@@ -28,6 +47,10 @@ def compose(
     Raises:
         InputError: every override that does not apply, and every value that is out of range.
     """
+    if isinstance(overrides, str) or not all(isinstance(word, str) for word in overrides):
+        raise InputError(
+            f'overrides must be words such as "optimizer.lr=0.01", got {one_line(overrides, 80)}'
+        )
     if config_dir is not None and not Path(config_dir).is_dir():
         raise InputError(f"--config-dir must be a folder, got '{config_dir}'")
 
@@ -38,7 +61,7 @@ def compose(
 
     try:
         return attempt(overrides)
-    except (HydraException, OmegaConfBaseException) as error:
+    except _REFUSALS as error:
         first = error
     good: list[str] = []
     mistakes: list[str] = []
@@ -46,7 +69,7 @@ def compose(
         try:
             attempt([*good, override])
             good.append(override)
-        except (HydraException, OmegaConfBaseException) as error:
+        except _REFUSALS as error:
             mistakes.append(_explain(override, error, attempt(good), config_dir))
     if not mistakes:  # the config itself does not compose
         raise InputError(one_line(first))
@@ -57,21 +80,105 @@ def compose(
     raise InputError(mistakes)
 
 
+def check_sweep(
+    overrides: Sequence[str],
+    params: Mapping[str, str],
+    *,
+    config_dir: str | None = None,
+    config_name: str = config.CONFIG_NAME,
+) -> DictConfig:
+    """Check every value of a sweep by itself, beside the first values of the others.
+
+    Args:
+        overrides: the command line's, which win over `params`.
+        params: `hydra.sweeper.params`.
+        config_dir, config_name: as for `compose`.
+
+    Returns:
+        The config of the first point.
+
+    Raises:
+        InputError: every mistake, each once.
+    """
+    parser = OverridesParser.create()
+    swept: dict[str, list[str]] = {}
+    for text in [*(f"{key}={value}" for key, value in params.items()), *overrides]:
+        try:
+            override = parser.parse_override(text)
+        except HydraException:
+            swept[text] = [text]  # `compose` says what is wrong with it
+            continue
+        key = override.get_key_element()
+        if override.is_sweep_override() and not override.is_discrete_sweep():
+            continue  # an interval: the sweeper checks its bounds
+        if override.is_sweep_override():
+            swept[key] = [f"{key}={value}" for value in override.sweep_string_iterator()]
+        else:
+            swept[key] = [text]
+    first = {key: values[0] for key, values in swept.items()}
+    points = [first]
+    points += [first | {key: value} for key, values in swept.items() for value in values[1:]]
+    mistakes: dict[str, None] = {}
+    composed: list[DictConfig] = []
+    for point in points:
+        try:
+            composed.append(compose(list(point.values()), config_dir, config_name))
+            config.read(composed[-1])
+        except InputError as error:
+            mistakes |= dict.fromkeys(error.mistakes)
+    if mistakes:
+        raise InputError(list(mistakes))
+    return composed[0]
+
+
 def _explain(text: str, error: Exception, composed: DictConfig, config_dir: str | None) -> str:
     try:
         override: Override = OverridesParser.create().parse_override(text)
     except HydraException:
-        return f"'{text}' must have the form KEY=VALUE; quote a value with special characters"
-    if override.is_sweep_override():
-        return f"{text} names several values: add -m to sweep over them, or quote the value"
-    key, value = override.key_or_group, override.get_value_element_as_str()
-    options = _options(key, config_dir)
-    if options and isinstance(error, MissingConfigException):
-        return f"{key} must be one of {', '.join(options)}, got '{value}'{nearest(value, options)}"
+        return (
+            f"'{text}' must have the form KEY=VALUE, in quotes if it has spaces or brackets: "
+            "'KEY=[1,2]'"
+        )
+    key = override.key_or_group
     known = _keys(OmegaConf.to_container(composed, resolve=False))
+    if override.is_sweep_override():
+        listed = "" if _options(key, config_dir) else f", or write a list as '{key}=[...]'"
+        return f"{text} names several values: add -m to sweep over them{listed}"
+    value = override.get_value_element_as_str()
+    options = _options(key, config_dir)
+    if options and value not in options:
+        near = nearest(_OTHER_NAMES.get(value.lower(), value), options)
+        inner = [name for name in known if name.startswith(f"{key}.")]
+        keys = f" (its keys are {', '.join(inner)})" if options == ["default"] else ""
+        return f"{key} must be one of {', '.join(options)}, got '{value}'{near}{keys}"
     if key not in known:
-        return f"unknown key '{key}'{nearest(key, [k for k in known if k[:6] != 'hydra.'])}"
+        return f"unknown key '{key}'{_suggest(key, known, composed)}"
     return f"{text}: {one_line(error)}"
+
+
+def _suggest(key: str, known: Sequence[str], composed: DictConfig) -> str:
+    """What an unknown key was probably meant to be."""
+    group, _, last = key.rpartition(".")
+    elsewhere = [
+        option
+        for option, cls in schema.OPTIONS.get(group, {}).items()
+        if last in {item.name for item in dataclasses.fields(cls)}
+    ]
+    if elsewhere:
+        chosen = OmegaConf.select(composed, f"{group}.name")
+        return f": {group}={chosen} has none, {group}={'|'.join(elsewhere)} have"
+    leaves = [name for name in known if not name.startswith("hydra.") and "." in name]
+    other = _OTHER_NAMES.get(last, "")
+    same = [name for name in leaves if name.rpartition(".")[2] == last]
+    if not same and other in leaves:
+        same = [other]
+    if same:
+        return f"; did you mean {' or '.join(repr(name) for name in same)}?"
+    near = nearest(key, [name for name in known if not name.endswith(".name")])
+    inner = [name for name in leaves if group and name.startswith(f"{group}.")]
+    if near and (not inner or f"{group}." in near):
+        return near
+    return f"; {group} has {', '.join(inner)}" if inner else near
 
 
 def _options(group: str, config_dir: str | None) -> list[str]:

@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-from torch import Size, Tensor
+from torch import Tensor
 
 from iolaus import data, device, early_stopping, models, optim, schedule, streams
 from iolaus import init as initialization
@@ -76,11 +76,11 @@ class Program:
         self.direction = direction_of(self.objective)
         self.rule = optim.RULES[config.optimizer.name](decays=spec.uses("weight_decay"))
         mistakes = self._mistakes()
-        try:
-            self.module = models.build(config, self.data.input_shape, self.data.outputs)
-            self._try_module()
-        except InputError as error:
-            mistakes += error.mistakes
+        for attempt in (self._build, lambda: self.check(spec)):
+            try:
+                attempt()
+            except InputError as error:
+                mistakes += error.mistakes
         if mistakes:
             raise InputError(mistakes)
         self.module.to(self.device)
@@ -89,7 +89,6 @@ class Program:
         self.sources = _sources(config.data, str(self.device))
         resident = isinstance(self.sources["train"], batches.DeviceSource)
         self.order_device = self.device if resident else torch.device("cpu")
-        self.check(spec)
 
     @classmethod
     def of(cls, spec: TrialSpec) -> Program:
@@ -132,11 +131,17 @@ class Program:
             named["schedule.metric"] = self.config.schedule.metric
         return named
 
+    def _build(self) -> None:
+        config = self.config
+        self.module = models.build(config, self.data.input_shape, self.data.outputs)
+        self._try_module()
+
     def _try_module(self) -> None:
-        """Run the template once on two zero samples."""
-        sample = torch.zeros(2, *self.data.input_shape)
-        wanted = (2, self.data.outputs)
-        self.module.eval()
+        """Run the template once on zero samples, in training mode."""
+        samples = min(self.batch_size, 2)
+        sample = torch.zeros(samples, *self.data.input_shape)
+        wanted = (samples, self.data.outputs)
+        self.module.train()
         with torch.no_grad():
             try:
                 outputs = self.module(sample)
@@ -149,7 +154,7 @@ class Program:
         if shape != wanted:
             raise InputError(
                 f"the model must return outputs of shape (B, {wanted[1]}) for "
-                f"{self.data.name}, got {shape} for B = 2"
+                f"{self.data.name}, got {shape} for B = {samples}"
             )
         if not any(parameter.requires_grad for parameter in self.module.parameters()):
             raise InputError("the model must have at least one parameter to train, got none")
@@ -161,9 +166,14 @@ class Program:
             InputError: the schedule does not fit the run's steps, or init its activation.
         """
         mistakes = []
-        for attempt in (self.schedule, self.initial):
+        activation = getattr(spec.config.model, "activation", None)
+        try:
+            initialization.gain_of(spec.config.init, activation)
+        except InputError as error:
+            mistakes += error.mistakes
+        if self.total_steps(spec):  # 0 when the batch is larger than the split
             try:
-                attempt(spec)
+                self.schedule(spec)
             except InputError as error:
                 mistakes += error.mistakes
         if mistakes:
@@ -195,9 +205,8 @@ class Program:
         if activation is None:  # a custom module's other parameters start as its constructor does
             config = self.config
             module = models.build(config, self.data.input_shape, self.data.outputs, seed)
-        named = dict(module.named_buffers())
         drawn = initialization.draw(module, spec.config.init, activation, seed)
-        return drawn | {name: named[name] for name in self.buffer_shapes() if name in named}
+        return dict(module.named_buffers()) | drawn
 
     def numbers(self, spec: TrialSpec) -> Numbers:
         """The hyperparameters and stream keys of a trial."""
@@ -221,30 +230,38 @@ class Program:
 
     # --- shapes ---------------------------------------------------------------------------------
 
-    def param_shapes(self) -> dict[str, Size]:
-        """Shapes of the trained parameters of one trial, by name."""
+    def params(self) -> dict[str, Tensor]:
+        """The template's trained parameters, by name."""
         named = self.module.named_parameters()
-        return {name: parameter.shape for name, parameter in named if parameter.requires_grad}
+        return {name: parameter for name, parameter in named if parameter.requires_grad}
 
-    def buffer_shapes(self) -> dict[str, Size]:
-        """Shapes of what else differs between trials: the batch norms' statistics, and parameters
-        that a custom module has frozen."""
-        frozen = {n: p.shape for n, p in self.module.named_parameters() if not p.requires_grad}
-        return frozen | {
-            f"{name}.{kind}": getattr(norm, kind).shape
-            for name, norm in self.batch_norms
-            for kind in ("running_mean", "running_var")
+    def buffers(self) -> dict[str, Tensor]:
+        """What else a trial has of its own: the batch norms' statistics, and a custom module's
+        frozen parameters and saved buffers."""
+        trained, state = self.params(), self.module.state_dict()
+        names = dict(self.module.named_parameters()) | dict(self.module.named_buffers())
+        return {n: t for n, t in names.items() if n in state and n not in trained}
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """What the model takes and gives: a sample is (x - shift) / scale, pictures in [0, 1]."""
+        affine = self.data.affine
+        return {
+            "input_shape": list(self.data.input_shape),
+            "outputs": self.data.outputs,
+            "classes": list(self.data.classes),
+            "shift": None if affine is None else affine.shift,
+            "scale": None if affine is None else affine.scale,
         }
 
     @property
     def num_parameters(self) -> int:
         """Number of trained scalars of one trial."""
-        return sum(shape.numel() for shape in self.param_shapes().values())
+        return sum(parameter.numel() for parameter in self.params().values())
 
     def stack(self, width: int) -> Stack:
         """An empty stack of `width` slots."""
-        shapes, moments = self.param_shapes(), self.rule.moments
-        return Stack(shapes, self.buffer_shapes(), moments, width, self.device)
+        return Stack(self.params(), self.buffers(), self.rule.moments, width, self.device)
 
 
 class _Held:

@@ -17,6 +17,7 @@ import io
 import json
 import math
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -27,7 +28,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from iolaus import checkpoint
+from iolaus import files
 from iolaus.errors import EnvironmentFault, InputError, one_line
 from iolaus.spec import TrialResult, TrialSpec
 
@@ -52,6 +53,19 @@ def claim(wanted: Path) -> Path:
     except OSError as error:
         raise EnvironmentFault(f"cannot make {wanted}: {error.strerror or error}") from error
     raise EnvironmentFault(f"{wanted} and 9,999 folders after it exist already")
+
+
+def make(folder: Path) -> Path:
+    """Make a folder that a person named, if it is not there.
+
+    Raises:
+        EnvironmentFault: the folder cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise EnvironmentFault(f"cannot make {folder}: {error.strerror or error}") from error
+    return folder
 
 
 def need_space(folder: Path, megabytes: float) -> None:
@@ -80,16 +94,16 @@ def compare(folder: Path, spec: TrialSpec) -> dict[str, Any] | None:
     Raises:
         InputError: the folder holds a run with another config.
     """
-    manifest = _read(folder / "manifest.json")
+    manifest = read(folder / "manifest.json")
     if manifest is None:
         return None
     if manifest.get("config_hash") != spec.config_hash:
         changed = _differences(manifest.get("config", {}), _plain(spec))
         raise InputError(
-            f"{folder} holds a run with another config ({'; '.join(changed[:5])}): "
-            "choose another hydra.run.dir"
+            f"{folder} holds a run with another config ({'; '.join(changed[:5])}): go on with "
+            "the same one, or choose another hydra.run.dir"
         )
-    metrics = _read(folder / "metrics.json")
+    metrics = read(folder / "metrics.json")
     return metrics if metrics and metrics.get("state") == "complete" else None
 
 
@@ -107,7 +121,12 @@ def _plain(spec: TrialSpec) -> Any:
     return json.loads(json.dumps(asdict(spec.config), default=str))
 
 
-def _read(path: Path) -> dict[str, Any] | None:
+def read(path: Path) -> dict[str, Any] | None:
+    """A JSON object from a file, None where there is no file.
+
+    Raises:
+        EnvironmentFault: the file cannot be read.
+    """
     try:
         found = json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
@@ -120,13 +139,22 @@ def _read(path: Path) -> dict[str, Any] | None:
 def write_manifest(folder: Path, spec: TrialSpec, arguments: Sequence[str], device: str) -> None:
     """Write manifest.json: all that is needed to run this again.
 
+    That of a run which is resumed stays; when and with what it goes on is added to it.
+
     Raises:
         EnvironmentFault: the folder cannot be written.
     """
+    started = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+    before = read(folder / "manifest.json")
+    if before is not None:
+        part = {"started": started, "device": device, "git": _git(), "versions": _versions()}
+        before["resumed"] = [*before.get("resumed", []), part]
+        _write_json(folder / "manifest.json", before)
+        return
     _write_json(
         folder / "manifest.json",
         {
-            "command": " ".join(["iolaus", *arguments]),
+            "command": shlex.join(["iolaus", *arguments]),
             "arguments": list(arguments),
             "config_hash": spec.config_hash,
             "config": _plain(spec),
@@ -135,7 +163,7 @@ def write_manifest(folder: Path, spec: TrialSpec, arguments: Sequence[str], devi
             "git": _git(),
             "versions": _versions(),
             "platform": platform.platform(),
-            "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "started": started,
         },
     )
 
@@ -171,39 +199,45 @@ def write_result(folder: Path, result: TrialResult) -> None:
     Raises:
         EnvironmentFault: the disk is full or the folder cannot be written.
     """
+    from iolaus import checkpoint  # imports torch, which --help does not need
+
     if result.history:
         text = io.StringIO()
         writer = csv.DictWriter(text, fieldnames=list(result.history[0]), lineterminator="\n")
         writer.writeheader()
         for row in result.history:
-            writer.writerow({**row, "step": int(row["step"])})
-        checkpoint.write_bytes(folder / "history.csv", text.getvalue().encode())
+            writer.writerow(row)
+        files.write_bytes(folder / "history.csv", text.getvalue().encode())
     if result.best_state:
         best = {
             "model": dict(result.best_state),
             "config": _plain(result.spec),
+            "inputs": dict(result.inputs),
             "step": result.best_step,
             "metrics": result.metrics,
         }
         checkpoint.save(folder / "best.pt", best)
-    _write_json(
-        folder / "metrics.json",
-        {
-            **result.metrics,
-            "state": result.state,
-            "objective": result.objective,
-            "best_step": result.best_step,
-            "steps": result.steps,
-            "num_parameters": result.num_parameters,
-            "seconds": round(result.seconds, 4),
-            "samples_per_s": round(result.samples_per_s, 1),
-            "device": result.device,
-            "seed": result.spec.config.training.seed,
-            "error": result.error,
-        },
-    )
+    _write_json(folder / "metrics.json", summary(result))
     if result.state == "complete":
         checkpoint.clear_trial(folder / "checkpoints")
+
+
+def summary(result: TrialResult) -> dict[str, Any]:
+    """What metrics.json holds."""
+    return {
+        **result.metrics,
+        "state": result.state,
+        "objective": result.objective,
+        "best_step": result.best_step,
+        "steps": result.steps,
+        "num_parameters": result.num_parameters,
+        "seconds": round(result.seconds, 4),
+        "samples_per_s": round(result.samples_per_s, 1),
+        "device": result.device,
+        "seed": result.spec.config.training.seed,
+        "stopped": result.stopped,
+        "error": result.error,
+    }
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:
@@ -213,4 +247,4 @@ def _write_json(path: Path, value: Mapping[str, Any]) -> None:
         for key, item in value.items()
     }
     text = json.dumps(clean, indent=2, ensure_ascii=False, allow_nan=False)
-    checkpoint.write_bytes(path, (text + "\n").encode())
+    files.write_bytes(path, (text + "\n").encode())

@@ -32,6 +32,7 @@ class Slot:
         self.history: list[dict[str, float]] = []
         self.best: dict[str, float] = {}
         self.seconds = 0.0
+        self.stopped_early = False
         self._order_key = program.order_key(spec)
         self._epoch, self._order = -1, torch.empty(0, dtype=torch.int64)
 
@@ -91,7 +92,7 @@ class Slot:
     def evaluated(self, metrics: Mapping[str, float]) -> bool:
         """Write a row of the history; return whether it is the best so far."""
         row = {
-            "step": float(self.step),
+            "step": self.step,
             "epoch": self.step / self.program.steps_per_epoch,
             "lr": self.base_lr * self.schedule.factor(self.step - 1),
             "train_loss": self.loss_sum / max(self.loss_steps, 1),
@@ -154,6 +155,8 @@ class Slot:
             device=device,
             objective=self.program.objective,
             best_state=best_state or {},
+            inputs=self.program.inputs,
+            stopped=self.stopper.reason if self.stopped_early else None,
             error=error,
         )
 

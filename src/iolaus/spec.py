@@ -1,7 +1,8 @@
 """What goes into the engine and what comes out: `TrialSpec` and `TrialResult`.
 
-A spec has a *static* part (equal for all trials of a stack) and a *dynamic* part (per slot); both
-follow from the schema. Built by `config.py`; consumed by `train.py`. Imports neither torch nor
+A spec has a *static* part (equal for all trials of a stack); the rest, per slot, is *dynamic*.
+Which is which stands in the schema. Built by `app.py` and `iolaus.compose`, consumed by
+`train.py`. Imports neither torch nor
 Hydra.
 """
 
@@ -35,12 +36,7 @@ class TrialSpec:
     def static(self) -> tuple[tuple[str, Any], ...]:
         """All that must be equal inside one stack, as (dotted key, value) pairs; hashable."""
         features = tuple((f"uses.{name}", test(self.config)) for name, test in FEATURES.items())
-        return tuple(_walk(self.config, "", dynamic=False)) + features
-
-    @cached_property
-    def dynamic(self) -> dict[str, Any]:
-        """All that may differ between the slots of a stack, by dotted key."""
-        return dict(_walk(self.config, "", dynamic=True))
+        return tuple(_static(self.config, "")) + features
 
     def uses(self, feature: str) -> bool:
         """Whether a feature of `schema.FEATURES` is on for this trial."""
@@ -53,25 +49,26 @@ class TrialSpec:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _walk(node: Any, prefix: str, *, dynamic: bool) -> list[tuple[str, Any]]:
+def _static(node: Any, prefix: str) -> list[tuple[str, Any]]:
     pairs: list[tuple[str, Any]] = []
     for item in fields(node):
         value, key = getattr(node, item.name), f"{prefix}{item.name}"
         if is_dataclass(value):
-            pairs += _walk(value, f"{key}.", dynamic=dynamic)
-        elif bool(item.metadata.get("dynamic")) == dynamic:
+            pairs += _static(value, f"{key}.")
+        elif not item.metadata.get("dynamic"):
             pairs.append((key, value))
     return pairs
 
 
-@dataclass
+@dataclass(repr=False)
 class TrialResult:
     """What a trial gave.
 
     `metrics` are those of the best state (validation and, once, test) plus `train_loss` at that
     evaluation; `history` has one row per evaluation; `best_state` maps parameter and buffer names
-    to CPU tensors; `seconds` is the trial's share of the stack's wall time; `error` says why a
-    failed trial failed, in one line.
+    to CPU tensors; `inputs` says what the model takes and gives (input_shape, outputs, classes,
+    shift, scale); `seconds` is the trial's share of the stack's wall time; `stopped` says why early
+    stopping ended it and `error` why it failed, in one line.
     """
 
     spec: TrialSpec
@@ -85,8 +82,15 @@ class TrialResult:
     samples_per_s: float
     device: str
     objective: str
-    best_state: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    best_state: Mapping[str, Any] = field(default_factory=dict)
+    inputs: Mapping[str, Any] = field(default_factory=dict)
+    stopped: str | None = None
     error: str | None = None
+
+    def __repr__(self) -> str:
+        """Number, state, steps and metrics; not the tensors."""
+        metrics = ", ".join(f"{name}={value:.4g}" for name, value in self.metrics.items())
+        return f"TrialResult({self.spec.number}, {self.state}, steps={self.steps}, {metrics})"
 
     @property
     def value(self) -> float:

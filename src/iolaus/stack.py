@@ -13,20 +13,30 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Size, Tensor
+from torch import Tensor
 
 Row = dict[str, Tensor]
 
 
 class Bank:
-    """Tensors (S, *shape) by name, zero at first, views of one storage."""
+    """Tensors (S, *shape) by name, zero at first; the float32 ones are views of one storage.
 
-    def __init__(self, shapes: Mapping[str, Size], width: int, device: torch.device):
-        sizes = [width * shape.numel() for shape in shapes.values()]
+    Args:
+        like: one trial's tensors, for their shapes and types.
+        width: number of slots S.
+        device: where they lie.
+    """
+
+    def __init__(self, like: Mapping[str, Tensor], width: int, device: torch.device):
+        floats = {name: t for name, t in like.items() if t.dtype == torch.float32}
+        sizes = [width * tensor.numel() for tensor in floats.values()]
         storage = torch.zeros(sum(sizes), device=device)
+        parts = dict(zip(floats, torch.split(storage, sizes), strict=True)) if floats else {}
         self.views: Row = {
-            name: part.view(width, *shape)
-            for (name, shape), part in zip(shapes.items(), torch.split(storage, sizes), strict=True)
+            name: parts[name].view(width, *tensor.shape)
+            if name in parts
+            else torch.zeros(width, *tensor.shape, dtype=tensor.dtype, device=device)
+            for name, tensor in like.items()
         }
         # With one slot all parameters are one long row, so that an update is a few operations.
         self.groups = [storage.view(1, -1)] if width == 1 else list(self.views.values())
@@ -69,15 +79,15 @@ class Stack:
     """All state of `width` slots on one device.
 
     Args:
-        params, buffers: shapes by name, without the slot axis.
+        params, buffers: one trial's tensors by name, for shapes and types.
         moments: names of what the optimizer keeps per parameter.
         width: number of slots S.
     """
 
     def __init__(
         self,
-        params: Mapping[str, Size],
-        buffers: Mapping[str, Size],
+        params: Mapping[str, Tensor],
+        buffers: Mapping[str, Tensor],
         moments: tuple[str, ...],
         width: int,
         device: torch.device,

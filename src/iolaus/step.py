@@ -44,13 +44,12 @@ class Step:
         self.program, self.module, self.task = program, program.module, program.task
         uses = program.spec.uses
         self.uses = uses
-        kinds = {
-            "crop": uses("crop"),
-            "flip": uses("flip"),
-            "affine": uses("rotation") or uses("translation"),
-            "cutout": uses("cutout"),
-        }
-        self.augment = Augmentation(**kinds) if any(kinds.values()) else None
+        self.augment = Augmentation(
+            crop=uses("crop"),
+            flip=uses("flip"),
+            affine=uses("rotation") or uses("translation"),
+            cutout=uses("cutout"),
+        )
         parameters = sum(1 for _ in self.module.parameters())
         every = sum(1 for _ in self.module.named_parameters(remove_duplicate=False))
         self.tied = parameters != every
@@ -59,7 +58,7 @@ class Step:
         """Names of the random streams that this program draws from."""
         names = {
             "dropout": bool(self.program.dropouts),
-            "augment": self.augment is not None,
+            "augment": self.augment.any,
             "mixup": self.uses("mixup"),
         }
         return [name for name, used in names.items() if used]
@@ -93,7 +92,7 @@ class Step:
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Augment and mix the batch; collect what the loss needs per slot."""
         extra: dict[str, Tensor] = {}
-        if self.augment is not None:
+        if self.augment.any:
             x = self.augment(x, moment.keys["augment"], stack.traits)
         if self.uses("mixup"):
             assert stack.mixup is not None

@@ -6,7 +6,7 @@ generators", OOPSLA 2014): output `i` of the stream with seed `key` is mix(key +
 
 A trial's streams are `derive(seed, stream)` with one of the numbers below. Keys are 64-bit
 integers, held as Python ints in [-2^63, 2^63) or as int64 tensors. Used by init, models.layers
-(dropout), batch (order) and regularization (mixup, augmentation).
+(dropout), slot (order of batches) and regularization (mixup, augmentation).
 """
 
 from __future__ import annotations

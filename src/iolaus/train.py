@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from iolaus import checkpoint, device, streams
-from iolaus.errors import EXIT_INTERRUPTED, EnvironmentFault, IolausError, one_line
+from iolaus.errors import EnvironmentFault, IolausError, one_line
 from iolaus.monitor import Monitor
 from iolaus.program import Program
 from iolaus.slot import Slot
@@ -30,11 +30,11 @@ BLOCK_SECONDS = 0.5
 
 
 class Interrupted(IolausError):
-    """A signal asked to stop; the trials that have a folder are checkpointed."""
+    """A signal asked to stop, at `step`; the trials that have a folder are checkpointed."""
 
-    def __init__(self, exit_code: int = EXIT_INTERRUPTED):
-        super().__init__("interrupted")
-        self.exit_code = exit_code
+    def __init__(self, exit_code: int, step: int):
+        super().__init__(f"interrupted at step {step}")
+        self.exit_code, self.step = exit_code, step
 
 
 def train(
@@ -57,7 +57,7 @@ def train(
         is not finite, a model that raises) yields a result with state "failed".
 
     Raises:
-        Interrupted: the monitor reported a signal.
+        Interrupted: the monitor reported a signal while trials were left.
         EnvironmentFault: a checkpoint could not be written.
     """
     pull = _Pull(specs)
@@ -111,19 +111,30 @@ class _Engine:
             if not self.live:
                 return
             try:
-                broken = self._block()
+                ended = [*self._block(), *self._events()]
+            except IolausError:
+                raise
             except Exception as error:  # a user's module may raise anything
-                if len(self.live) > 1 or isinstance(error, IolausError):
-                    raise
-                log.info("the step raised", exc_info=True)  # to the log file, not the screen
-                broken = {self.live[0][0]: f"{type(error).__name__}: {one_line(error)}"}
-            for place, reason in broken.items():
-                yield self._end(place, "failed", reason)
-            yield from self._events()
+                log.info("the model raised", exc_info=True)  # to the log file, not the screen
+                yield from self._broken(f"{type(error).__name__}: {one_line(error)}")
+                continue
+            yield from ended
             self._checkpoint(due=True)
-            if (code := self.monitor.interrupted()) is not None:
+            code = self.monitor.interrupted()
+            if code is not None and (self.live or self.pull.peek() is not None):
                 self._checkpoint(due=False)
-                raise Interrupted(code)
+                raise Interrupted(code, max((slot.step for _, slot in self.live), default=0))
+
+    def _broken(self, reason: str) -> Iterator[TrialResult]:
+        """The step or an evaluation raised: one trial alone is to blame itself; several are run
+        again one by one, from their checkpoints or from the start, to find out whose fault it is.
+        """
+        if len(self.live) == 1:
+            yield self._end(self.live[0][0], "failed", reason)
+            return
+        specs = [slot.spec for _, slot in self.live]
+        self.slots = [None] * len(self.slots)
+        yield from _Engine(self.program, self.monitor, _Pull(specs), 1).run()
 
     # --- coming and going ------------------------------------------------------------------------
 
@@ -167,8 +178,8 @@ class _Engine:
 
     # --- a block of steps ------------------------------------------------------------------------
 
-    def _block(self) -> dict[int, str]:
-        """Advance every slot to the next event or for a while; return why slots broke."""
+    def _block(self) -> Iterator[TrialResult]:
+        """Advance every slot to the next event or for a while; end those whose loss broke."""
         began = time.perf_counter()
         live = self.live
         steps = min(self.block_steps, *(slot.until_event() for _, slot in live))
@@ -187,12 +198,10 @@ class _Engine:
         seconds = time.perf_counter() - began
         self.block_steps = max(1, min(1000, round(BLOCK_SECONDS / seconds * steps)))
         self.monitor.stepped(steps)
-        broken = {}
         for where, slot in live:
             reason = slot.advance(columns[where], seconds / len(live))
             if reason is not None:
-                broken[where] = reason
-        return broken
+                yield self._end(where, "failed", reason)
 
     def _order(self, live: list[tuple[int, Slot]], step: int) -> torch.Tensor:
         """Sample numbers of one step, (S, B); an empty slot repeats a live one's."""
@@ -223,10 +232,10 @@ class _Engine:
             if slot.evaluated(metrics):
                 self.stack.keep_best(place)
             self.monitor.report(slot.spec, slot.history[-1])
-            if slot.stopper.observe(slot.history[-1]) or slot.finished:
+            stop = slot.stopper.observe(slot.history[-1])
+            slot.stopped_early = stop and not slot.finished
+            if stop or slot.finished:
                 ends[place] = ("complete", None)
-                if not slot.finished:
-                    log.info("%s at step %d", slot.stopper.reason, slot.step)
         for place in due:
             slot = self.slots[place]
             if slot is not None and place not in ends and self.monitor.should_stop(slot.spec):

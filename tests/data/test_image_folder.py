@@ -189,7 +189,7 @@ def _deep(root):
         (_remove("train", "dog"), "train must hold two or more class folders .*got only cat"),
         (_empty("train", "dog"), "train/dog must hold at least one picture, it has none"),
         (_empty("val", "cat"), "val/cat must hold at least one picture, it has none"),
-        (_write("train", "cat", "notes.txt"), "train/cat/notes.txt cannot be read .*remove it"),
+        (_write("train", "cat", "x.png", content=b"-"), "train/cat/x.png cannot be .*remove it"),
         (_write("train", "cat", "0.png", content=b""), "train/cat/0.png cannot be read"),
         (_truncate, "train/cat/2.png cannot be read"),
         (_deep, "train/cat/2.png cannot be read .*8 bits a channel"),
@@ -214,3 +214,11 @@ def test_a_folder_without_class_folders_is_told(folder, pictures):
 def test_no_two_splits_may_share_a_folder(folder, test_folder):
     with pytest.raises(InputError, match=f"must differ .*test_folder={test_folder}"):
         data.load(folder(test_folder=test_folder))
+
+
+def test_files_that_are_no_pictures_are_passed_over(folder, pictures):
+    before = len(data.load(folder()).train)
+    (pictures / "train" / "cat" / "Thumbs.db").write_bytes(b"-")
+    (pictures / "train" / "cat" / "notes.txt").write_text("-")
+    data._load.cache_clear()
+    assert len(data.load(folder()).train) == before

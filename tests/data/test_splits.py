@@ -96,7 +96,7 @@ def two() -> tuple[TensorSplit, TensorSplit]:
 
 
 def test_standardize_takes_mean_and_deviation_of_each_channel_from_training(configure, two):
-    train, val = normalize(configure("digits"), *two)
+    _, (train, val) = normalize(configure("digits"), *two)
     axes = (0, 2, 3)
     torch.testing.assert_close(train.x.mean(axes), torch.zeros(3), atol=1e-5, rtol=0)
     deviations = torch.tensor([1.0, 1.0, 0.0])
@@ -110,7 +110,7 @@ def test_standardize_takes_mean_and_deviation_of_each_channel_from_training(conf
 @pytest.mark.parametrize("bounds", [(0.0, 1.0), (-1.0, 1.0), (2.0, 10.0)])
 def test_minmax_spreads_each_training_channel_over_the_range(configure, two, bounds):
     config = configure("digits", normalization="minmax", minmax_range=bounds)
-    train, _ = normalize(config, *two)
+    _, (train, _) = normalize(config, *two)
     low, high = torch.full((2,), bounds[0]), torch.full((2,), bounds[1])
     torch.testing.assert_close(train.x.amin((0, 2, 3))[:2], low, atol=1e-4, rtol=0)
     torch.testing.assert_close(train.x.amax((0, 2, 3))[:2], high, atol=1e-4, rtol=0)
@@ -118,21 +118,21 @@ def test_minmax_spreads_each_training_channel_over_the_range(configure, two, bou
 
 
 def test_none_leaves_pictures_untouched(configure, two):
-    train, val = normalize(configure("digits", normalization="none"), *two)
+    _, (train, val) = normalize(configure("digits", normalization="none"), *two)
     assert train.x.equal(two[0].x)
     assert val.x.equal(two[1].x)
 
 
 def test_features_that_are_no_pictures_are_standardized_one_by_one(configure):
     x = torch.tensor([[0.0, 100.0], [2.0, 300.0]])
-    (train,) = normalize(configure("quadratic"), TensorSplit(x, torch.zeros(2)))
+    _, (train,) = normalize(configure("quadratic"), TensorSplit(x, torch.zeros(2)))
     assert train.x.tolist() == [[-1.0, -1.0], [1.0, 1.0]]
 
 
 def test_a_constant_feature_is_divided_by_one_although_its_mean_is_rounded(configure):
     constant = TensorSplit(torch.full((1000, 1), 0.1), torch.zeros(1000))
     other = TensorSplit(torch.tensor([[0.6]]), torch.zeros(1))
-    train, val = normalize(configure("quadratic"), constant, other)
+    _, (train, val) = normalize(configure("quadratic"), constant, other)
     assert train.x.abs().max() == 0
     assert float(val.x) == pytest.approx(0.5)
 
@@ -142,14 +142,14 @@ def test_statistics_do_not_depend_on_how_samples_are_cut(
     configure, two, normalization, monkeypatch
 ):
     config = configure("digits", normalization=normalization)
-    whole = normalize(config, *two)[1].x
+    whole = normalize(config, *two)[1][1].x
     monkeypatch.setattr(splits, "_CHUNK", 7 * 60)
-    torch.testing.assert_close(normalize(config, *two)[1].x, whole, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(normalize(config, *two)[1][1].x, whole, atol=1e-6, rtol=1e-6)
 
 
 def test_statistics_come_from_the_first_samples_when_there_are_too_many(configure, two):
-    few, _ = normalize(configure("digits"), two[0].take(torch.arange(10)), two[1])
-    many, _ = normalize(configure("digits"), *two, at_most=10)
+    _, (few, _) = normalize(configure("digits"), two[0].take(torch.arange(10)), two[1])
+    _, (many, _) = normalize(configure("digits"), *two, at_most=10)
     assert many.x[:10].equal(few.x)
     assert len(many) == 50
 

@@ -173,6 +173,7 @@ class Dataset:
         outputs: how many numbers a model must give: the classes, or 1 unless multiclass.
         input_shape: a sample's axes: (channels, height, width), or (D,).
         classes: names by class number, empty for regression.
+        affine: the normalization that was applied, None for none.
     """
 
     name: str
@@ -183,6 +184,7 @@ class Dataset:
     outputs: int
     input_shape: tuple[int, ...]
     classes: tuple[str, ...]
+    affine: Affine | None = None
 
     @property
     def is_image(self) -> bool:

@@ -26,6 +26,7 @@ def load(config: Digits) -> Dataset:
     raw = TensorSplit(x, torch.from_numpy(bunch.target).long())
     held_out = {"test": config.test, "validation": config.validation}
     train, test, val = (raw.take(part) for part in partition(config, len(raw), held_out))
-    train, val, test = normalize(config, train, val, test)
+    affine, (train, val, test) = normalize(config, train, val, test)
     classes = tuple(str(name) for name in bunch.target_names)
-    return Dataset(config.name, train, val, test, "multiclass", len(classes), (1, 8, 8), classes)
+    outputs, shape = len(classes), (1, 8, 8)
+    return Dataset(config.name, train, val, test, "multiclass", outputs, shape, classes, affine)

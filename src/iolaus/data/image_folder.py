@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from PIL import Image
 
 from iolaus.data.dataset import Dataset, LazySplit, Split
 from iolaus.data.pictures import probe
@@ -53,7 +54,7 @@ def load(config: ImageFolder) -> Dataset:
     small = sum(split.nbytes for split in raw) <= HELD_BYTES
     if small and config.placement != "stream":
         raw = [split.tensor() for split in raw]
-    splits = normalize(config, *raw, at_most=None if small else STATISTICS_AT_MOST)
+    affine, splits = normalize(config, *raw, at_most=None if small else STATISTICS_AT_MOST)
     train, val, *test = splits
     binary = len(classes) == 2
     return Dataset(
@@ -65,6 +66,7 @@ def load(config: ImageFolder) -> Dataset:
         outputs=1 if binary else len(classes),
         input_shape=shape,
         classes=tuple(classes),
+        affine=affine,
     )
 
 
@@ -108,11 +110,15 @@ def _files(place: Path, classes: Sequence[str]) -> list[list[str]]:
         )
     files = []
     for name in classes:
-        pictures = _names(place / name, folders=False)
+        pictures = [file for file in _names(place / name, folders=False) if _is_picture(file)]
         if not pictures:
             raise EnvironmentFault(f"{place / name} must hold at least one picture, it has none")
         files.append([str(place / name / picture) for picture in pictures])
     return files
+
+
+def _is_picture(name: str) -> bool:
+    return Path(name).suffix.lower() in Image.registered_extensions()
 
 
 def _names(place: Path, folders: bool) -> list[str]:

@@ -27,5 +27,5 @@ def load(config: Quadratic) -> Dataset:
     raw = TensorSplit(x, (x.square() + x * noise).squeeze(1))
     held_out = {"test": config.test, "validation": config.validation}
     train, test, val = (raw.take(part) for part in partition(config, len(raw), held_out))
-    train, val, test = normalize(config, train, val, test)
-    return Dataset(config.name, train, val, test, "regression", 1, (1,), ())
+    affine, (train, val, test) = normalize(config, train, val, test)
+    return Dataset(config.name, train, val, test, "regression", 1, (1,), (), affine)

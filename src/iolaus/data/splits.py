@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from iolaus.data.dataset import Split
-from iolaus.data.normalization import fit
+from iolaus.data.normalization import Affine, fit
 from iolaus.errors import InputError
 from iolaus.schema import Data
 
@@ -58,7 +58,9 @@ def partition(config: Data, total: int, held_out: Mapping[str, float]) -> list[T
     return [order[: config.subset], *parts]
 
 
-def normalize(config: Data, train: S, *others: S, at_most: int | None = None) -> list[S]:
+def normalize(
+    config: Data, train: S, *others: S, at_most: int | None = None
+) -> tuple[Affine | None, list[S]]:
     """Normalize all splits by the statistics of the raw training split.
 
     Args:
@@ -66,10 +68,13 @@ def normalize(config: Data, train: S, *others: S, at_most: int | None = None) ->
         train, others: raw splits; pictures in [0, 1].
         at_most: take the statistics from the first so many training samples, which `partition`
             left in random order; None takes all.
+
+    Returns:
+        The map that was applied (None for none), and the normalized splits.
     """
     affine = fit(config, train.shape, _chunks(train, at_most))
     splits = [train, *others]
-    return splits if affine is None else [split.normalized(affine) for split in splits]
+    return affine, splits if affine is None else [split.normalized(affine) for split in splits]
 
 
 def _chunks(split: Split, at_most: int | None) -> Iterator[Tensor]:

@@ -70,9 +70,11 @@ def load(config: Torchvision) -> Dataset:
         raise _fault(config, root, error) from error
     parts = partition(config, len(y), {"validation": config.validation})
     train, val = (TensorSplit(_unit(x[part]), y[part]) for part in parts)
-    train, val, test = normalize(config, train, val, TensorSplit(_unit(test_x), test_y))
-    classes = layout.classes
-    return Dataset(config.name, train, val, test, "multiclass", len(classes), train.shape, classes)
+    raw_test = TensorSplit(_unit(test_x), test_y)
+    affine, (train, val, test) = normalize(config, train, val, raw_test)
+    classes, shape = layout.classes, train.shape
+    outputs = len(classes)
+    return Dataset(config.name, train, val, test, "multiclass", outputs, shape, classes, affine)
 
 
 def _unit(x: Tensor) -> Tensor:

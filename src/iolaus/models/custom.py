@@ -107,10 +107,23 @@ def _run(target: str, module: nn.Module, sample: Tensor) -> Any:
 
 def _check_independence(target: str, module: nn.Module, sample: Tensor) -> None:
     """Run one training batch and see what it leaves behind."""
+    wrong = [n for n, p in module.named_parameters() if p.dtype != torch.float32]
+    if wrong:
+        raise InputError(
+            f"model._target_ '{target}' must have float32 parameters, '{wrong[0]}' is not; "
+            "training.precision=bf16 computes in bf16"
+        )
     before = {name: (tensor, tensor._version) for name, tensor in _tensors(module)}
     random = torch.get_rng_state()
     output = _run(target, module, sample)
     mistakes = []
+    again = _run(target, module, sample)
+    same = isinstance(output, Tensor) and isinstance(again, Tensor) and torch.equal(output, again)
+    if isinstance(output, Tensor) and torch.equal(random, torch.get_rng_state()) and not same:
+        mistakes.append(
+            f"model._target_ '{target}' gives another output for the same batch: a trial could "
+            "neither be resumed nor trained beside others; it may keep no state while it runs"
+        )
     if not isinstance(output, Tensor):
         kind = type(output).__name__
         mistakes.append(f"model._target_ '{target}' must return one tensor in training, got {kind}")

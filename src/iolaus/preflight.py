@@ -1,0 +1,182 @@
+"""Before Hydra makes a folder: check a run or a sweep as a whole, and claim the run's folder.
+
+Called by `app.py`. Whatever is wrong is found here, while nothing is written yet.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra._internal.utils import get_args_parser
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from iolaus import config, overrides, run_folder
+from iolaus.errors import EnvironmentFault, InputError, one_line
+from iolaus.spec import TrialSpec
+
+if TYPE_CHECKING:
+    from iolaus.program import Program
+    from iolaus.schema import RunConfig
+
+
+def resumed(argv: list[str]) -> list[str]:
+    """Replace `--resume FOLDER` by the arguments which that run was started with.
+
+    Raises:
+        InputError: the folder holds no run.
+    """
+    argv = [part for word in argv for part in _parted(word)]
+    if "--resume" not in argv:
+        return argv
+    at = argv.index("--resume")
+    folder = argv[at + 1] if at + 1 < len(argv) else ""
+    manifest = run_folder.read(Path(folder) / "manifest.json") if folder else None
+    if manifest is None or "arguments" not in manifest:
+        raise InputError(
+            f"--resume must name the folder of a run, got '{folder}' without a manifest.json"
+        )
+    # A manifest is not the user's word: it may name no package to trust, folder of configs, or
+    # Hydra setting. What the run needs of these is given again, or the configs differ.
+    before = [str(word) for word in manifest["arguments"]]
+    dropped = [word for word in before if word.lstrip("+~").startswith(("trust=", "hydra", "-"))]
+    missing = [word for word in dropped if word == "--config-dir" and word not in argv]
+    if missing:
+        raise InputError(f"{folder} was started with --config-dir: give it again with --resume")
+    given = {_key(word) for word in argv}
+    kept = [w for w in before if "=" in w and w not in dropped and _key(w) not in given]
+    return with_overrides(
+        [*argv[:at], *argv[at + 2 :]], [*kept, f"hydra.run.dir={_quoted(folder)}"]
+    )
+
+
+def with_overrides(argv: Sequence[str], added: Sequence[str]) -> list[str]:
+    """Options first, then `added`, then all overrides: Hydra wants them to stand together."""
+    arguments, unknown = get_args_parser().parse_known_args(list(argv))
+    overrides = [*arguments.overrides, *(word for word in unknown if not word.startswith("-"))]
+    return [*(word for word in argv if word not in overrides), *added, *overrides]
+
+
+def _key(word: str) -> str:
+    return word.partition("=")[0].lstrip("+~")
+
+
+def _parted(word: str) -> list[str]:
+    return word.split("=", 1) if word.startswith("--resume=") else [word]
+
+
+def _quoted(folder: str) -> str:
+    escaped = folder.replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"
+
+
+def check(arguments: Any, argv: Sequence[str]) -> list[str] | None:
+    """Check what is about to run.
+
+    Args:
+        arguments: the command line as Hydra's parser has it.
+        argv: the same as typed.
+
+    Returns:
+        Overrides to add to the command line, or None when the run is finished already.
+
+    Raises:
+        IolausError: something is wrong; nothing was written.
+    """
+    if arguments.config_path is not None:
+        raise InputError("--config-path is not supported; --config-dir adds your own groups")
+    name = arguments.config_name or config.CONFIG_NAME
+    if arguments.multirun:
+        _check_sweep(arguments, name)
+        return []
+    cfg = overrides.compose(arguments.overrides, arguments.config_dir, name)
+    if cfg.hydra.mode == RunMode.MULTIRUN:
+        _check_sweep(arguments, name)
+        return []
+    spec = TrialSpec(config.read(cfg))
+    program = _program(spec)
+    wanted = _wanted(cfg)
+    copies = 2 * (2 + len(program.rule.moments)) + 1  # two checkpoints and best.pt
+    run_folder.need_space(wanted, 1 + 4e-6 * program.num_parameters * copies)
+    if any(text.startswith("hydra.run.dir=") for text in arguments.overrides):
+        finished = run_folder.compare(wanted, spec)
+        if finished is not None:
+            from iolaus.progress import show_result
+
+            print("this very run is finished already:")
+            show_result(finished, wanted)
+            return None
+        begin(run_folder.make(wanted), spec, argv)
+        return []
+    folder = run_folder.claim(wanted)
+    begin(folder, spec, argv)
+    return [f"hydra.run.dir={_quoted(str(folder))}"]
+
+
+def _wanted(cfg: DictConfig) -> Path:
+    """The run's folder as hydra.run.dir says."""
+    HydraConfig.instance().set_config(cfg)  # for ${hydra:...}
+    try:
+        given = cfg.hydra.run.dir
+    except OmegaConfBaseException as error:
+        raise InputError(f"hydra.run.dir: {one_line(error)}") from None
+    finally:
+        HydraConfig.instance().cfg = None
+    if not given:
+        raise InputError("hydra.run.dir must name a folder, got an empty word")
+    return Path(given)
+
+
+def begin(folder: Path, spec: TrialSpec, arguments: Sequence[str]) -> None:
+    """Write the manifest of a run; a folder that cannot even hold that is removed again.
+
+    Raises:
+        EnvironmentFault: the folder cannot be written.
+    """
+    from iolaus import device
+
+    try:
+        name = device.describe(_program(spec).device)
+        run_folder.write_manifest(folder, spec, arguments, name)
+    except EnvironmentFault:
+        if not any(folder.iterdir()):
+            folder.rmdir()
+        raise
+
+
+def see_own_packages(run_config: RunConfig) -> None:
+    """Let `trust=[mypackage]` find a package in the working folder, as `python -m` does."""
+    if run_config.trust and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+
+
+def _program(spec: TrialSpec) -> Program:
+    see_own_packages(spec.config)
+    from iolaus.program import Program
+
+    return Program.of(spec)
+
+
+def _check_sweep(arguments: Any, name: str) -> None:
+    """Check every value of a sweep, and the data of its first point."""
+    parser, fixed = OverridesParser.create(), []
+    for text in arguments.overrides:
+        try:
+            if parser.parse_override(text).is_sweep_override():
+                continue
+        except HydraException:
+            pass  # `overrides.compose` says what is wrong with it
+        fixed.append(text)
+    cfg: DictConfig = overrides.compose(fixed, arguments.config_dir, name)
+    params = cfg.hydra.sweeper.get("params") or {}
+    first = overrides.check_sweep(
+        arguments.overrides, params, config_dir=arguments.config_dir, config_name=name
+    )
+    _program(TrialSpec(config.read(first)))

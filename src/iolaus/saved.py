@@ -1,0 +1,68 @@
+"""A trained model back from a run's folder, ready to predict: `iolaus.load(folder)`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from iolaus import checkpoint, config, models
+from iolaus.errors import EnvironmentFault, InputError
+
+
+class Predictor(nn.Module):
+    """A model with the normalization that it was trained with, in eval mode.
+
+    Attributes:
+        model: the trained module.
+        classes: names by class number, empty for regression.
+    """
+
+    shift: Tensor
+    scale: Tensor
+
+    def __init__(self, model: nn.Module, classes: Sequence[str], shift: Tensor, scale: Tensor):
+        super().__init__()
+        self.model, self.classes = model, tuple(classes)
+        self.register_buffer("shift", shift)
+        self.register_buffer("scale", scale)
+        self.eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """From raw samples x (B, *input_shape), pictures in [0, 1], to outputs (B, C)."""
+        outputs: Tensor = self.model((x - self.shift) / self.scale)
+        return outputs
+
+
+def load(folder: str | Path, trust: Sequence[str] = ()) -> Predictor:
+    """Load best.pt of a run.
+
+    Args:
+        folder: the run's folder.
+        trust: packages whose modules may be built; what the file says of it is not believed.
+
+    Raises:
+        EnvironmentFault: there is no best.pt, or it is damaged.
+        InputError: the model names a module outside of the allow list and `trust`.
+    """
+    path = Path(folder) / "best.pt"
+    if not path.is_file():
+        raise EnvironmentFault(f"there is no best.pt in {folder}: only a run that ended has one")
+    saved = checkpoint.load(path)
+    try:
+        given, inputs, state = saved["config"], saved["inputs"], saved["model"]
+        read = config.read_plain({**given, "trust": list(trust)})
+        module = models.build(read, inputs["input_shape"], inputs["outputs"])
+        module.load_state_dict(state, strict=False)
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise EnvironmentFault(f"{path} is not what iolaus writes: {error}") from error
+    missing = {name for name, _ in module.named_parameters()} - state.keys()
+    if missing:
+        raise InputError(f"{path} lacks parameters of the model: {', '.join(sorted(missing))}")
+    shape = [1] * (len(inputs["input_shape"]) or 1)
+    shift, scale = inputs["shift"], inputs["scale"]
+    shift = torch.zeros(shape) if shift is None else shift
+    scale = torch.ones(shape) if scale is None else scale
+    return Predictor(module, inputs["classes"], shift, scale)
