@@ -24,7 +24,7 @@ from iolaus.device import autocast
 from iolaus.program import Program
 from iolaus.stack import Row, Stack
 
-EVALUATION_CHUNK = 512
+EVALUATION_CHUNK = 256
 """Samples of a split that are evaluated at once."""
 
 
