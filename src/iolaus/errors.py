@@ -46,9 +46,14 @@ class TrainingFailed(IolausError):
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """Return `"; did you mean 'x'?"` for the closest of `known`, or an empty string."""
-    names = {name.lower(): name for name in known}
-    matches = difflib.get_close_matches(word.lower(), names, n=1, cutoff=0.5)
-    return f"; did you mean '{names[matches[0]]}'?" if matches else ""
+    names = list(known)
+    lowered = [name.lower() for name in names]
+    matches = difflib.get_close_matches(word.lower(), lowered, n=1, cutoff=0.5)
+    if not matches:
+        return ""
+    alike = [name for name in names if name.lower() == matches[0]]
+    closest = max(alike, key=lambda name: difflib.SequenceMatcher(None, word, name).ratio())
+    return f"; did you mean '{closest}'?"
 
 
 def one_line(text: object, limit: int = 300) -> str:

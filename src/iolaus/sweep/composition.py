@@ -1,0 +1,117 @@
+"""Composing thousands of trials: Hydra composes each set of group choices once.
+
+A Hydra composition costs tens of milliseconds, most of it for the defaults list. Trials of a sweep
+differ mostly in plain values, which change nothing in that list: the composition of everything
+else is kept, and the values are put into a copy of it. The result is that of a full composition
+(a property test compares them). Called by the sweeper's worker.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, OverrideType
+from omegaconf import DictConfig, OmegaConf
+
+Plain = dict[str, Any]
+
+
+class Composition:
+    """Composes overrides to plain nested values, without the `hydra` node.
+
+    Args:
+        load: a full composition of overrides.
+        is_group: whether a key is a config group, whose choice changes the defaults list.
+    """
+
+    def __init__(self, load: Callable[[list[str]], DictConfig], is_group: Callable[[str], bool]):
+        self._load, self._is_group = load, is_group
+        self._parser = OverridesParser.create()
+        self._kept: dict[tuple[str, ...], Plain | None] = {}
+
+    def __call__(self, overrides: Sequence[str]) -> Plain:
+        """The config of `overrides`, resolved.
+
+        Raises:
+            hydra.errors.HydraException: an override names no key or option, or does not parse.
+        """
+        values: list[Override] = []
+        structural: list[str] = []
+        for text, override in zip(
+            overrides, self._parser.parse_overrides(list(overrides)), strict=True
+        ):
+            if self._is_value(override):
+                values.append(override)
+            else:
+                structural.append(text)
+        base = self._base(tuple(structural))
+        if base is None:
+            return self._full(overrides)
+        plain = copy.deepcopy(base)
+        for override in values:
+            if not _put(plain, override.key_or_group.split("."), override.value()):
+                return self._full(overrides)  # which says what is wrong, or knows better
+        return plain
+
+    def _is_value(self, override: Override) -> bool:
+        """Whether an override sets one existing key to a number, word, list or null."""
+        plain = override.type == OverrideType.CHANGE and override.package is None
+        if not plain or override.is_sweep_override() or "[" in override.key_or_group:
+            return False
+        if override.key_or_group.startswith("hydra.") or self._is_group(override.key_or_group):
+            return False
+        return not _interpolates(override.value()) and not isinstance(override.value(), dict)
+
+    def _base(self, structural: tuple[str, ...]) -> Plain | None:
+        """The kept composition, or None where values refer to each other."""
+        if structural not in self._kept:
+            cfg = _without_hydra(self._load(list(structural)))
+            raw = OmegaConf.to_container(cfg, resolve=False)
+            assert isinstance(raw, dict)
+            self._kept[structural] = None if _interpolates(raw) else _named(raw)
+        return self._kept[structural]
+
+    def _full(self, overrides: Sequence[str]) -> Plain:
+        cfg = _without_hydra(self._load(list(overrides)))
+        raw = OmegaConf.to_container(cfg, resolve=True)
+        assert isinstance(raw, dict)
+        return _named(raw)
+
+
+def _named(raw: dict[Any, Any]) -> Plain:
+    return {str(key): value for key, value in raw.items()}
+
+
+def _without_hydra(cfg: DictConfig) -> DictConfig:
+    return OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
+
+
+def _interpolates(node: Any) -> bool:
+    if isinstance(node, dict):
+        return any(_interpolates(value) for value in node.values())
+    if isinstance(node, list | tuple):
+        return any(_interpolates(value) for value in node)
+    return isinstance(node, str) and ("${" in node or node == "???")
+
+
+def _put(node: Plain, path: Sequence[str], value: Any) -> bool:
+    """Set an existing leaf; False where there is none or it is no leaf."""
+    for key in path[:-1]:
+        inner = node.get(key)
+        if not isinstance(inner, dict):
+            return False
+        node = inner
+    if path[-1] not in node or isinstance(node[path[-1]], dict):
+        return False
+    node[path[-1]] = _unquoted(value)
+    return True
+
+
+def _unquoted(value: Any) -> Any:
+    """Hydra's quoted strings as strings, also inside of lists."""
+    if isinstance(value, list):
+        return [_unquoted(item) for item in value]
+    return getattr(value, "text", value)

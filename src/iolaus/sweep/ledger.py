@@ -1,0 +1,275 @@
+"""The books of a study: who may run the next trial, so that its total is met exactly.
+
+`total` counts finished trials (COMPLETE, PRUNED, or FAIL and not tried again), whoever runs them
+and however often the sweep is killed and started again. What changes the books happens in one
+transaction that holds the study: BEGIN IMMEDIATE on SQLite (see `storage`), a lock on the study's
+row elsewhere. Optuna's tables are written directly, because its public functions take one
+transaction per row and per value.
+
+A trial never goes back to waiting. It becomes FAIL, and a new trial with the same parameters waits
+in its place; `records` lists the attributes that say so.
+
+Called by the sweeper (`retry_failed`) and by every worker (the rest).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime, timedelta
+from itertools import islice
+from typing import Any
+
+import optuna
+from optuna.storages import RDBStorage
+from optuna.storages._rdb import models
+from optuna.trial import TrialState
+from sqlalchemy import func, select, update
+from sqlalchemy.orm import Session, selectinload
+
+from iolaus.errors import InputError
+from iolaus.sweep import processes
+from iolaus.sweep.records import (
+    CONTINUES,
+    LOST,
+    POINT,
+    RETRIED,
+    RETRIES,
+    RETRY_OF,
+    WORKER,
+    Heartbeats,
+    Row,
+    Trials,
+    UserAttributes,
+    attributes_of,
+    parameters_of,
+    set_attribute,
+    waiting_trial,
+)
+
+# A grid's points are laid out a few at a time: Optuna reads all waiting trials again for each look
+# that a sampler or pruner takes at a study (0.9 s for 10,000 of them).
+POINTS_AT_ONCE = 64
+
+
+class Ledger:
+    """Hands out the trials of one study; every worker has a ledger of its own.
+
+    `total` is the number of trials to finish; None for no limit. `points` are a grid's parameters,
+    the same in the same order in every process: each is run once, and nothing besides. A trial
+    whose worker died is run again at most `max_restarts` times. A worker that has not called `beat`
+    for `grace_s` seconds counts as dead; one on this host also as soon as its process is gone. One
+    that was only held up finds that `Study.tell` refuses its trial: another runs in its place.
+
+    Raises:
+        InputError: the study is not in a database (see `storage.connect`).
+    """
+
+    def __init__(
+        self,
+        study: optuna.Study,
+        total: int | None,
+        max_restarts: int = 3,
+        *,
+        points: Sequence[Mapping[str, Any]] | None = None,
+        grace_s: float = 120.0,
+    ):
+        # Optuna wraps a database in a cache of trials, without a public way to what it wraps.
+        backend = getattr(study._storage, "_backend", None)
+        if not isinstance(backend, RDBStorage):
+            kind = type(study._storage).__name__
+            raise InputError(
+                f"a sweep's storage must be a database such as sqlite:///studies.db, got {kind}"
+            )
+        self.study = study
+        self.total = total
+        self.points = points
+        self.max_restarts = max_restarts
+        self.grace_s = grace_s
+        self._engine = backend.engine
+        self._study_id = study._study_id
+
+    def claim(self) -> optuna.Trial | None:
+        """Return the next trial to run, which is now RUNNING and this process's, or None.
+
+        Waiting trials come first, in order; then a grid's next point, or else a new trial, whose
+        parameters the sampler gives when they are suggested. None means that finished and running
+        trials make up the total, or the grid: ask again while `counts()` knows running ones, which
+        may yet be lost.
+        """
+        trial_id = self._take_next()
+        if trial_id is None and self.recover():
+            trial_id = self._take_next()
+        return None if trial_id is None else self._as_trial(trial_id)
+
+    def retry_failed(self) -> int:
+        """Let a grid's failed points wait again and return how many; the sweeper's, once a start.
+
+        They have all their restarts before them again, and begin anew.
+        """
+        with self._books() as session:
+            failed = [
+                trial
+                for trial in self._in_state(session, TrialState.FAIL)
+                if POINT in (attributes := attributes_of(trial)) and RETRIED not in attributes
+            ]
+            self._replace(session, failed, {RETRIES: 0})
+        return len(failed)
+
+    def recover(self) -> int:
+        """Put back the running trials whose worker is gone; return how many were lost.
+
+        One that has been lost more than `max_restarts` times stays FAIL and counts as finished.
+        """
+        with self._books() as session:
+            now = session.scalars(select(func.now())).one().replace(tzinfo=None)
+            oldest = now - timedelta(seconds=self.grace_s)
+            lost = 0
+            for trial in self._in_state(session, TrialState.RUNNING):
+                why = _why_lost(trial, oldest)
+                if why is not None:
+                    lost += 1
+                    self._put_back(session, trial, why, restarts=1)
+        return lost
+
+    def release(self, trial: optuna.Trial) -> None:
+        """Put back a running `trial` of this process, as on Ctrl-C; that is not a restart."""
+        with self._books() as session:
+            row = session.get_one(Trials, trial._trial_id)
+            if row.state == TrialState.RUNNING:  # or it was lost, and is waiting already
+                self._put_back(session, row, "put back when the sweep was interrupted", restarts=0)
+
+    def beat(self, trials: Iterable[optuna.Trial]) -> None:
+        """Record that this process is at work on `trials`; call it well within `grace_s`."""
+        running = [trial._trial_id for trial in trials]
+        with Session(self._engine) as session, session.begin():
+            session.execute(
+                update(Heartbeats)
+                .where(Heartbeats.trial_id.in_(running))
+                .values(heartbeat=func.current_timestamp())
+            )
+
+    def counts(self) -> dict[str, int]:
+        """Return the trials `done`, `pruned`, `failed`, `running`, `waiting` and `remaining`.
+
+        `failed` leaves out those that are tried again. `remaining` is what is not finished of the
+        total, running ones included; without a total it is what runs and waits.
+        """
+        with Session(self._engine) as session, session.begin():
+            return self._count(session)
+
+    @contextmanager
+    def _books(self) -> Iterator[Session]:
+        """Open the books: until the block ends no other ledger reads or changes them."""
+        with Session(self._engine) as session, session.begin():
+            models.StudyModel.find_or_raise_by_id(self._study_id, session, for_update=True)
+            yield session
+
+    def _count(self, session: Session) -> dict[str, int]:
+        here = Trials.study_id == self._study_id
+        by_state = select(Trials.state, func.count()).where(here).group_by(Trials.state)
+        states = {state: number for state, number in session.execute(by_state)}  # noqa: C416
+        retried = 0
+        if TrialState.FAIL in states:
+            failed = select(func.count()).select_from(Trials).join(UserAttributes)
+            failed = failed.where(here, Trials.state == TrialState.FAIL)
+            retried = session.scalar(failed.where(UserAttributes.key == RETRIED)) or 0
+        counts = {
+            "done": states.get(TrialState.COMPLETE, 0),
+            "pruned": states.get(TrialState.PRUNED, 0),
+            "failed": states.get(TrialState.FAIL, 0) - retried,
+            "running": states.get(TrialState.RUNNING, 0),
+            "waiting": states.get(TrialState.WAITING, 0),
+        }
+        finished = counts["done"] + counts["pruned"] + counts["failed"]
+        if self.total is None:
+            return counts | {"remaining": counts["running"] + counts["waiting"]}
+        return counts | {"remaining": max(0, self.total - finished)}
+
+    def _take_next(self) -> int | None:
+        """Make the next trial RUNNING and return its row's id, or None when the total is met."""
+        with self._books() as session:
+            counts = self._count(session)
+            if self.total is not None and counts["remaining"] <= counts["running"]:
+                return None
+            if counts["waiting"]:
+                trial = self._in_state(session, TrialState.WAITING, limit=1)[0]
+            else:
+                new = [({}, {})] if self.points is None else self._next_points(session)
+                if not new:
+                    return None
+                trial = self._add(session, new)[0]
+            trial.state = TrialState.RUNNING
+            trial.datetime_start = datetime.now()
+            trial.heartbeats = [Heartbeats()]
+            set_attribute(trial, WORKER, processes.this_process())
+            session.flush()
+            return int(trial.trial_id)
+
+    def _next_points(self, session: Session) -> list[Row]:
+        """Return the next points of the grid that no trial has, at most `POINTS_AT_ONCE`."""
+        known = select(UserAttributes.value_json).join(Trials)
+        known = known.where(Trials.study_id == self._study_id, UserAttributes.key == POINT)
+        covered = {json.loads(index) for index in session.scalars(known)}
+        missing = ((p, {POINT: i}) for i, p in enumerate(self.points or ()) if i not in covered)
+        return list(islice(missing, POINTS_AT_ONCE))
+
+    def _as_trial(self, trial_id: int) -> optuna.Trial:
+        """Return the trial as `Study.ask` would, which cannot be told which row to take."""
+        self.study._thread_local.cached_all_trials = None  # as `ask`: samplers look again
+        trial = optuna.Trial(self.study, trial_id)
+        storage: Any = self.study._storage
+        with storage._lock:  # Optuna's cache must know a trial before it takes its parameters
+            storage._add_trials_to_cache(self._study_id, [trial._cached_frozen_trial])
+        return trial
+
+    def _in_state(self, session: Session, state: TrialState, limit: int | None = None) -> list[Any]:
+        rows = select(Trials).where(Trials.study_id == self._study_id, Trials.state == state)
+        rows = rows.options(selectinload(Trials.user_attributes), selectinload(Trials.heartbeats))
+        return list(session.scalars(rows.order_by(Trials.trial_id).limit(limit)))
+
+    def _add(self, session: Session, rows: Iterable[Row]) -> list[Any]:
+        """Add a waiting trial for each of `rows`."""
+        existing = select(func.count()).select_from(Trials)
+        first = session.scalars(existing.where(Trials.study_id == self._study_id)).one()
+        trials = [
+            waiting_trial(self._study_id, number, row) for number, row in enumerate(rows, first)
+        ]
+        session.add_all(trials)
+        return trials
+
+    def _replace(self, session: Session, trials: list[Any], attributes: dict[str, Any]) -> None:
+        """Let a copy of each of `trials` wait, with `attributes` besides those it passes on."""
+        copies: list[Row] = []
+        for trial in trials:
+            old = attributes_of(trial)
+            passed_on = {POINT: old[POINT]} if POINT in old else {}
+            line = {RETRY_OF: old.get(RETRY_OF, trial.number)}
+            copies.append((parameters_of(trial), {**passed_on, **line, **attributes}))
+            set_attribute(trial, RETRIED, True)
+        self._add(session, copies)
+
+    def _put_back(self, session: Session, trial: Any, why: str, restarts: int) -> None:
+        trial.state = TrialState.FAIL
+        trial.datetime_complete = datetime.now()
+        set_attribute(trial, LOST, why)
+        retries = attributes_of(trial).get(RETRIES, 0) + restarts
+        if retries <= self.max_restarts:
+            self._replace(session, [trial], {CONTINUES: trial.number, RETRIES: retries})
+
+
+def _why_lost(trial: Any, oldest: datetime) -> str | None:
+    """Return why the worker of a running `trial` is taken for dead; None while it is not.
+
+    `oldest` is the earliest heartbeat (UTC) of a living worker. A trial without heartbeats is not
+    from a ledger and left alone.
+    """
+    worker = attributes_of(trial).get(WORKER)
+    if worker is not None and processes.is_gone(worker):
+        return f"its worker {worker} is gone"
+    if any(beat.heartbeat < oldest for beat in trial.heartbeats):
+        return (
+            f"its worker {worker} has shown no sign of life since {trial.heartbeats[0].heartbeat}"
+        )
+    return None

@@ -1,0 +1,77 @@
+"""A trial as rows of Optuna's tables, and the attributes by which a sweep keeps its books.
+
+Optuna's public functions take one transaction per row and per value, so `ledger`, which calls this,
+writes the rows itself. User attributes of trials:
+
+    iolaus.worker     the process that runs it (`processes.this_process`)
+    iolaus.point      index of its grid point; passed on to its replacement
+    iolaus.lost       why it ended without a result of its own
+    iolaus.retried    true on a FAIL that another trial replaces, so that it is not finished
+    iolaus.retry_of   on a replacement: number of the first trial of the line
+    iolaus.continues  on a replacement of a lost trial: that trial's number, in whose folder a
+                      checkpoint may be
+    iolaus.retries    on a replacement: how often the line was lost
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from optuna.distributions import json_to_distribution
+from optuna.storages._rdb import models
+from optuna.trial import TrialState
+
+WORKER = "iolaus.worker"
+POINT = "iolaus.point"
+LOST = "iolaus.lost"
+RETRIED = "iolaus.retried"
+RETRY_OF = "iolaus.retry_of"
+CONTINUES = "iolaus.continues"
+RETRIES = "iolaus.retries"
+
+Trials = models.TrialModel
+UserAttributes = models.TrialUserAttributeModel
+SystemAttributes = models.TrialSystemAttributeModel
+Heartbeats = models.TrialHeartbeatModel
+
+Row = tuple[Mapping[str, Any], Mapping[str, Any]]
+"""A waiting trial to be: its fixed parameters and its user attributes."""
+
+
+def waiting_trial(study_id: int, number: int, row: Row) -> Any:
+    """Return trial `number` of a study, waiting, as `Study.enqueue_trial` would make it."""
+    parameters, attributes = row
+    fixed = {"fixed_params": dict(parameters)} if parameters else {}
+    return Trials(
+        study_id=study_id,
+        number=number,
+        state=TrialState.WAITING,
+        system_attributes=_rows(SystemAttributes, fixed),
+        user_attributes=_rows(UserAttributes, attributes),
+    )
+
+
+def parameters_of(trial: Any) -> dict[str, Any]:
+    """Return the parameters that were fixed for a `trial`, and those it was given since."""
+    system = {row.key: json.loads(row.value_json) for row in trial.system_attributes}
+    parameters: dict[str, Any] = dict(system.get("fixed_params", {}))
+    for row in trial.params:
+        distribution = json_to_distribution(row.distribution_json)
+        parameters[row.param_name] = distribution.to_external_repr(row.param_value)
+    return parameters
+
+
+def attributes_of(trial: Any) -> dict[str, Any]:
+    """Return the user attributes of a `trial`."""
+    return {row.key: json.loads(row.value_json) for row in trial.user_attributes}
+
+
+def _rows(model: Any, attributes: Mapping[str, Any]) -> list[Any]:
+    return [model(key=key, value_json=json.dumps(value)) for key, value in attributes.items()]
+
+
+def set_attribute(trial: Any, key: str, value: Any) -> None:
+    """Give a `trial` the user attribute `key`, which it must not have yet."""
+    trial.user_attributes.extend(_rows(UserAttributes, {key: value}))

@@ -1,0 +1,233 @@
+"""Where studies live: one database, opened so that many workers can write to it at once.
+
+SQLite needs help for that. Every connection uses write-ahead logging (WAL) with
+`synchronous=NORMAL`, waits up to 60 s for its turn, and begins each transaction with
+`BEGIN IMMEDIATE`: reading a row and then changing it is one step that no other process can enter,
+so no waiting trial is handed out twice. These settings hang on the engine and are lost when a
+storage is pickled; a worker in another process connects by URL.
+
+Everything that can be wrong with a URL is found before Optuna touches the database, which creates
+missing tables in whatever it opens. Called by the sweeper, by its workers and by `ledger`'s users.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import optuna
+import sqlalchemy
+from optuna.storages import RDBStorage
+from optuna.storages._rdb import models
+from sqlalchemy import event
+from sqlalchemy.engine import URL, Connection, Engine
+from sqlalchemy.pool import ConnectionPoolEntry, NullPool
+
+from iolaus.errors import EnvironmentFault, InputError, IolausError, one_line
+
+DEFAULT = "sqlite:///outputs/studies.db"
+BUSY_TIMEOUT_MS = 60_000
+# What to install where the package has another name than its module.
+PACKAGES = {"MySQLdb": "mysqlclient", "psycopg2": "psycopg2-binary"}
+SECRETS = ("password", "passwd", "pwd", "secret", "token")
+
+
+def connect(url: str = DEFAULT, *, timeout_s: float = 10.0) -> RDBStorage:
+    """Open the database at `url` (SQLAlchemy's form); a missing SQLite file is made.
+
+    Heartbeats need no setting here: `ledger.Ledger` records and judges them itself, since
+    Optuna's own are tied to `Study.optimize`.
+
+    Raises:
+        InputError: `url` is not a database URL.
+        EnvironmentFault: the server gave no answer within `timeout_s` seconds, its driver is not
+            installed, the file is not a database, cannot be written, or has the schema of another
+            Optuna (then it is left as it was).
+    """
+    parsed = _parse(url)
+    path = _file_of(parsed)
+    try:
+        if path is None:
+            _within(timeout_s, lambda: _check_schema(_probe_engine(parsed), url))
+        elif path.exists():
+            engine = _reading_engine(path, timeout_s)
+            _within(timeout_s, lambda: _check_schema(engine, url))
+        else:
+            _create(path)
+        # Optuna fills {SCHEMA_VERSION} into URLs; braces in a password are not for it.
+        storage = RDBStorage(url.replace("{", "{{").replace("}", "}}"))
+        if path is not None:
+            _let_writers_take_turns(storage.engine)
+            with storage.engine.begin() as connection:
+                # A file that cannot be written fails here, and not at the first result.
+                connection.exec_driver_sql("UPDATE version_info SET schema_version = 0 WHERE 0")
+    except IolausError:
+        raise
+    except Exception as error:  # each driver has exceptions of its own
+        raise EnvironmentFault(_explain(error, parsed)) from error
+    return storage
+
+
+def masked(url: str) -> str:
+    """Return `url` with its passwords shown as `***`."""
+    try:
+        parsed = sqlalchemy.make_url(url)
+    except (sqlalchemy.exc.ArgumentError, ValueError):
+        return "***"  # where a password would be in it is unknown
+    hidden = {k: "***" for k in parsed.query if any(word in k.lower() for word in SECRETS)}
+    shown = parsed.update_query_dict(hidden).render_as_string(hide_password=True)
+    return shown.replace("%2A%2A%2A", "***")
+
+
+def _parse(url: str) -> URL:
+    """Return the parts of `url`, or raise an InputError that shows what one looks like."""
+    try:
+        parsed = sqlalchemy.make_url(url)
+        parsed.get_dialect()
+    except (sqlalchemy.exc.ArgumentError, ValueError):
+        scheme, separator, _ = url.partition("://")  # the rest may hold a password
+        shown = f"{scheme}://..." if separator else one_line(url, 80)
+        raise InputError(f"storage must be a database URL such as {DEFAULT}, got {shown}") from None
+    except ImportError as error:
+        raise EnvironmentFault(_explain(error, parsed)) from error
+    return parsed
+
+
+def _file_of(url: URL) -> Path | None:
+    """Return the file of a SQLite URL; None for a server and for SQLite in memory."""
+    if url.get_backend_name() != "sqlite" or url.database in (None, "", ":memory:"):
+        return None
+    return Path(str(url.database))
+
+
+def _probe_engine(url: URL) -> Engine:
+    return sqlalchemy.create_engine(url, poolclass=NullPool)
+
+
+def _reading_engine(path: Path, timeout_s: float) -> Engine:
+    """Return an engine that cannot change the file at `path`, not even its header."""
+    location = f"{path.absolute().as_uri()}?mode=ro"
+    return sqlalchemy.create_engine(
+        "sqlite://",
+        creator=lambda: sqlite3.connect(location, uri=True, timeout=timeout_s),
+        poolclass=NullPool,
+    )
+
+
+def _within(timeout_s: float, call: Callable[[], None]) -> None:
+    """Run `call` for at most `timeout_s` seconds and raise what it raises, else TimeoutError.
+
+    In a thread, because what a driver calls its timeout, and whether it has one, differs.
+    """
+    raised: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            call()
+        except BaseException as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=run, name="iolaus-storage", daemon=True)
+    thread.start()
+    thread.join(timeout_s)
+    if thread.is_alive():
+        raise TimeoutError(f"no answer within {timeout_s:g} s")
+    if raised:
+        raise raised[0]
+
+
+def _check_schema(engine: Engine, url: str) -> None:
+    """Raise an EnvironmentFault where the tables in a database are not this Optuna's."""
+    with engine.connect() as connection:
+        inspector = sqlalchemy.inspect(connection)
+        if not inspector.has_table("version_info"):
+            return
+        found = None
+        if inspector.has_table("alembic_version"):
+            found = connection.scalar(sqlalchemy.text("SELECT version_num FROM alembic_version"))
+        # Optuna numbered its first schemas itself; without a row its tables are being made.
+        numbered = connection.scalar(sqlalchemy.select(models.VersionInfoModel.schema_version))
+    with _example() as example:
+        needed, *upgradable = example.get_all_versions()
+    if found is None:
+        found = needed if numbered in (None, models.SCHEMA_VERSION) else upgradable[-1]
+    if found == needed:
+        return
+    age, remedy = "a newer", "update optuna"
+    if found in upgradable:
+        age, remedy = "an older", "upgrade it with `optuna storage upgrade --storage URL`"
+    raise EnvironmentFault(
+        f"storage {masked(url)} was written by {age} Optuna "
+        f"(schema {found}, Optuna {optuna.__version__} needs {needed}); "
+        f"{remedy} or name another storage"
+    )
+
+
+@contextlib.contextmanager
+def _example() -> Iterator[RDBStorage]:
+    """Open a database in memory as the installed Optuna makes it."""
+    example = RDBStorage("sqlite://")
+    try:
+        yield example
+    finally:
+        example.engine.dispose()
+
+
+def _create(path: Path) -> None:
+    """Make an empty study file that appears at `path` whole or not at all.
+
+    Workers that start together then never meet a file with half of its tables.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        workshop = tempfile.TemporaryDirectory(dir=path.parent, prefix=".new-")
+    except OSError as error:
+        raise OSError(f"no file can be made in {path.parent}: {error.strerror}") from error
+    with workshop as folder:
+        fresh = Path(folder) / "studies.db"
+        with _example() as example, example.engine.connect() as memory:
+            memory.exec_driver_sql("VACUUM INTO ?", (str(fresh),))
+        with contextlib.closing(sqlite3.connect(fresh)) as connection:
+            connection.execute("PRAGMA journal_mode = WAL")
+        # Fails where another process was first, and where there are no hard links; either way
+        # `RDBStorage` finds or makes the tables.
+        with contextlib.suppress(OSError):
+            os.link(fresh, path)
+
+
+def _let_writers_take_turns(engine: Engine) -> None:
+    """Give every later connection of a SQLite `engine` the settings that the module names."""
+
+    @event.listens_for(engine, "connect")
+    def configure(connection: sqlite3.Connection, _: ConnectionPoolEntry) -> None:
+        connection.isolation_level = None  # or sqlite3 would begin transactions, too late
+        connection.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
+        connection.execute("PRAGMA synchronous = NORMAL")
+        # Leaving another mode needs the file for oneself; the next connection tries again.
+        with contextlib.suppress(sqlite3.OperationalError):
+            connection.execute("PRAGMA journal_mode = WAL")
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: Connection) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    engine.dispose()  # connections made before have none of this
+
+
+def _explain(error: BaseException, url: URL) -> str:
+    """Return the one line that a person needs about `error`, without the password."""
+    name = f"storage {masked(url.render_as_string(hide_password=False))}"
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        package = PACKAGES.get(error.name, error.name)
+        return f"{name} needs the package {package}, which is not installed"
+    reason = one_line(getattr(error, "orig", None) or error)
+    if "file is not a database" in reason:
+        return f"{name} is not a database: the file holds something else, name another one"
+    if url.password:
+        reason = reason.replace(str(url.password), "***")
+    return f"{name} cannot be opened: {reason or type(error).__name__}"

@@ -1,0 +1,111 @@
+"""Opening a study: a sweep goes on only with trials of the same question.
+
+What makes it the same question is the sweep's identity (search space, objective, directions), kept
+as the study's user attribute `iolaus.identity`. Optuna itself accepts changed ranges and a flipped
+direction in silence. Called by the sweeper before any trial exists, and by its workers.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import count
+from typing import Any, Literal
+
+import optuna
+from optuna.storages import RDBStorage
+from optuna.storages._rdb import models
+from optuna.study import StudyDirection
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from iolaus.errors import InputError, one_line
+
+IDENTITY = "iolaus.identity"
+
+
+def open_study(
+    storage: RDBStorage,
+    name: str,
+    directions: Sequence[str],
+    identity: Mapping[str, Any],
+    on_mismatch: Literal["refuse", "new"] = "refuse",
+) -> optuna.Study:
+    """Create the study `name`, or load it to go on with it; set its sampler and pruner afterwards.
+
+    `directions` are "minimize" or "maximize", one per objective; `identity` must be JSON. With
+    `on_mismatch="new"` a study of another identity is left alone and NAME_2, NAME_3 ... is opened,
+    the first that is free or has this identity.
+
+    Raises:
+        InputError: the study has another identity; one line per difference, nothing is written.
+    """
+    wanted = json.loads(json.dumps(identity))
+    ways = [StudyDirection[direction.upper()] for direction in directions]
+    with Session(storage.engine) as session, session.begin():
+        for candidate in _names(name):
+            differences = _open(session, candidate, ways, wanted)
+            if not differences:
+                break
+            if on_mismatch == "refuse":
+                raise InputError(
+                    [
+                        f"study '{name}' has trials of another sweep; choose another study name, "
+                        "or hydra.sweeper.on_mismatch=new for a new study:",
+                        *differences,
+                    ]
+                )
+    return optuna.load_study(study_name=candidate, storage=storage)
+
+
+def _names(name: str) -> Iterator[str]:
+    yield name
+    for number in count(2):
+        yield f"{name}_{number}"
+
+
+def _open(
+    session: Session, name: str, ways: list[StudyDirection], wanted: dict[str, Any]
+) -> list[str]:
+    """Make sure that study `name` exists with identity `wanted`, or return what is different."""
+    record = models.StudyUserAttributeModel(key=IDENTITY, value_json=json.dumps(wanted))
+    study = models.StudyModel.find_by_name(name, session)
+    if study is None:
+        objectives = [
+            models.StudyDirectionModel(direction=way, objective=index)
+            for index, way in enumerate(ways)
+        ]
+        study = models.StudyModel(study_name=name, directions=objectives, user_attributes=[record])
+        session.add(study)
+        return []
+    for attribute in study.user_attributes:
+        if attribute.key == IDENTITY:
+            return list(_differences(json.loads(attribute.value_json), wanted))
+    there = [row.direction.name.lower() for row in study.directions]
+    here = [way.name.lower() for way in ways]
+    trials = select(models.TrialModel.trial_id).where(models.TrialModel.study_id == study.study_id)
+    if session.scalar(trials.limit(1)) is not None:
+        return ["it was not made by a sweep of iolaus, so its search space is not known"]
+    if there != here:
+        return list(_differences(there, here, "directions"))
+    study.user_attributes.append(record)  # empty, for example made in the dashboard: take it over
+    return []
+
+
+def _differences(there: Any, here: Any, name: str = "") -> Iterator[str]:
+    """Yield a line for each value that differs between two JSON values."""
+    if isinstance(there, dict) and isinstance(here, dict):
+        for key in dict.fromkeys([*here, *there]):
+            inner = f"{name}.{key}" if name else key
+            if key not in there:
+                yield f"{inner}: not in the study, now {_show(here[key])}"
+            elif key not in here:
+                yield f"{inner}: {_show(there[key])} in the study, not set now"
+            else:
+                yield from _differences(there[key], here[key], inner)
+    elif there != here or type(there) is not type(here):
+        yield f"{name}: {_show(there)} in the study, now {_show(here)}"
+
+
+def _show(value: Any) -> str:
+    return one_line(json.dumps(value, ensure_ascii=False), 120)

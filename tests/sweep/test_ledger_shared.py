@@ -1,0 +1,118 @@
+"""Several processes share a study: none runs a trial twice, none is lost when they are killed."""
+
+from __future__ import annotations
+
+import itertools
+import multiprocessing
+import random
+import signal
+from collections import Counter
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from ledger_support import open_ledger, run_all, suggest
+from optuna.trial import TrialState
+
+from iolaus.sweep.records import RETRIED, WORKER
+
+# Workers are forked from a small server that has Optuna loaded: new interpreters take seconds.
+WORKERS = multiprocessing.get_context("forkserver")
+WORKERS.set_forkserver_preload(["alembic.command", "optuna.samplers", "iolaus.sweep.ledger"])
+PATIENCE_S = 120  # for a hung worker only
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path}/studies.db"
+
+
+def work(url: str, total: int, points: int | None, steps: int | None, told: Connection) -> None:
+    """Run trials until none is left; tell of each step once it is in the storage.
+
+    After `steps` of them stay as one is, for the parent to kill.
+    """
+    left = itertools.count(-1 if steps is None else steps - 1, -1)
+
+    def tell(step: str, trial: optuna.Trial, x: float = 0.0) -> None:
+        told.send((step, trial.number, x))
+        if next(left) == 0:
+            signal.pause()
+
+    ledger = open_ledger(url, total, points, max_restarts=1000)
+    while (trial := ledger.claim()) is not None:
+        tell("claimed", trial)
+        x = suggest(trial)
+        tell("suggested", trial, x)
+        ledger.study.tell(trial, x)
+        tell("told", trial, x)
+
+
+def start(*arguments: Any) -> tuple[Any, Connection]:
+    receiving, sending = WORKERS.Pipe(duplex=False)
+    process = WORKERS.Process(target=work, args=(*arguments, sending))
+    process.start()
+    sending.close()
+    return process, receiving
+
+
+def told_by(connection: Connection, at_most: int | None = None) -> list[Any]:
+    """Receive what a worker tells until it ends, or until it has told `at_most` steps."""
+    received: list[Any] = []
+    while len(received) != at_most:
+        assert connection.poll(PATIENCE_S), "a worker hangs"
+        try:
+            received.append(connection.recv())
+        except EOFError:
+            break
+    return received
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("points", [None, 200])
+def test_four_processes_share_a_total_exactly(url: str, points: int | None) -> None:
+    # The file does not exist yet: they also make it, and the study, at the same time.
+    workers = [start(url, 200, points, None) for _ in range(4)]
+    ran = []
+    for process, connection in workers:
+        ran += [number for step, number, _ in told_by(connection) if step == "told"]
+        process.join(PATIENCE_S)
+        assert process.exitcode == 0
+    trials = open_ledger(url, 200, points).study.trials
+    assert sorted(ran) == list(range(200))
+    assert [t.number for t in trials] == list(range(200))
+    assert {t.state for t in trials} == {TrialState.COMPLETE}
+    assert len({t.user_attrs[WORKER] for t in trials}) > 1
+    if points is not None:
+        assert sorted(t.params["x"] for t in trials) == [float(index) for index in range(points)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("points", [None, 40])
+def test_a_sweep_killed_at_random_moments_ends_with_its_total(url: str, points: int | None) -> None:
+    moments = random.Random(20)
+    acknowledged: dict[int, float] = {}
+    for _ in range(10):
+        several_steps = [moments.randrange(1, 9) for _ in range(2)]
+        workers = [start(url, 40, points, steps) for steps in several_steps]
+        for (process, connection), steps in zip(workers, several_steps, strict=True):
+            received = told_by(connection, at_most=steps - 1)
+            assert process.is_alive()
+            process.kill()  # anywhere in its next step
+            received += told_by(connection)
+            acknowledged |= {number: x for step, number, x in received if step == "told"}
+            process.join(PATIENCE_S)
+    ledger = open_ledger(url, 40, points, max_restarts=1000)
+    run_all(ledger)
+
+    trials = ledger.study.trials
+    states = Counter(t.state for t in trials if RETRIED not in t.user_attrs)
+    assert states == {TrialState.COMPLETE: 40}
+    assert any(RETRIED in t.user_attrs for t in trials)  # or nothing was lost, and nothing shown
+    values = {t.number: t.value for t in trials if t.state == TrialState.COMPLETE}
+    assert acknowledged
+    assert acknowledged.items() <= values.items()
+    if points is not None:
+        assert sorted(values.values()) == [float(index) for index in range(points)]

@@ -1,0 +1,139 @@
+"""What a sampler's config may say, and that a seed gives the same trials again."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+
+import optuna
+import pytest
+
+from iolaus.errors import EnvironmentFault, InputError
+from iolaus.sweep.samplers import NAMES, build_sampler
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+WHERE = "hydra.sweeper.sampler"
+needs_cmaes = pytest.mark.skipif(
+    importlib.util.find_spec("cmaes") is None, reason="the package cmaes is not installed"
+)
+
+
+def drawn(name: str, seed: int | None, given: dict | None = None, n: int = 4) -> list[dict]:
+    sampler = build_sampler(name, given or {}, seed, trusted_storage=True)
+    study = optuna.create_study(sampler=sampler)
+    for _ in range(n):
+        trial = study.ask()
+        x = trial.suggest_float("x", 0, 1, step=0.125)
+        trial.suggest_float("y", 0, 1, step=0.125)
+        study.tell(trial, x)
+    return [trial.params for trial in study.trials]
+
+
+@pytest.mark.parametrize(
+    ("name", "given"),
+    [
+        ("tpe", {"n_startup_trials": 2}),
+        ("random", {}),
+        ("qmc", {}),
+        ("gp", {"n_startup_trials": 10}),
+        ("nsgaii", {"population_size": 2, "mutation_prob": None}),
+        pytest.param("cmaes", {}, marks=needs_cmaes),
+        ("brute_force", {}),
+    ],
+)
+def test_a_seed_gives_the_same_trials_again(name, given):
+    assert drawn(name, 1, given) == drawn(name, 1, given)
+    assert drawn(name, 1, given) != drawn(name, 2, given)
+
+
+def test_every_sampler_is_known():
+    assert set(NAMES) == {*("tpe", "random", "qmc", "grid", "gp", "nsgaii", "cmaes", "brute_force")}
+    assert build_sampler("grid", {}, 0) is None
+
+
+def test_qmc_workers_share_one_scrambled_sequence():
+    # The first trial is drawn at random; the sequence decides the others.
+    worker = build_sampler("qmc", {}, None)
+    worker.reseed_rng()
+    study = optuna.create_study(sampler=worker)
+    for _ in range(4):
+        trial = study.ask()
+        trial.suggest_float("x", 0, 1)
+        study.tell(trial, 0.0)
+    again = optuna.create_study(sampler=build_sampler("qmc", {}, None))
+    plain = optuna.create_study(sampler=build_sampler("qmc", {"scramble": False}, None))
+    for each in (again, plain):
+        for _ in range(4):
+            trial = each.ask()
+            trial.suggest_float("x", 0, 1)
+            each.tell(trial, 0.0)
+
+    assert [t.params for t in study.trials[1:]] == [t.params for t in again.trials[1:]]
+    assert [t.params for t in study.trials[1:]] != [t.params for t in plain.trials[1:]]
+
+
+def test_tpe_keeps_trials_side_by_side_apart_by_default():
+    signature = inspect.signature(optuna.samplers.TPESampler)
+
+    assert signature.parameters["constant_liar"].default is True
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "lines"),
+    [
+        (
+            "tep",
+            {},
+            [
+                f"{WHERE} must be one of tpe, random, qmc, grid, gp, nsgaii, cmaes, brute_force, "
+                "got 'tep'; did you mean 'tpe'?"
+            ],
+        ),
+        (
+            "tpe",
+            {"n_startup_trial": 5, "group": 1, "n_ei_candidates": 0},
+            [
+                f"unknown key '{WHERE}.n_startup_trial', it has n_startup_trials, "
+                "n_ei_candidates, multivariate, group, constant_liar; "
+                "did you mean 'n_startup_trials'?",
+                f"{WHERE}.group must be true or false, got 1",
+                f"{WHERE}.n_ei_candidates must be >= 1, got 0",
+            ],
+        ),
+        ("random", {"seed": 1}, [f"unknown key '{WHERE}.seed', it has no settings"]),
+        (
+            "qmc",
+            {"qmc_type": "sobel"},
+            [f"{WHERE}.qmc_type must be one of sobol, halton, got 'sobel'; did you mean 'sobol'?"],
+        ),
+        ("nsgaii", {"crossover_prob": 2}, [f"{WHERE}.crossover_prob must be <= 1, got 2"]),
+        (
+            "nsgaii",
+            {"population_size": 1},
+            [f"{WHERE}.population_size must be >= 2, got 1"],
+        ),
+    ],
+)
+def test_build_sampler_says_what_is_wrong(name, given, lines):
+    with pytest.raises(InputError) as caught:
+        build_sampler(name, given, 0)
+
+    assert caught.value.mistakes == lines
+
+
+def test_settings_that_do_not_go_together():
+    with pytest.raises(InputError, match=rf"^{WHERE}: .*group"):
+        build_sampler("tpe", {"group": True, "multivariate": False}, 0)
+
+
+def test_cmaes_needs_a_trusted_storage():
+    with pytest.raises(InputError, match="unpickles"):
+        build_sampler("cmaes", {}, 0)
+
+
+def test_cmaes_says_when_its_package_is_missing(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+
+    with pytest.raises(EnvironmentFault, match="needs the package 'cmaes'"):
+        build_sampler("cmaes", {}, 0, trusted_storage=True)
