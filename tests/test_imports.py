@@ -1,0 +1,42 @@
+"""Imports point one way: what a trial is made of and the engine know neither Hydra nor Optuna."""
+
+from __future__ import annotations
+
+import ast
+
+import pytest
+from support import REPOSITORY
+
+PACKAGE = REPOSITORY / "src" / "iolaus"
+ABOVE = {"hydra", "omegaconf", "optuna", "optuna_dashboard", "pandas", "plotly"}
+KNOW_HYDRA = {"app", "compat", "config", "overrides", "preflight"}
+NO_TORCH = {"errors", "spec", "check", "files", "schema"}
+
+
+def imported(path):
+    """Names of all modules that a file imports anywhere."""
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+FILES = sorted(
+    path for path in PACKAGE.rglob("*.py") if "sweep" not in path.relative_to(PACKAGE).parts
+)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_a_module_imports_nothing_from_above(path):
+    room = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    names = set(imported(path))
+    tops = {name.partition(".")[0] for name in names}
+    if room not in KNOW_HYDRA:
+        assert not tops & ABOVE
+    if room in NO_TORCH:
+        assert "torch" not in tops
+    if room in {"data", "models", "init", "optim", "schedule", "regularization", "task", "stack"}:
+        assert not {name for name in names if name.startswith(("iolaus.train", "iolaus.app"))}
+    assert not {name for name in names if name.startswith("iolaus.sweep")}
