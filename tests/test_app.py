@@ -283,6 +283,18 @@ def test_a_job_of_a_sweep_that_fails_is_named_and_the_sweep_goes_on(iolaus, tmp_
     assert "finished already" in again.stdout
 
 
+def test_a_job_of_a_sweep_file_is_resumed_alone(iolaus, tmp_path):
+    words = ("init=he", "model.activation=relu", "training.seed=0,1", "training.max_steps=3")
+    assert iolaus("-m", "+sweeps=init_activation_grid", *words).returncode == 0
+    (first, _) = sorted(tmp_path.glob("outputs/multiruns/*/*/metrics.json"))
+    before = json.loads(first.read_text())
+    first.unlink()
+    done = iolaus("--resume", str(first.parent))
+    assert done.returncode == 0, done.stderr
+    assert json.loads(first.read_text())["val_loss"] == before["val_loss"]
+    assert len(list(tmp_path.glob("outputs/multiruns/*"))) == 1
+
+
 def test_resume_takes_no_trust_from_the_folder(iolaus, tmp_path):
     """A manifest may come from anywhere: it must not make us import or run anything."""
     run = tmp_path / "evil"

@@ -52,9 +52,9 @@ def resumed(argv: list[str]) -> list[str]:
         raise InputError(f"{folder} was started with --config-dir: give it again with --resume")
     given = {_key(word) for word in argv}
     kept = [w for w in before if "=" in w and w not in dropped and _key(w) not in given]
-    return with_overrides(
-        [*argv[:at], *argv[at + 2 :]], [*kept, f"hydra.run.dir={_quoted(folder)}"]
-    )
+    # A job of `-m +sweeps=NAME` is resumed alone, though that file asks for a sweep.
+    kept += ["hydra.mode=RUN", f"hydra.run.dir={_quoted(folder)}"]
+    return with_overrides([*argv[:at], *argv[at + 2 :]], kept)
 
 
 def with_overrides(argv: Sequence[str], added: Sequence[str]) -> list[str]:
