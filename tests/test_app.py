@@ -230,8 +230,11 @@ def test_keys_without_effect_are_said(iolaus):
     assert "optimizer.momentum has no effect with optimizer=adam" in done.stderr
 
 
-def test_multirun_and_sweep_folders(iolaus, tmp_path):
-    done = iolaus("-m", "init=he,zeros", *SHORT)
+BASIC = "hydra/sweeper=basic"
+
+
+def test_hydras_own_sweeper_can_be_chosen(iolaus, tmp_path):
+    done = iolaus("-m", BASIC, "init=he,zeros", *SHORT)
     assert done.returncode == 0, done.stderr
     found = sorted((tmp_path / "outputs" / "multiruns").glob("*/*/metrics.json"))
     assert [path.parent.name for path in found] == ["0", "1"]
@@ -262,16 +265,18 @@ def test_a_custom_module_and_dataset_folder_of_the_user(iolaus, tmp_path):
 
 
 def test_a_sweep_with_mistakes_starts_nothing(iolaus, tmp_path):
-    lines = complaint(iolaus("-m", "optimizer.lr=0.1,-1", "init=he,xavir"), 2)
-    assert len(lines) == 2
-    (line,) = complaint(iolaus("-m", "init=he,xavier", "data=mnist", "data.root=nope"), 3)
-    assert "nope/MNIST" in line
+    for words in ((), (BASIC,)):
+        lines = complaint(iolaus("-m", "optimizer.lr=0.1,-1", "init=he,xavir", *words), 2)
+        assert len(lines) == 2
+        missing = ("init=he,xavier", "data=mnist", "data.root=nope")
+        (line,) = complaint(iolaus("-m", *missing, *words), 3)
+        assert "nope/MNIST" in line
     assert files(tmp_path) == []
 
 
 def test_a_job_of_a_sweep_that_fails_is_named_and_the_sweep_goes_on(iolaus, tmp_path):
     words = ("data=quadratic", "optimizer=sgd", "training.max_steps=30")
-    done = iolaus("-m", "optimizer.lr=0.01,1e4,0.02", *words)
+    done = iolaus("-m", BASIC, "optimizer.lr=0.01,1e4,0.02", *words)
     assert done.returncode == 0, done.stderr
     assert "iolaus: job 1: the run failed: " in done.stderr
     assert "Traceback" not in done.stderr
@@ -285,7 +290,7 @@ def test_a_job_of_a_sweep_that_fails_is_named_and_the_sweep_goes_on(iolaus, tmp_
 
 def test_a_job_of_a_sweep_file_is_resumed_alone(iolaus, tmp_path):
     words = ("init=he", "model.activation=relu", "training.seed=0,1", "training.max_steps=3")
-    assert iolaus("-m", "+sweeps=init_activation_grid", *words).returncode == 0
+    assert iolaus("-m", BASIC, "+sweeps=init_activation_grid", *words).returncode == 0
     (first, _) = sorted(tmp_path.glob("outputs/multiruns/*/*/metrics.json"))
     before = json.loads(first.read_text())
     first.unlink()

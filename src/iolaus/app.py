@@ -113,7 +113,7 @@ def run(cfg: DictConfig) -> float:
 
 def _run(run_config: RunConfig, folder: Path) -> float:
     from iolaus import run_folder
-    from iolaus.progress import Watch, show_result
+    from iolaus.progress import Watch, show_result, shown
     from iolaus.train import Interrupted, train
 
     preflight.see_own_packages(run_config)
@@ -127,15 +127,15 @@ def _run(run_config: RunConfig, folder: Path) -> float:
             (result,) = train([spec], watch)
     except Interrupted as stop:
         where = f"interrupted at step {stop.step}"
-        stop.args = (f"{where}; go on with: iolaus --resume {_shown(folder)}",)
+        stop.args = (f"{where}; go on with: iolaus --resume {shown(folder)}",)
         raise
     summary = run_folder.summary(result)
     if result.state == "complete":
-        show_result(summary, _shown(folder))  # before writing: a full disk must not hide it
+        show_result(summary, shown(folder))  # before writing: a full disk must not hide it
     log.info("%s", summary)
     run_folder.write_result(folder, result)
     if result.state == "failed":
-        kept = f"; metrics so far are in {_shown(folder)}" if result.history else ""
+        kept = f"; metrics so far are in {shown(folder)}" if result.history else ""
         raise TrainingFailed(f"the run failed: {result.error}{kept}")
     return result.value
 
@@ -143,12 +143,6 @@ def _run(run_config: RunConfig, folder: Path) -> float:
 def _flags() -> list[str]:
     given = get_args_parser().parse_known_args()[0].config_dir
     return [] if given is None else ["--config-dir", given]
-
-
-def _shown(folder: Path) -> Path:
-    """The folder as a person would type it."""
-    here = Path.cwd()
-    return folder.relative_to(here) if folder.is_relative_to(here) else folder
 
 
 @contextmanager

@@ -72,9 +72,10 @@ def compose(
     if config_dir is not None:
         where = f"file://{Path(config_dir).resolve()}"
         search_path.prepend("command-line", where, SearchPathQuery(provider="schema"))
-    before = GlobalHydra.instance().hydra
+    before = GlobalHydra.instance().hydra  # one that runs: a sweep composes its trials
     compat.set_defaults()
     try:
+        GlobalHydra.instance().clear()
         hydra = Hydra.create_main_hydra2("iolaus", search_path)
         cfg = hydra.compose_config(
             config_name,

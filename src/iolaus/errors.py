@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 EXIT_TRAINING = 1
 EXIT_INPUT = 2
 EXIT_ENVIRONMENT = 3
+EXIT_NOTHING = 4
 EXIT_INTERRUPTED = 130
 EXIT_TERMINATED = 143
 
@@ -42,6 +43,20 @@ class TrainingFailed(IolausError):
     """The run itself went wrong, for example a loss that became NaN."""
 
     exit_code = EXIT_TRAINING
+
+
+class NothingCompleted(IolausError):
+    """A sweep in which no trial came to its end."""
+
+    exit_code = EXIT_NOTHING
+
+
+class Stopped(IolausError):
+    """A signal asked to stop; `exit_code` is that of the signal."""
+
+    def __init__(self, message: str, exit_code: int):
+        super().__init__(message)
+        self.exit_code = exit_code
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

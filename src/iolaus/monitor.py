@@ -6,7 +6,7 @@ method does nothing by default. Implemented by `progress.py` (people) and by the
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from iolaus.spec import TrialSpec
 
@@ -14,8 +14,13 @@ from iolaus.spec import TrialSpec
 class Monitor:
     """A monitor that watches nothing and lets everything go on."""
 
-    def started(self, spec: TrialSpec, step: int, total_steps: int) -> None:
-        """A trial begins at `step` (above 0 when it is resumed) of at most `total_steps`."""
+    def started(
+        self, spec: TrialSpec, step: int, total_steps: int, history: Sequence[Mapping[str, float]]
+    ) -> None:
+        """A trial begins at `step` (above 0 when it is resumed) of at most `total_steps`.
+
+        `history` are the rows that it has reported already, before it was resumed.
+        """
 
     def stepped(self, steps: int) -> None:
         """All slots went `steps` steps on."""

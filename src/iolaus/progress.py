@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -57,7 +57,9 @@ class Watch(Monitor):
     ) -> None:
         self._bar.stop()
 
-    def started(self, spec: TrialSpec, step: int, total_steps: int) -> None:
+    def started(
+        self, spec: TrialSpec, step: int, total_steps: int, history: Sequence[Mapping[str, float]]
+    ) -> None:
         """Say what begins; set the bar's length."""
         config = spec.config
         what = f"{config.model.name} on {config.data.name}, {config.optimizer.name}"
@@ -123,6 +125,17 @@ def show_result(summary: Mapping[str, Any], folder: Path, console: Console | Non
         f"{summary['device']}",
     )
     _line(console, f"all of it is in {folder}")
+
+
+def console() -> Console:
+    """Stdout, whose reader may go away: a display must not end a run."""
+    return _Patient()
+
+
+def shown(folder: Path) -> Path:
+    """The folder as a person would type it."""
+    here = Path.cwd()
+    return folder.relative_to(here) if folder.is_relative_to(here) else folder
 
 
 def _line(console: Console, text: str) -> None:

@@ -149,9 +149,9 @@ def write_manifest(folder: Path, spec: TrialSpec, arguments: Sequence[str], devi
     if before is not None:
         part = {"started": started, "device": device, "git": _git(), "versions": _versions()}
         before["resumed"] = [*before.get("resumed", []), part]
-        _write_json(folder / "manifest.json", before)
+        write_json(folder / "manifest.json", before)
         return
-    _write_json(
+    write_json(
         folder / "manifest.json",
         {
             "command": shlex.join(["iolaus", *arguments]),
@@ -202,24 +202,43 @@ def write_result(folder: Path, result: TrialResult) -> None:
     from iolaus import checkpoint  # imports torch, which --help does not need
 
     if result.history:
-        text = io.StringIO()
-        writer = csv.DictWriter(text, fieldnames=list(result.history[0]), lineterminator="\n")
-        writer.writeheader()
-        for row in result.history:
-            writer.writerow(row)
-        files.write_bytes(folder / "history.csv", text.getvalue().encode())
+        write_history(folder, result.history)
     if result.best_state:
-        best = {
-            "model": dict(result.best_state),
-            "config": _plain(result.spec),
-            "inputs": dict(result.inputs),
-            "step": result.best_step,
-            "metrics": result.metrics,
-        }
-        checkpoint.save(folder / "best.pt", best)
-    _write_json(folder / "metrics.json", summary(result))
+        write_model(folder, result)
+    write_json(folder / "metrics.json", summary(result))
     if result.state == "complete":
         checkpoint.clear_trial(folder / "checkpoints")
+
+
+def write_history(folder: Path, rows: Sequence[Mapping[str, Any]], *, durable: bool = True) -> None:
+    """Write history.csv, one row per evaluation.
+
+    Raises:
+        EnvironmentFault: the disk is full or the folder cannot be written.
+    """
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    files.write_bytes(folder / "history.csv", text.getvalue().encode(), durable=durable)
+
+
+def write_model(folder: Path, result: TrialResult) -> None:
+    """Write best.pt, which `iolaus.load` reads.
+
+    Raises:
+        EnvironmentFault: the disk is full or the folder cannot be written.
+    """
+    from iolaus import checkpoint
+
+    best = {
+        "model": dict(result.best_state),
+        "config": _plain(result.spec),
+        "inputs": dict(result.inputs),
+        "step": result.best_step,
+        "metrics": result.metrics,
+    }
+    checkpoint.save(folder / "best.pt", best)
 
 
 def summary(result: TrialResult) -> dict[str, Any]:
@@ -240,11 +259,15 @@ def summary(result: TrialResult) -> dict[str, Any]:
     }
 
 
-def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """JSON has no NaN or infinity: they are written as null."""
+def write_json(path: Path, value: Mapping[str, Any], *, durable: bool = True) -> None:
+    """Write a JSON object. JSON has no NaN or infinity: they are written as null.
+
+    Raises:
+        EnvironmentFault: the disk is full or the folder cannot be written.
+    """
     clean = {
         key: None if isinstance(item, float) and not math.isfinite(item) else item
         for key, item in value.items()
     }
     text = json.dumps(clean, indent=2, ensure_ascii=False, allow_nan=False)
-    files.write_bytes(path, (text + "\n").encode())
+    files.write_bytes(path, (text + "\n").encode(), durable=durable)

@@ -160,7 +160,7 @@ class _Engine:
                 self.stack.load(place, saved["tensors"])
                 slot.restore(saved["slot"])
         self.slots[place] = slot
-        self.monitor.started(spec, slot.step, slot.total_steps)
+        self.monitor.started(spec, slot.step, slot.total_steps, slot.history)
         return slot
 
     def _end(self, place: int, state: State, error: str | None = None) -> TrialResult:

@@ -70,12 +70,14 @@ class ConsecutiveIncreases:
 @dataclass(frozen=True, kw_only=True)
 class Training:
     """Budget, cadence, seed, device. `max_steps`, when given, wins over `max_epochs`;
-    `eval_every` counts steps (null: every epoch); `checkpoint_every` too (0: never)."""
+    `eval_every` counts steps (null: every epoch); `checkpoint_every` too (0: never). `seeds` runs
+    with the seeds from `seed` on count as one, by their mean (`seeds.py`)."""
 
     max_steps: int | None = dynamic(ge=1)
     max_epochs: int | None = dynamic(ge=1)
     eval_every: int | None = rule(ge=1)
     seed: int = dynamic(ge=0, lt=2**63)
+    seeds: int = dynamic(ge=1, le=1000)
     device: str
     precision: Literal["fp32", "tf32", "bf16"]
     deterministic: bool

@@ -15,13 +15,14 @@ Called by the sweeper (`retry_failed`) and by every worker (the rest).
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from itertools import islice
 from typing import Any
 
 import optuna
+from optuna.samplers import BaseSampler
 from optuna.storages import RDBStorage
 from optuna.storages._rdb import models
 from optuna.trial import TrialState
@@ -32,6 +33,7 @@ from iolaus.errors import InputError
 from iolaus.sweep import processes
 from iolaus.sweep.records import (
     CONTINUES,
+    ENQUEUED,
     LOST,
     POINT,
     RETRIED,
@@ -57,10 +59,12 @@ class Ledger:
     """Hands out the trials of one study; every worker has a ledger of its own.
 
     `total` is the number of trials to finish; None for no limit. `points` are a grid's parameters,
-    the same in the same order in every process: each is run once, and nothing besides. A trial
+    the same in the same order in every process: each is run once, and nothing besides; those
+    that are also in `first` before the others. A trial
     whose worker died is run again at most `max_restarts` times. A worker that has not called `beat`
     for `grace_s` seconds counts as dead; one on this host also as soon as its process is gone. One
     that was only held up finds that `Study.tell` refuses its trial: another runs in its place.
+    `sampler_of` gives the sampler of a trial by its number, where it is not the study's.
 
     Raises:
         InputError: the study is not in a database (see `storage.connect`).
@@ -73,7 +77,9 @@ class Ledger:
         max_restarts: int = 3,
         *,
         points: Sequence[Mapping[str, Any]] | None = None,
+        first: Sequence[Mapping[str, Any]] = (),
         grace_s: float = 120.0,
+        sampler_of: Callable[[int], BaseSampler] | None = None,
     ):
         # Optuna wraps a database in a cache of trials, without a public way to what it wraps.
         backend = getattr(study._storage, "_backend", None)
@@ -85,8 +91,10 @@ class Ledger:
         self.study = study
         self.total = total
         self.points = points
+        self._first = first
         self.max_restarts = max_restarts
         self.grace_s = grace_s
+        self._sampler_of = sampler_of
         self._engine = backend.engine
         self._study_id = study._study_id
 
@@ -139,6 +147,19 @@ class Ledger:
             row = session.get_one(Trials, trial._trial_id)
             if row.state == TrialState.RUNNING:  # or it was lost, and is waiting already
                 self._put_back(session, row, "put back when the sweep was interrupted", restarts=0)
+
+    def enqueue(self, first: Sequence[Mapping[str, Any]]) -> None:
+        """Let known points wait before all others, each once in the life of the study."""
+        with self._books() as session:
+            known = select(UserAttributes.value_json).join(Trials)
+            known = known.where(Trials.study_id == self._study_id, UserAttributes.key == ENQUEUED)
+            there = set(session.scalars(known))
+            rows: list[Row] = []
+            for point in first:
+                mark = json.dumps(dict(sorted(point.items())))
+                if json.dumps(mark) not in there:
+                    rows.append((point, {ENQUEUED: mark}))
+            self._add(session, rows)
 
     def beat(self, trials: Iterable[optuna.Trial]) -> None:
         """Record that this process is at work on `trials`; call it well within `grace_s`."""
@@ -212,14 +233,19 @@ class Ledger:
         known = select(UserAttributes.value_json).join(Trials)
         known = known.where(Trials.study_id == self._study_id, UserAttributes.key == POINT)
         covered = {json.loads(index) for index in session.scalars(known)}
-        missing = ((p, {POINT: i}) for i, p in enumerate(self.points or ()) if i not in covered)
-        return list(islice(missing, POINTS_AT_ONCE))
+        every: Iterable[Row] = ((p, {POINT: i}) for i, p in enumerate(self.points or ()))
+        if self._first:
+            every = sorted(every, key=lambda row: row[0] not in self._first)
+        return list(islice((row for row in every if row[1][POINT] not in covered), POINTS_AT_ONCE))
 
     def _as_trial(self, trial_id: int) -> optuna.Trial:
         """Return the trial as `Study.ask` would, which cannot be told which row to take."""
         self.study._thread_local.cached_all_trials = None  # as `ask`: samplers look again
-        trial = optuna.Trial(self.study, trial_id)
         storage: Any = self.study._storage
+        if self._sampler_of is not None:
+            number = storage.get_trial_number_from_id(trial_id)
+            self.study.sampler = self._sampler_of(number)
+        trial = optuna.Trial(self.study, trial_id)
         with storage._lock:  # Optuna's cache must know a trial before it takes its parameters
             storage._add_trials_to_cache(self._study_id, [trial._cached_frozen_trial])
         return trial

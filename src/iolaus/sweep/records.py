@@ -5,6 +5,7 @@ writes the rows itself. User attributes of trials:
 
     iolaus.worker     the process that runs it (`processes.this_process`)
     iolaus.point      index of its grid point; passed on to its replacement
+    iolaus.enqueued   the point that a person asked to be tried first, as JSON
     iolaus.lost       why it ended without a result of its own
     iolaus.retried    true on a FAIL that another trial replaces, so that it is not finished
     iolaus.retry_of   on a replacement: number of the first trial of the line
@@ -25,6 +26,7 @@ from optuna.trial import TrialState
 
 WORKER = "iolaus.worker"
 POINT = "iolaus.point"
+ENQUEUED = "iolaus.enqueued"
 LOST = "iolaus.lost"
 RETRIED = "iolaus.retried"
 RETRY_OF = "iolaus.retry_of"

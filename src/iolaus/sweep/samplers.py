@@ -72,6 +72,20 @@ _KINDS: Mapping[str, tuple[Callable[..., BaseSampler] | None, settings.Rules]] =
     "brute_force": (samplers.BruteForceSampler, {"avoid_premature_stop": (bool, {})}),
 }
 NAMES = tuple(_KINDS)
+CLASSES = {
+    "TPESampler": "tpe",
+    "RandomSampler": "random",
+    "QMCSampler": "qmc",
+    "GridSampler": "grid",
+    "GPSampler": "gp",
+    "NSGAIISampler": "nsgaii",
+    "create_nsgaii_sampler": "nsgaii",  # hydra-optuna-sweeper's
+    "CmaEsSampler": "cmaes",
+    "BruteForceSampler": "brute_force",
+}
+"""Class -> name, for configs that name a class."""
+SHARED = ("qmc", "cmaes")
+"""Samplers whose trials are one sequence: all trials of a study are asked of one seed."""
 
 
 def build_sampler(

@@ -1,4 +1,4 @@
-"""Checked settings of samplers and pruners, and the Optuna object made from them.
+"""Checked settings of the sweeper, its samplers and pruners, and the objects made from them.
 
 A sampler or pruner declares for each of its settings the type and the range that `check.value`
 understands. Only what the user gave is passed on, so that what is left out is the default of the
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from optuna.exceptions import ExperimentalWarning
@@ -20,6 +21,43 @@ Rules = Mapping[str, tuple[Any, Mapping[str, float]]]
 """The name of each setting, with its type and the bounds ge, gt, le, lt of its number."""
 
 Built = TypeVar("Built")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """An option of a config group: its name, and those of its settings that were given."""
+
+    name: str
+    given: Mapping[str, Any]
+
+    @classmethod
+    def read(cls, where: str, node: object, classes: Mapping[str, str]) -> Choice:
+        """From `{name: tpe, ...}`, from a bare name, or from `{_target_: ..., ...}`.
+
+        The last is how hydra-optuna-sweeper's groups and many a config of its users are written.
+        A setting that is null is left to the default of its class.
+
+        Args:
+            where: the key that the group stands under.
+            node: the group's config.
+            classes: last part of a `_target_` -> name.
+
+        Raises:
+            InputError: the node is no such thing, or its class is not known.
+        """
+        if isinstance(node, str):
+            return cls(node, {})
+        if not isinstance(node, Mapping):
+            raise InputError(f"{where} must be a config group such as tpe, got {check.shown(node)}")
+        given = {str(k): v for k, v in node.items() if v is not None and k != "_partial_"}
+        target = given.pop("_target_", None)
+        if target is None:
+            return cls(str(given.pop("name", "")), given)
+        name = classes.get(str(target).rpartition(".")[2])
+        if name is None:
+            known = ", ".join(dict.fromkeys(classes.values()))
+            raise InputError(f"{where} must be one of {known}, got the class '{target}'")
+        return cls(name, given)
 
 
 def choice(where: str, name: object, known: Iterable[str]) -> str:

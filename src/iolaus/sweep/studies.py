@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import count
+from pathlib import Path
 from typing import Any, Literal
 
 import optuna
@@ -22,6 +23,7 @@ from sqlalchemy.orm import Session
 from iolaus.errors import InputError, one_line
 
 IDENTITY = "iolaus.identity"
+FOLDER = "iolaus.folder"
 
 
 def open_study(
@@ -56,6 +58,26 @@ def open_study(
                     ]
                 )
     return optuna.load_study(study_name=candidate, storage=storage)
+
+
+def folder_of(storage: RDBStorage, study: optuna.Study, root: Path) -> Path:
+    """Where the study's trials leave their files: `root`/STUDY, the same at every start.
+
+    A folder of that name which another study left (its database is gone) is not touched: the
+    study then gets STUDY_2, and so on. The choice is kept with the study.
+    """
+    with Session(storage.engine) as session, session.begin():
+        models.StudyModel.find_or_raise_by_id(study._study_id, session, for_update=True)
+        kept = models.StudyUserAttributeModel
+        mine = select(kept).where(kept.study_id == study._study_id, kept.key == FOLDER)
+        found = session.scalar(mine)
+        if found is not None:
+            return root / str(json.loads(found.value_json))
+        for name in _names(study.study_name):
+            if not (root / name).exists():
+                break
+        session.add(kept(study_id=study._study_id, key=FOLDER, value_json=json.dumps(name)))
+        return root / name
 
 
 def _names(name: str) -> Iterator[str]:

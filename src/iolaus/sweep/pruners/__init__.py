@@ -70,6 +70,18 @@ _KINDS: Mapping[str, _Kind] = {
     ),
 }
 NAMES = tuple(_KINDS)
+CLASSES = {
+    "NopPruner": "none",
+    "MedianPruner": "median",
+    "PercentilePruner": "percentile",
+    "AshaPruner": "asha",
+    "SuccessiveHalvingPruner": "asha",
+    "HyperbandPruner": "hyperband",
+    "PatientPruner": "patient",
+    "ThresholdPruner": "threshold",
+    "WilcoxonPruner": "wilcoxon",
+}
+"""Class -> name, for configs that name a class."""
 
 
 def build(name: str, given: Mapping[str, Any], direction: str | Sequence[str]) -> BasePruner:

@@ -1,0 +1,201 @@
+"""A sweep from beginning to end: plan, study, workers, results.
+
+Called by the Hydra plugin, for iolaus itself and for any other application.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import shutil
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import optuna
+import yaml
+from optuna.exceptions import ExperimentalWarning
+from optuna.trial import TrialState
+
+from iolaus import files, progress
+from iolaus.errors import NothingCompleted, Stopped, TrainingFailed, one_line
+from iolaus.sweep import dry_run, plan, storage, studies, worker
+from iolaus.sweep.journal import Journal
+from iolaus.sweep.launch import Crew, Launch, launch
+from iolaus.sweep.ledger import Ledger
+from iolaus.sweep.plan import Plan
+from iolaus.sweep.scoreboard import Scoreboard
+
+log = logging.getLogger(__name__)
+
+STUDIES = Path("outputs/studies")
+RESULTS = "optimization_results.yaml"
+
+
+class App(worker.App, Protocol):
+    """What is swept."""
+
+    @property
+    def prefix(self) -> str:
+        """What an unnamed study's name begins with."""
+        ...
+
+    def prepare(self, plan: Plan) -> tuple[Plan, dict[str, Any]]:
+        """Check the space; add objectives and directions, and what identifies the question."""
+        ...
+
+
+def sweep(
+    node: Mapping[str, Any],
+    arguments: Sequence[str],
+    app: App,
+    *,
+    launcher: Launch | None = None,
+    results: Path | None = None,
+) -> None:
+    """Run a sweep until its study is complete.
+
+    Args:
+        node: `hydra.sweeper` as plain values.
+        arguments: the command line's overrides.
+        app: what is swept.
+        launcher: carries the workers, where it is not this module's own.
+        results: folder of optimization_results.yaml; the study's own by default.
+
+    Raises:
+        InputError: something is wrong; no trial was made.
+        EnvironmentFault: the storage cannot be reached, or the disk is full.
+        Stopped: Ctrl-C or SIGTERM; the same command goes on.
+        NothingCompleted: no trial came to its end.
+        TrainingFailed: more trials failed than `max_failure_rate` allows.
+    """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    warnings.simplefilter("ignore", ExperimentalWarning)
+    began = time.time()
+    chosen, question = app.prepare(plan.read(node, arguments, app.prefix))
+    if chosen.dry_run:
+        dry_run.show(chosen)
+        return
+    with _storage(chosen) as (url, opened):
+        identity = {"space": chosen.space.signature(), **question}
+        study = studies.open_study(
+            opened, chosen.study, chosen.directions, identity, chosen.on_mismatch
+        )
+        temporary = chosen.storage is None
+        chosen = replace(chosen, study=study.study_name, storage=url)
+        if list(study.metric_names or ()) != list(chosen.objectives):
+            study.set_metric_names(list(chosen.objectives))
+        folder = studies.folder_of(opened, study, STUDIES)
+        ledger = worker.make_ledger(chosen, study)
+        _take_up(chosen, ledger)
+        deadline = began + chosen.timeout_s if chosen.timeout_s else math.inf
+        crew = Crew(chosen, app, folder, ledger.counts(), deadline)
+        single = chosen.directions[0] if len(chosen.directions) == 1 else None
+        board = Scoreboard(ledger, Journal(study), single, chosen.objectives[0])
+        _announce(chosen, ledger)
+        code = None
+        if ledger.total is None or ledger.counts()["remaining"]:
+            code = launch(crew, study, board, launcher)
+        _conclude(crew, study, ledger, code, results or folder)
+        if not temporary:
+            _say(f"dashboard: optuna-dashboard {_relative(storage.masked(url))}")
+
+
+def _take_up(chosen: Plan, ledger: Ledger) -> None:
+    """Put back what earlier workers left, and let known points and failed grid points wait."""
+    ledger.recover()
+    if chosen.grid:
+        ledger.retry_failed()
+    else:
+        ledger.enqueue(chosen.enqueue)
+
+
+def _announce(chosen: Plan, ledger: Ledger) -> None:
+    counts = ledger.counts()
+    finished = counts["done"] + counts["pruned"] + counts["failed"]
+    what = "every point of the grid once" if chosen.grid else f"sampler {chosen.sampler.name}"
+    pruner = "" if chosen.pruner.name == "none" else f", pruner {chosen.pruner.name}"
+    so_far = f", {finished} of them done before" if finished else ""
+    total = "trials" if ledger.total is None else f"{ledger.total} trials{so_far}"
+    line = f"study {chosen.study}: {total}, {what}{pruner}"
+    _say(line)
+
+
+def _conclude(
+    crew: Crew, study: optuna.Study, ledger: Ledger, code: int | None, results: Path
+) -> None:
+    """Say what came of it, and end as it ended."""
+    counts = ledger.counts()
+    if code is not None:
+        raise Stopped(
+            f"interrupted with {counts['remaining']} trials to go; the same command goes on", code
+        )
+    if worker.too_many_failed(crew.plan, dict(crew.before), counts):
+        raise TrainingFailed(
+            f"{counts['failed']} trials failed, more than hydra.sweeper.max_failure_rate="
+            f"{crew.plan.max_failure_rate:g} allows; most often: {_reason(study)}"
+        )
+    if not counts["done"]:
+        raise NothingCompleted(
+            f"no trial of study {crew.plan.study} completed: {counts['pruned']} pruned, "
+            f"{counts['failed']} failed{_because(study)}"
+        )
+    from iolaus.results import tables
+
+    tables.show(study, progress.console())
+    _write_results(study, results)
+    if crew.folder.is_dir():
+        _say(f"all of it is in {progress.shown(crew.folder)}")
+
+
+def _say(line: str) -> None:
+    progress.console().print(line, highlight=False, soft_wrap=True)
+
+
+def _relative(url: str) -> str:
+    prefix = f"sqlite:///{Path.cwd()}/"
+    return f"sqlite:///{url.removeprefix(prefix)}" if url.startswith(prefix) else url
+
+
+def _because(study: optuna.Study) -> str:
+    reason = _reason(study)
+    return f"; most often: {reason}" if reason else ""
+
+
+def _reason(study: optuna.Study) -> str:
+    """The most frequent reason of failed trials."""
+    failed = study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
+    reasons = [one_line(t.user_attrs["error"], 200) for t in failed if "error" in t.user_attrs]
+    return max(set(reasons), key=reasons.count) if reasons else ""
+
+
+def _write_results(study: optuna.Study, folder: Path) -> None:
+    """optimization_results.yaml, as hydra-optuna-sweeper writes it."""
+    if len(study.directions) == 1:
+        best = study.best_trial
+        found: dict[str, Any] = {"best_params": dict(best.params), "best_value": best.value}
+    else:
+        front = [{"params": dict(t.params), "values": list(t.values)} for t in study.best_trials]
+        found = {"solutions": front}
+    text = yaml.safe_dump({"name": "iolaus", **found}, sort_keys=False, allow_unicode=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    files.write_bytes(folder / RESULTS, text.encode())
+
+
+@contextlib.contextmanager
+def _storage(chosen: Plan) -> Iterator[tuple[str, Any]]:
+    """The URL and the opened storage; one that nobody named goes away again."""
+    if chosen.storage is not None:
+        yield chosen.storage, storage.connect(chosen.storage)
+        return
+    place = tempfile.mkdtemp(prefix="iolaus-")
+    try:
+        url = f"sqlite:///{place}/studies.db"
+        yield url, storage.connect(url)
+    finally:
+        shutil.rmtree(place, ignore_errors=True)

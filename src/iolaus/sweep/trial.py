@@ -1,0 +1,143 @@
+"""A trial between asking and telling: what it is to be, what came of it, whether it goes on.
+
+Shared by `own.py` and `other.py`, which run trials, and `worker.py`, which asks and tells.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import optuna
+from optuna.pruners import BasePruner, NopPruner
+
+from iolaus.spec import State
+from iolaus.sweep.journal import Journal, Report
+from iolaus.sweep.pruners import RungPruner
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A trial that this worker runs: Optuna's trial and the overrides that make it.
+
+    `continues` is the number of the lost trial whose checkpoints it may go on from.
+    """
+
+    trial: optuna.Trial
+    overrides: list[str]
+    continues: int | None = None
+
+    @property
+    def number(self) -> int:
+        """Its number in the study."""
+        return self.trial.number
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a trial ended.
+
+    Attributes:
+        asked: the trial.
+        state: complete, pruned or failed.
+        values: its objectives; they count only when it is complete.
+        attributes: user attributes, as JSON knows them.
+        numbers: what constraints may name.
+    """
+
+    asked: Asked
+    state: State
+    values: tuple[float, ...] = ()
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+    numbers: Mapping[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def failed(cls, asked: Asked, reason: str) -> Outcome:
+        """A trial that never got to train, or raised."""
+        return cls(asked, "failed", attributes={"error": reason})
+
+
+class Stop:
+    """Whether this worker is to stop, and with which exit code.
+
+    `interrupts` is set while code runs that knows nothing of this and has to be interrupted.
+    """
+
+    def __init__(self) -> None:
+        self.interrupts = False
+        self.code: int | None = None
+        self._event = threading.Event()
+
+    def ask(self, code: int) -> None:
+        """Ask it to stop in good order."""
+        self.code = self.code or code
+        self._event.set()
+
+    def wait(self, seconds: float) -> None:
+        """Sleep, but not past being asked to stop."""
+        self._event.wait(seconds)
+
+
+class Verdicts:
+    """Reports go in, and once all of an evaluation are in, the pruner's verdicts come out.
+
+    Args:
+        study: with its pruner set.
+        journal: writes the reports.
+        stop: whether a signal asks to stop.
+    """
+
+    def __init__(self, study: optuna.Study, journal: Journal, stop: Stop) -> None:
+        self.study, self.journal, self.stop = study, journal, stop
+        self._pending: list[tuple[Asked, int, float]] = []
+        self._condemned: set[int] = set()
+
+    @property
+    def pruner(self) -> BasePruner:
+        """The study's."""
+        return self.study.pruner
+
+    def report(self, asked: Asked, step: int, value: float) -> None:
+        """Note a report; it is written with the others of its evaluation."""
+        self._pending.append((asked, step, value))
+
+    def condemn(self, asked: Asked) -> None:
+        """Let all that is left of a trial end."""
+        self._condemned.add(asked.number)
+
+    def ends(self, asked: Asked) -> bool:
+        """Whether a trial is to end now."""
+        self.flush()
+        return asked.number in self._condemned
+
+    def flush(self) -> None:
+        """Write the reports that wait and judge the trials which they are of."""
+        if not self._pending:
+            return
+        pending, self._pending = self._pending, []
+        self.journal.report(Report(a.trial, step, value) for a, step, value in pending)
+        trials = {asked.number: asked.trial for asked, _, _ in pending}
+        self._condemned.update(number for number, ends in self._judged(trials).items() if ends)
+
+    def _judged(self, trials: Mapping[int, optuna.Trial]) -> dict[int, bool]:
+        if isinstance(self.pruner, NopPruner):
+            return {}
+        if isinstance(self.pruner, RungPruner):
+            frozen = [trial._cached_frozen_trial for trial in trials.values()]
+            return dict(zip(trials, self.pruner.verdicts(self.study, frozen), strict=True))
+        return {number: trial.should_prune() for number, trial in trials.items()}
+
+    def forget(self, asked: Asked) -> None:
+        """A trial has ended."""
+        self._condemned.discard(asked.number)
+
+    def is_best(self, outcome: Outcome) -> bool:
+        """Whether no complete trial of the study is better; of several objectives none is best."""
+        if len(outcome.values) != 1 or math.isnan(outcome.values[0]):
+            return False
+        direction = self.study.direction.name.lower()
+        best, sign = self.journal.best(direction), 1 if direction == "maximize" else -1
+        return best is None or sign * outcome.values[0] > sign * best

@@ -1,0 +1,100 @@
+"""What a trial of a sweep leaves in outputs/studies/STUDY/NUMBER.
+
+    overrides.yaml   what Hydra was told
+    config.yaml      the whole config
+    history.csv      one row per evaluation (and per seed, where there are several)
+    metrics.json     what Optuna's user attributes say too; written last
+    iolaus.log       what happened when
+    best.pt          only of a trial that was the best when it ended
+    checkpoints/     only while it is unfinished
+
+The study's database holds the same numbers durably; these files are for people, and for a trial
+that goes on after an interruption. Called by `own.py`.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import yaml
+
+from iolaus import checkpoint, files, run_folder
+from iolaus.errors import EnvironmentFault
+from iolaus.seeds import Group
+from iolaus.spec import TrialSpec
+from iolaus.sweep.trial import Outcome
+
+_DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+
+
+class TrialFolder:
+    """One trial's folder."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._lines: list[str] = []
+
+    def begin(self, spec: TrialSpec, overrides: Sequence[str], continues: int | None) -> None:
+        """Make the folder, write what the trial is, and take over a lost trial's checkpoints.
+
+        Raises:
+            EnvironmentFault: the disk is full or the folder cannot be made.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            if continues is not None:
+                self._take_over(self.path.with_name(str(continues)))
+        except OSError as error:
+            raise EnvironmentFault(f"cannot make {self.path}: {error.strerror or error}") from error
+        words = "".join(f"- {text}\n" for text in map(_yaml_word, overrides))
+        files.write_bytes(self.path / "overrides.yaml", words.encode(), durable=False)
+        text = yaml.dump(asdict(spec.config), Dumper=_DUMPER, sort_keys=False, allow_unicode=True)
+        files.write_bytes(self.path / "config.yaml", text.encode(), durable=False)
+        went_on = "" if continues is None else f", goes on from trial {continues}"
+        self.log(f"trial {spec.number} begins, config {spec.config_hash}{went_on}")
+
+    def log(self, line: str) -> None:
+        """Note a line for iolaus.log, with the time."""
+        self._lines.append(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
+
+    def end(self, group: Group, outcome: Outcome, *, keep_model: bool) -> None:
+        """Write what came of the trial and drop its checkpoints.
+
+        Raises:
+            EnvironmentFault: the disk is full or the folder cannot be written.
+        """
+        several = group.size > 1
+        rows = [
+            {"seed": result.spec.config.training.seed, **row} if several else row
+            for result in group.results
+            for row in result.history
+        ]
+        if rows:
+            run_folder.write_history(self.path, rows, durable=False)
+        if keep_model and group.results[0].best_state:  # of several seeds the first
+            run_folder.write_model(self.path, group.results[0])
+        self.log(f"{outcome.state}" + (f": {group.error}" if group.error else ""))
+        files.write_bytes(self.path / "iolaus.log", "".join(self._lines).encode(), durable=False)
+        summary = {"state": outcome.state, **outcome.attributes}
+        run_folder.write_json(self.path / "metrics.json", summary, durable=False)
+        for place in self.path.glob("**/checkpoints"):
+            checkpoint.clear_trial(place)
+            if place.parent != self.path and not any(place.parent.iterdir()):
+                place.parent.rmdir()
+
+    def _take_over(self, old: Path) -> None:
+        """Move the checkpoints of a lost trial here."""
+        for place in old.glob("**/checkpoints"):
+            new = self.path / place.relative_to(old)
+            if not new.exists():
+                new.parent.mkdir(parents=True, exist_ok=True)
+                os.replace(place, new)
+
+
+def _yaml_word(text: str) -> str:
+    dumped: str = yaml.dump(text, Dumper=_DUMPER, allow_unicode=True, width=10**6)
+    return dumped.removesuffix("...\n").strip()

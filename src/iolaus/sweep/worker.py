@@ -1,0 +1,317 @@
+"""A worker: asks the study for a trial, runs it, tells what came of it, until the total is met.
+
+Launched once per process by `launch.py`, by any Hydra launcher, or run in the sweeper's own
+process. Any number of them share a study through its database alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any, Protocol
+
+import optuna
+from omegaconf import OmegaConf
+from optuna.samplers import BaseSampler, RandomSampler
+from optuna.trial import TrialState
+
+from iolaus import streams
+from iolaus.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, IolausError, one_line
+from iolaus.sweep import grammar, pruners, samplers, storage
+from iolaus.sweep.journal import Ending, Journal, Lost
+from iolaus.sweep.ledger import Ledger
+from iolaus.sweep.plan import Plan
+from iolaus.sweep.records import CONTINUES
+from iolaus.sweep.trial import Asked, Outcome, Stop, Verdicts
+
+log = logging.getLogger(__name__)
+
+BEAT_S = 20.0
+"""Seconds between two signs of life, well within the ledger's grace."""
+
+_STATES = {
+    "complete": TrialState.COMPLETE,
+    "pruned": TrialState.PRUNED,
+    "failed": TrialState.FAIL,
+}
+
+
+class Runner(Protocol):
+    """What runs trials: `own.Trainer` or `other.Caller`."""
+
+    def run(self, asked: Iterator[Asked]) -> Iterator[Outcome]:
+        """Run trials until no more are asked; each ends in one outcome."""
+        ...
+
+
+class App(Protocol):
+    """What is swept, as far as a worker knows it; it can be pickled."""
+
+    def runner(self, plan: Plan, folder: Path, verdicts: Verdicts) -> Runner:
+        """What this worker runs its trials with."""
+        ...
+
+    def config(self, plan: Plan) -> Any:
+        """The config without the swept values, for a custom search space."""
+        ...
+
+
+class Worker:
+    """One worker of a study.
+
+    Args:
+        plan: the sweep's.
+        app: what is swept.
+        study: opened, of the plan's storage.
+        folder: where trials leave their files.
+        stop: asked by signals.
+        before: the study's counts when the sweep started; failures since then are judged.
+        deadline: `time.time()` after which no trial begins.
+        notify: called after every trial, for whoever shows progress.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        app: App,
+        study: optuna.Study,
+        folder: Path,
+        stop: Stop,
+        *,
+        before: dict[str, int] | None = None,
+        deadline: float = math.inf,
+        notify: Callable[[], None] = lambda: None,
+    ):
+        self.plan, self.app, self.study, self.stop = plan, app, study, stop
+        self.before, self.deadline, self.notify = before or {}, deadline, notify
+        study.sampler = RandomSampler(0)  # of a grid, whose points are laid out
+        study.pruner = pruners.build(plan.pruner.name, plan.pruner.given, plan.directions)
+        self.ledger = make_ledger(plan, study)
+        self.journal = Journal(study)
+        self.verdicts = Verdicts(study, self.journal, stop)
+        self.runner = app.runner(plan, folder, self.verdicts)
+        self._running: dict[int, Asked] = {}
+        self._too_many_failed = False
+        self._hook: Callable[[Any, optuna.Trial], None] | None = None
+        if plan.custom_search_space:
+            from hydra.utils import get_method
+
+            self._hook = get_method(plan.custom_search_space)
+
+    def work(self) -> None:
+        """Run trials until the study has its total, a budget is spent, or a signal asks to stop.
+
+        Raises:
+            EnvironmentFault: the storage or the disk is gone; trials in hand are put back.
+        """
+        from iolaus.train import Interrupted
+
+        with Heart(self.ledger, self._running):
+            try:
+                while self._more():
+                    for outcome in self.runner.run(self._asked()):
+                        self._tell(outcome)
+                    if self._more():  # others run what is left: they may yet be lost
+                        if self.ledger.counts()["running"] == 0 and not self._claimable():
+                            return
+                        self.stop.wait(0.2)
+            except (Interrupted, KeyboardInterrupt):
+                pass
+            finally:
+                for asked in list(self._running.values()):
+                    self.ledger.release(asked.trial)
+                self._running.clear()
+
+    def _more(self) -> bool:
+        """Whether this worker is to look for another trial."""
+        return self.stop.code is None and not self._too_many_failed and not self._spent()
+
+    def _claimable(self) -> bool:
+        counts = self.ledger.counts()
+        return counts["waiting"] > 0 or (self.plan.total or 0) > sum(
+            counts[state] for state in ("done", "pruned", "failed", "running")
+        )
+
+    def _spent(self) -> bool:
+        """Whether a budget other than the total is used up."""
+        if time.time() >= self.deadline:
+            return True
+        most = self.plan.max_steps_total
+        return most is not None and self.journal.steps() >= most
+
+    def _asked(self) -> Iterator[Asked]:
+        """Trials of the study, each now this worker's."""
+        while self._more() and (trial := self.ledger.claim()) is not None:
+            try:
+                point = self.plan.space.suggest(trial)
+                words = [*self.plan.space.fixed, *self.plan.space.overrides(point)]
+                words += self._suggested_by_hook(trial, set(point))
+            except (IolausError, ValueError) as error:
+                asked = Asked(trial, [])
+                self._running[asked.number] = asked
+                self._tell(Outcome.failed(asked, one_line(error)))
+                continue
+            asked = Asked(trial, words, trial.user_attrs.get(CONTINUES))
+            self._running[asked.number] = asked
+            yield asked
+
+    def _suggested_by_hook(self, trial: optuna.Trial, known: set[str]) -> list[str]:
+        """Overrides of what the user's own function suggests besides."""
+        if self._hook is None:
+            return []
+        try:
+            self._hook(OmegaConf.create(self.app.config(self.plan)), trial)
+        except Exception as error:  # the user's code may raise anything
+            raise ValueError(
+                f"custom_search_space raised {type(error).__name__}: {error}"
+            ) from error
+        return [
+            f"{name}={grammar.text_of(value)}"
+            for name, value in trial.params.items()
+            if name not in known
+        ]
+
+    def _tell(self, outcome: Outcome) -> None:
+        """Make a result last; from here on it is acknowledged."""
+        asked = outcome.asked
+        self.verdicts.flush()
+        state, attributes = outcome.state, dict(outcome.attributes)
+        bad = [value for value in outcome.values if not math.isfinite(value)]
+        if state == "complete" and (bad or len(outcome.values) != len(self.plan.directions)):
+            state = "failed"
+            attributes.setdefault("error", f"the objective became {bad[0] if bad else 'nothing'}")
+        violations = {
+            constraint.name: violation
+            for constraint in self.plan.constraints
+            if (violation := constraint.violation(outcome.numbers)) is not None
+        }
+        values = outcome.values if state == "complete" else None
+        attributes["iolaus.overrides"] = asked.overrides
+        ending = Ending(asked.trial, _STATES[state], values, attributes, violations)
+        with contextlib.suppress(KeyError):
+            del self._running[asked.number]
+        try:
+            self.journal.end(ending)
+        except Lost as error:
+            log.warning("%s", error)
+        self.verdicts.forget(asked)
+        if state == "failed":
+            log.warning("trial %d failed: %s", asked.number, attributes.get("error"))
+            counts = self.ledger.counts()
+            self._too_many_failed = too_many_failed(self.plan, self.before, counts)
+        self.notify()
+
+
+class Heart:
+    """Shows a sign of life for the trials in hand, from a thread of its own."""
+
+    def __init__(self, ledger: Ledger, running: dict[int, Asked]):
+        self._ledger, self._running = ledger, running
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="iolaus-heart", daemon=True)
+
+    def __enter__(self) -> Heart:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _beat(self) -> None:
+        while not self._over.wait(BEAT_S):
+            with contextlib.suppress(Exception):  # the next write of the worker itself will say it
+                self._ledger.beat([asked.trial for asked in list(self._running.values())])
+
+
+def make_ledger(plan: Plan, study: optuna.Study) -> Ledger:
+    """The books of the plan's study."""
+
+    def sampler_of(number: int) -> BaseSampler:
+        """Each trial's own, seeded by its number: whoever asks, it draws the same."""
+        name, given = plan.sampler.name, plan.sampler.given
+        seed = plan.seed
+        if seed is not None and name not in samplers.SHARED:
+            seed = streams.derive(seed, number) % 2**32
+        found = samplers.build_sampler(name, given, seed, trusted_storage=plan.trusted_storage)
+        assert found is not None
+        return found
+
+    shared: list[BaseSampler] = []
+
+    def sampler(number: int) -> BaseSampler:
+        if plan.sampler.name in samplers.SHARED or plan.seed is None:
+            if not shared:
+                shared.append(sampler_of(0))
+            return shared[0]
+        return sampler_of(number)
+
+    return Ledger(
+        study,
+        plan.total,
+        plan.max_restarts,
+        points=list(plan.space.grid()) if plan.grid else None,
+        first=plan.enqueue if plan.grid else (),
+        sampler_of=None if plan.grid else sampler,
+    )
+
+
+def too_many_failed(plan: Plan, before: dict[str, int], now: dict[str, int]) -> bool:
+    """Whether more than `max_failure_rate` of the trials since the start have failed; one of the
+    first 20 weighs as a twentieth (or, in a smaller sweep, as one of all)."""
+    since = {state: now[state] - before.get(state, 0) for state in ("done", "pruned", "failed")}
+    least = 20 if plan.total is None else min(plan.total, 20)
+    return since["failed"] > plan.max_failure_rate * max(sum(since.values()), least)
+
+
+def open_shared(plan: Plan) -> optuna.Study:
+    """The plan's study, which exists, for a worker in another process."""
+    assert plan.storage is not None
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return optuna.load_study(study_name=plan.study, storage=storage.connect(plan.storage))
+
+
+@contextlib.contextmanager
+def signals(stop: Stop, *, repeated: Callable[[int], None] | None = None) -> Iterator[None]:
+    """The first Ctrl-C or SIGTERM asks to stop; the second ends the process at once.
+
+    Args:
+        stop: asked.
+        repeated: called at a second signal instead of ending the process.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before: dict[int, Any] = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        code = EXIT_INTERRUPTED if number == signal.SIGINT else EXIT_TERMINATED
+        if stop.code is None:
+            stop.ask(code)
+            if stop.interrupts:
+                raise KeyboardInterrupt
+        elif repeated is not None:
+            repeated(code)
+        else:
+            os._exit(code)
+
+    for number in before:
+        signal.signal(number, handle)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,234 @@
+"""What is printed at the end of a sweep, and the same as a frame."""
+
+from __future__ import annotations
+
+from io import StringIO
+from typing import Any
+
+import optuna
+import pandas as pd
+import pytest
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.trial import TrialState, create_trial
+from rich.console import Console
+
+from iolaus.errors import InputError
+from iolaus.results.frame import frame
+from iolaus.results.tables import pivot, show
+
+INITS = ["xavier_uniform", "he", "normal", "uniform", "zeros", "ones"]
+ACTIVATIONS = ["relu", "tanh", "sigmoid"]
+DISTRIBUTIONS = {
+    "init": CategoricalDistribution(INITS),
+    "model.activation": CategoricalDistribution(ACTIVATIONS),
+    "training.seed": IntDistribution(0, 9),
+    "optimizer.lr": FloatDistribution(1e-6, 1.0, log=True),
+    "a.long.group.optimizer.weight_decay": FloatDistribution(0.0, 1.0),
+    "another.long.group.regularization.dropout": FloatDistribution(0.0, 1.0),
+}
+
+
+def add(study: optuna.Study, value: float | None, *labels: Any, **settings: Any) -> None:
+    """Add a trial with the `labels` of init, activation and seed; "params" holds others."""
+    params = dict(zip(DISTRIBUTIONS, labels, strict=False)) | settings.pop("params", {})
+    known = {name: DISTRIBUTIONS[name] for name in params}
+    study.add_trial(create_trial(value=value, params=params, distributions=known, **settings))
+
+
+def new(direction: str = "maximize") -> optuna.Study:
+    study = optuna.create_study(direction=direction, study_name="grid")
+    study.set_user_attr("iolaus.identity", {"objectives": ["val_accuracy"]})
+    return study
+
+
+def printed(study: optuna.Study, width: int = 80) -> list[str]:
+    """The lines that `show` prints, without colour."""
+    console = Console(width=width, file=StringIO())
+    show(study, console)
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    return [line.rstrip() for line in text.splitlines()]
+
+
+def grid(last_seed: bool = True) -> optuna.Study:
+    """6 x 3 cells of two seeds; `last_seed=False` leaves one run of he, tanh out."""
+    study = new()
+    for i, init in enumerate(INITS):
+        for j, activation in enumerate(ACTIVATIONS):
+            for seed in (0, 1):
+                value = 0.5 + 0.05 * i + 0.01 * j + 0.02 * seed
+                if last_seed or (init, activation, seed) != ("he", "tanh", 1):
+                    add(study, value, init, activation, seed)
+    return study
+
+
+def test_a_pivot_holds_mean_std_and_n_in_declared_order() -> None:
+    table = pivot(frame(grid(False)), "init", "model.activation")
+    assert table.index.tolist() == INITS
+    assert table["mean"].columns.tolist() == ACTIVATIONS
+    assert table.loc["normal", ("mean", "tanh")] == pytest.approx(0.62)
+    assert table.loc["normal", ("std", "tanh")] == pytest.approx(0.02 / 2**0.5)
+    assert table["n"].loc["he"].tolist() == [2, 1, 2]
+    assert pd.isna(table.loc["he", ("std", "tanh")])
+
+
+def test_a_pivot_has_other_values_one_key_and_filters() -> None:
+    study = new()
+    for value, loss in [(0.1, 3.0), (0.2, 5.0)]:
+        add(study, value, "he", "relu", 0, user_attrs={"val_loss": loss})
+    add(study, None, "ones", "relu", 0, state=TrialState.FAIL)
+    table = pivot(frame(study), "init", value="val_loss")
+    assert table.loc["he"].tolist() == [4.0, pytest.approx(2**0.5), 2]
+    assert table.loc["ones", "n"] == 0
+    assert pivot(frame(study).query("val_loss > 4"), "init").loc["he", "mean"] == 0.2
+
+
+def test_cells_that_only_failed_or_were_never_run_have_n_zero() -> None:
+    study = new()
+    add(study, 0.5, "he", "relu", 0)
+    add(study, None, "ones", "tanh", 0, state=TrialState.FAIL)
+    table = pivot(frame(study), "init", "model.activation")
+    assert table["n"].to_numpy().tolist() == [[1, 0], [0, 0]]
+    assert table["mean"].isna().to_numpy().tolist() == [[False, True], [True, True]]
+
+
+def test_trials_that_are_means_over_seeds_are_pooled_exactly() -> None:
+    runs = {"first": [0.1, 0.2, 0.6], "second": [0.5, 0.9]}
+    study = new()
+    for values in map(pd.Series, runs.values()):
+        attributes = {"seeds": len(values), "std": float(values.std())}
+        add(study, float(values.mean()), "he", user_attrs=attributes)
+    every = pd.Series([*runs["first"], *runs["second"]])
+    expected = [every.mean(), every.std(), 5]
+    assert pivot(frame(study), "init").loc["he"].tolist() == pytest.approx(expected)
+
+
+def test_a_pivot_refuses_what_it_cannot_average() -> None:
+    study = new()
+    add(study, 0.5, "he", user_attrs={"device": "cpu"})
+    df = frame(study)
+    with pytest.raises(InputError, match="no trial has inti; did you mean 'init'"):
+        pivot(df, "inti")
+    with pytest.raises(InputError, match="device does not hold numbers"):
+        pivot(df, "init", value="device")
+    df.attrs.clear()
+    with pytest.raises(InputError, match="value must be said"):
+        pivot(df, "init")
+
+
+def test_a_grid_of_6_by_3_fits_80_columns() -> None:
+    lines = printed(grid())
+    assert lines[0] == "grid: val_accuracy (maximize), mean ± std, n=2"
+    assert lines[2].split() == ["init", *ACTIVATIONS]
+    assert [line.split()[0] for line in lines[3:]] == INITS
+    assert lines[-1].endswith("0.7800 ± 0.0141*")
+    assert sum(line.count("*") for line in lines) == 1
+    assert max(map(len, lines)) <= 80
+
+
+def test_n_stands_in_the_cells_where_it_differs_and_nothing_is_cut() -> None:
+    lines = printed(grid(False))
+    text = "\n".join(lines)
+    assert lines[0] == "grid: val_accuracy (maximize), mean ± std"
+    assert (text.count("(n=2)"), text.count("0.5600 (n=1)")) == (17, 1)
+    assert "…" not in text
+    assert max(map(len, lines)) <= 80
+    assert text.count("xavier_uniform") == 2  # the third column stands below the first two
+
+
+def test_the_best_is_the_smallest_where_it_is_minimized_and_bold() -> None:
+    study = new("minimize")
+    add(study, 0.25, "he")
+    add(study, 0.5, "ones")
+    console = Console(width=80, file=StringIO(), force_terminal=True, color_system="standard")
+    show(study, console)
+    assert "\x1b[1m0.2500*" in console.file.getvalue()  # type: ignore[attr-defined]
+    assert printed(study)[1:] == ["init  val_accuracy", "he    0.2500*", "ones  0.5000"]
+
+
+def test_cells_without_a_result_say_how_their_trials_ended() -> None:
+    study = new()
+    add(study, 0.5, "he", "relu")
+    add(study, None, "he", "tanh", state=TrialState.FAIL)
+    add(study, 0.9, "ones", "relu", state=TrialState.PRUNED)
+    lines = printed(study)
+    assert [line.split() for line in lines[3:5]] == [
+        ["he", "0.5000*", "failed"],
+        ["ones", "pruned"],
+    ]
+    assert lines[-1] == "1 complete, 1 pruned, 1 failed"
+
+
+def test_only_seeds_swept_is_one_line() -> None:
+    study = new()
+    for seed, value in enumerate([0.1, 0.2, 0.3]):
+        add(study, value, "he", "relu", seed)
+    assert printed(study) == ["grid: val_accuracy (maximize), mean ± std, n=3: 0.2000 ± 0.1000"]
+
+
+def test_continuous_keys_give_the_ten_best_configurations() -> None:
+    study = new()
+    for i in range(12):
+        for seed in (0, 1):
+            lr = {"optimizer.lr": 10.0 ** (-i / 2)}
+            add(study, i / 100 + seed, "he" if i else "ones", "relu", seed, params=lr)
+    lines = printed(study)
+    assert lines[0].endswith("mean ± std, n=2; the best 10 of 12")
+    assert lines[1].split() == ["val_accuracy", "init", "optimizer.lr"]
+    assert lines[2].split() == ["0.6100", "±", "0.7071", "he", "3.16228e-06"]
+    assert len(lines) == 12
+
+
+def test_a_list_that_is_too_wide_drops_what_is_the_same_in_all() -> None:
+    study = new()
+    for i in range(11):
+        long = dict.fromkeys(list(DISTRIBUTIONS)[3:], i / 10) | {"optimizer.lr": 0.5}
+        add(study, i / 100, "he" if i else "ones", "relu", params=long)
+    lines = printed(study)
+    assert lines[-1] == "the same in all: init=he"
+    assert "".join(lines).count("val_accuracy") == 2  # in the title and over one table
+    assert max(map(len, lines)) <= 80
+    assert "…" not in "".join(lines)
+    assert "init" in printed(study, width=200)[1].split()
+
+
+def test_several_objectives_give_the_pareto_front() -> None:
+    study = optuna.create_study(directions=["maximize", "minimize"], study_name="two")
+    for x, values in enumerate([(0.1, 1.0), (0.9, 2.0), (0.5, 3.0)]):
+        known = {"x": IntDistribution(0, 9)}
+        study.add_trial(create_trial(values=values, params={"x": x}, distributions=known))
+    lines = printed(study)
+    assert lines[0] == "two: value_0 (maximize), value_1 (minimize); 2 of 2 on the Pareto front"
+    assert [line.split() for line in lines[1:]] == [
+        ["trial", "value_0", "value_1", "x"],
+        ["1", "0.9000", "2.0000", "1"],
+        ["0", "0.1000", "1.0000", "0"],
+    ]
+
+
+def test_without_a_complete_trial_one_line_says_why() -> None:
+    study = new()
+    assert printed(study) == ["grid: no trial has completed: there are no trials"]
+    for reason in ["loss is nan", "lr must be > 0,\ngot -1", "lr must be > 0,\ngot -1"]:
+        add(study, None, state=TrialState.FAIL, user_attrs={"error": reason})
+    add(study, 0.5, state=TrialState.PRUNED)
+    assert printed(study) == [
+        "grid: no trial has completed: 1 pruned, 3 failed,"
+        " failed most often with: lr must be > 0, got -1"
+    ]
+
+
+def test_one_trial_of_a_plain_study_is_one_line() -> None:
+    study = optuna.create_study(study_name="plain")
+    study.optimize(lambda trial: trial.suggest_float("x", 0.5, 0.5), n_trials=1)
+    assert printed(study) == ["plain: value (minimize), n=1: 0.5000"]
+
+
+def test_labels_are_text_and_not_markup_nor_control_codes() -> None:
+    study = optuna.create_study(study_name="[red]x")
+    known = {"k": CategoricalDistribution(["[bold]a", "b\x1b[2J", None, True, 1e-7])}
+    for value, label in enumerate(known["k"].choices):
+        study.add_trial(create_trial(value=value, params={"k": label}, distributions=known))
+    lines = printed(study)
+    assert lines[0].startswith("[red]x:")
+    names = [line.split()[0] for line in lines[2:]]
+    assert names == ["[bold]a", "b?[2J", "null", "true", "1e-07"]
