@@ -7,7 +7,9 @@ from typing import Any
 import optuna
 
 from iolaus.sweep import storage
+from iolaus.sweep.journal import Journal
 from iolaus.sweep.ledger import Ledger
+from iolaus.sweep.live_trial import LiveTrial
 from iolaus.sweep.studies import open_study
 
 
@@ -19,12 +21,14 @@ def open_ledger(url: str, total: int | None, points: int | None = None, **option
     return Ledger(study, total, points=grid, **options)
 
 
-def suggest(trial: optuna.Trial | None) -> float:
+def suggest(trial: LiveTrial | None) -> float:
     assert trial is not None
-    return trial.suggest_float("x", 0.0, 1000.0)
+    x = trial.suggest_float("x", 0.0, 1000.0)
+    Journal(trial.study).parameters([trial])
+    return x
 
 
-def finish(ledger: Ledger, trial: optuna.Trial | None) -> None:
+def finish(ledger: Ledger, trial: LiveTrial | None) -> None:
     x = suggest(trial)
     assert trial is not None
     ledger.study.tell(trial, x)

@@ -1,9 +1,9 @@
-"""What trials report and what they end with, written in one transaction each.
+"""What trials are, report and end with, written in one transaction each.
 
-Optuna's public functions take a transaction per value; a stack of trials reports many at once. The
-rows are those that `Trial.report`, `Trial.set_user_attr`, `Trial.set_constraint` and `Study.tell`
-write (a test compares them). Left out is the samplers' `after_trial`: what it does concerns
-`constraints_func`, which we do not use, and `Study.stop`. Called by the workers.
+Optuna's public functions take a transaction per value; a stack of trials has many at once. The
+rows are those that `Trial.suggest_*`, `Trial.report`, `Trial.set_user_attr`, `Trial.set_constraint`
+and `Study.tell` write (a test compares them). Left out is the samplers' `after_trial`: what it does
+concerns `constraints_func`, which we do not use, and `Study.stop`. Called by the workers.
 """
 
 from __future__ import annotations
@@ -15,15 +15,20 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 import optuna
+from optuna.distributions import distribution_to_json
 from optuna.storages import RDBStorage
 from optuna.storages._rdb import models
 from optuna.trial import TrialState
-from sqlalchemy import func, select
-from sqlalchemy.orm import Session
+from sqlalchemy import func, insert, select, update
 
-from iolaus.sweep.records import SystemAttributes, Trials, UserAttributes
+from iolaus.sweep.live_trial import LiveTrial
+from iolaus.sweep.records import SystemAttributes, Trials, UserAttributes, add_attributes
 
 _CONSTRAINT = "constraints"
+_ROWS = Trials.__table__.c
+_PARAMETERS = models.TrialParamModel.__table__
+_REPORTS = models.TrialIntermediateValueModel.__table__
+_VALUES = models.TrialValueModel.__table__
 
 
 class Report(NamedTuple):
@@ -57,44 +62,63 @@ class Journal:
         self.study = study
         self._engine = backend.engine
 
+    def parameters(self, trials: Iterable[LiveTrial]) -> None:
+        """Write the parameters that were suggested to trials since the last time."""
+        rows = [
+            {
+                "trial_id": trial._trial_id,
+                "param_name": name,
+                "param_value": value,
+                "distribution_json": distribution_to_json(distribution),
+            }
+            for trial in trials
+            for name, value, distribution in trial.take_parameters()
+        ]
+        if rows:
+            with self._engine.begin() as connection:
+                connection.execute(insert(_PARAMETERS), rows)
+
     def report(self, reports: Iterable[Report]) -> None:
         """Write reports; a step that a trial has reported before keeps its first value."""
-        stored = models.TrialIntermediateValueModel
-        with Session(self._engine) as session, session.begin():
-            for trial, step, value in reports:
-                seen = select(stored.trial_id).where(
-                    stored.trial_id == trial._trial_id, stored.step == step
-                )
-                if session.scalar(seen) is not None:
-                    continue
-                number, kind = stored.intermediate_value_to_stored_repr(value)
-                session.add(
-                    stored(
-                        trial_id=trial._trial_id,
-                        step=step,
-                        intermediate_value=number,
-                        intermediate_value_type=kind,
-                    )
-                )
-                trial._cached_frozen_trial.intermediate_values[step] = value
+        rows = []
+        for trial, step, value in reports:
+            known = trial._cached_frozen_trial.intermediate_values
+            if step in known:
+                continue
+            known[step] = value
+            number, kind = models.TrialIntermediateValueModel.intermediate_value_to_stored_repr(
+                value
+            )
+            rows.append(
+                {
+                    "trial_id": trial._trial_id,
+                    "step": step,
+                    "intermediate_value": number,
+                    "intermediate_value_type": kind,
+                }
+            )
+        if rows:
+            with self._engine.begin() as connection:
+                connection.execute(insert(_REPORTS), rows)
 
     def best(self, direction: str) -> float | None:
         """The best value of a complete trial of a study with one objective."""
-        values = models.TrialValueModel
-        extreme = func.max(values.value) if direction == "maximize" else func.min(values.value)
-        mine = select(extreme).join(Trials, Trials.trial_id == values.trial_id)
+        extreme = func.max if direction == "maximize" else func.min
+        mine = select(extreme(_VALUES.c.value)).join(Trials, _ROWS.trial_id == _VALUES.c.trial_id)
         mine = mine.where(
-            Trials.study_id == self.study._study_id, Trials.state == TrialState.COMPLETE
+            _ROWS.study_id == self.study._study_id, _ROWS.state == TrialState.COMPLETE
         )
-        with Session(self._engine) as session, session.begin():
-            return session.scalar(mine)
+        with self._engine.begin() as connection:
+            found: float | None = connection.scalar(mine)
+        return found
 
     def steps(self) -> int:
         """Training steps of all finished trials."""
-        mine = select(UserAttributes.value_json).join(Trials)
-        mine = mine.where(Trials.study_id == self.study._study_id, UserAttributes.key == "steps")
-        with Session(self._engine) as session, session.begin():
-            return sum(json.loads(text) or 0 for text in session.scalars(mine))
+        attributes = UserAttributes.__table__.c
+        mine = select(attributes.value_json).join(Trials, _ROWS.trial_id == attributes.trial_id)
+        mine = mine.where(_ROWS.study_id == self.study._study_id, attributes.key == "steps")
+        with self._engine.begin() as connection:
+            return sum(json.loads(text) or 0 for text in connection.scalars(mine))
 
     def end(self, ending: Ending) -> None:
         """Write how a trial ended, with all its attributes: from then on its result is kept.
@@ -103,31 +127,33 @@ class Journal:
             Lost: the trial is not running any more.
         """
         trial, state, values = ending.trial, ending.state, ending.values
+        frozen = trial._cached_frozen_trial
         self.study._thread_local.cached_all_trials = None
-        frozen = self.study._storage.get_trial(trial._trial_id)
         if state == TrialState.PRUNED and frozen.last_step is not None:  # as `Study.tell`
             last = frozen.intermediate_values[frozen.last_step]
             values = None if math.isnan(last) else [last]
         system = {f"{_CONSTRAINT}:{name}": value for name, value in ending.constraints.items()}
-        with Session(self._engine) as session, session.begin():
-            row = session.get_one(Trials, trial._trial_id, with_for_update=True)
-            if row.state != TrialState.RUNNING:
+        attributes = {k: v for k, v in ending.attributes.items() if k not in frozen.user_attrs}
+        mine = _ROWS.trial_id == trial._trial_id
+        with self._engine.begin() as connection:
+            if connection.scalar(select(_ROWS.state).where(mine).with_for_update()) != (
+                TrialState.RUNNING
+            ):
                 raise Lost(f"trial {trial.number} was taken for dead; another runs in its place")
-            session.add_all(_rows(UserAttributes, row.trial_id, ending.attributes))
-            session.add_all(_rows(SystemAttributes, row.trial_id, system))
-            for objective, value in enumerate(values or ()):
-                number, kind = models.TrialValueModel.value_to_stored_repr(value)
-                session.add(
-                    models.TrialValueModel(
-                        trial_id=row.trial_id, objective=objective, value=number, value_type=kind
-                    )
-                )
-            row.state = state
-            row.datetime_complete = datetime.now()
+            add_attributes(connection, UserAttributes, trial._trial_id, attributes)
+            add_attributes(connection, SystemAttributes, trial._trial_id, system)
+            if values:
+                connection.execute(insert(_VALUES), list(_stored(trial._trial_id, values)))
+            finished = update(Trials.__table__).where(mine)
+            connection.execute(finished.values(state=state, datetime_complete=datetime.now()))
 
 
-def _rows(model: Any, trial_id: Any, attributes: Mapping[str, Any]) -> list[Any]:
-    return [
-        model(trial_id=trial_id, key=key, value_json=json.dumps(value))
-        for key, value in attributes.items()
-    ]
+def _stored(trial_id: int, values: Sequence[float]) -> Iterable[dict[str, Any]]:
+    for objective, value in enumerate(values):
+        number, kind = models.TrialValueModel.value_to_stored_repr(value)
+        yield {
+            "trial_id": trial_id,
+            "objective": objective,
+            "value": number,
+            "value_type": kind,
+        }

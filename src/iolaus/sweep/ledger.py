@@ -25,12 +25,13 @@ import optuna
 from optuna.samplers import BaseSampler
 from optuna.storages import RDBStorage
 from optuna.storages._rdb import models
-from optuna.trial import TrialState
-from sqlalchemy import func, select, update
+from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy import Connection, func, select, update
 from sqlalchemy.orm import Session, selectinload
 
 from iolaus.errors import InputError
-from iolaus.sweep import processes
+from iolaus.sweep import processes, records
+from iolaus.sweep.live_trial import LiveTrial
 from iolaus.sweep.records import (
     CONTINUES,
     ENQUEUED,
@@ -49,10 +50,20 @@ from iolaus.sweep.records import (
     set_attribute,
     waiting_trial,
 )
+from iolaus.sweep.tally import Counts, Tally
 
 # A grid's points are laid out a few at a time: Optuna reads all waiting trials again for each look
 # that a sampler or pruner takes at a study (0.9 s for 10,000 of them).
 POINTS_AT_ONCE = 64
+
+
+_NAMES = {
+    "done": TrialState.COMPLETE,
+    "pruned": TrialState.PRUNED,
+    "failed": TrialState.FAIL,
+    "running": TrialState.RUNNING,
+    "waiting": TrialState.WAITING,
+}
 
 
 class Ledger:
@@ -97,8 +108,9 @@ class Ledger:
         self._sampler_of = sampler_of
         self._engine = backend.engine
         self._study_id = study._study_id
+        self._tally = Tally(study._study_id)
 
-    def claim(self) -> optuna.Trial | None:
+    def claim(self) -> LiveTrial | None:
         """Return the next trial to run, which is now RUNNING and this process's, or None.
 
         Waiting trials come first, in order; then a grid's next point, or else a new trial, whose
@@ -106,10 +118,10 @@ class Ledger:
         trials make up the total, or the grid: ask again while `counts()` knows running ones, which
         may yet be lost.
         """
-        trial_id = self._take_next()
-        if trial_id is None and self.recover():
-            trial_id = self._take_next()
-        return None if trial_id is None else self._as_trial(trial_id)
+        trial = self._take_next()
+        if trial is None and self.recover():
+            trial = self._take_next()
+        return None if trial is None else self._live(trial)
 
     def retry_failed(self) -> int:
         """Let a grid's failed points wait again and return how many; the sweeper's, once a start.
@@ -123,6 +135,7 @@ class Ledger:
                 if POINT in (attributes := attributes_of(trial)) and RETRIED not in attributes
             ]
             self._replace(session, failed, {RETRIES: 0})
+        self._tally.restart()
         return len(failed)
 
     def recover(self) -> int:
@@ -177,8 +190,8 @@ class Ledger:
         `failed` leaves out those that are tried again. `remaining` is what is not finished of the
         total, running ones included; without a total it is what runs and waits.
         """
-        with Session(self._engine) as session, session.begin():
-            return self._count(session)
+        with self._engine.begin() as connection:
+            return self._counts(self._tally.read(connection))
 
     @contextmanager
     def _books(self) -> Iterator[Session]:
@@ -187,46 +200,34 @@ class Ledger:
             models.StudyModel.find_or_raise_by_id(self._study_id, session, for_update=True)
             yield session
 
-    def _count(self, session: Session) -> dict[str, int]:
-        here = Trials.study_id == self._study_id
-        by_state = select(Trials.state, func.count()).where(here).group_by(Trials.state)
-        states = {state: number for state, number in session.execute(by_state)}  # noqa: C416
-        retried = 0
-        if TrialState.FAIL in states:
-            failed = select(func.count()).select_from(Trials).join(UserAttributes)
-            failed = failed.where(here, Trials.state == TrialState.FAIL)
-            retried = session.scalar(failed.where(UserAttributes.key == RETRIED)) or 0
-        counts = {
-            "done": states.get(TrialState.COMPLETE, 0),
-            "pruned": states.get(TrialState.PRUNED, 0),
-            "failed": states.get(TrialState.FAIL, 0) - retried,
-            "running": states.get(TrialState.RUNNING, 0),
-            "waiting": states.get(TrialState.WAITING, 0),
-        }
+    def _counts(self, found: Counts) -> dict[str, int]:
+        counts = {name: found.states[state] for name, state in _NAMES.items()}
         finished = counts["done"] + counts["pruned"] + counts["failed"]
         if self.total is None:
             return counts | {"remaining": counts["running"] + counts["waiting"]}
         return counts | {"remaining": max(0, self.total - finished)}
 
-    def _take_next(self) -> int | None:
-        """Make the next trial RUNNING and return its row's id, or None when the total is met."""
-        with self._books() as session:
-            counts = self._count(session)
+    def _take_next(self) -> FrozenTrial | None:
+        """Make the next trial RUNNING and return what its row holds; None when the total is met."""
+        with self._engine.begin() as connection:
+            _lock(connection, self._study_id)
+            found = self._tally.read(connection)
+            counts = self._counts(found)
             if self.total is not None and counts["remaining"] <= counts["running"]:
                 return None
-            if counts["waiting"]:
-                trial = self._in_state(session, TrialState.WAITING, limit=1)[0]
-            else:
-                new = [({}, {})] if self.points is None else self._next_points(session)
-                if not new:
+            if found.waiting is None and self.points is not None:
+                with Session(connection) as session:
+                    self._add(session, self._next_points(session))
+                    session.flush()
+                found = self._tally.read(connection)
+                if found.waiting is None:
                     return None
-                trial = self._add(session, new)[0]
-            trial.state = TrialState.RUNNING
-            trial.datetime_start = datetime.now()
-            trial.heartbeats = [Heartbeats()]
-            set_attribute(trial, WORKER, processes.this_process())
-            session.flush()
-            return int(trial.trial_id)
+            if found.waiting is not None:
+                trial = records.begin_waiting(connection, found.waiting)
+            else:
+                trial = records.begin_new(connection, self._study_id, found.size)
+            records.hand_to(connection, trial, processes.this_process())
+        return trial
 
     def _next_points(self, session: Session) -> list[Row]:
         """Return the next points of the grid that no trial has, at most `POINTS_AT_ONCE`."""
@@ -238,17 +239,11 @@ class Ledger:
             every = sorted(every, key=lambda row: row[0] not in self._first)
         return list(islice((row for row in every if row[1][POINT] not in covered), POINTS_AT_ONCE))
 
-    def _as_trial(self, trial_id: int) -> optuna.Trial:
-        """Return the trial as `Study.ask` would, which cannot be told which row to take."""
+    def _live(self, trial: FrozenTrial) -> LiveTrial:
         self.study._thread_local.cached_all_trials = None  # as `ask`: samplers look again
-        storage: Any = self.study._storage
         if self._sampler_of is not None:
-            number = storage.get_trial_number_from_id(trial_id)
-            self.study.sampler = self._sampler_of(number)
-        trial = optuna.Trial(self.study, trial_id)
-        with storage._lock:  # Optuna's cache must know a trial before it takes its parameters
-            storage._add_trials_to_cache(self._study_id, [trial._cached_frozen_trial])
-        return trial
+            self.study.sampler = self._sampler_of(trial.number)
+        return LiveTrial(self.study, trial)
 
     def _in_state(self, session: Session, state: TrialState, limit: int | None = None) -> list[Any]:
         rows = select(Trials).where(Trials.study_id == self._study_id, Trials.state == state)
@@ -257,8 +252,8 @@ class Ledger:
 
     def _add(self, session: Session, rows: Iterable[Row]) -> list[Any]:
         """Add a waiting trial for each of `rows`."""
-        existing = select(func.count()).select_from(Trials)
-        first = session.scalars(existing.where(Trials.study_id == self._study_id)).one()
+        session.flush()  # or a failed trial would be counted before it says that it is replaced
+        first = self._tally.read(session.connection()).size
         trials = [
             waiting_trial(self._study_id, number, row) for number, row in enumerate(rows, first)
         ]
@@ -283,6 +278,14 @@ class Ledger:
         retries = attributes_of(trial).get(RETRIES, 0) + restarts
         if retries <= self.max_restarts:
             self._replace(session, [trial], {CONTINUES: trial.number, RETRIES: retries})
+
+
+def _lock(connection: Connection, study_id: int) -> None:
+    """Hold the study until the transaction ends; SQLite holds all of itself already."""
+    studies = models.StudyModel.__table__
+    connection.execute(
+        select(studies.c.study_id).where(studies.c.study_id == study_id).with_for_update()
+    )
 
 
 def _why_lost(trial: Any, oldest: datetime) -> str | None:

@@ -18,11 +18,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Any
 
 from optuna.distributions import json_to_distribution
 from optuna.storages._rdb import models
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy import Connection, insert, select, update
 
 WORKER = "iolaus.worker"
 POINT = "iolaus.point"
@@ -77,3 +79,81 @@ def _rows(model: Any, attributes: Mapping[str, Any]) -> list[Any]:
 def set_attribute(trial: Any, key: str, value: Any) -> None:
     """Give a `trial` the user attribute `key`, which it must not have yet."""
     trial.user_attributes.extend(_rows(UserAttributes, {key: value}))
+
+
+def begin_waiting(connection: Connection, trial_id: int) -> FrozenTrial:
+    """Make a waiting trial RUNNING and return what its row holds."""
+    rows, now = Trials.__table__, datetime.now()
+    connection.execute(
+        update(rows)
+        .where(rows.c.trial_id == trial_id)
+        .values(state=TrialState.RUNNING, datetime_start=now)
+    )
+    number = connection.scalar(select(rows.c.number).where(rows.c.trial_id == trial_id))
+    return _frozen(
+        trial_id,
+        number,
+        now,
+        _attributes(connection, UserAttributes, trial_id),
+        _attributes(connection, SystemAttributes, trial_id),
+    )
+
+
+def begin_new(connection: Connection, study_id: int, number: int) -> FrozenTrial:
+    """Add a RUNNING trial to a study, and return what its row holds."""
+    now = datetime.now()
+    added = connection.execute(
+        insert(Trials.__table__).values(
+            number=number, study_id=study_id, state=TrialState.RUNNING, datetime_start=now
+        )
+    )
+    key = added.inserted_primary_key
+    assert key is not None
+    return _frozen(int(key[0]), number, now, {}, {})
+
+
+def hand_to(connection: Connection, trial: FrozenTrial, worker: str) -> None:
+    """Note who runs a trial, with the first sign of life."""
+    connection.execute(insert(Heartbeats.__table__).values(trial_id=trial._trial_id))
+    add_attributes(connection, UserAttributes, trial._trial_id, {WORKER: worker})
+    trial.user_attrs[WORKER] = worker
+
+
+def add_attributes(
+    connection: Connection, model: Any, trial_id: int, attributes: Mapping[str, Any]
+) -> None:
+    """Give a trial attributes, none of which it has yet."""
+    if attributes:
+        rows = [
+            {"trial_id": trial_id, "key": key, "value_json": json.dumps(value)}
+            for key, value in attributes.items()
+        ]
+        connection.execute(insert(model.__table__), rows)
+
+
+def _attributes(connection: Connection, model: Any, trial_id: int) -> dict[str, Any]:
+    table = model.__table__
+    query = select(table.c.key, table.c.value_json).where(table.c.trial_id == trial_id)
+    return {key: json.loads(text) for key, text in connection.execute(query)}
+
+
+def _frozen(
+    trial_id: int,
+    number: Any,
+    start: datetime,
+    user: dict[str, Any],
+    system: dict[str, Any],
+) -> FrozenTrial:
+    return FrozenTrial(
+        number=int(number),
+        state=TrialState.RUNNING,
+        value=None,
+        datetime_start=start,
+        datetime_complete=None,
+        params={},
+        distributions={},
+        user_attrs=user,
+        system_attrs=system,
+        intermediate_values={},
+        trial_id=trial_id,
+    )

@@ -94,6 +94,8 @@ class Verdicts:
         self.study, self.journal, self.stop = study, journal, stop
         self._pending: list[tuple[Asked, int, float]] = []
         self._condemned: set[int] = set()
+        self._best: float | None = None
+        self._best_known = False
 
     @property
     def pruner(self) -> BasePruner:
@@ -135,9 +137,15 @@ class Verdicts:
         self._condemned.discard(asked.number)
 
     def is_best(self, outcome: Outcome) -> bool:
-        """Whether no complete trial of the study is better; of several objectives none is best."""
+        """Whether a trial is better than all that were complete when this worker began, and all of
+        its own since; of several objectives none is best."""
         if len(outcome.values) != 1 or math.isnan(outcome.values[0]):
             return False
         direction = self.study.direction.name.lower()
-        best, sign = self.journal.best(direction), 1 if direction == "maximize" else -1
-        return best is None or sign * outcome.values[0] > sign * best
+        if not self._best_known:
+            self._best, self._best_known = self.journal.best(direction), True
+        sign = 1 if direction == "maximize" else -1
+        if self._best is not None and sign * outcome.values[0] <= sign * self._best:
+            return False
+        self._best = outcome.values[0]
+        return True

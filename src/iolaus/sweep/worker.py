@@ -154,6 +154,7 @@ class Worker:
                 point = self.plan.space.suggest(trial)
                 words = [*self.plan.space.fixed, *self.plan.space.overrides(point)]
                 words += self._suggested_by_hook(trial, set(point))
+                self.journal.parameters([trial])
             except (IolausError, ValueError) as error:
                 asked = Asked(trial, [])
                 self._running[asked.number] = asked
