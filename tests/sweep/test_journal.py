@@ -1,0 +1,178 @@
+"""What the journal writes is, row for row, what Optuna's public functions write."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+import sqlalchemy
+from optuna.samplers import RandomSampler, TPESampler
+from optuna.trial import TrialState
+
+from iolaus.sweep import storage
+from iolaus.sweep.journal import Ending, Journal, Lost, Report
+from iolaus.sweep.ledger import Ledger
+from iolaus.sweep.live_trial import LiveTrial
+from iolaus.sweep.records import WORKER
+from iolaus.sweep.studies import open_study
+
+TABLES = (
+    "trials",
+    "trial_params",
+    "trial_values",
+    "trial_intermediate_values",
+    "trial_user_attributes",
+    "trial_system_attributes",
+)
+REPORTS = {1: 0.5, 2: math.nan, 3: math.inf, 4: 0.25}
+ATTRIBUTES = {"val_loss": 0.1, "device": "cpu", "values": [1.0, 2.0], "nothing": None}
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path}/studies.db"
+
+
+def ours(url: str, sampler: optuna.samplers.BaseSampler | None = None) -> Ledger:
+    study = open_study(storage.connect(url), "study", ["maximize"], {})
+    study.sampler = sampler or RandomSampler(seed=1)
+    return Ledger(study, 100)
+
+
+def rows(url: str) -> dict[str, list[tuple[Any, ...]]]:
+    """All rows but the times, and but what only a ledger writes."""
+    found = {}
+    with sqlalchemy.create_engine(url).connect() as connection:
+        for table in TABLES:
+            names = [column["name"] for column in sqlalchemy.inspect(connection).get_columns(table)]
+            kept = [n for n in names if not n.startswith("datetime") and not n.endswith("_id")]
+            kept += ["trial_id"]
+            query = f"SELECT {', '.join(kept)} FROM {table} ORDER BY {', '.join(kept)}"
+            lines = [tuple(row) for row in connection.execute(sqlalchemy.text(query))]
+            found[table] = [line for line in lines if WORKER not in line]
+    return found
+
+
+def suggest(trial: optuna.Trial) -> None:
+    trial.suggest_float("lr", 1e-4, 1.0, log=True)
+    trial.suggest_int("layers", 1, 3)
+    trial.suggest_categorical("init", ["he", None, True, 1.5])
+
+
+@pytest.mark.parametrize("state", [TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL])
+def test_the_rows_are_those_of_the_public_functions(tmp_path: Path, state: TrialState) -> None:
+    mine, theirs = (f"sqlite:///{tmp_path}/{name}.db" for name in ("mine", "theirs"))
+    values = [0.75] if state == TrialState.COMPLETE else None
+
+    ledger = ours(mine)
+    journal = Journal(ledger.study)
+    live = ledger.claim()
+    assert live is not None
+    suggest(live)
+    journal.parameters([live])
+    journal.report(Report(live, step, value) for step, value in REPORTS.items())
+    journal.end(Ending(live, state, values, ATTRIBUTES, {"num_parameters": -5.0}))
+
+    study = optuna.create_study(
+        storage=theirs, study_name="study", direction="maximize", sampler=RandomSampler(seed=1)
+    )
+    trial = study.ask()
+    suggest(trial)
+    for step, value in REPORTS.items():
+        trial.report(value, step)
+    for key, item in ATTRIBUTES.items():
+        trial.set_user_attr(key, item)
+    trial.set_constraint("num_parameters", -5.0)
+    study.tell(trial, values, state=state)
+
+    assert rows(mine) == rows(theirs)
+    (kept,) = ledger.study.trials
+    assert kept.params == study.trials[0].params
+    assert kept.constraints == study.trials[0].constraints == {"num_parameters": -5.0}
+    assert kept.datetime_start is not None
+    assert kept.datetime_complete is not None
+    assert abs((kept.datetime_start - study.trials[0].datetime_start).total_seconds()) < 3600
+
+
+def test_a_live_trial_has_all_that_optunas_has(url: str) -> None:
+    ledger = ours(url)
+    live = ledger.claim()
+    assert live is not None
+    theirs = optuna.Trial(ledger.study, live._trial_id)
+    assert set(vars(theirs)) == set(vars(live)) - {"_unwritten"}
+    assert live._cached_frozen_trial == theirs._cached_frozen_trial
+    assert live.number == theirs.number
+    assert live.user_attrs == theirs.user_attrs
+
+
+def test_parameters_are_unwritten_until_the_journal_writes_them(url: str) -> None:
+    ledger = ours(url)
+    live = ledger.claim()
+    assert live is not None
+    suggest(live)
+    assert ledger.study.trials[0].params == {}
+    Journal(ledger.study).parameters([live])
+    assert ledger.study.trials[0].params == live.params
+    Journal(ledger.study).parameters([live])  # once
+
+
+def test_a_sampler_learns_from_what_the_journal_writes(url: str) -> None:
+    """TPE through the ledger and journal draws what it draws through Optuna alone."""
+
+    def objective(lr: float) -> float:
+        return -((math.log10(lr) + 2) ** 2)
+
+    ledger = ours(url, TPESampler(seed=3, n_startup_trials=5))
+    journal, drawn = Journal(ledger.study), []
+    for _ in range(15):
+        live = ledger.claim()
+        assert isinstance(live, LiveTrial)
+        drawn.append(live.suggest_float("lr", 1e-4, 1.0, log=True))
+        journal.parameters([live])
+        journal.end(Ending(live, TrialState.COMPLETE, [objective(drawn[-1])], {}, {}))
+    study = optuna.create_study(
+        direction="maximize", sampler=TPESampler(seed=3, n_startup_trials=5)
+    )
+    study.optimize(lambda trial: objective(trial.suggest_float("lr", 1e-4, 1.0, log=True)), 15)
+    assert drawn == [trial.params["lr"] for trial in study.trials]
+
+
+def test_a_trial_that_was_taken_for_dead_is_not_told(url: str) -> None:
+    ledger = ours(url)
+    live = ledger.claim()
+    assert live is not None
+    ledger.release(live)
+    with pytest.raises(Lost):
+        Journal(ledger.study).end(Ending(live, TrialState.COMPLETE, [1.0], {"x": 1}, {}))
+    assert ledger.study.trials[0].state == TrialState.FAIL
+    assert "x" not in ledger.study.trials[0].user_attrs
+
+
+def test_a_step_is_reported_once(url: str) -> None:
+    ledger = ours(url)
+    live = ledger.claim()
+    assert live is not None
+    journal = Journal(ledger.study)
+    journal.report([Report(live, 1, 0.5)])
+    journal.report([Report(live, 1, 0.7), Report(live, 2, 0.9)])
+    assert ledger.study.trials[0].intermediate_values == {1: 0.5, 2: 0.9}
+
+
+def test_best_and_steps_are_of_finished_trials_of_this_study(url: str) -> None:
+    ledger = ours(url)
+    journal = Journal(ledger.study)
+    assert journal.best("maximize") is None
+    assert journal.steps() == 0
+    for value, state in ((0.5, TrialState.COMPLETE), (0.9, TrialState.COMPLETE)):
+        live = ledger.claim()
+        assert live is not None
+        journal.end(Ending(live, state, [value], {"steps": 100}, {}))
+    live = ledger.claim()
+    assert live is not None
+    journal.report([Report(live, 1, 5.0)])
+    journal.end(Ending(live, TrialState.PRUNED, None, {"steps": 10}, {}))
+    assert (journal.best("maximize"), journal.best("minimize")) == (0.9, 0.5)
+    assert journal.steps() == 210

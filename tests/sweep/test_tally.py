@@ -1,0 +1,47 @@
+"""The running count equals a count of everything, whatever happens in whatever order."""
+
+from __future__ import annotations
+
+import optuna
+from hypothesis import given
+from hypothesis import strategies as st
+from optuna.trial import TrialState
+
+from iolaus.sweep import storage
+from iolaus.sweep.records import RETRIED
+from iolaus.sweep.tally import Tally
+
+FINAL = [TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL]
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.booleans()), max_size=25))
+def test_the_tally_is_the_count(steps: list[tuple[int, bool]]) -> None:
+    opened = storage.connect("sqlite://")
+    study = optuna.create_study(storage=opened)
+    other = optuna.create_study(storage=opened)
+    backend = study._storage._backend
+    tally = Tally(study._study_id)
+    for action, look in steps:
+        running = [t for t in study.trials if t.state == TrialState.RUNNING]
+        if action == 0:
+            study.enqueue_trial({"x": 1.0})
+        elif action in (1, 2):
+            study.ask()
+            other.ask()
+        elif running:
+            chosen = running[-1] if action == 3 else running[0]
+            state = FINAL[action - 3]
+            if state == TrialState.FAIL and look:
+                study._storage.set_trial_user_attr(chosen._trial_id, RETRIED, True)
+            study.tell(chosen.number, 1.0 if state == TrialState.COMPLETE else None, state=state)
+        if not look:
+            continue
+        with backend.engine.begin() as connection:
+            found = tally.read(connection)
+        trials = study.get_trials(deepcopy=False)
+        counted = [t for t in trials if RETRIED not in t.user_attrs]
+        assert found.size == len(trials)
+        for state in TrialState:
+            assert found.states[state] == sum(t.state == state for t in counted)
+        waiting = [t._trial_id for t in trials if t.state == TrialState.WAITING]
+        assert found.waiting == (waiting[0] if waiting else None)
