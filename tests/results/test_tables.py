@@ -14,7 +14,8 @@ from rich.console import Console
 
 from iolaus.errors import InputError
 from iolaus.results.frame import frame
-from iolaus.results.tables import pivot, show
+from iolaus.results.tables import pivot
+from iolaus.results.terminal import show
 
 INITS = ["xavier_uniform", "he", "normal", "uniform", "zeros", "ones"]
 ACTIVATIONS = ["relu", "tanh", "sigmoid"]
@@ -232,3 +233,24 @@ def test_labels_are_text_and_not_markup_nor_control_codes() -> None:
     assert lines[0].startswith("[red]x:")
     names = [line.split()[0] for line in lines[2:]]
     assert names == ["[bold]a", "b?[2J", "null", "true", "1e-07"]
+
+
+def test_what_breaks_a_constraint_is_not_shown_as_best():
+    study = new()
+    for value, violation in ((0.9, 5.0), (0.8, -1.0)):
+        trial = study.ask(DISTRIBUTIONS)
+        trial.set_constraint("num_parameters", violation)
+        study.tell(trial, value)
+    text = "\n".join(printed(study))
+    assert "0.8000" in text
+    assert "0.9000" not in text
+    assert "1 infeasible" in text
+    assert list(frame(study)["feasible"]) == [False, True]
+
+
+def test_the_longer_side_of_a_pivot_goes_down():
+    study = new()
+    for activation in ("relu", "tanh", "sigmoid"):
+        add(study, 0.5, "he", activation)
+        add(study, 0.5, "ones", activation)
+    assert "down: model.activation, across: init" in printed(study)

@@ -33,7 +33,7 @@ STATES = {
     TrialState.RUNNING: "running",
     TrialState.WAITING: "waiting",
 }
-FIXED = ("number", "state", "worker", "retried", "duration_s", "started")
+FIXED = ("number", "state", "worker", "feasible", "retried", "duration_s", "started")
 """Columns whose names neither a key nor an attribute can take."""
 
 
@@ -48,6 +48,7 @@ def frame(study: optuna.Study, *, retried: bool = False) -> pd.DataFrame:
             choice of None as "null" (as Hydra writes it), missing where the key did not exist.
         One per user attribute, unless a column above has its name; of those that start with
             "iolaus." only the worker, as "worker".
+        feasible, in a study with constraints: whether all of them are kept.
         duration_s, started: seconds from start to end (NaN until then); local time of the start.
 
     `attrs` holds what `tables.pivot` knows beyond the values: {"objectives": {name: direction},
@@ -73,6 +74,9 @@ def frame(study: optuna.Study, *, retried: bool = False) -> pd.DataFrame:
         columns[key.column] = _series([key.label(trial) for trial in trials])
     for name, values in _attributes(trials).items():
         columns.setdefault(name, values)
+    if any(trial.constraints for trial in trials):
+        kept = [all(x <= 0 for x in trial.constraints.values()) for trial in trials]
+        columns["feasible"] = pd.Series(kept, dtype="bool")
     if retried:
         columns["retried"] = pd.Series([_is_retried(trial) for trial in trials], dtype="bool")
     durations, starts = map(_duration, trials), [trial.datetime_start for trial in trials]

@@ -145,9 +145,9 @@ def _conclude(
             f"no trial of study {crew.plan.study} completed: {counts['pruned']} pruned, "
             f"{counts['failed']} failed{_because(study)}"
         )
-    from iolaus.results import tables
+    from iolaus.results import terminal
 
-    tables.show(study, progress.console())
+    terminal.show(study, progress.console())
     _write_results(study, results)
     if crew.folder.is_dir():
         _say(f"all of it is in {progress.shown(crew.folder)}")
