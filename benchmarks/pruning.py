@@ -38,8 +38,6 @@ def sweep(pruner: str, seed: int, trials: int, root: str, folder: Path) -> optun
         f"hydra.sweeper.n_trials={trials}",
         f"hydra.sweeper.study_name={name}",
     ]
-    if pruner == "asha":
-        words += ["hydra.sweeper.pruner.min_resource=40", "hydra.sweeper.pruner.reduction_factor=3"]
     subprocess.run(
         [sys.executable, "-m", "iolaus", "-m", *words],
         cwd=folder,

@@ -230,6 +230,22 @@ def test_keys_without_effect_are_said(iolaus):
     assert "optimizer.momentum has no effect with optimizer=adam" in done.stderr
 
 
+def test_several_seeds_count_as_one_run_by_their_mean(iolaus, tmp_path):
+    done = iolaus("training.seeds=2", "training.seed=4", "hydra.run.dir=run", *SHORT)
+    assert done.returncode == 0, done.stderr
+    both = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    each = [json.loads((tmp_path / f"run/seed_{n}/metrics.json").read_text()) for n in (4, 5)]
+    values = [one["val_accuracy"] for one in each]
+    assert both["values"] == values
+    assert both["val_accuracy"] == sum(values) / 2
+    assert both["std"] == pytest.approx(abs(values[0] - values[1]) / 2**0.5)
+    assert both["steps"] == 2 * each[0]["steps"]
+    alone = iolaus("training.seed=5", "hydra.run.dir=alone", *SHORT)
+    assert alone.returncode == 0, alone.stderr
+    metrics = json.loads((tmp_path / "alone" / "metrics.json").read_text())
+    assert metrics["val_loss"] == each[1]["val_loss"]
+
+
 BASIC = "hydra/sweeper=basic"
 
 

@@ -58,11 +58,16 @@ def run(*overrides: str, config_dir: str | None = None) -> TrialResult:
         EnvironmentFault: the dataset or the device is missing.
         TrainingFailed: the loss became NaN, or the model raised.
     """
-    from iolaus.errors import TrainingFailed
+    from iolaus.errors import InputError, TrainingFailed
     from iolaus.program import Program
     from iolaus.train import train
 
     spec = compose(*overrides, config_dir=config_dir)
+    if spec.config.training.seeds > 1:
+        raise InputError(
+            "iolaus.run trains one seed, training.seeds must be 1, got "
+            f"{spec.config.training.seeds}: call it with training.seed=0, 1, ..."
+        )
     Program.of(spec)
     (result,) = train([spec])
     if result.state == "failed":

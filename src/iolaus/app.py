@@ -24,7 +24,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from iolaus import compat, config, overrides, preflight, usage
+from iolaus import compat, config, overrides, preflight, seeds, usage
 from iolaus.errors import (
     EXIT_INTERRUPTED,
     EXIT_TERMINATED,
@@ -124,20 +124,20 @@ def _run(run_config: RunConfig, folder: Path) -> float:
         preflight.begin(folder, spec, [*_flags(), *HydraConfig.get().overrides.task])
     try:
         with Watch() as watch, _signals(watch):
-            (result,) = train([spec], watch)
+            results = list(train(seeds.members(spec), watch))
     except Interrupted as stop:
         where = f"interrupted at step {stop.step}"
         stop.args = (f"{where}; go on with: iolaus --resume {shown(folder)}",)
         raise
-    summary = run_folder.summary(result)
-    if result.state == "complete":
+    summary = run_folder.summary_of(spec, results)
+    if summary["state"] == "complete":
         show_result(summary, shown(folder))  # before writing: a full disk must not hide it
     log.info("%s", summary)
-    run_folder.write_result(folder, result)
-    if result.state == "failed":
-        kept = f"; metrics so far are in {shown(folder)}" if result.history else ""
-        raise TrainingFailed(f"the run failed: {result.error}{kept}")
-    return result.value
+    run_folder.write_results(folder, spec, results)
+    if summary["state"] == "failed":
+        kept = f"; metrics so far are in {shown(folder)}" if results[0].history else ""
+        raise TrainingFailed(f"the run failed: {summary['error']}{kept}")
+    return float(summary[str(summary["objective"])])
 
 
 def _flags() -> list[str]:

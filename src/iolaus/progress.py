@@ -64,7 +64,7 @@ class Watch(Monitor):
         config = spec.config
         what = f"{config.model.name} on {config.data.name}, {config.optimizer.name}"
         self._print(f"training {what}, {total_steps} steps, seed {config.training.seed}")
-        self._total = total_steps
+        self._total, self._last_line = total_steps, -1.0
         self._bar.update(self._task, total=total_steps, completed=step)
         if step:
             self._print(f"resumed at step {step} of {total_steps}")
@@ -116,11 +116,19 @@ def show_result(summary: Mapping[str, Any], folder: Path, console: Console | Non
         if any(value is not None for value in values):
             table.add_row(title, *("" if v is None else f"{v:.4f}" for v in values))
     console.print(table)
+    if "seeds" in summary:
+        each = ", ".join(f"{value:.4f}" for value in summary["values"])
+        _line(
+            console,
+            f"means over {summary['seeds']} seeds; {summary['objective']}: "
+            f"{each} (standard deviation {summary['std']:.4f})",
+        )
     if summary["stopped"]:
         _line(console, f"stopped early: {summary['stopped']}")
+    where = "the first seed's best" if "seeds" in summary else "best"
     _line(
         console,
-        f"best {summary['objective']} at step {summary['best_step']} of {summary['steps']}, "
+        f"{where} {summary['objective']} at step {summary['best_step']} of {summary['steps']}, "
         f"{summary['num_parameters']:,} parameters, {summary['seconds']:.1f} s on "
         f"{summary['device']}",
     )

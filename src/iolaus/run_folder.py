@@ -28,7 +28,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from iolaus import files
+from iolaus import files, seeds
 from iolaus.errors import EnvironmentFault, InputError, one_line
 from iolaus.spec import TrialResult, TrialSpec
 
@@ -193,6 +193,22 @@ def _git() -> dict[str, Any] | None:
         return None
 
 
+def write_results(folder: Path, spec: TrialSpec, results: Sequence[TrialResult]) -> None:
+    """Write a run of one or several seeds; each of several has a folder seed_N inside.
+
+    Raises:
+        EnvironmentFault: the disk is full or the folder cannot be written.
+    """
+    if spec.config.training.seeds == 1:
+        write_result(folder, results[0])
+        return
+    for result in results:
+        assert result.spec.folder is not None
+        make(result.spec.folder)
+        write_result(result.spec.folder, result)
+    write_json(folder / "metrics.json", summary_of(spec, results))
+
+
 def write_result(folder: Path, result: TrialResult) -> None:
     """Write history.csv, best.pt and, last, metrics.json; then drop the checkpoints.
 
@@ -256,6 +272,29 @@ def summary(result: TrialResult) -> dict[str, Any]:
         "seed": result.spec.config.training.seed,
         "stopped": result.stopped,
         "error": result.error,
+    }
+
+
+def summary_of(spec: TrialSpec, results: Sequence[TrialResult]) -> dict[str, Any]:
+    """What metrics.json holds of a run: of several seeds the means, with the standard deviation
+    and each value of the objective."""
+    if spec.config.training.seeds == 1:
+        return summary(results[0])
+    group = seeds.Group(spec, spec.config.training.seeds)
+    for result in results:
+        group.end(result)
+    values = [result.value for result in results]
+    return {
+        **summary(results[0]),
+        **group.metrics(),
+        "state": group.state,
+        "steps": sum(result.steps for result in results),
+        "seconds": round(sum(result.seconds for result in results), 4),
+        "seeds": len(results),
+        "values": values,
+        "std": seeds.spread(values),
+        "stopped": next((result.stopped for result in results if result.stopped), None),
+        "error": group.error,
     }
 
 
