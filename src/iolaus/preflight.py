@@ -39,6 +39,11 @@ def resumed(argv: list[str]) -> list[str]:
     at = argv.index("--resume")
     folder = argv[at + 1] if at + 1 < len(argv) else ""
     manifest = run_folder.read(Path(folder) / "manifest.json") if folder else None
+    if manifest is None and folder and (Path(folder) / "overrides.yaml").exists():
+        raise InputError(
+            f"{folder} holds a trial of a sweep: the sweep's own command goes on with it, and "
+            "iolaus.log there says how to run it alone"
+        )
     if manifest is None or "arguments" not in manifest:
         raise InputError(
             f"--resume must name the folder of a run, got '{folder}' without a manifest.json"

@@ -14,7 +14,9 @@ iolaus: hyperparameter sweeps for PyTorch
 
   iolaus                                        train the default run, an MLP on digits
   iolaus model=convnet optimizer.lr=0.01        choose options (GROUP=OPTION) and values (KEY=VALUE)
-  iolaus -m init=he,xavier training.seed=0,1,2  one run for every combination
+  iolaus -m init=he,xavier training.seed=0,1,2  a sweep: one trial for every combination
+  iolaus -m +sweeps=init_activation_grid        a sweep from a file in sweeps/
+  iolaus --cfg hydra -p hydra.sweeper           what a sweep can be told
   iolaus --resume outputs/runs/DATE_TIME        go on with a run that was stopped
   iolaus --cfg job [OVERRIDES]                  print the composed config and train nothing
   iolaus --help model=resnet                    this text, with that option's keys

@@ -15,6 +15,7 @@ that goes on after an interruption. Called by `own.py`.
 from __future__ import annotations
 
 import os
+import shlex
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -56,6 +57,7 @@ class TrialFolder:
         files.write_bytes(self.path / "config.yaml", text.encode(), durable=False)
         went_on = "" if continues is None else f", goes on from trial {continues}"
         self.log(f"trial {spec.number} begins, config {spec.config_hash}{went_on}")
+        self.log(f"the same alone: {alone(overrides)}")
 
     def log(self, line: str) -> None:
         """Note a line for iolaus.log, with the time."""
@@ -93,6 +95,14 @@ class TrialFolder:
             if not new.exists():
                 new.parent.mkdir(parents=True, exist_ok=True)
                 os.replace(place, new)
+
+
+def alone(overrides: Sequence[str]) -> str:
+    """The command that trains a trial again as a single run."""
+    words = list(overrides)
+    if any(word.startswith("+sweeps=") for word in words):
+        words.append("hydra.mode=RUN")  # a sweep's file asks for a sweep
+    return shlex.join(["iolaus", *words])
 
 
 def _yaml_word(text: str) -> str:

@@ -1,0 +1,35 @@
+"""Contract 2 for sweeps: a trial of a sweep, run again alone, gives the same numbers."""
+
+from __future__ import annotations
+
+import json
+import shlex
+
+import pytest
+
+
+@pytest.mark.slow
+def test_any_trial_of_a_sweep_runs_again_alone(iolaus, tmp_path):
+    words = ("init=he,uniform", "model.activation=tanh", "training.seed=3,4")
+    short = ("training.max_steps=40", "regularization.dropout=0.2")
+    done = iolaus("-m", "+sweeps=init_activation_grid", *words, *short)
+    assert done.returncode == 0, done.stderr
+    (study,) = (path for path in (tmp_path / "outputs" / "studies").iterdir())
+    for number in ("0", "3"):
+        lines = (study / number / "iolaus.log").read_text().splitlines()
+        (line,) = (line for line in lines if "the same alone: " in line)
+        command = shlex.split(line.partition("the same alone: ")[2])
+        assert command[0] == "iolaus"
+        run = iolaus(*command[1:], f"hydra.run.dir=alone_{number}")
+        assert run.returncode == 0, run.stderr
+        alone = json.loads((tmp_path / f"alone_{number}" / "metrics.json").read_text())
+        swept = json.loads((study / number / "metrics.json").read_text())
+        assert swept["state"] == "complete"
+        names = [name for name in swept if name.startswith(("train_", "val_", "test_"))]
+        assert len(names) == 5
+        assert {name: swept[name] for name in names} == {name: alone[name] for name in names}
+        history = (study / number / "history.csv").read_text()
+        assert history == (tmp_path / f"alone_{number}" / "history.csv").read_text()
+    refused = iolaus("--resume", str(study / "0"))
+    assert refused.returncode == 2
+    assert "holds a trial of a sweep" in refused.stderr
