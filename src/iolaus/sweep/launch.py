@@ -56,7 +56,7 @@ class Crew:
     before: Mapping[str, int]
     deadline: float
 
-    def worker(self, study: optuna.Study, stop: Stop, notify: Callable[[], Any]) -> Worker:
+    def worker(self, study: optuna.Study, stop: Stop, notify: Callable[[str], object]) -> Worker:
         """A worker in this process."""
         return Worker(
             self.plan,
@@ -73,7 +73,7 @@ class Crew:
         """Work in a process of some launcher's, until nothing is left to do."""
         stop = Stop()
         with signals(stop):
-            self.worker(open_shared(self.plan), stop, lambda: None).work()
+            self.worker(open_shared(self.plan), stop, _silent).work()
 
 
 def launch(
@@ -185,6 +185,10 @@ class _Processes:
         os._exit(code)
 
 
+def _silent(status: str) -> None:
+    """The board of the parent reads the study itself."""
+
+
 class _WorkerFailed(IolausError):
     """A worker has said on stderr what is wrong."""
 
@@ -247,7 +251,7 @@ def _child(crew: Crew, parent: int) -> None:
 
     threading.Thread(target=watch, name="iolaus-parent", daemon=True).start()
     try:
-        crew.worker(open_shared(crew.plan), stop, lambda: None).work()
+        crew.worker(open_shared(crew.plan), stop, _silent).work()
     except IolausError as error:
         print(f"iolaus: {error}", file=sys.stderr)
         sys.exit(error.exit_code)

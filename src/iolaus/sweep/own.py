@@ -185,7 +185,7 @@ class Trainer(Monitor):
         self.composition = app.composition()
         self._groups: dict[int, tuple[Asked, Group, TrialFolder]] = {}
         self._refused: list[Outcome] = []
-        self._width = 1
+        self._newest, self._steps = (0, 0), 0
 
     def run(self, asked: Iterator[Asked]) -> Iterator[Outcome]:
         """Train trials until no more are asked; each ends in one outcome.
@@ -274,13 +274,18 @@ class Trainer(Monitor):
         self, spec: TrialSpec, step: int, total_steps: int, history: Sequence[Mapping[str, float]]
     ) -> None:
         """Tell the study what a resumed trial has reported before."""
+        self._newest, self._steps = (spec.number, total_steps), step
         place = self._groups[spec.number][2]
         place.log(f"step {step} of {total_steps}, seed {spec.config.training.seed}")
         for row in history:
             self.report(spec, row)
 
     def stepped(self, steps: int) -> None:
-        """Nothing: the heart beats by itself."""
+        """Say how far the running trials are."""
+        self._steps += steps
+        number, total = self._newest
+        of = f"trial {number} step {min(self._steps, total)}/{total}"
+        self.verdicts.notify(of if len(self._groups) == 1 else f"{len(self._groups)} trials train")
 
     def report(self, spec: TrialSpec, row: Mapping[str, float]) -> None:
         """Note an evaluation; the study learns of all of a stack's together."""

@@ -70,8 +70,11 @@ class Scoreboard:
         self.refresh(always=True)
         self._bar.stop()
 
-    def refresh(self, *, always: bool = False) -> dict[str, int] | None:
-        """Look at the study and show it, at most every `REFRESH_S` seconds; the counts, if so."""
+    def refresh(self, status: str = "", *, always: bool = False) -> dict[str, int] | None:
+        """Look at the study and show it, at most every `REFRESH_S` seconds; the counts, if so.
+
+        `status` says what the running trials are at.
+        """
         now = time.monotonic()
         if not always and now - self._last < REFRESH_S:
             return None
@@ -89,7 +92,8 @@ class Scoreboard:
         eta = self._eta(finished, now)
         shown += [f"ETA {eta}"] if eta else []
         line = "  ".join(shown)
-        self._bar.update(self._task, completed=finished, done=f"{finished}{of} trials", rest=line)
+        rest = f"{line}  {status}"
+        self._bar.update(self._task, completed=finished, done=f"{finished}{of} trials", rest=rest)
         if not self.console.is_terminal and self._due(finished, now):
             self.console.print(f"{finished}{of} trials  {line}", highlight=False, soft_wrap=True)
         return counts

@@ -135,15 +135,15 @@ def _conclude(
         raise Stopped(
             f"interrupted with {counts['remaining']} trials to go; the same command goes on", code
         )
-    if worker.too_many_failed(crew.plan, dict(crew.before), counts):
-        raise TrainingFailed(
-            f"{counts['failed']} trials failed, more than hydra.sweeper.max_failure_rate="
-            f"{crew.plan.max_failure_rate:g} allows; most often: {_reason(study)}"
-        )
     if not counts["done"]:
         raise NothingCompleted(
             f"no trial of study {crew.plan.study} completed: {counts['pruned']} pruned, "
             f"{counts['failed']} failed{_because(study)}"
+        )
+    if worker.too_many_failed(crew.plan, dict(crew.before), counts):
+        raise TrainingFailed(
+            f"{counts['failed']} trials failed, more than hydra.sweeper.max_failure_rate="
+            f"{crew.plan.max_failure_rate:g} allows; most often: {_reason(study)}"
         )
     from iolaus.results import terminal
 
@@ -177,7 +177,10 @@ def _reason(study: optuna.Study) -> str:
 def _write_results(study: optuna.Study, folder: Path) -> None:
     """optimization_results.yaml, as hydra-optuna-sweeper writes it."""
     if len(study.directions) == 1:
-        best = study.best_trial
+        try:
+            best = study.best_trial
+        except ValueError:  # none keeps its constraints
+            return
         found: dict[str, Any] = {"best_params": dict(best.params), "best_value": best.value}
     else:
         front = [{"params": dict(t.params), "values": list(t.values)} for t in study.best_trials]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -88,10 +88,13 @@ class Verdicts:
         study: with its pruner set.
         journal: writes the reports.
         stop: whether a signal asks to stop.
+        notify: told what the running trials are at.
     """
 
-    def __init__(self, study: optuna.Study, journal: Journal, stop: Stop) -> None:
-        self.study, self.journal, self.stop = study, journal, stop
+    def __init__(
+        self, study: optuna.Study, journal: Journal, stop: Stop, notify: Callable[[str], object]
+    ) -> None:
+        self.study, self.journal, self.stop, self.notify = study, journal, stop, notify
         self._pending: list[tuple[Asked, int, float]] = []
         self._condemned: set[int] = set()
         self._best: float | None = None

@@ -75,7 +75,7 @@ class Worker:
         stop: asked by signals.
         before: the study's counts when the sweep started; failures since then are judged.
         deadline: `time.time()` after which no trial begins.
-        notify: called after every trial, for whoever shows progress.
+        notify: told after every trial, and now and then what the running ones are at.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class Worker:
         *,
         before: dict[str, int] | None = None,
         deadline: float = math.inf,
-        notify: Callable[[], None] = lambda: None,
+        notify: Callable[[str], object] = lambda status: None,
     ):
         self.plan, self.app, self.study, self.stop = plan, app, study, stop
         self.before, self.deadline, self.notify = before or {}, deadline, notify
@@ -96,7 +96,7 @@ class Worker:
         study.pruner = pruners.build(plan.pruner.name, plan.pruner.given, plan.directions)
         self.ledger = make_ledger(plan, study)
         self.journal = Journal(study)
-        self.verdicts = Verdicts(study, self.journal, stop)
+        self.verdicts = Verdicts(study, self.journal, stop, notify)
         self.runner = app.runner(plan, folder, self.verdicts)
         self._running: dict[int, Asked] = {}
         self._too_many_failed = False
@@ -205,10 +205,11 @@ class Worker:
             log.warning("%s", error)
         self.verdicts.forget(asked)
         if state == "failed":
-            log.warning("trial %d failed: %s", asked.number, attributes.get("error"))
+            what = " ".join(w for w in asked.overrides if w not in self.plan.space.fixed)
+            log.warning("trial %d failed: %s (%s)", asked.number, attributes.get("error"), what)
             counts = self.ledger.counts()
             self._too_many_failed = too_many_failed(self.plan, self.before, counts)
-        self.notify()
+        self.notify("")
 
 
 class Heart:
