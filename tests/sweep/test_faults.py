@@ -23,10 +23,15 @@ from fault_support import (
 
 pytestmark = pytest.mark.slow
 
-DIGITS = (
-    "-m model.hidden=[16] init=he,xavier,zeros training.seed=range(0,16) "
-    "training.max_steps=60 training.eval_every=20 training.checkpoint_every=10"
-).split()
+DIGITS = [
+    "-m",
+    "model.hidden=[16]",
+    "init=he,xavier,zeros",
+    "training.seed=range(0,16)",
+    "training.max_steps=60",
+    "training.eval_every=20",
+    "training.checkpoint_every=10",
+]
 
 
 def complete(folder: Path) -> dict[int, Row]:

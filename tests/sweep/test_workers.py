@@ -27,8 +27,8 @@ from iolaus.sweep.trial_folder import TrialFolder
 
 slow = pytest.mark.slow
 
-LONG = "data=quadratic optimizer=sgd training.max_steps=1500 training.eval_every=10".split()
-SEEDS = "-m training.seed=range(0,4)".split()
+LONG = ["data=quadratic", "optimizer=sgd", "training.max_steps=1500", "training.eval_every=10"]
+SEEDS = ["-m", "training.seed=range(0,4)"]
 
 
 def ran(folder: Path) -> Counter[str]:
@@ -118,7 +118,8 @@ def check_went_on(folder: Path, waited: list[Row]) -> None:
         place = study_folder(folder) / str(row.number)
         log = (place / "iolaus.log").read_text()
         assert f"goes on from trial {row.attributes['iolaus.continues']}" in log
-        step = int(log.partition("] step ")[2].partition(" ")[0] or log.split(" step ")[1].split()[0])
+        after = log.partition("] step ")[2] or log.split(" step ")[1]
+        step = int(after.split()[0])
         assert step > 0
         (final,) = [r for r in rows(folder) if r.number == row.number]
         expected = uninterrupted(int(final.attributes["seed"]))
@@ -164,9 +165,11 @@ def test_ctrl_c_twice_ends_at_once_what_cannot_be_interrupted(tmp_path: Path, jo
     command = [*APP, "-m", "x=range(0,4)", "trouble.stay=[0,1]", f"hydra.sweeper.n_jobs={jobs}"]
     sweep = Sweep(command, tmp_path)
     at_work = sweep.until(
-        lambda: (tmp_path / "ran.txt").exists()
-        and sum(ran(tmp_path).values()) == jobs
-        and running(tmp_path),
+        lambda: (
+            (tmp_path / "ran.txt").exists()
+            and sum(ran(tmp_path).values()) == jobs
+            and running(tmp_path)
+        ),
         "trials at work",
     )
     sweep.send(signal.SIGINT)
