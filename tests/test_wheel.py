@@ -21,11 +21,17 @@ def test_a_wheel_runs_in_an_empty_folder(iolaus, tmp_path):
         archive.extractall(tmp_path / "site")
     assert "iolaus/conf/config.yaml" in names
     assert any(name.startswith("iolaus/sweeps/") for name in names)
+    assert "hydra_plugins/iolaus_sweeper/iolaus_sweeper.py" in names
     empty = tmp_path / "empty"
     empty.mkdir()
     words = ("training.max_steps=3", "training.device=cpu")
     done = iolaus(*words, cwd=empty, env={"PYTHONPATH": str(tmp_path / "site")})
     assert done.returncode == 0, done.stderr
     assert list(empty.glob("outputs/runs/*/metrics.json"))
+    grid = ("-m", "+sweeps=init_activation_grid", "init=he,ones", "model.activation=relu")
+    swept = iolaus(*grid, *words, cwd=empty, env={"PYTHONPATH": str(tmp_path / "site")})
+    assert swept.returncode == 0, swept.stderr
+    assert "10/10 trials" in swept.stdout
+    assert (empty / "outputs" / "studies.db").exists()
     shown = iolaus("--info", "searchpath", cwd=empty, env={"PYTHONPATH": str(tmp_path / "site")})
     assert str(tmp_path / "site" / "iolaus" / "conf") in shown.stdout
