@@ -5,13 +5,15 @@ Called by `app.py` and `iolaus.compose`; the result is checked further by `confi
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import yaml
+from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Override, OverrideType
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -19,9 +21,9 @@ from omegaconf.errors import OmegaConfBaseException
 from iolaus import config, schema
 from iolaus.errors import InputError, nearest, one_line
 
-# What Hydra raises for a wrong override: ValueError for a group set to a number, YAMLError for a
-# file of the user's own that does not parse.
-_REFUSALS = (HydraException, OmegaConfBaseException, ValueError, yaml.YAMLError)
+REFUSALS = (HydraException, OmegaConfBaseException, ValueError, yaml.YAMLError)
+"""What Hydra raises for a wrong override: ValueError for a group set to a number, YAMLError for a
+file of the user's own that does not parse."""
 
 _OTHER_NAMES = {
     "epochs": "training.max_epochs",
@@ -61,7 +63,7 @@ def compose(
 
     try:
         return attempt(overrides)
-    except _REFUSALS as error:
+    except REFUSALS as error:
         first = error
     good: list[str] = []
     mistakes: list[str] = []
@@ -69,7 +71,7 @@ def compose(
         try:
             attempt([*good, override])
             good.append(override)
-        except _REFUSALS as error:
+        except REFUSALS as error:
             mistakes.append(_explain(override, error, attempt(good), config_dir))
     if not mistakes:  # the config itself does not compose
         raise InputError(one_line(first))
@@ -151,6 +153,10 @@ def _explain(text: str, error: Exception, composed: DictConfig, config_dir: str 
         inner = [name for name in known if name.startswith(f"{key}.")]
         keys = f" (its keys are {', '.join(inner)})" if options == ["default"] else ""
         return f"{key} must be one of {', '.join(options)}, got '{value}'{near}{keys}"
+    if key.startswith("hydra/"):
+        return f"{text}: {one_line(error)}"
+    if options and key not in known and override.type == OverrideType.CHANGE:
+        return f"'{text}' must be written '+{text}': no {key} is chosen so far"
     if key not in known:
         return f"unknown key '{key}'{_suggest(key, known, composed)}"
     return f"{text}: {one_line(error)}"
@@ -183,7 +189,16 @@ def _suggest(key: str, known: Sequence[str], composed: DictConfig) -> str:
 
 def _options(group: str, config_dir: str | None) -> list[str]:
     places = [config.folder("conf"), *([Path(config_dir)] if config_dir else [])]
-    return sorted({file.stem for place in places for file in (place / group).glob("*.yaml")})
+    places += [config.folder("sweeps").parent] if group == "sweeps" else []
+    files = {file.stem for place in places for file in (place / group).glob("*.yaml")}
+    if group.startswith("hydra/"):  # of Hydra and its plugins
+        with contextlib.suppress(OSError):
+            files |= {
+                name.removesuffix(".yaml")
+                for name in ConfigStore.instance().list(group)
+                if name.endswith(".yaml")
+            }
+    return sorted(files)
 
 
 def _keys(node: object, prefix: str = "") -> list[str]:

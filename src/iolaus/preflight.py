@@ -12,13 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from iolaus import config, overrides, run_folder
+from iolaus.check import shown
 from iolaus.errors import EnvironmentFault, InputError, one_line
 from iolaus.spec import TrialSpec
 
@@ -173,21 +172,48 @@ def _check_sweep(arguments: Any, name: str) -> None:
     """Check a sweep as far as the sweeper does not: iolaus's own checks the values itself."""
     from iolaus.sweep import grammar
 
-    parser, fixed = OverridesParser.create(), []
-    for text in arguments.overrides:
-        grammar.read_override(text)
+    fixed: list[str] = []
+    mistakes: list[str] = []
     for text in arguments.overrides:
         try:
-            if parser.parse_override(text).is_sweep_override():
-                continue
-        except HydraException:
-            pass  # `overrides.compose` says what is wrong with it
-        fixed.append(text)
-    cfg: DictConfig = overrides.compose(fixed, arguments.config_dir, name)
-    if str(cfg.hydra.sweeper.get("_target_")).endswith(".IolausSweeper"):
+            override = grammar.read_override(text)
+        except InputError as error:
+            mistakes += error.mistakes
+            continue
+        if not override.is_sweep_override():
+            fixed.append(text)
+        elif grammar.path_of(override).startswith(("hydra.", "hydra/")):
+            mistakes.append(f"{grammar.path_of(override)} must have one value, got {text}")
+    try:
+        cfg = overrides.compose(fixed, arguments.config_dir, name)
+        if mistakes:
+            config.read(cfg)
+    except InputError as error:
+        mistakes += error.mistakes
+    if mistakes:
+        raise InputError(mistakes)
+    sweeper = _sweeper(cfg)
+    if str(sweeper.get("_target_")).endswith(".IolausSweeper"):
         return
-    params = cfg.hydra.sweeper.get("params") or {}
+    params = sweeper.get("params") or {}
     first = overrides.check_sweep(
         arguments.overrides, params, config_dir=arguments.config_dir, config_name=name
     )
     _program(TrialSpec(config.read(first)))
+
+
+def _sweeper(cfg: DictConfig) -> dict[str, Any]:
+    """`hydra.sweeper` as plain values."""
+    if not isinstance(cfg.hydra.sweeper, DictConfig):
+        raise InputError(
+            f"hydra.sweeper must be a group of settings, got {shown(cfg.hydra.sweeper)}; its keys "
+            "are set one by one, for example hydra.sweeper.n_trials=20"
+        )
+    HydraConfig.instance().set_config(cfg)  # for ${hydra:...}
+    try:
+        node: Any = OmegaConf.to_container(cfg.hydra.sweeper, resolve=True)
+    except OmegaConfBaseException as error:
+        raise InputError(f"{error.full_key}: {str(error).splitlines()[0]}") from None
+    finally:
+        HydraConfig.instance().cfg = None
+    return dict(node)

@@ -6,6 +6,7 @@ reported by `app.py`, a trial of a sweep by `sweep/own.py`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import fmean, stdev
@@ -106,5 +107,5 @@ def means(metrics: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 
 def spread(values: Sequence[float]) -> float | None:
-    """Sample standard deviation (divisor K - 1), None for a single value."""
-    return stdev(values) if len(values) > 1 else None
+    """Sample standard deviation (divisor K - 1), None for a single value or one without number."""
+    return stdev(values) if len(values) > 1 and all(map(math.isfinite, values)) else None

@@ -104,6 +104,7 @@ def _from_arguments(arguments: Sequence[str], mistakes: list[str]) -> _Drafts:
     for path, found in drafts.items():
         if len(found) > 1 and any(draft.line is None for draft in found):
             mistakes.append(f"{path} is given {len(found)} times, a swept key only once")
+            del found[1:]
     return drafts
 
 

@@ -45,6 +45,7 @@ from iolaus.sweep.parameter import Label, Parameter
 
 _PARSER = OverridesParser.create()
 _PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_./-]*")
+_PARSER_WORDS = re.compile(r"no viable|mismatched input|extraneous|missing [A-Z]|token recogn")
 _RESERVED = {"null", "true", "false", "nan", "inf"}
 _FIELDS = {
     "float": {"type", "low", "high", "log", "step"},
@@ -98,7 +99,10 @@ def _explain(text: str, message: str) -> str:
     if "NoneType is incompatible" in message:
         return f"{key}: choice() cannot hold null, write a plain list such as {key}=null,1"
     lines = [line for line in message.splitlines() if not line.startswith(("Error pars", "See "))]
-    return f"'{text}' cannot be read: {one_line(' '.join(lines))}"
+    reason = one_line(" ".join(lines))
+    if _PARSER_WORDS.match(reason):  # what the parser expected where is no help to people
+        reason = "it must look like KEY=VALUE or KEY=VALUE,VALUE, with quotes around '=' or spaces"
+    return f"'{text}' cannot be read: {reason}"
 
 
 def parameter(override: Override) -> Parameter:

@@ -27,6 +27,7 @@ from omegaconf.errors import OmegaConfBaseException
 from iolaus.errors import InputError, one_line
 from iolaus.sweep import points, reporting
 from iolaus.sweep.plan import Plan
+from iolaus.sweep.space import Space
 from iolaus.sweep.trial import Asked, Outcome, Verdicts
 
 log = logging.getLogger(__name__)
@@ -71,17 +72,31 @@ class Other:
             mistakes["hydra.sweeper.constraints needs the numbers that iolaus itself records"] = (
                 None
             )
-        for words in islice(points.to_check(plan.space), CHECKED):
-            try:
-                self.compose([*plan.space.fixed, *words])
-            except (HydraException, OmegaConfBaseException, ValueError) as error:
-                mistakes[one_line(error)] = None
+        try:
+            self.check(plan.space)
+        except InputError as error:
+            mistakes |= dict.fromkeys(error.mistakes)
         if mistakes:
             raise InputError(list(mistakes))
         directions = plan.directions or ("minimize",)
         several = len(directions) > 1
         names = tuple(f"value_{n}" for n in range(len(directions))) if several else ("value",)
         return replace(plan, directions=directions, objectives=names), {"objectives": list(names)}
+
+    def check(self, space: Space) -> None:
+        """Compose points of a space.
+
+        Raises:
+            InputError: one line for each mistake.
+        """
+        mistakes: dict[str, None] = {}
+        for words in islice(points.to_check(space), CHECKED):
+            try:
+                self.compose([*space.fixed, *words])
+            except (HydraException, OmegaConfBaseException, ValueError) as error:
+                mistakes[one_line(error)] = None
+        if mistakes:
+            raise InputError(list(mistakes))
 
     def compose(self, words: list[str]) -> DictConfig:
         """The config of one job."""

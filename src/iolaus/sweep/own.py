@@ -17,20 +17,22 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from iolaus import config, overrides, preflight, seeds
-from iolaus.errors import InputError, IolausError, nearest, one_line
+from iolaus.errors import InputError, IolausError, one_line
 from iolaus.monitor import Monitor
 from iolaus.schema import RunConfig
 from iolaus.seeds import Group
 from iolaus.spec import TrialResult, TrialSpec
-from iolaus.sweep import points
+from iolaus.sweep import points, question
 from iolaus.sweep.composition import Composition
-from iolaus.sweep.plan import PLACES, Plan
+from iolaus.sweep.naming import PLACES
+from iolaus.sweep.plan import Plan
 from iolaus.sweep.records import CONTINUES
+from iolaus.sweep.space import Space
 from iolaus.sweep.trial import Asked, Outcome, Verdicts
 from iolaus.sweep.trial_folder import TrialFolder
 
-NUMBERS = ("num_parameters", "steps", "seconds", "samples_per_s")
-"""What a trial has besides its metrics, for objectives and constraints."""
+SAME_IN_ALL = frozenset({"training.seeds", "objective"})
+"""Keys without which the trials of a study could not be compared."""
 
 
 @dataclass(frozen=True)
@@ -58,34 +60,15 @@ class Own:
             InputError: one line for each mistake.
             EnvironmentFault: the dataset or the device is missing.
         """
-        first = self._check(plan)
-        from iolaus.program import Program
-
-        preflight.see_own_packages(first)
-        program = Program.of(TrialSpec(first))
-        known = _known(program)
-        objectives = plan.objectives or (program.objective,)
-        directions = plan.directions or (program.direction,)
-        if len(directions) != len(objectives):
-            raise InputError(
-                f"hydra.sweeper.objectives must name {len(directions)}, one for each direction, "
-                f"of {', '.join(known)}; got {list(plan.objectives)}"
-            )
-        _check_names("hydra.sweeper.objectives", objectives, known)
-        _check_names("hydra.sweeper.constraints", [c.name for c in plan.constraints], known)
-        if len(objectives) == 1 and objectives[0] == program.objective:
-            _check_direction(program.objective, directions[0], program.direction)
-        elif len(objectives) == 1 and plan.pruner.name != "none":
-            raise InputError(
-                f"hydra.sweeper.pruner must be none: it compares by {program.objective}, and "
-                f"{objectives[0]} is optimized; set objective={objectives[0]} instead"
-            )
+        configs = self._configs(plan.space)
+        program = question.meet(configs)
+        objectives, directions = question.resolve(plan, program)
         swept = {parameter.path for parameter in plan.space.parameters}
-        question = {
+        asked = {
             "objectives": list(objectives),
-            "config": _without(asdict(first), "", swept | PLACES),
+            "config": _without(asdict(configs[0]), "", swept | PLACES),
         }
-        return replace(plan, objectives=objectives, directions=directions), question
+        return replace(plan, objectives=objectives, directions=directions), asked
 
     def runner(self, plan: Plan, folder: Path, verdicts: Verdicts) -> Trainer:
         """What a worker runs its trials with."""
@@ -118,50 +101,32 @@ class Own:
         """
         try:
             return config.read_plain(composition(words))
-        except (HydraException, OmegaConfBaseException):
+        except overrides.REFUSALS:
             overrides.compose(words, self.config_dir, self.config_name)  # says it for people
             raise
 
-    def _check(self, plan: Plan) -> RunConfig:
-        """Every value of every parameter in some point; the config of the first."""
+    def check(self, space: Space) -> None:
+        """Check every value of a space.
+
+        Raises:
+            InputError: one line for each mistake.
+        """
+        self._configs(space)
+
+    def _configs(self, space: Space) -> list[RunConfig]:
+        """The config of every point at which a space is checked."""
         composition, mistakes = self.composition(), dict[str, None]()
-        first: RunConfig | None = None
-        for words in points.to_check(plan.space):
+        found: list[RunConfig] = []
+        for words in points.to_check(space):
             try:
-                found = self.read(composition, [*plan.space.fixed, *words])
-                first = first or found
+                found.append(self.read(composition, [*space.fixed, *words]))
             except InputError as error:
                 mistakes |= dict.fromkeys(error.mistakes)
-        if any(parameter.path == "training.seeds" for parameter in plan.space.parameters):
-            mistakes["training.seeds must be the same in the whole sweep: give one value"] = None
+        for path in SAME_IN_ALL & {parameter.path for parameter in space.parameters}:
+            mistakes[f"{path} must be the same in the whole sweep: give one value"] = None
         if mistakes:
             raise InputError(list(mistakes))
-        assert first is not None
-        return first
-
-
-def _known(program: Any) -> list[str]:
-    """Names of the numbers that a trial ends with."""
-    splits = ["val", *(["test"] if "test" in program.sources else [])]
-    metrics = [f"{split}_{measure}" for split in splits for measure in program.task.measures]
-    return ["train_loss", *metrics, *NUMBERS]
-
-
-def _check_names(where: str, names: Iterable[str], known: Sequence[str]) -> None:
-    mistakes = [
-        f"{where} must be among {', '.join(known)}, got '{name}'{nearest(str(name), known)}"
-        for name in names
-        if name not in known
-    ]
-    if mistakes:
-        raise InputError(mistakes)
-
-
-def _check_direction(objective: str, given: str, own: str) -> None:
-    if given != own:
-        raise InputError(
-            f"hydra.sweeper.direction must be {own} for the objective {objective}, got '{given}'"
-        )
+        return found
 
 
 def _without(node: Mapping[str, Any], prefix: str, left_out: set[str] | frozenset[str]) -> Any:
@@ -274,7 +239,7 @@ class Trainer(Monitor):
         stopped = [result.stopped for result in results if result.stopped]
         attributes |= {"stopped": stopped[0]} if stopped else {}
         attributes |= {"error": group.error} if group.error else {}
-        finite = {k: None if _is_not_finite(v) else v for k, v in attributes.items()}
+        finite = {key: _finite(value) for key, value in attributes.items()}
         values_of = metrics | numbers
         objectives = tuple(float(values_of.get(n, math.nan)) for n in self.plan.objectives)
         return Outcome(asked, group.state, objectives, finite, numbers=values_of)
@@ -331,5 +296,8 @@ def _chain(first: Any, rest: Iterator[Any]) -> Iterator[Any]:
     yield from rest
 
 
-def _is_not_finite(value: Any) -> bool:
-    return isinstance(value, float) and not math.isfinite(value)
+def _finite(value: Any) -> Any:
+    """The value as JSON knows it: no NaN."""
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -134,7 +134,7 @@ class Parameter:
                 for label in self.choices:
                     if _is_number(label) and label == value:
                         return label
-            near = nearest(text, self.texts)
+            near = "" if _is_number(value) else nearest(text, self.texts)
             raise InputError(f"{self.path} must be one of {self.values}, got {text}{near}")
         if not (_is_number(value) and self._holds(value)):
             raise InputError(f"{self.path} must be {self.values}, got {text}")

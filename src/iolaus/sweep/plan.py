@@ -5,8 +5,7 @@ A `Plan` is plain data and goes to the workers as it is. Made by `sweep.py`.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,8 +13,9 @@ from typing import Any, Literal
 import sqlalchemy
 
 from iolaus import check
-from iolaus.errors import InputError
-from iolaus.sweep import constraints, grammar, pruners, samplers, settings, space
+from iolaus.check import shown
+from iolaus.errors import InputError, nearest
+from iolaus.sweep import constraints, hook, known, naming, pruners, samplers, settings, space
 from iolaus.sweep.constraints import Constraint
 from iolaus.sweep.parameter import Label
 from iolaus.sweep.settings import Choice
@@ -40,6 +40,10 @@ _RULES: settings.Rules = {
 _NODES = {
     *("sampler", "pruner", "direction", "directions", "objectives"),
     *("params", "conditions", "enqueue", "constraints"),
+}
+_MAPPINGS = {
+    "params": "{init: 'he,xavier', optimizer.lr: 'interval(0.01,1)'}",
+    "conditions": "{optimizer.momentum: {optimizer: sgd}}",
 }
 _DEFAULTS: Mapping[str, Any] = {"n_jobs": 1, "max_failure_rate": 0.5, "max_restarts": 3}
 
@@ -94,13 +98,20 @@ class Plan:
     dry_run: bool = False
 
 
-def read(node: Mapping[str, Any], arguments: Sequence[str], prefix: str) -> Plan:
+def read(
+    node: Mapping[str, Any],
+    arguments: Sequence[str],
+    prefix: str,
+    check_space: Callable[[Space], None] = lambda space: None,
+) -> Plan:
     """The plan of a sweep, without its objectives where the config leaves them to the app.
 
     Args:
         node: `hydra.sweeper` as plain values.
         arguments: overrides of the command line, sweeps or not.
         prefix: what an unnamed study's name begins with.
+        check_space: raises what is wrong with the values of a space; asked here only where
+            something else is wrong already, so that all mistakes are said together.
 
     Raises:
         InputError: one line for each mistake, all of them.
@@ -114,6 +125,7 @@ def read(node: Mapping[str, Any], arguments: Sequence[str], prefix: str) -> Plan
             mistakes.extend(error.mistakes)
             return None
 
+    node = attempt(_shaped, node) or {}
     given = attempt(_values, node)
     broken = given is None
     values = {**_DEFAULTS, **(given or {})}
@@ -126,9 +138,16 @@ def read(node: Mapping[str, Any], arguments: Sequence[str], prefix: str) -> Plan
     total, grid = None, False
     if found is not None and not broken:
         total, grid = attempt(_total, found, values, sampler[0]) or (None, False)
-    enqueue = attempt(_enqueued, found, node.get("enqueue"), grid) if found else ()
-    name = values.get("study_name") or (attempt(_automatic, prefix, arguments) if found else "")
-    attempt(_check_name, name)
+    enqueue = attempt(known.read, found, node.get("enqueue"), grid) if found else ()
+    name = node.get("study_name")
+    if name is None:
+        name = naming.automatic(prefix, arguments)
+    elif isinstance(name, str):
+        attempt(naming.check, f"{_WHERE}.study_name", name)
+    if values.get("custom_search_space"):
+        attempt(hook.find, values["custom_search_space"])
+    if mistakes and found is not None:
+        attempt(check_space, found)
     if mistakes:
         raise InputError(list(dict.fromkeys(mistakes)))
     kinds = (
@@ -152,18 +171,37 @@ def read(node: Mapping[str, Any], arguments: Sequence[str], prefix: str) -> Plan
     )
 
 
+def _shaped(node: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The node, if it has the keys that it may have and these are lists or mappings as they are
+    to be."""
+    keys = [*_RULES, *sorted(_NODES)]
+    mistakes = [
+        f"unknown key '{_WHERE}.{key}', it has {', '.join(keys)}{nearest(str(key), keys)}"
+        for key in node
+        if key not in {*keys, "_target_", "_recursive_", "_convert_"}
+    ]
+    for key, example in _MAPPINGS.items():
+        if node.get(key) is not None and not isinstance(node[key], Mapping):
+            mistakes.append(f"{_WHERE}.{key} must look like {example}, got {shown(node[key])}")
+    enqueue = node.get("enqueue")
+    if enqueue is not None and not isinstance(enqueue, list | tuple):
+        mistakes.append(f"{_WHERE}.enqueue must be a list of points, got {shown(enqueue)}")
+    if mistakes:
+        raise InputError(mistakes)
+    return node
+
+
 def _values(node: Mapping[str, Any]) -> dict[str, Any]:
-    given = {key: value for key, value in node.items() if key not in _NODES | {"_target_"}}
-    given.pop("_recursive_", None)
-    return settings.read(_WHERE, _RULES, given)
+    return settings.read(_WHERE, _RULES, {key: node[key] for key in _RULES if key in node})
 
 
 def _sampler(node: Any, values: Mapping[str, Any]) -> tuple[Choice, int | None]:
-    chosen = Choice.read(f"{_WHERE}.sampler", node or "tpe", samplers.CLASSES)
+    where = f"{_WHERE}.sampler"
+    chosen = Choice.read(where, "tpe" if node is None else node, samplers.CLASSES)
     given = dict(chosen.given)
     seed = given.pop("seed", None)
     mistakes: list[str] = []
-    check.value(f"{_WHERE}.sampler.seed", int | None, {"ge": 0}, seed, mistakes)
+    check.value(f"{where}.seed", int | None, {"ge": 0}, seed, mistakes)
     if mistakes:
         raise InputError(mistakes)
     trusted = bool(values.get("trusted_storage"))
@@ -172,18 +210,18 @@ def _sampler(node: Any, values: Mapping[str, Any]) -> tuple[Choice, int | None]:
 
 
 def _pruner(node: Any, directions: Sequence[str]) -> Choice:
-    chosen = Choice.read(f"{_WHERE}.pruner", node or "none", pruners.CLASSES)
+    chosen = Choice.read(f"{_WHERE}.pruner", "none" if node is None else node, pruners.CLASSES)
     pruners.build(chosen.name, chosen.given, directions)
     return chosen
 
 
 def _directions(node: Mapping[str, Any]) -> tuple[str, ...]:
-    given = node.get("directions") or node.get("direction")
+    key = "directions" if node.get("directions") else "direction"
     if node.get("directions") and node.get("direction"):
         raise InputError(f"{_WHERE} must have direction or directions, not both")
-    words = tuple(getattr(word, "name", word) for word in _names(given))
+    words = tuple(getattr(word, "name", word) for word in _names(node.get(key)))
     for word in words:
-        settings.choice(f"{_WHERE}.direction", word, ("minimize", "maximize"))
+        settings.choice(f"{_WHERE}.{key}", word, ("minimize", "maximize"))
     return words
 
 
@@ -197,6 +235,7 @@ def _total(found: Space, values: Mapping[str, Any], sampler: Choice) -> tuple[in
     """How many trials, and whether they are the points of a grid."""
     n_trials, hook = values.get("n_trials"), values.get("custom_search_space")
     other = values.get("timeout_s") or values.get("max_steps_total")
+    _check_sampler_of(found, sampler)
     if sampler.name == "grid":
         if any(parameter.when for parameter in found.parameters):
             raise InputError(
@@ -205,12 +244,6 @@ def _total(found: Space, values: Mapping[str, Any], sampler: Choice) -> tuple[in
             )
         if hook:
             raise InputError(f"{_WHERE}.sampler grid cannot have a custom_search_space")
-        continuous = [parameter.path for parameter in found.parameters if parameter.size is None]
-        if continuous:
-            raise InputError(
-                f"{_WHERE}.sampler grid needs lists or ranges, got an interval for "
-                f"{', '.join(continuous)}"
-            )
         size = found.grid_size
         return min(size, n_trials or size), True
     if n_trials is not None:
@@ -226,70 +259,12 @@ def _total(found: Space, values: Mapping[str, Any], sampler: Choice) -> tuple[in
     return found.grid_size, True  # which says what is continuous
 
 
-def _enqueued(found: Space, given: Any, grid: bool) -> tuple[Mapping[str, Label], ...]:
-    points: list[Mapping[str, Label]] = []
-    mistakes: list[str] = []
-    for number, item in enumerate(given or ()):
-        if isinstance(item, str):
-            item = [item]
-        if isinstance(item, Mapping):
-            item = [f"{key}={check_text(value)}" for key, value in item.items()]
-        try:
-            point = found.values_of(item)
-        except InputError as error:
-            mistakes += [f"{_WHERE}.enqueue[{number}]: {line}" for line in error.mistakes]
-            continue
-        if grid and point not in found.grid():
-            mistakes.append(
-                f"{_WHERE}.enqueue[{number}] must be a whole point of the grid, got {item}"
-            )
-        points.append(point)
-    if mistakes:
-        raise InputError(mistakes)
-    return tuple(points)
-
-
-def check_text(value: Any) -> str:
-    """A value of a YAML file as an override writes it; words stand as they are."""
-    return value if isinstance(value, str) else grammar.text_of(value)
-
-
-def _automatic(prefix: str, arguments: Sequence[str]) -> str:
-    """A name made of what was asked for, so that the same command goes on with its study."""
-    words = [prefix]
-    for argument in arguments:
-        key, _, value = argument.lstrip("+").partition("=")
-        if key == "sweeps":
-            words[0] = value
-        elif key not in PLACES:
-            words.append(f"{key}={value}")
-    if len(words) > 1 and words[0] == "iolaus":
-        words = words[1:]
-    name = re.sub(r"[^\w.=,-]+", "-", "_".join(words)).strip("-")
-    if len(name) <= _LONGEST:
-        return name
-    import hashlib
-
-    return f"{name[: _LONGEST - 9]}-{hashlib.sha256(' '.join(words).encode()).hexdigest()[:8]}"
-
-
-_LONGEST = 80
-PLACES = frozenset(
-    {
-        *("data.root", "data.download", "data.workers", "data.placement", "trust"),
-        *("training.device", "training.checkpoint_every", "training.width"),
-    }
-)
-"""Keys that say where and how a trial is run, not what it is: they make no other study."""
-
-
-def _check_name(name: str | None) -> None:
-    if name is None:
-        return
-    if not name or name in (".", "..") or "/" in name or "\0" in name or len(name) > 200:
+def _check_sampler_of(found: Space, sampler: Choice) -> None:
+    continuous = [parameter.path for parameter in found.parameters if parameter.size is None]
+    if sampler.name in ("grid", "brute_force") and continuous:
         raise InputError(
-            f"{_WHERE}.study_name must be a name that a folder can have (no '/', at most 200 "
-            f"letters), got '{name}'"
+            f"{_WHERE}.sampler {sampler.name} needs lists or ranges, got an interval for "
+            f"{', '.join(continuous)}"
         )
 
 
@@ -301,6 +276,8 @@ def _absolute(url: str | None) -> str | None:
         parsed = sqlalchemy.make_url(url)
     except (sqlalchemy.exc.ArgumentError, ValueError):
         return url  # `storage.connect` says what is wrong
-    if parsed.get_backend_name() != "sqlite" or parsed.database in (None, "", ":memory:"):
+    if parsed.get_backend_name() != "sqlite":
         return url
+    if parsed.database in (None, "", ":memory:"):
+        return None  # workers could not share it
     return f"sqlite:///{Path(str(parsed.database)).absolute()}"

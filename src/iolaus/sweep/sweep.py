@@ -30,6 +30,7 @@ from iolaus.sweep.launch import Crew, Launch, launch
 from iolaus.sweep.ledger import Ledger
 from iolaus.sweep.plan import Plan
 from iolaus.sweep.scoreboard import Scoreboard
+from iolaus.sweep.space import Space
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +44,10 @@ class App(worker.App, Protocol):
     @property
     def prefix(self) -> str:
         """What an unnamed study's name begins with."""
+        ...
+
+    def check(self, space: Space) -> None:
+        """Check the values of a space."""
         ...
 
     def prepare(self, plan: Plan) -> tuple[Plan, dict[str, Any]]:
@@ -77,7 +82,7 @@ def sweep(
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     warnings.simplefilter("ignore", ExperimentalWarning)
     began = time.time()
-    chosen, question = app.prepare(plan.read(node, arguments, app.prefix))
+    chosen, question = app.prepare(plan.read(node, arguments, app.prefix, app.check))
     if chosen.dry_run:
         dry_run.show(chosen)
         return
@@ -179,7 +184,8 @@ def _write_results(study: optuna.Study, folder: Path) -> None:
     if len(study.directions) == 1:
         try:
             best = study.best_trial
-        except ValueError:  # none keeps its constraints
+        except ValueError:  # all are complete and none is feasible
+            _say("no trial keeps hydra.sweeper.constraints")
             return
         found: dict[str, Any] = {"best_params": dict(best.params), "best_value": best.value}
     else:

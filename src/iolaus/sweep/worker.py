@@ -23,7 +23,7 @@ from optuna.trial import TrialState
 
 from iolaus import streams
 from iolaus.errors import EXIT_INTERRUPTED, IolausError, one_line
-from iolaus.sweep import grammar, pruners, samplers, storage
+from iolaus.sweep import grammar, hook, pruners, samplers, storage
 from iolaus.sweep.journal import Ending, Journal, Lost
 from iolaus.sweep.ledger import Ledger
 from iolaus.sweep.plan import Plan
@@ -100,9 +100,7 @@ class Worker:
         self._too_many_failed = False
         self._hook: Callable[[Any, optuna.Trial], None] | None = None
         if plan.custom_search_space:
-            from hydra.utils import get_method
-
-            self._hook = get_method(plan.custom_search_space)
+            self._hook = hook.find(plan.custom_search_space)
 
     def work(self) -> None:
         """Run trials until the study has its total, a budget is spent, or a signal asks to stop.

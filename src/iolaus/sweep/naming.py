@@ -1,0 +1,51 @@
+"""The name of a study that the user gave no name: the same command finds its study again.
+
+Called by `plan.py`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+
+from iolaus.errors import InputError
+
+LONGEST = 80
+PLACES = frozenset(
+    {
+        *("data.root", "data.download", "data.workers", "data.placement", "trust"),
+        *("training.device", "training.checkpoint_every", "training.width"),
+    }
+)
+"""Keys that say where and how a trial is run, not what it is: they make no other study."""
+
+
+def automatic(prefix: str, arguments: Sequence[str]) -> str:
+    """A name made of what was asked for, so that the same command goes on with its study."""
+    words = [prefix]
+    for argument in arguments:
+        key, _, value = argument.lstrip("+").partition("=")
+        if key == "sweeps":
+            words[0] = value
+        elif key not in PLACES:
+            words.append(f"{key}={value}")
+    if len(words) > 1 and words[0] == "iolaus":
+        words = words[1:]
+    name = re.sub(r"[^\w.=,-]+", "-", "_".join(words)).strip("-")
+    if len(name) <= LONGEST:
+        return name
+    return f"{name[: LONGEST - 9]}-{hashlib.sha256(' '.join(words).encode()).hexdigest()[:8]}"
+
+
+def check(where: str, name: str) -> None:
+    """Refuse a name that a folder cannot have.
+
+    Raises:
+        InputError: it cannot.
+    """
+    if not name or name in (".", "..") or "/" in name or "\0" in name or len(name) > 200:
+        raise InputError(
+            f"{where} must be a name that a folder can have (no '/', at most 200 letters), "
+            f"got '{name}'"
+        )

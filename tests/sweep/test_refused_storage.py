@@ -1,0 +1,132 @@
+"""Storages and studies that a sweep cannot go on with stay as they were."""
+
+from __future__ import annotations
+
+import sqlite3
+
+import optuna
+import pytest
+from optuna.storages import RDBStorage
+
+from iolaus.sweep import storage
+
+QUICK = ("data=quadratic", "optimizer=sgd", "training.max_steps=4", "training.device=cpu")
+NAMED = (*QUICK, "hydra.sweeper.study_name=mine")
+SWEPT = "optimizer.lr=0.01,0.02"
+
+
+def rows(folder):
+    """Everything that the database says."""
+    connection = sqlite3.connect(folder / "outputs" / "studies.db")
+    try:
+        return list(connection.iterdump())
+    finally:
+        connection.close()
+
+
+def files(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+def study(folder, name):
+    url = f"sqlite:///{folder}/outputs/studies.db"
+    return optuna.load_study(study_name=name, storage=storage.connect(url))
+
+
+def test_what_is_no_database_stays_as_it_was(main, tmp_path):
+    notes = tmp_path / "notes.txt"
+    notes.write_text("lr 0.1 was too high\n" * 100)
+
+    ended = main("-m", *QUICK, SWEPT, "hydra.sweeper.storage=sqlite:///notes.txt")
+
+    assert (ended.code, ended.out) == (3, "")
+    [line] = ended.lines
+    assert line.startswith("iolaus: storage sqlite:///")
+    assert "notes.txt is not a database: the file holds something else" in line
+    assert notes.read_text() == "lr 0.1 was too high\n" * 100
+    assert files(tmp_path) == ["notes.txt"]
+
+
+def test_the_schema_of_an_older_optuna_stays_as_it_was(main, tmp_path):
+    old = tmp_path / "old.db"
+    RDBStorage(f"sqlite:///{old}").engine.dispose()
+    connection = sqlite3.connect(old)
+    connection.execute("UPDATE alembic_version SET version_num = 'v3.0.0.a'")
+    connection.commit()
+    connection.close()
+    before = old.read_bytes()
+
+    ended = main("-m", *QUICK, SWEPT, "hydra.sweeper.storage=sqlite:///old.db")
+
+    assert (ended.code, ended.out) == (3, "")
+    [line] = ended.lines
+    assert "was written by an older Optuna (schema v3.0.0.a" in line
+    assert "optuna storage upgrade" in line
+    assert old.read_bytes() == before
+    assert files(tmp_path) == ["old.db"]
+
+
+OTHERS = {
+    "space": (["optimizer.lr=0.01,0.03"], "space.optimizer.lr", "0.03"),
+    "order of choices": (["optimizer.lr=0.02,0.01"], "space.optimizer.lr", "[0.02, 0.01]"),
+    "another parameter": (
+        [SWEPT, "optimizer.momentum=0,0.9"],
+        "space.optimizer.momentum: not in the study",
+        "",
+    ),
+    "objective": ([SWEPT, "objective=val_mae"], "objectives", "val_mae"),
+    "fixed value": ([SWEPT, "batch.size=32"], "config.batch.size: ", "now 32"),
+}
+
+
+def test_a_study_of_another_sweep_is_refused_with_the_difference(main, tmp_path):
+    assert main("-m", *NAMED, SWEPT).code == 0
+    there, left = rows(tmp_path), files(tmp_path)
+
+    for what, (arguments, first, second) in OTHERS.items():
+        ended = main("-m", *NAMED, *arguments)
+
+        assert (ended.code, ended.out) == (2, ""), what
+        assert ended.lines[0].startswith("iolaus: study 'mine' has trials of another sweep;")
+        assert "hydra.sweeper.on_mismatch=new" in ended.lines[0]
+        assert any(first in line and second in line for line in ended.lines[1:]), ended.err
+        assert all(line.startswith("iolaus: ") for line in ended.lines)
+    assert rows(tmp_path) == there
+    assert files(tmp_path) == left
+
+    other = [*NAMED, "optimizer.lr=0.01,0.03", "hydra.sweeper.on_mismatch=new"]
+    for _ in range(2):  # the second goes on with the new one, which is complete
+        ended = main("-m", *other)
+        assert ended.code == 0, ended.err
+        assert "study mine_2: 2 trials" in ended.out
+    assert [trial.params["optimizer.lr"] for trial in study(tmp_path, "mine_2").trials] == [
+        0.01,
+        0.03,
+    ]
+    assert len(study(tmp_path, "mine").trials) == 2
+    assert (tmp_path / "outputs" / "studies" / "mine_2" / "1" / "metrics.json").exists()
+
+
+def test_a_study_of_the_dashboard_s_is_taken_only_if_it_is_empty(main, tmp_path):
+    (tmp_path / "outputs").mkdir()
+    url = f"sqlite:///{tmp_path}/outputs/studies.db"
+    foreign = optuna.create_study(storage=storage.connect(url), study_name="mine")
+    foreign.add_trial(optuna.create_trial(value=1.0))
+    there = rows(tmp_path)
+
+    ended = main("-m", *NAMED, SWEPT)
+
+    assert ended.code == 2
+    assert "it was not made by a sweep of iolaus" in ended.lines[-1]
+    assert rows(tmp_path) == there
+
+
+@pytest.mark.parametrize("place", ["training.device=cpu", "data.workers=1", "trust=[math]"])
+def test_where_it_runs_makes_no_other_study(main, place):
+    quick = [word for word in NAMED if not word.startswith("training.device")]
+    assert main("-m", *quick, "optimizer.lr=0.01").code == 0
+
+    ended = main("-m", *quick, "optimizer.lr=0.01", place)
+
+    assert ended.code == 0, ended.err
+    assert "1 of them done before" in ended.out
