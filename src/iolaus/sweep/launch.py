@@ -7,40 +7,36 @@ the cores and a GPU; any other Hydra launcher carries them as its jobs. Called b
 from __future__ import annotations
 
 import contextlib
-import glob
 import logging
 import multiprocessing
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from multiprocessing import connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import optuna
 
-from iolaus.errors import (
-    EXIT_INTERRUPTED,
-    EXIT_TERMINATED,
-    EnvironmentFault,
-    InputError,
-    IolausError,
-)
+from iolaus.errors import EXIT_TERMINATED, EnvironmentFault, IolausError
+from iolaus.sweep import share
 from iolaus.sweep.plan import Plan
 from iolaus.sweep.scoreboard import Scoreboard
+from iolaus.sweep.signals import deaf, interrupt, signals
 from iolaus.sweep.trial import Stop
-from iolaus.sweep.worker import App, Worker, open_shared, signals, too_many_failed
+from iolaus.sweep.worker import App, Worker, open_shared, too_many_failed
 
 log = logging.getLogger(__name__)
 
 PATIENCE_S = 25.0
 """Seconds that workers get to checkpoint their trials after Ctrl-C."""
-MOST_EARLY_DEATHS = 3
-EARLY_S = 5.0
+MOST_FALSE_STARTS = 3
+"""Workers in a row that may die before they ask for a trial. Those that die with one in hand need
+no limit here: the trial's restarts and max_failure_rate are theirs."""
 
 Launch = Callable[[Callable[[Any], None], int], None]
 """Another launcher: runs a function as that many Hydra jobs."""
@@ -116,23 +112,41 @@ def _watched(board: Scoreboard) -> Iterator[None]:
 
 
 @dataclass
+class _Child:
+    """A local worker; `told` is what it says of itself (see `_child`)."""
+
+    process: BaseProcess
+    told: connection.Connection
+
+    def last_words(self) -> tuple[bool, IolausError | None]:
+        """Whether it came to ask for trials, and the error that it ended with."""
+        began, error = False, None
+        with contextlib.suppress(EOFError, OSError):  # or it was killed while it spoke
+            while self.told.poll():
+                word = self.told.recv()
+                began, error = True, word and _WorkerFailed(*word)
+        self.told.close()
+        return began, error
+
+
+@dataclass
 class _Processes:
     """Local workers, each a process of its own."""
 
     crew: Crew
     board: Scoreboard
     stop: Stop
-    children: dict[int, tuple[BaseProcess, float]] = field(default_factory=dict)
-    early_deaths: int = 0
+    children: dict[int, _Child] = field(default_factory=dict)
+    false_starts: int = 0
 
     def run(self) -> int | None:
         """Start the workers, and others in place of those that die, until all are through."""
         with signals(self.stop, repeated=self._give_up), self.board:
-            for place in range(self.crew.plan.n_jobs):
-                self._start(place)
             try:
+                for place in range(self.crew.plan.n_jobs):
+                    self._start(place)
                 while self.children and self.stop.code is None:
-                    self.stop.wait(0.2)
+                    connection.wait([c.process.sentinel for c in self.children.values()], 0.2)
                     self._look()
                     counts = self.board.refresh()
                     if counts and too_many_failed(self.crew.plan, dict(self.crew.before), counts):
@@ -142,112 +156,105 @@ class _Processes:
         return self.stop.code
 
     def _start(self, place: int) -> None:
+        if self.stop.code is not None:
+            return
         context = multiprocessing.get_context("spawn")
-        child = context.Process(
-            target=_child, args=(self.crew, os.getpid()), name=f"iolaus-worker-{place}"
+        told, telling = context.Pipe(duplex=False)
+        process = context.Process(
+            target=_child, args=(self.crew, os.getpid(), telling), name=f"iolaus-worker-{place}"
         )
-        with _environment(_share(place, self.crew.plan)):
-            child.start()
-        self.children[place] = (child, time.monotonic())
+        with telling, share.environment(place, self.crew.plan), deaf():
+            process.start()
+            self.children[place] = _Child(process, told)
 
     def _look(self) -> None:
         """See who has ended, and start others for those that died."""
-        for place, (child, began) in list(self.children.items()):
-            if child.is_alive():
+        for place, child in list(self.children.items()):
+            if child.process.is_alive():
                 continue
-            child.join()
+            child.process.join()
             del self.children[place]
-            if child.exitcode in (InputError.exit_code, EnvironmentFault.exit_code):
-                raise _WorkerFailed(child.exitcode)
-            if child.exitcode == 0 or self.stop.code is not None:
+            began, error = child.last_words()
+            if error is not None:
+                raise error
+            if child.process.exitcode == 0:
                 continue
-            self.early_deaths += time.monotonic() - began < EARLY_S
-            log.warning("worker %d died (exit code %s); another goes on", place, child.exitcode)
-            if self.early_deaths <= MOST_EARLY_DEATHS * self.crew.plan.n_jobs:
+            self.false_starts = 0 if began else self.false_starts + 1
+            how = f"worker {place} died (exit code {child.process.exitcode})"
+            if self.false_starts <= MOST_FALSE_STARTS:
+                log.warning("%s; another goes on", how)
                 self._start(place)
+            elif not self.children:
+                raise EnvironmentFault(f"{how} before it could begin, as the ones before it")
 
     def _end(self) -> None:
         """Ask the workers to put back their trials, and end those that do not."""
-        for child, _ in self.children.values():
-            if child.is_alive() and child.pid is not None:
+        processes = [child.process for child in self.children.values()]
+        for process in processes:
+            if process.is_alive() and process.pid is not None:
                 with contextlib.suppress(ProcessLookupError):
-                    os.kill(child.pid, signal.SIGTERM)
+                    os.kill(process.pid, signal.SIGTERM)
         latest = time.monotonic() + PATIENCE_S
-        for child, _ in self.children.values():
-            child.join(max(0.0, latest - time.monotonic()))
-            if child.is_alive():
-                child.kill()
-                child.join()
+        for process in processes:
+            process.join(max(0.0, latest - time.monotonic()))
+        stuck = [process for process in processes if process.is_alive()]
+        for process in stuck:
+            process.kill()
+            process.join()
+        if stuck:
+            self.board.ledger.recover()  # puts back what they could not
 
     def _give_up(self, code: int) -> None:
-        for child, _ in self.children.values():
-            child.kill()
+        for child in self.children.values():
+            child.process.kill()
         os._exit(code)
 
 
 class _WorkerFailed(IolausError):
-    """A worker has said on stderr what is wrong."""
+    """What a worker says that it could not go on for, with its exit code."""
 
-    def __init__(self, exit_code: int):
-        super().__init__("a worker could not go on, see above")
+    def __init__(self, message: str, exit_code: int):
+        super().__init__(message)
         self.exit_code = exit_code
 
 
-def _share(place: int, plan: Plan) -> dict[str, str]:
-    """Environment of a worker: its threads, and its GPU of the visible ones."""
-    threads = max(1, (os.cpu_count() or 1) // plan.n_jobs)
-    share = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
-    chosen = any(word.startswith("training.device=cuda:") for word in plan.space.fixed)
-    gpus = _visible_gpus()
-    if gpus and not chosen:
-        share["CUDA_VISIBLE_DEVICES"] = gpus[place % len(gpus)]
-    return share
+def _child(crew: Crew, parent: int, telling: connection.Connection) -> None:
+    """Main function of a local worker.
 
-
-def _visible_gpus() -> list[str]:
-    given = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if given is not None:
-        return [gpu for gpu in given.split(",") if gpu]
-    return [str(number) for number in range(len(glob.glob("/dev/nvidia[0-9]*")))]
-
-
-@contextlib.contextmanager
-def _environment(values: Mapping[str, str]) -> Iterator[None]:
-    """Set variables for a process that starts now; what is set by a person stays."""
-    before = dict(os.environ)
-    for key, value in values.items():
-        if key == "CUDA_VISIBLE_DEVICES":
-            os.environ[key] = value
-        else:
-            os.environ.setdefault(key, value)
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
-
-
-def _child(crew: Crew, parent: int) -> None:
-    """Main function of a local worker."""
+    Sends None once it begins to ask for trials, and (message, exit code) of what stopped it.
+    """
     stop = Stop()
     # Ctrl-C reaches the whole group; the parent passes it on as SIGTERM, once.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
 
     def asked(number: int, frame: Any) -> None:
-        stop.ask(EXIT_INTERRUPTED)
-        if stop.interrupts:
-            raise KeyboardInterrupt
+        stop.ask(EXIT_TERMINATED)
+        interrupt(stop)
 
     signal.signal(signal.SIGTERM, asked)
+    threading.Thread(target=_outlive, args=(parent,), name="iolaus-parent", daemon=True).start()
 
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1.0)
-        stop.ask(EXIT_TERMINATED)
+    def say(word: tuple[str, int] | None) -> None:
+        with contextlib.suppress(OSError):  # the parent is gone
+            telling.send(word)
 
-    threading.Thread(target=watch, name="iolaus-parent", daemon=True).start()
     try:
-        crew.worker(open_shared(crew.plan), stop, lambda: None).work()
+        worker = crew.worker(open_shared(crew.plan), stop, lambda: None)
+        say(None)
+        worker.work()
     except IolausError as error:
-        print(f"iolaus: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        say((str(error), error.exit_code))
+        raise SystemExit(error.exit_code) from None
+    if stop.code is not None:  # the parent replaces it, if it was not the parent that asked
+        raise SystemExit(stop.code)
+
+
+def _outlive(parent: int) -> None:
+    """Once the parent is gone do with this worker what it would have done."""
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(PATIENCE_S)
+    os._exit(EXIT_TERMINATED)

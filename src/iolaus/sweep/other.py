@@ -136,8 +136,10 @@ class Caller:
             config.hydra.job.id = config.hydra.job.num = asked.number
         stop = self.verdicts.stop
         with reporting.running(asked, self.verdicts):
-            stop.interrupts = True
             try:
+                stop.interrupts = True
+                if stop.code is not None:  # asked a moment ago
+                    raise KeyboardInterrupt
                 returned = run_job(
                     hydra_context=self.app.context,
                     task_function=self.app.task,

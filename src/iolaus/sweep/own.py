@@ -25,6 +25,7 @@ from iolaus.spec import TrialResult, TrialSpec
 from iolaus.sweep import points
 from iolaus.sweep.composition import Composition
 from iolaus.sweep.plan import PLACES, Plan
+from iolaus.sweep.records import CONTINUES
 from iolaus.sweep.trial import Asked, Outcome, Verdicts
 from iolaus.sweep.trial_folder import TrialFolder
 
@@ -222,10 +223,20 @@ class Trainer(Monitor):
                 continue
             place = TrialFolder(self.folder / str(asked.number))
             spec = TrialSpec(run_config, number=asked.number, folder=place.path)
-            place.begin(spec, asked.overrides, asked.continues)
+            place.begin(spec, asked.overrides, self._line(asked))
             members = seeds.members(spec)
             self._groups[spec.number] = (asked, Group(spec, len(members)), place)
             yield from members
+
+    def _line(self, asked: Asked) -> list[int]:
+        """Numbers of the lost trials that a trial stands for, the last one first."""
+        numbers: list[int] = []
+        number = asked.continues
+        trials = [] if number is None else self.verdicts.study.get_trials(deepcopy=False)
+        while number is not None:
+            numbers.append(number)
+            number = trials[number].user_attrs.get(CONTINUES)
+        return numbers
 
     def _ended(self, result: TrialResult) -> Iterator[Outcome]:
         asked, group, place = self._groups[result.spec.number]

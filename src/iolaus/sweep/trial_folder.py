@@ -38,23 +38,31 @@ class TrialFolder:
         self.path = path
         self._lines: list[str] = []
 
-    def begin(self, spec: TrialSpec, overrides: Sequence[str], continues: int | None) -> None:
-        """Make the folder, write what the trial is, and take over a lost trial's checkpoints.
+    def begin(
+        self, spec: TrialSpec, overrides: Sequence[str], continues: Sequence[int] = ()
+    ) -> None:
+        """Make the folder, write what the trial is, and take over checkpoints.
+
+        Args:
+            spec: the trial.
+            overrides: what Hydra was told.
+            continues: numbers of the lost trials that it stands for, the last one first. More than
+                one may have checkpoints: one that died at its very beginning had taken none over.
 
         Raises:
             EnvironmentFault: the disk is full or the folder cannot be made.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            if continues is not None:
-                self._take_over(self.path.with_name(str(continues)))
         except OSError as error:
             raise EnvironmentFault(f"cannot make {self.path}: {error.strerror or error}") from error
         words = "".join(f"- {text}\n" for text in map(_yaml_word, overrides))
         files.write_bytes(self.path / "overrides.yaml", words.encode(), durable=False)
         text = yaml.dump(asdict(spec.config), Dumper=_DUMPER, sort_keys=False, allow_unicode=True)
         files.write_bytes(self.path / "config.yaml", text.encode(), durable=False)
-        went_on = "" if continues is None else f", goes on from trial {continues}"
+        for number in continues:
+            self._take_over(self.path.with_name(str(number)), text)
+        went_on = f", goes on from trial {continues[0]}" if continues else ""
         self.log(f"trial {spec.number} begins, config {spec.config_hash}{went_on}")
 
     def log(self, line: str) -> None:
@@ -86,13 +94,26 @@ class TrialFolder:
             if place.parent != self.path and not any(place.parent.iterdir()):
                 place.parent.rmdir()
 
-    def _take_over(self, old: Path) -> None:
-        """Move the checkpoints of a lost trial here."""
-        for place in old.glob("**/checkpoints"):
-            new = self.path / place.relative_to(old)
-            if not new.exists():
-                new.parent.mkdir(parents=True, exist_ok=True)
-                os.replace(place, new)
+    def _take_over(self, old: Path, config: str) -> None:
+        """Move the checkpoints of a lost trial here, if it had the very same config: the command
+        may have another `training.device` now, for example, and then the trial begins anew.
+
+        Raises:
+            EnvironmentFault: they cannot be moved.
+        """
+        try:
+            if (old / "config.yaml").read_text("utf-8") != config:
+                return
+        except (OSError, UnicodeDecodeError):  # it died before it was written, or someone cleaned
+            return
+        try:
+            for place in old.glob("**/checkpoints"):
+                new = self.path / place.relative_to(old)
+                if not new.exists():
+                    new.parent.mkdir(parents=True, exist_ok=True)
+                    os.replace(place, new)
+        except OSError as error:
+            raise EnvironmentFault(f"cannot move {old}: {error.strerror or error}") from error
 
 
 def _yaml_word(text: str) -> str:

@@ -9,13 +9,11 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-import os
-import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import Any, Protocol
 
 import optuna
@@ -24,7 +22,7 @@ from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import TrialState
 
 from iolaus import streams
-from iolaus.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, IolausError, one_line
+from iolaus.errors import EXIT_INTERRUPTED, IolausError, one_line
 from iolaus.sweep import grammar, pruners, samplers, storage
 from iolaus.sweep.journal import Ending, Journal, Lost
 from iolaus.sweep.ledger import Ledger
@@ -122,13 +120,20 @@ class Worker:
                     if self._more():  # others run what is left: they may yet be lost
                         if self.ledger.counts()["running"] == 0 and not self._claimable():
                             return
-                        self.stop.wait(0.2)
+                        time.sleep(0.2)
             except (Interrupted, KeyboardInterrupt):
-                pass
-            finally:
-                for asked in list(self._running.values()):
-                    self.ledger.release(asked.trial)
-                self._running.clear()
+                self.stop.ask(EXIT_INTERRUPTED)  # unless a signal has: then its own code
+            except IolausError:
+                self._put_back()
+                raise
+            # Whatever else is raised may be a trial's doing: left RUNNING, it counts as lost, which
+            # is bounded.
+            self._put_back()
+
+    def _put_back(self) -> None:
+        for asked in list(self._running.values()):
+            self.ledger.release(asked.trial)
+        self._running.clear()
 
     def _more(self) -> bool:
         """Whether this worker is to look for another trial."""
@@ -283,36 +288,3 @@ def open_shared(plan: Plan) -> optuna.Study:
     assert plan.storage is not None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return optuna.load_study(study_name=plan.study, storage=storage.connect(plan.storage))
-
-
-@contextlib.contextmanager
-def signals(stop: Stop, *, repeated: Callable[[int], None] | None = None) -> Iterator[None]:
-    """The first Ctrl-C or SIGTERM asks to stop; the second ends the process at once.
-
-    Args:
-        stop: asked.
-        repeated: called at a second signal instead of ending the process.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before: dict[int, Any] = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        code = EXIT_INTERRUPTED if number == signal.SIGINT else EXIT_TERMINATED
-        if stop.code is None:
-            stop.ask(code)
-            if stop.interrupts:
-                raise KeyboardInterrupt
-        elif repeated is not None:
-            repeated(code)
-        else:
-            os._exit(code)
-
-    for number in before:
-        signal.signal(number, handle)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

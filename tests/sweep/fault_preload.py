@@ -1,0 +1,22 @@
+"""What a sweep of iolaus loads, loaded once for all that are forked from the server."""
+
+# ruff: noqa: E402
+import os
+
+os.environ["OMP_NUM_THREADS"] = "1"  # on a machine that others use too, threads wait for each other
+
+import alembic.command
+import optuna.samplers
+import sklearn.datasets
+import torch
+import torchvision
+
+import iolaus.app
+import iolaus.program
+import iolaus.results.tables
+import iolaus.sweep.own
+import iolaus.sweep.sweep
+import iolaus.train
+from hydra_plugins.iolaus_sweeper import _impl
+
+__all__ = ["_impl", "alembic", "iolaus", "optuna", "sklearn", "torch", "torchvision"]

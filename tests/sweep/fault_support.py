@@ -1,0 +1,183 @@
+"""Sweeps as processes that are watched through their database, and ended in all kinds of ways."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+APP = [sys.executable, str(Path(__file__).with_name("fault_app.py"))]
+IOLAUS = [sys.executable, "-m", "iolaus"]
+PATIENCE_S = 120  # for a hung process only
+
+# Sweeps are forked from a small server that has all modules loaded: new interpreters take seconds.
+WARM = multiprocessing.get_context("forkserver")
+WARM.set_forkserver_preload(["fault_preload"])
+
+
+@dataclass(frozen=True)
+class Row:
+    """A trial as the database holds it."""
+
+    number: int
+    state: str
+    values: tuple[float, ...]
+    params: tuple[tuple[str, float], ...]
+    attributes: dict[str, Any]
+    reports: tuple[tuple[int, float], ...]
+
+    @property
+    def is_retried(self) -> bool:
+        return "iolaus.retried" in self.attributes
+
+    @property
+    def worker(self) -> int:
+        """The process that runs it."""
+        return int(self.attributes["iolaus.worker"].rsplit(":", 2)[1])
+
+
+def rows(folder: Path) -> list[Row]:
+    """All trials of the database in `folder`, which has one study; none while there is no file."""
+    file = folder / "outputs" / "studies.db"
+    if not file.exists():
+        return []
+    with closing(sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True, timeout=60)) as db:
+        db.execute("BEGIN")  # one moment for all that follows
+
+        def of(query: str) -> dict[int, list[Any]]:
+            found: dict[int, list[Any]] = {}
+            for trial, *rest in db.execute(query):
+                found.setdefault(trial, []).append(tuple(rest))
+            return found
+
+        values = of("SELECT trial_id, value FROM trial_values ORDER BY objective")
+        params = of("SELECT trial_id, param_name, param_value FROM trial_params ORDER BY 2")
+        attributes = of("SELECT trial_id, key, value_json FROM trial_user_attributes")
+        reports = of(
+            "SELECT trial_id, step, intermediate_value FROM trial_intermediate_values ORDER BY step"
+        )
+        return [
+            Row(
+                number,
+                state,
+                tuple(value for (value,) in values.get(trial, ())),
+                tuple(params.get(trial, ())),
+                {key: json.loads(text) for key, text in attributes.get(trial, ())},
+                tuple(reports.get(trial, ())),
+            )
+            for trial, number, state in db.execute(
+                "SELECT trial_id, number, state FROM trials ORDER BY number"
+            )
+        ]
+
+
+def states(folder: Path) -> Counter[str]:
+    """How many trials are in each state, without those that others replace."""
+    return Counter(row.state for row in rows(folder) if not row.is_retried)
+
+
+def running(folder: Path, *, reports: int = 0) -> list[Row]:
+    """Trials at work that have reported so often."""
+    return [r for r in rows(folder) if r.state == "RUNNING" and len(r.reports) >= reports]
+
+
+def until(condition: Callable[[], Any], what: str) -> Any:
+    """Wait for a condition; return what it gives."""
+    end = time.monotonic() + PATIENCE_S
+    while not (found := condition()):
+        assert time.monotonic() < end, f"waited in vain: {what}"
+        time.sleep(0.01)
+    return found
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+class Sweep:
+    """A command in a folder, in a process group of its own, as a shell starts it."""
+
+    def __init__(self, command: list[str], folder: Path):
+        self.folder = folder
+        self._out, self._err = folder / "out.txt", folder / "err.txt"
+        with open(self._out, "w") as out, open(self._err, "w") as err:
+            self.process = subprocess.Popen(
+                command,
+                cwd=folder,
+                stdout=out,
+                stderr=err,
+                env={**os.environ, "COLUMNS": "100", "OMP_NUM_THREADS": "1"},
+                start_new_session=True,
+            )
+
+    @property
+    def out(self) -> str:
+        return self._out.read_text()
+
+    @property
+    def err(self) -> str:
+        return self._err.read_text()
+
+    def send(self, number: int) -> None:
+        """A signal to all of the group, as a terminal sends it."""
+        os.killpg(self.process.pid, number)
+
+    def until(self, condition: Callable[[], Any], what: str) -> Any:
+        """Wait for a condition while the process lives."""
+
+        def look() -> Any:
+            found = condition()
+            assert found or self.process.poll() is None, f"ended before {what}: {self.err}"
+            return found
+
+        return until(look, what)
+
+    def ends(self) -> int:
+        """Wait for its end; return its exit code."""
+        try:
+            return self.process.wait(PATIENCE_S)
+        except subprocess.TimeoutExpired:
+            self.send(signal.SIGKILL)
+            raise
+
+    def succeeds(self) -> None:
+        assert self.ends() == 0, self.err
+        assert "Traceback" not in self.err
+
+
+def _run_warm(arguments: list[str], folder: Path) -> None:
+    os.setsid()
+    os.chdir(folder)
+    for number, name in ((1, "out.txt"), (2, "err.txt")):
+        os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+    sys.argv = ["iolaus", *arguments]
+    from iolaus.app import main
+
+    main()
+
+
+def start_warm(arguments: list[str], folder: Path) -> Any:
+    """The command `iolaus` in a process that did not have to load its modules."""
+    process = WARM.Process(target=_run_warm, args=(arguments, folder))
+    process.start()
+    return process
+
+
+def finish_warm(arguments: list[str], folder: Path) -> None:
+    process = start_warm(arguments, folder)
+    process.join(PATIENCE_S)
+    assert process.exitcode == 0, (folder / "err.txt").read_text()

@@ -1,0 +1,141 @@
+"""Sweeps that are killed and started again by the same command end as if nothing had happened."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from fault_support import (
+    IOLAUS,
+    Row,
+    Sweep,
+    finish_warm,
+    rows,
+    running,
+    start_warm,
+    states,
+    until,
+)
+
+pytestmark = pytest.mark.slow
+
+DIGITS = (
+    "-m model.hidden=[16] init=he,xavier,zeros training.seed=range(0,16) "
+    "training.max_steps=60 training.eval_every=20 training.checkpoint_every=10"
+).split()
+
+
+def complete(folder: Path) -> dict[int, Row]:
+    """Results that the database has acknowledged."""
+    return {row.number: row for row in rows(folder) if row.state == "COMPLETE"}
+
+
+def results(folder: Path) -> dict[tuple[tuple[str, float], ...], tuple[float, ...]]:
+    """Values by parameters, of complete trials."""
+    return {row.params: row.values for row in complete(folder).values()}
+
+
+def check_the_end(folder: Path, trials: int, acknowledged: dict[int, Row]) -> None:
+    assert states(folder) == {"COMPLETE": trials}  # so none runs or waits
+    final = complete(folder)
+    assert {number: final.get(number) for number in acknowledged} == acknowledged
+    points = [row.attributes["iolaus.point"] for row in final.values()]
+    assert sorted(points) == list(range(trials))
+    (study,) = (folder / "outputs" / "studies").iterdir()
+    for number in final:
+        assert (study / str(number) / "metrics.json").exists()
+        assert not (study / str(number) / "checkpoints").exists()
+
+
+def test_a_grid_killed_at_20_random_moments_ends_complete_and_with_the_same_values(
+    tmp_path: Path,
+) -> None:
+    moments = random.Random(3)
+    killed, alone = tmp_path / "killed", tmp_path / "alone"
+    killed.mkdir()
+    alone.mkdir()
+    acknowledged: dict[int, Row] = {}
+    for _ in range(20):
+        process = start_warm(DIGITS, killed)
+        wanted = len(acknowledged) + moments.choice([0, 0, 1, 1, 2, 3])
+
+        def is_due(pid: int = process.pid, wanted: int = wanted) -> bool:
+            at_work = any(row.worker == pid for row in running(killed))
+            return at_work and len(complete(killed)) >= wanted
+
+        until(is_due, "the moment to kill")
+        time.sleep(moments.uniform(0, 0.2))
+        assert process.is_alive(), "the sweep was over before it was killed 20 times"
+        process.kill()
+        process.join()
+        now = complete(killed)
+        assert {number: now.get(number) for number in acknowledged} == acknowledged
+        acknowledged = now
+    assert any(row.is_retried for row in rows(killed))  # or no trial was ever hit
+    finish_warm(DIGITS, killed)
+    check_the_end(killed, 48, acknowledged)
+
+    finish_warm(DIGITS, alone)
+    assert results(killed) == pytest.approx(results(alone))
+
+
+def test_two_workers_killed_with_their_sweeper_leave_a_study_that_goes_on(tmp_path: Path) -> None:
+    command = [*IOLAUS, *DIGITS, "init=he,zeros", "hydra.sweeper.n_jobs=2"]
+    command.remove("init=he,xavier,zeros")
+    moments = random.Random(4)
+    acknowledged: dict[int, Row] = {}
+    for _ in range(4):
+        sweep = Sweep(command, tmp_path)
+        wanted = len(acknowledged) + moments.randrange(1, 4)
+        sweep.until(
+            lambda wanted=wanted: running(tmp_path) and len(complete(tmp_path)) >= wanted,
+            "the moment to kill",
+        )
+        time.sleep(moments.uniform(0, 0.2))
+        sweep.send(signal.SIGKILL)
+        sweep.ends()
+        now = complete(tmp_path)
+        assert {number: now.get(number) for number in acknowledged} == acknowledged
+        acknowledged = now
+    sweep = Sweep(command, tmp_path)
+    sweep.succeeds()
+    check_the_end(tmp_path, 32, acknowledged)
+
+
+def test_a_sampled_study_that_is_killed_and_made_longer_draws_nothing_twice(
+    tmp_path: Path,
+) -> None:
+    def command(n_trials: int) -> list[str]:
+        words = "-m data=quadratic optimizer.lr=interval(0.001,0.1) training.seed=range(0,1000)"
+        options = "hydra/sweeper/sampler=random hydra.sweeper.study_name=drawn"
+        steps = "training.max_steps=40 training.eval_every=10"
+        return f"{words} {options} {steps} hydra.sweeper.n_trials={n_trials}".split()
+
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    whole.mkdir()
+    broken.mkdir()
+    finish_warm(command(6), whole)
+    first = {row.number: row.params for row in rows(whole)}
+    finish_warm(command(9), whole)
+    drawn = {row.number: row.params for row in rows(whole)}
+    assert states(whole) == {"COMPLETE": 9}
+    assert drawn.items() >= first.items()
+    assert len(set(drawn.values())) == 9
+
+    process = start_warm(command(9), broken)
+    until(lambda: len(complete(broken)) >= 3 and running(broken, reports=1), "a trial to hit")
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    finish_warm(command(9), broken)
+    assert states(broken) == {"COMPLETE": 9}
+    again = {row.number: row.params for row in rows(broken) if not row.is_retried}
+    assert len(set(again.values())) == 9
+    # With one worker a number draws the same in every study; a replacement keeps what was drawn.
+    (lost,) = (row for row in rows(broken) if row.is_retried)
+    assert lost.params == drawn[lost.number]
+    assert again[lost.number + 1] == lost.params
+    assert all(again[number] == drawn[number] for number in range(lost.number))
