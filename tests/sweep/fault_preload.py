@@ -1,6 +1,5 @@
 """What a sweep of iolaus loads, loaded once for all that are forked from the server."""
 
-# ruff: noqa: E402
 import os
 
 os.environ["OMP_NUM_THREADS"] = "1"  # on a machine that others use too, threads wait for each other
