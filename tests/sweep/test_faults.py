@@ -24,13 +24,8 @@ from fault_support import (
 pytestmark = pytest.mark.slow
 
 DIGITS = [
-    "-m",
-    "model.hidden=[16]",
-    "init=he,xavier,zeros",
-    "training.seed=range(0,16)",
-    "training.max_steps=60",
-    "training.eval_every=20",
-    "training.checkpoint_every=10",
+    *("-m", "model.hidden=[16]", "init=he,zeros", "training.seed=range(0,16)"),
+    *("training.max_steps=30", "training.eval_every=10", "training.checkpoint_every=5"),
 ]
 
 
@@ -66,14 +61,14 @@ def test_a_grid_killed_at_20_random_moments_ends_complete_and_with_the_same_valu
     acknowledged: dict[int, Row] = {}
     for _ in range(20):
         process = start_warm(DIGITS, killed)
-        wanted = len(acknowledged) + moments.choice([0, 0, 1, 1, 2, 3])
+        wanted = len(acknowledged) + moments.choice([0, 0, 0, 1, 1, 2])
 
         def is_due(pid: int = process.pid, wanted: int = wanted) -> bool:
             at_work = any(row.worker == pid for row in running(killed))
             return at_work and len(complete(killed)) >= wanted
 
         until(is_due, "the moment to kill")
-        time.sleep(moments.uniform(0, 0.2))
+        time.sleep(moments.uniform(0, 0.1))
         assert process.is_alive(), "the sweep was over before it was killed 20 times"
         process.kill()
         process.join()
@@ -82,25 +77,24 @@ def test_a_grid_killed_at_20_random_moments_ends_complete_and_with_the_same_valu
         acknowledged = now
     assert any(row.is_retried for row in rows(killed))  # or no trial was ever hit
     finish_warm(DIGITS, killed)
-    check_the_end(killed, 48, acknowledged)
+    check_the_end(killed, 32, acknowledged)
 
     finish_warm(DIGITS, alone)
     assert results(killed) == pytest.approx(results(alone))
 
 
 def test_two_workers_killed_with_their_sweeper_leave_a_study_that_goes_on(tmp_path: Path) -> None:
-    command = [*IOLAUS, *DIGITS, "init=he,zeros", "hydra.sweeper.n_jobs=2"]
-    command.remove("init=he,xavier,zeros")
+    command = [*IOLAUS, *DIGITS, "hydra.sweeper.n_jobs=2"]
     moments = random.Random(4)
     acknowledged: dict[int, Row] = {}
-    for _ in range(4):
+    for _ in range(3):
         sweep = Sweep(command, tmp_path)
         wanted = len(acknowledged) + moments.randrange(1, 4)
         sweep.until(
             lambda wanted=wanted: running(tmp_path) and len(complete(tmp_path)) >= wanted,
             "the moment to kill",
         )
-        time.sleep(moments.uniform(0, 0.2))
+        time.sleep(moments.uniform(0, 0.1))
         sweep.send(signal.SIGKILL)
         sweep.ends()
         now = complete(tmp_path)
