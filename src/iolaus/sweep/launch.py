@@ -30,6 +30,7 @@ from iolaus.errors import (
     InputError,
     IolausError,
 )
+from iolaus.sweep import by_name as by_name  # registers how an application is pickled
 from iolaus.sweep.plan import Plan
 from iolaus.sweep.scoreboard import Scoreboard
 from iolaus.sweep.trial import Stop
@@ -42,8 +43,9 @@ PATIENCE_S = 25.0
 MOST_EARLY_DEATHS = 3
 EARLY_S = 5.0
 
-Launch = Callable[[Callable[[Any], None], int], None]
-"""Another launcher: runs a function as that many Hydra jobs."""
+Launch = Callable[[Callable[[Any], int | None], int], int | None]
+"""Another launcher: runs a function as that many Hydra jobs; returns the first exit code of a
+signal that they return."""
 
 
 @dataclass(frozen=True)
@@ -69,11 +71,16 @@ class Crew:
             notify=notify,
         )
 
-    def __call__(self, job: Any = None) -> None:
-        """Work in a process of some launcher's, until nothing is left to do."""
+    def __call__(self, job: Any = None) -> int | None:
+        """Work in a process of some launcher's, until nothing is left to do.
+
+        Returns:
+            The exit code of the signal that asked to stop, if one did.
+        """
         stop = Stop()
         with signals(stop):
             self.worker(open_shared(self.plan), stop, lambda: None).work()
+        return stop.code
 
 
 def launch(
@@ -86,8 +93,7 @@ def launch(
     """
     if other is not None:
         with _watched(board):
-            other(crew, crew.plan.n_jobs)
-        return None
+            return other(crew, crew.plan.n_jobs)
     stop = Stop()
     if crew.plan.n_jobs == 1:
         with signals(stop), board:

@@ -15,7 +15,7 @@ import sqlalchemy
 
 from iolaus import check
 from iolaus.errors import InputError
-from iolaus.sweep import constraints, grammar, pruners, samplers, settings, space
+from iolaus.sweep import constraints, grammar, hook, pruners, samplers, settings, space
 from iolaus.sweep.constraints import Constraint
 from iolaus.sweep.parameter import Label
 from iolaus.sweep.settings import Choice
@@ -129,6 +129,8 @@ def read(node: Mapping[str, Any], arguments: Sequence[str], prefix: str) -> Plan
     enqueue = attempt(_enqueued, found, node.get("enqueue"), grid) if found else ()
     name = values.get("study_name") or (attempt(_automatic, prefix, arguments) if found else "")
     attempt(_check_name, name)
+    if values.get("custom_search_space"):
+        attempt(hook.find, values["custom_search_space"])
     if mistakes:
         raise InputError(list(dict.fromkeys(mistakes)))
     kinds = (

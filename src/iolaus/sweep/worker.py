@@ -25,7 +25,7 @@ from optuna.trial import TrialState
 
 from iolaus import streams
 from iolaus.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, IolausError, one_line
-from iolaus.sweep import grammar, pruners, samplers, storage
+from iolaus.sweep import grammar, hook, pruners, samplers, storage
 from iolaus.sweep.journal import Ending, Journal, Lost
 from iolaus.sweep.ledger import Ledger
 from iolaus.sweep.plan import Plan
@@ -102,9 +102,7 @@ class Worker:
         self._too_many_failed = False
         self._hook: Callable[[Any, optuna.Trial], None] | None = None
         if plan.custom_search_space:
-            from hydra.utils import get_method
-
-            self._hook = get_method(plan.custom_search_space)
+            self._hook = hook.find(plan.custom_search_space)
 
     def work(self) -> None:
         """Run trials until the study has its total, a budget is spent, or a signal asks to stop.
@@ -136,9 +134,9 @@ class Worker:
 
     def _claimable(self) -> bool:
         counts = self.ledger.counts()
-        return counts["waiting"] > 0 or (self.plan.total or 0) > sum(
-            counts[state] for state in ("done", "pruned", "failed", "running")
-        )
+        if self.plan.total is None:
+            return counts["waiting"] > 0
+        return counts["remaining"] > counts["running"]  # points may wait beyond the total
 
     def _spent(self) -> bool:
         """Whether a budget other than the total is used up."""
