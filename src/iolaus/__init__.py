@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -45,6 +46,34 @@ def load(folder: str | Path, trust: Sequence[str] = ()) -> Predictor:
     from iolaus import saved
 
     return saved.load(folder, trust)
+
+
+def report(value: float, step: int) -> None:
+    """Report how far a trial of a sweep has come, in any `@hydra.main` application.
+
+        @hydra.main(config_path="conf", config_name="config")
+        def app(cfg):
+            for epoch in range(cfg.epochs):
+                loss = train_one_epoch(cfg)
+                iolaus.report(loss, epoch)
+            return loss
+
+    With `hydra/sweeper=iolaus` the value is kept in the study, and where the pruner of
+    `hydra/sweeper/pruner` says so the trial ends here, as PRUNED. Outside of a sweep, and with
+    several objectives, it does nothing.
+
+    Args:
+        value: what the sweep optimizes, as it is now.
+        step: how much has been spent on it: epochs, batches, folds. A step that was reported
+            before keeps its first value.
+
+    Raises:
+        optuna.TrialPruned: the trial is to end; let it pass, the sweeper catches it.
+        InputError: value or step is no number.
+    """
+    reporting = sys.modules.get("iolaus.sweep.reporting")
+    if reporting is not None:
+        reporting.report(value, step)
 
 
 def run(*overrides: str, config_dir: str | None = None) -> TrialResult:

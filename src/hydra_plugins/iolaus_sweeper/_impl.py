@@ -11,7 +11,7 @@ from hydra.core.plugins import Plugins
 from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf
 
-from iolaus.errors import IolausError
+from iolaus.errors import EXIT_INTERRUPTED, EnvironmentFault, IolausError, one_line
 from iolaus.sweep import sweep as sweeps
 from iolaus.sweep.launch import Crew, Launch
 from iolaus.sweep.other import Other
@@ -67,13 +67,27 @@ def _plain(node: Mapping[str, Any]) -> dict[str, Any]:
 def _carry(context: HydraContext, config: DictConfig) -> Launch:
     """Workers as jobs of the launcher that the user named."""
 
-    def launch(crew: Any, jobs: int) -> None:
+    def launch(crew: Any, jobs: int) -> int | None:
         assert isinstance(crew, Crew)
         launcher = Plugins.instance().instantiate_launcher(
             hydra_context=context, task_function=crew, config=config
         )
-        fixed = list(crew.plan.space.fixed)
-        for returned in launcher.launch([fixed] * jobs, initial_job_idx=0):
-            _ = returned.return_value  # raises what the worker raised
+        # A worker's files must not lie in the folder of the trial with its number.
+        words = [*crew.plan.space.fixed, "hydra.sweep.subdir=worker_${hydra:job.num}"]
+        try:
+            returned = launcher.launch([words] * jobs, initial_job_idx=0)
+            codes = [job.return_value for job in returned]  # raises what the worker raised
+        except IolausError:
+            raise
+        except KeyboardInterrupt:
+            return EXIT_INTERRUPTED
+        except Exception as error:  # each launcher has exceptions of its own
+            name = str(config.hydra.launcher._target_).rpartition(".")[2]
+            reason = f"{type(error).__name__}: {one_line(error)}"
+            raise EnvironmentFault(
+                f"the workers that {name} started ended early ({reason}); "
+                "the same command goes on with a study that has a storage"
+            ) from error
+        return next((code for code in codes if code is not None), None)
 
     return launch

@@ -66,7 +66,15 @@ SAMPLERS: dict[str, dict[str, Any]] = {
         "crossover_prob": None,
         "swapping_prob": None,
     },
+    "nsgaiii": {
+        "population_size": None,
+        "mutation_prob": None,
+        "crossover_prob": None,
+        "swapping_prob": None,
+        "dividing_parameter": None,
+    },
     "cmaes": {
+        "sigma0": None,
         "n_startup_trials": None,
         "popsize": None,
         "consider_pruned_trials": None,

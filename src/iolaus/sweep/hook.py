@@ -25,10 +25,12 @@ WHERE = "hydra.sweeper.custom_search_space"
 def find(name: str) -> Callable[[Any, optuna.Trial], None]:
     """The function of that dotted name.
 
+    A leading dot is ignored, as older versions of Hydra did. The module may be `__main__`.
+
     Raises:
         InputError: there is no such function, or its module does not import.
     """
-    module, _, function = name.rpartition(".")
+    module, _, function = name.lstrip(".").rpartition(".")
     rule = f"{WHERE} must name a function (config, trial), such as mypackage.space.suggest"
     if not module:
         raise InputError(f"{rule}, got '{name}'")

@@ -23,6 +23,7 @@ from typing import Any
 import optuna
 
 from iolaus.errors import EXIT_TERMINATED, EnvironmentFault, IolausError
+from iolaus.sweep import by_name as by_name  # registers how an application is pickled
 from iolaus.sweep import share
 from iolaus.sweep.plan import Plan
 from iolaus.sweep.scoreboard import Scoreboard
@@ -38,8 +39,9 @@ MOST_FALSE_STARTS = 3
 """Workers in a row that may die before they ask for a trial. Those that die with one in hand need
 no limit here: the trial's restarts and max_failure_rate are theirs."""
 
-Launch = Callable[[Callable[[Any], None], int], None]
-"""Another launcher: runs a function as that many Hydra jobs."""
+Launch = Callable[[Callable[[Any], int | None], int], int | None]
+"""Another launcher: runs a function as that many Hydra jobs; returns the first exit code of a
+signal that they return."""
 
 
 @dataclass(frozen=True)
@@ -65,11 +67,16 @@ class Crew:
             notify=notify,
         )
 
-    def __call__(self, job: Any = None) -> None:
-        """Work in a process of some launcher's, until nothing is left to do."""
+    def __call__(self, job: Any = None) -> int | None:
+        """Work in a process of some launcher's, until nothing is left to do.
+
+        Returns:
+            The exit code of the signal that asked to stop, if one did.
+        """
         stop = Stop()
         with signals(stop):
             self.worker(open_shared(self.plan), stop, _silent).work()
+        return stop.code
 
 
 def launch(
@@ -82,8 +89,7 @@ def launch(
     """
     if other is not None:
         with _watched(board):
-            other(crew, crew.plan.n_jobs)
-        return None
+            return other(crew, crew.plan.n_jobs)
     stop = Stop()
     if crew.plan.n_jobs == 1:
         with signals(stop), board:

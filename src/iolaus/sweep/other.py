@@ -1,15 +1,14 @@
 """Trials of any other Hydra application: each is a call of its task function, as a Hydra job.
 
 `Other` says what such a sweep asks; `Caller` runs the trials of one worker. Its sibling for iolaus
-itself is `own.py`. Called by `sweep.py` and `worker.py`.
+itself is `own.py`; `by_name.py` takes an `Other` to a local worker process. Called by `sweep.py`
+and `worker.py`.
 """
 
 from __future__ import annotations
 
-import importlib
-import inspect
 import logging
-import sys
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -17,11 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from hydra.core.singleton import Singleton
-from hydra.core.utils import JobReturn, JobStatus, configure_log, run_job, setup_globals
+from hydra.core.utils import JobReturn, JobStatus, configure_log, run_job
 from hydra.errors import HydraException
 from hydra.types import HydraContext
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from iolaus.errors import InputError, one_line
@@ -44,13 +42,12 @@ class Other:
         context: Hydra's config loader and callbacks.
         master: the config composed without the swept values, with its `hydra` node.
         task: the decorated function.
-        state: Hydra's singletons, for another process.
     """
 
     context: HydraContext
     master: DictConfig
     task: Callable[[DictConfig], Any]
-    state: Any = field(default_factory=Singleton.get_state)
+    _fixed: DictConfig | None = field(default=None, init=False, repr=False)
 
     @property
     def prefix(self) -> str:
@@ -63,21 +60,20 @@ class Other:
         Raises:
             InputError: one line for each mistake.
         """
-        mistakes: dict[str, None] = {}
+        mistakes: dict[str, str] = {}  # by their first sentence: one for all values of a key
         if plan.objectives:
-            mistakes["hydra.sweeper.objectives names metrics of iolaus; an app returns its own"] = (
-                None
-            )
+            line = "hydra.sweeper.objectives names metrics of iolaus; an app returns its own"
+            mistakes[line] = line
         if plan.constraints:
-            mistakes["hydra.sweeper.constraints needs the numbers that iolaus itself records"] = (
-                None
-            )
+            line = "hydra.sweeper.constraints needs the numbers that iolaus itself records"
+            mistakes[line] = line
         try:
             self.check(plan.space)
         except InputError as error:
-            mistakes |= dict.fromkeys(error.mistakes)
+            for line in error.mistakes:
+                mistakes.setdefault(line.partition(". ")[0], line)
         if mistakes:
-            raise InputError(list(mistakes))
+            raise InputError(list(mistakes.values()))
         directions = plan.directions or ("minimize",)
         several = len(directions) > 1
         names = tuple(f"value_{n}" for n in range(len(directions))) if several else ("value",)
@@ -104,31 +100,13 @@ class Other:
 
     def config(self, plan: Plan) -> Any:
         """The config without the swept values, for a custom search space."""
-        keys = [str(key) for key in self.master if key != "hydra"]
-        return OmegaConf.to_container(OmegaConf.masked_copy(self.master, keys), resolve=False)
+        if self._fixed is None:
+            self._fixed = self.compose(list(plan.space.fixed))
+        return self._fixed
 
     def runner(self, plan: Plan, folder: Path, verdicts: Verdicts) -> Caller:
         """What a worker runs its trials with."""
         return Caller(self, verdicts)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """The task by its name: pickle finds Hydra's wrapper under it, not the function itself."""
-        task = self.task
-        name = (task.__module__, task.__qualname__) if inspect.isfunction(task) else task
-        return {**self.__dict__, "task": name}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__ = state
-        setup_globals()
-        Singleton.set_state(self.state)
-        name = state["task"]
-        if isinstance(name, tuple):
-            module, qualname = name
-            found = sys.modules.get("__mp_main__") if module == "__main__" else None
-            function: Any = found or importlib.import_module(module)
-            for part in qualname.split("."):
-                function = getattr(function, part)
-            self.task = inspect.unwrap(function)
 
 
 class Caller:
@@ -148,7 +126,7 @@ class Caller:
         except (HydraException, OmegaConfBaseException, ValueError) as error:
             return Outcome.failed(asked, one_line(error))
         with open_dict(config):
-            config.hydra.job.id = config.hydra.job.num = asked.number
+            config.hydra.job.id, config.hydra.job.num = str(asked.number), asked.number
         stop = self.verdicts.stop
         with reporting.running(asked, self.verdicts):
             try:
@@ -162,10 +140,14 @@ class Caller:
                     job_dir_key="hydra.sweep.dir",
                     job_subdir_key="hydra.sweep.subdir",
                 )
+            except SystemExit as error:  # a trial may end itself, but not the sweep
+                configure_log(config.hydra.hydra_logging, config.hydra.verbose)
+                return Outcome.failed(asked, f"SystemExit: {error.code}")
             finally:
                 stop.interrupts = False
+        outcome = _read(asked, returned)
         configure_log(config.hydra.hydra_logging, config.hydra.verbose)
-        return _read(asked, returned)
+        return outcome
 
 
 def _read(asked: Asked, returned: JobReturn) -> Outcome:
@@ -173,7 +155,9 @@ def _read(asked: Asked, returned: JobReturn) -> Outcome:
     if isinstance(value, optuna.TrialPruned):
         return Outcome(asked, "pruned")
     if returned.status == JobStatus.FAILED:
-        log.info("trial %d raised", asked.number, exc_info=value)
+        _keep_traceback(value)
+        # The job's frame and its exception hold each other, and with them all that it allocated.
+        traceback.clear_frames(value.__traceback__)
         return Outcome.failed(asked, f"{type(value).__name__}: {one_line(value)}")
     several = isinstance(value, list | tuple)
     try:
@@ -181,3 +165,12 @@ def _read(asked: Asked, returned: JobReturn) -> Outcome:
     except (TypeError, ValueError):
         return Outcome.failed(asked, f"the task must return a number, got {one_line(value, 80)}")
     return Outcome(asked, "complete", values)
+
+
+def _keep_traceback(error: BaseException) -> None:
+    """Put it into the job's own log file; the console gets one line for each failed trial."""
+    trace = (type(error), error, error.__traceback__)
+    record = log.makeRecord(log.name, logging.ERROR, __file__, 0, "the task raised", (), trace)
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, logging.FileHandler):
+            handler.handle(record)

@@ -57,9 +57,20 @@ _KINDS: Mapping[str, tuple[Callable[..., BaseSampler] | None, settings.Rules]] =
             "swapping_prob": _SHARE,
         },
     ),
+    "nsgaiii": (
+        samplers.NSGAIIISampler,
+        {
+            "population_size": (int, {"ge": 2}),
+            "mutation_prob": (float | None, _SHARE[1]),
+            "crossover_prob": _SHARE,
+            "swapping_prob": _SHARE,
+            "dividing_parameter": (int, {"ge": 1}),
+        },
+    ),
     "cmaes": (
         samplers.CmaEsSampler,
         {
+            "sigma0": (float, {"gt": 0}),
             "n_startup_trials": _STARTUP,
             "popsize": (int | None, {"ge": 2}),
             "consider_pruned_trials": (bool, {}),
@@ -80,10 +91,25 @@ CLASSES = {
     "GPSampler": "gp",
     "NSGAIISampler": "nsgaii",
     "create_nsgaii_sampler": "nsgaii",  # hydra-optuna-sweeper's
+    "NSGAIIISampler": "nsgaiii",
+    "create_nsgaiii_sampler": "nsgaiii",
     "CmaEsSampler": "cmaes",
     "BruteForceSampler": "brute_force",
 }
 """Class -> name, for configs that name a class."""
+WITHOUT_EFFECT: Mapping[str, Mapping[str, Any]] = {
+    "tpe": {
+        "consider_prior": True,
+        "prior_weight": 1.0,
+        "consider_magic_clip": True,
+        "consider_endpoints": False,
+        "warn_independent_sampling": None,
+    },
+    "qmc": {"warn_asynchronous_seeding": None},
+    "cmaes": {"inc_popsize": None, "restart_strategy": None},
+}
+"""Settings in configs of hydra-optuna-sweeper that Optuna 5 ignores or takes one value of (None:
+any, it changes nothing)."""
 SHARED = ("qmc", "cmaes")
 """Samplers whose trials are one sequence: all trials of a study are asked of one seed."""
 
@@ -109,6 +135,8 @@ def build_sampler(
         EnvironmentFault: cmaes without the package of that name.
     """
     make, rules = _KINDS[settings.choice(_WHERE, name, NAMES)]
+    idle = WITHOUT_EFFECT.get(name, {})
+    given = {k: v for k, v in given.items() if not (k in idle and idle[k] in (None, v))}
     values = settings.read(_WHERE, rules, given)
     if make is None:
         return None

@@ -57,6 +57,7 @@ class Choice:
         if name is None:
             known = ", ".join(dict.fromkeys(classes.values()))
             raise InputError(f"{where} must be one of {known}, got the class '{target}'")
+        given.pop("name", None)  # of the node that the class was written over
         return cls(name, given)
 
 

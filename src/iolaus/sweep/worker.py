@@ -139,9 +139,9 @@ class Worker:
 
     def _claimable(self) -> bool:
         counts = self.ledger.counts()
-        return counts["waiting"] > 0 or (self.plan.total or 0) > sum(
-            counts[state] for state in ("done", "pruned", "failed", "running")
-        )
+        if self.plan.total is None:
+            return counts["waiting"] > 0
+        return counts["remaining"] > counts["running"]  # points may wait beyond the total
 
     def _spent(self) -> bool:
         """Whether a budget other than the total is used up."""
