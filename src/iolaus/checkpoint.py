@@ -107,7 +107,9 @@ def clear_trial(folder: Path) -> None:
     for path in _found(folder):
         path.unlink(missing_ok=True)
         _checksum(path).unlink(missing_ok=True)
-    for left in (*folder.glob(".*.tmp"), *folder.glob("step_*.damaged")):
+    # A process that is killed leaves a checksum, which comes first, without its checkpoint.
+    patterns = (".*.tmp", "step_*.damaged", "step_*.pt.sha256")
+    for left in [path for pattern in patterns for path in folder.glob(pattern)]:
         left.unlink(missing_ok=True)
     if folder.is_dir() and not any(folder.iterdir()):
         folder.rmdir()

@@ -108,6 +108,18 @@ def is_alive(pid: int) -> bool:
         return False
 
 
+def has_started(sweep: Sweep, library: str) -> bool:
+    """Whether a process that the sweep started is loading its modules, and has this one."""
+    for place in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int((place / "stat").read_text().rpartition(")")[2].split()[1])
+            if parent == sweep.process.pid and library in (place / "maps").read_text():
+                return True
+        except OSError:  # it has ended
+            continue
+    return False
+
+
 class Sweep:
     """A command in a folder, in a process group of its own, as a shell starts it."""
 

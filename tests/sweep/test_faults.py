@@ -34,9 +34,9 @@ def complete(folder: Path) -> dict[int, Row]:
     return {row.number: row for row in rows(folder) if row.state == "COMPLETE"}
 
 
-def results(folder: Path) -> dict[tuple[tuple[str, float], ...], tuple[float, ...]]:
+def results(folder: Path) -> dict[tuple[tuple[str, float], ...], float]:
     """Values by parameters, of complete trials."""
-    return {row.params: row.values for row in complete(folder).values()}
+    return {row.params: row.values[0] for row in complete(folder).values()}
 
 
 def check_the_end(folder: Path, trials: int, acknowledged: dict[int, Row]) -> None:

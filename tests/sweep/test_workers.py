@@ -16,6 +16,7 @@ from fault_support import (
     PATIENCE_S,
     Row,
     Sweep,
+    has_started,
     is_alive,
     rows,
     running,
@@ -24,6 +25,7 @@ from fault_support import (
 )
 from support import make_spec
 
+from iolaus import checkpoint
 from iolaus.sweep.trial_folder import TrialFolder
 
 slow = pytest.mark.slow
@@ -141,7 +143,7 @@ def test_an_interrupted_sweep_goes_on_from_its_checkpoints(tmp_path: Path, jobs:
 
     if jobs > 1:  # Ctrl-C while the workers are starting is nothing to make a noise about
         sweep = Sweep(command, tmp_path)
-        sweep.until(lambda: "study " in sweep.out, "the start of the workers")
+        sweep.until(lambda: has_started(sweep, "numpy"), "the start of a worker")
         sweep.send(signal.SIGINT)
         assert sweep.ends() == 130
         assert len(sweep.err.splitlines()) == 1
@@ -258,3 +260,10 @@ def test_a_trial_with_another_config_begins_anew(tmp_path: Path) -> None:
     leave_checkpoint(tmp_path, 0)
     TrialFolder(tmp_path / "1").begin(make_spec("training.checkpoint_every=5"), [], [0])
     assert not (tmp_path / "1" / "checkpoints").exists()
+
+
+def test_a_checksum_that_a_killed_trial_left_goes_with_its_checkpoints(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "step_0000000010.pt.sha256").touch()
+    checkpoint.clear_trial(tmp_path / "checkpoints")
+    assert not (tmp_path / "checkpoints").exists()
