@@ -68,7 +68,7 @@ def test_a_trial_that_raises_ends_a_sweep_that_allows_no_failure(tmp_path):
     done = app("-m", "error=true")
     line = complaint(done)
 
-    assert done.returncode == 1
+    assert done.returncode == 4
     assert "max_failure_rate=0" in line
     assert "RuntimeError: cfg.error is True" in line
 
@@ -81,8 +81,7 @@ def test_a_grid_with_more_points_than_trials_ends_at_its_total(tmp_path):
     )
 
     trials = app.trials("sphere")
-    assert states(trials)[:3] == ["COMPLETE"] * 3
-    assert not {"COMPLETE", "RUNNING", "FAIL"} & set(states(trials)[3:])
+    assert states(trials) == ["COMPLETE"] * 3
 
 
 WORKERS = """
@@ -389,8 +388,9 @@ def test_mistakes_and_a_dry_run_leave_nothing(tmp_path):
         "cmaes, brute_force, got 'tep'; did you mean 'tpe'?",
         "iolaus: hydra.sweeper.direction must be one of minimize, maximize, got 'maximise'; "
         "did you mean 'maximize'?",
-        "iolaus: hydra.sweeper.custom_search_space must name a function (config, trial) as "
-        "package.module.function, got 'app.configure': 'app' has no function 'configure'",
+        "iolaus: hydra.sweeper.custom_search_space must name a function (config, trial), such as "
+        "mypackage.space.suggest, got 'app.configure': module 'app' has no attribute 'configure'",
+        "iolaus: Could not override 'z'. To append to your config use +z=1",
     ]
 
     done = app("-m", "z=1,2")  # no key of the config

@@ -151,7 +151,7 @@ def test_a_function_that_raises_fails_its_trials(main, tmp_path, hook):
     quick = ("-m", *QUICK, "optimizer.lr=0.01,0.02", "hydra.sweeper.n_trials=3")
     ended = main(*quick, f"{hook}.broken")
 
-    assert ended.code == 1
+    assert ended.code == 4
     assert "custom_search_space raised RuntimeError: no idea" in ended.lines[-1]
     assert set(states(tmp_path)) == {"FAIL"}
 

@@ -7,7 +7,7 @@ import pytest
 SWEPT = "optimizer.lr=0.1,0.2"
 TWO = "hydra.sweeper.n_trials=2"
 INTERVAL = "optimizer.lr=interval(0.1,1)"
-SAMPLERS = "tpe, random, qmc, grid, gp, nsgaii, cmaes, brute_force"
+SAMPLERS = "tpe, random, qmc, grid, gp, nsgaii, nsgaiii, cmaes, brute_force"
 PRUNERS = "none, median, percentile, asha, hyperband, patient, threshold, wilcoxon"
 MULTI = (
     "hydra.sweeper.objectives=[val_accuracy,num_parameters]",

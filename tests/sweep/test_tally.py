@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import optuna
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from optuna.trial import TrialState
 
@@ -14,6 +14,7 @@ from iolaus.sweep.tally import Tally
 FINAL = [TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL]
 
 
+@settings(max_examples=40, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 5), st.booleans()), max_size=25))
 def test_the_tally_is_the_count(steps: list[tuple[int, bool]]) -> None:
     opened = storage.connect("sqlite://")

@@ -148,6 +148,9 @@ def _show_front(
 ) -> None:
     """Print the trials whose numbers are in `front`, by the first objective, best first."""
     goals = df.attrs["objectives"]
+    if not front:
+        _line(console, f"{title}: no trial keeps its constraints")
+        return
     (value, direction), *_ = goals.items()
     points = df[df["number"].isin(front)].sort_values(value, ascending=direction == "minimize")
     shown = points.head(BEST)

@@ -19,7 +19,7 @@ from optuna.distributions import distribution_to_json
 from optuna.storages import RDBStorage
 from optuna.storages._rdb import models
 from optuna.trial import TrialState
-from sqlalchemy import func, insert, select, update
+from sqlalchemy import Float, cast, func, insert, select, update
 
 from iolaus.sweep.live_trial import LiveTrial
 from iolaus.sweep.records import SystemAttributes, Trials, UserAttributes, add_attributes
@@ -102,12 +102,17 @@ class Journal:
                 connection.execute(insert(_REPORTS), rows)
 
     def best(self, direction: str) -> float | None:
-        """The best value of a complete trial of a study with one objective."""
+        """The best value of a complete trial that keeps its constraints, of one objective."""
         extreme = func.max if direction == "maximize" else func.min
         mine = select(extreme(_VALUES.c.value)).join(Trials, _ROWS.trial_id == _VALUES.c.trial_id)
         mine = mine.where(
             _ROWS.study_id == self.study._study_id, _ROWS.state == TrialState.COMPLETE
         )
+        system = SystemAttributes.__table__.c
+        violated = select(system.trial_id).where(
+            system.key.startswith(f"{_CONSTRAINT}:"), cast(system.value_json, Float) > 0
+        )
+        mine = mine.where(_ROWS.trial_id.not_in(violated))
         with self._engine.begin() as connection:
             found: float | None = connection.scalar(mine)
         return found

@@ -193,6 +193,17 @@ class Ledger:
         with self._engine.begin() as connection:
             return self._counts(self._tally.read(connection))
 
+    def others_at_work(self) -> bool:
+        """Whether trials run that may yet be lost, so that it is worth to wait for them.
+
+        One that was asked for by hand, in a notebook for example, shows no signs of life and can
+        never be taken for dead: nobody waits for it.
+        """
+        alive = select(Trials.trial_id).join(Heartbeats)
+        alive = alive.where(Trials.study_id == self._study_id, Trials.state == TrialState.RUNNING)
+        with self._engine.begin() as connection:
+            return connection.scalar(alive.limit(1)) is not None
+
     @contextmanager
     def _books(self) -> Iterator[Session]:
         """Open the books: until the block ends no other ledger reads or changes them."""
@@ -217,7 +228,8 @@ class Ledger:
                 return None
             if found.waiting is None and self.points is not None:
                 with Session(connection) as session:
-                    self._add(session, self._next_points(session))
+                    most = counts["remaining"] - counts["running"]
+                    self._add(session, self._next_points(session, most))
                     session.flush()
                 found = self._tally.read(connection)
                 if found.waiting is None:
@@ -229,15 +241,16 @@ class Ledger:
             records.hand_to(connection, trial, processes.this_process())
         return trial
 
-    def _next_points(self, session: Session) -> list[Row]:
+    def _next_points(self, session: Session, most: int) -> list[Row]:
         """Return the next points of the grid that no trial has, at most `POINTS_AT_ONCE`."""
+        most = POINTS_AT_ONCE if self.total is None else min(most, POINTS_AT_ONCE)
         known = select(UserAttributes.value_json).join(Trials)
         known = known.where(Trials.study_id == self._study_id, UserAttributes.key == POINT)
         covered = {json.loads(index) for index in session.scalars(known)}
         every: Iterable[Row] = ((p, {POINT: i}) for i, p in enumerate(self.points or ()))
         if self._first:
             every = sorted(every, key=lambda row: row[0] not in self._first)
-        return list(islice((row for row in every if row[1][POINT] not in covered), POINTS_AT_ONCE))
+        return list(islice((row for row in every if row[1][POINT] not in covered), most))
 
     def _live(self, trial: FrozenTrial) -> LiveTrial:
         self.study._thread_local.cached_all_trials = None  # as `ask`: samplers look again

@@ -60,24 +60,26 @@ class Other:
         Raises:
             InputError: one line for each mistake.
         """
-        mistakes: dict[str, str] = {}  # by their first sentence: one for all values of a key
+        mistakes: list[str] = []
         if plan.objectives:
-            line = "hydra.sweeper.objectives names metrics of iolaus; an app returns its own"
-            mistakes[line] = line
+            mistakes.append(
+                "hydra.sweeper.objectives names metrics of iolaus; an app returns its own"
+            )
         if plan.constraints:
-            line = "hydra.sweeper.constraints needs the numbers that iolaus itself records"
-            mistakes[line] = line
+            mistakes.append(
+                "hydra.sweeper.constraints needs the numbers that iolaus itself records"
+            )
         try:
             self.check(plan.space)
         except InputError as error:
-            for line in error.mistakes:
-                mistakes.setdefault(line.partition(". ")[0], line)
+            mistakes += error.mistakes
         if mistakes:
-            raise InputError(list(mistakes.values()))
+            raise InputError(mistakes)
         directions = plan.directions or ("minimize",)
         several = len(directions) > 1
         names = tuple(f"value_{n}" for n in range(len(directions))) if several else ("value",)
-        return replace(plan, directions=directions, objectives=names), {"objectives": list(names)}
+        question = {"objectives": list(names), "fixed": sorted(plan.space.fixed)}
+        return replace(plan, directions=directions, objectives=names), question
 
     def check(self, space: Space) -> None:
         """Compose points of a space.
@@ -85,14 +87,15 @@ class Other:
         Raises:
             InputError: one line for each mistake.
         """
-        mistakes: dict[str, None] = {}
+        mistakes: dict[str, str] = {}  # by their first sentence: one for all values of a key
         for words in islice(points.to_check(space), CHECKED):
             try:
                 self.compose([*space.fixed, *words])
             except (HydraException, OmegaConfBaseException, ValueError) as error:
-                mistakes[one_line(error)] = None
+                line = one_line(error)
+                mistakes.setdefault(line.partition(". ")[0], line)
         if mistakes:
-            raise InputError(list(mistakes))
+            raise InputError(list(mistakes.values()))
 
     def compose(self, words: list[str]) -> DictConfig:
         """The config of one job."""

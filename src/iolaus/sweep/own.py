@@ -212,7 +212,8 @@ class Trainer(Monitor):
             return
         del self._groups[asked.number]
         outcome = self._outcome(asked, group)
-        best = outcome.state == "complete" and self.verdicts.is_best(outcome)
+        kept = all((c.violation(outcome.numbers) or 0) <= 0 for c in self.plan.constraints)
+        best = outcome.state == "complete" and kept and self.verdicts.is_best(outcome)
         place.end(group, outcome, keep_model=best)
         yield outcome
 

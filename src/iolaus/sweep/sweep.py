@@ -140,15 +140,17 @@ def _conclude(
         raise Stopped(
             f"interrupted with {counts['remaining']} trials to go; the same command goes on", code
         )
+    rate = f"hydra.sweeper.max_failure_rate={crew.plan.max_failure_rate:g}"
+    too_many = worker.too_many_failed(crew.plan, dict(crew.before), counts)
     if not counts["done"]:
+        early = f"; {rate} ended it early" if too_many and counts["remaining"] else ""
         raise NothingCompleted(
             f"no trial of study {crew.plan.study} completed: {counts['pruned']} pruned, "
-            f"{counts['failed']} failed{_because(study)}"
+            f"{counts['failed']} failed{early}{_because(study)}"
         )
-    if worker.too_many_failed(crew.plan, dict(crew.before), counts):
+    if too_many:
         raise TrainingFailed(
-            f"{counts['failed']} trials failed, more than hydra.sweeper.max_failure_rate="
-            f"{crew.plan.max_failure_rate:g} allows; most often: {_reason(study)}"
+            f"{counts['failed']} trials failed, more than {rate} allows{_because(study)}"
         )
     from iolaus.results import terminal
 
@@ -168,15 +170,10 @@ def _relative(url: str) -> str:
 
 
 def _because(study: optuna.Study) -> str:
-    reason = _reason(study)
-    return f"; most often: {reason}" if reason else ""
-
-
-def _reason(study: optuna.Study) -> str:
     """The most frequent reason of failed trials."""
     failed = study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
     reasons = [one_line(t.user_attrs["error"], 200) for t in failed if "error" in t.user_attrs]
-    return max(set(reasons), key=reasons.count) if reasons else ""
+    return f"; most often: {max(set(reasons), key=reasons.count)}" if reasons else ""
 
 
 def _write_results(study: optuna.Study, folder: Path) -> None:

@@ -6,7 +6,6 @@ Shared by `own.py` and `other.py`, which run trials, and `worker.py`, which asks
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -69,16 +68,10 @@ class Stop:
     def __init__(self) -> None:
         self.interrupts = False
         self.code: int | None = None
-        self._event = threading.Event()
 
     def ask(self, code: int) -> None:
-        """Ask it to stop in good order."""
+        """Ask it to stop in good order. Takes no lock: signal handlers call it."""
         self.code = self.code or code
-        self._event.set()
-
-    def wait(self, seconds: float) -> None:
-        """Sleep, but not past being asked to stop."""
-        self._event.wait(seconds)
 
 
 class Verdicts:

@@ -20,9 +20,10 @@ import optuna
 from omegaconf import OmegaConf
 from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import TrialState
+from sqlalchemy.exc import SQLAlchemyError
 
 from iolaus import streams
-from iolaus.errors import EXIT_INTERRUPTED, IolausError, one_line
+from iolaus.errors import EXIT_INTERRUPTED, EnvironmentFault, IolausError, one_line
 from iolaus.sweep import grammar, hook, pruners, samplers, storage
 from iolaus.sweep.journal import Ending, Journal, Lost
 from iolaus.sweep.ledger import Ledger
@@ -116,7 +117,7 @@ class Worker:
                     for outcome in self.runner.run(self._asked()):
                         self._tell(outcome)
                     if self._more():  # others run what is left: they may yet be lost
-                        if self.ledger.counts()["running"] == 0 and not self._claimable():
+                        if self._nothing_left():
                             return
                         time.sleep(0.2)
             except (Interrupted, KeyboardInterrupt):
@@ -124,6 +125,12 @@ class Worker:
             except IolausError:
                 self._put_back()
                 raise
+            except SQLAlchemyError as error:  # what runs is found to be lost later
+                url = storage.masked(self.plan.storage or "")
+                raise EnvironmentFault(
+                    f"storage {url} failed: {one_line(getattr(error, 'orig', None) or error)}; "
+                    "the same command goes on"
+                ) from error
             # Whatever else is raised may be a trial's doing: left RUNNING, it counts as lost, which
             # is bounded.
             self._put_back()
@@ -137,11 +144,11 @@ class Worker:
         """Whether this worker is to look for another trial."""
         return self.stop.code is None and not self._too_many_failed and not self._spent()
 
-    def _claimable(self) -> bool:
+    def _nothing_left(self) -> bool:
+        """Whether no trial waits, and none runs that may yet be lost and wait again."""
         counts = self.ledger.counts()
-        if self.plan.total is None:
-            return counts["waiting"] > 0
-        return counts["remaining"] > counts["running"]  # points may wait beyond the total
+        waits = counts["waiting"] > 0 and counts["remaining"] > 0
+        return not waits and not self.ledger.others_at_work()
 
     def _spent(self) -> bool:
         """Whether a budget other than the total is used up."""
