@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from io import StringIO
 from typing import Any
@@ -103,8 +104,11 @@ def test_a_terminal_has_a_bar_with_what_the_running_trial_is_at(clock: list[floa
     with board(study, force_terminal=True) as shown:
         clock[0] += 10
         study.now["done"] = 5
+        logging.getLogger("iolaus.sweep.worker").warning("trial %d failed", 3)
         shown.refresh("trial 5 step 10/300")
         shown._bar.refresh()  # what ten times a second does
     plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text(shown))
     assert "5/20 trials" in plain
     assert "trial 5 step 10/300" in plain
+    assert "iolaus: trial 3 failed\n" in re.sub(" +\n", "\n", plain)
+    assert logging.getLogger("iolaus").propagate

@@ -11,6 +11,7 @@ import logging
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -245,6 +246,9 @@ def _child(crew: Crew, parent: int, telling: connection.Connection) -> None:
 
     signal.signal(signal.SIGTERM, asked)
     threading.Thread(target=_outlive, args=(parent,), name="iolaus-parent", daemon=True).start()
+
+    if sys.stderr.isatty():  # the parent's bar stands there
+        logging.getLogger("iolaus").setLevel(logging.ERROR)
 
     def say(word: tuple[str, int] | None) -> None:
         with contextlib.suppress(OSError):  # the parent is gone

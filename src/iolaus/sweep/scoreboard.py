@@ -6,6 +6,7 @@ Called by `launch.py`.
 
 from __future__ import annotations
 
+import logging
 import time
 from types import TracebackType
 from typing import Any
@@ -18,6 +19,7 @@ from iolaus.progress import console as default_console
 from iolaus.sweep.journal import Journal
 from iolaus.sweep.ledger import Ledger
 
+_LOGGER = logging.getLogger("iolaus")
 REFRESH_S = 0.5
 PLAIN_LINES = 10
 """About how many lines a sweep prints where nobody watches."""
@@ -54,10 +56,14 @@ class Scoreboard:
             disable=not self.console.is_terminal,
             expand=True,
         )
+        self._above = _Above(self.console)
         self._task = self._bar.add_task("sweep", total=ledger.total, done="", rest="")
 
     def __enter__(self) -> Scoreboard:
         self._bar.start()
+        if self.console.is_terminal:
+            _LOGGER.addHandler(self._above)
+            _LOGGER.propagate = False
         self.refresh(always=True)
         return self
 
@@ -68,6 +74,8 @@ class Scoreboard:
         trace: TracebackType | None,
     ) -> None:
         self.refresh(always=True)
+        _LOGGER.removeHandler(self._above)
+        _LOGGER.propagate = True
         self._bar.stop()
 
     def refresh(self, status: str = "", *, always: bool = False) -> dict[str, int] | None:
@@ -120,6 +128,18 @@ class Scoreboard:
         minutes, seconds = divmod(seconds, 60)
         hours, minutes = divmod(minutes, 60)
         return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+class _Above(logging.Handler):
+    """Prints warnings above the bar: written past it, they would end up in its line."""
+
+    def __init__(self, console: Console):
+        super().__init__(logging.WARNING)
+        self._console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        line = f"iolaus: {record.getMessage()}"
+        self._console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def _finished(counts: dict[str, Any]) -> int:
