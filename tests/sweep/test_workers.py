@@ -199,7 +199,7 @@ def test_a_killed_worker_is_replaced_and_its_trial_run_again(tmp_path: Path) -> 
     victim = sweep.until(lambda: running(tmp_path, reports=3), "a trial under way")[0]
     os.kill(victim.worker, signal.SIGKILL)
     sweep.succeeds()
-    assert "died (exit code -9); another goes on" in sweep.out
+    assert "died (exit code -9); another goes on" in sweep.err
     assert states(tmp_path) == {"COMPLETE": 4}
     assert "is gone" in rows(tmp_path)[victim.number].attributes["iolaus.lost"]
 
