@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +102,8 @@ def test_each_point_of_a_grid_is_run_once_and_nothing_besides(url: str, total: i
     waiting = ledger.counts()["waiting"]
     rest = run_all(open_ledger(url, total, points=80))
     assert first + rest == [float(index) for index in range(80)]
-    assert [t.user_attrs[POINT] for t in ledger.study.trials] == list(range(80))
+    points = [json.loads(t.user_attrs[POINT]) for t in ledger.study.trials]
+    assert points == [{"x": float(index)} for index in range(80)]
     assert [t.number for t in ledger.study.trials] == list(range(80))
     assert waiting < ledgers.POINTS_AT_ONCE  # a huge grid does not slow down every look at it
 
@@ -137,7 +139,7 @@ def test_failed_points_are_run_again_once_a_start(url: str) -> None:
         "waiting": 0,
         "remaining": 0,
     }
-    assert ledger.study.trials[-1].user_attrs[POINT] == 1
+    assert json.loads(ledger.study.trials[-1].user_attrs[POINT]) == {"x": 1.0}
     assert ledger.study.trials[-1].user_attrs[RETRY_OF] == 1
 
 
@@ -171,7 +173,7 @@ def test_a_lost_trial_is_run_again_with_its_parameters(
         RETRY_OF: 0,
         CONTINUES: 0,
         RETRIES: 1,
-        **({} if points is None else {POINT: 0}),
+        **({} if points is None else {POINT: '{"x": 0.0}'}),
     }
     finish(ledger, again)
     assert ledger.claim() is None
@@ -268,3 +270,19 @@ def test_a_trial_that_is_put_back_waits_for_the_next_start(url: str) -> None:
 def test_a_study_outside_a_database_is_refused() -> None:
     with pytest.raises(InputError, match=r"must be a database .* got InMemoryStorage"):
         Ledger(optuna.create_study(), total=1)
+
+
+def test_a_grid_goes_on_though_its_parameters_are_declared_in_another_order(url: str) -> None:
+    points = [{"x": float(x), "y": float(y)} for x in range(10) for y in range(10)]
+    other_way = [{"y": p["y"], "x": p["x"]} for p in sorted(points, key=lambda p: p["y"])]
+    for half, order in ((3, points), (97, other_way)):
+        ledger = open_ledger(url, total=100)
+        ledger.points = order
+        for _ in range(half):
+            trial = ledger.claim()
+            assert trial is not None
+            trial.suggest_float("y", 0.0, 1000.0)
+            finish(ledger, trial)
+    assert ledger.claim() is None
+    found = {(t.params["x"], t.params["y"]) for t in ledger.study.trials}
+    assert len(found) == len(ledger.study.trials) == 100

@@ -76,6 +76,7 @@ OTHERS = {
     ),
     "objective": ([SWEPT, "objective=val_mae"], "objectives", "val_mae"),
     "fixed value": ([SWEPT, "batch.size=32"], "config.batch.size: ", "now 32"),
+    "points sampled, not a grid": ([SWEPT, "hydra.sweeper.n_trials=5"], "grid: true", "now false"),
 }
 
 
@@ -105,6 +106,29 @@ def test_a_study_of_another_sweep_is_refused_with_the_difference(main, tmp_path)
     ]
     assert len(study(tmp_path, "mine").trials) == 2
     assert (tmp_path / "outputs" / "studies" / "mine_2" / "1" / "metrics.json").exists()
+
+
+def test_a_fixed_value_inside_of_a_swept_group_counts(main, tmp_path):
+    quick = [word for word in NAMED if word != "optimizer=sgd"]
+    words = ("-m", *quick, "optimizer=sgd,adam")
+    assert main(*words, "optimizer.lr=0.01").code == 0
+    there = rows(tmp_path)
+
+    ended = main(*words, "optimizer.lr=0.02")
+
+    assert ended.code == 2
+    assert ended.lines[1:] == ["iolaus: config.optimizer.lr: 0.01 in the study, now 0.02"]
+    assert rows(tmp_path) == there
+
+
+def test_a_flipped_direction_is_refused(main, tmp_path):
+    words = ("-m", *NAMED, SWEPT, "hydra.sweeper.objectives=[num_parameters]")
+    assert main(*words, "hydra.sweeper.direction=minimize").code == 0
+
+    ended = main(*words, "hydra.sweeper.direction=maximize")
+
+    assert ended.code == 2
+    assert 'directions: ["minimize"] in the study, now ["maximize"]' in ended.lines[-1]
 
 
 def test_a_study_of_the_dashboard_s_is_taken_only_if_it_is_empty(main, tmp_path):

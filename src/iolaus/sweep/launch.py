@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+from sqlalchemy.exc import SQLAlchemyError
 
 from iolaus.errors import EXIT_TERMINATED, EnvironmentFault, IolausError
 from iolaus.sweep import by_name as by_name  # registers how an application is pickled
@@ -106,7 +107,8 @@ def _watched(board: Scoreboard) -> Iterator[None]:
 
     def watch() -> None:
         while not over.wait(1.0):
-            board.refresh()
+            with contextlib.suppress(SQLAlchemyError):  # the workers will say it
+                board.refresh()
 
     thread = threading.Thread(target=watch, name="iolaus-board", daemon=True)
     with board:

@@ -157,7 +157,7 @@ class Ledger:
     def release(self, trial: optuna.Trial) -> None:
         """Put back a running `trial` of this process, as on Ctrl-C; that is not a restart."""
         with self._books() as session:
-            row = session.get_one(Trials, trial._trial_id)
+            row = session.get_one(Trials, trial._trial_id, with_for_update=True)
             if row.state == TrialState.RUNNING:  # or it was lost, and is waiting already
                 self._put_back(session, row, "put back when the sweep was interrupted", restarts=0)
 
@@ -247,7 +247,7 @@ class Ledger:
         known = select(UserAttributes.value_json).join(Trials)
         known = known.where(Trials.study_id == self._study_id, UserAttributes.key == POINT)
         covered = {json.loads(index) for index in session.scalars(known)}
-        every: Iterable[Row] = ((p, {POINT: i}) for i, p in enumerate(self.points or ()))
+        every: Iterable[Row] = ((p, {POINT: _canonical(p)}) for p in self.points or ())
         if self._first:
             every = sorted(every, key=lambda row: row[0] not in self._first)
         return list(islice((row for row in every if row[1][POINT] not in covered), most))
@@ -260,6 +260,7 @@ class Ledger:
 
     def _in_state(self, session: Session, state: TrialState, limit: int | None = None) -> list[Any]:
         rows = select(Trials).where(Trials.study_id == self._study_id, Trials.state == state)
+        rows = rows.with_for_update()  # or what ends at this moment would be taken for lost
         rows = rows.options(selectinload(Trials.user_attributes), selectinload(Trials.heartbeats))
         return list(session.scalars(rows.order_by(Trials.trial_id).limit(limit)))
 
@@ -291,6 +292,11 @@ class Ledger:
         retries = attributes_of(trial).get(RETRIES, 0) + restarts
         if retries <= self.max_restarts:
             self._replace(session, [trial], {CONTINUES: trial.number, RETRIES: retries})
+
+
+def _canonical(point: Mapping[str, Any]) -> str:
+    """A grid's point as text, whatever order its parameters are declared in."""
+    return json.dumps(dict(sorted(point.items())))
 
 
 def _lock(connection: Connection, study_id: int) -> None:

@@ -4,7 +4,7 @@ Optuna's public functions take one transaction per row and per value, so `ledger
 writes the rows itself. User attributes of trials:
 
     iolaus.worker     the process that runs it (`processes.this_process`)
-    iolaus.point      index of its grid point; passed on to its replacement
+    iolaus.point      its grid point as JSON; passed on to its replacement
     iolaus.enqueued   the point that a person asked to be tried first, as JSON
     iolaus.lost       why it ended without a result of its own
     iolaus.retried    true on a FAIL that another trial replaces, so that it is not finished

@@ -125,9 +125,9 @@ def build_sampler(
     Args:
         name: one of `NAMES`.
         given: its settings.
-        seed: the study's. With one worker it gives the same trials again. Every further worker
-            calls `reseed_rng` on its sampler, or it would draw what the first one draws; that
-            leaves the scrambling of qmc alone, which all workers must share (None scrambles by 0).
+        seed: the study's. With one worker it gives the same trials again. A worker gives
+            each trial a sampler seeded by its number, but for those in `SHARED`: all of them must
+            have the scrambling of qmc in common (None scrambles by 0).
         trusted_storage: whether unpickling what the storage holds is safe; cmaes does.
 
     Raises:

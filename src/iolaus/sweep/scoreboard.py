@@ -6,6 +6,7 @@ Called by `launch.py`.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from types import TracebackType
@@ -14,6 +15,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Column
+from sqlalchemy.exc import SQLAlchemyError
 
 from iolaus.progress import console as default_console
 from iolaus.sweep.journal import Journal
@@ -73,7 +75,8 @@ class Scoreboard:
         value: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.refresh(always=True)
+        with contextlib.suppress(SQLAlchemyError):  # or it would hide what is raised already
+            self.refresh(always=True)
         _LOGGER.removeHandler(self._above)
         _LOGGER.propagate = True
         self._bar.stop()

@@ -84,6 +84,22 @@ def masked(url: str) -> str:
     return shown.replace("%2A%2A%2A", "***")
 
 
+@contextlib.contextmanager
+def named(url: str) -> Iterator[None]:
+    """Turn what a database says when it fails on the way into one line.
+
+    Raises:
+        EnvironmentFault: it did.
+    """
+    try:
+        yield
+    except sqlalchemy.exc.SQLAlchemyError as error:
+        reason = one_line(getattr(error, "orig", None) or error)
+        raise EnvironmentFault(
+            f"storage {masked(url)} failed: {reason}; the same command goes on"
+        ) from error
+
+
 def _parse(url: str) -> URL:
     """Return the parts of `url`, or raise an InputError that shows what one looks like."""
     try:

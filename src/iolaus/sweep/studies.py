@@ -100,11 +100,13 @@ def _open(
         study = models.StudyModel(study_name=name, directions=objectives, user_attributes=[record])
         session.add(study)
         return []
+    rows = sorted(study.directions, key=lambda row: row.objective)
+    there = [row.direction.name.lower() for row in rows]
+    here = [way.name.lower() for way in ways]
     for attribute in study.user_attributes:
         if attribute.key == IDENTITY:
-            return list(_differences(json.loads(attribute.value_json), wanted))
-    there = [row.direction.name.lower() for row in study.directions]
-    here = [way.name.lower() for way in ways]
+            before = json.loads(attribute.value_json)
+            return [*_differences(before, wanted), *_differences(there, here, "directions")]
     trials = select(models.TrialModel.trial_id).where(models.TrialModel.study_id == study.study_id)
     if session.scalar(trials.limit(1)) is not None:
         return ["it was not made by a sweep of iolaus, so its search space is not known"]

@@ -86,8 +86,9 @@ def sweep(
     if chosen.dry_run:
         dry_run.show(chosen)
         return
-    with _storage(chosen) as (url, opened):
-        identity = {"space": chosen.space.signature(), **question}
+    with _storage(chosen) as (url, opened), storage.named(url):
+        # The trials of a grid are its points; others would count, and not be among them.
+        identity = {"grid": chosen.grid, "space": chosen.space.signature(), **question}
         study = studies.open_study(
             opened, chosen.study, chosen.directions, identity, chosen.on_mismatch
         )
@@ -95,7 +96,7 @@ def sweep(
         chosen = replace(chosen, study=study.study_name, storage=url)
         if list(study.metric_names or ()) != list(chosen.objectives):
             study.set_metric_names(list(chosen.objectives))
-        folder = studies.folder_of(opened, study, STUDIES)
+        folder = studies.folder_of(opened, study, STUDIES.absolute())
         ledger = worker.make_ledger(chosen, study)
         _take_up(chosen, ledger)
         deadline = began + chosen.timeout_s if chosen.timeout_s else math.inf
@@ -125,7 +126,8 @@ def _announce(chosen: Plan, ledger: Ledger) -> None:
     finished = counts["done"] + counts["pruned"] + counts["failed"]
     what = "every point of the grid once" if chosen.grid else f"sampler {chosen.sampler.name}"
     pruner = "" if chosen.pruner.name == "none" else f", pruner {chosen.pruner.name}"
-    so_far = f", {finished} of them done before" if finished else ""
+    before = finished if ledger.total is None else min(finished, ledger.total)
+    so_far = f", {before} of them done before" if finished else ""
     total = "trials" if ledger.total is None else f"{ledger.total} trials{so_far}"
     line = f"study {chosen.study}: {total}, {what}{pruner}"
     _say(line)

@@ -5,7 +5,7 @@
     history.csv      one row per evaluation (and per seed, where there are several)
     metrics.json     what Optuna's user attributes say too; written last
     iolaus.log       what happened when
-    best.pt          only of a trial that was the best when it ended
+    best.pt          only of a trial that was the best of its worker's when it ended
     checkpoints/     only while it is unfinished
 
 The study's database holds the same numbers durably; these files are for people, and for a trial

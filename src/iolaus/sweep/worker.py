@@ -7,6 +7,7 @@ process. Any number of them share a study through its database alone.
 from __future__ import annotations
 
 import contextlib
+import copy
 import logging
 import math
 import threading
@@ -20,10 +21,9 @@ import optuna
 from omegaconf import OmegaConf
 from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import TrialState
-from sqlalchemy.exc import SQLAlchemyError
 
 from iolaus import streams
-from iolaus.errors import EXIT_INTERRUPTED, EnvironmentFault, IolausError, one_line
+from iolaus.errors import EXIT_INTERRUPTED, IolausError, one_line
 from iolaus.sweep import grammar, hook, pruners, samplers, storage
 from iolaus.sweep.journal import Ending, Journal, Lost
 from iolaus.sweep.ledger import Ledger
@@ -102,6 +102,7 @@ class Worker:
         self._hook: Callable[[Any, optuna.Trial], None] | None = None
         if plan.custom_search_space:
             self._hook = hook.find(plan.custom_search_space)
+            self._base = OmegaConf.create(app.config(plan))
 
     def work(self) -> None:
         """Run trials until the study has its total, a budget is spent, or a signal asks to stop.
@@ -111,7 +112,7 @@ class Worker:
         """
         from iolaus.train import Interrupted
 
-        with Heart(self.ledger, self._running):
+        with storage.named(self.plan.storage or ""), Heart(self.ledger, self._running):
             try:
                 while self._more():
                     for outcome in self.runner.run(self._asked()):
@@ -125,12 +126,6 @@ class Worker:
             except IolausError:
                 self._put_back()
                 raise
-            except SQLAlchemyError as error:  # what runs is found to be lost later
-                url = storage.masked(self.plan.storage or "")
-                raise EnvironmentFault(
-                    f"storage {url} failed: {one_line(getattr(error, 'orig', None) or error)}; "
-                    "the same command goes on"
-                ) from error
             # Whatever else is raised may be a trial's doing: left RUNNING, it counts as lost, which
             # is bounded.
             self._put_back()
@@ -179,7 +174,7 @@ class Worker:
         if self._hook is None:
             return []
         try:
-            self._hook(OmegaConf.create(self.app.config(self.plan)), trial)
+            self._hook(copy.deepcopy(self._base), trial)
         except Exception as error:  # the user's code may raise anything
             raise ValueError(
                 f"custom_search_space raised {type(error).__name__}: {error}"
@@ -268,6 +263,10 @@ def make_ledger(plan: Plan, study: optuna.Study) -> Ledger:
         if plan.sampler.name in samplers.SHARED or plan.seed is None:
             if not shared:
                 shared.append(sampler_of(0))
+            if plan.sampler.name == "cmaes" and plan.seed is not None:
+                # What it draws by itself, start-up trials and choices, is each trial's own.
+                own: Any = shared[0]
+                own._independent_sampler = RandomSampler(streams.derive(plan.seed, number) % 2**32)
             return shared[0]
         return sampler_of(number)
 
