@@ -106,7 +106,8 @@ def _open(
     for attribute in study.user_attributes:
         if attribute.key == IDENTITY:
             before = json.loads(attribute.value_json)
-            return [*_differences(before, wanted), *_differences(there, here, "directions")]
+            found = [*_differences(before, wanted), *_differences(there, here, "directions")]
+            return list(dict.fromkeys(found))
     trials = select(models.TrialModel.trial_id).where(models.TrialModel.study_id == study.study_id)
     if session.scalar(trials.limit(1)) is not None:
         return ["it was not made by a sweep of iolaus, so its search space is not known"]
