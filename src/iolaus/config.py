@@ -10,6 +10,7 @@ import json
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,9 @@ from iolaus import check, compat, schema
 from iolaus.errors import InputError, nearest, one_line
 
 CONFIG_NAME = "config"
+
+_hints = lru_cache(maxsize=None)(typing.get_type_hints)
+"""Types of a schema class's fields; a sweep reads thousands of configs."""
 
 
 def _home() -> str:
@@ -111,7 +115,7 @@ def read_plain(plain: Mapping[str, Any]) -> schema.RunConfig:
     """`read` for a plain nested mapping."""
     mistakes: list[str] = []
     values: dict[str, Any] = {}
-    groups = typing.get_type_hints(schema.RunConfig)
+    groups = _hints(schema.RunConfig)
     for key in plain:
         if key not in groups:
             mistakes.append(f"unknown key '{key}'{nearest(key, groups)}")
@@ -159,7 +163,7 @@ def _custom(given: Mapping[str, Any], mistakes: list[str]) -> schema.Custom | No
 
 
 def _build(cls: type, group: str, given: Mapping[str, Any], mistakes: list[str]) -> Any:
-    hints, before = typing.get_type_hints(cls), len(mistakes)
+    hints, before = _hints(cls), len(mistakes)
     for key in given:
         if key not in hints:
             near = nearest(f"{group}.{key}", [f"{group}.{name}" for name in hints])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import re
 import signal
@@ -231,7 +232,7 @@ def test_trials_that_end_their_worker_fail_in_the_end_and_the_others_complete(
     assert ran(tmp_path) == {str(x): {2: 4, 5: 4}.get(x, 1) for x in range(12)}  # 3 restarts
     assert states(tmp_path) == {"COMPLETE": 9, "FAIL": 3}
     failed = [row for row in rows(tmp_path) if row.state == "FAIL" and not row.is_retried]
-    by_point = {row.attributes["iolaus.point"]: row.attributes for row in failed}
+    by_point = {json.loads(row.attributes["iolaus.point"])["x"]: row.attributes for row in failed}
     assert set(by_point) == {2, 3, 5}
     assert "is gone" in by_point[2]["iolaus.lost"]
     assert "7" in by_point[3]["error"]
