@@ -26,7 +26,7 @@ from optuna.samplers import BaseSampler
 from optuna.storages import RDBStorage
 from optuna.storages._rdb import models
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy import Connection, func, select, update
+from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session, selectinload
 
 from iolaus.errors import InputError
@@ -221,7 +221,7 @@ class Ledger:
     def _take_next(self) -> FrozenTrial | None:
         """Make the next trial RUNNING and return what its row holds; None when the total is met."""
         with self._engine.begin() as connection:
-            _lock(connection, self._study_id)
+            records.hold(connection, self._study_id)
             found = self._tally.read(connection)
             counts = self._counts(found)
             if self.total is not None and counts["remaining"] <= counts["running"]:
@@ -297,14 +297,6 @@ class Ledger:
 def _canonical(point: Mapping[str, Any]) -> str:
     """A grid's point as text, whatever order its parameters are declared in."""
     return json.dumps(dict(sorted(point.items())))
-
-
-def _lock(connection: Connection, study_id: int) -> None:
-    """Hold the study until the transaction ends; SQLite holds all of itself already."""
-    studies = models.StudyModel.__table__
-    connection.execute(
-        select(studies.c.study_id).where(studies.c.study_id == study_id).with_for_update()
-    )
 
 
 def _why_lost(trial: Any, oldest: datetime) -> str | None:

@@ -81,6 +81,14 @@ def set_attribute(trial: Any, key: str, value: Any) -> None:
     trial.user_attributes.extend(_rows(UserAttributes, {key: value}))
 
 
+def hold(connection: Connection, study_id: int) -> None:
+    """Hold the study until the transaction ends; SQLite holds all of itself already."""
+    studies = models.StudyModel.__table__
+    connection.execute(
+        select(studies.c.study_id).where(studies.c.study_id == study_id).with_for_update()
+    )
+
+
 def begin_waiting(connection: Connection, trial_id: int) -> FrozenTrial:
     """Make a waiting trial RUNNING and return what its row holds."""
     rows, now = Trials.__table__, datetime.now()
