@@ -10,10 +10,10 @@ SQLite storage:
    environment that has hydra-optuna-sweeper (`pip install --pre hydra-optuna-sweeper`); without it
    that row is left out. This is Hydra's own cost of a job plus the sweeper's.
 2. iolaus itself: `iolaus -m data=quadratic`, three swept parameters, five evaluations a trial. Its
-   bookkeeping is the sweep's time, from the first trial's start to the last one's end, less the
+   bookkeeping is the sweep's time, from the second trial's start to the last one's end, less the
    seconds that the engine spent training and evaluating (which every trial records).
 
-Printed are milliseconds per trial; the sweepers alternate.
+Printed are milliseconds per trial, without the first, which warms up; the sweepers alternate.
 """
 
 from __future__ import annotations
@@ -39,9 +39,12 @@ app()
 """
 SPAN = """
 SELECT (julianday(MAX(datetime_complete)) - julianday(MIN(datetime_start))) * 86400.0, COUNT(*)
-FROM trials WHERE state = 'COMPLETE'
+FROM trials WHERE state = 'COMPLETE' AND number > 0
 """
-SECONDS = "SELECT SUM(CAST(value_json AS REAL)) FROM trial_user_attributes WHERE key = 'seconds'"
+SECONDS = """
+SELECT SUM(CAST(value_json AS REAL)) FROM trial_user_attributes JOIN trials USING (trial_id)
+WHERE key = 'seconds' AND number > 0
+"""
 
 
 def run(python: str, arguments: list[str], folder: Path) -> None:
@@ -59,8 +62,8 @@ def measured(database: Path, trials: int) -> tuple[float, float]:
     with closing(sqlite3.connect(database)) as connection:
         span, count = connection.execute(SPAN).fetchone()
         (seconds,) = connection.execute(SECONDS).fetchone()
-    assert count == trials, f"{count} of {trials} trials are complete"
-    return 1e3 * span / trials, 1e3 * (seconds or 0.0) / trials
+    assert count == trials - 1, f"{count + 1} of {trials} trials are complete"
+    return 1e3 * span / count, 1e3 * (seconds or 0.0) / count
 
 
 def other_app(python: str, sweeper: str, trials: int) -> float:

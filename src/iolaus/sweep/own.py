@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,9 @@ class Own:
     prefix = "iolaus"
     prunes = True
 
+    def __reduce__(self) -> tuple[type[Own], tuple[str | None, str]]:
+        return Own, (self.config_dir, self.config_name)  # another process composes anew
+
     def prepare(self, plan: Plan) -> tuple[Plan, dict[str, Any]]:
         """Check every value of the space, and find out what is optimized.
 
@@ -74,8 +78,9 @@ class Own:
         """What a worker runs its trials with."""
         return Trainer(self, plan, folder, verdicts)
 
+    @cached_property
     def composition(self) -> Composition:
-        """Composes overrides of this application quickly."""
+        """Composes overrides of this application quickly; what it has composed, it keeps."""
         places = [config.folder("conf"), config.folder("sweeps").parent]
         places += [Path(self.config_dir)] if self.config_dir else []
 
@@ -91,7 +96,7 @@ class Own:
 
     def config(self, plan: Plan) -> Any:
         """The config without the swept values."""
-        return self.composition()(list(plan.space.fixed))
+        return self.composition(list(plan.space.fixed))
 
     def read(self, composition: Composition, words: Sequence[str]) -> RunConfig:
         """The typed config of `words`.
@@ -115,7 +120,7 @@ class Own:
 
     def _configs(self, space: Space) -> list[RunConfig]:
         """The config of every point at which a space is checked."""
-        composition, mistakes = self.composition(), dict[str, None]()
+        composition, mistakes = self.composition, dict[str, None]()
         found: list[RunConfig] = []
         for words in points.to_check(space):
             try:
@@ -149,7 +154,7 @@ class Trainer(Monitor):
 
     def __init__(self, app: Own, plan: Plan, folder: Path, verdicts: Verdicts):
         self.app, self.plan, self.folder, self.verdicts = app, plan, folder, verdicts
-        self.composition = app.composition()
+        self.composition = app.composition
         self._groups: dict[int, tuple[Asked, Group, TrialFolder]] = {}
         self._refused: list[Outcome] = []
         self._newest, self._steps = (0, 0), 0
