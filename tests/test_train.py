@@ -85,16 +85,16 @@ def test_best_state_is_the_state_of_the_best_step():
 
 
 def test_test_data_is_measured_once_at_the_best_state(monkeypatch):
-    from iolaus import train as module
+    from iolaus import engine as module
 
     asked = []
-    original = module._Engine._measure
+    original = module.Engine._measure
 
     def spy(self, split, places, *, best):
         asked.append((split, best))
         return original(self, split, places, best=best)
 
-    monkeypatch.setattr(module._Engine, "_measure", spy)
+    monkeypatch.setattr(module.Engine, "_measure", spy)
     one(*SHORT)
     assert asked == [("val", False)] * 4 + [("test", True)]
 
@@ -218,7 +218,7 @@ def test_an_order_seed_fixes_the_batches_of_all_seeds():
     def batches(*words):
         spec = make_spec(*SHORT, *words)
         slot = Slot(Program.of(spec), spec)
-        return torch.stack([slot.batch(step) for step in range(50)])
+        return slot.batches(50)
 
     assert not torch.equal(batches("training.seed=1"), batches("training.seed=2"))
     fixed = ("data.order_seed=5",)

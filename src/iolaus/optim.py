@@ -19,7 +19,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from iolaus import schema
+from iolaus import fused, schema
 
 Hyper = Mapping[str, Tensor]
 
@@ -29,6 +29,7 @@ class Rule(ABC):
     """One optimizer family; `decays` says whether any slot has weight decay."""
 
     decays: bool
+    name: ClassVar[str]
     moments: ClassVar[tuple[str, ...]] = ()
     """Names of the tensors kept per parameter between steps."""
 
@@ -66,6 +67,24 @@ class Rule(ABC):
             lr: float64 (S,), after schedule and scaling.
             step: (S,) number of this step, counted from 1.
         """
+        if fused.suits(self.name, params):
+            ordered = [moments[name] for name in self.moments]
+            known = {key: hyper[key] for key in hyper if self.decays or key != "weight_decay"}
+            known.setdefault("weight_decay", torch.zeros_like(lr))
+            fused.update(self.name, params, grads, ordered, known, lr, step)
+            return
+        self.written_out(params, grads, moments, hyper, lr, step)
+
+    def written_out(
+        self,
+        params: Sequence[Tensor],
+        grads: Sequence[Tensor],
+        moments: Mapping[str, Sequence[Tensor]],
+        hyper: Hyper,
+        lr: Tensor,
+        step: Tensor,
+    ) -> None:
+        """The same step as tensor operations over all slots, on any device."""
         numbers = self.coefficients(hyper, lr, step)
         if self.decays:
             numbers |= self.decay(hyper, lr)
@@ -90,6 +109,7 @@ class Rule(ABC):
 class Sgd(Rule):
     """b ← μb + g; θ ← θ - η·(g + μb with Nesterov, else b). Sutskever et al. 2013."""
 
+    name: ClassVar[str] = "sgd"
     moments: ClassVar[tuple[str, ...]] = ("momentum",)
 
     @staticmethod
@@ -119,6 +139,7 @@ class Sgd(Rule):
 class Adam(Rule):
     """m ← β₁m + (1-β₁)g; v ← β₂v + (1-β₂)g²; θ ← θ - η·m̂ / (√v̂ + ε). Kingma & Ba 2015."""
 
+    name: ClassVar[str] = "adam"
     moments: ClassVar[tuple[str, ...]] = ("first", "second")
 
     @staticmethod
@@ -153,6 +174,8 @@ class Adam(Rule):
 class AdamW(Adam):
     """Adam with θ ← (1 - ηλ)θ before each step. Loshchilov & Hutter 2019."""
 
+    name: ClassVar[str] = "adamw"
+
     def decay(self, hyper: Hyper, lr: Tensor) -> dict[str, Tensor]:
         """The factor 1 - ηλ."""
         return {"decay": 1 - lr * hyper["weight_decay"]}
@@ -166,6 +189,7 @@ class AdamW(Adam):
 class RmsProp(Rule):
     """v ← αv + (1-α)g²; b ← μb + g / (√v + ε); θ ← θ - ηb. Hinton's lecture 6e, 2012."""
 
+    name: ClassVar[str] = "rmsprop"
     moments: ClassVar[tuple[str, ...]] = ("square", "momentum")
 
     @staticmethod
@@ -195,7 +219,7 @@ class RmsProp(Rule):
         param.addcmul_(buffer, c["rate"])
 
 
-RULES: dict[str, type[Rule]] = {"sgd": Sgd, "adam": Adam, "adamw": AdamW, "rmsprop": RmsProp}
+RULES: dict[str, type[Rule]] = {rule.name: rule for rule in (Sgd, Adam, AdamW, RmsProp)}
 
 
 def scaled_lr(optimizer: schema.Optimizer, batch: schema.Batch) -> float:

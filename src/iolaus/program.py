@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from iolaus import data, device, early_stopping, models, optim, schedule, streams
 from iolaus import init as initialization
@@ -261,7 +261,14 @@ class Program:
 
     def stack(self, width: int) -> Stack:
         """An empty stack of `width` slots."""
-        return Stack(self.params(), self.buffers(), self.rule.moments, width, self.device)
+        shapes, moments = (self.params(), self.buffers()), self.rule.moments
+        return Stack(*shapes, moments, self._orders(), width, self.device)
+
+    def _orders(self) -> dict[str, tuple[int, ...]]:
+        """The gradient of a linear layer's weight (S, out, in) comes out of a batched matrix
+        product as (S, in, out)."""
+        linear = (n for n, layer in self.module.named_modules() if isinstance(layer, nn.Linear))
+        return {f"{name}.weight".lstrip("."): (0, 2, 1) for name in linear}
 
 
 class _Held:
@@ -277,6 +284,6 @@ class _Held:
         return isinstance(other, _Held)
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=16)
 def _programs(static: Any, held: _Held) -> Program:
     return Program(held.spec)

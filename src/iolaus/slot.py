@@ -1,6 +1,6 @@
 """The host's side of one trial in a slot: its steps, order, schedule, stopping, history.
 
-Holds Python numbers only; the tensors are the stack's. Driven by `train.py`, saved and restored
+Holds Python numbers only; the tensors are the stack's. Driven by `engine.py`, saved and restored
 through `state`/`restore` by `checkpoint.py`.
 """
 
@@ -33,7 +33,7 @@ class Slot:
         self.best: dict[str, float] = {}
         self.seconds = 0.0
         self.stopped_early = False
-        self._order_key = program.order_key(spec)
+        self.order_key = program.order_key(spec)
         self._epoch, self._order = -1, torch.empty(0, dtype=torch.int64)
 
     # --- the next steps --------------------------------------------------------------------------
@@ -50,16 +50,25 @@ class Slot:
         """Learning rates of the next steps."""
         return [self.base_lr * factor for factor in self.schedule.factors(self.step, steps)]
 
-    def batch(self, step: int) -> Tensor:
-        """Numbers of the samples of a step (0-based), (B,) int64: epochs follow each other, each
-        in a new order, and leave out the N mod B samples that fill no batch."""
+    def batches(self, steps: int) -> Tensor:
+        """Numbers of the samples of the next steps, (steps, B) int64: epochs follow each other,
+        each in a new order, and leave out the N mod B samples that fill no batch."""
         per_epoch, size = self.program.steps_per_epoch, self.program.batch_size
-        epoch, place = divmod(step, per_epoch)
+        parts, step, end = [], self.step, self.step + steps
+        while step < end:
+            epoch, place = divmod(step, per_epoch)
+            count = min(end - step, per_epoch - place)
+            order = self._order_of(epoch)[place * size : (place + count) * size]
+            parts.append(order.view(count, size))
+            step += count
+        return torch.cat(parts)
+
+    def _order_of(self, epoch: int) -> Tensor:
         if epoch != self._epoch:
-            key = streams.derive(self._order_key, epoch)
+            key = streams.derive(self.order_key, epoch)
             samples, place_of = len(self.program.data.train), self.program.order_device
             self._epoch, self._order = epoch, streams.permutation(key, samples, place_of)
-        return self._order[place * size : (place + 1) * size]
+        return self._order
 
     def advance(self, losses: list[float], seconds: float) -> str | None:
         """Count steps with their training losses; say which loss was not finite, or None."""

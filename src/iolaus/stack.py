@@ -2,13 +2,13 @@
 
 A `Bank` holds one tensor per parameter with a leading axis S, all in one storage. A `Stack` is the
 banks of parameters, buffers, optimizer moments and best states, plus each slot's hyperparameters.
-Rows are written in place, so that shapes and addresses stay as they are while trials come and go.
-Filled by `train.py`, advanced by `step.py`.
+Rows are written in place, so that shapes and addresses stay as they are while trials come and go;
+`moved` makes a stack of another width of them. Filled by `engine.py`, advanced by `step.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,10 @@ from torch import Tensor
 Row = dict[str, Tensor]
 
 
+Order = tuple[int, ...]
+"""How a tensor (S, *shape) lies in memory: its axes from the outermost to the innermost."""
+
+
 class Bank:
     """Tensors (S, *shape) by name, zero at first; the float32 ones are views of one storage.
 
@@ -25,21 +29,33 @@ class Bank:
         like: one trial's tensors, for their shapes and types.
         width: number of slots S.
         device: where they lie.
+        orders: how those lie in memory that are not simply contiguous.
     """
 
-    def __init__(self, like: Mapping[str, Tensor], width: int, device: torch.device):
+    def __init__(
+        self,
+        like: Mapping[str, Tensor],
+        width: int,
+        device: torch.device,
+        orders: Mapping[str, Order] | None = None,
+    ):
         floats = {name: t for name, t in like.items() if t.dtype == torch.float32}
         sizes = [width * tensor.numel() for tensor in floats.values()]
         storage = torch.zeros(sum(sizes), device=device)
         parts = dict(zip(floats, torch.split(storage, sizes), strict=True)) if floats else {}
-        self.views: Row = {
-            name: parts[name].view(width, *tensor.shape)
-            if name in parts
-            else torch.zeros(width, *tensor.shape, dtype=tensor.dtype, device=device)
-            for name, tensor in like.items()
-        }
-        # With one slot all parameters are one long row, so that an update is a few operations.
-        self.groups = [storage.view(1, -1)] if width == 1 else list(self.views.values())
+        # As they lie in memory: what an update goes through from end to end.
+        self.groups: list[Tensor] = []
+        self.views: Row = {}
+        for name, tensor in like.items():
+            shape = (width, *tensor.shape)
+            order = (orders or {}).get(name, tuple(range(len(shape))))
+            lies = [shape[axis] for axis in order]
+            flat = parts.get(name, torch.zeros(0, dtype=tensor.dtype, device=device))
+            group = flat.view(lies) if name in parts else flat.new_zeros(lies)
+            self.groups.append(group)
+            self.views[name] = group.permute([order.index(axis) for axis in range(len(order))])
+        if width == 1:  # all parameters are one long row: an update is a few operations
+            self.groups = [storage.view(1, -1)]
 
     def row(self, slot: int) -> Row:
         """Views of one slot's tensors."""
@@ -58,6 +74,11 @@ class Bank:
         """Set one slot to zero."""
         for view in self.views.values():
             view[slot].zero_()
+
+    def take(self, slots: Tensor, other: Bank) -> None:
+        """Copy `slots` (n,) of `other` into the first n slots here."""
+        for name, view in self.views.items():
+            view[: len(slots)] = other.views[name].index_select(0, slots)
 
 
 @dataclass(frozen=True)
@@ -81,6 +102,8 @@ class Stack:
     Args:
         params, buffers: one trial's tensors by name, for shapes and types.
         moments: names of what the optimizer keeps per parameter.
+        orders: how the gradients of some parameters come to lie in memory; the parameters lie in
+            the same way, so that an update runs through both from end to end.
         width: number of slots S.
     """
 
@@ -89,14 +112,18 @@ class Stack:
         params: Mapping[str, Tensor],
         buffers: Mapping[str, Tensor],
         moments: tuple[str, ...],
+        orders: Mapping[str, Order],
         width: int,
         device: torch.device,
     ):
         self.width, self.device = width, device
-        self.params = Bank(params, width, device)
+        self._shapes, self._orders = (params, buffers, moments, orders), orders
+        if width == 1:  # of one trial, gradients lie as its parameters do
+            orders = {}
+        self.params = Bank(params, width, device, orders)
         self.buffers = Bank(buffers, width, device)
-        self.moments = {name: Bank(params, width, device) for name in moments}
-        self.best_params = Bank(params, width, device)
+        self.moments = {name: Bank(params, width, device, orders) for name in moments}
+        self.best_params = Bank(params, width, device, orders)
         self.best_buffers = Bank(buffers, width, device)
         self.optimizer: Row = {}
         self.traits: Row = {}
@@ -129,6 +156,35 @@ class Stack:
                 row[name] = torch.zeros(self.width, dtype=dtype, device=self.device)
             row[name][slot] = value
 
+    def moved(self, slots: list[int], width: int) -> Stack:
+        """A stack of `width` slots whose first ones are these `slots`, all on the device."""
+        other = Stack(*self._shapes, width, self.device)
+        chosen = torch.tensor(slots, dtype=torch.int64, device=self.device)
+        for mine, theirs in zip(self.banks, other.banks, strict=True):
+            theirs.take(chosen, mine)
+        pairs = ((self.optimizer, other.optimizer), (self.traits, other.traits))
+        for rows, moved in (*pairs, (self.keys, other.keys)):
+            moved.update({name: _row(row, chosen, width) for name, row in rows.items()})
+        if self.mixup is not None:
+            other.mixup = _row(self.mixup, chosen, width)
+        return other
+
+    def as_groups(self, grads: Sequence[Tensor]) -> list[Tensor]:
+        """Gradients, in the order of the parameters, as `params.groups` lie."""
+        if self.width == 1:
+            return [torch.cat([grad.reshape(-1) for grad in grads]).unsqueeze(0)]
+        names = zip(self.params.views, grads, strict=True)
+        return [
+            grad.permute(self._orders[name]) if name in self._orders else grad
+            for name, grad in names
+        ]
+
+    @property
+    def banks(self) -> list[Bank]:
+        """Every bank, always in the same order."""
+        best = [self.best_params, self.best_buffers]
+        return [self.params, self.buffers, *best, *self.moments.values()]
+
     def keep_best(self, slot: int) -> None:
         """Remember a slot's present state as its best."""
         self.best_params.copy_row(slot, self.params)
@@ -157,3 +213,10 @@ class Stack:
         self.best_buffers.write(slot, saved["best_buffers"])
         for name, bank in self.moments.items():
             bank.write(slot, saved[f"moment.{name}"])
+
+
+def _row(row: Tensor, slots: Tensor, width: int) -> Tensor:
+    """A row (S, ...) of `width` slots, the first ones from `slots`, the others zero."""
+    moved = torch.zeros(width, *row.shape[1:], dtype=row.dtype, device=row.device)
+    moved[: len(slots)] = row.index_select(0, slots)
+    return moved

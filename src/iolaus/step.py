@@ -54,6 +54,11 @@ class Step:
         every = sum(1 for _ in self.module.named_parameters(remove_duplicate=False))
         self.tied = parameters != every
 
+    @property
+    def shares_batches(self) -> bool:
+        """Whether slots that see the same samples can see the same tensor: nothing changes it."""
+        return not (self.augment.any or self.uses("mixup"))
+
     def streams(self) -> list[str]:
         """Names of the random streams that this program draws from."""
         names = {
@@ -66,13 +71,19 @@ class Step:
     # --- training -------------------------------------------------------------------------------
 
     def __call__(self, stack: Stack, x: Tensor, y: Tensor, moment: Moment) -> Tensor:
-        """Advance every slot by one step in place; return the losses (S,), detached."""
+        """Advance every slot by one step in place; return the losses (S,), detached.
+
+        Args:
+            stack: of S slots.
+            x, y: a batch of each slot's, (S, B, *shape) and (S, B), or one that all of them share,
+                (B, *shape) and (B,).
+            moment: the numbers of this step.
+        """
         x, extra = self._prepare(stack, x, y, moment)
         losses, grads, updated = self.gradients(stack, x, y, extra)
         with torch.no_grad():
             params = stack.params.groups
-            if stack.width == 1:
-                grads = [torch.cat([grad.reshape(-1) for grad in grads]).unsqueeze(0)]
+            grads = stack.as_groups(grads)
             if self.uses("l1"):
                 regularization.add_l1(grads, params, stack.traits["l1"])
             if self.uses("clip_value"):
@@ -115,12 +126,16 @@ class Step:
         self.module.train()
         leaves, buffers = stack.leaves, stack.live_buffers
         with autocast(self.program.config.training.precision, stack.device):
+            shared = y.dim() == 1
             if stack.width == 1:
                 only = {name: value[0] for name, value in extra.items()}
-                total, updated = self._loss(leaves, buffers, x[0], y[0], only)
+                batch = (x, y) if shared else (x[0], y[0])
+                total, updated = self._loss(leaves, buffers, *batch, only)
                 losses = total.detach().unsqueeze(0)
             else:
-                each, updated = vmap(self._loss)(leaves, buffers, x, y, extra)
+                axis = None if shared else 0
+                axes = (0, 0, axis, axis, 0)
+                each, updated = vmap(self._loss, in_dims=axes)(leaves, buffers, x, y, extra)
                 total, losses = each.sum(), each.detach()
         grads = torch.autograd.grad(
             total, list(leaves.values()), allow_unused=True, materialize_grads=True

@@ -1,0 +1,200 @@
+"""How many trials are trained together: as many as measurement says, once per static part.
+
+`training.width=auto` times a few steps at growing widths and takes the smallest width whose time
+per trial is within a few percent of the best; where stacking loses (convolutions on a CPU), that
+is 1. What was found is kept in a file, so that the next sweep does not measure again. Called by
+`train.py`.
+
+Notation: S slots, B samples of a batch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import platform
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from iolaus import device, files, graph
+from iolaus.errors import EnvironmentFault, one_line
+from iolaus.program import Program
+from iolaus.stack import Stack
+from iolaus.step import Moment, Step
+
+log = logging.getLogger(__name__)
+
+WIDEST = {"cpu": 64, "cuda": 1024}
+"""No wider stack is tried."""
+WORTH = 0.95
+"""A wider stack has to take at most this share of the time per trial of a narrower one."""
+SAMPLE_S = 0.05
+"""Seconds of steps that are timed at each width, at least three steps."""
+
+
+@dataclass
+class Widths:
+    """The widths of a sweep's stacks.
+
+    Args:
+        wanted: `training.width`: a number of slots, or `auto`.
+        most: never more than this many, whatever was measured.
+        file: where measured widths are kept; None keeps them in memory.
+    """
+
+    wanted: int | str = 1
+    most: int = 2**20
+    file: Path | None = None
+    _known: dict[str, int] = field(default_factory=dict)
+    _lowered: dict[str, int] = field(default_factory=dict)
+
+    def of(self, program: Program) -> int:
+        """Most slots of a stack of `program`."""
+        if self.wanted == 1 or self.most == 1:
+            return 1
+        key = _key(program)
+        if key not in self._known:
+            self._known[key] = self._found(program, key)
+        return min(self._known[key], self.most, self._lowered.get(key, self.most))
+
+    def lower(self, program: Program, width: int) -> None:
+        """A stack of more than `width` slots does not fit into memory."""
+        self._lowered[_key(program)] = max(1, width)
+
+    def _found(self, program: Program, key: str) -> int:
+        reason = why_not_stacked(program)
+        if reason is not None:
+            name = program.config.model.name
+            log.warning("model %s cannot be stacked, its trials train one by one: %s", name, reason)
+            return 1
+        if self.wanted != "auto":
+            return int(self.wanted)
+        kept = _read(self.file)
+        if key in kept:
+            return kept[key]
+        width = measured(program, self.most)
+        if self.file is not None and width < self.most:
+            _keep(self.file, {**_read(self.file), key: width})
+        return width
+
+
+def why_not_stacked(program: Program) -> str | None:
+    """Try a step and an evaluation of two trials: what vmap says against it, or None."""
+    try:
+        stepper = _Stepper(program, 2)
+        stepper()
+        stepper.evaluate()
+    except Exception as error:  # a user's module may raise anything
+        if device.out_of_memory(error):
+            return "two trials do not fit into memory"
+        return one_line(error)
+    return None
+
+
+def measured(program: Program, most: int) -> int:
+    """The width, up to `most`, at which a trial's step takes the least time, or hardly more."""
+    times: dict[int, float] = {}
+    width = 1
+    while width <= min(most, WIDEST[program.device.type]):
+        try:
+            times[width] = _time(program, width)
+        except Exception as error:
+            if not device.out_of_memory(error):
+                raise
+            break
+        if width >= 4 and times[width] > WORTH * min(times[width // 2], times[width // 4]):
+            break  # two doublings without a gain
+        width *= 2
+    best = min(times.values())
+    chosen = min(width for width, seconds in times.items() if seconds * WORTH <= best)
+    each = ", ".join(f"{width}: {1e6 * seconds:.0f}" for width, seconds in times.items())
+    log.info("training.width=auto: %d (microseconds per trial and step at %s)", chosen, each)
+    return chosen
+
+
+def _time(program: Program, width: int) -> float:
+    """Seconds that one step takes per trial."""
+    stepper = _Stepper(program, width)
+    stepper.evaluate()  # it has to fit, too
+    for _ in range(2):
+        stepper()
+    stepper.wait()
+    taken: list[float] = []
+    while len(taken) < 3 or (sum(taken) < SAMPLE_S and len(taken) < 50):
+        began = time.perf_counter()
+        stepper()
+        stepper.wait()
+        taken.append(time.perf_counter() - began)
+    return sorted(taken)[len(taken) // 2] / width
+
+
+class _Stepper:
+    """A stack of equal trials that sees one made-up batch again and again."""
+
+    def __init__(self, program: Program, width: int):
+        self.program, self.step = program, Step(program)
+        self.stack: Stack = program.stack(width)
+        initial, numbers = program.initial(program.spec), program.numbers(program.spec)
+        for slot in range(width):
+            self.stack.insert(slot, initial, numbers)
+        place = program.device
+        samples, shape = program.batch_size, program.data.input_shape
+        self.y = program.data.train.y[:samples].to(place)
+        self.x = torch.rand(samples, *shape, generator=torch.Generator().manual_seed(0)).to(place)
+        each = (width, *self.x.shape)
+        self.batch = self.x.expand(each).contiguous(), self.y.expand(width, samples).contiguous()
+        keys = {name: self.stack.keys[name] for name in self.step.streams()}
+        lr = torch.full((width,), 1e-4, dtype=torch.float64, device=place)
+        self.moment = Moment(lr, torch.ones(width, dtype=torch.int64, device=place), keys)
+        self.replayed = graph.Replayed(self.step, self.stack)
+
+    def __call__(self) -> None:
+        self.replayed(*self.batch, self.moment)
+
+    def evaluate(self) -> None:
+        self.step.measure(self.stack.params.views, self.stack.buffers.views, self, len(self.y))
+
+    def wait(self) -> None:
+        if self.program.device.type == "cuda":
+            torch.cuda.synchronize(self.program.device)
+
+    def batches(self, indices: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batch, whatever is asked for."""
+        return ((self.x, self.y) for _ in indices)
+
+    def chunks(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """As a `Source` of one batch."""
+        return zip(torch.split(self.x, size), torch.split(self.y, size), strict=True)
+
+
+def _key(program: Program) -> str:
+    """What a width depends on: the static part, the device and torch."""
+    static = [(key, value) for key, value in program.spec.static if not key.startswith("data.root")]
+    place = device.describe(program.device)
+    text = repr((static, place, torch.__version__, platform.python_version()))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _read(file: Path | None) -> dict[str, int]:
+    """The widths that are kept; none where the file is missing or not ours."""
+    if file is None:
+        return {}
+    try:
+        kept = json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    if not isinstance(kept, dict):
+        return {}
+    return {key: width for key, width in kept.items() if isinstance(width, int) and width > 0}
+
+
+def _keep(file: Path, kept: dict[str, int]) -> None:
+    with suppress(OSError, EnvironmentFault):  # it only saves measuring again
+        files.write_bytes(file, json.dumps(kept, indent=0).encode(), durable=False)
