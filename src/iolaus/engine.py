@@ -138,10 +138,10 @@ class Engine:
         self.slots = [slot for _, slot in live] + [None] * (width - len(live))
 
     def _fitting(self, wanted: int) -> int:
-        """On a CPU exactly as many slots as trials. A captured graph is worth some empty slots:
-        widths are powers of two there, and go down only when half of the slots are empty."""
+        """Exactly as many slots as trials, but a captured or compiled step is worth some empty
+        ones: then widths are powers of two, and go down only when half of the slots are empty."""
         now = len(self.slots)
-        if not graph.captures(self.program.device):
+        if not (graph.captures(self.program.device) or self.program.config.training.compile):
             return wanted
         if now >= wanted > now // 2:
             return now

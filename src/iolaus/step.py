@@ -53,6 +53,9 @@ class Step:
         parameters = sum(1 for _ in self.module.parameters())
         every = sum(1 for _ in self.module.named_parameters(remove_duplicate=False))
         self.tied = parameters != every
+        rule, compiles = program.rule, program.config.training.compile
+        self._update = self._compiled(rule.written_out) if compiles else rule.update
+        self._forwards: dict[tuple[bool, bool], Callable[..., tuple[Tensor, Row]]] = {}
 
     @property
     def shares_batches(self) -> bool:
@@ -91,9 +94,7 @@ class Step:
             if self.uses("clip_norm"):
                 regularization.clip_by_norm(grads, stack.traits["clip_norm"])
             moments = {name: bank.groups for name, bank in stack.moments.items()}
-            self.program.rule.update(
-                params, grads, moments, stack.optimizer, moment.lr, moment.step
-            )
+            self._update(params, grads, moments, stack.optimizer, moment.lr, moment.step)
             for name, value in updated.items():
                 stack.live_buffers[name].copy_(value)
         return losses
@@ -130,17 +131,37 @@ class Step:
             if stack.width == 1:
                 only = {name: value[0] for name, value in extra.items()}
                 batch = (x, y) if shared else (x[0], y[0])
-                total, updated = self._loss(leaves, buffers, *batch, only)
+                forward = self._forward(stacked=False, shared=shared)
+                total, updated = forward(leaves, buffers, *batch, only)
                 losses = total.detach().unsqueeze(0)
             else:
-                axis = None if shared else 0
-                axes = (0, 0, axis, axis, 0)
-                each, updated = vmap(self._loss, in_dims=axes)(leaves, buffers, x, y, extra)
+                forward = self._forward(stacked=True, shared=shared)
+                each, updated = forward(leaves, buffers, x, y, extra)
                 total, losses = each.sum(), each.detach()
         grads = torch.autograd.grad(
             total, list(leaves.values()), allow_unused=True, materialize_grads=True
         )
         return losses, list(grads), updated
+
+    def _forward(self, *, stacked: bool, shared: bool) -> Callable[..., tuple[Tensor, Row]]:
+        """`_loss`, batched over the slots of a stack, compiled if that is wanted."""
+        if (stacked, shared) not in self._forwards:
+            axis = None if shared else 0
+            function: Callable[..., Any] = self._loss
+            if stacked:
+                function = vmap(function, in_dims=(0, 0, axis, axis, 0))
+            self._forwards[stacked, shared] = self._compiled(function)
+        return self._forwards[stacked, shared]
+
+    def _compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        if not self.program.config.training.compile:
+            return function
+        import torch._dynamo  # seconds
+
+        # One for each static part and width; the default of 8 is soon used up.
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 256)
+        compiled: Callable[..., Any] = torch.compile(function, dynamic=False)
+        return compiled
 
     def _loss(
         self, params: Row, buffers: Row, x: Tensor, y: Tensor, extra: Row

@@ -35,6 +35,10 @@ WIDEST = {"cpu": 64, "cuda": 1024}
 """No wider stack is tried."""
 WORTH = 0.95
 """A wider stack has to take at most this share of the time per trial of a narrower one."""
+WORTH_A_TRY = 16
+"""Up to here a gain may yet come: vmap costs a fixed time per step."""
+LONG_STEP_S = 0.02
+"""Beside a step of so many seconds that time is nothing."""
 SAMPLE_S = 0.05
 """Seconds of steps that are timed at each width, at least three steps."""
 
@@ -109,22 +113,32 @@ def measured(program: Program, most: int) -> int:
             if not device.out_of_memory(error):
                 raise
             break
-        if width >= 4 and times[width] > WORTH * min(times[width // 2], times[width // 4]):
-            break  # two doublings without a gain
+        if _is_past_its_best(times):
+            break
         width *= 2
     best = min(times.values())
     chosen = min(width for width, seconds in times.items() if seconds * WORTH <= best)
     each = ", ".join(f"{width}: {1e6 * seconds:.0f}" for width, seconds in times.items())
-    log.info("training.width=auto: %d (microseconds per trial and step at %s)", chosen, each)
+    log.debug("training.width=auto: %d (microseconds per trial and step at %s)", chosen, each)
     return chosen
+
+
+def _is_past_its_best(times: dict[int, float]) -> bool:
+    """Whether wider stacks than the last one are not worth a try: it gained nothing, and neither
+    did the one before it, or its step takes so long that what vmap costs once is nothing to it."""
+    *_, width = times
+    if width == 1:
+        return False
+    gains = [times[w] <= WORTH * min(times[v] for v in times if v < w) for w in times if w > 1]
+    long = times[width] * width > LONG_STEP_S
+    return not any(gains[-1:] if long else [True] if width < WORTH_A_TRY else gains[-2:])
 
 
 def _time(program: Program, width: int) -> float:
     """Seconds that one step takes per trial."""
     stepper = _Stepper(program, width)
     stepper.evaluate()  # it has to fit, too
-    for _ in range(2):
-        stepper()
+    stepper()
     stepper.wait()
     taken: list[float] = []
     while len(taken) < 3 or (sum(taken) < SAMPLE_S and len(taken) < 50):
@@ -132,7 +146,7 @@ def _time(program: Program, width: int) -> float:
         stepper()
         stepper.wait()
         taken.append(time.perf_counter() - began)
-    return sorted(taken)[len(taken) // 2] / width
+    return min(taken) / width  # what else the machine does can only make a step slower
 
 
 class _Stepper:

@@ -11,6 +11,12 @@ def rule(**rules: Any) -> Any:
     return field(metadata=rules)
 
 
+def place(**rules: Any) -> Any:
+    """Declare a field that says how a trial is run and changes nothing about it: slots may differ,
+    and it is no part of what identifies a config."""
+    return dynamic(place=True, **rules)
+
+
 def dynamic(**rules: Any) -> Any:
     """Declare a field in which the slots of a stack may differ."""
     return rule(dynamic=True, **rules)

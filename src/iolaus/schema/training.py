@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from iolaus.schema.fields import dynamic, rule
+from iolaus.schema.fields import dynamic, place, rule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +71,8 @@ class ConsecutiveIncreases:
 class Training:
     """Budget, cadence, seed, device. `max_steps`, when given, wins over `max_epochs`;
     `eval_every` counts steps (null: every epoch); `checkpoint_every` too (0: never). `seeds` runs
-    with the seeds from `seed` on count as one, by their mean (`seeds.py`)."""
+    with the seeds from `seed` on count as one, by their mean (`seeds.py`). `width` is the most
+    trials of a sweep that are trained as one stack (`width.py`)."""
 
     max_steps: int | None = dynamic(ge=1)
     max_epochs: int | None = dynamic(ge=1)
@@ -82,3 +83,5 @@ class Training:
     precision: Literal["fp32", "tf32", "bf16"]
     deterministic: bool
     checkpoint_every: int = dynamic(ge=0)
+    width: int | Literal["auto"] = place(ge=1, le=65536)
+    compile: bool

@@ -23,7 +23,7 @@ from iolaus.monitor import Monitor
 from iolaus.schema import RunConfig
 from iolaus.seeds import Group
 from iolaus.spec import TrialResult, TrialSpec
-from iolaus.sweep import points, question
+from iolaus.sweep import points, question, samplers
 from iolaus.sweep.composition import Composition
 from iolaus.sweep.naming import PLACES
 from iolaus.sweep.plan import Plan
@@ -31,6 +31,7 @@ from iolaus.sweep.records import CONTINUES
 from iolaus.sweep.space import Space
 from iolaus.sweep.trial import Asked, Outcome, Verdicts
 from iolaus.sweep.trial_folder import TrialFolder
+from iolaus.width import Widths
 
 SAME_IN_ALL = frozenset({"training.seeds", "objective"})
 """Keys without which the trials of a study could not be compared."""
@@ -174,11 +175,22 @@ class Trainer(Monitor):
         specs = self._specs(first, asked)
         head = next(specs, None)
         if head is not None:
-            width = len(seeds.members(self._groups[head.number][1].spec))
-            for result in train(_chain(head, specs), self, width=width):
+            training = self._groups[head.number][1].spec.config.training
+            widths = self._widths(training.width, training.seeds)
+            stream = train(_chain(head, specs), self, width=widths, together=training.seeds)
+            for result in stream:
                 yield from self._refusals()
                 yield from self._ended(result)
         yield from self._refusals()
+
+    def _widths(self, wanted: int | str, seeds: int) -> Widths:
+        """How many trials are trained as one: a model-based sampler learns from the trials that
+        have ended, so that no more than a tenth of all are asked at once unless the user says."""
+        most, plan = Widths.most, self.plan
+        learns = not plan.grid and plan.sampler.name not in samplers.INDEPENDENT
+        if wanted == "auto" and learns and plan.total is not None:
+            most = seeds * max(1, plan.total // 10)
+        return Widths(wanted, most, self.folder.parents[1] / "widths.json")
 
     def _refusals(self) -> Iterator[Outcome]:
         while self._refused:
