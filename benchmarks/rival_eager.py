@@ -1,11 +1,11 @@
 """The workload of throughput.py as a PyTorch user writes it by hand, one trial after the other.
 
-    python rival_eager.py --root FOLDER [--resident] [--trials 20] [--device cpu] [--threads 2]
+    python rival_eager.py --root FOLDER [--resident] [--test] [--trials 20] [--device cpu]
 
 Prints one line of JSON: seconds of each trial (building the model, 200 steps, validation), the best
 validation accuracy, and what it ran on. `--resident` keeps the samples on the device and draws
-batches with index tensors; without it a DataLoader gives them. rival_hydra.py trains with the same
-function.
+batches with index tensors; without it a DataLoader gives them. `--test` measures the test samples
+too. rival_hydra.py trains with the same function.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-STEPS, BATCH = 200, 64
+STEPS, BATCH, EVALUATION = 200, 64, 500
 Split = tuple[Tensor, Tensor]
 
 
 @functools.cache
-def load(root: str, device: str) -> tuple[Split, Split]:
-    """Training and validation samples as tensors on `device`."""
-    train, val = mnist.load(root)
+def load(root: str, device: str, test: bool) -> tuple[Split, Split]:
+    """Training and validation (and test) samples as tensors on `device`."""
+    train, val = mnist.load(root, test)
     x, y, val_x, val_y = (torch.from_numpy(array).to(device) for array in (*train, *val))
     return (x, y), (val_x, val_y)
 
@@ -51,9 +51,9 @@ def indexed(split: Split, size: int, shuffle: bool, device: str) -> Iterator[Spl
         yield x[picked], y[picked]
 
 
-def train(lr: float, root: str, device: str, resident: bool = False) -> float:
+def train(lr: float, root: str, device: str, test: bool, resident: bool = False) -> float:
     """Train the 784-100-10 MLP for 200 steps; returns the validation accuracy."""
-    samples, validation = load(root, device if resident else "cpu")
+    samples, validation = load(root, device if resident else "cpu", test)
     batches = indexed if resident else loaded
     layers = nn.Linear(784, 100), nn.Linear(100, 10)
     model = nn.Sequential(layers[0], nn.ReLU(), layers[1])
@@ -70,9 +70,10 @@ def train(lr: float, root: str, device: str, resident: bool = False) -> float:
     model.eval()
     hits = 0.0
     with torch.no_grad():
-        for x, y in batches(validation, 512, False, device):
-            hits += (model(x).argmax(1) == y).sum().item()
-    return hits / len(validation[1])
+        for number, (x, y) in enumerate(batches(validation, EVALUATION, False, device)):
+            right = (model(x).argmax(1) == y).sum().item()
+            hits += right if number * EVALUATION < mnist.VALIDATION else 0
+    return hits / mnist.VALIDATION
 
 
 def main() -> None:
@@ -83,6 +84,7 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--resident", action="store_true")
+    parser.add_argument("--test", action="store_true")
     given = parser.parse_args()
     if given.threads:
         torch.set_num_threads(given.threads)
@@ -93,7 +95,7 @@ def main() -> None:
     for trial in range(given.trials + 1):
         lr = 10.0 ** (-4 + 3 * trial / given.trials)
         began = time.perf_counter()
-        best = max(best, train(lr, given.root, device, given.resident))
+        best = max(best, train(lr, given.root, device, given.test, given.resident))
         seconds.append(time.perf_counter() - began)
     found = {
         "seconds": seconds[1:],  # the first one warms up and reads the files

@@ -1,11 +1,12 @@
 """The workload of throughput.py in JAX: a stack of trials by vmap, its 200 steps by one lax.scan.
 
-    python rival_jax.py --root FOLDER [--trials 200] [--widths 1 8 16 32 64] [--shared-order]
+    python rival_jax.py --root FOLDER [--trials 200] [--widths 1 8 16] [--shared-order] [--test]
 
 Prints one line of JSON: for each width the median seconds of a trial in the stacks that make up
 `--trials` trials (weights, batch order, 200 steps, validation) and, apart, the seconds of compiling
 the stack's one program. Every trial has an order of batches of its own, as trials of iolaus have;
 `--shared-order` gives all trials of a stack the same batches, as iolaus's data.order_seed does.
+`--test` measures the test samples too.
 
 Notation: S trials of a stack, B samples of a batch, T steps.
 """
@@ -49,7 +50,7 @@ def loss(weights: Any, x: Any, y: Any) -> Any:
 
 
 def trial(seed: Any, lr: Any, rows: Any, train: Any, val: Any) -> Any:
-    """One whole trial: rows (T, B) of the samples; returns the validation accuracy."""
+    """One whole trial: rows (T, B) of the samples; returns accuracies, the first on validation."""
     weights = initial(jax.random.key(seed))
     zeros = jax.tree.map(jnp.zeros_like, weights)
     x, y = train
@@ -68,7 +69,8 @@ def trial(seed: Any, lr: Any, rows: Any, train: Any, val: Any) -> Any:
 
     numbers = jnp.arange(1, STEPS + 1, dtype=jnp.float32)
     (weights, _, _), _ = jax.lax.scan(step, (weights, zeros, zeros), (numbers, rows))
-    return (forward(weights, val[0]).argmax(1) == val[1]).mean()
+    hits = forward(weights, val[0]).argmax(1) == val[1]
+    return hits[: mnist.VALIDATION].mean(), hits.mean()  # both are needed, so both are computed
 
 
 def order(width: int, samples: int, shared: bool, source: np.random.Generator) -> Any:
@@ -83,16 +85,19 @@ def timed(width: int, trials: int, shared: bool, train: Any, val: Any) -> dict[s
     stack = jax.jit(jax.vmap(trial, in_axes=(0, 0, None if shared else 0, None, None)))
     source = np.random.default_rng(0)
     samples = len(train[1])
-    rates = np.logspace(-4, -1, width, dtype=np.float32)
+    stacks = -(-trials // width)
+    rates = np.logspace(-4, -1, stacks * width, dtype=np.float32).reshape(width, stacks).T.copy()
     seeds = np.arange(width)
     began = time.perf_counter()
-    run = stack.lower(seeds, rates, order(width, samples, shared, source), train, val).compile()
+    run = stack.lower(seeds, rates[0], order(width, samples, shared, source), train, val).compile()
     compiling = time.perf_counter() - began
     seconds, best = [], 0.0
-    for number in range(-(-trials // width) + 1):
+    for number in range(stacks + 1):
         began = time.perf_counter()
         rows = order(width, samples, shared, source)
-        accuracies = np.asarray(run(seeds + number * width, rates, rows, train, val))
+        accuracies = np.asarray(
+            run(seeds + number * width, rates[number % stacks], rows, train, val)[0]
+        )
         seconds.append((time.perf_counter() - began) / width)
         best = max(best, float(accuracies.max()))
     timing = statistics.median(seconds[1:])  # the first stack warms up
@@ -106,10 +111,10 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=200)
     parser.add_argument("--widths", type=int, nargs="+", default=[1, 8, 16, 32, 64])
     parser.add_argument("--shared-order", action="store_true")
+    parser.add_argument("--test", action="store_true")
     given = parser.parse_args()
-    train, val = (
-        (jnp.asarray(x), jnp.asarray(y.astype(np.int32))) for x, y in mnist.load(given.root)
-    )
+    splits = mnist.load(given.root, given.test)
+    train, val = ((jnp.asarray(x), jnp.asarray(y.astype(np.int32))) for x, y in splits)
     widths = {w: timed(w, given.trials, given.shared_order, train, val) for w in given.widths}
     versions = f"jax {jax.__version__} on {jax.devices()[0].device_kind}"
     print(json.dumps({"widths": widths, "versions": versions}))

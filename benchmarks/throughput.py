@@ -16,7 +16,7 @@ round runs, in a process of its own, on the same device and number of threads:
     the ratios take the width that was best over all rounds;
 (e) `iolaus -m` at training.width=1 and (f) at training.width=auto, random sampler, an empty folder
     each time, so that (f) measures the width anew. iolaus measures the 10,000 test samples of each
-    trial as well; the others do not.
+    trial as well; the others do so only with `--test`.
 
 `training` is the engine's own time (the attribute `seconds` in e and f), `after start-up` runs from
 the first trial's start to the last one's end as the study's database tells, `whole` is the
@@ -58,6 +58,7 @@ class Benchmark:
         self.given = given
         self.threads = given.threads or cores()
         self.on = "cpu"
+        self.test = ["--test"] if given.test else []
         self.root = str(Path(given.root).resolve())
         self.jax: dict[int, list[dict[str, float]]] = {}
         self.versions: dict[str, str] = {}
@@ -85,7 +86,14 @@ class Benchmark:
         found = answer(
             [
                 *(sys.executable, str(HERE / "rival_eager.py"), "--root", self.root),
-                *("--device", self.given.device, "--threads", str(self.threads), *flags),
+                *(
+                    "--device",
+                    self.given.device,
+                    "--threads",
+                    str(self.threads),
+                    *flags,
+                    *self.test,
+                ),
             ]
         )
         self.versions["eager"] = f"{found['versions']} on {found['device']}"
@@ -97,6 +105,7 @@ class Benchmark:
         n = self.given.trials
         words = [
             *("-m", f"+root={self.root}", f"+device={self.on}", f"+lr={RATES}"),
+            f"+test={str(self.given.test).lower()}",
             *("hydra/sweeper=optuna", "hydra/sweeper/sampler=random", "hydra.sweeper.study_name=a"),
             *("hydra.sweeper.sampler.seed=0", f"hydra.sweeper.n_trials={n}"),
             *(f"hydra.sweeper.n_jobs={jobs}", "hydra.sweeper.direction=maximize"),
@@ -114,6 +123,7 @@ class Benchmark:
             [
                 *(self.given.jax, str(HERE / "rival_jax.py"), "--root", self.root),
                 *("--trials", str(self.given.trials), "--widths", *map(str, self.given.widths)),
+                *self.test,
             ],
             {"NPROC": str(self.threads)},
         )
@@ -181,6 +191,8 @@ def workload(given: argparse.Namespace) -> None:
     if benchmark.jax:
         jax_rows(benchmark, found["(d) JAX vmap+scan"])
     print(f"\nms per trial, {given.trials} trials, medians of {given.rounds} rounds")
+    if given.test:
+        print("every program measures the test samples as well")
     print(f"{'':30s}" + "".join(f"{head:>15}" for head in HEADS) + "  trials/s  peak MiB   best")
     for name, measures in found.items():
         cells = "".join(number(typical(measures, kind), 1e3, 15) for kind in KINDS)
@@ -284,6 +296,7 @@ def main() -> None:
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     parser.add_argument("--threads", type=int, help="CPU threads; default: the cores")
     parser.add_argument("--widths", type=int, nargs="+", default=[1, 8, 16, 32, 64], help="of JAX")
+    parser.add_argument("--test", action="store_true", help="the others measure test data too")
     parser.add_argument("--sizes", type=int, nargs="+", default=[100, 1_000, 10_000])
     parser.add_argument("overrides", nargs="*", help="after --: overrides of every iolaus sweep")
     given = parser.parse_args()
