@@ -20,9 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-COUNT = "SELECT COUNT(*) FROM trials WHERE state = 'COMPLETE'"
-SPAN = """
-SELECT (julianday(MAX(datetime_complete)) - julianday(MIN(datetime_start))) * 86400.0 FROM trials
+ENDS = """
+SELECT 86400.0 * (julianday(datetime_complete) - began)
+FROM trials, (SELECT MIN(julianday(datetime_start)) AS began FROM trials)
+WHERE state = 'COMPLETE' ORDER BY datetime_complete
 """
 SECONDS = """
 SELECT SUM(CAST(value_json AS REAL)) FROM trial_user_attributes JOIN trials USING (trial_id)
@@ -35,11 +36,13 @@ BEST = "SELECT MAX(value) FROM trial_values"
 class Measure:
     """Seconds per trial: of training, from the first trial's start on, of the whole command.
 
-    `training` counts only what the engine itself did; None is what a program does not tell.
+    `training` counts only what the engine itself did, `steady` begins when a tenth of the trials
+    have ended, so that what only the first ones cost is left out. None is what is not known.
     """
 
     training: float | None = None
     after_start: float | None = None
+    steady: float | None = None
     whole: float | None = None
     peak_mib: float | None = None
     best: float | None = None
@@ -83,13 +86,20 @@ def sweep(
     with tempfile.TemporaryDirectory() as name:
         _, seconds, peak = run(command, Path(name), variables)
         with closing(sqlite3.connect(Path(name) / database)) as connection:
-            count, span, training, best = (
-                connection.execute(query).fetchone()[0] for query in (COUNT, SPAN, SECONDS, BEST)
-            )
-    if count != trials:
-        sys.exit(f"{' '.join(command)}: {count} of {trials} trials are complete")
-    training = None if training is None else training / count
-    return Measure(training, span / count, seconds / count, peak, best)
+            ends = [end for (end,) in connection.execute(ENDS)]
+            training, best = (connection.execute(q).fetchone()[0] for q in (SECONDS, BEST))
+    if len(ends) != trials:
+        sys.exit(f"{' '.join(command)}: {len(ends)} of {trials} trials are complete")
+    tenth = ends[trials // 10]
+    later = sum(end > tenth for end in ends)
+    return Measure(
+        training=None if training is None else training / trials,
+        after_start=ends[-1] / trials,
+        steady=(ends[-1] - tenth) / later if later else None,
+        whole=seconds / trials,
+        peak_mib=peak,
+        best=best,
+    )
 
 
 def answer(command: Sequence[str], variables: Mapping[str, str] | None = None) -> dict[str, Any]:

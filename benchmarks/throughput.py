@@ -25,7 +25,8 @@ means that (f) is faster. (a), (b) and (d) have only training time, which (f)'s 
 against.
 
 `--grid`: sweeps/mlp_mnist_200_steps, all 10,368 runs, once. `--memory`: grids, and random samplers,
-of 100, 1,000 and 10,000 trials of 5 steps on data=quadratic. `--models`: (e) and (f) in turn for
+of 100, 1,000 and 10,000 trials of 5 steps on data=quadratic; growth is that of the cost after a
+tenth of the trials, which start-up does not hide. `--models`: (e) and (f) in turn for
 every model of iolaus on data=digits, 50 steps. Overrides after `--` are added to iolaus's own.
 """
 
@@ -33,14 +34,11 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
-from measured import Measure, answer, cores, hardware, sweep
+from measured import Measure, hardware
+from variants import RATES, Benchmark
 
-HERE = Path(__file__).resolve().parent
-RATES = "tag(log,interval(1e-4,1e-1))"
 MODELS = {
     "mlp": ("model=mlp", "model.hidden=[100]"),
     "convnet": ("model=convnet",),
@@ -49,103 +47,6 @@ MODELS = {
 GRID = 10_368
 KINDS = ("training", "after_start", "whole")
 HEADS = ("training", "after start-up", "whole")
-
-
-class Benchmark:
-    """The variants (a) to (f) of the workload, each a method that runs once."""
-
-    def __init__(self, given: argparse.Namespace):
-        self.given = given
-        self.threads = given.threads or cores()
-        self.on = "cpu"
-        self.test = ["--test"] if given.test else []
-        self.root = str(Path(given.root).resolve())
-        self.jax: dict[int, list[dict[str, float]]] = {}
-        self.versions: dict[str, str] = {}
-
-    def iolaus(self, words: list[str], trials: int) -> Measure:
-        """One sweep of iolaus."""
-        device = f"training.device={self.given.device}"
-        command = [sys.executable, "-m", "iolaus", "-m", *words, device, *self.given.overrides]
-        return sweep(command, trials, variables={"OMP_NUM_THREADS": str(self.threads)})
-
-    def stack(self, width: str) -> Measure:
-        """(e) and (f)."""
-        n = self.given.trials
-        words = [
-            *("data=mnist", f"data.root={self.root}", "model=mlp", "model.hidden=[100]"),
-            *("model.activation=relu", "init=he", "optimizer=adam", "batch.size=64"),
-            *("training.max_steps=200", "training.eval_every=200", f"training.width={width}"),
-            *(f"optimizer.lr={RATES}", f"hydra.sweeper.n_trials={n}"),
-            *("hydra/sweeper/sampler=random", "hydra.sweeper.sampler.seed=0"),
-        ]
-        return self.iolaus(words, n)
-
-    def eager(self, *flags: str) -> Measure:
-        """(a) and (b)."""
-        found = answer(
-            [
-                *(sys.executable, str(HERE / "rival_eager.py"), "--root", self.root),
-                *(
-                    "--device",
-                    self.given.device,
-                    "--threads",
-                    str(self.threads),
-                    *flags,
-                    *self.test,
-                ),
-            ]
-        )
-        self.versions["eager"] = f"{found['versions']} on {found['device']}"
-        self.on = "cpu" if found["device"] == "cpu" else "cuda"
-        return Measure(training=statistics.median(found["seconds"]), best=found["best"])
-
-    def hydra(self, jobs: int) -> Measure:
-        """(c)."""
-        n = self.given.trials
-        words = [
-            *("-m", f"+root={self.root}", f"+device={self.on}", f"+lr={RATES}"),
-            f"+test={str(self.given.test).lower()}",
-            *("hydra/sweeper=optuna", "hydra/sweeper/sampler=random", "hydra.sweeper.study_name=a"),
-            *("hydra.sweeper.sampler.seed=0", f"hydra.sweeper.n_trials={n}"),
-            *(f"hydra.sweeper.n_jobs={jobs}", "hydra.sweeper.direction=maximize"),
-            "hydra.sweeper.storage=sqlite:///studies.db",
-        ]
-        if jobs > 1:
-            words += ["hydra/launcher=joblib", f"hydra.launcher.n_jobs={jobs}"]
-        command = [self.given.hos, str(HERE / "rival_hydra.py"), *words]
-        threads = str(max(1, self.threads // jobs))
-        return sweep(command, n, "studies.db", {"OMP_NUM_THREADS": threads})
-
-    def scan(self) -> Measure:
-        """(d): every width; the best one of this round."""
-        found = answer(
-            [
-                *(self.given.jax, str(HERE / "rival_jax.py"), "--root", self.root),
-                *("--trials", str(self.given.trials), "--widths", *map(str, self.given.widths)),
-                *self.test,
-            ],
-            {"NPROC": str(self.threads)},
-        )
-        self.versions["jax"] = found["versions"]
-        for width, timing in found["widths"].items():
-            self.jax.setdefault(int(width), []).append(timing)
-        return Measure()  # which width counts is known after the last round
-
-    def variants(self) -> dict[str, Callable[[], Measure]]:
-        """What is run, by the names that are printed."""
-        rivals: dict[str, Callable[[], Measure]] = {
-            "(a) eager, DataLoader": self.eager,
-            "(b) eager, resident data": lambda: self.eager("--resident"),
-        }
-        if self.given.hos:
-            rivals["(c) hydra-optuna-sweeper"] = lambda: self.hydra(1)
-            rivals["(c) the same, joblib n_jobs=2"] = lambda: self.hydra(2)
-        if self.given.jax:
-            rivals["(d) JAX vmap+scan"] = self.scan
-        rivals["(e) iolaus, width=1"] = lambda: self.stack("1")
-        rivals["(f) iolaus, width=auto"] = lambda: self.stack("auto")
-        return rivals
 
 
 def number(value: float | None, scale: float = 1.0, width: int = 14, digits: int = 2) -> str:
@@ -238,25 +139,30 @@ def memory(given: argparse.Namespace) -> None:
     """How cost and memory grow with the number of trials."""
     benchmark = Benchmark(given)
     fixed = ["data=quadratic", "optimizer=sgd", "training.max_steps=5", "training.eval_every=5"]
+    rates = ",".join(f"{step / 1000}" for step in range(1, 11))
     for sampler in ("grid", "random"):
-        print(f"{sampler:8s}trials   s per 1,000 after start-up   in all   peak MiB")
-        rows: dict[int, Measure] = {}
+        print(
+            f"{sampler:7s} trials   s per 1,000: after start-up   after a tenth   in all   peak MiB"
+        )
+        rows: list[Measure] = []
         for trials in given.sizes:
-            points = (
-                f"training.seed=range(0,{trials // 10})",
-                "optimizer.lr=" + ",".join(f"{step / 1000}" for step in range(1, 11)),
-            )
+            points = f"training.seed=range(0,{trials // 10})", f"optimizer.lr={rates}"
             drawn = "optimizer.lr=interval(0.001,0.01)", f"hydra.sweeper.n_trials={trials}"
             words = [*fixed, *(points if sampler == "grid" else drawn)]
-            rows[trials] = benchmark.iolaus([*words, f"hydra/sweeper/sampler={sampler}"], trials)
-            row = rows[trials]
-            cells = number(row.after_start, 1e3, 29), number(row.whole, 1e3, 9)
-            print(f"{trials:14d}{''.join(cells)}{number(row.peak_mib, 1, 11, 0)}", flush=True)
-        *_, some, many = given.sizes
-        if rows[some].after_start and rows[many].after_start and rows[some].peak_mib:
-            cost = (rows[many].after_start or 0.0) / (rows[some].after_start or 1.0)
-            peak = (rows[many].peak_mib or 0.0) / (rows[some].peak_mib or 1.0)
-            print(f"from {some} to {many}: cost per trial x {cost:.2f}, peak memory x {peak:.2f}")
+            row = benchmark.iolaus([*words, f"hydra/sweeper/sampler={sampler}"], trials)
+            cells = number(row.after_start, 1e3, 28), number(row.steady, 1e3, 16)
+            rest = number(row.whole, 1e3, 9), number(row.peak_mib, 1, 11, 0)
+            print(f"{trials:14d}{''.join((*cells, *rest))}", flush=True)
+            rows.append(row)
+        some, many = rows[-2:]
+        cost, peak = growth(some.steady, many.steady), growth(some.peak_mib, many.peak_mib)
+        sizes = f"{given.sizes[-2]:,} to {given.sizes[-1]:,} trials"
+        print(f"from {sizes}: cost per trial after a tenth x {cost}, peak memory x {peak}")
+
+
+def growth(before: float | None, after: float | None) -> str:
+    """How many times as much."""
+    return f"{after / before:.2f}" if before and after else "-"
 
 
 def models(given: argparse.Namespace) -> None:
