@@ -14,6 +14,9 @@ from iolaus.spec import TrialSpec
 class Monitor:
     """A monitor that watches nothing and lets everything go on."""
 
+    def room(self, slots: int) -> None:
+        """`slots` places are free: as many specs are about to be pulled."""
+
     def started(
         self, spec: TrialSpec, step: int, total_steps: int, history: Sequence[Mapping[str, float]]
     ) -> None:

@@ -110,6 +110,8 @@ WITHOUT_EFFECT: Mapping[str, Mapping[str, Any]] = {
 }
 """Settings in configs of hydra-optuna-sweeper that Optuna 5 ignores or takes one value of (None:
 any, it changes nothing)."""
+BLIND = ("random", "qmc")
+"""Samplers that ask nothing of the parameters of trials that run."""
 SHARED = ("qmc", "cmaes")
 """Samplers whose trials are one sequence: all trials of a study are asked of one seed."""
 
