@@ -96,7 +96,7 @@ class Worker:
         study.pruner = pruners.build(plan.pruner.name, plan.pruner.given, plan.directions)
         self.ledger = make_ledger(plan, study)
         self.journal = Journal(study)
-        self.verdicts = Verdicts(study, self.journal, stop, notify, self._settle)
+        self.verdicts = Verdicts(study, self.journal, stop, notify, self._write)
         self.runner = app.runner(plan, folder, self.verdicts)
         self._running: dict[int, Asked] = {}
         """Trials in hand, by number: those that wait in `_claimed` or `_ended` too."""
@@ -140,9 +140,9 @@ class Worker:
         """Run trials until no more are to be had; whatever happens, what ended lasts."""
         try:
             for outcome in self.runner.run(self._asked()):
-                self._ended.append(outcome)
+                self._tell(outcome)
         finally:
-            self._settle()
+            self._write()
 
     def _put_back(self, trials: Iterable[Asked]) -> None:
         found = list(trials)
@@ -177,7 +177,7 @@ class Worker:
         """Trials of the study, each now this worker's."""
         while True:
             if not self._claimed:
-                self._settle()
+                self._write()
                 self._steps = None
                 if not self._more() or not self._claim():
                     return
@@ -198,7 +198,7 @@ class Worker:
                 asked = Asked(trial, self._words(trial), trial.user_attrs.get(CONTINUES))
             except (IolausError, ValueError) as error:
                 failed = Outcome.failed(self._running[trial.number], one_line(error))
-                self._ended.append(failed)
+                self._tell(failed)
                 continue
             self._running[asked.number] = asked
             self._claimed.append(asked)
@@ -227,7 +227,11 @@ class Worker:
             if name not in known
         ]
 
-    def _settle(self) -> None:
+    def _tell(self, outcome: Outcome) -> None:
+        """Note a result; it is written with the others of its block."""
+        self._ended.append(outcome)
+
+    def _write(self) -> None:
         """Make last what waits to be written; from here on it is acknowledged."""
         if self.verdicts.prunes:
             self.verdicts.flush()
