@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +84,7 @@ class Own:
         places = [config.folder("conf"), config.folder("sweeps").parent]
         places += [Path(self.config_dir)] if self.config_dir else []
 
+        @cache
         def is_group(key: str) -> bool:
             return any((place / key.partition("@")[0]).is_dir() for place in places)
 

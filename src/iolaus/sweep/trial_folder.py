@@ -19,6 +19,7 @@ import re
 import shlex
 import time
 from collections.abc import Sequence
+from dataclasses import is_dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -132,10 +133,17 @@ def alone(overrides: Sequence[str]) -> str:
 
 def _yaml(key: str, value: Any) -> str:
     """A key of a config; one after the other they are the whole."""
-    dumped: str = yaml.dump(
-        {key: plain(value)}, Dumper=_DUMPER, sort_keys=False, allow_unicode=True
-    )
-    return dumped
+    return _dumped({key: plain(value)}) if is_dataclass(value) else _yaml_value(key, value)
+
+
+@lru_cache(maxsize=256)
+def _yaml_value(key: str, value: str | tuple[str, ...]) -> str:
+    return _dumped({key: value})
+
+
+def _dumped(value: Any) -> str:
+    text: str = yaml.dump(value, Dumper=_DUMPER, sort_keys=False, allow_unicode=True)
+    return text
 
 
 @lru_cache(maxsize=4096)
