@@ -32,9 +32,16 @@ from iolaus.sweep.records import (
 
 _CONSTRAINT = "constraints"
 _ROWS = Trials.__table__.c
-_PARAMETERS = models.TrialParamModel.__table__
-_REPORTS = models.TrialIntermediateValueModel.__table__
-_VALUES = models.TrialValueModel.__table__
+
+
+def _table(model: str) -> Any:
+    """A table, None where this Optuna has none of that name (see `fallback.py`)."""
+    return getattr(getattr(models, model, None), "__table__", None)
+
+
+_PARAMETERS = _table("TrialParamModel")
+_REPORTS = _table("TrialIntermediateValueModel")
+_VALUES = _table("TrialValueModel")
 
 
 class Report(NamedTuple):

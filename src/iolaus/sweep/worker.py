@@ -26,7 +26,8 @@ from optuna.trial import TrialState
 from iolaus import streams
 from iolaus.errors import EXIT_INTERRUPTED, IolausError, one_line
 from iolaus.sweep import grammar, hook, pruners, samplers, storage
-from iolaus.sweep.journal import Ending, Journal
+from iolaus.sweep.fallback import journal_of
+from iolaus.sweep.journal import Ending
 from iolaus.sweep.ledger import Ledger
 from iolaus.sweep.plan import Plan
 from iolaus.sweep.records import CONTINUES
@@ -95,7 +96,7 @@ class Worker:
         study.sampler = RandomSampler(0)  # of a grid, whose points are laid out
         study.pruner = pruners.build(plan.pruner.name, plan.pruner.given, plan.directions)
         self.ledger = make_ledger(plan, study)
-        self.journal = Journal(study)
+        self.journal = journal_of(study)
         self.verdicts = Verdicts(study, self.journal, stop, notify, self._write)
         self.runner = app.runner(plan, folder, self.verdicts)
         self._running: dict[int, Asked] = {}
