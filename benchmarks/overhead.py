@@ -1,9 +1,10 @@
 """What a trial costs besides its training: iolaus beside hydra-optuna-sweeper.
 
     uv run python benchmarks/overhead.py [--trials 20 200 2000] [--other PYTHON]
+    uv run python benchmarks/overhead.py --bulk [1000 10000]
 
-Two measurements, each a sweep of `n` trials in a process and a study of its own, on the default
-SQLite storage:
+The first two of three measurements are each a sweep of `n` trials in a process and a study
+of its own, on the default SQLite storage:
 
 1. The same Hydra application, whose task returns (x - 2)^2 at once, swept over x with the random
    sampler, by `hydra/sweeper=iolaus` and by `hydra/sweeper=optuna`. PYTHON is the interpreter of an
@@ -12,6 +13,7 @@ SQLite storage:
 2. iolaus itself: `iolaus -m data=quadratic`, three swept parameters, five evaluations a trial. Its
    bookkeeping is the sweep's time, from the second trial's start to the last one's end, less the
    seconds that the engine spent training and evaluating (which every trial records).
+3. `--bulk`: the bookkeeping of stacks of 64 that train nothing (`bulk.py`), in parts.
 
 Printed are milliseconds per trial, without the first, which warms up; the sweepers alternate.
 """
@@ -98,13 +100,32 @@ def own(trials: int) -> tuple[float, float]:
         return whole - training, training
 
 
+def bulk(counts: list[int]) -> None:
+    """Print a row for each number of trials of a grid."""
+    print("trials   database   compose, read   folder      all   peak memory, MB more")
+    for trials in counts:
+        script = str(Path(__file__).with_name("bulk.py"))
+        done = subprocess.run([sys.executable, script, str(trials)], capture_output=True, text=True)
+        if done.returncode:
+            sys.exit(done.stderr[-2000:])
+        number, database, read, folder, whole, peak = done.stdout.split()
+        print(
+            f"{number:<6}   {database:>8}   {read:>13}   {folder:>6}   {whole:>6}   {peak:>20}",
+            flush=True,
+        )
+
+
 def main() -> None:
     """Print a row for each number of trials."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--trials", type=int, nargs="+", default=[20, 200, 2000])
     parser.add_argument("--other", help="python of an environment with hydra-optuna-sweeper")
+    parser.add_argument("--bulk", type=int, nargs="*", help="only the third measurement")
     given = parser.parse_args()
     print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores; ms per trial")
+    if given.bulk is not None:
+        bulk(given.bulk or [1000, 10000])
+        return
     print("trials   app: iolaus   app: optuna   iolaus itself: bookkeeping   (training)")
     for trials in given.trials:
         mine = other_app(sys.executable, "iolaus", trials)

@@ -24,6 +24,10 @@ CONFIG_NAME = "config"
 
 _hints = lru_cache(maxsize=None)(typing.get_type_hints)
 """Types of a schema class's fields; a sweep reads thousands of configs."""
+_fields = lru_cache(maxsize=None)(fields)
+_groups: dict[tuple[str, str], Any] = {}
+"""Typed groups by their name and values: most trials of a sweep differ in one or two."""
+_MOST_GROUPS = 512
 
 
 def _home() -> str:
@@ -123,7 +127,7 @@ def read_plain(plain: Mapping[str, Any]) -> schema.RunConfig:
         if key not in plain:
             mistakes.append(f"{key} is missing")
         elif key in schema.OPTIONS or key in schema.PLAIN:
-            values[key] = _group(key, plain[key], mistakes)
+            values[key] = _kept_group(key, plain[key], mistakes)
         else:
             values[key] = check.value(key, hint, {}, plain[key], mistakes)
     if not mistakes:
@@ -132,6 +136,19 @@ def read_plain(plain: Mapping[str, Any]) -> schema.RunConfig:
     if mistakes:
         raise InputError(mistakes)
     return config
+
+
+def _kept_group(group: str, given: Any, mistakes: list[str]) -> Any:
+    """`_group`, once for equal values; those that look different (1, 1.0, true) are."""
+    key, before = (group, repr(given)), len(mistakes)
+    found = _groups.get(key)
+    if found is None:
+        found = _group(group, given, mistakes)
+        if len(mistakes) == before:
+            if len(_groups) >= _MOST_GROUPS:
+                _groups.pop(next(iter(_groups)))
+            _groups[key] = found
+    return found
 
 
 def _group(group: str, given: Any, mistakes: list[str]) -> Any:
@@ -169,7 +186,7 @@ def _build(cls: type, group: str, given: Mapping[str, Any], mistakes: list[str])
             near = nearest(f"{group}.{key}", [f"{group}.{name}" for name in hints])
             mistakes.append(f"unknown key '{group}.{key}'{near}")
     values: dict[str, Any] = {}
-    for item in fields(cls):
+    for item in _fields(cls):
         path = f"{group}.{item.name}"
         if item.name not in given:
             name = given.get("name", "OPTION")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from functools import cached_property
 from pathlib import Path
@@ -36,7 +36,9 @@ class TrialSpec:
     def static(self) -> tuple[tuple[str, Any], ...]:
         """All that must be equal inside one stack, as (dotted key, value) pairs; hashable."""
         features = tuple((f"uses.{name}", test(self.config)) for name, test in FEATURES.items())
-        return tuple(_static(self.config, "")) + features
+        groups = by_group(self.config, "_static", _static)
+        pairs = [pair for found in groups.values() for pair in found]
+        return tuple(pairs) + features
 
     def uses(self, feature: str) -> bool:
         """Whether a feature of `schema.FEATURES` is on for this trial."""
@@ -45,19 +47,50 @@ class TrialSpec:
     @cached_property
     def config_hash(self) -> str:
         """SHA-256 of the config (first 16 hex digits), the same for equal configs anywhere."""
-        text = json.dumps(asdict(self.config), sort_keys=True, default=str)
+        parts = by_group(self.config, "_json", _json)
+        text = f"{{{', '.join(sorted(parts.values()))}}}"  # as json.dumps writes the whole
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _static(node: Any, prefix: str) -> list[tuple[str, Any]]:
-    pairs: list[tuple[str, Any]] = []
-    for item in fields(node):
-        value, key = getattr(node, item.name), f"{prefix}{item.name}"
-        if is_dataclass(value):
-            pairs += _static(value, f"{key}.")
-        elif not item.metadata.get("dynamic"):
-            pairs.append((key, value))
-    return pairs
+def by_group(config: RunConfig, name: str, make: Callable[[str, Any], Any]) -> dict[str, Any]:
+    """What `make` gives for each key of a config and its value. Of a group, which many trials of a
+    sweep share, it is made once and kept in the object under `name`."""
+    found = {}
+    for item in fields(config):
+        value = getattr(config, item.name)
+        if not is_dataclass(value):
+            found[item.name] = make(item.name, value)
+            continue
+        kept = vars(value)
+        if name not in kept:
+            kept[name] = make(item.name, value)
+        found[item.name] = kept[name]
+    return found
+
+
+def plain(value: Any) -> Any:
+    """A group as nested mappings; any other value as it is."""
+    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
+
+
+def _json(name: str, value: Any) -> str:
+    node = plain(value)
+    for item in fields(value) if is_dataclass(value) else ():
+        if item.metadata.get("place"):  # it changes nothing about the trial
+            del node[item.name]
+    return f'"{name}": {json.dumps(node, sort_keys=True, default=str)}'
+
+
+def _static(key: str, value: Any) -> list[tuple[str, Any]]:
+    """The static fields of a group, or the value of a key that is none."""
+    if not is_dataclass(value):
+        return [(key, value)]
+    return [
+        pair
+        for item in fields(value)
+        if not item.metadata.get("dynamic")
+        for pair in _static(f"{key}.{item.name}", getattr(value, item.name))
+    ]
 
 
 @dataclass(repr=False)

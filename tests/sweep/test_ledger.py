@@ -9,14 +9,16 @@ from typing import Any
 import optuna
 import pytest
 import sqlalchemy
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from ledger_support import finish, open_ledger, run_all, suggest
 from optuna.trial import TrialState
 
 from iolaus.errors import InputError
-from iolaus.sweep import ledger as ledgers
-from iolaus.sweep import processes
+from iolaus.sweep import processes, storage
 from iolaus.sweep.ledger import Ledger
 from iolaus.sweep.records import CONTINUES, LOST, POINT, RETRIED, RETRIES, RETRY_OF, WORKER
+from iolaus.sweep.studies import open_study
 
 
 @pytest.fixture
@@ -99,13 +101,51 @@ def test_samplers_see_what_others_have_finished(url: str) -> None:
 def test_each_point_of_a_grid_is_run_once_and_nothing_besides(url: str, total: int | None) -> None:
     ledger = open_ledger(url, total, points=80)
     first = [suggest(trial) for trial in [ledger.claim(), ledger.claim()]]
-    waiting = ledger.counts()["waiting"]
     rest = run_all(open_ledger(url, total, points=80))
     assert first + rest == [float(index) for index in range(80)]
     points = [json.loads(t.user_attrs[POINT]) for t in ledger.study.trials]
     assert points == [{"x": float(index)} for index in range(80)]
     assert [t.number for t in ledger.study.trials] == list(range(80))
-    assert waiting < ledgers.POINTS_AT_ONCE  # a huge grid does not slow down every look at it
+
+
+def test_many_are_claimed_at_once_and_never_more_than_the_total(url: str) -> None:
+    ledger, other = open_ledger(url, total=10), open_ledger(url, total=10)
+    assert [t.number for t in ledger.claim_many(4)] == [0, 1, 2, 3]
+    assert [t.number for t in other.claim_many(64)] == [4, 5, 6, 7, 8, 9]
+    assert ledger.claim_many(64) == other.claim_many(64) == []
+    assert ledger.counts()["running"] == 10
+
+
+def test_of_what_is_left_a_worker_takes_its_share(url: str) -> None:
+    ledger = open_ledger(url, total=100, points=100, workers=4)
+    assert [len(ledger.claim_many(64)) for _ in range(4)] == [25, 19, 14, 11]
+    assert len(ledger.claim_many(2)) == 2
+    assert len(run_all(ledger)) == 29
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    st.permutations(range(12)),
+    st.lists(st.tuples(st.integers(0, 1), st.integers(1, 5), st.booleans()), max_size=8),
+)
+def test_whoever_claims_how_many_each_point_of_a_grid_is_run_once(
+    order: list[int], claims: list[tuple[int, int, bool]]
+) -> None:
+    """Two processes that know the points in different orders; some trials are put back."""
+    opened = storage.connect("sqlite://")
+    study = open_study(opened, "study", ["minimize"], {})
+    points = [{"x": float(x)} for x in range(12)]
+    ledgers = [Ledger(study, 12, points=p) for p in (points, [points[i] for i in order])]
+    for who, most, put_back in [*claims, (0, 64, False), (1, 64, False)]:
+        for trial in ledgers[who].claim_many(most):
+            x = suggest(trial)
+            if put_back:
+                ledgers[1 - who].release(trial)
+            else:
+                study.tell(trial, x)
+    done = [t.value for t in study.trials if t.state == TrialState.COMPLETE]
+    assert sorted(done) == [float(x) for x in range(12)]
+    assert [t.number for t in study.trials] == list(range(len(study.trials)))
 
 
 def test_a_grid_that_is_cut_short_keeps_to_its_total(url: str) -> None:

@@ -16,6 +16,7 @@ import pytest
 from ledger_support import open_ledger, run_all, suggest
 from optuna.trial import TrialState
 
+from iolaus.sweep.journal import Ending, Journal
 from iolaus.sweep.records import RETRIED, WORKER
 
 # Workers are forked from a small server that has Optuna loaded: new interpreters take seconds.
@@ -29,8 +30,11 @@ def url(tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path}/studies.db"
 
 
-def work(url: str, total: int, points: int | None, steps: int | None, told: Connection) -> None:
-    """Run trials until none is left; tell of each step once it is in the storage.
+def work(
+    url: str, total: int, points: int | None, most: int, steps: int | None, told: Connection
+) -> None:
+    """Run up to `most` trials at a time until none is left; tell of each step once it is in the
+    storage.
 
     After `steps` of them stay as one is, for the parent to kill.
     """
@@ -42,12 +46,17 @@ def work(url: str, total: int, points: int | None, steps: int | None, told: Conn
             signal.pause()
 
     ledger = open_ledger(url, total, points, max_restarts=1000)
-    while (trial := ledger.claim()) is not None:
-        tell("claimed", trial)
-        x = suggest(trial)
-        tell("suggested", trial, x)
-        ledger.study.tell(trial, x)
-        tell("told", trial, x)
+    journal = Journal(ledger.study)
+    while trials := ledger.claim_many(most):
+        for trial in trials:
+            tell("claimed", trial)
+        values = [suggest(trial) for trial in trials]
+        for trial, x in zip(trials, values, strict=True):
+            tell("suggested", trial, x)
+        ends = [(trial, TrialState.COMPLETE, [x]) for trial, x in zip(trials, values, strict=True)]
+        assert journal.write((), [Ending(*end, {}, {}) for end in ends]) == []
+        for trial, x in zip(trials, values, strict=True):
+            tell("told", trial, x)
 
 
 def start(*arguments: Any) -> tuple[Any, Connection]:
@@ -71,10 +80,10 @@ def told_by(connection: Connection, at_most: int | None = None) -> list[Any]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("points", [None, 200])
-def test_four_processes_share_a_total_exactly(url: str, points: int | None) -> None:
+@pytest.mark.parametrize(("points", "most"), [(None, 1), (None, 7), (200, 7)])
+def test_four_processes_share_a_total_exactly(url: str, points: int | None, most: int) -> None:
     # The file does not exist yet: they also make it, and the study, at the same time.
-    workers = [start(url, 200, points, None) for _ in range(4)]
+    workers = [start(url, 200, points, most, None) for _ in range(4)]
     ran = []
     for process, connection in workers:
         ran += [number for step, number, _ in told_by(connection) if step == "told"]
@@ -90,13 +99,15 @@ def test_four_processes_share_a_total_exactly(url: str, points: int | None) -> N
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("points", [None, 40])
-def test_a_sweep_killed_at_random_moments_ends_with_its_total(url: str, points: int | None) -> None:
+@pytest.mark.parametrize(("points", "most"), [(None, 3), (40, 1), (40, 3)])
+def test_a_sweep_killed_at_random_moments_ends_with_its_total(
+    url: str, points: int | None, most: int
+) -> None:
     moments = random.Random(20)
     acknowledged: dict[int, float] = {}
-    for _ in range(10):
-        several_steps = [moments.randrange(1, 9) for _ in range(2)]
-        workers = [start(url, 40, points, steps) for steps in several_steps]
+    for _ in range(10 // most):
+        several_steps = [moments.randrange(1, 9 * most) for _ in range(2)]
+        workers = [start(url, 40, points, most, steps) for steps in several_steps]
         for (process, connection), steps in zip(workers, several_steps, strict=True):
             received = told_by(connection, at_most=steps - 1)
             assert process.is_alive()

@@ -8,6 +8,8 @@ import pytest
 import yaml
 from sweep_support import QUICK, metrics, params, states, study, trial_folder, without
 
+from iolaus.sweep import fallback
+
 
 def test_what_a_trial_leaves(main, tmp_path):
     ended = main("-m", *QUICK, "optimizer.lr=0.02,0.01", "training.seed=7")
@@ -186,3 +188,34 @@ def test_conditions_in_a_file_of_the_user_s(main, tmp_path):
         assert (1e-3 <= trial.params[case] <= 1e-2) == sgd
         assert config["optimizer"]["name"] == trial.params["optimizer"]
     assert {trial.params["optimizer"] for trial in trials} == {"sgd", "adam"}
+
+
+def test_an_optuna_with_other_tables_is_written_to_by_its_public_functions(
+    main, tmp_path, monkeypatch
+):
+    words = [*without("hydra.sweeper.study_name"), "optimizer.lr=0.01,1e4,0.02,0.001"]
+    words += ["hydra/sweeper/pruner=threshold", "hydra.sweeper.pruner.upper=0.2"]
+    words += ["hydra.sweeper.constraints={num_parameters: '<= 100'}"]
+    assert main("-m", *words, "hydra.sweeper.study_name=s").code == 0
+    more = fallback.NEEDED | {"TrialValueModel": ("value", "colour")}
+    monkeypatch.setattr(fallback, "NEEDED", more)
+    ended = main("-m", *words, "hydra.sweeper.study_name=slow")
+    assert ended.code == 0, ended.err
+
+    said = [line for line in ended.lines if "public functions" in line]
+    assert len(said) == 1
+    assert "TrialValueModel.colour" in said[0]
+
+    def what_is_kept(name):
+        own = {"seconds", "samples_per_s", "iolaus.worker"}
+        return [
+            (
+                *(t.state, t.params, t.distributions, t.values, t.intermediate_values),
+                *({k: v for k, v in t.user_attrs.items() if k not in own}, t.system_attrs),
+            )
+            for t in study(tmp_path, name).trials
+        ]
+
+    kept = what_is_kept("slow")
+    assert {row[0].name for row in kept} == {"COMPLETE", "FAIL", "PRUNED"}
+    assert kept == what_is_kept("s")

@@ -45,4 +45,4 @@ def test_the_tally_is_the_count(steps: list[tuple[int, bool]]) -> None:
         for state in TrialState:
             assert found.states[state] == sum(t.state == state for t in counted)
         waiting = [t._trial_id for t in trials if t.state == TrialState.WAITING]
-        assert found.waiting == (waiting[0] if waiting else None)
+        assert found.waiting == waiting

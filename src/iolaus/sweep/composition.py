@@ -38,7 +38,7 @@ class Composition:
         self._parsed: dict[str, tuple[str, Any] | None] = {}
 
     def __call__(self, overrides: Sequence[str]) -> Plain:
-        """The config of `overrides`, resolved.
+        """The config of `overrides`, resolved; it must not be changed.
 
         Raises:
             hydra.errors.HydraException: an override names no key or option, or does not parse.
@@ -54,7 +54,9 @@ class Composition:
         base = self._base(tuple(structural))
         if base is None:
             return self._full(overrides)
-        plain: Plain = _copied(base)
+        plain: Plain = dict(base)  # what no value goes into is shared with other configs
+        own = {key.partition(".")[0] for key, _ in values}
+        plain.update((name, _copied(base[name])) for name in own if name in base)
         for key, value in values:
             if not _put(plain, key.split("."), _copied(value)):
                 return self._full(overrides)  # which says what is wrong, or knows better

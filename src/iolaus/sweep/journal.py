@@ -19,16 +19,29 @@ from optuna.distributions import distribution_to_json
 from optuna.storages import RDBStorage
 from optuna.storages._rdb import models
 from optuna.trial import TrialState
-from sqlalchemy import Float, cast, func, insert, select, update
+from sqlalchemy import Connection, Float, bindparam, cast, func, insert, select, update
 
 from iolaus.sweep.live_trial import LiveTrial
-from iolaus.sweep.records import SystemAttributes, Trials, UserAttributes, add_attributes
+from iolaus.sweep.records import (
+    SystemAttributes,
+    Trials,
+    UserAttributes,
+    add_attributes,
+    stored,
+)
 
 _CONSTRAINT = "constraints"
 _ROWS = Trials.__table__.c
-_PARAMETERS = models.TrialParamModel.__table__
-_REPORTS = models.TrialIntermediateValueModel.__table__
-_VALUES = models.TrialValueModel.__table__
+
+
+def _table(model: str) -> Any:
+    """A table, None where this Optuna has none of that name (see `fallback.py`)."""
+    return getattr(getattr(models, model, None), "__table__", None)
+
+
+_PARAMETERS = _table("TrialParamModel")
+_REPORTS = _table("TrialIntermediateValueModel")
+_VALUES = _table("TrialValueModel")
 
 
 class Report(NamedTuple):
@@ -47,10 +60,6 @@ class Ending(NamedTuple):
     values: Sequence[float] | None
     attributes: Mapping[str, Any]
     constraints: Mapping[str, float]
-
-
-class Lost(Exception):
-    """The trial was taken for dead; another runs in its place."""
 
 
 class Journal:
@@ -78,28 +87,33 @@ class Journal:
             with self._engine.begin() as connection:
                 connection.execute(insert(_PARAMETERS), rows)
 
-    def report(self, reports: Iterable[Report]) -> None:
-        """Write reports; a step that a trial has reported before keeps its first value."""
-        rows = []
-        for trial, step, value in reports:
-            known = trial._cached_frozen_trial.intermediate_values
-            if step in known:
-                continue
-            known[step] = value
-            number, kind = models.TrialIntermediateValueModel.intermediate_value_to_stored_repr(
-                value
-            )
-            rows.append(
-                {
-                    "trial_id": trial._trial_id,
-                    "step": step,
-                    "intermediate_value": number,
-                    "intermediate_value_type": kind,
-                }
-            )
-        if rows:
+    def write(self, reports: Iterable[Report] = (), endings: Sequence[Ending] = ()) -> list[int]:
+        """Write reports and how trials ended, with all their attributes, in one transaction: from
+        then on these results are kept. A step that a trial has reported before keeps its value.
+
+        Returns:
+            The numbers of the trials that were not running any more: taken for dead, another runs
+            in the place of each. Nothing of them is written.
+        """
+        noted = _noted(reports)
+        if not noted and not endings:
+            return []
+        try:
             with self._engine.begin() as connection:
-                connection.execute(insert(_REPORTS), rows)
+                lost = _not_running(connection, [ending.trial for ending in endings])
+                kept = [ending for ending in endings if ending.trial._trial_id not in lost]
+                rows = [_report_row(report) for report in noted]
+                rows = [row for row in rows if row["trial_id"] not in lost]
+                if rows:
+                    connection.execute(insert(_REPORTS), rows)
+                if kept:
+                    _end(connection, kept)
+        except BaseException:
+            for trial, step, _ in noted:  # they may be written yet
+                del trial._cached_frozen_trial.intermediate_values[step]
+            raise
+        self.study._thread_local.cached_all_trials = None  # as `tell`: samplers look again
+        return [ending.trial.number for ending in endings if ending.trial._trial_id in lost]
 
     def best(self, direction: str) -> float | None:
         """The best value of a complete trial that keeps its constraints, of one objective."""
@@ -125,35 +139,71 @@ class Journal:
         with self._engine.begin() as connection:
             return sum(json.loads(text) or 0 for text in connection.scalars(mine))
 
-    def end(self, ending: Ending) -> None:
-        """Write how a trial ended, with all its attributes: from then on its result is kept.
 
-        Raises:
-            Lost: the trial is not running any more.
-        """
-        trial, state, values = ending.trial, ending.state, ending.values
-        frozen = trial._cached_frozen_trial
-        self.study._thread_local.cached_all_trials = None
-        if state == TrialState.PRUNED and frozen.last_step is not None:  # as `Study.tell`
-            last = frozen.intermediate_values[frozen.last_step]
-            values = None if math.isnan(last) else [last]
-        system = {f"{_CONSTRAINT}:{name}": value for name, value in ending.constraints.items()}
-        attributes = {k: v for k, v in ending.attributes.items() if k not in frozen.user_attrs}
-        mine = _ROWS.trial_id == trial._trial_id
-        with self._engine.begin() as connection:
-            if connection.scalar(select(_ROWS.state).where(mine).with_for_update()) != (
-                TrialState.RUNNING
-            ):
-                raise Lost(f"trial {trial.number} was taken for dead; another runs in its place")
-            add_attributes(connection, UserAttributes, trial._trial_id, attributes)
-            add_attributes(connection, SystemAttributes, trial._trial_id, system)
-            if values:
-                connection.execute(insert(_VALUES), list(_stored(trial._trial_id, values)))
-            finished = update(Trials.__table__).where(mine)
-            connection.execute(finished.values(state=state, datetime_complete=datetime.now()))
+def _noted(reports: Iterable[Report]) -> list[Report]:
+    """Those of the reports that are new; the trials know them from here on."""
+    new = []
+    for report in reports:
+        known = report.trial._cached_frozen_trial.intermediate_values
+        if report.step not in known:
+            known[report.step] = report.value
+            new.append(report)
+    return new
 
 
-def _stored(trial_id: int, values: Sequence[float]) -> Iterable[dict[str, Any]]:
+def _not_running(connection: Connection, trials: Sequence[optuna.Trial]) -> set[int]:
+    """Row ids of those that are not; the others stay so until the transaction ends."""
+    if not trials:
+        return set()
+    ids = [trial._trial_id for trial in trials]
+    mine = select(_ROWS.trial_id).where(_ROWS.trial_id.in_(ids), _ROWS.state == TrialState.RUNNING)
+    return set(ids).difference(connection.scalars(mine.with_for_update()))
+
+
+def _end(connection: Connection, endings: Sequence[Ending]) -> None:
+    attributes, system, finished = [], [], []
+    values: list[dict[str, Any]] = []
+    now = stored(datetime.now())
+    for ending in endings:
+        trial_id, known = ending.trial._trial_id, ending.trial._cached_frozen_trial.user_attrs
+        new = {key: value for key, value in ending.attributes.items() if key not in known}
+        attributes.append((trial_id, new))
+        violations = {f"{_CONSTRAINT}:{n}": value for n, value in ending.constraints.items()}
+        system.append((trial_id, violations))
+        values += _value_rows(trial_id, _values(ending))
+        finished.append({"_id": trial_id, "state": ending.state, "datetime_complete": now})
+    add_attributes(connection, UserAttributes, attributes)
+    add_attributes(connection, SystemAttributes, system)
+    if values:
+        connection.execute(insert(_VALUES), values)
+    change = update(Trials.__table__).where(_ROWS.trial_id == bindparam("_id"))
+    change = change.values(
+        state=bindparam("state"), datetime_complete=bindparam("datetime_complete")
+    )
+    connection.execute(change, finished)
+
+
+def _values(ending: Ending) -> Sequence[float]:
+    """The objectives; of a pruned trial its last report, as `Study.tell` has it."""
+    frozen = ending.trial._cached_frozen_trial
+    if ending.state == TrialState.PRUNED and frozen.last_step is not None:
+        last = frozen.intermediate_values[frozen.last_step]
+        return [] if math.isnan(last) else [last]
+    return ending.values or []
+
+
+def _report_row(report: Report) -> dict[str, Any]:
+    stored = models.TrialIntermediateValueModel.intermediate_value_to_stored_repr
+    number, kind = stored(report.value)
+    return {
+        "trial_id": report.trial._trial_id,
+        "step": report.step,
+        "intermediate_value": number,
+        "intermediate_value_type": kind,
+    }
+
+
+def _value_rows(trial_id: int, values: Sequence[float]) -> Iterable[dict[str, Any]]:
     for objective, value in enumerate(values):
         number, kind = models.TrialValueModel.value_to_stored_repr(value)
         yield {

@@ -18,7 +18,6 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
-from itertools import islice
 from typing import Any
 
 import optuna
@@ -26,11 +25,12 @@ from optuna.samplers import BaseSampler
 from optuna.storages import RDBStorage
 from optuna.storages._rdb import models
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy import func, select, update
+from sqlalchemy import Connection, func, select, update
 from sqlalchemy.orm import Session, selectinload
 
 from iolaus.errors import InputError
 from iolaus.sweep import processes, records
+from iolaus.sweep.layout import Layout
 from iolaus.sweep.live_trial import LiveTrial
 from iolaus.sweep.records import (
     CONTINUES,
@@ -52,11 +52,6 @@ from iolaus.sweep.records import (
 )
 from iolaus.sweep.tally import Counts, Tally
 
-# A grid's points are laid out a few at a time: Optuna reads all waiting trials again for each look
-# that a sampler or pruner takes at a study (0.9 s for 10,000 of them).
-POINTS_AT_ONCE = 64
-
-
 _NAMES = {
     "done": TrialState.COMPLETE,
     "pruned": TrialState.PRUNED,
@@ -75,7 +70,8 @@ class Ledger:
     whose worker died is run again at most `max_restarts` times. A worker that has not called `beat`
     for `grace_s` seconds counts as dead; one on this host also as soon as its process is gone. One
     that was only held up finds that `Study.tell` refuses its trial: another runs in its place.
-    `sampler_of` gives the sampler of a trial by its number, where it is not the study's.
+    `sampler_of` gives the sampler of a trial by its number, where it is not the study's. Of what
+    is left, one of `workers` takes no more than its share at once.
 
     Raises:
         InputError: the study is not in a database (see `storage.connect`).
@@ -91,6 +87,7 @@ class Ledger:
         first: Sequence[Mapping[str, Any]] = (),
         grace_s: float = 120.0,
         sampler_of: Callable[[int], BaseSampler] | None = None,
+        workers: int = 1,
     ):
         # Optuna wraps a database in a cache of trials, without a public way to what it wraps.
         backend = getattr(study._storage, "_backend", None)
@@ -106,22 +103,28 @@ class Ledger:
         self.max_restarts = max_restarts
         self.grace_s = grace_s
         self._sampler_of = sampler_of
+        self._workers = workers
         self._engine = backend.engine
         self._study_id = study._study_id
         self._tally = Tally(study._study_id)
+        self._layout: Layout | None = None
 
     def claim(self) -> LiveTrial | None:
-        """Return the next trial to run, which is now RUNNING and this process's, or None.
+        """Return the next trial to run, or None; see `claim_many`."""
+        return next(iter(self.claim_many(1)), None)
 
-        Waiting trials come first, in order; then a grid's next point, or else a new trial, whose
-        parameters the sampler gives when they are suggested. None means that finished and running
-        trials make up the total, or the grid: ask again while `counts()` knows running ones, which
-        may yet be lost.
+    def claim_many(self, most: int) -> list[LiveTrial]:
+        """Return the next trials to run, which are now RUNNING and this process's.
+
+        Waiting trials come first, in order; then a grid's next points, or else new trials, whose
+        parameters the sampler gives when they are suggested. None at all means that finished and
+        running trials make up the total, or the grid: ask again while `counts()` knows running
+        ones, which may yet be lost.
         """
-        trial = self._take_next()
-        if trial is None and self.recover():
-            trial = self._take_next()
-        return None if trial is None else self._live(trial)
+        trials = self._take_next(most)
+        if not trials and self.recover():
+            trials = self._take_next(most)
+        return [self._live(trial) for trial in trials]
 
     def retry_failed(self) -> int:
         """Let a grid's failed points wait again and return how many; the sweeper's, once a start.
@@ -154,12 +157,15 @@ class Ledger:
                     self._put_back(session, trial, why, restarts=1)
         return lost
 
-    def release(self, trial: optuna.Trial) -> None:
-        """Put back a running `trial` of this process, as on Ctrl-C; that is not a restart."""
+    def release(self, *trials: optuna.Trial) -> None:
+        """Put back running `trials` of this process, as on Ctrl-C; that is not a restart."""
         with self._books() as session:
-            row = session.get_one(Trials, trial._trial_id, with_for_update=True)
-            if row.state == TrialState.RUNNING:  # or it was lost, and is waiting already
-                self._put_back(session, row, "put back when the sweep was interrupted", restarts=0)
+            for trial in trials:
+                row = session.get_one(Trials, trial._trial_id, with_for_update=True)
+                if row.state == TrialState.RUNNING:  # or it was lost, and is waiting already
+                    self._put_back(
+                        session, row, "put back when the sweep was interrupted", restarts=0
+                    )
 
     def enqueue(self, first: Sequence[Mapping[str, Any]]) -> None:
         """Let known points wait before all others, each once in the life of the study."""
@@ -218,39 +224,28 @@ class Ledger:
             return counts | {"remaining": counts["running"] + counts["waiting"]}
         return counts | {"remaining": max(0, self.total - finished)}
 
-    def _take_next(self) -> FrozenTrial | None:
-        """Make the next trial RUNNING and return what its row holds; None when the total is met."""
+    def _take_next(self, most: int) -> list[FrozenTrial]:
+        """Make the next trials RUNNING and return what their rows hold."""
         with self._engine.begin() as connection:
             records.hold(connection, self._study_id)
             found = self._tally.read(connection)
-            counts = self._counts(found)
-            if self.total is not None and counts["remaining"] <= counts["running"]:
-                return None
-            if found.waiting is None and self.points is not None:
-                with Session(connection) as session:
-                    most = counts["remaining"] - counts["running"]
-                    self._add(session, self._next_points(session, most))
-                    session.flush()
-                found = self._tally.read(connection)
-                if found.waiting is None:
-                    return None
-            if found.waiting is not None:
-                trial = records.begin_waiting(connection, found.waiting)
-            else:
-                trial = records.begin_new(connection, self._study_id, found.size)
-            records.hand_to(connection, trial, processes.this_process())
-        return trial
+            if self.total is not None:
+                counts = self._counts(found)
+                left = max(0, counts["remaining"] - counts["running"])
+                most = min(most, -(-left // self._workers))
+            trials = records.begin_waiting(connection, found.waiting[:most])
+            rows = self._new(connection, most - len(trials))
+            trials += records.begin_new(connection, self._study_id, rows, found.size, found.last)
+            records.hand_to(connection, trials, processes.this_process())
+        return trials
 
-    def _next_points(self, session: Session, most: int) -> list[Row]:
-        """Return the next points of the grid that no trial has, at most `POINTS_AT_ONCE`."""
-        most = POINTS_AT_ONCE if self.total is None else min(most, POINTS_AT_ONCE)
-        known = select(UserAttributes.value_json).join(Trials)
-        known = known.where(Trials.study_id == self._study_id, UserAttributes.key == POINT)
-        covered = {json.loads(index) for index in session.scalars(known)}
-        every: Iterable[Row] = ((p, {POINT: _canonical(p)}) for p in self.points or ())
-        if self._first:
-            every = sorted(every, key=lambda row: row[0] not in self._first)
-        return list(islice((row for row in every if row[1][POINT] not in covered), most))
+    def _new(self, connection: Connection, most: int) -> Sequence[Row]:
+        """What new trials are to be, at most `most`."""
+        if self.points is None:
+            return [({}, {})] * most
+        if self._layout is None:
+            self._layout = Layout(self._study_id, self.points, self._first)
+        return self._layout.next(connection, most) if most else []
 
     def _live(self, trial: FrozenTrial) -> LiveTrial:
         self.study._thread_local.cached_all_trials = None  # as `ask`: samplers look again
@@ -292,11 +287,6 @@ class Ledger:
         retries = attributes_of(trial).get(RETRIES, 0) + restarts
         if retries <= self.max_restarts:
             self._replace(session, [trial], {CONTINUES: trial.number, RETRIES: retries})
-
-
-def _canonical(point: Mapping[str, Any]) -> str:
-    """A grid's point as text, whatever order its parameters are declared in."""
-    return json.dumps(dict(sorted(point.items())))
 
 
 def _why_lost(trial: Any, oldest: datetime) -> str | None:

@@ -34,10 +34,16 @@ class LiveTrial(optuna.Trial):
         self._unwritten = _Unwritten(study._storage)
         self.storage: Any = self._unwritten
         self._cached_frozen_trial = frozen
+        # Trials that are claimed together each have a sampler of their own.
+        self._sampler = study.sampler
         study.sampler.before_trial(pruners._filter_study(study, frozen), frozen)
         self.relative_search_space: dict[str, BaseDistribution] | None = None
         self._relative_params: dict[str, Any] | None = None
         self._fixed_params = frozen.system_attrs.get("fixed_params", {})
+
+    def _suggest(self, name: str, distribution: BaseDistribution) -> Any:
+        self.study.sampler = self._sampler
+        return super()._suggest(name, distribution)
 
     def take_parameters(self) -> list[Parameter]:
         """The parameters that are not written yet; from now on they count as written."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +85,7 @@ class Own:
         places = [config.folder("conf"), config.folder("sweeps").parent]
         places += [Path(self.config_dir)] if self.config_dir else []
 
+        @cache
         def is_group(key: str) -> bool:
             return any((place / key.partition("@")[0]).is_dir() for place in places)
 
@@ -159,6 +160,7 @@ class Trainer(Monitor):
         self._groups: dict[int, tuple[Asked, Group, TrialFolder]] = {}
         self._refused: list[Outcome] = []
         self._newest, self._steps = (0, 0), 0
+        self._members = 1
 
     def run(self, asked: Iterator[Asked]) -> Iterator[Outcome]:
         """Train trials until no more are asked; each ends in one outcome.
@@ -208,6 +210,7 @@ class Trainer(Monitor):
             spec = TrialSpec(run_config, number=asked.number, folder=place.path)
             place.begin(spec, asked.overrides, self._line(asked))
             members = seeds.members(spec)
+            self._members = len(members)
             self._groups[spec.number] = (asked, Group(spec, len(members)), place)
             yield from members
 
@@ -265,6 +268,10 @@ class Trainer(Monitor):
 
     # --- what the engine tells -------------------------------------------------------------------
 
+    def room(self, slots: int) -> None:
+        """Let as many trials be claimed at once as there is room for."""
+        self.verdicts.room = max(1, -(-slots // self._members))
+
     def started(
         self, spec: TrialSpec, step: int, total_steps: int, history: Sequence[Mapping[str, float]]
     ) -> None:
@@ -276,7 +283,8 @@ class Trainer(Monitor):
             self.report(spec, row)
 
     def stepped(self, steps: int) -> None:
-        """Say how far the running trials are."""
+        """Write what waits, and say how far the running trials are."""
+        self.verdicts.settle()
         self._steps += steps
         number, total = self._newest
         of = f"trial {number} step {min(self._steps, total)}/{total}"
@@ -303,7 +311,10 @@ class Trainer(Monitor):
 
     def should_stop(self, spec: TrialSpec) -> bool:
         """What the pruner says, asked once for all trials that have reported."""
-        return self.verdicts.ends(self._groups[spec.number][0])
+        asked = self._groups[spec.number][0]
+        if not self.verdicts.prunes:  # nothing to judge: reports wait for the block's end
+            return self.verdicts.is_condemned(asked)
+        return self.verdicts.ends(asked)
 
     def interrupted(self) -> int | None:
         """The exit code of a signal."""

@@ -17,8 +17,8 @@ writes the rows itself. User attributes of trials:
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from datetime import datetime
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 from optuna.distributions import json_to_distribution
@@ -47,14 +47,18 @@ Row = tuple[Mapping[str, Any], Mapping[str, Any]]
 def waiting_trial(study_id: int, number: int, row: Row) -> Any:
     """Return trial `number` of a study, waiting, as `Study.enqueue_trial` would make it."""
     parameters, attributes = row
-    fixed = {"fixed_params": dict(parameters)} if parameters else {}
     return Trials(
         study_id=study_id,
         number=number,
         state=TrialState.WAITING,
-        system_attributes=_rows(SystemAttributes, fixed),
+        system_attributes=_rows(SystemAttributes, fixed(parameters)),
         user_attributes=_rows(UserAttributes, attributes),
     )
+
+
+def fixed(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """System attributes of a trial whose parameters are known before it is asked for."""
+    return {"fixed_params": dict(parameters)} if parameters else {}
 
 
 def parameters_of(trial: Any) -> dict[str, Any]:
@@ -89,68 +93,96 @@ def hold(connection: Connection, study_id: int) -> None:
     )
 
 
-def begin_waiting(connection: Connection, trial_id: int) -> FrozenTrial:
-    """Make a waiting trial RUNNING and return what its row holds."""
-    rows, now = Trials.__table__, datetime.now()
-    connection.execute(
-        update(rows)
-        .where(rows.c.trial_id == trial_id)
-        .values(state=TrialState.RUNNING, datetime_start=now)
-    )
-    number = connection.scalar(select(rows.c.number).where(rows.c.trial_id == trial_id))
-    return _frozen(
-        trial_id,
-        number,
-        now,
-        _attributes(connection, UserAttributes, trial_id),
-        _attributes(connection, SystemAttributes, trial_id),
-    )
+def stored(local: datetime) -> datetime:
+    """A time as Optuna stores it: UTC, and not saying so."""
+    return local.astimezone(UTC).replace(tzinfo=None)
 
 
-def begin_new(connection: Connection, study_id: int, number: int) -> FrozenTrial:
-    """Add a RUNNING trial to a study, and return what its row holds."""
-    now = datetime.now()
-    added = connection.execute(
-        insert(Trials.__table__).values(
-            number=number, study_id=study_id, state=TrialState.RUNNING, datetime_start=now
-        )
-    )
-    key = added.inserted_primary_key
-    assert key is not None
-    return _frozen(int(key[0]), number, now, {}, {})
+def begin_waiting(connection: Connection, trial_ids: Sequence[int]) -> list[FrozenTrial]:
+    """Make waiting trials RUNNING and return what their rows hold."""
+    if not trial_ids:
+        return []
+    rows = Trials.__table__
+    mine = rows.c.trial_id.in_(trial_ids)
+    start = datetime.now()
+    change = update(rows).where(mine)
+    connection.execute(change.values(state=TrialState.RUNNING, datetime_start=stored(start)))
+    numbers = select(rows.c.trial_id, rows.c.number).where(mine).order_by(rows.c.trial_id)
+    user = _attributes(connection, UserAttributes, trial_ids)
+    system = _attributes(connection, SystemAttributes, trial_ids)
+    return [
+        _frozen(trial_id, number, start, user.get(trial_id, {}), system.get(trial_id, {}))
+        for trial_id, number in connection.execute(numbers)
+    ]
 
 
-def hand_to(connection: Connection, trial: FrozenTrial, worker: str) -> None:
-    """Note who runs a trial, with the first sign of life."""
-    connection.execute(insert(Heartbeats.__table__).values(trial_id=trial._trial_id))
-    add_attributes(connection, UserAttributes, trial._trial_id, {WORKER: worker})
-    trial.user_attrs[WORKER] = worker
+def begin_new(
+    connection: Connection, study_id: int, rows: Sequence[Row], number: int, after: int
+) -> list[FrozenTrial]:
+    """Add RUNNING trials to a study, and return what their rows hold.
+
+    Args:
+        connection: of a transaction that holds the study.
+        study_id: the study's row.
+        rows: fixed parameters and user attributes of each.
+        number: of the first of them.
+        after: row id of the study's last trial.
+    """
+    if not rows:
+        return []
+    table, start = Trials.__table__, datetime.now()
+    same = {"study_id": study_id, "state": TrialState.RUNNING, "datetime_start": stored(start)}
+    connection.execute(insert(table), [{**same, "number": number + i} for i in range(len(rows))])
+    added = select(table.c.trial_id, table.c.number)
+    added = added.where(table.c.study_id == study_id, table.c.trial_id > after)
+    found = connection.execute(added.order_by(table.c.number)).all()
+    trials = [
+        _frozen(trial_id, number, start, dict(attributes), fixed(parameters))
+        for (trial_id, number), (parameters, attributes) in zip(found, rows, strict=True)
+    ]
+    add_attributes(connection, SystemAttributes, [(t._trial_id, t.system_attrs) for t in trials])
+    add_attributes(connection, UserAttributes, [(t._trial_id, t.user_attrs) for t in trials])
+    return trials
+
+
+def hand_to(connection: Connection, trials: Sequence[FrozenTrial], worker: str) -> None:
+    """Note who runs trials, with the first sign of life."""
+    if not trials:
+        return
+    beats = [{"trial_id": trial._trial_id} for trial in trials]
+    connection.execute(insert(Heartbeats.__table__), beats)
+    mine = {WORKER: worker}
+    add_attributes(connection, UserAttributes, [(trial._trial_id, mine) for trial in trials])
+    for trial in trials:
+        trial.user_attrs[WORKER] = worker
 
 
 def add_attributes(
-    connection: Connection, model: Any, trial_id: int, attributes: Mapping[str, Any]
+    connection: Connection, model: Any, attributes: Iterable[tuple[int, Mapping[str, Any]]]
 ) -> None:
-    """Give a trial attributes, none of which it has yet."""
-    if attributes:
-        rows = [
-            {"trial_id": trial_id, "key": key, "value_json": json.dumps(value)}
-            for key, value in attributes.items()
-        ]
+    """Give trials, by row id, attributes that they do not have yet."""
+    rows = [
+        {"trial_id": trial_id, "key": key, "value_json": json.dumps(value)}
+        for trial_id, given in attributes
+        for key, value in given.items()
+    ]
+    if rows:
         connection.execute(insert(model.__table__), rows)
 
 
-def _attributes(connection: Connection, model: Any, trial_id: int) -> dict[str, Any]:
-    table = model.__table__
-    query = select(table.c.key, table.c.value_json).where(table.c.trial_id == trial_id)
-    return {key: json.loads(text) for key, text in connection.execute(query)}
+def _attributes(
+    connection: Connection, model: Any, trial_ids: Sequence[int]
+) -> dict[int, dict[str, Any]]:
+    """Attributes by trial."""
+    table, found = model.__table__.c, dict[int, dict[str, Any]]()
+    query = select(table.trial_id, table.key, table.value_json)
+    for trial_id, key, text in connection.execute(query.where(table.trial_id.in_(trial_ids))):
+        found.setdefault(trial_id, {})[key] = json.loads(text)
+    return found
 
 
 def _frozen(
-    trial_id: int,
-    number: Any,
-    start: datetime,
-    user: dict[str, Any],
-    system: dict[str, Any],
+    trial_id: int, number: Any, start: datetime, user: dict[str, Any], system: dict[str, Any]
 ) -> FrozenTrial:
     return FrozenTrial(
         number=int(number),

@@ -110,8 +110,10 @@ WITHOUT_EFFECT: Mapping[str, Mapping[str, Any]] = {
 }
 """Settings in configs of hydra-optuna-sweeper that Optuna 5 ignores or takes one value of (None:
 any, it changes nothing)."""
-INDEPENDENT = ("random", "qmc", "grid", "brute_force")
-"""Samplers that learn nothing from earlier trials."""
+BLIND = ("random", "qmc")
+"""Samplers that ask nothing of the parameters of trials that run."""
+INDEPENDENT = (*BLIND, "grid", "brute_force")
+"""Samplers that learn nothing from what earlier trials gave."""
 SHARED = ("qmc", "cmaes")
 """Samplers whose trials are one sequence: all trials of a study are asked of one seed."""
 

@@ -25,7 +25,7 @@ from optuna.trial import TrialState
 from iolaus import files, progress
 from iolaus.errors import NothingCompleted, Stopped, TrainingFailed, one_line
 from iolaus.sweep import dry_run, plan, storage, studies, worker
-from iolaus.sweep.journal import Journal
+from iolaus.sweep.fallback import journal_of
 from iolaus.sweep.launch import Crew, Launch, launch
 from iolaus.sweep.ledger import Ledger
 from iolaus.sweep.plan import Plan
@@ -102,7 +102,7 @@ def sweep(
         deadline = began + chosen.timeout_s if chosen.timeout_s else math.inf
         crew = Crew(chosen, app, folder, ledger.counts(), deadline)
         single = chosen.directions[0] if len(chosen.directions) == 1 else None
-        board = Scoreboard(ledger, Journal(study), single, chosen.objectives[0])
+        board = Scoreboard(ledger, journal_of(study), single, chosen.objectives[0])
         _announce(chosen, ledger)
         code = None
         if ledger.total is None or ledger.counts()["remaining"]:

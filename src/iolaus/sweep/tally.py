@@ -1,7 +1,7 @@
 """How many trials of a study are in which state, without reading them all again each time.
 
-A finished trial stays finished, so the states of the oldest trials, up to the first that waits or
-runs, are read once and added up; only the rows after them are read again. Called by `ledger.py`.
+A finished trial stays finished: each trial is read until it is, then it is only counted. What is
+read again is what waited or ran the last time, and what is new. Called by `ledger.py`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from optuna.trial import TrialState
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, select, union_all
 
 from iolaus.sweep.records import RETRIED, Trials, UserAttributes
 
@@ -27,12 +27,14 @@ class Counts:
     Attributes:
         states: trials by state; failed ones that another replaces are left out.
         size: trials of all states, which is also the next trial's number.
-        waiting: row id of the first waiting trial.
+        last: row id of the last trial, -1 when there is none.
+        waiting: row ids of the waiting trials, in order.
     """
 
     states: Counter[TrialState]
     size: int
-    waiting: int | None
+    last: int
+    waiting: list[int]
 
 
 class Tally:
@@ -44,28 +46,27 @@ class Tally:
 
     def restart(self) -> None:
         """Forget what is settled: failed trials have got replacements."""
-        self._settled_id, self._size = -1, 0
+        self._last, self._size = -1, 0
+        self._open: list[int] = []
         self._settled: Counter[TrialState] = Counter()
 
     def read(self, connection: Connection) -> Counts:
         """Count, within the transaction of `connection`."""
-        query = select(_ROWS.trial_id, _ROWS.state)
-        query = query.where(_ROWS.study_id == self._study_id, _ROWS.trial_id > self._settled_id)
-        rows = connection.execute(query.order_by(_ROWS.trial_id)).all()
+        mine = select(_ROWS.trial_id, _ROWS.state).where(_ROWS.study_id == self._study_id)
+        new = mine.where(_ROWS.trial_id > self._last)
+        # One statement, or a trial that is replaced in between would be in neither part.
+        both = union_all(mine.where(_ROWS.trial_id.in_(self._open)), new) if self._open else new
+        rows = sorted((int(trial_id), state) for trial_id, state in connection.execute(both))
         replaced = _replaced(connection, [i for i, state in rows if state == TrialState.FAIL])
         states: Counter[TrialState] = Counter()
-        waiting, open_yet, settled_rows = None, False, 0
+        self._size += sum(trial_id > self._last for trial_id, _ in rows)
+        self._last = max([self._last, *(trial_id for trial_id, _ in rows)])
+        self._open = [trial_id for trial_id, state in rows if not state.is_finished()]
         for trial_id, state in rows:
-            open_yet = open_yet or not state.is_finished()
-            if waiting is None and state == TrialState.WAITING:
-                waiting = int(trial_id)
-            if not open_yet:
-                self._settled_id, settled_rows = trial_id, settled_rows + 1
             if trial_id not in replaced:
-                (states if open_yet else self._settled)[state] += 1
-        size = self._size + len(rows)
-        self._size += settled_rows
-        return Counts(self._settled + states, size, waiting)
+                (self._settled if state.is_finished() else states)[state] += 1
+        waiting = [trial_id for trial_id, state in rows if state == TrialState.WAITING]
+        return Counts(self._settled + states, self._size, self._last, waiting)
 
 
 def _replaced(connection: Connection, failed: Sequence[Any]) -> set[Any]:

@@ -6,7 +6,7 @@ Shared by `own.py` and `other.py`, which run trials, and `worker.py`, which asks
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +14,7 @@ import optuna
 from optuna.pruners import BasePruner, NopPruner
 
 from iolaus.spec import State
-from iolaus.sweep.journal import Journal, Report
+from iolaus.sweep.journal import Ending, Journal, Report
 from iolaus.sweep.pruners import RungPruner
 
 
@@ -82,12 +82,22 @@ class Verdicts:
         journal: writes the reports.
         stop: whether a signal asks to stop.
         notify: told what the running trials are at.
+        settle: makes last what waits to be written, results included.
+
+    `room` is how many trials whoever runs them has places for, so that as many are claimed at once.
     """
 
     def __init__(
-        self, study: optuna.Study, journal: Journal, stop: Stop, notify: Callable[[str], object]
+        self,
+        study: optuna.Study,
+        journal: Journal,
+        stop: Stop,
+        notify: Callable[[str], object],
+        settle: Callable[[], None],
     ) -> None:
-        self.study, self.journal, self.stop, self.notify = study, journal, stop, notify
+        self.study, self.journal, self.stop = study, journal, stop
+        self.notify, self.settle = notify, settle
+        self.room = 1
         self._pending: list[tuple[Asked, int, float]] = []
         self._condemned: set[int] = set()
         self._best: float | None = None
@@ -98,6 +108,11 @@ class Verdicts:
         """The study's."""
         return self.study.pruner
 
+    @property
+    def prunes(self) -> bool:
+        """Whether anything is judged by reports, which then must be written before."""
+        return not isinstance(self.pruner, NopPruner)
+
     def report(self, asked: Asked, step: int, value: float) -> None:
         """Note a report; it is written with the others of its evaluation."""
         self._pending.append((asked, step, value))
@@ -106,6 +121,10 @@ class Verdicts:
         """Let all that is left of a trial end."""
         self._condemned.add(asked.number)
 
+    def is_condemned(self, asked: Asked) -> bool:
+        """Whether a trial is known to end, without a look at the reports that wait."""
+        return asked.number in self._condemned
+
     def ends(self, asked: Asked) -> bool:
         """Whether a trial is to end now."""
         self.flush()
@@ -113,15 +132,20 @@ class Verdicts:
 
     def flush(self) -> None:
         """Write the reports that wait and judge the trials which they are of."""
-        if not self._pending:
-            return
-        pending, self._pending = self._pending, []
-        self.journal.report(Report(a.trial, step, value) for a, step, value in pending)
-        trials = {asked.number: asked.trial for asked, _, _ in pending}
-        self._condemned.update(number for number, ends in self._judged(trials).items() if ends)
+        trials = {asked.number: asked.trial for asked, _, _ in self._pending}
+        if trials:
+            self.write(())
+            ends = self._judged(trials).items()
+            self._condemned.update(number for number, is_over in ends if is_over)
+
+    def write(self, endings: Sequence[Ending]) -> list[int]:
+        """Write the reports that wait, and how trials ended; see `Journal.write`."""
+        lost = self.journal.write((Report(a.trial, s, v) for a, s, v in self._pending), endings)
+        self._pending.clear()
+        return lost
 
     def _judged(self, trials: Mapping[int, optuna.Trial]) -> dict[int, bool]:
-        if isinstance(self.pruner, NopPruner):
+        if not self.prunes:
             return {}
         if isinstance(self.pruner, RungPruner):
             frozen = [trial._cached_frozen_trial for trial in trials.values()]

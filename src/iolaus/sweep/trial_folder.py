@@ -15,21 +15,26 @@ that goes on after an interruption. Called by `own.py`.
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import is_dataclass
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from iolaus import checkpoint, files, run_folder
 from iolaus.errors import EnvironmentFault
 from iolaus.seeds import Group
-from iolaus.spec import TrialSpec
+from iolaus.spec import TrialSpec, by_group, plain
 from iolaus.sweep.trial import Outcome
 
 _DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+_SIMPLE = re.compile(r"[a-z_][a-z_.]*=[a-z0-9_.+-]+")
+"""Overrides that YAML writes as they are."""
 
 
 class TrialFolder:
@@ -59,7 +64,7 @@ class TrialFolder:
             raise EnvironmentFault(f"cannot make {self.path}: {error.strerror or error}") from error
         words = "".join(f"- {text}\n" for text in map(_yaml_word, overrides))
         files.write_bytes(self.path / "overrides.yaml", words.encode(), durable=False)
-        text = yaml.dump(asdict(spec.config), Dumper=_DUMPER, sort_keys=False, allow_unicode=True)
+        text = "".join(by_group(spec.config, "_yaml", _yaml).values())
         files.write_bytes(self.path / "config.yaml", text.encode(), durable=False)
         for number in continues:
             self._take_over(self.path.with_name(str(number)), text)
@@ -91,7 +96,7 @@ class TrialFolder:
         files.write_bytes(self.path / "iolaus.log", "".join(self._lines).encode(), durable=False)
         summary = {"state": outcome.state, **outcome.attributes}
         run_folder.write_json(self.path / "metrics.json", summary, durable=False)
-        for place in self.path.glob("**/checkpoints"):
+        for place in self.path.glob("**/checkpoints" if several else "checkpoints"):
             checkpoint.clear_trial(place)
             if place.parent != self.path and not any(place.parent.iterdir()):
                 place.parent.rmdir()
@@ -126,6 +131,24 @@ def alone(overrides: Sequence[str]) -> str:
     return shlex.join(["iolaus", *words])
 
 
+def _yaml(key: str, value: Any) -> str:
+    """A key of a config; one after the other they are the whole."""
+    return _dumped({key: plain(value)}) if is_dataclass(value) else _yaml_value(key, value)
+
+
+@lru_cache(maxsize=256)
+def _yaml_value(key: str, value: str | tuple[str, ...]) -> str:
+    return _dumped({key: value})
+
+
+def _dumped(value: Any) -> str:
+    text: str = yaml.dump(value, Dumper=_DUMPER, sort_keys=False, allow_unicode=True)
+    return text
+
+
+@lru_cache(maxsize=4096)
 def _yaml_word(text: str) -> str:
+    if _SIMPLE.fullmatch(text):
+        return text
     dumped: str = yaml.dump(text, Dumper=_DUMPER, allow_unicode=True, width=10**6)
     return dumped.removesuffix("...\n").strip()

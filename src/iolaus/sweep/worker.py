@@ -12,7 +12,8 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
@@ -25,7 +26,8 @@ from optuna.trial import TrialState
 from iolaus import streams
 from iolaus.errors import EXIT_INTERRUPTED, IolausError, one_line
 from iolaus.sweep import grammar, hook, pruners, samplers, storage
-from iolaus.sweep.journal import Ending, Journal, Lost
+from iolaus.sweep.fallback import journal_of
+from iolaus.sweep.journal import Ending
 from iolaus.sweep.ledger import Ledger
 from iolaus.sweep.plan import Plan
 from iolaus.sweep.records import CONTINUES
@@ -94,11 +96,15 @@ class Worker:
         study.sampler = RandomSampler(0)  # of a grid, whose points are laid out
         study.pruner = pruners.build(plan.pruner.name, plan.pruner.given, plan.directions)
         self.ledger = make_ledger(plan, study)
-        self.journal = Journal(study)
-        self.verdicts = Verdicts(study, self.journal, stop, notify)
+        self.journal = journal_of(study)
+        self.verdicts = Verdicts(study, self.journal, stop, notify, self._write)
         self.runner = app.runner(plan, folder, self.verdicts)
         self._running: dict[int, Asked] = {}
+        """Trials in hand, by number: those that wait in `_claimed` or `_ended` too."""
+        self._claimed: deque[Asked] = deque()
+        self._ended: list[Outcome] = []
         self._too_many_failed = False
+        self._steps: int | None = None
         self._hook: Callable[[Any, optuna.Trial], None] | None = None
         if plan.custom_search_space:
             self._hook = hook.find(plan.custom_search_space)
@@ -115,8 +121,7 @@ class Worker:
         with storage.named(self.plan.storage or ""), Heart(self.ledger, self._running):
             try:
                 while self._more():
-                    for outcome in self.runner.run(self._asked()):
-                        self._tell(outcome)
+                    self._run()
                     if self._more():  # others run what is left: they may yet be lost
                         if self._nothing_left():
                             return
@@ -124,16 +129,29 @@ class Worker:
             except (Interrupted, KeyboardInterrupt):
                 self.stop.ask(EXIT_INTERRUPTED)  # unless a signal has: then its own code
             except IolausError:
-                self._put_back()
+                self._put_back(self._running.values())
                 raise
-            # Whatever else is raised may be a trial's doing: left RUNNING, it counts as lost, which
-            # is bounded.
-            self._put_back()
+            except Exception:
+                # It may be a trial's doing: left RUNNING, they count as lost, which is bounded.
+                self._put_back(self._claimed)  # but for those that have not begun
+                raise
+            self._put_back(self._running.values())
 
-    def _put_back(self) -> None:
-        for asked in list(self._running.values()):
-            self.ledger.release(asked.trial)
-        self._running.clear()
+    def _run(self) -> None:
+        """Run trials until no more are to be had; whatever happens, what ended lasts."""
+        try:
+            for outcome in self.runner.run(self._asked()):
+                self._tell(outcome)
+        finally:
+            self._write()
+
+    def _put_back(self, trials: Iterable[Asked]) -> None:
+        found = list(trials)
+        if found:
+            self.ledger.release(*(asked.trial for asked in found))
+        for asked in found:
+            del self._running[asked.number]
+        self._claimed.clear()
 
     def _more(self) -> bool:
         """Whether this worker is to look for another trial."""
@@ -150,24 +168,49 @@ class Worker:
         if time.time() >= self.deadline:
             return True
         most = self.plan.max_steps_total
-        return most is not None and self.journal.steps() >= most
+        if most is None:
+            return False
+        if self._steps is None:  # new trials may have ended
+            self._steps = self.journal.steps()
+        return self._steps >= most
 
     def _asked(self) -> Iterator[Asked]:
         """Trials of the study, each now this worker's."""
-        while self._more() and (trial := self.ledger.claim()) is not None:
+        while True:
+            if not self._claimed:
+                self._write()
+                self._steps = None
+                if not self._more() or not self._claim():
+                    return
+            elif not self._more():
+                return  # those that have not begun are put back
+            else:
+                self.verdicts.room -= 1
+                yield self._claimed.popleft()
+
+    def _claim(self) -> bool:
+        """Make the trials that there is room for this worker's; whether there was any."""
+        # A sampler that learns is asked for one at a time, so that it sees those before.
+        several = self.plan.grid or self.plan.sampler.name in samplers.BLIND
+        trials = self.ledger.claim_many(max(1, self.verdicts.room) if several else 1)
+        self._running |= {trial.number: Asked(trial, []) for trial in trials}
+        for trial in trials:
             try:
-                point = self.plan.space.suggest(trial)
-                words = [*self.plan.space.fixed, *self.plan.space.overrides(point)]
-                words += self._suggested_by_hook(trial, set(point))
-                self.journal.parameters([trial])
+                asked = Asked(trial, self._words(trial), trial.user_attrs.get(CONTINUES))
             except (IolausError, ValueError) as error:
-                asked = Asked(trial, [])
-                self._running[asked.number] = asked
-                self._tell(Outcome.failed(asked, one_line(error)))
+                failed = Outcome.failed(self._running[trial.number], one_line(error))
+                self._tell(failed)
                 continue
-            asked = Asked(trial, words, trial.user_attrs.get(CONTINUES))
             self._running[asked.number] = asked
-            yield asked
+            self._claimed.append(asked)
+        self.journal.parameters(trials)
+        return bool(trials)
+
+    def _words(self, trial: optuna.Trial) -> list[str]:
+        """The overrides of a trial, whose parameters are suggested here."""
+        point = self.plan.space.suggest(trial)
+        words = [*self.plan.space.fixed, *self.plan.space.overrides(point)]
+        return words + self._suggested_by_hook(trial, set(point))
 
     def _suggested_by_hook(self, trial: optuna.Trial, known: set[str]) -> list[str]:
         """Overrides of what the user's own function suggests besides."""
@@ -186,9 +229,35 @@ class Worker:
         ]
 
     def _tell(self, outcome: Outcome) -> None:
-        """Make a result last; from here on it is acknowledged."""
-        asked = outcome.asked
-        self.verdicts.flush()
+        """Note a result; it is written with the others of its block."""
+        self._ended.append(outcome)
+
+    def _write(self) -> None:
+        """Make last what waits to be written; from here on it is acknowledged."""
+        if self.verdicts.prunes:
+            self.verdicts.flush()
+        endings = [self._ending(outcome) for outcome in self._ended]
+        lost = self.verdicts.write(endings)
+        ended, self._ended = self._ended, []
+        for number in lost:
+            log.warning("trial %d was taken for dead; another runs in its place", number)
+        for outcome, ending in zip(ended, endings, strict=True):
+            asked = outcome.asked
+            self._running.pop(asked.number, None)
+            self.verdicts.forget(asked)
+            if ending.state == TrialState.FAIL:
+                what = " ".join(w for w in asked.overrides if w not in self.plan.space.fixed)
+                reason = ending.attributes.get("error")
+                log.warning("trial %d failed: %s (%s)", asked.number, reason, what)
+        if any(ending.state == TrialState.FAIL for ending in endings):
+            counts = self.ledger.counts()
+            self._too_many_failed = too_many_failed(self.plan, self.before, counts)
+        if ended:
+            self._steps = None
+            self.notify("")
+
+    def _ending(self, outcome: Outcome) -> Ending:
+        """What is written of a trial that ended."""
         state, attributes = outcome.state, dict(outcome.attributes)
         bad = [value for value in outcome.values if not math.isfinite(value)]
         if state == "complete" and (bad or len(outcome.values) != len(self.plan.directions)):
@@ -200,21 +269,8 @@ class Worker:
             if (violation := constraint.violation(outcome.numbers)) is not None
         }
         values = outcome.values if state == "complete" else None
-        attributes["iolaus.overrides"] = asked.overrides
-        ending = Ending(asked.trial, _STATES[state], values, attributes, violations)
-        with contextlib.suppress(KeyError):
-            del self._running[asked.number]
-        try:
-            self.journal.end(ending)
-        except Lost as error:
-            log.warning("%s", error)
-        self.verdicts.forget(asked)
-        if state == "failed":
-            what = " ".join(w for w in asked.overrides if w not in self.plan.space.fixed)
-            log.warning("trial %d failed: %s (%s)", asked.number, attributes.get("error"), what)
-            counts = self.ledger.counts()
-            self._too_many_failed = too_many_failed(self.plan, self.before, counts)
-        self.notify("")
+        attributes["iolaus.overrides"] = outcome.asked.overrides
+        return Ending(outcome.asked.trial, _STATES[state], values, attributes, violations)
 
 
 class Heart:
@@ -277,6 +333,7 @@ def make_ledger(plan: Plan, study: optuna.Study) -> Ledger:
         points=list(plan.space.grid()) if plan.grid else None,
         first=plan.enqueue if plan.grid else (),
         sampler_of=None if plan.grid else sampler,
+        workers=plan.n_jobs,
     )
 
 
