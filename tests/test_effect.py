@@ -25,7 +25,12 @@ EQUAL = {
         *(*DIGITS, "optimizer=adamw", "regularization.weight_decay=0.1"),
         ["optimizer.momentum=0.9", "optimizer.nesterov=true"],
     ),
-    "rmsprop": (*DIGITS, "optimizer=rmsprop", "optimizer.momentum=0.5", ["optimizer.nesterov=true"]),
+    "rmsprop": (
+        *DIGITS,
+        "optimizer=rmsprop",
+        "optimizer.momentum=0.5",
+        ["optimizer.nesterov=true"],
+    ),
     "sgd": (*DIGITS, "optimizer=sgd", "optimizer.momentum=0", ["optimizer.nesterov=true"]),
     "sgd, regularized": (
         *(*QUADRATIC, "optimizer=sgd", "optimizer.momentum=0", "regularization.weight_decay=0.1"),
@@ -71,18 +76,26 @@ DIFFERENT = {
     "sgd with momentum": (*DIGITS, "optimizer=sgd", "optimizer.momentum=0.5", EQUAL["sgd"][-1]),
     "momentum of rmsprop": (*DIGITS, "optimizer=rmsprop", ["optimizer.momentum=0.5"]),
     "momentum of sgd": (*DIGITS, "optimizer=sgd", ["optimizer.momentum=0.5"]),
-    "decoupled decay": (*DIGITS, "optimizer=adam", "regularization.weight_decay=0.1")
-    + (["optimizer=adamw"],),
-    "base size": (*QUADRATIC, "batch.lr_scaling=linear", "batch.base_size=16")
-    + (["batch.base_size=7"],),
+    "decoupled decay": (
+        *(*DIGITS, "optimizer=adam", "regularization.weight_decay=0.1"),
+        ["optimizer=adamw"],
+    ),
+    "base size": (
+        *(*QUADRATIC, "batch.lr_scaling=linear", "batch.base_size=16"),
+        ["batch.base_size=7"],
+    ),
     "minmax": (*DIGITS, "data.normalization=minmax", ["data.minmax_range=[-3,3]"]),
     "gain of a tanh": (*DIGITS, "init=he", "model.activation=tanh", ["init.gain=auto"]),
-    "gain of relu and xavier": (*DIGITS, "init=xavier", "model.activation=relu")
-    + (["init.gain=auto"],),
+    "gain of relu and xavier": (
+        *(*DIGITS, "init=xavier", "model.activation=relu"),
+        ["init.gain=auto"],
+    ),
     "the seed, though weights are zeros": (*DIGITS, "init=zeros", ["training.seed=1"]),
     "batch norm": (*DIGITS, ["regularization.batch_norm=true"]),
-    "activation and gain": (*LINEAR, "init=xavier", "init.gain=auto", "model.activation=relu")
-    + (["model.activation=tanh"],),
+    "activation and gain": (
+        *(*LINEAR, "init=xavier", "init.gain=auto", "model.activation=relu"),
+        ["model.activation=tanh"],
+    ),
     "gamma": (*QUADRATIC, ["schedule=step", "schedule.gamma=0.5", "schedule.step_size=2"]),
 }
 """The same changes where they change the numbers."""
@@ -133,7 +146,9 @@ def test_every_line_of_the_table_is_tried():
         one, other = (spec.config for spec in pair(words))
         for number, rule in enumerate(RULES):
             if rule.holds(one) and rule.holds(other):
-                tried |= {(number, key) for key in rule.keys if value(one, key) != value(other, key)}
+                tried |= {
+                    (number, key) for key in rule.keys if value(one, key) != value(other, key)
+                }
     assert tried == {(number, key) for number, rule in enumerate(RULES) for key in rule.keys}
 
 

@@ -22,7 +22,13 @@ from optuna.trial import TrialState
 from sqlalchemy import Float, cast, func, insert, select, update
 
 from iolaus.sweep.live_trial import LiveTrial
-from iolaus.sweep.records import SystemAttributes, Trials, UserAttributes, add_attributes
+from iolaus.sweep.records import (
+    EQUALS,
+    SystemAttributes,
+    Trials,
+    UserAttributes,
+    add_attributes,
+)
 
 _CONSTRAINT = "constraints"
 _ROWS = Trials.__table__.c
@@ -118,10 +124,12 @@ class Journal:
         return found
 
     def steps(self) -> int:
-        """Training steps of all finished trials."""
+        """Training steps of all finished trials that were trained themselves."""
         attributes = UserAttributes.__table__.c
         mine = select(attributes.value_json).join(Trials, _ROWS.trial_id == attributes.trial_id)
         mine = mine.where(_ROWS.study_id == self.study._study_id, attributes.key == "steps")
+        equal = select(attributes.trial_id).where(attributes.key == EQUALS)
+        mine = mine.where(attributes.trial_id.not_in(equal))
         with self._engine.begin() as connection:
             return sum(json.loads(text) or 0 for text in connection.scalars(mine))
 

@@ -3,7 +3,8 @@
     overrides.yaml   what Hydra was told
     config.yaml      the whole config
     history.csv      one row per evaluation (and per seed, where there are several)
-    metrics.json     what Optuna's user attributes say too; written last
+    metrics.json     what Optuna's user attributes say too; written last. `equals` names the trial
+                     of the same effect that was trained in this one's place
     iolaus.log       what happened when
     best.pt          only of a trial that was the best of its worker's when it ended
     checkpoints/     only while it is unfinished
@@ -14,6 +15,7 @@ that goes on after an interruption. Called by `own.py`.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import time
@@ -88,6 +90,22 @@ class TrialFolder:
         if keep_model and group.results[0].best_state:  # of several seeds the first
             run_folder.write_model(self.path, group.results[0])
         self.log(f"{outcome.state}" + (f": {group.error}" if group.error else ""))
+        self._close(outcome)
+
+    def equal(self, outcome: Outcome, number: int) -> None:
+        """Write that a trial was not trained, because trial `number` does the same.
+
+        Raises:
+            EnvironmentFault: the disk is full or the folder cannot be written.
+        """
+        with contextlib.suppress(OSError):  # someone cleaned; the database has the numbers
+            history = self.path.with_name(str(number)).joinpath("history.csv").read_bytes()
+            files.write_bytes(self.path / "history.csv", history, durable=False)
+        self.log(f"{outcome.state}: it has the effect of trial {number} and was not trained again")
+        self._close(outcome)
+
+    def _close(self, outcome: Outcome) -> None:
+        """Write what every trial has, and drop the checkpoints."""
         files.write_bytes(self.path / "iolaus.log", "".join(self._lines).encode(), durable=False)
         summary = {"state": outcome.state, **outcome.attributes}
         run_folder.write_json(self.path / "metrics.json", summary, durable=False)

@@ -24,12 +24,14 @@ from optuna.trial import TrialState
 
 from iolaus import streams
 from iolaus.errors import EXIT_INTERRUPTED, IolausError, one_line
-from iolaus.sweep import grammar, hook, pruners, samplers, storage
+from iolaus.sweep import grammar, hook, order, pruners, samplers, storage
+from iolaus.sweep.equal import Equal
 from iolaus.sweep.journal import Ending, Journal, Lost
 from iolaus.sweep.ledger import Ledger
 from iolaus.sweep.plan import Plan
 from iolaus.sweep.records import CONTINUES
 from iolaus.sweep.trial import Asked, Outcome, Stop, Verdicts
+from iolaus.sweep.twins import Twins
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +47,11 @@ _STATES = {
 
 class Runner(Protocol):
     """What runs trials: `own.Trainer` or `other.Caller`."""
+
+    @property
+    def equal(self) -> Equal | None:
+        """What knows which trials do the same; None where nobody can know."""
+        ...
 
     def run(self, asked: Iterator[Asked]) -> Iterator[Outcome]:
         """Run trials until no more are asked; each ends in one outcome."""
@@ -97,6 +104,9 @@ class Worker:
         self.journal = Journal(study)
         self.verdicts = Verdicts(study, self.journal, stop, notify)
         self.runner = app.runner(plan, folder, self.verdicts)
+        once = plan.duplicates == "once"
+        equal = self.runner.equal if once else None
+        self.twins = None if equal is None else Twins(study, self.journal, equal)
         self._running: dict[int, Asked] = {}
         self._too_many_failed = False
         self._hook: Callable[[Any, optuna.Trial], None] | None = None
@@ -117,6 +127,8 @@ class Worker:
                 while self._more():
                     for outcome in self.runner.run(self._asked()):
                         self._tell(outcome)
+                        self._settle()
+                    self._settle()
                     if self._more():  # others run what is left: they may yet be lost
                         if self._nothing_left():
                             return
@@ -154,7 +166,14 @@ class Worker:
 
     def _asked(self) -> Iterator[Asked]:
         """Trials of the study, each now this worker's."""
-        while self._more() and (trial := self.ledger.claim()) is not None:
+        while self._more():
+            if self.twins is not None:
+                yield from self.twins.ready()
+                if self.twins.full:
+                    return
+            trial = self.ledger.claim()
+            if trial is None:
+                return
             try:
                 point = self.plan.space.suggest(trial)
                 words = [*self.plan.space.fixed, *self.plan.space.overrides(point)]
@@ -167,7 +186,16 @@ class Worker:
                 continue
             asked = Asked(trial, words, trial.user_attrs.get(CONTINUES))
             self._running[asked.number] = asked
-            yield asked
+            if self.twins is None or self.twins.admits(asked):
+                yield asked
+            else:
+                self._settle()
+
+    def _settle(self) -> None:
+        """Tell of the trials whose effect another had that has ended."""
+        if self.twins is not None:
+            for outcome in self.twins.settled():
+                self._tell(outcome)
 
     def _suggested_by_hook(self, trial: optuna.Trial, known: set[str]) -> list[str]:
         """Overrides of what the user's own function suggests besides."""
@@ -201,14 +229,18 @@ class Worker:
         }
         values = outcome.values if state == "complete" else None
         attributes["iolaus.overrides"] = asked.overrides
-        ending = Ending(asked.trial, _STATES[state], values, attributes, violations)
+        told = _STATES[state]
+        ending = Ending(asked.trial, told, values, attributes, violations)
         with contextlib.suppress(KeyError):
             del self._running[asked.number]
         try:
             self.journal.end(ending)
         except Lost as error:
             log.warning("%s", error)
+            told = TrialState.FAIL
         self.verdicts.forget(asked)
+        if self.twins is not None:
+            self.twins.ended(outcome, told)
         if state == "failed":
             what = " ".join(w for w in asked.overrides if w not in self.plan.space.fixed)
             log.warning("trial %d failed: %s (%s)", asked.number, attributes.get("error"), what)
@@ -274,7 +306,7 @@ def make_ledger(plan: Plan, study: optuna.Study) -> Ledger:
         study,
         plan.total,
         plan.max_restarts,
-        points=list(plan.space.grid()) if plan.grid else None,
+        points=order.arranged(plan.space, plan.order) if plan.grid else None,
         first=plan.enqueue if plan.grid else (),
         sampler_of=None if plan.grid else sampler,
     )
