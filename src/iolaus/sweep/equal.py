@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from iolaus.effect import effect
 from iolaus.errors import IolausError
 from iolaus.schema import RunConfig
 from iolaus.spec import State, TrialSpec
+from iolaus.sweep import order
 from iolaus.sweep.composition import Composition
 from iolaus.sweep.plan import Plan
 from iolaus.sweep.records import EQUALS
@@ -122,7 +122,7 @@ def count(plan: Plan, composition: Composition) -> int | None:
     if not plan.grid or plan.total is None or plan.total > MOST_COUNTED:
         return None
     read, seen = _Quickly(), set()
-    for point in islice(plan.space.grid(), plan.total):
+    for point in order.arranged(plan.space, plan.order)[: plan.total]:
         words = [*plan.space.fixed, *plan.space.overrides(point)]
         seen.add(effect(read(composition(words))))
     return plan.total - len(seen)

@@ -72,7 +72,8 @@ class Register:
         if found is not None and found.state in _ENDED:
             return found
         with self._engine.begin() as connection:
-            records.hold(connection, self._study_id)
+            if connection.dialect.name != "sqlite":  # which holds all of itself already
+                records.hold(connection, self._study_id)
             self._read_new(connection)
             found = self._of.get(effect)
             if found is not None:
