@@ -287,3 +287,32 @@ def test_a_twin_whose_worker_died_is_trained_by_another(tmp_path, monkeypatch):
 
     assert sorted(value // 2 for value in app.trained) == [0, 1, 2]
     check_all(tmp_path)
+
+
+def test_workers_see_what_others_have_begun_since_their_start(tmp_path):
+    crew = [worker(tmp_path, Script()) for _ in range(3)]
+    admitted = []
+    for each, value in zip(crew, (0, 1, 2), strict=True):
+        trial = each.ledger.claim()
+        assert trial is not None
+        assert each.twins is not None
+        admitted.append(each.twins.admits(Asked(trial, [f"a={value}"])))
+
+    assert admitted == [True, False, True]
+
+
+def test_many_trials_are_looked_up_together(tmp_path):
+    several = worker(tmp_path, Script())
+    assert several.twins is not None
+    batch = []
+    for value in range(6):
+        trial = several.ledger.claim()
+        assert trial is not None
+        batch.append(Asked(trial, [f"a={value}"]))
+
+    assert [asked.number for asked in several.twins.admitted(batch)] == [0, 2, 4]
+    effects = [row.attributes.get("iolaus.effect") for row in rows(tmp_path)]
+    assert effects == ["pair 0", None, "pair 1", None, "pair 2", None]
+    other = worker(tmp_path, Script())
+    assert other.twins is not None
+    assert other.twins.admitted(batch) == []

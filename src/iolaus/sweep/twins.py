@@ -14,14 +14,14 @@ from __future__ import annotations
 import json
 import time
 from collections import OrderedDict, deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import optuna
 from optuna.storages import RDBStorage
 from optuna.trial import TrialState
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection, func, insert, select
 
 from iolaus.spec import State
 from iolaus.sweep import records
@@ -65,28 +65,36 @@ class Register:
         with self._engine.begin() as connection:
             self._read_all(connection)
 
-    def find_or_take(self, trial: optuna.Trial, effect: str) -> Entry | None:
-        """The entry of an effect that a trial runs with or has ended with; None where there was
-        none, and the effect is now this running `trial`'s."""
-        found = self._of.get(effect)
-        if found is not None and found.state in _ENDED:
-            return found
+    def find_or_take(self, wanted: Sequence[tuple[optuna.Trial, str]]) -> list[Entry | None]:
+        """For each running trial and its effect the entry of the trial that runs with it or has
+        ended with it; None where there was none, and the effect is now this trial's. Those that
+        are known to have ended need no query, the others share one transaction."""
+        if all(e in self._of and self._of[e].state in _ENDED for _, e in wanted):
+            return [self._of[effect] for _, effect in wanted]
         with self._engine.begin() as connection:
             if connection.dialect.name != "sqlite":  # which holds all of itself already
                 records.hold(connection, self._study_id)
             self._read_new(connection)
-            found = self._of.get(effect)
-            if found is not None:
-                self._refresh(connection, [found])
-                if found.state != TrialState.FAIL:
-                    return found
-            self._of[effect] = Entry(trial._trial_id, trial.number, TrialState.RUNNING)
-            known = trial._cached_frozen_trial.user_attrs
-            if EFFECT not in known:
-                records.add_attributes(
-                    connection, UserAttributes, trial._trial_id, {EFFECT: effect}
-                )
-                known[EFFECT] = effect
+            known = {effect: self._of[effect] for _, effect in wanted if effect in self._of}
+            self._refresh(connection, list(known.values()))
+            found = [self._found_or_taken(trial, effect) for trial, effect in wanted]
+            rows = [
+                {"trial_id": trial._trial_id, "key": EFFECT, "value_json": json.dumps(effect)}
+                for (trial, effect), entry in zip(wanted, found, strict=True)
+                if entry is None and EFFECT not in trial._cached_frozen_trial.user_attrs
+            ]
+            if rows:
+                connection.execute(insert(UserAttributes.__table__), rows)
+        for (trial, effect), entry in zip(wanted, found, strict=True):
+            if entry is None:  # `Journal.end` leaves out what is written
+                trial._cached_frozen_trial.user_attrs[EFFECT] = effect
+        return found
+
+    def _found_or_taken(self, trial: optuna.Trial, effect: str) -> Entry | None:
+        found = self._of.get(effect)
+        if found is not None and found.state != TrialState.FAIL:
+            return found
+        self._of[effect] = Entry(trial._trial_id, trial.number, TrialState.RUNNING)
         return None
 
     def ended(self, effect: str, number: int, state: TrialState) -> Entry | None:
@@ -167,18 +175,25 @@ class Twins:
 
     def admits(self, asked: Asked) -> bool:
         """Whether a trial is to be trained; one that is not comes out of `settled` or `ready`."""
-        effect = self._equal.effect_of(asked)
-        if effect is None:
-            return True  # it cannot be composed: whoever is to train it says why
-        entry = self._register.find_or_take(asked.trial, effect)
-        if entry is None:
-            self._training[asked.number] = effect
-            return True
-        if entry.state in _ENDED:
-            self._due.append((asked, entry))
-        else:
-            self._aside.setdefault(effect, []).append(asked)
-        return False
+        return bool(self.admitted([asked]))
+
+    def admitted(self, batch: Sequence[Asked]) -> list[Asked]:
+        """Those of many trials that are to be trained; see `admits`."""
+        effects = [self._equal.effect_of(asked) for asked in batch]
+        wanted = [(a.trial, e) for a, e in zip(batch, effects, strict=True) if e is not None]
+        entries = iter(self._register.find_or_take(wanted))
+        trained: list[Asked] = []
+        for asked, effect in zip(batch, effects, strict=True):
+            if effect is None:  # it cannot be composed: whoever is to train it says why
+                trained.append(asked)
+            elif (entry := next(entries)) is None:
+                self._training[asked.number] = effect
+                trained.append(asked)
+            elif entry.state in _ENDED:
+                self._due.append((asked, entry))
+            else:
+                self._aside.setdefault(effect, []).append(asked)
+        return trained
 
     @property
     def full(self) -> bool:
@@ -222,9 +237,7 @@ class Twins:
 
     def _reconsider(self, effect: str) -> None:
         """The trial that had an effect has failed: the first twin takes it, here or elsewhere."""
-        for asked in self._aside.pop(effect, ()):
-            if self.admits(asked):
-                self._ready.append(asked)
+        self._ready.extend(self.admitted(self._aside.pop(effect, ())))
 
     def _look(self) -> None:
         """See which of the trials that other workers train have ended."""
