@@ -19,7 +19,7 @@ from optuna.distributions import distribution_to_json
 from optuna.storages import RDBStorage
 from optuna.storages._rdb import models
 from optuna.trial import TrialState
-from sqlalchemy import Float, cast, func, insert, select, update
+from sqlalchemy import Float, cast, exists, func, insert, select, update
 
 from iolaus.sweep.live_trial import LiveTrial
 from iolaus.sweep.records import (
@@ -128,8 +128,9 @@ class Journal:
         attributes = UserAttributes.__table__.c
         mine = select(attributes.value_json).join(Trials, _ROWS.trial_id == attributes.trial_id)
         mine = mine.where(_ROWS.study_id == self.study._study_id, attributes.key == "steps")
-        equal = select(attributes.trial_id).where(attributes.key == EQUALS)
-        mine = mine.where(attributes.trial_id.not_in(equal))
+        other = UserAttributes.__table__.alias().c
+        equal = exists().where(other.trial_id == attributes.trial_id, other.key == EQUALS)
+        mine = mine.where(~equal)
         with self._engine.begin() as connection:
             return sum(json.loads(text) or 0 for text in connection.scalars(mine))
 

@@ -109,8 +109,9 @@ class Register:
     def look(self, effects: list[str]) -> dict[str, Entry]:
         """The entries of effects that others train, as they are now."""
         entries = {effect: self._of[effect] for effect in effects}
-        with self._engine.begin() as connection:
-            self._refresh(connection, list(entries.values()))
+        if entries:
+            with self._engine.begin() as connection:
+                self._refresh(connection, list(entries.values()))
         return entries
 
     def _refresh(self, connection: Connection, entries: list[Entry]) -> None:
@@ -241,11 +242,11 @@ class Twins:
 
     def _look(self) -> None:
         """See which of the trials that other workers train have ended."""
-        mine = set(self._training.values())
-        foreign = [effect for effect in self._aside if effect not in mine]
-        if not foreign or time.monotonic() < self._looked + LOOK_S:
+        if not self._aside or time.monotonic() < self._looked + LOOK_S:
             return
         self._looked = time.monotonic()
+        mine = set(self._training.values())
+        foreign = [effect for effect in self._aside if effect not in mine]
         for effect, entry in self._register.look(foreign).items():
             if entry.state in _ENDED:
                 self._due.extend((twin, entry) for twin in self._aside.pop(effect))
