@@ -35,6 +35,7 @@ SWEEPER = {
     "constraints": None,
     "custom_search_space": None,
     "on_mismatch": "refuse",
+    "duplicates": "once",
     "trusted_storage": False,
     "dry_run": False,
 }

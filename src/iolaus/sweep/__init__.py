@@ -7,6 +7,7 @@
     storage, studies, ledger, tally      where trials are kept, and their exact totals
     records, live_trial, journal         their rows in the database
     samplers, pruners                    what is tried next, and what is cut
+    order, twins, equal                  what is trained in which order, and what only once
     composition                          thousands of configs from a few compositions
     scoreboard, trial_folder, reporting  what people see
 

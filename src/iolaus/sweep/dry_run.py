@@ -16,8 +16,11 @@ from iolaus.sweep.plan import Plan
 from iolaus.sweep.settings import Choice
 
 
-def show(plan: Plan) -> None:
-    """Print the space, the number of trials, sampler, pruner, storage and budgets."""
+def show(plan: Plan, repeats: int | None = None) -> None:
+    """Print the space, the number of trials, sampler, pruner, storage and budgets.
+
+    `repeats` says how many trials will not be trained, because another does the same.
+    """
     console = progress.console()
     space = Table(box=None, pad_edge=False)
     space.add_column("parameter")
@@ -28,18 +31,18 @@ def show(plan: Plan) -> None:
     facts = Table(box=None, pad_edge=False, show_header=False)
     facts.add_column()
     facts.add_column(overflow="fold")
-    for key, value in _facts(plan).items():
+    for key, value in _facts(plan, repeats).items():
         facts.add_row(key, value)
     console.print()
     console.print(facts)
     console.print("nothing was run (hydra.sweeper.dry_run=true)", highlight=False)
 
 
-def _facts(plan: Plan) -> dict[str, str]:
+def _facts(plan: Plan, repeats: int | None) -> dict[str, str]:
     objectives = zip(plan.objectives, plan.directions, strict=True)
     facts = {
         "study": plan.study,
-        "trials": _trials(plan),
+        "trials": _trials(plan, repeats),
         "objective": ", ".join(f"{direction} {name}" for name, direction in objectives),
         "sampler": "every point of the grid once"
         if plan.grid
@@ -56,8 +59,10 @@ def _facts(plan: Plan) -> dict[str, str]:
     return facts
 
 
-def _trials(plan: Plan) -> str:
+def _trials(plan: Plan, repeats: int | None) -> str:
     parts = ["no limit" if plan.total is None else str(plan.total)]
+    same = f"{repeats} of them do what another does and will not be trained again"
+    parts += [same] if repeats else []
     parts += [f"none begins after {plan.timeout_s:g} s"] if plan.timeout_s else []
     parts += [f"none begins after {plan.max_steps_total} steps"] if plan.max_steps_total else []
     return ", ".join(parts)

@@ -101,6 +101,10 @@ class Other:
         """The config of one job."""
         return self.context.config_loader.load_sweep_config(self.master, words)
 
+    def repeats(self, plan: Plan) -> int | None:
+        """What the app does with its config is not known."""
+        return None
+
     def config(self, plan: Plan) -> Any:
         """The config without the swept values, for a custom search space."""
         if self._fixed is None:
@@ -114,6 +118,9 @@ class Other:
 
 class Caller:
     """Calls the task function for each trial, in the folder that Hydra's sweep settings name."""
+
+    equal = None
+    """What another application does with its config is not known: every trial is run."""
 
     def __init__(self, app: Other, verdicts: Verdicts):
         self.app, self.verdicts = app, verdicts

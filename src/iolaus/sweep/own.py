@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +18,18 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from iolaus import config, overrides, preflight, seeds
+from iolaus.effect import effect
 from iolaus.errors import InputError, IolausError, one_line
 from iolaus.monitor import Monitor
 from iolaus.schema import RunConfig
 from iolaus.seeds import Group
 from iolaus.spec import TrialResult, TrialSpec
-from iolaus.sweep import points, question, samplers
+from iolaus.sweep import equal, order, points, question, samplers
 from iolaus.sweep.composition import Composition
+from iolaus.sweep.equal import Equal
 from iolaus.sweep.naming import PLACES
 from iolaus.sweep.plan import Plan
-from iolaus.sweep.records import CONTINUES
+from iolaus.sweep.records import CONTINUES, EFFECT
 from iolaus.sweep.space import Space
 from iolaus.sweep.trial import Asked, Outcome, Verdicts
 from iolaus.sweep.trial_folder import TrialFolder
@@ -73,7 +75,14 @@ class Own:
             "objectives": list(objectives),
             "config": _without(asdict(configs[0]), "", swept | PLACES),
         }
-        return replace(plan, objectives=objectives, directions=directions), asked
+        fixed = plan.space.fixed
+
+        def static(words: list[str]) -> Any:
+            return TrialSpec(self.read(self.composition, [*fixed, *words])).static
+
+        ranks = order.ranks(plan.space, static) if plan.grid else {}
+        found = replace(plan, objectives=objectives, directions=directions, order=ranks)
+        return found, asked
 
     def runner(self, plan: Plan, folder: Path, verdicts: Verdicts) -> Trainer:
         """What a worker runs its trials with."""
@@ -95,6 +104,10 @@ class Own:
             )
 
         return Composition(load, is_group)
+
+    def repeats(self, plan: Plan) -> int | None:
+        """How many points of a grid do what another does, if that is soon known."""
+        return equal.count(plan, self.composition)
 
     def config(self, plan: Plan) -> Any:
         """The config without the swept values."""
@@ -156,7 +169,7 @@ class Trainer(Monitor):
 
     def __init__(self, app: Own, plan: Plan, folder: Path, verdicts: Verdicts):
         self.app, self.plan, self.folder, self.verdicts = app, plan, folder, verdicts
-        self.composition = app.composition
+        self.equal = Equal(partial(app.read, app.composition), folder, self._line)
         self._groups: dict[int, tuple[Asked, Group, TrialFolder]] = {}
         self._refused: list[Outcome] = []
         self._newest, self._steps = (0, 0), 0
@@ -201,7 +214,7 @@ class Trainer(Monitor):
     def _specs(self, first: Asked, rest: Iterator[Asked]) -> Iterator[TrialSpec]:
         for asked in _chain(first, rest):
             try:
-                run_config = self.app.read(self.composition, asked.overrides)
+                run_config = self.equal.config_of(asked)
                 preflight.see_own_packages(run_config)
             except (IolausError, HydraException, OmegaConfBaseException) as error:
                 self._refused.append(Outcome.failed(asked, one_line(error)))
@@ -254,6 +267,7 @@ class Trainer(Monitor):
             "device": results[0].device,
             "seed": training.seed,
             "config_hash": group.spec.config_hash,
+            EFFECT: effect(group.spec.config),
         }
         if group.size > 1:
             values = [result.value for result in results]

@@ -6,7 +6,7 @@ A `Plan` is plain data and goes to the workers as it is. Made by `sweep.py`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +15,7 @@ import sqlalchemy
 from iolaus import check
 from iolaus.check import shown
 from iolaus.errors import InputError, nearest
-from iolaus.sweep import constraints, hook, known, naming, pruners, samplers, settings, space
+from iolaus.sweep import constraints, hook, known, naming, order, pruners, samplers, settings, space
 from iolaus.sweep.constraints import Constraint
 from iolaus.sweep.parameter import Label
 from iolaus.sweep.settings import Choice
@@ -33,6 +33,7 @@ _RULES: settings.Rules = {
     "max_failure_rate": (float, {"ge": 0, "le": 1}),
     "max_restarts": (int, {"ge": 0}),
     "on_mismatch": (Literal["refuse", "new"], {}),
+    "duplicates": (Literal["once", "train"], {}),
     "custom_search_space": (str | None, {}),
     "trusted_storage": (bool, {}),
     "dry_run": (bool, {}),
@@ -72,6 +73,9 @@ class Plan:
         constraints: what a trial must keep to be feasible.
         custom_search_space: dotted name of a function (config, trial) that suggests more.
         on_mismatch: what to do about a study of this name with other trials.
+        duplicates: "once" trains one of the trials of equal effect, "train" all (`twins.py`; trials
+            of other applications are all run).
+        order: which values of a grid share a stack (`order.py`).
         dry_run: only print all this.
     """
 
@@ -95,6 +99,8 @@ class Plan:
     custom_search_space: str | None = None
     on_mismatch: Literal["refuse", "new"] = "refuse"
     trusted_storage: bool = False
+    duplicates: Literal["once", "train"] = "once"
+    order: order.Ranks = field(default_factory=dict)
     dry_run: bool = False
 
 
@@ -152,7 +158,7 @@ def read(
         raise InputError(list(dict.fromkeys(mistakes)))
     kinds = (
         *("n_jobs", "timeout_s", "max_steps_total", "max_failure_rate", "max_restarts"),
-        *("custom_search_space", "on_mismatch", "trusted_storage", "dry_run"),
+        *("custom_search_space", "on_mismatch", "duplicates", "trusted_storage", "dry_run"),
     )
     return Plan(
         study=name,

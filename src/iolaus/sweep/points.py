@@ -2,7 +2,7 @@
 
 Every value of every parameter is in some point, beside the first values of the others, and the
 bounds of every range are; so are all combinations of config groups, since each composes its own
-config. Called by `own.py`.
+config. Called by `own.py`; `order.py` uses the parts.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def to_check(space: Space) -> Iterator[list[str]]:
             yield words
 
 
-def _ends(parameter: Parameter) -> list[Label]:
+def ends(parameter: Parameter) -> list[Label]:
     """All choices, or the two ends of a range."""
     if parameter.kind == "choice":
         return list(parameter.choices)
@@ -35,27 +35,27 @@ def _ends(parameter: Parameter) -> list[Label]:
     return [int(low), int(high)] if parameter.kind == "int" else [low, high]
 
 
-def _filled(space: Space, wanted: dict[str, Label]) -> dict[str, Label]:
+def filled(space: Space, wanted: dict[str, Label]) -> dict[str, Label]:
     """A point with the wanted labels where they may be, and first ones elsewhere."""
     point: dict[str, Label] = {}
     texts: dict[str, str] = {}
     for parameter in space.parameters:
         if parameter.exists(texts):
-            label = wanted.get(parameter.name, _ends(parameter)[0])
+            label = wanted.get(parameter.name, ends(parameter)[0])
             point[parameter.name] = label
             texts[parameter.path] = parameter.text(label)
     return point
 
 
 def _one_by_one(space: Space) -> Iterator[dict[str, Label]]:
-    yield _filled(space, {})
+    yield filled(space, {})
     for parameter in space.parameters:
-        parents = _parents(space, parameter)
-        for label in _ends(parameter):
-            yield _filled(space, parents | {parameter.name: label})
+        beside = parents(space, parameter)
+        for label in ends(parameter):
+            yield filled(space, beside | {parameter.name: label})
 
 
-def _parents(space: Space, parameter: Parameter) -> dict[str, Label]:
+def parents(space: Space, parameter: Parameter) -> dict[str, Label]:
     """Labels of its parents, and of theirs, with which a parameter exists."""
     wanted: dict[str, Label] = {}
     for path, allowed in parameter.when:
@@ -64,7 +64,7 @@ def _parents(space: Space, parameter: Parameter) -> dict[str, Label]:
                 texts = [text for text in allowed if text in parent.texts]
                 if texts:
                     wanted[parent.name] = parent.choices[parent.texts.index(texts[0])]
-                    wanted |= _parents(space, parent)
+                    wanted |= parents(space, parent)
     return wanted
 
 
@@ -73,4 +73,4 @@ def _groups(space: Space) -> Iterator[dict[str, Label]]:
     groups = [p for p in space.parameters if p.kind == "choice" and "." not in p.path]
     combinations = product(*(group.choices for group in groups))
     for labels in islice(combinations, MOST_COMBINATIONS):
-        yield _filled(space, {g.name: label for g, label in zip(groups, labels, strict=True)})
+        yield filled(space, {g.name: label for g, label in zip(groups, labels, strict=True)})

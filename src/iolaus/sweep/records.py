@@ -12,6 +12,8 @@ writes the rows itself. User attributes of trials:
     iolaus.continues  on a replacement of a lost trial: that trial's number, in whose folder a
                       checkpoint may be
     iolaus.retries    on a replacement: how often the line was lost
+    iolaus.effect     what it does (`effect.py`), of a trial that is or was to be trained
+    equals            number of the trial of the same effect whose numbers it has
 """
 
 from __future__ import annotations
@@ -34,6 +36,8 @@ RETRIED = "iolaus.retried"
 RETRY_OF = "iolaus.retry_of"
 CONTINUES = "iolaus.continues"
 RETRIES = "iolaus.retries"
+EFFECT = "iolaus.effect"
+EQUALS = "equals"
 
 Trials = models.TrialModel
 UserAttributes = models.TrialUserAttributeModel

@@ -1,8 +1,8 @@
 """The search space of a sweep: its grid, its points as Optuna's trials, its points as overrides.
 
 A point maps the name of each parameter that exists in it to a label (`parameter.py`). Parameters
-stand parents before children, and the first varies slowest in the grid: declare what decides code
-paths (groups, activations, widths) before learning rates and seeds, and stacks stay full.
+stand parents before children, and the first varies slowest in the grid; `order.py` says in which
+order it is visited.
 
 Called by the sweeper's plugin and by `worker.py`; knows Hydra's grammar, never Optuna.
 """

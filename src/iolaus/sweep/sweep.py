@@ -24,7 +24,7 @@ from optuna.trial import TrialState
 
 from iolaus import files, progress
 from iolaus.errors import NothingCompleted, Stopped, TrainingFailed, one_line
-from iolaus.sweep import dry_run, plan, storage, studies, worker
+from iolaus.sweep import dry_run, plan, storage, studies, twins, worker
 from iolaus.sweep.fallback import journal_of
 from iolaus.sweep.launch import Crew, Launch, launch
 from iolaus.sweep.ledger import Ledger
@@ -52,6 +52,10 @@ class App(worker.App, Protocol):
 
     def prepare(self, plan: Plan) -> tuple[Plan, dict[str, Any]]:
         """Check the space; add objectives and directions, and what identifies the question."""
+        ...
+
+    def repeats(self, plan: Plan) -> int | None:
+        """How many points of a grid do what another does, if that is soon known."""
         ...
 
 
@@ -84,7 +88,7 @@ def sweep(
     began = time.time()
     chosen, question = app.prepare(plan.read(node, arguments, app.prefix, app.check))
     if chosen.dry_run:
-        dry_run.show(chosen)
+        dry_run.show(chosen, app.repeats(chosen) if chosen.duplicates == "once" else None)
         return
     with _storage(chosen) as (url, opened), storage.named(url):
         # The trials of a grid are its points; others would count, and not be among them.
@@ -157,6 +161,10 @@ def _conclude(
     from iolaus.results import terminal
 
     terminal.show(study, progress.console())
+    finished = counts["done"] + counts["pruned"] + counts["failed"]
+    if equal := twins.recorded(study):
+        had = f"{equal:,} of {finished:,} trials had the same effect as another"
+        _say(f"{had} and {'was' if equal == 1 else 'were'} not trained again")
     _write_results(study, results)
     if crew.folder.is_dir():
         _say(f"all of it is in {progress.shown(crew.folder)}")

@@ -3,7 +3,8 @@
     overrides.yaml   what Hydra was told
     config.yaml      the whole config
     history.csv      one row per evaluation (and per seed, where there are several)
-    metrics.json     what Optuna's user attributes say too; written last
+    metrics.json     what Optuna's user attributes say too; written last. `equals` names the trial
+                     of the same effect that was trained in this one's place
     iolaus.log       what happened when
     best.pt          only of a trial that was the best of its worker's when it ended
     checkpoints/     only while it is unfinished
@@ -14,6 +15,7 @@ that goes on after an interruption. Called by `own.py`.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shlex
@@ -33,6 +35,7 @@ from iolaus.spec import TrialSpec, by_group, plain
 from iolaus.sweep.trial import Outcome
 
 _DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _SIMPLE = re.compile(r"[a-z_][a-z_.]*=[a-z0-9_.+-]+")
 """Overrides that YAML writes as they are."""
 
@@ -93,10 +96,26 @@ class TrialFolder:
         if keep_model and group.results[0].best_state:  # of several seeds the first
             run_folder.write_model(self.path, group.results[0])
         self.log(f"{outcome.state}" + (f": {group.error}" if group.error else ""))
+        self._close(outcome)
+
+    def equal(self, outcome: Outcome, number: int) -> None:
+        """Write that a trial was not trained, because trial `number` does the same.
+
+        Raises:
+            EnvironmentFault: the disk is full or the folder cannot be written.
+        """
+        with contextlib.suppress(OSError):  # someone cleaned; the database has the numbers
+            history = self.path.with_name(str(number)).joinpath("history.csv").read_bytes()
+            files.write_bytes(self.path / "history.csv", history, durable=False)
+        self.log(f"{outcome.state}: it has the effect of trial {number} and was not trained again")
+        self._close(outcome)
+
+    def _close(self, outcome: Outcome) -> None:
+        """Write what every trial has, and drop the checkpoints."""
         files.write_bytes(self.path / "iolaus.log", "".join(self._lines).encode(), durable=False)
         summary = {"state": outcome.state, **outcome.attributes}
         run_folder.write_json(self.path / "metrics.json", summary, durable=False)
-        for place in self.path.glob("**/checkpoints" if several else "checkpoints"):
+        for place in [self.path / "checkpoints", *self.path.glob("seed_*/checkpoints")]:
             checkpoint.clear_trial(place)
             if place.parent != self.path and not any(place.parent.iterdir()):
                 place.parent.rmdir()
@@ -109,9 +128,13 @@ class TrialFolder:
             EnvironmentFault: they cannot be moved.
         """
         try:
-            if (old / "config.yaml").read_text("utf-8") != config:
+            if not _equal_configs((old / "config.yaml").read_text("utf-8"), config):
                 return
-        except (OSError, UnicodeDecodeError):  # it died before it was written, or someone cleaned
+        except (
+            OSError,
+            UnicodeDecodeError,
+            yaml.YAMLError,
+        ):  # it died before it was written, or someone cleaned
             return
         try:
             for place in old.glob("**/checkpoints"):
@@ -121,6 +144,15 @@ class TrialFolder:
                     os.replace(place, new)
         except OSError as error:
             raise EnvironmentFault(f"cannot move {old}: {error.strerror or error}") from error
+
+
+def _equal_configs(one: str, other: str) -> bool:
+    """Whether two configs are the same, however many trials share a stack."""
+    nodes = [yaml.load(text, Loader=_LOADER) for text in (one, other)]
+    for node in nodes:
+        if isinstance(node, dict) and isinstance(node.get("training"), dict):
+            node["training"].pop("width", None)
+    return bool(nodes[0] == nodes[1])
 
 
 def alone(overrides: Sequence[str]) -> str:

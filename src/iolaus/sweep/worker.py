@@ -25,13 +25,15 @@ from optuna.trial import TrialState
 
 from iolaus import streams
 from iolaus.errors import EXIT_INTERRUPTED, IolausError, one_line
-from iolaus.sweep import grammar, hook, pruners, samplers, storage
+from iolaus.sweep import grammar, hook, order, pruners, samplers, storage
+from iolaus.sweep.equal import Equal
 from iolaus.sweep.fallback import journal_of
 from iolaus.sweep.journal import Ending
 from iolaus.sweep.ledger import Ledger
 from iolaus.sweep.plan import Plan
 from iolaus.sweep.records import CONTINUES
 from iolaus.sweep.trial import Asked, Outcome, Stop, Verdicts
+from iolaus.sweep.twins import Twins
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +49,11 @@ _STATES = {
 
 class Runner(Protocol):
     """What runs trials: `own.Trainer` or `other.Caller`."""
+
+    @property
+    def equal(self) -> Equal | None:
+        """What knows which trials do the same; None where nobody can know."""
+        ...
 
     def run(self, asked: Iterator[Asked]) -> Iterator[Outcome]:
         """Run trials until no more are asked; each ends in one outcome."""
@@ -99,6 +106,9 @@ class Worker:
         self.journal = journal_of(study)
         self.verdicts = Verdicts(study, self.journal, stop, notify, self._write)
         self.runner = app.runner(plan, folder, self.verdicts)
+        once = plan.duplicates == "once"
+        equal = self.runner.equal if once else None
+        self.twins = None if equal is None else Twins(study, self.verdicts.report, equal)
         self._running: dict[int, Asked] = {}
         """Trials in hand, by number: those that wait in `_claimed` or `_ended` too."""
         self._claimed: deque[Asked] = deque()
@@ -190,10 +200,15 @@ class Worker:
 
     def _claim(self) -> bool:
         """Make the trials that there is room for this worker's; whether there was any."""
+        if self.twins is not None:
+            self._claimed.extend(self.twins.ready())
+            if self._claimed or self.twins.full:
+                return bool(self._claimed)
         # A sampler that learns is asked for one at a time, so that it sees those before.
         several = self.plan.grid or self.plan.sampler.name in samplers.BLIND
         trials = self.ledger.claim_many(max(1, self.verdicts.room) if several else 1)
         self._running |= {trial.number: Asked(trial, []) for trial in trials}
+        claimed: list[Asked] = []
         for trial in trials:
             try:
                 asked = Asked(trial, self._words(trial), trial.user_attrs.get(CONTINUES))
@@ -202,8 +217,9 @@ class Worker:
                 self._tell(failed)
                 continue
             self._running[asked.number] = asked
-            self._claimed.append(asked)
+            claimed.append(asked)
         self.journal.parameters(trials)
+        self._claimed.extend(claimed if self.twins is None else self.twins.admitted(claimed))
         return bool(trials)
 
     def _words(self, trial: optuna.Trial) -> list[str]:
@@ -234,6 +250,13 @@ class Worker:
 
     def _write(self) -> None:
         """Make last what waits to be written; from here on it is acknowledged."""
+        self._write_ended()
+        if self.twins is not None:  # what has ended may be what others wait for
+            while settled := list(self.twins.settled()):
+                self._ended += settled
+                self._write_ended()
+
+    def _write_ended(self) -> None:
         if self.verdicts.prunes:
             self.verdicts.flush()
         endings = [self._ending(outcome) for outcome in self._ended]
@@ -245,6 +268,9 @@ class Worker:
             asked = outcome.asked
             self._running.pop(asked.number, None)
             self.verdicts.forget(asked)
+            told = TrialState.FAIL if asked.number in lost else ending.state
+            if self.twins is not None:
+                self.twins.ended(outcome, told)
             if ending.state == TrialState.FAIL:
                 what = " ".join(w for w in asked.overrides if w not in self.plan.space.fixed)
                 reason = ending.attributes.get("error")
@@ -330,7 +356,7 @@ def make_ledger(plan: Plan, study: optuna.Study) -> Ledger:
         study,
         plan.total,
         plan.max_restarts,
-        points=list(plan.space.grid()) if plan.grid else None,
+        points=order.arranged(plan.space, plan.order) if plan.grid else None,
         first=plan.enqueue if plan.grid else (),
         sampler_of=None if plan.grid else sampler,
         workers=plan.n_jobs,
