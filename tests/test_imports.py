@@ -12,7 +12,7 @@ ABOVE = {"hydra", "omegaconf", "optuna", "optuna_dashboard", "pandas", "plotly"}
 KNOW_HYDRA = {"app", "compat", "config", "overrides", "preflight"}
 KNOW_SWEEP = {"app", "preflight"}
 RESULTS_KNOW = {"optuna", "pandas", "plotly"}
-NO_TORCH = {"errors", "spec", "check", "files", "schema"}
+NO_TORCH = {"errors", "spec", "check", "files", "schema", "effect"}
 
 
 def imported(path):
