@@ -61,6 +61,7 @@ def _is_linear(config: RunConfig) -> bool:
 
 
 RULES: tuple[Rule, ...] = (
+    Rule(("training.width",), lambda c: True, "train.train: a trial's numbers never depend on it"),
     *(
         Rule(
             tuple(f"optimizer.{key}" for key in sorted(keys)),
@@ -127,7 +128,9 @@ def effect(config: RunConfig) -> str:
     """SHA-256 of what a config does (first 16 hex digits), equal for configs that train alike."""
     kept: dict[str, Any] = {}
     for group, values in vars(config).items():  # twenty times as fast as dataclasses.asdict
-        kept[group] = dict(vars(values)) if hasattr(values, "__dict__") else values
+        fields = vars(values).items() if hasattr(values, "__dict__") else None
+        # What is kept in a group's object besides its fields begins with an underscore.
+        kept[group] = values if fields is None else {k: v for k, v in fields if k[0] != "_"}
     for key in idle(config):
         group, _, name = key.partition(".")
         kept[group].pop(name, None)

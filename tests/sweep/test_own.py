@@ -144,7 +144,8 @@ def test_a_sweep_in_which_all_fail(main, tmp_path, rate):
 def test_too_many_failures_end_a_sweep_early(main, tmp_path):
     rule = "hydra.sweeper.max_failure_rate=0.1"
     values = ["0.01", *(f"1e{n}" for n in range(4, 13))]
-    ended = main("-m", *QUICK, f"optimizer.lr={','.join(values)}", rule)
+    words = ("training.width=1", f"optimizer.lr={','.join(values)}", rule)
+    ended = main("-m", *QUICK, *words)
 
     assert ended.code == 1
     assert "2 trials failed, more than" in ended.err

@@ -7,33 +7,23 @@ worker. Its sibling for other Hydra applications is `other.py`. Called by `sweep
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from hydra.errors import HydraException
-from omegaconf.errors import OmegaConfBaseException
-
-from iolaus import config, overrides, preflight, seeds
-from iolaus.effect import effect
-from iolaus.errors import InputError, IolausError, one_line
-from iolaus.monitor import Monitor
+from iolaus import config, overrides
+from iolaus.errors import InputError
 from iolaus.schema import RunConfig
-from iolaus.seeds import Group
-from iolaus.spec import TrialResult, TrialSpec
-from iolaus.sweep import equal, order, points, question, samplers
+from iolaus.spec import TrialSpec
+from iolaus.sweep import equal, order, points, question
 from iolaus.sweep.composition import Composition
-from iolaus.sweep.equal import Equal
 from iolaus.sweep.naming import PLACES
 from iolaus.sweep.plan import Plan
-from iolaus.sweep.records import CONTINUES, EFFECT
 from iolaus.sweep.space import Space
-from iolaus.sweep.trial import Asked, Outcome, Verdicts
-from iolaus.sweep.trial_folder import TrialFolder
-from iolaus.width import Widths
+from iolaus.sweep.trainer import Trainer
+from iolaus.sweep.trial import Verdicts
 
 SAME_IN_ALL = frozenset({"training.seeds", "objective"})
 """Keys without which the trials of a study could not be compared."""
@@ -86,7 +76,7 @@ class Own:
 
     def runner(self, plan: Plan, folder: Path, verdicts: Verdicts) -> Trainer:
         """What a worker runs its trials with."""
-        return Trainer(self, plan, folder, verdicts)
+        return Trainer(partial(self.read, self.composition), plan, folder, verdicts)
 
     @cached_property
     def composition(self) -> Composition:
@@ -159,189 +149,3 @@ def _without(node: Mapping[str, Any], prefix: str, left_out: set[str] | frozense
             continue
         kept[key] = _without(value, f"{path}.", left_out) if isinstance(value, Mapping) else value
     return kept
-
-
-class Trainer(Monitor):
-    """Trains the trials of one worker and reports to its study.
-
-    A trial of several seeds is trained as a stack of them, so that pruning acts on their mean.
-    """
-
-    def __init__(self, app: Own, plan: Plan, folder: Path, verdicts: Verdicts):
-        self.app, self.plan, self.folder, self.verdicts = app, plan, folder, verdicts
-        self.equal = Equal(partial(app.read, app.composition), folder, self._line)
-        self._groups: dict[int, tuple[Asked, Group, TrialFolder]] = {}
-        self._refused: list[Outcome] = []
-        self._newest, self._steps = (0, 0), 0
-        self._members = 1
-
-    def run(self, asked: Iterator[Asked]) -> Iterator[Outcome]:
-        """Train trials until no more are asked; each ends in one outcome.
-
-        Raises:
-            Interrupted: a signal asked to stop while trials were left; they are checkpointed.
-            EnvironmentFault: the disk is full, the data are gone.
-        """
-        from iolaus.train import train
-
-        first = next(asked, None)
-        if first is None:
-            return
-        specs = self._specs(first, asked)
-        head = next(specs, None)
-        if head is not None:
-            training = self._groups[head.number][1].spec.config.training
-            widths = self._widths(training.width, training.seeds)
-            stream = train(_chain(head, specs), self, width=widths, together=training.seeds)
-            for result in stream:
-                yield from self._refusals()
-                yield from self._ended(result)
-        yield from self._refusals()
-
-    def _widths(self, wanted: int | str, seeds: int) -> Widths:
-        """How many trials are trained as one: a model-based sampler learns from the trials that
-        have ended, so that no more than a tenth of all are asked at once unless the user says."""
-        most, plan = Widths.most, self.plan
-        learns = not plan.grid and plan.sampler.name not in samplers.INDEPENDENT
-        if wanted == "auto" and learns and plan.total is not None:
-            most = seeds * max(1, plan.total // 10)
-        return Widths(wanted, most, self.folder.parents[1] / "widths.json")
-
-    def _refusals(self) -> Iterator[Outcome]:
-        while self._refused:
-            yield self._refused.pop(0)
-
-    def _specs(self, first: Asked, rest: Iterator[Asked]) -> Iterator[TrialSpec]:
-        for asked in _chain(first, rest):
-            try:
-                run_config = self.equal.config_of(asked)
-                preflight.see_own_packages(run_config)
-            except (IolausError, HydraException, OmegaConfBaseException) as error:
-                self._refused.append(Outcome.failed(asked, one_line(error)))
-                continue
-            place = TrialFolder(self.folder / str(asked.number))
-            spec = TrialSpec(run_config, number=asked.number, folder=place.path)
-            place.begin(spec, asked.overrides, self._line(asked))
-            members = seeds.members(spec)
-            self._members = len(members)
-            self._groups[spec.number] = (asked, Group(spec, len(members)), place)
-            yield from members
-
-    def _line(self, asked: Asked) -> list[int]:
-        """Numbers of the lost trials that a trial stands for, the last one first."""
-        numbers: list[int] = []
-        number = asked.continues
-        trials = [] if number is None else self.verdicts.study.get_trials(deepcopy=False)
-        while number is not None:
-            numbers.append(number)
-            number = trials[number].user_attrs.get(CONTINUES)
-        return numbers
-
-    def _ended(self, result: TrialResult) -> Iterator[Outcome]:
-        asked, group, place = self._groups[result.spec.number]
-        self._report(asked, group.end(result))
-        if result.state != "complete":
-            self.verdicts.condemn(asked)  # the other seeds need not go on
-        if not group.is_over:
-            return
-        del self._groups[asked.number]
-        outcome = self._outcome(asked, group)
-        kept = all((c.violation(outcome.numbers) or 0) <= 0 for c in self.plan.constraints)
-        best = outcome.state == "complete" and kept and self.verdicts.is_best(outcome)
-        place.end(group, outcome, keep_model=best)
-        yield outcome
-
-    def _outcome(self, asked: Asked, group: Group) -> Outcome:
-        results, training = group.results, group.spec.config.training
-        metrics = group.metrics()
-        numbers = {
-            "num_parameters": results[0].num_parameters,
-            "steps": sum(result.steps for result in results),
-            "seconds": round(sum(result.seconds for result in results), 4),
-            "samples_per_s": round(results[0].samples_per_s, 1),
-        }
-        attributes: dict[str, Any] = {
-            **metrics,
-            **numbers,
-            "best_step": max(result.best_step for result in results),
-            "device": results[0].device,
-            "seed": training.seed,
-            "config_hash": group.spec.config_hash,
-            EFFECT: effect(group.spec.config),
-        }
-        if group.size > 1:
-            values = [result.value for result in results]
-            attributes |= {"seeds": group.size, "values": values, "std": seeds.spread(values)}
-        stopped = [result.stopped for result in results if result.stopped]
-        attributes |= {"stopped": stopped[0]} if stopped else {}
-        attributes |= {"error": group.error} if group.error else {}
-        finite = {key: _finite(value) for key, value in attributes.items()}
-        values_of = metrics | numbers
-        objectives = tuple(float(values_of.get(n, math.nan)) for n in self.plan.objectives)
-        return Outcome(asked, group.state, objectives, finite, numbers=values_of)
-
-    # --- what the engine tells -------------------------------------------------------------------
-
-    def room(self, slots: int) -> None:
-        """Let as many trials be claimed at once as there is room for."""
-        self.verdicts.room = max(1, -(-slots // self._members))
-
-    def started(
-        self, spec: TrialSpec, step: int, total_steps: int, history: Sequence[Mapping[str, float]]
-    ) -> None:
-        """Tell the study what a resumed trial has reported before."""
-        self._newest, self._steps = (spec.number, total_steps), step
-        place = self._groups[spec.number][2]
-        place.log(f"step {step} of {total_steps}, seed {spec.config.training.seed}")
-        for row in history:
-            self.report(spec, row)
-
-    def stepped(self, steps: int) -> None:
-        """Write what waits, and say how far the running trials are."""
-        self.verdicts.settle()
-        self._steps += steps
-        number, total = self._newest
-        of = f"trial {number} step {min(self._steps, total)}/{total}"
-        self.verdicts.notify(of if len(self._groups) == 1 else f"{len(self._groups)} trials train")
-
-    def report(self, spec: TrialSpec, row: Mapping[str, float]) -> None:
-        """Note an evaluation; the study learns of all of a stack's together."""
-        asked, group, place = self._groups[spec.number]
-        training = spec.config.training
-        place.log(" ".join(f"{name} {value:.6g}" for name, value in row.items()))
-        value = row[self._objective(row, spec)]
-        self._report(asked, group.observe(training.seed, int(row["step"]), value))
-
-    def _objective(self, row: Mapping[str, float], spec: TrialSpec) -> str:
-        """The metric that is reported step by step: the run's own objective."""
-        from iolaus.program import Program
-
-        return Program.of(spec).objective
-
-    def _report(self, asked: Asked, means: Iterable[tuple[int, float]]) -> None:
-        if len(self.plan.objectives) == 1:  # Optuna takes reports of a single objective only
-            for step, value in means:
-                self.verdicts.report(asked, step, value)
-
-    def should_stop(self, spec: TrialSpec) -> bool:
-        """What the pruner says, asked once for all trials that have reported."""
-        asked = self._groups[spec.number][0]
-        if not self.verdicts.prunes:  # nothing to judge: reports wait for the block's end
-            return self.verdicts.is_condemned(asked)
-        return self.verdicts.ends(asked)
-
-    def interrupted(self) -> int | None:
-        """The exit code of a signal."""
-        return self.verdicts.stop.code
-
-
-def _chain(first: Any, rest: Iterator[Any]) -> Iterator[Any]:
-    yield first
-    yield from rest
-
-
-def _finite(value: Any) -> Any:
-    """The value as JSON knows it: no NaN."""
-    if isinstance(value, list):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

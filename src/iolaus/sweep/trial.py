@@ -84,7 +84,8 @@ class Verdicts:
         notify: told what the running trials are at.
         settle: makes last what waits to be written, results included.
 
-    `room` is how many trials whoever runs them has places for, so that as many are claimed at once.
+    `room` is how many trials whoever runs them has places for, so that as many are claimed at once;
+    `planned` the steps of running trials, by number, where there is a budget of steps.
     """
 
     def __init__(
@@ -98,6 +99,7 @@ class Verdicts:
         self.study, self.journal, self.stop = study, journal, stop
         self.notify, self.settle = notify, settle
         self.room = 1
+        self.planned: dict[int, int] = {}
         self._pending: list[tuple[Asked, int, float]] = []
         self._condemned: set[int] = set()
         self._best: float | None = None
@@ -155,6 +157,7 @@ class Verdicts:
     def forget(self, asked: Asked) -> None:
         """A trial has ended."""
         self._condemned.discard(asked.number)
+        self.planned.pop(asked.number, None)
 
     def is_best(self, outcome: Outcome) -> bool:
         """Whether a trial is better than all that were complete when this worker began, and all of

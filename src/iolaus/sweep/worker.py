@@ -114,6 +114,7 @@ class Worker:
         self._claimed: deque[Asked] = deque()
         self._ended: list[Outcome] = []
         self._too_many_failed = False
+        self._paused = False  # so many wait for their twins that no others were asked for
         self._steps: int | None = None
         self._hook: Callable[[Any, optuna.Trial], None] | None = None
         if plan.custom_search_space:
@@ -131,11 +132,12 @@ class Worker:
         with storage.named(self.plan.storage or ""), Heart(self.ledger, self._running):
             try:
                 while self._more():
+                    self._paused = False
                     self._run()
                     if self._more():  # others run what is left: they may yet be lost
-                        if self._nothing_left():
+                        if not self._paused and self._nothing_left():
                             return
-                        time.sleep(0.2)
+                        time.sleep(0.02 if self._paused else 0.2)
             except (Interrupted, KeyboardInterrupt):
                 self.stop.ask(EXIT_INTERRUPTED)  # unless a signal has: then its own code
             except IolausError:
@@ -182,7 +184,7 @@ class Worker:
             return False
         if self._steps is None:  # new trials may have ended
             self._steps = self.journal.steps()
-        return self._steps >= most
+        return self._steps + sum(self.verdicts.planned.values()) >= most
 
     def _asked(self) -> Iterator[Asked]:
         """Trials of the study, each now this worker's."""
@@ -203,9 +205,12 @@ class Worker:
         if self.twins is not None:
             self._claimed.extend(self.twins.ready())
             if self._claimed or self.twins.full:
+                self._paused = self.twins.full
                 return bool(self._claimed)
         # A sampler that learns is asked for one at a time, so that it sees those before.
+        # And with a budget of steps, so that what those before will take is known.
         several = self.plan.grid or self.plan.sampler.name in samplers.BLIND
+        several = several and self.plan.max_steps_total is None
         trials = self.ledger.claim_many(max(1, self.verdicts.room) if several else 1)
         self._running |= {trial.number: Asked(trial, []) for trial in trials}
         claimed: list[Asked] = []
