@@ -165,7 +165,7 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(main, tmp_path):
     )
 
     assert ended.code == 0, ended.err
-    said = " ".join(ended.out.split())
+    said = "".join(ended.out.split())  # a long path is folded
     for part in (
         "optimizer.lr a float from 0.001 to 0.02",
         "init he, xavier",
@@ -181,7 +181,7 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(main, tmp_path):
         "constraint num_parameters <= 20",
         "nothing was run",
     ):
-        assert part in said, part
+        assert part.replace(" ", "") in said, part
     assert list(tmp_path.iterdir()) == []
 
 
