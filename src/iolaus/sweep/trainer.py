@@ -155,6 +155,8 @@ class Trainer(Monitor):
             "config_hash": group.spec.config_hash,
             EFFECT: effect(group.spec.config),
         }
+        if _is_on_gpu(group):
+            attributes["gpu_seconds"] = numbers["seconds"]
         if group.size > 1:
             values = [result.value for result in results]
             attributes |= {"seeds": group.size, "values": values, "std": seeds.spread(values)}
@@ -219,6 +221,14 @@ class Trainer(Monitor):
     def interrupted(self) -> int | None:
         """The exit code of a signal."""
         return self.verdicts.stop.code
+
+
+def _is_on_gpu(group: Group) -> bool:
+    from iolaus.program import Program
+
+    if not group.results[0].device:  # it never began
+        return False
+    return Program.of(group.spec).device.type == "cuda"
 
 
 def _chain(first: Any, rest: Iterator[Any]) -> Iterator[Any]:
