@@ -371,9 +371,7 @@ def test_specs_are_pulled_only_when_there_is_room():
             yield spec
 
     results = train(stream(), width=3)
-    ended = 0
-    for _ in results:
-        ended += 1
+    for ended, _ in enumerate(results, start=1):
         assert len(pulled) <= 3 + ended + 2  # one more stack at the most has begun since
     assert pulled == list(range(9))
     pulled.clear()
@@ -403,13 +401,15 @@ def test_an_interrupt_checkpoints_the_trials_of_all_stacks(tmp_path, width):
     assert len(begun) >= 3 if width == 1 else begun == {"0", "1", "2", "3"}
 
     class Resumed(Monitor):
-        steps: dict[int, int] = {}
+        def __init__(self):
+            self.steps = {}
 
         def started(self, spec, step, total_steps, history):
             self.steps[spec.number] = step
 
-    assert_same(by_number(train(placed, Resumed(), width=width, together=4)), whole)
-    assert all(Resumed.steps[int(number)] > 0 for number in begun)
+    resumed = Resumed()
+    assert_same(by_number(train(placed, resumed, width=width, together=4)), whole)
+    assert all(resumed.steps[int(number)] > 0 for number in begun)
 
 
 # --- empty slots ----------------------------------------------------------------------------------
