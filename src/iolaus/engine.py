@@ -54,9 +54,9 @@ class Engine:
 
     def __init__(self, program: Program, monitor: Monitor, limit: int):
         self.program, self.monitor, self.limit = program, monitor, limit
-        self.step, self.stack = Step(program), program.stack(1)
+        self.step, self.stack = Step(program), program.stack(0)
         self.replayed = graph.Replayed(self.step, self.stack)
-        self.slots: list[Slot | None] = [None]
+        self.slots: list[Slot | None] = []
         self.device_name = device.describe(program.device)
         self.block_steps = 1
 

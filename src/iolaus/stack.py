@@ -173,7 +173,7 @@ class Stack:
         """Gradients, in the order of the parameters, as `params.groups` lie."""
         if self.width == 1:
             return [torch.cat([grad.reshape(-1) for grad in grads]).unsqueeze(0)]
-        names = zip(self.params.views, grads, strict=True)
+        names = zip(self.params.views, _apart(grads), strict=True)
         return [
             grad.permute(self._orders[name]) if name in self._orders else grad
             for name, grad in names
@@ -213,6 +213,18 @@ class Stack:
         self.best_buffers.write(slot, saved["best_buffers"])
         for name, bank in self.moments.items():
             bank.write(slot, saved[f"moment.{name}"])
+
+
+def _apart(grads: Sequence[Tensor]) -> list[Tensor]:
+    """Gradients that may be written to. Of parameters that are added to each other autograd gives
+    one and the same tensor, of one that is summed a number seen many times."""
+    found: list[Tensor] = []
+    seen: set[int] = set()
+    for grad in grads:
+        shared = grad.data_ptr() in seen or 0 in grad.stride()
+        seen.add(grad.data_ptr())
+        found.append(grad.clone(memory_format=torch.contiguous_format) if shared else grad)
+    return found
 
 
 def _row(row: Tensor, slots: Tensor, width: int) -> Tensor:

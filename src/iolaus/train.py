@@ -97,12 +97,17 @@ class _Run:
         """Run until the stream has no more."""
         while True:
             yield from self._fill()
-            if not any(engine.live for engine in self.engines):
+            if not self.engines and not self.suspects:
                 return
-            for engine in list(self.engines):
-                yield from self._gathered(engine, engine.advance())
-                self._heed_signals()
-            self.engines = [engine for engine in self.engines if engine.live]
+            yield from self._turns()
+
+    def _turns(self) -> Iterator[TrialResult]:
+        """Let each engine advance once. No name of an engine outlives this: the memory of one that
+        broke has to be free before the next begins."""
+        for engine in list(self.engines):
+            yield from self._gathered(engine, engine.advance())
+            self._heed_signals()
+        self.engines = [engine for engine in self.engines if engine.live]
 
     def _heed_signals(self) -> None:
         code = self.monitor.interrupted()
@@ -129,9 +134,12 @@ class _Run:
         narrower stacks if memory ran out, or else in two halves: so it is found out whose fault
         it is, and the others hardly suffer."""
         self.engines.remove(engine)
+        if engine is self.trying:
+            self.trying = None
         half = len(broken.specs) // 2
         if broken.memory:
-            log.warning("no memory for %d trials at once: going on with %d", 2 * half, half)
+            both = (len(broken.specs), half)
+            log.warning("no memory for %d trials at once: going on with %d", *both)
             self.widths.lower(engine.program, half)
             self.pull.put_back(broken.specs)
         else:
@@ -184,6 +192,8 @@ class _Run:
         if engine not in self.engines:
             self.engines.append(engine)
         yield from self._gathered(engine, engine.admit(specs))
+        if not engine.live and engine in self.engines:  # none of them could begin
+            self.engines.remove(engine)
 
     def _load(self) -> float:
         """The share of the device that is taken: a full stack takes all of it."""

@@ -83,8 +83,8 @@ class Widths:
         kept = _read(self.file)
         if key in kept:
             return kept[key]
-        width = measured(program, self.most)
-        if self.file is not None and width < self.most:
+        width, whole = measured(program, self.most)
+        if self.file is not None and whole:
             _keep(self.file, {**_read(self.file), key: width})
         return width
 
@@ -102,11 +102,12 @@ def why_not_stacked(program: Program) -> str | None:
     return None
 
 
-def measured(program: Program, most: int) -> int:
-    """The width, up to `most`, at which a trial's step takes the least time, or hardly more."""
+def measured(program: Program, most: int) -> tuple[int, bool]:
+    """The width, up to `most`, at which a trial's step takes the least time, or hardly more; and
+    whether a larger `most` would have given the same."""
     times: dict[int, float] = {}
-    width = 1
-    while width <= min(most, WIDEST[program.device.type]):
+    width, widest, whole = 1, WIDEST[program.device.type], True
+    while width <= min(most, widest):
         try:
             times[width] = _time(program, width)
         except Exception as error:
@@ -116,11 +117,15 @@ def measured(program: Program, most: int) -> int:
         if _is_past_its_best(times):
             break
         width *= 2
+    else:
+        whole = width > widest
+    if not times:
+        return 1, False
     best = min(times.values())
     chosen = min(width for width, seconds in times.items() if seconds * WORTH <= best)
     each = ", ".join(f"{width}: {1e6 * seconds:.0f}" for width, seconds in times.items())
     log.debug("training.width=auto: %d (microseconds per trial and step at %s)", chosen, each)
-    return chosen
+    return chosen, whole
 
 
 def _is_past_its_best(times: dict[int, float]) -> bool:
