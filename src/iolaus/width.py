@@ -31,8 +31,10 @@ from iolaus.step import Moment, Step
 
 log = logging.getLogger(__name__)
 
-WIDEST = {"cpu": 64, "cuda": 1024}
-"""No wider stack is tried."""
+TRIED = {"cpu": (1, 2, 4, 8, 16, 32, 64), "cuda": (1, 4, 16, 64, 256, 1024)}
+"""Widths that are measured, until one is past the best."""
+ALIKE = ("data.root", "model.activation", "training.eval_every", "objective")
+"""Static keys that hardly change how long a step takes: what differs in them shares a width."""
 WORTH = 0.95
 """A wider stack has to take at most this share of the time per trial of a narrower one."""
 WORTH_A_TRY = 16
@@ -73,6 +75,9 @@ class Widths:
         self._lowered[_key(program)] = max(1, width)
 
     def _found(self, program: Program, key: str) -> int:
+        kept = _read(self.file) if self.wanted == "auto" else {}
+        if kept.get(key, 1) > 1:
+            return kept[key]
         reason = why_not_stacked(program)
         if reason is not None:
             name = program.config.model.name
@@ -80,7 +85,6 @@ class Widths:
             return 1
         if self.wanted != "auto":
             return int(self.wanted)
-        kept = _read(self.file)
         if key in kept:
             return kept[key]
         width, whole = measured(program, self.most)
@@ -106,19 +110,21 @@ def measured(program: Program, most: int) -> tuple[int, bool]:
     """The width, up to `most`, at which a trial's step takes the least time, or hardly more; and
     whether a larger `most` would have given the same."""
     times: dict[int, float] = {}
-    width, widest, whole = 1, WIDEST[program.device.type], True
-    while width <= min(most, widest):
+    widths = TRIED[program.device.type]
+    whole = most >= widths[-1]
+    for width in widths:
+        if width > most:
+            break
         try:
             times[width] = _time(program, width)
         except Exception as error:
             if not device.out_of_memory(error):
                 raise
+            whole = True
             break
         if _is_past_its_best(times):
+            whole = True
             break
-        width *= 2
-    else:
-        whole = width > widest
     if not times:
         return 1, False
     best = min(times.values())
@@ -159,10 +165,9 @@ class _Stepper:
 
     def __init__(self, program: Program, width: int):
         self.program, self.step = program, Step(program)
-        self.stack: Stack = program.stack(width)
-        initial, numbers = program.initial(program.spec), program.numbers(program.spec)
-        for slot in range(width):
-            self.stack.insert(slot, initial, numbers)
+        one = program.stack(1)
+        one.insert(0, program.initial(program.spec), program.numbers(program.spec))
+        self.stack: Stack = one.moved([0] * width, width)
         place = program.device
         samples, shape = program.batch_size, program.data.input_shape
         self.y = program.data.train.y[:samples].to(place)
@@ -195,7 +200,7 @@ class _Stepper:
 
 def _key(program: Program) -> str:
     """What a width depends on: the static part, the device and torch."""
-    static = [(key, value) for key, value in program.spec.static if not key.startswith("data.root")]
+    static = [(key, value) for key, value in program.spec.static if key not in ALIKE]
     place = device.describe(program.device)
     text = repr((static, place, torch.__version__, platform.python_version()))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
