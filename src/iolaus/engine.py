@@ -59,6 +59,7 @@ class Engine:
         self.slots: list[Slot | None] = []
         self.device_name = device.describe(program.device)
         self.block_steps = 1
+        self.evaluated = False  # whether the last `advance` came to an evaluation
 
     @property
     def live(self) -> list[tuple[int, Slot]]:
@@ -227,6 +228,7 @@ class Engine:
     def _events(self) -> list[TrialResult]:
         """Evaluate what is due; all reports first, then all questions, then the ends."""
         due = [place for place, slot in self.live if slot.evaluates]
+        self.evaluated = bool(due)
         if not due:
             return []
         ends: dict[int, tuple[State, str | None]] = {}

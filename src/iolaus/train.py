@@ -102,11 +102,16 @@ class _Run:
             yield from self._turns()
 
     def _turns(self) -> Iterator[TrialResult]:
-        """Let each engine advance once. No name of an engine outlives this: the memory of one that
-        broke has to be free before the next begins."""
+        """Let each engine advance to its next evaluation: who comes in when depends on steps and
+        not on how long they take, so that a seeded sampler is asked the same again, and slots that
+        are refilled stay in step with the others. No name of an engine outlives this: the memory
+        of one that broke has to be free before the next begins."""
         for engine in list(self.engines):
-            yield from self._gathered(engine, engine.advance())
-            self._heed_signals()
+            evaluated = False
+            while engine.live and engine in self.engines and not evaluated:
+                yield from self._gathered(engine, engine.advance())
+                self._heed_signals()
+                evaluated = engine.evaluated
         self.engines = [engine for engine in self.engines if engine.live]
 
     def _heed_signals(self) -> None:

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from iolaus import device, files, graph
 from iolaus.errors import EnvironmentFault, one_line
@@ -45,6 +45,9 @@ SAMPLE_S = 0.05
 """Seconds of steps that are timed at each width, at least three steps."""
 
 
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
 @dataclass
 class Widths:
     """The widths of a sweep's stacks.
@@ -53,11 +56,14 @@ class Widths:
         wanted: `training.width`: a number of slots, or `auto`.
         most: never more than this many, whatever was measured.
         file: where measured widths are kept; None keeps them in memory.
+        measures: whether `auto` measures. If not, it is `most` but where stacking is known to lose:
+            the same whenever it is asked for.
     """
 
     wanted: int | str = 1
     most: int = 2**20
     file: Path | None = None
+    measures: bool = True
     _known: dict[str, int] = field(default_factory=dict)
     _lowered: dict[str, int] = field(default_factory=dict)
 
@@ -75,7 +81,7 @@ class Widths:
         self._lowered[_key(program)] = max(1, width)
 
     def _found(self, program: Program, key: str) -> int:
-        kept = _read(self.file) if self.wanted == "auto" else {}
+        kept = _read(self.file) if self.wanted == "auto" and self.measures else {}
         if kept.get(key, 1) > 1:
             return kept[key]
         reason = why_not_stacked(program)
@@ -85,12 +91,20 @@ class Widths:
             return 1
         if self.wanted != "auto":
             return int(self.wanted)
+        if not self.measures:
+            return 1 if _loses(program) else self.most
         if key in kept:
             return kept[key]
         width, whole = measured(program, self.most)
         if self.file is not None and whole:
             _keep(self.file, {**_read(self.file), key: width})
         return width
+
+
+def _loses(program: Program) -> bool:
+    """Whether stacking is known to lose: grouped convolutions are slow on a CPU."""
+    convolves = any(isinstance(layer, _CONVOLUTIONS) for layer in program.module.modules())
+    return convolves and program.device.type == "cpu"
 
 
 def why_not_stacked(program: Program) -> str | None:

@@ -31,6 +31,12 @@ from iolaus.sweep.trial import Asked, Outcome, Verdicts
 from iolaus.sweep.trial_folder import TrialFolder
 from iolaus.width import Widths
 
+MOST_ASKED = 16
+"""Trials that a sampler which learns is asked for at once, at most."""
+
+WORTH_STACKING = 4
+"""Fewer trials than this take less time one after the other."""
+
 
 class Trainer(Monitor):
     """Trains the trials of one worker and reports to its study.
@@ -76,13 +82,15 @@ class Trainer(Monitor):
         yield from self._refusals()
 
     def _widths(self, wanted: int | str, seeds: int) -> Widths:
-        """How many trials are trained as one: a model-based sampler learns from the trials that
-        have ended, so that no more than a tenth of all are asked at once unless the user says."""
-        most, plan = Widths.most, self.plan
-        learns = not plan.grid and plan.sampler.name not in samplers.INDEPENDENT
-        if wanted == "auto" and learns and plan.total is not None:
-            most = seeds * max(1, plan.total // 10)
-        return Widths(wanted, most, self.folder.parents[1] / "widths.json")
+        """How many trials are trained as one. A sampler that learns, does so from the trials that
+        have ended: unless the user says, no more than a tenth of all are asked at once, and how
+        many is not measured, so that the same seed asks for the same trials again."""
+        file, plan = self.folder.parents[1] / "widths.json", self.plan
+        if wanted != "auto" or plan.grid or plan.sampler.name in samplers.INDEPENDENT:
+            return Widths(wanted, file=file)
+        trials = 1 if plan.total is None else min(plan.total // 10, MOST_ASKED)
+        most = seeds * max(trials, 1)
+        return Widths(wanted, most if most >= WORTH_STACKING else 1, measures=False)
 
     def _refusals(self) -> Iterator[Outcome]:
         while self._refused:
