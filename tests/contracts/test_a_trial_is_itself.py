@@ -3,10 +3,11 @@
 Every model x optimizer, and every regularizer, trained in a stack of mixed neighbours where one
 trial is pruned midway and its slot refilled, and some in a stack of all that narrows as trials end,
 in turns with another optimizer's stack, and with batches that all of them share, against the same
-trials alone. Initial weights, batches and dropout masks must be equal to the last bit. Metrics may differ by rounding: a batched product adds in
-another order than a single one, and Adam divides by square roots of small numbers, so that after
-12 float32 steps the losses agree to about 1e-5; the tolerance is 1e-3, far below what a wrong
-seed, learning rate or mask does (see `test_the_comparison_can_fail`).
+trials alone. Initial weights, batches and dropout masks must be equal to the last bit. Metrics may
+differ by rounding: a batched product adds in another order than a single one, and Adam divides by
+square roots of small numbers, so that after 12 float32 steps the losses agree to about 1e-5; the
+tolerance is 1e-3, far below what a wrong seed, learning rate or mask does (see
+`test_the_comparison_can_fail`).
 """
 
 from __future__ import annotations
