@@ -1,11 +1,13 @@
 """Contract: a trial's numbers never depend on its slot, its neighbours, pruning, or a resume.
 
 Every model x optimizer, and every regularizer, trained in a stack of mixed neighbours where one
-trial is pruned midway and its slot refilled, against the same trials alone. Initial weights and
-batches must be equal to the last bit. Metrics may differ by rounding: a batched product adds in
-another order than a single one, and Adam divides by square roots of small numbers, so that after
-12 float32 steps the losses agree to about 1e-5; the tolerance is 1e-3, far below what a wrong
-seed, learning rate or mask does (see `test_the_comparison_can_fail`).
+trial is pruned midway and its slot refilled, and some in a stack of all that narrows as trials end,
+in turns with another optimizer's stack, and with batches that all of them share, against the same
+trials alone. Initial weights, batches and dropout masks must be equal to the last bit. Metrics may
+differ by rounding: a batched product adds in another order than a single one, and Adam divides by
+square roots of small numbers, so that after 12 float32 steps the losses agree to about 1e-5; the
+tolerance is 1e-3, far below what a wrong seed, learning rate or mask does (see
+`test_the_comparison_can_fail`).
 """
 
 from __future__ import annotations
@@ -14,9 +16,11 @@ import pytest
 import torch
 from support import make_spec
 
+from iolaus import streams
 from iolaus.monitor import Monitor
 from iolaus.program import Program
 from iolaus.slot import Slot
+from iolaus.step import Moment, Step
 from iolaus.train import train
 
 pytestmark = pytest.mark.slow
@@ -94,11 +98,10 @@ def trials(*words):
     ]
 
 
-def same(specs):
+def same(specs, widths=(2, 3)):
     """Compare every trial of a refilled stack of two and of three with itself alone."""
-    assert len({spec.static for spec in specs}) == 1
     alone = {spec.number: next(iter(train([spec], PruneOne()))) for spec in specs}
-    for width in (2, 3):
+    for width in widths:
         stacked = {result.spec.number: result for result in train(specs, PruneOne(), width=width)}
         assert stacked.keys() == alone.keys()
         for number, mine in stacked.items():
@@ -119,7 +122,9 @@ def same(specs):
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("model", MODELS)
 def test_every_model_and_optimizer(model, optimizer):
-    same(trials(*MODELS[model], *OPTIMIZERS[optimizer]))
+    specs = trials(*MODELS[model], *OPTIMIZERS[optimizer])
+    assert len({spec.static for spec in specs}) == 1
+    same(specs)
 
 
 @pytest.mark.parametrize("regularizer", REGULARIZERS)
@@ -129,6 +134,101 @@ def test_every_regularizer(regularizer):
 
 def test_regression():
     same(trials("data=quadratic", *MODELS["mlp"]))
+
+
+@pytest.fixture
+def steps_taken(monkeypatch):
+    """Of every step: the optimizer, the width, and whether all slots saw one batch."""
+    taken = []
+    original = Step.__call__
+
+    def spy(self, stack, x, y, moment):
+        taken.append((self.program.config.optimizer.name, stack.width, y.dim() == 1))
+        return original(self, stack, x, y, moment)
+
+    monkeypatch.setattr(Step, "__call__", spy)
+    return taken
+
+
+@pytest.mark.parametrize(
+    ("model", "optimizer"),
+    [("mlp", "adamw"), ("mlp_batch_norm", "sgd"), ("convnet", "rmsprop"), ("resnet", "adam")],
+)
+def test_a_stack_of_all_that_narrows(model, optimizer, steps_taken):
+    same(trials(*MODELS[model], *OPTIMIZERS[optimizer]), [5])
+    assert {width for _, width, _ in steps_taken} == {5, 3, 2, 1}
+
+
+@pytest.mark.parametrize("model", ["mlp_batch_norm", "convnet"])
+def test_stacks_of_two_optimizers_that_take_turns(model, steps_taken):
+    specs = trials(*MODELS[model], *OPTIMIZERS["sgd"])
+    others = trials(*MODELS[model], *OPTIMIZERS["rmsprop"])
+    mixed = [others[n] if n % 2 else specs[n] for n in range(5)]
+    same(mixed, [3])
+    assert {(name, width) for name, width, _ in steps_taken} >= {("sgd", 2), ("rmsprop", 1)}
+
+
+@pytest.mark.parametrize("model", ["mlp", "mlp_batch_norm", "convnet"])
+def test_seeds_that_share_their_batches(model, steps_taken):
+    """Twice the same trial, and other seeds, all in one order."""
+    words = (*COMMON, *MODELS[model], "data.order_seed=3", "regularization.dropout=0.3")
+    specs = [
+        make_spec(*words, "training.max_steps=12", f"training.seed={seed}", number=number)
+        for number, seed in ((0, 4), (2, 4), (3, 5), (4, 6))
+    ]
+    same(specs, [4])
+    assert any(shared and width == 4 for _, width, shared in steps_taken)
+    first, twin, other, _ = sorted(train(specs, width=4), key=lambda result: result.spec.number)
+    assert first.history == twin.history  # in one stack, to the last bit
+    assert first.history != other.history
+
+
+def filled(program, specs):
+    stack = program.stack(len(specs))
+    for slot, spec in enumerate(specs):
+        stack.insert(slot, program.initial(spec), program.numbers(spec))
+    return stack
+
+
+def test_dropout_masks_are_equal_to_the_last_bit(monkeypatch):
+    """What both layers draw in a stack of three, at several steps, they draw alone."""
+    drawn, original = [], streams.uniform
+
+    def spy(keys, n):
+        drawn.append(original(keys, n))
+        return drawn[-1]
+
+    class Telling(Step):
+        """Gives what its dropout layers draw along with the statistics of its batch norms."""
+
+        def _loss(self, *arguments):
+            drawn.clear()
+            loss, updated = super()._loss(*arguments)
+            return loss, updated | {f"draw {index}": draw for index, draw in enumerate(drawn)}
+
+    monkeypatch.setattr(streams, "uniform", spy)
+    specs = trials("model=mlp", "model.hidden=[8,8]")[2:5]
+    program = Program.of(specs[0])
+    x = torch.rand(3, program.batch_size, *program.data.input_shape)
+    y = torch.zeros(3, program.batch_size, dtype=torch.int64)
+
+    def draws(specs, x, y, number):
+        stack, step, count = filled(program, specs), Telling(program), len(specs)
+        keys = {"dropout": streams.split(stack.keys["dropout"], number)}
+        moment = Moment(torch.zeros(count), torch.full((count,), number + 1), keys)
+        x, extra = step._prepare(stack, x, y, moment)
+        updated = step.gradients(stack, x, y, extra)[2]
+        return [updated[f"draw {layer}"].reshape(count, -1) for layer in range(2)]
+
+    seen = set()
+    for number in (0, 7):
+        stacked = draws(specs, x, y, number)
+        for slot, spec in enumerate(specs):
+            alone = draws([spec], x[slot : slot + 1], y[slot : slot + 1], number)
+            for mine, other in zip(stacked, alone, strict=True):
+                assert torch.equal(mine[slot], other[0])
+                seen.add(tuple(other[0].tolist()))
+    assert len(seen) == 2 * 3 * 2  # each step, trial and layer has its own
 
 
 def test_the_comparison_can_fail():
@@ -144,12 +244,9 @@ def test_the_comparison_can_fail():
 def test_initial_weights_and_batches_are_equal_to_the_last_bit():
     specs = trials(*MODELS["convnet"])
     program = Program.of(specs[0])
-    stack = program.stack(3)
+    stack = filled(program, specs[2:5])
     for place, spec in enumerate(specs[2:5]):
-        stack.insert(place, program.initial(spec), program.numbers(spec))
-    for place, spec in enumerate(specs[2:5]):
-        alone = program.stack(1)
-        alone.insert(0, program.initial(spec), program.numbers(spec))
+        alone = filled(program, [spec])
         for name, tensor in alone.params.row(0).items():
             assert torch.equal(tensor, stack.params.row(place)[name])
         mine, other = Slot(program, spec), Slot(program, spec)
