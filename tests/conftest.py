@@ -13,6 +13,8 @@ import pytest
 from hypothesis import settings
 from support import make_spec
 
+pytest_plugins = ["engine_support"]
+
 # The same examples every time: a change, not chance, makes a test fail.
 settings.register_profile("steady", derandomize=True, deadline=None)
 settings.load_profile("steady")

@@ -1,0 +1,77 @@
+"""What the tests of engines share: trials, comparisons, and stacks that are watched or starved."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from support import make_spec
+
+from iolaus.step import Step
+
+SHORT = ("data=quadratic", "model.hidden=[8]", "training.max_steps=12", "training.eval_every=4")
+ADAMW = (*SHORT, "optimizer=adamw")
+DECAY = "regularization.weight_decay="
+
+
+def specs(count, *words, folder=None):
+    """Trials of unequal seed, lr and length."""
+    return [
+        make_spec(
+            *(*SHORT, *words, f"training.seed={number}", f"optimizer.lr={0.01 / (1 + number)}"),
+            f"training.max_steps={(12, 20, 9)[number % 3]}",
+            number=number,
+            folder=None if folder is None else folder / str(number),
+        )
+        for number in range(count)
+    ]
+
+
+def by_number(results):
+    """Results by their trial's number; each trial has exactly one."""
+    found = {}
+    for result in results:
+        assert result.spec.number not in found
+        found[result.spec.number] = result
+    return found
+
+
+def assert_same(mine, other):
+    assert mine.keys() == other.keys()
+    for number, result in mine.items():
+        assert (result.state, result.error) == (other[number].state, other[number].error)
+        rows, references = result.history, other[number].history
+        assert [row["step"] for row in rows] == [row["step"] for row in references]
+        for row, reference in zip(rows, references, strict=True):
+            assert row == pytest.approx(reference, rel=1e-4), number
+
+
+@pytest.fixture
+def widths_seen(monkeypatch):
+    """The width of the stack at every step, those aside that try whether the model stacks."""
+    seen = []
+    monkeypatch.setattr("iolaus.width.why_not_stacked", lambda program: None)
+    original = Step.__call__
+
+    def spy(self, stack, *arguments):
+        seen.append(stack.width)
+        return original(self, stack, *arguments)
+
+    monkeypatch.setattr(Step, "__call__", spy)
+    return seen
+
+
+@pytest.fixture
+def little_memory(monkeypatch):
+    """Steps of stacks with more than `most` slots have no memory: `little_memory(most)`."""
+
+    def set_most(most):
+        original = Step.__call__
+
+        def short(self, stack, *arguments):
+            if stack.width > most:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return original(self, stack, *arguments)
+
+        monkeypatch.setattr(Step, "__call__", short)
+
+    return set_most

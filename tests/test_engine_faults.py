@@ -1,0 +1,214 @@
+"""Engines in trouble: memory that runs out, trials that raise or become NaN."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import weakref
+
+import pytest
+import torch
+from engine_support import (
+    ADAMW,
+    DECAY,
+    SHORT,
+    assert_same,
+    by_number,
+    specs,
+)
+from support import make_spec
+
+from iolaus.engine import Engine
+from iolaus.stack import Stack
+from iolaus.step import Step
+from iolaus.train import train
+from iolaus.width import Widths
+
+# --- memory ---------------------------------------------------------------------------------------
+
+
+def test_out_of_memory_halves_the_width_and_all_trials_end_the_same(
+    little_memory, widths_seen, caplog
+):
+    trials = specs(14)
+    alone = by_number(train(trials))
+    widths_seen.clear()
+    little_memory(3)
+    stacked = by_number(train(trials, width=6))
+    assert_same(stacked, alone)
+    assert {result.state for result in stacked.values()} == {"complete"}
+    assert max(widths_seen) == 3
+    lines = [record.message for record in caplog.records if record.levelno >= logging.WARNING]
+    assert lines == ["no memory for 6 trials at once: going on with 3"]
+
+
+def test_the_width_is_halved_again_and_stays_so_for_the_next_stream(
+    little_memory, widths_seen, caplog
+):
+    little_memory(2)
+    widths = Widths(7)
+    assert len(by_number(train(specs(8), width=widths))) == 8
+    assert max(widths_seen) == 1  # 7, 3, 1
+    assert sum(record.levelno >= logging.WARNING for record in caplog.records) == 2
+    caplog.clear()
+    assert len(by_number(train(specs(3), width=widths))) == 3
+    assert caplog.records == []
+
+
+def test_out_of_memory_with_one_trial_fails_that_trial_alone(monkeypatch):
+    original = Step.__call__
+
+    def short(self, stack, *arguments):
+        if (stack.optimizer["weight_decay"] == 0.5).any():
+            raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2 GiB")
+        return original(self, stack, *arguments)
+
+    monkeypatch.setattr(Step, "__call__", short)
+    trials = [make_spec(*ADAMW, f"{DECAY}{d}", number=n) for n, d in enumerate((0.1, 0.5, 0.2))]
+    for width in (1, 3):
+        results = by_number(train(trials, width=width))
+        assert [results[n].state for n in range(3)] == ["complete", "failed", "complete"]
+        assert results[1].error == ("OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB")
+
+
+@pytest.mark.parametrize("what", ["moved", "__init__"])
+def test_out_of_memory_while_the_stack_is_resized(monkeypatch, what):
+    trials = specs(7)
+    alone = by_number(train(trials))
+    original = getattr(Stack, what)
+
+    def short(self, *arguments):
+        if arguments[-1 if what == "moved" else 4] > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return original(self, *arguments)
+
+    monkeypatch.setattr(Stack, what, short)
+    assert_same(by_number(train(trials, width=4)), alone)
+
+
+def test_no_memory_for_a_single_stack_fails_its_trials_and_the_stream_goes_on(monkeypatch):
+    original = Stack.__init__
+
+    def short(self, params, *arguments):
+        if arguments[-2] > 0 and len(params) > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        original(self, params, *arguments)
+
+    monkeypatch.setattr(Stack, "__init__", short)
+    deep = "model.hidden=[8,8]"
+    trials = [make_spec(*SHORT, *words, number=n) for n, words in enumerate(([], [deep], []))]
+    results = by_number(train(trials))
+    assert [results[n].state for n in range(3)] == ["complete", "failed", "complete"]
+    assert results[1].error == "CUDA out of memory"
+
+
+def test_a_stack_that_ran_out_of_memory_is_gone_before_the_next_begins(monkeypatch):
+    stacks, alive = [], []
+    original, step = Stack.__init__, Step.__call__
+
+    def remember(self, *arguments):
+        gc.collect()
+        alive.append(max((stack().width for stack in stacks if stack() is not None), default=0))
+        original(self, *arguments)
+        stacks.append(weakref.ref(self))
+
+    def short(self, stack, *arguments):
+        if stack.width > 2:
+            alive.clear()
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return step(self, stack, *arguments)
+
+    monkeypatch.setattr(Stack, "__init__", remember)
+    monkeypatch.setattr(Step, "__call__", short)
+    assert len(by_number(train(specs(4), width=Numbered(4)))) == 4
+    assert alive
+    assert max(alive) <= 2
+
+
+class Numbered(Widths):
+    """Widths that do not try a stack first."""
+
+    def of(self, program):
+        return min(int(self.wanted), *self._lowered.values(), 99)
+
+
+# --- trials that raise ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def one_raises(monkeypatch):
+    """A step of a stack that holds a weight decay of 0.5 raises; returns how often it did."""
+    raised = []
+    original = Step.__call__
+
+    def raising(self, stack, *arguments):
+        if (stack.optimizer["weight_decay"] == 0.5).any():
+            raised.append(stack.width)
+            raise ValueError("singular\n matrix")
+        return original(self, stack, *arguments)
+
+    monkeypatch.setattr(Step, "__call__", raising)
+    return raised
+
+
+def decays(count, bad):
+    values = [0.5 if number in bad else 0.1 + 0.01 * number for number in range(count)]
+    return [
+        make_spec(*ADAMW, f"{DECAY}{value}", f"training.seed={number}", number=number)
+        for number, value in enumerate(values)
+    ]
+
+
+def test_a_raising_trial_of_a_wide_stack_is_found_by_halving(one_raises):
+    good = by_number(train([spec for spec in decays(12, {5}) if spec.number != 5]))
+    stacked = by_number(train(decays(12, {5}), width=8))
+    failed = stacked.pop(5)
+    assert (failed.state, failed.error) == ("failed", "ValueError: singular matrix")
+    assert one_raises == [8, 4, 2, 1]
+    assert_same(stacked, good)
+
+
+def test_several_raising_trials_are_all_found(one_raises):
+    stacked = by_number(train(decays(9, {0, 3, 8}), width=4))
+    failed = {number for number, result in stacked.items() if result.state == "failed"}
+    assert (len(stacked), failed) == (9, {0, 3, 8})
+
+
+def test_all_trials_raise(one_raises):
+    stacked = by_number(train(decays(5, range(5)), width=5))
+    assert [result.state for result in stacked.values()] == ["failed"] * 5
+
+
+def test_trials_that_cannot_begin_again_do_not_lose_the_others(one_raises, monkeypatch):
+    """After a stack broke, a checkpoint of half of its trials cannot be read any more."""
+    original = Engine._insert
+
+    def failing(self, place, spec):
+        if one_raises and spec.number < 2:
+            raise RuntimeError("unreadable")
+        original(self, place, spec)
+
+    monkeypatch.setattr(Engine, "_insert", failing)
+    stacked = by_number(train(decays(4, {3}), width=4))
+    states = {number: result.state for number, result in stacked.items()}
+    assert states == {0: "failed", 1: "failed", 2: "complete", 3: "failed"}
+
+
+def test_a_slot_that_becomes_nan_leaves_its_neighbours_as_they_are():
+    words = ("optimizer=sgd", "training.eval_every=4", "training.max_steps=12")
+
+    def stack(lr):
+        middle = make_spec(*SHORT, *words, f"optimizer.lr={lr}", "training.seed=1", number=1)
+        sides = [make_spec(*SHORT, *words, f"training.seed={n}", number=n) for n in (0, 2)]
+        # Longer trials behind, so that the stack keeps its width when a slot is emptied.
+        after = [make_spec(*SHORT, *words, f"training.seed={n}", number=n) for n in (3, 4)]
+        return by_number(train([sides[0], middle, sides[1], *after], width=3))
+
+    sane, broken = stack(0.01), stack(1e30)
+    assert broken[1].state == "failed"
+    assert "became" in broken[1].error
+    for number in (0, 2):
+        losses, others = ([row["train_loss"] for row in r[number].history] for r in (broken, sane))
+        assert losses == others
+        for name, tensor in sane[number].best_state.items():
+            assert torch.equal(tensor, broken[number].best_state[name])
