@@ -50,6 +50,8 @@ class App:
 
     def runner(self, plan: Any, folder: Path, verdicts: Verdicts) -> Any:
         class Runner:
+            equal = None
+
             def run(_, asked: Iterator[Asked]) -> Iterator[Outcome]:
                 return self.engine(asked, verdicts)
 
@@ -233,9 +235,7 @@ def test_room_counts_trials_where_each_is_several_seeds(main, tmp_path, monkeypa
 
     original, seen = train.train, []
 
-    def roomy(specs: Any, monitor: Any, **named: Any) -> Any:
-        monitor.room(6)  # for two trials of three seeds
-
+    def spied(specs: Any, monitor: Any, **named: Any) -> Any:
         def watched() -> Any:
             for spec in specs:
                 seen.append(Counter(states(tmp_path))["RUNNING"])
@@ -243,8 +243,10 @@ def test_room_counts_trials_where_each_is_several_seeds(main, tmp_path, monkeypa
 
         return original(watched(), monitor, **named)
 
-    monkeypatch.setattr(train, "train", roomy)
-    ended = main("-m", *QUICK, "optimizer.lr=0.001,0.002,0.003,0.004", "training.seeds=3")
+    monkeypatch.setattr(train, "train", spied)
+    words = ("optimizer.lr=0.001,0.002,0.003,0.004", "training.seeds=3", "training.width=6")
+    ended = main("-m", *QUICK, *words)
     assert ended.code == 0, ended.err
-    assert seen[:9] == [1, 1, 1, 2, 2, 2, 2, 2, 2]
+    # The first two trials one by one, before the width is known; the others together.
+    assert seen == [1, 1, 1, 2, 2, 2, *[2] * 6]
     assert states(tmp_path) == ["COMPLETE"] * 4

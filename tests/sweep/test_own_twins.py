@@ -151,7 +151,8 @@ def test_the_switch_is_checked_and_a_dry_run_counts(main, tmp_path):
 GRID = [
     *("-m", "data=quadratic", "training.max_steps=40", "training.eval_every=10"),
     *("optimizer=adam", "training.checkpoint_every=5", "training.device=cpu"),
-    *("optimizer.nesterov=false,true", "training.seed=range(0,24)", "hydra.sweeper.n_jobs=2"),
+    *("optimizer.nesterov=false,true", "training.seed=range(0,60)", "hydra.sweeper.n_jobs=2"),
+    "training.width=3",
 ]
 
 
@@ -171,11 +172,11 @@ def test_two_workers_killed_at_random_moments_train_each_effect_once(tmp_path):
     finish_warm(GRID, tmp_path)
 
     final = complete(tmp_path)
-    assert len(final) == 48 == len({row.params for row in final.values()})
+    assert len(final) == 120 == len({row.params for row in final.values()})
     by_seed = {}
     for row in final.values():
         by_seed.setdefault(row.attributes["seed"], []).append(row)
-    assert len(by_seed) == 24
+    assert len(by_seed) == 60
     for pair in by_seed.values():
         (trained,) = [row for row in pair if "equals" not in row.attributes]
         (twin,) = [row for row in pair if "equals" in row.attributes]
