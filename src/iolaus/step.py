@@ -38,9 +38,10 @@ class Moment:
 
 
 class Step:
-    """The compiled-once part of a program: its forward, backward and update."""
+    """A program's forward, backward and update; `compiles` overrules `training.compile`."""
 
-    def __init__(self, program: Program):
+    def __init__(self, program: Program, *, compiles: bool | None = None):
+        self.compiles = program.config.training.compile if compiles is None else compiles
         self.program, self.module, self.task = program, program.module, program.task
         uses = program.spec.uses
         self.uses = uses
@@ -53,8 +54,8 @@ class Step:
         parameters = sum(1 for _ in self.module.parameters())
         every = sum(1 for _ in self.module.named_parameters(remove_duplicate=False))
         self.tied = parameters != every
-        rule, compiles = program.rule, program.config.training.compile
-        self._update = self._compiled(rule.written_out) if compiles else rule.update
+        rule = program.rule
+        self._update = self._compiled(rule.written_out) if self.compiles else rule.update
         self._forwards: dict[tuple[bool, bool], Callable[..., tuple[Tensor, Row]]] = {}
 
     @property
@@ -154,7 +155,7 @@ class Step:
         return self._forwards[stacked, shared]
 
     def _compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        if not self.program.config.training.compile:
+        if not self.compiles:
             return function
         import torch._dynamo  # seconds
 

@@ -110,7 +110,7 @@ def _loses(program: Program) -> bool:
 def why_not_stacked(program: Program) -> str | None:
     """Try a step and an evaluation of two trials: what vmap says against it, or None."""
     try:
-        stepper = _Stepper(program, 2)
+        stepper = _Stepper(program, 2, compiles=False)  # what compiles is seen when it trains
         stepper()
         stepper.evaluate()
     except Exception as error:  # a user's module may raise anything
@@ -177,8 +177,8 @@ def _time(program: Program, width: int) -> float:
 class _Stepper:
     """A stack of equal trials that sees one made-up batch again and again."""
 
-    def __init__(self, program: Program, width: int):
-        self.program, self.step = program, Step(program)
+    def __init__(self, program: Program, width: int, *, compiles: bool | None = None):
+        self.program, self.step = program, Step(program, compiles=compiles)
         one = program.stack(1)
         one.insert(0, program.initial(program.spec), program.numbers(program.spec))
         self.stack: Stack = one.moved([0] * width, width)

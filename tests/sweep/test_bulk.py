@@ -17,9 +17,10 @@ from sweep_support import QUICK, states
 
 from iolaus.errors import EXIT_INTERRUPTED
 from iolaus.sweep import plan, storage, studies
+from iolaus.sweep.ledger_of import ledger_of
 from iolaus.sweep.records import LOST, RETRIED, RETRIES
 from iolaus.sweep.trial import Asked, Outcome, Stop, Verdicts
-from iolaus.sweep.worker import Worker, make_ledger
+from iolaus.sweep.worker import Worker
 
 WIDTH = 4
 Engine = Callable[[Iterator[Asked], Verdicts], Iterator[Outcome]]
@@ -151,7 +152,7 @@ def test_a_trial_taken_for_dead_spoils_no_other_of_its_stack(
     def engine(asked: Iterator[Asked], verdicts: Verdicts) -> Iterator[Outcome]:
         for outcome in stacked(asked, verdicts):
             if outcome.asked.number == 1:
-                make_ledger(sweep.plan, sweep.open()).release(outcome.asked.trial)
+                ledger_of(sweep.plan, sweep.open()).release(outcome.asked.trial)
                 stolen.append(outcome.asked.number)
             yield outcome
 

@@ -28,6 +28,7 @@ from iolaus.sweep import dry_run, plan, storage, studies, twins, worker
 from iolaus.sweep.fallback import journal_of
 from iolaus.sweep.launch import Crew, Launch, launch
 from iolaus.sweep.ledger import Ledger
+from iolaus.sweep.ledger_of import ledger_of
 from iolaus.sweep.plan import Plan
 from iolaus.sweep.scoreboard import Scoreboard
 from iolaus.sweep.space import Space
@@ -101,7 +102,7 @@ def sweep(
         if list(study.metric_names or ()) != list(chosen.objectives):
             study.set_metric_names(list(chosen.objectives))
         folder = studies.folder_of(opened, study, STUDIES.absolute())
-        ledger = worker.make_ledger(chosen, study)
+        ledger = ledger_of(chosen, study)
         _take_up(chosen, ledger)
         deadline = began + chosen.timeout_s if chosen.timeout_s else math.inf
         crew = Crew(chosen, app, folder, ledger.counts(), deadline)

@@ -6,39 +6,33 @@ process. Any number of them share a study through its database alone.
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import logging
 import math
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Protocol
 
 import optuna
 from omegaconf import OmegaConf
-from optuna.samplers import BaseSampler, RandomSampler
+from optuna.samplers import RandomSampler
 from optuna.trial import TrialState
 
-from iolaus import streams
 from iolaus.errors import EXIT_INTERRUPTED, IolausError, one_line
-from iolaus.sweep import grammar, hook, order, pruners, samplers, storage
+from iolaus.sweep import grammar, hook, pruners, samplers, storage
 from iolaus.sweep.equal import Equal
 from iolaus.sweep.fallback import journal_of
+from iolaus.sweep.heart import Heart
 from iolaus.sweep.journal import Ending
-from iolaus.sweep.ledger import Ledger
+from iolaus.sweep.ledger_of import ledger_of
 from iolaus.sweep.plan import Plan
 from iolaus.sweep.records import CONTINUES
 from iolaus.sweep.trial import Asked, Outcome, Stop, Verdicts
 from iolaus.sweep.twins import Twins
 
 log = logging.getLogger(__name__)
-
-BEAT_S = 20.0
-"""Seconds between two signs of life, well within the ledger's grace."""
 
 _STATES = {
     "complete": TrialState.COMPLETE,
@@ -102,7 +96,7 @@ class Worker:
         self.before, self.deadline, self.notify = before or {}, deadline, notify
         study.sampler = RandomSampler(0)  # of a grid, whose points are laid out
         study.pruner = pruners.build(plan.pruner.name, plan.pruner.given, plan.directions)
-        self.ledger = make_ledger(plan, study)
+        self.ledger = ledger_of(plan, study)
         self.journal = journal_of(study)
         self.verdicts = Verdicts(study, self.journal, stop, notify, self._write)
         self.runner = app.runner(plan, folder, self.verdicts)
@@ -302,70 +296,6 @@ class Worker:
         values = outcome.values if state == "complete" else None
         attributes["iolaus.overrides"] = outcome.asked.overrides
         return Ending(outcome.asked.trial, _STATES[state], values, attributes, violations)
-
-
-class Heart:
-    """Shows a sign of life for the trials in hand, from a thread of its own."""
-
-    def __init__(self, ledger: Ledger, running: dict[int, Asked]):
-        self._ledger, self._running = ledger, running
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._beat, name="iolaus-heart", daemon=True)
-
-    def __enter__(self) -> Heart:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._over.set()
-        self._thread.join()
-
-    def _beat(self) -> None:
-        while not self._over.wait(BEAT_S):
-            with contextlib.suppress(Exception):  # the next write of the worker itself will say it
-                self._ledger.beat([asked.trial for asked in list(self._running.values())])
-
-
-def make_ledger(plan: Plan, study: optuna.Study) -> Ledger:
-    """The books of the plan's study."""
-
-    def sampler_of(number: int) -> BaseSampler:
-        """Each trial's own, seeded by its number: whoever asks, it draws the same."""
-        name, given = plan.sampler.name, plan.sampler.given
-        seed = plan.seed
-        if seed is not None and name not in samplers.SHARED:
-            seed = streams.derive(seed, number) % 2**32
-        found = samplers.build_sampler(name, given, seed, trusted_storage=plan.trusted_storage)
-        assert found is not None
-        return found
-
-    shared: list[BaseSampler] = []
-
-    def sampler(number: int) -> BaseSampler:
-        if plan.sampler.name in samplers.SHARED or plan.seed is None:
-            if not shared:
-                shared.append(sampler_of(0))
-            if plan.sampler.name == "cmaes" and plan.seed is not None:
-                # What it draws by itself, start-up trials and choices, is each trial's own.
-                own: Any = shared[0]
-                own._independent_sampler = RandomSampler(streams.derive(plan.seed, number) % 2**32)
-            return shared[0]
-        return sampler_of(number)
-
-    return Ledger(
-        study,
-        plan.total,
-        plan.max_restarts,
-        points=order.arranged(plan.space, plan.order) if plan.grid else None,
-        first=plan.enqueue if plan.grid else (),
-        sampler_of=None if plan.grid else sampler,
-        workers=plan.n_jobs,
-    )
 
 
 def too_many_failed(plan: Plan, before: dict[str, int], now: dict[str, int]) -> bool:
