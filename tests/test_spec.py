@@ -29,7 +29,9 @@ SPECS = [make_spec(*words, number=number) for number, words in enumerate(CHANGES
 
 @pytest.mark.parametrize("spec", SPECS, ids=lambda spec: str(spec.number))
 def test_the_parts_of_a_config_make_up_the_whole(spec, tmp_path):
-    text = json.dumps(asdict(spec.config), sort_keys=True, default=str)
+    whole = asdict(spec.config)
+    del whole["training"]["width"]  # how many are trained together changes nothing about one
+    text = json.dumps(whole, sort_keys=True, default=str)
     assert spec.config_hash == hashlib.sha256(text.encode()).hexdigest()[:16]
 
     words = ["a.b=1", "optimizer.lr=1e-05", "model.hidden=[1,2]", "x='y: #z'", "trust=ä", "k=null"]
