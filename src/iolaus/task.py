@@ -61,7 +61,7 @@ class Task:
                 (Szegedy et al. 2016); for binary the target becomes y·(1-ε) + ε/2.
         """
         if self.name == "multiclass":
-            # vmap takes cross_entropy apart into a dozen operations, these into as many as they are.
+            # vmap takes cross_entropy apart into a dozen operations; these stay what they are.
             log_p = outputs.log_softmax(-1)
             hit = log_p.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
             if smoothing is None:

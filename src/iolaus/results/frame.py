@@ -20,6 +20,8 @@ from optuna.distributions import CategoricalDistribution
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from iolaus.results.read import trials_of
+
 Direction: TypeAlias = Literal["maximize", "minimize"]
 
 IDENTITY = "iolaus.identity"
@@ -59,7 +61,7 @@ def frame(study: optuna.Study, *, retried: bool = False) -> pd.DataFrame:
         retried: whether to keep failed trials that another trial replaced, and a column
             "retried" that tells them.
     """
-    trials = study.get_trials(deepcopy=False)
+    trials = trials_of(study)
     goals = objectives(study)
     swept = _swept(study, trials)
     if not retried:
@@ -96,7 +98,7 @@ def keys(study: optuna.Study) -> list[str]:
     A key is called as in an override, without "+". Where the name of an objective or of a column
     that every frame has is the same, it has "params_" in front, as in Optuna's own frames.
     """
-    return [key.column for key in _swept(study, study.get_trials(deepcopy=False))]
+    return [key.column for key in _swept(study, trials_of(study))]
 
 
 def objectives(study: optuna.Study) -> list[tuple[str, Direction]]:
