@@ -11,6 +11,7 @@ import sqlalchemy
 from rich.table import Table
 
 from iolaus import progress
+from iolaus.results.read import trials_of
 from iolaus.sweep import storage
 from iolaus.sweep.plan import Plan
 from iolaus.sweep.settings import Choice
@@ -85,6 +86,6 @@ def _storage(plan: Plan) -> str:
     opened = storage.connect(plan.storage)
     if plan.study not in optuna.get_all_study_names(opened):
         return f"{shown} (the study is new)"
-    trials = optuna.load_study(study_name=plan.study, storage=opened).get_trials(deepcopy=False)
+    trials = trials_of(optuna.load_study(study_name=plan.study, storage=opened))
     finished = sum(trial.state.is_finished() for trial in trials)
     return f"{shown} (the study has {finished} finished trials)"

@@ -24,6 +24,7 @@ from optuna.trial import TrialState
 
 from iolaus import files, progress
 from iolaus.errors import NothingCompleted, Stopped, TrainingFailed, one_line
+from iolaus.results.read import trials_of
 from iolaus.sweep import dry_run, plan, storage, studies, twins, worker
 from iolaus.sweep.fallback import journal_of
 from iolaus.sweep.launch import Crew, Launch, launch
@@ -182,7 +183,7 @@ def _relative(url: str) -> str:
 
 def _because(study: optuna.Study) -> str:
     """The most frequent reason of failed trials."""
-    failed = study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
+    failed = [trial for trial in trials_of(study) if trial.state == TrialState.FAIL]
     reasons = [one_line(t.user_attrs["error"], 200) for t in failed if "error" in t.user_attrs]
     return f"; most often: {max(set(reasons), key=reasons.count)}" if reasons else ""
 

@@ -124,11 +124,12 @@ class Trainer(Monitor):
     def _line(self, asked: Asked) -> list[int]:
         """Numbers of the lost trials that a trial stands for, the last one first."""
         numbers: list[int] = []
-        number = asked.continues
-        trials = [] if number is None else self.verdicts.study.get_trials(deepcopy=False)
+        number, study = asked.continues, self.verdicts.study
+        storage = study._storage  # `get_trials` would read the whole study
         while number is not None:
             numbers.append(number)
-            number = trials[number].user_attrs.get(CONTINUES)
+            known = storage.get_trial_id_from_study_id_trial_number(study._study_id, number)
+            number = storage.get_trial(known).user_attrs.get(CONTINUES)
         return numbers
 
     def _ended(self, result: TrialResult) -> Iterator[Outcome]:
