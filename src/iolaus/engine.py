@@ -169,17 +169,14 @@ class Engine:
         complete = [place for place, (state, _) in ends.items() if state == "complete"]
         if complete and "test" in self.program.sources:
             tests = dict(zip(complete, self._measure("test", complete, best=True), strict=True))
+        slots = {place: slot for place, slot in self.live if place in ends}
+        best = {place: self.stack.best(place) for place, slot in slots.items() if slot.best}
         results = []
-        for place, (state, error) in ends.items():
-            slot = self.slots[place]
-            assert slot is not None
-            best = self.stack.best(place) if slot.best else None
-            self.slots[place] = None
-            results.append(
-                slot.result(
-                    state, self.device_name, test=tests.get(place), best_state=best, error=error
-                )
-            )
+        for place, slot in slots.items():  # nothing here can raise: each has its result
+            (state, error), self.slots[place] = ends[place], None
+            found, kept = tests.get(place), best.get(place)
+            name = self.device_name
+            results.append(slot.result(state, name, test=found, best_state=kept, error=error))
         return results
 
     # --- a block of steps ------------------------------------------------------------------------

@@ -48,11 +48,13 @@ class Replayed:
             self._captured = self._capture(x, y, moment)
         if self._captured is None:
             return self._step(self._stack, x, y, moment)
-        return self._captured.replay(x, y, moment)
+        with torch.cuda.device(self._stack.device):
+            return self._captured.replay(x, y, moment)
 
     def _capture(self, x: Tensor, y: Tensor, moment: Moment) -> _Captured | None:
         try:
-            return _Captured(self._step, self._stack, x, y, moment)
+            with torch.cuda.device(self._stack.device):  # captures are of the current device
+                return _Captured(self._step, self._stack, x, y, moment)
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
@@ -78,7 +80,7 @@ class _Captured:
                 for _ in range(WARM_UP):
                     step(stack, self.x, self.y, self.moment)
             torch.cuda.current_stream(stack.device).wait_stream(aside)
-            with torch.cuda.graph(self.graph):
+            with torch.cuda.graph(self.graph, stream=aside):
                 self.losses = step(stack, self.x, self.y, self.moment)
         finally:  # the warm-up has trained
             for view, old in zip(views, before, strict=True):

@@ -55,6 +55,14 @@ def _read(connection: Connection, study_id: int) -> list[FrozenTrial]:
             found[trial_id].append(row)
         return found
 
+    query = select(
+        *(trials.trial_id, trials.number, trials.state),
+        *(trials.datetime_start, trials.datetime_complete),
+    )
+    # First, so that a trial which ends meanwhile is still running and not complete without values.
+    every = connection.execute(
+        query.where(trials.study_id == study_id).order_by(trials.number)
+    ).all()
     values = rows_of(models.TrialValueModel, "objective", "value", "value_type")
     params = rows_of(models.TrialParamModel, "param_name", "param_value", "distribution_json")
     users = rows_of(models.TrialUserAttributeModel, "key", "value_json")
@@ -63,14 +71,8 @@ def _read(connection: Connection, study_id: int) -> list[FrozenTrial]:
     reports = rows_of(models.TrialIntermediateValueModel, *kinds)
     value_of = models.TrialValueModel.stored_repr_to_value
     report_of = models.TrialIntermediateValueModel.stored_repr_to_intermediate_value
-    query = select(
-        *(trials.trial_id, trials.number, trials.state),
-        *(trials.datetime_start, trials.datetime_complete),
-    )
     found = []
-    for trial_id, number, state, start, end in connection.execute(
-        query.where(trials.study_id == study_id).order_by(trials.number)
-    ):
+    for trial_id, number, state, start, end in every:
         distributions = {sys.intern(n): _distribution(text) for n, _, text in params[trial_id]}
         found.append(
             FrozenTrial(

@@ -18,6 +18,7 @@ from optuna.trial import TrialState
 
 from iolaus.sweep.journal import Ending, Journal, Report
 from iolaus.sweep.live_trial import LiveTrial
+from iolaus.sweep.records import EQUALS
 
 log = logging.getLogger(__name__)
 
@@ -96,7 +97,8 @@ class PublicJournal(Journal):
     def steps(self) -> int:
         """Training steps of all finished trials."""
         trials = self.study.get_trials(deepcopy=False)
-        return sum(trial.user_attrs.get("steps") or 0 for trial in trials)
+        trained = (trial.user_attrs for trial in trials if EQUALS not in trial.user_attrs)
+        return sum(attributes.get("steps") or 0 for attributes in trained)
 
     def _is_running(self, trial: optuna.Trial) -> bool:
         return self.study._storage.get_trial(trial._trial_id).state == TrialState.RUNNING

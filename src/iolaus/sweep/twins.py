@@ -29,7 +29,7 @@ from iolaus.sweep.equal import Equal, Original
 from iolaus.sweep.records import EFFECT, EQUALS, Trials, UserAttributes
 from iolaus.sweep.trial import Asked, Outcome
 
-MOST_ASIDE = 4096
+MOST_ASIDE = 1024
 """Trials that are held aside at most; then no other is asked for until some have ended."""
 LOOK_S = 0.5
 """Seconds between two looks at what other workers train."""

@@ -100,12 +100,14 @@ class Worker:
         self.journal = journal_of(study)
         self.verdicts = Verdicts(study, self.journal, stop, notify, self._write)
         self.runner = app.runner(plan, folder, self.verdicts)
-        once = plan.duplicates == "once"
+        # Without a total a sweep ends by what it trains: twins alone would never end it.
+        once = plan.duplicates == "once" and plan.total is not None
         equal = self.runner.equal if once else None
         self.twins = None if equal is None else Twins(study, self.verdicts.report, equal)
         self._running: dict[int, Asked] = {}
         """Trials in hand, by number: those that wait in `_claimed` or `_ended` too."""
         self._claimed: deque[Asked] = deque()
+        self._begun: set[int] = set()
         self._ended: list[Outcome] = []
         self._too_many_failed = False
         self._paused = False  # so many wait for their twins that no others were asked for
@@ -139,7 +141,8 @@ class Worker:
                 raise
             except Exception:
                 # It may be a trial's doing: left RUNNING, they count as lost, which is bounded.
-                self._put_back(self._claimed)  # but for those that have not begun
+                begun = self._begun  # but for those that have not begun
+                self._put_back(a for a in self._running.values() if a.number not in begun)
                 raise
             self._put_back(self._running.values())
 
@@ -192,7 +195,9 @@ class Worker:
                 return  # those that have not begun are put back
             else:
                 self.verdicts.room -= 1
-                yield self._claimed.popleft()
+                asked = self._claimed.popleft()
+                self._begun.add(asked.number)
+                yield asked
 
     def _claim(self) -> bool:
         """Make the trials that there is room for this worker's; whether there was any."""
@@ -266,6 +271,7 @@ class Worker:
         for outcome, ending in zip(ended, endings, strict=True):
             asked = outcome.asked
             self._running.pop(asked.number, None)
+            self._begun.discard(asked.number)
             self.verdicts.forget(asked)
             told = TrialState.FAIL if asked.number in lost else ending.state
             if self.twins is not None:
