@@ -24,8 +24,9 @@ from pathlib import Path
 from typing import Any
 
 import iolaus.train
+from iolaus import storage
 from iolaus.spec import TrialResult
-from iolaus.sweep import own, storage, studies, worker
+from iolaus.sweep import own, studies, worker
 from iolaus.sweep import plan as plans
 from iolaus.sweep.journal import Journal
 from iolaus.sweep.ledger import Ledger

@@ -4,7 +4,11 @@
     result = iolaus.run("model=convnet", "optimizer.lr=0.01")
     result.metrics["val_accuracy"], result.history, result.best_state
 
-`iolaus.train.train(specs, monitor)` is the function underneath, for a stream of trials.
+`iolaus.train.train(specs, monitor)` is the function underneath, for a stream of trials. What
+studies found:
+
+    df = iolaus.results("init_activation_grid")
+    iolaus.best(df), iolaus.pivot(df, "init", "model.activation"), iolaus.history("...")
 """
 
 from __future__ import annotations
@@ -16,8 +20,24 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    import pandas as pd
+
     from iolaus.saved import Predictor
     from iolaus.spec import TrialResult, TrialSpec
+
+
+STORAGE = "sqlite:///outputs/studies.db"
+
+
+def best(df: pd.DataFrame, n: int = 10) -> pd.DataFrame:
+    """The `n` best complete trials of a frame of `results`, the best first.
+
+    Raises:
+        InputError: the study has several objectives.
+    """
+    from iolaus.analysis import tables
+
+    return tables.best(df, n)
 
 
 def compose(*overrides: str, config_dir: str | None = None) -> TrialSpec:
@@ -37,6 +57,16 @@ def compose(*overrides: str, config_dir: str | None = None) -> TrialSpec:
     return TrialSpec(config.read(typed.compose(overrides, config_dir)))
 
 
+def history(study: str, storage: str = STORAGE) -> pd.DataFrame:
+    """A study's evaluations, one row per trial, seed and step: the learning rate and metrics.
+
+    See `analysis.history.history` for the columns, `results` for arguments and errors.
+    """
+    from iolaus.analysis import library
+
+    return library.open_study(study, storage).history
+
+
 def load(folder: str | Path, trust: Sequence[str] = ()) -> Predictor:
     """The trained model of a run's folder, in eval mode, with its normalization in front.
 
@@ -46,6 +76,19 @@ def load(folder: str | Path, trust: Sequence[str] = ()) -> Predictor:
     from iolaus import saved
 
     return saved.load(folder, trust)
+
+
+def pivot(
+    df: pd.DataFrame, rows: str, columns: str | None = None, value: str | None = None
+) -> pd.DataFrame:
+    """Mean, std and n of the objective (or of the column `value`) for each value of a key, or of
+    two: `pivot(df, "init", "model.activation")["mean"]` is a matrix, ready for a heatmap.
+
+    See `analysis.tables.pivot` for the statistics and errors.
+    """
+    from iolaus.analysis import tables
+
+    return tables.pivot(df, rows, columns, value)
 
 
 def report(value: float, step: int) -> None:
@@ -74,6 +117,25 @@ def report(value: float, step: int) -> None:
     reporting = sys.modules.get("iolaus.sweep.reporting")
     if reporting is not None:
         reporting.report(value, step)
+
+
+def results(study: str, storage: str = STORAGE) -> pd.DataFrame:
+    """A study as a frame: one row per trial, a column per swept key, metric and attribute.
+
+    See `analysis.frame.frame` for the columns. Units are in their names: duration_s, seconds (of
+    training), gpu_seconds, samples_per_s.
+
+    Args:
+        study: its name.
+        storage: a database's URL, or the path of a SQLite file or of an Optuna journal.
+
+    Raises:
+        InputError: there is no such study.
+        EnvironmentFault: the storage cannot be read.
+    """
+    from iolaus.analysis import library
+
+    return library.open_study(study, storage).frame
 
 
 def run(*overrides: str, config_dir: str | None = None) -> TrialResult:

@@ -16,23 +16,18 @@ import csv
 import io
 import json
 import math
-import platform
 import shlex
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from iolaus import files, seeds
+from iolaus.environment import environment
 from iolaus.errors import EnvironmentFault, InputError, one_line
 from iolaus.spec import TrialResult, TrialSpec
-
-PACKAGES = ("iolaus", "torch", "torchvision", "hydra-core", "optuna", "numpy", "scikit-learn")
 
 
 def claim(wanted: Path) -> Path:
@@ -147,7 +142,7 @@ def write_manifest(folder: Path, spec: TrialSpec, arguments: Sequence[str], devi
     started = time.strftime("%Y-%m-%dT%H:%M:%S%z")
     before = read(folder / "manifest.json")
     if before is not None:
-        part = {"started": started, "device": device, "git": _git(), "versions": _versions()}
+        part = {"started": started, "device": device, **environment()}
         before["resumed"] = [*before.get("resumed", []), part]
         write_json(folder / "manifest.json", before)
         return
@@ -160,37 +155,10 @@ def write_manifest(folder: Path, spec: TrialSpec, arguments: Sequence[str], devi
             "config": _plain(spec),
             "seed": spec.config.training.seed,
             "device": device,
-            "git": _git(),
-            "versions": _versions(),
-            "platform": platform.platform(),
+            **environment(),
             "started": started,
         },
     )
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": sys.version.split()[0]}
-    for package in PACKAGES:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def _git() -> dict[str, Any] | None:
-    """Commit of the working folder and whether its tree was dirty; None outside of git."""
-
-    def ask(*words: str) -> str:
-        command = ["git", *words]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
-        return done.stdout.strip()
-
-    try:
-        commit = ask("rev-parse", "HEAD")
-        return {"commit": commit, "dirty": bool(ask("status", "--porcelain"))}
-    except (OSError, subprocess.SubprocessError):
-        return None
 
 
 def write_results(folder: Path, spec: TrialSpec, results: Sequence[TrialResult]) -> None:

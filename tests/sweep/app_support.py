@@ -11,7 +11,7 @@ from typing import Any
 
 import optuna
 
-from iolaus.sweep import storage
+from iolaus import storage
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 

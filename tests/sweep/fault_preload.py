@@ -10,9 +10,9 @@ import sklearn.datasets
 import torch
 import torchvision
 
+import iolaus.analysis.tables
 import iolaus.app
 import iolaus.program
-import iolaus.results.tables
 import iolaus.sweep.own
 import iolaus.sweep.sweep
 import iolaus.train

@@ -6,7 +6,7 @@ from typing import Any
 
 import optuna
 
-from iolaus.sweep import storage
+from iolaus import storage
 from iolaus.sweep.journal import Journal
 from iolaus.sweep.ledger import Ledger
 from iolaus.sweep.live_trial import LiveTrial

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import optuna
 
-from iolaus.sweep import storage
+from iolaus import storage
 
 QUICK = (
     *("data=quadratic", "optimizer=sgd", "model.hidden=[4]", "training.device=cpu"),

@@ -15,10 +15,11 @@ import pytest
 from optuna.trial import TrialState
 from sweep_support import QUICK, states
 
+from iolaus import storage
+from iolaus.attributes import LOST, RETRIED, RETRIES
 from iolaus.errors import EXIT_INTERRUPTED
-from iolaus.sweep import plan, storage, studies
+from iolaus.sweep import plan, studies
 from iolaus.sweep.ledger_of import ledger_of
-from iolaus.sweep.records import LOST, RETRIED, RETRIES
 from iolaus.sweep.trial import Asked, Outcome, Stop, Verdicts
 from iolaus.sweep.worker import Worker
 

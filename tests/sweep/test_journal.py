@@ -13,13 +13,13 @@ import sqlalchemy
 from optuna.samplers import RandomSampler, TPESampler
 from optuna.trial import TrialState
 
-from iolaus.sweep import storage
+from iolaus import storage
+from iolaus.attributes import POINT, WORKER
 from iolaus.sweep.fallback import PublicJournal
 from iolaus.sweep.journal import Ending, Journal, Report
 from iolaus.sweep.layout import canonical
 from iolaus.sweep.ledger import Ledger
 from iolaus.sweep.live_trial import LiveTrial
-from iolaus.sweep.records import POINT, WORKER
 from iolaus.sweep.studies import open_study
 
 TABLES = (

@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 from ledger_support import finish, open_ledger, run_all, suggest
 from optuna.trial import TrialState
 
+from iolaus import storage
+from iolaus.attributes import CONTINUES, LOST, POINT, RETRIED, RETRIES, RETRY_OF, WORKER
 from iolaus.errors import InputError
-from iolaus.sweep import processes, storage
+from iolaus.sweep import processes
 from iolaus.sweep.ledger import Ledger
-from iolaus.sweep.records import CONTINUES, LOST, POINT, RETRIED, RETRIES, RETRY_OF, WORKER
 from iolaus.sweep.studies import open_study
 
 

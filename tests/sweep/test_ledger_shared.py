@@ -16,8 +16,8 @@ import pytest
 from ledger_support import open_ledger, run_all, suggest
 from optuna.trial import TrialState
 
+from iolaus.attributes import RETRIED, WORKER
 from iolaus.sweep.journal import Ending, Journal
-from iolaus.sweep.records import RETRIED, WORKER
 
 # Workers are forked from a small server that has Optuna loaded: new interpreters take seconds.
 WORKERS = multiprocessing.get_context("forkserver")

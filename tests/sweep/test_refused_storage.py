@@ -8,7 +8,7 @@ import optuna
 import pytest
 from optuna.storages import RDBStorage
 
-from iolaus.sweep import storage
+from iolaus import storage
 
 QUICK = ("data=quadratic", "optimizer=sgd", "training.max_steps=4", "training.device=cpu")
 NAMED = (*QUICK, "hydra.sweeper.study_name=mine")

@@ -10,8 +10,8 @@ import optuna
 import pytest
 from optuna.storages import RDBStorage
 
+from iolaus import storage as storages
 from iolaus.errors import InputError
-from iolaus.sweep import storage as storages
 from iolaus.sweep.studies import open_study
 
 IDENTITY = {

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from optuna.trial import TrialState
 
-from iolaus.sweep import storage
-from iolaus.sweep.records import RETRIED
+from iolaus import storage
+from iolaus.attributes import RETRIED
 from iolaus.sweep.tally import Tally
 
 FINAL = [TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL]

@@ -13,10 +13,11 @@ import pytest
 from fault_support import Row, rows, running, until
 from sqlalchemy import event
 
+from iolaus import storage
+from iolaus.attributes import WORKER
 from iolaus.errors import EXIT_INTERRUPTED
-from iolaus.sweep import plan, processes, storage, studies, twins
+from iolaus.sweep import plan, processes, studies, twins
 from iolaus.sweep.equal import Original
-from iolaus.sweep.records import WORKER
 from iolaus.sweep.trial import Asked, Outcome, Stop
 from iolaus.sweep.worker import Worker
 from iolaus.train import Interrupted

@@ -10,9 +10,8 @@ import optuna
 import sqlalchemy
 from rich.table import Table
 
-from iolaus import progress
-from iolaus.results.read import trials_of
-from iolaus.sweep import storage
+from iolaus import progress, storage
+from iolaus.analysis.read import trials_of
 from iolaus.sweep.plan import Plan
 from iolaus.sweep.settings import Choice
 

@@ -16,6 +16,7 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from iolaus import config
+from iolaus.attributes import EQUALS
 from iolaus.effect import effect
 from iolaus.errors import IolausError
 from iolaus.schema import RunConfig
@@ -23,7 +24,6 @@ from iolaus.spec import State, TrialSpec
 from iolaus.sweep import order
 from iolaus.sweep.composition import Composition
 from iolaus.sweep.plan import Plan
-from iolaus.sweep.records import EQUALS
 from iolaus.sweep.trial import Asked, Outcome
 from iolaus.sweep.trial_folder import TrialFolder
 

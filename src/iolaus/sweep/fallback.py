@@ -16,9 +16,9 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages._rdb import models
 from optuna.trial import TrialState
 
+from iolaus.attributes import EQUALS
 from iolaus.sweep.journal import Ending, Journal, Report
 from iolaus.sweep.live_trial import LiveTrial
-from iolaus.sweep.records import EQUALS
 
 log = logging.getLogger(__name__)
 

@@ -21,15 +21,9 @@ from optuna.storages._rdb import models
 from optuna.trial import TrialState
 from sqlalchemy import Connection, Float, bindparam, cast, exists, func, insert, select, update
 
+from iolaus.attributes import EQUALS
 from iolaus.sweep.live_trial import LiveTrial
-from iolaus.sweep.records import (
-    EQUALS,
-    SystemAttributes,
-    Trials,
-    UserAttributes,
-    add_attributes,
-    stored,
-)
+from iolaus.sweep.records import SystemAttributes, Trials, UserAttributes, add_attributes, stored
 
 _CONSTRAINT = "constraints"
 _ROWS = Trials.__table__.c

@@ -1,8 +1,11 @@
 """Which points of a grid have no trial yet, without reading all of them for each claim.
 
-Every trial of a grid carries its point as a user attribute (`records.POINT`). Trials are only ever
-added, under the study's lock, so each process reads the attributes of those that were added since
-it last looked, by whomever, and goes on where it was in the list. Called by `ledger.py`.
+Every trial of a grid carries its point as a user attribute (`attributes.POINT`). Trials are only
+ever added, under the study's lock, so each process reads the attributes of those that were added
+since it last looked, by whomever, and goes on where it was in the list. Called by `ledger.py`.
+Every trial of a grid carries its point as a user attribute (`attributes.POINT`). Trials are only
+ever added, under the study's lock, so each process reads the attributes of those that were added
+since it last looked, by whomever, and goes on where it was in the list. Called by `ledger.py`.
 """
 
 from __future__ import annotations
@@ -13,7 +16,8 @@ from typing import Any
 
 from sqlalchemy import Connection, select
 
-from iolaus.sweep.records import POINT, Row, Trials, UserAttributes
+from iolaus.attributes import POINT
+from iolaus.sweep.records import Row, Trials, UserAttributes
 
 _ROWS = Trials.__table__.c
 _ATTRIBUTES = UserAttributes.__table__.c

@@ -28,19 +28,12 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import Connection, func, select, update
 from sqlalchemy.orm import Session, selectinload
 
+from iolaus.attributes import CONTINUES, ENQUEUED, LOST, POINT, RETRIED, RETRIES, RETRY_OF, WORKER
 from iolaus.errors import InputError
 from iolaus.sweep import processes, records
 from iolaus.sweep.layout import Layout
 from iolaus.sweep.live_trial import LiveTrial
 from iolaus.sweep.records import (
-    CONTINUES,
-    ENQUEUED,
-    LOST,
-    POINT,
-    RETRIED,
-    RETRIES,
-    RETRY_OF,
-    WORKER,
     Heartbeats,
     Row,
     Trials,

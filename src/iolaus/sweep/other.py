@@ -54,6 +54,11 @@ class Other:
         """What an unnamed study's name begins with."""
         return str(self.master.hydra.job.name)
 
+    @property
+    def origin(self) -> dict[str, str | None]:
+        """Where its configs come from."""
+        return {"name": self.prefix}
+
     def prepare(self, plan: Plan) -> tuple[Plan, dict[str, Any]]:
         """Compose points of the space; see `Own.prepare`.
 

@@ -46,6 +46,12 @@ class Own:
     def __reduce__(self) -> tuple[type[Own], tuple[str | None, str]]:
         return Own, (self.config_dir, self.config_name)  # another process composes anew
 
+    @property
+    def origin(self) -> dict[str, str | None]:
+        """Where its configs come from."""
+        folder = None if self.config_dir is None else str(Path(self.config_dir).absolute())
+        return {"name": "iolaus", "config_dir": folder, "config_name": self.config_name}
+
     def prepare(self, plan: Plan) -> tuple[Plan, dict[str, Any]]:
         """Check every value of the space, and find out what is optimized.
 

@@ -15,12 +15,12 @@ import sqlalchemy
 from iolaus import check
 from iolaus.check import shown
 from iolaus.errors import InputError, nearest
+from iolaus.storage import DEFAULT
 from iolaus.sweep import constraints, hook, known, naming, order, pruners, samplers, settings, space
 from iolaus.sweep.constraints import Constraint
 from iolaus.sweep.parameter import Label
 from iolaus.sweep.settings import Choice
 from iolaus.sweep.space import Space
-from iolaus.sweep.storage import DEFAULT
 
 _WHERE = "hydra.sweeper"
 _RULES: settings.Rules = {

@@ -1,19 +1,7 @@
 """A trial as rows of Optuna's tables, and the attributes by which a sweep keeps its books.
 
 Optuna's public functions take one transaction per row and per value, so `ledger`, which calls this,
-writes the rows itself. User attributes of trials:
-
-    iolaus.worker     the process that runs it (`processes.this_process`)
-    iolaus.point      its grid point as JSON; passed on to its replacement
-    iolaus.enqueued   the point that a person asked to be tried first, as JSON
-    iolaus.lost       why it ended without a result of its own
-    iolaus.retried    true on a FAIL that another trial replaces, so that it is not finished
-    iolaus.retry_of   on a replacement: number of the first trial of the line
-    iolaus.continues  on a replacement of a lost trial: that trial's number, in whose folder a
-                      checkpoint may be
-    iolaus.retries    on a replacement: how often the line was lost
-    iolaus.effect     what it does (`effect.py`), of a trial that is or was to be trained
-    equals            number of the trial of the same effect whose numbers it has
+writes the rows itself.
 """
 
 from __future__ import annotations
@@ -28,16 +16,7 @@ from optuna.storages._rdb import models
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import Connection, insert, select, update
 
-WORKER = "iolaus.worker"
-POINT = "iolaus.point"
-ENQUEUED = "iolaus.enqueued"
-LOST = "iolaus.lost"
-RETRIED = "iolaus.retried"
-RETRY_OF = "iolaus.retry_of"
-CONTINUES = "iolaus.continues"
-RETRIES = "iolaus.retries"
-EFFECT = "iolaus.effect"
-EQUALS = "equals"
+from iolaus.attributes import WORKER
 
 Trials = models.TrialModel
 UserAttributes = models.TrialUserAttributeModel

@@ -20,10 +20,8 @@ from optuna.study import StudyDirection
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from iolaus.attributes import FOLDER, IDENTITY
 from iolaus.errors import InputError, one_line
-
-IDENTITY = "iolaus.identity"
-FOLDER = "iolaus.folder"
 
 
 def open_study(

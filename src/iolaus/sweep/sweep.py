@@ -22,10 +22,11 @@ import yaml
 from optuna.exceptions import ExperimentalWarning
 from optuna.trial import TrialState
 
-from iolaus import files, progress
+from iolaus import files, progress, storage
+from iolaus.analysis.read import trials_of
+from iolaus.attributes import SWEEP
 from iolaus.errors import NothingCompleted, Stopped, TrainingFailed, one_line
-from iolaus.results.read import trials_of
-from iolaus.sweep import dry_run, plan, storage, studies, twins, worker
+from iolaus.sweep import dry_run, plan, studies, twins, worker
 from iolaus.sweep.fallback import journal_of
 from iolaus.sweep.launch import Crew, Launch, launch
 from iolaus.sweep.ledger import Ledger
@@ -38,6 +39,7 @@ log = logging.getLogger(__name__)
 
 STUDIES = Path("outputs/studies")
 RESULTS = "optimization_results.yaml"
+_NODE = "hydra.sweeper"
 
 
 class App(worker.App, Protocol):
@@ -46,6 +48,11 @@ class App(worker.App, Protocol):
     @property
     def prefix(self) -> str:
         """What an unnamed study's name begins with."""
+        ...
+
+    @property
+    def origin(self) -> Mapping[str, str | None]:
+        """Where its configs come from: `name`, and of iolaus itself `config_dir`, `config_name`."""
         ...
 
     def check(self, space: Space) -> None:
@@ -102,6 +109,8 @@ def sweep(
         chosen = replace(chosen, study=study.study_name, storage=url)
         if list(study.metric_names or ()) != list(chosen.objectives):
             study.set_metric_names(list(chosen.objectives))
+        if SWEEP not in study.user_attrs:
+            study.set_user_attr(SWEEP, _asked(chosen, arguments, app))
         folder = studies.folder_of(opened, study, STUDIES.absolute())
         ledger = ledger_of(chosen, study)
         _take_up(chosen, ledger)
@@ -116,6 +125,18 @@ def sweep(
         _conclude(crew, study, ledger, code, results or folder)
         if not temporary:
             _say(f"dashboard: optuna-dashboard {_relative(storage.masked(url))}")
+
+
+def _asked(chosen: Plan, arguments: Sequence[str], app: App) -> dict[str, Any]:
+    """What a study keeps of how it was asked, for reports and reruns; no storage's password."""
+    return {
+        "arguments": [a for a in arguments if not a.lstrip("+").startswith(f"{_NODE}.storage=")],
+        "application": dict(app.origin),
+        "sampler": {"name": chosen.sampler.name, **chosen.sampler.given, "seed": chosen.seed},
+        "pruner": {"name": chosen.pruner.name, **chosen.pruner.given},
+        "n_trials": chosen.total,
+        "grid": chosen.grid,
+    }
 
 
 def _take_up(chosen: Plan, ledger: Ledger) -> None:
@@ -160,7 +181,7 @@ def _conclude(
         raise TrainingFailed(
             f"{counts['failed']} trials failed, more than {rate} allows{_because(study)}"
         )
-    from iolaus.results import terminal
+    from iolaus.analysis import terminal
 
     terminal.show(study, progress.console())
     finished = counts["done"] + counts["pruned"] + counts["failed"]

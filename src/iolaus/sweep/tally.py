@@ -14,7 +14,8 @@ from typing import Any
 from optuna.trial import TrialState
 from sqlalchemy import Connection, select, union_all
 
-from iolaus.sweep.records import RETRIED, Trials, UserAttributes
+from iolaus.attributes import RETRIED
+from iolaus.sweep.records import Trials, UserAttributes
 
 _ROWS = Trials.__table__.c
 _ATTRIBUTES = UserAttributes.__table__.c

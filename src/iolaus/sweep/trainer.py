@@ -17,6 +17,7 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from iolaus import preflight, seeds
+from iolaus.attributes import CONTINUES, EFFECT
 from iolaus.effect import effect
 from iolaus.errors import IolausError, one_line
 from iolaus.monitor import Monitor
@@ -26,7 +27,6 @@ from iolaus.spec import TrialResult, TrialSpec
 from iolaus.sweep import samplers
 from iolaus.sweep.equal import Equal
 from iolaus.sweep.plan import Plan
-from iolaus.sweep.records import CONTINUES, EFFECT
 from iolaus.sweep.trial import Asked, Outcome, Verdicts
 from iolaus.sweep.trial_folder import TrialFolder
 from iolaus.width import Widths

@@ -23,10 +23,11 @@ from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 from sqlalchemy import Connection, func, insert, select
 
+from iolaus.attributes import EFFECT, EQUALS
 from iolaus.spec import State
 from iolaus.sweep import records
 from iolaus.sweep.equal import Equal, Original
-from iolaus.sweep.records import EFFECT, EQUALS, Trials, UserAttributes
+from iolaus.sweep.records import Trials, UserAttributes
 from iolaus.sweep.trial import Asked, Outcome
 
 MOST_ASIDE = 1024

@@ -20,15 +20,17 @@ from omegaconf import OmegaConf
 from optuna.samplers import RandomSampler
 from optuna.trial import TrialState
 
+from iolaus import storage
+from iolaus.attributes import CONTINUES, ENVIRONMENT, OVERRIDES
+from iolaus.environment import environment, key_of
 from iolaus.errors import EXIT_INTERRUPTED, IolausError, one_line
-from iolaus.sweep import grammar, hook, pruners, samplers, storage
+from iolaus.sweep import grammar, hook, pruners, samplers
 from iolaus.sweep.equal import Equal
 from iolaus.sweep.fallback import journal_of
 from iolaus.sweep.heart import Heart
 from iolaus.sweep.journal import Ending
 from iolaus.sweep.ledger_of import ledger_of
 from iolaus.sweep.plan import Plan
-from iolaus.sweep.records import CONTINUES
 from iolaus.sweep.trial import Asked, Outcome, Stop, Verdicts
 from iolaus.sweep.twins import Twins
 
@@ -112,6 +114,7 @@ class Worker:
         self._too_many_failed = False
         self._paused = False  # so many wait for their twins that no others were asked for
         self._steps: int | None = None
+        self._environment = _kept_environment(study)
         self._hook: Callable[[Any, optuna.Trial], None] | None = None
         if plan.custom_search_space:
             self._hook = hook.find(plan.custom_search_space)
@@ -300,8 +303,19 @@ class Worker:
             if (violation := constraint.violation(outcome.numbers)) is not None
         }
         values = outcome.values if state == "complete" else None
-        attributes["iolaus.overrides"] = outcome.asked.overrides
+        attributes[OVERRIDES] = outcome.asked.overrides
+        attributes[ENVIRONMENT] = self._environment
         return Ending(outcome.asked.trial, _STATES[state], values, attributes, violations)
+
+
+def _kept_environment(study: optuna.Study) -> str:
+    """The key under which the study keeps where this worker's trials are trained."""
+    found = environment()
+    key = key_of(found)
+    name = f"{ENVIRONMENT}.{key}"
+    if name not in study.user_attrs:
+        study.set_user_attr(name, found)
+    return key
 
 
 def too_many_failed(plan: Plan, before: dict[str, int], now: dict[str, int]) -> bool:

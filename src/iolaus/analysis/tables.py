@@ -1,8 +1,8 @@
-"""Pivots of a study: mean, std and n for each cell.
+"""Pivots of a study (mean, std and n for each cell) and its best trials.
 
 std is the sample standard deviation (divisor n - 1) over the n runs of a cell: its trials, or the
-seeds of its trials where a trial is itself a mean over seeds. Called by `terminal.py` and by
-notebooks.
+seeds of its trials where a trial is itself a mean over seeds. Called by `terminal.py`, plots,
+`iolaus.pivot` and `iolaus.best`.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from iolaus.analysis.frame import ranks
 from iolaus.errors import InputError, nearest
-from iolaus.results.frame import ranks
 
 
 def pivot(
@@ -62,6 +62,24 @@ def pivot(
         table = table.astype(dict.fromkeys(counts, "int64"))
     table.index = pd.Index([labels[0][code] for code in table.index], name=rows)
     return table
+
+
+def best(df: pd.DataFrame, n: int = 10) -> pd.DataFrame:
+    """The `n` best complete trials, the best first; of a study with constraints those that keep
+    them. The rows and columns are those of `df`.
+
+    Raises:
+        InputError: the frame no longer knows its objective, or the study has several.
+    """
+    goals = df.attrs.get("objectives", {})
+    if len(goals) != 1:
+        which = f"has several: {', '.join(goals)}" if goals else "no longer knows its objective"
+        raise InputError(f"best needs a frame of one objective, this one {which}")
+    [(value, direction)] = goals.items()
+    kept = df[(df["state"] == "complete") & df[value].notna()]
+    if "feasible" in kept:
+        kept = kept[kept["feasible"]]
+    return kept.sort_values(value, ascending=direction == "minimize", kind="stable").head(n)
 
 
 def tried_ones(df: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:

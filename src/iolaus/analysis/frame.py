@@ -5,7 +5,7 @@ A swept key may have several parameters in Optuna, one for each of its cases, su
 belong together is in the study's attribute `iolaus.identity`, written by the sweeper. A study of
 another program has none: there a key is a parameter's name, known from the trials.
 
-Called by `tables.py`, plots, reports and notebooks.
+Called by `library.py`, `tables.py`, plots, reports and notebooks.
 """
 
 from __future__ import annotations
@@ -20,13 +20,10 @@ from optuna.distributions import CategoricalDistribution
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from iolaus.results.read import trials_of
+from iolaus.analysis.read import trials_of
+from iolaus.attributes import IDENTITY, RETRIED, WORKER
 
 Direction: TypeAlias = Literal["maximize", "minimize"]
-
-IDENTITY = "iolaus.identity"
-WORKER = "iolaus.worker"
-RETRIED = "iolaus.retried"
 
 STATES = {
     TrialState.COMPLETE: "complete",
@@ -53,8 +50,10 @@ def frame(study: optuna.Study, *, retried: bool = False) -> pd.DataFrame:
         feasible, in a study with constraints: whether all of them are kept.
         duration_s, started: seconds from start to end (NaN until then); local time of the start.
 
-    `attrs` holds what `tables.pivot` knows beyond the values: {"objectives": {name: direction},
-    "keys": {key: {"finite": bool, "choices": labels in declared order, or None}}}.
+    `attrs` holds what is known beyond the values: {"study": name, "objectives": {name: direction},
+    "keys": {key: {"finite": whether there are finitely many values, "choices": labels in declared
+    order or None, "low", "high": the bounds of its numbers or None, "log": whether it was drawn on
+    a logarithmic scale}}}.
 
     Args:
         study: of iolaus or of any other program.
@@ -65,7 +64,7 @@ def frame(study: optuna.Study, *, retried: bool = False) -> pd.DataFrame:
     goals = objectives(study)
     swept = _swept(study, trials)
     if not retried:
-        trials = [trial for trial in trials if not _is_retried(trial)]
+        trials = [trial for trial in trials if not is_retried(trial)]
     columns: dict[str, Any] = {
         "number": pd.Series([trial.number for trial in trials], dtype="int64"),
         "state": pd.Series([STATES[trial.state] for trial in trials], dtype=_text_type()),
@@ -80,15 +79,14 @@ def frame(study: optuna.Study, *, retried: bool = False) -> pd.DataFrame:
         kept = [all(x <= 0 for x in trial.constraints.values()) for trial in trials]
         columns["feasible"] = pd.Series(kept, dtype="bool")
     if retried:
-        columns["retried"] = pd.Series([_is_retried(trial) for trial in trials], dtype="bool")
+        columns["retried"] = pd.Series([is_retried(trial) for trial in trials], dtype="bool")
     durations, starts = map(_duration, trials), [trial.datetime_start for trial in trials]
     columns["duration_s"] = pd.Series(list(durations), dtype="float64")
     columns["started"] = pd.Series(starts, dtype="datetime64[us]")
     table = pd.DataFrame(columns)
+    table.attrs["study"] = str(study.study_name)
     table.attrs["objectives"] = dict(goals)
-    table.attrs["keys"] = {
-        key.column: {"finite": key.finite, "choices": key.choices} for key in swept
-    }
+    table.attrs["keys"] = {key.column: key.described() for key in swept}
     return table
 
 
@@ -138,6 +136,34 @@ def ranks(df: pd.DataFrame, by: Sequence[str]) -> tuple[list[pd.Series], list[li
     return codes, labels
 
 
+@dataclass(frozen=True)
+class _Domain:
+    """The values that one parameter may take: `choices`, or numbers between two `bounds`."""
+
+    finite: bool
+    choices: Sequence[Any] | None = None
+    bounds: tuple[float, ...] = ()
+    log: bool = False
+
+    @classmethod
+    def declared(cls, entry: Mapping[str, Any]) -> _Domain:
+        """As the sweeper wrote it into the study."""
+        if entry.get("kind") == "choice":
+            choices = entry.get("choices") or ()
+            numbers = all(type(choice) in (int, float) for choice in choices)
+            return cls(True, choices, tuple(choices) if numbers else ())
+        bounds = (entry["low"], entry["high"]) if {"low", "high"} <= set(entry) else ()
+        return cls(entry.get("step") is not None, None, bounds, entry.get("log") is True)
+
+    @classmethod
+    def of(cls, distribution: Any) -> _Domain:
+        """As Optuna knows it."""
+        if isinstance(distribution, CategoricalDistribution):
+            return cls.declared({"kind": "choice", "choices": distribution.choices})
+        low, high, log = distribution.low, distribution.high, distribution.log
+        return cls(distribution.step is not None and not log, None, (low, high), log)
+
+
 @dataclass
 class _Key:
     """One swept key: its column, its parameters in Optuna, its values."""
@@ -146,15 +172,25 @@ class _Key:
     names: list[str] = field(default_factory=list)
     finite: bool = True
     choices: list[Any] | None = field(default_factory=list)
+    log: bool = False
+    bounds: list[float] = field(default_factory=list)
 
-    def add(self, name: str, choices: Sequence[Any] | None, finite: bool) -> None:
-        """Take in one more parameter; `choices` is None for one of numbers in a range."""
+    def add(self, name: str, domain: _Domain) -> None:
+        """Take in one more parameter."""
         self.names.append(name)
-        self.finite &= finite
-        if choices is None or self.choices is None:
+        self.finite &= domain.finite
+        self.log |= domain.log
+        self.bounds += domain.bounds
+        if domain.choices is None or self.choices is None:
             self.choices = None
         else:
-            self.choices = list(dict.fromkeys([*self.choices, *map(_plain, choices)]))
+            self.choices = list(dict.fromkeys([*self.choices, *map(_plain, domain.choices)]))
+
+    def described(self) -> dict[str, Any]:
+        """What `frame` says of it in `attrs`."""
+        low, high = (min(self.bounds), max(self.bounds)) if self.bounds else (None, None)
+        known = {"finite": self.finite, "choices": self.choices}
+        return {**known, "low": low, "high": high, "log": self.log}
 
     def label(self, trial: FrozenTrial) -> Any:
         """The trial's value, None where it has none."""
@@ -170,28 +206,20 @@ def _swept(study: optuna.Study, trials: Sequence[FrozenTrial]) -> list[_Key]:
     found: dict[str, _Key] = {}
     seen: set[str] = set()
 
-    def add(path: str, name: str, choices: Sequence[Any] | None, finite: bool) -> None:
+    def add(path: str, name: str, domain: _Domain) -> None:
         column = f"params_{path}" if path in taken else path
-        found.setdefault(path, _Key(column)).add(name, choices, finite)
+        found.setdefault(path, _Key(column)).add(name, domain)
         seen.add(name)
 
     space = _identity(study).get("space")
     for name, entry in space.items() if isinstance(space, Mapping) else ():
         if isinstance(entry, Mapping) and "key" in entry:
-            choices = entry.get("choices") if entry.get("kind") == "choice" else None
-            add(entry["key"], name, choices, choices is not None or entry.get("step") is not None)
+            add(entry["key"], name, _Domain.declared(entry))
     for trial in trials:
         for name in trial.params:
             if name not in seen:
-                add(name, name, *_domain(trial.distributions[name]))
+                add(name, name, _Domain.of(trial.distributions[name]))
     return list(found.values())
-
-
-def _domain(distribution: Any) -> tuple[Sequence[Any] | None, bool]:
-    """The choices (None of a range of numbers), and whether there are finitely many values."""
-    if isinstance(distribution, CategoricalDistribution):
-        return distribution.choices, True
-    return None, distribution.step is not None and not distribution.log
 
 
 def _identity(study: optuna.Study) -> Mapping[str, Any]:
@@ -229,7 +257,8 @@ def _duration(trial: FrozenTrial) -> float | None:
     return (trial.datetime_complete - trial.datetime_start).total_seconds()
 
 
-def _is_retried(trial: FrozenTrial) -> bool:
+def is_retried(trial: FrozenTrial) -> bool:
+    """Whether another trial ran in its place, so that it does not count."""
     return trial.state == TrialState.FAIL and trial.user_attrs.get(RETRIED) is True
 
 

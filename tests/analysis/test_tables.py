@@ -12,10 +12,10 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.trial import TrialState, create_trial
 from rich.console import Console
 
+from iolaus.analysis.frame import frame
+from iolaus.analysis.tables import pivot
+from iolaus.analysis.terminal import show
 from iolaus.errors import InputError
-from iolaus.results.frame import frame
-from iolaus.results.tables import pivot
-from iolaus.results.terminal import show
 
 INITS = ["xavier_uniform", "he", "normal", "uniform", "zeros", "ones"]
 ACTIVATIONS = ["relu", "tanh", "sigmoid"]

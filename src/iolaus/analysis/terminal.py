@@ -16,9 +16,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from iolaus.analysis.frame import STATES, frame, ranks
+from iolaus.analysis.tables import statistics, tried_ones
 from iolaus.errors import one_line
-from iolaus.results.frame import STATES, frame, ranks
-from iolaus.results.tables import statistics, tried_ones
 
 BEST = 10
 """How many configurations, or points of a Pareto front, are printed."""
@@ -156,7 +156,7 @@ def _show_front(
     shown = points.head(BEST)
     _line(console, f"{title}; {len(shown)} of {len(points)} on the Pareto front")
     first = [("trial", [Text(str(number)) for number in shown["number"]])]
-    first += [(name, [Text(_number(x)) for x in shown[name]]) for name in goals]
+    first += [(name, [Text(number(x)) for x in shown[name]]) for name in goals]
     _show_list(console, first, [(key, [_label(x) for x in shown[key]]) for key in keys])
 
 
@@ -200,11 +200,12 @@ def _width(columns: list[_Column]) -> int:
 def _estimate(row: pd.Series) -> str:
     """For example "0.9286 ± 0.0041"; "0.9286" where n is 1."""
     mean, std = row["mean"], row["std"]
-    return _number(mean) if math.isnan(std) else f"{_number(mean)} ± {_number(std, mean)}"
+    return number(mean) if math.isnan(std) else f"{number(mean)} ± {number(std, mean)}"
 
 
-def _number(value: float, like: float | None = None) -> str:
-    """Four decimals, or four digits where the size of `like` (by default `value`) asks for it."""
+def number(value: float, like: float | None = None) -> str:
+    """A metric for people: four decimals, or four digits where the size of `like` (by default
+    `value`) asks for it."""
     size = abs(value if like is None else like)
     return f"{value:.4f}" if size == 0 or 1e-3 <= size < 1e5 else f"{value:.4g}"
 

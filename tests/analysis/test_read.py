@@ -10,7 +10,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.storages._rdb import models
 from optuna.trial import TrialState
 
-from iolaus.results.read import trials_of
+from iolaus.analysis.read import trials_of
 
 SPACE = {
     "x": FloatDistribution(0.1, 10, log=True),

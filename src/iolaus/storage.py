@@ -22,8 +22,9 @@ from pathlib import Path
 
 import optuna
 import sqlalchemy
-from optuna.storages import RDBStorage
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages._rdb import models
+from optuna.storages.journal import JournalFileBackend
 from sqlalchemy import event
 from sqlalchemy.engine import URL, Connection, Engine
 from sqlalchemy.pool import ConnectionPoolEntry, NullPool
@@ -71,6 +72,55 @@ def connect(url: str = DEFAULT, *, timeout_s: float = 10.0) -> RDBStorage:
     except Exception as error:  # each driver has exceptions of its own
         raise EnvironmentFault(_explain(error, parsed)) from error
     return storage
+
+
+def look(where: str = DEFAULT, *, timeout_s: float = 10.0) -> tuple[str, BaseStorage]:
+    """Open studies only to read them: nothing is made, and no sweep that writes there waits.
+
+    Args:
+        where: a URL as for `connect`, the path of a SQLite file, or that of a journal file of
+            Optuna's (`JournalFileBackend`).
+        timeout_s: seconds after which a server is given up.
+
+    Returns:
+        What it is called (the URL, a journal's path) and the storage.
+
+    Raises:
+        InputError: `where` is not a database URL.
+        EnvironmentFault: there is no such file, it holds no studies, or as for `connect`.
+    """
+    if "://" not in where:
+        path = Path(where)
+        if path.is_file() and not _is_sqlite(path):
+            return where, _journal(path)
+        where = f"sqlite:///{where}"
+    parsed = _parse(where)
+    file = _file_of(parsed)
+    if file is not None and not file.exists():
+        raise EnvironmentFault(f"there are no studies: {file} does not exist; a sweep makes it")
+    engine = _probe_engine(parsed) if file is None else _reading_engine(file, timeout_s)
+    try:
+        _within(timeout_s, lambda: _check_schema(engine, where, needed=True))
+        return where, RDBStorage(where.replace("{", "{{").replace("}", "}}"))
+    except IolausError:
+        raise
+    except Exception as error:  # each driver has exceptions of its own
+        raise EnvironmentFault(_explain(error, parsed)) from error
+
+
+def _is_sqlite(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(16) in (b"SQLite format 3\0", b"")
+    except OSError as error:
+        raise EnvironmentFault(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def _journal(path: Path) -> BaseStorage:
+    try:
+        return JournalStorage(JournalFileBackend(str(path)))
+    except Exception as error:  # whatever else a file may hold
+        raise EnvironmentFault(f"{path} is neither a database nor a journal of Optuna's") from error
 
 
 def masked(url: str) -> str:
@@ -157,11 +207,14 @@ def _within(timeout_s: float, call: Callable[[], None]) -> None:
         raise raised[0]
 
 
-def _check_schema(engine: Engine, url: str) -> None:
-    """Raise an EnvironmentFault where the tables in a database are not this Optuna's."""
+def _check_schema(engine: Engine, url: str, *, needed: bool = False) -> None:
+    """Raise an EnvironmentFault where the tables in a database are not this Optuna's, or where
+    there are none and they are `needed`."""
     with engine.connect() as connection:
         inspector = sqlalchemy.inspect(connection)
         if not inspector.has_table("version_info"):
+            if needed:
+                raise EnvironmentFault(f"storage {masked(url)} holds no studies of Optuna's")
             return
         found = None
         if inspector.has_table("alembic_version"):
@@ -169,17 +222,17 @@ def _check_schema(engine: Engine, url: str) -> None:
         # Optuna numbered its first schemas itself; without a row its tables are being made.
         numbered = connection.scalar(sqlalchemy.select(models.VersionInfoModel.schema_version))
     with _example() as example:
-        needed, *upgradable = example.get_all_versions()
+        newest, *upgradable = example.get_all_versions()
     if found is None:
-        found = needed if numbered in (None, models.SCHEMA_VERSION) else upgradable[-1]
-    if found == needed:
+        found = newest if numbered in (None, models.SCHEMA_VERSION) else upgradable[-1]
+    if found == newest:
         return
     age, remedy = "a newer", "update optuna"
     if found in upgradable:
         age, remedy = "an older", "upgrade it with `optuna storage upgrade --storage URL`"
     raise EnvironmentFault(
         f"storage {masked(url)} was written by {age} Optuna "
-        f"(schema {found}, Optuna {optuna.__version__} needs {needed}); "
+        f"(schema {found}, Optuna {optuna.__version__} needs {newest}); "
         f"{remedy} or name another storage"
     )
 

@@ -18,8 +18,8 @@ import sqlalchemy
 from optuna.storages import RDBStorage
 from sqlalchemy.engine.default import DefaultDialect
 
+from iolaus import storage
 from iolaus.errors import EnvironmentFault, InputError
-from iolaus.sweep import storage
 
 
 class Server(DefaultDialect):

@@ -16,7 +16,7 @@ from optuna.distributions import (
 )
 from optuna.trial import TrialState, create_trial
 
-from iolaus.results.frame import frame, keys, objectives, ranks
+from iolaus.analysis.frame import frame, keys, objectives, ranks
 
 
 def choice(key: str, *labels: Any, **when: list[str]) -> dict[str, Any]:
@@ -157,8 +157,10 @@ def test_an_empty_study_has_the_columns_of_its_space(study: optuna.Study) -> Non
 def test_what_is_known_of_a_key_goes_with_the_frame(study: optuna.Study) -> None:
     known = frame(study).query("state == 'complete'").attrs
     assert known["objectives"] == {"val_accuracy": "maximize"}
-    assert known["keys"]["batch.size"] == {"finite": True, "choices": [64, 32]}
-    assert known["keys"]["optimizer.lr"] == {"finite": False, "choices": None}
+    assert known["study"] == "sweep"
+    size, lr = known["keys"]["batch.size"], known["keys"]["optimizer.lr"]
+    assert size == {"finite": True, "choices": [64, 32], "low": 32, "high": 64, "log": False}
+    assert lr == {"finite": False, "choices": None, "low": 0.001, "high": 1.0, "log": True}
 
 
 def test_a_whole_number_is_finite_and_a_logarithmic_one_is_not() -> None:

@@ -1,0 +1,130 @@
+"""The command `iolaus-study`: what studies found, for people at a terminal.
+
+    iolaus-study list                       studies, trials by state, best, when
+    iolaus-study show STUDY                 tables of what was swept, and what the doctor finds
+    iolaus-study export STUDY -o x.csv      one row per trial; --history: per evaluation
+
+A command's module is imported when it is called, so that --help is quick.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from iolaus.errors import (
+    EXIT_INTERRUPTED,
+    InputError,
+    IolausError,
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of the console script."""
+    try:
+        sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+    except IolausError as error:
+        for line in str(error).splitlines():
+            print(f"iolaus-study: {line}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(EXIT_INTERRUPTED)
+    except BrokenPipeError:  # `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command and return its exit code.
+
+    Raises:
+        IolausError: what is wrong, in one line.
+    """
+    options = parser().parse_args(arguments)
+    command = {
+        "list": _list,
+        "show": _show,
+        "export": _export,
+    }[options.command]
+    return command(options)
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse whose mistakes are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong."""
+        raise InputError(f"{message}; see {self.prog} --help")
+
+
+def parser() -> argparse.ArgumentParser:
+    """All commands and their options."""
+    common = _Parser(add_help=False)
+    common.add_argument(
+        "--storage",
+        default="sqlite:///outputs/studies.db",
+        metavar="URL",
+        help="database URL, SQLite file or Optuna journal (default: %(default)s)",
+    )
+    study = _Parser(add_help=False, parents=[common])
+    study.add_argument("study", metavar="STUDY", help="the study's name, as `list` shows it")
+    top = _Parser(prog="iolaus-study", description="What studies found.")
+    commands = top.add_subparsers(
+        dest="command", required=True, metavar="COMMAND", parser_class=_Parser
+    )
+    commands.add_parser("list", parents=[common], help="studies, trials by state, best, when")
+
+    show = commands.add_parser("show", parents=[study], help="tables and what the doctor finds")
+    show.add_argument("--watch", action="store_true", help="again and again while a sweep runs")
+    show.add_argument(
+        "--every", type=_seconds, default=2.0, metavar="SECONDS", help="with --watch (default: 2)"
+    )
+
+    export = commands.add_parser("export", parents=[study], help="a row per trial, as a file")
+    export.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.csv|.parquet")
+    export.add_argument("--history", action="store_true", help="a row per evaluation instead")
+
+    return top
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0.1 <= seconds <= 3600:
+        raise argparse.ArgumentTypeError(f"must be 0.1 to 3600 seconds, got {text}")
+    return seconds
+
+
+def _list(options: argparse.Namespace) -> int:
+    from iolaus import progress, storage
+    from iolaus.analysis import listing
+
+    url, opened = storage.look(options.storage)
+    with storage.named(url):
+        listing.show(opened, progress.console())
+    return 0
+
+
+def _show(options: argparse.Namespace) -> int:
+    from iolaus.analysis import overview
+
+    return overview.show(options.study, options.storage, options.every if options.watch else None)
+
+
+def _export(options: argparse.Namespace) -> int:
+    from iolaus.analysis import export, library
+    from iolaus.progress import console, shown
+
+    export.check(options.output)
+    opened = library.open_study(options.study, options.storage)
+    table = opened.history if options.history else opened.frame
+    export.write(table, options.output)
+    console().print(f"{len(table)} rows: {shown(options.output)}", highlight=False, soft_wrap=True)
+    return 0
+
+
+if __name__ == "__main__":
+    main()
