@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from iolaus import data, device, early_stopping, models, optim, schedule, streams
+from iolaus import data, device, early_stopping, linear, models, optim, schedule, streams
 from iolaus import init as initialization
 from iolaus.data import batches
 from iolaus.data.dataset import Dataset
@@ -135,6 +135,7 @@ class Program:
         config = self.config
         self.module = models.build(config, self.data.input_shape, self.data.outputs)
         self._try_module()
+        linear.speed_up(self.module)
 
     def _try_module(self) -> None:
         """Run the template once on zero samples, in training mode."""
@@ -266,9 +267,15 @@ class Program:
 
     def _orders(self) -> dict[str, tuple[int, ...]]:
         """The gradient of a linear layer's weight (S, out, in) comes out of a batched matrix
-        product as (S, in, out)."""
-        linear = (n for n, layer in self.module.named_modules() if isinstance(layer, nn.Linear))
-        return {f"{name}.weight".lstrip("."): (0, 2, 1) for name in linear}
+        product as (S, in, out), but for the products of `linear.py`."""
+        ours = self.device.type == "cpu" and not self.config.training.compile
+        names = [
+            name
+            for name, layer in self.module.named_modules()
+            if isinstance(layer, nn.Linear)
+            and not (ours and linear.suits(layer.weight, self.batch_size))
+        ]
+        return {f"{name}.weight".lstrip("."): (0, 2, 1) for name in names}
 
 
 class _Held:
