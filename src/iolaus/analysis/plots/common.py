@@ -21,9 +21,9 @@ from iolaus.analysis.frame import ranks
 from iolaus.analysis.library import OpenStudy
 from iolaus.analysis.terminal import number
 
-PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
-"""Okabe and Ito's colours, distinct for the colour-blind, without black and yellow: these can be
-seen on white and on black."""
+PALETTE = ("#1F83BF", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
+"""Okabe and Ito's colours, distinct for the colour-blind, without black and yellow and with a
+lighter blue: these can be seen on white and on black."""
 GREY = "#888888"
 STATE_COLOURS = {
     "complete": PALETTE[0],
@@ -282,7 +282,7 @@ def chooser(options: Sequence[tuple[str, Mapping[str, Any], Mapping[str, Any]]])
         "yanchor": "bottom",
         "pad": {"b": 8, "t": 4},
         "showactive": True,
-        # Plotly's colour of the chosen line is near white whatever the theme: the text must suit it.
+        # Plotly's colour of the chosen line is near white in any theme: the text must suit it.
         "bgcolor": "#dddddd",
         "font": {"color": "#222222"},
         "bordercolor": GREY,
@@ -309,14 +309,12 @@ def scale(material: Material) -> list[list[Any]]:
 
 
 def colour_bar(name: str) -> dict[str, Any]:
-    """A colour bar that takes no width, below the plot."""
+    """A narrow colour bar beside the plot."""
     return {
-        "orientation": "h",
         "thickness": 10,
-        "yref": "container",
-        "y": 0,
-        "yanchor": "bottom",
-        "title": {"text": label(name, 40), "side": "top"},
+        "xpad": 4,
+        "outlinewidth": 0,
+        "title": {"text": label(name, 40), "side": "right"},
         "nticks": 5,
     }
 

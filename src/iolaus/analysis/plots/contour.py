@@ -28,7 +28,6 @@ from iolaus.analysis.plots.common import (
     pair_title,
     styled,
     thin,
-    whole,
 )
 
 MOST_PAIRS = 6

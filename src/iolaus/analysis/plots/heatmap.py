@@ -100,7 +100,7 @@ def _table(material: Material, one: str, other: str) -> tuple[list[Any], dict[st
     axes = {"xaxis": _axis(across, columns), "yaxis": _axis(down, rows)}
     # The first row on top, as it is read.
     axes["yaxis"]["range"] = axes["yaxis"]["range"][::-1]
-    height = 110 + len(rows) * (28 if narrow else 58) + 60 * narrow
+    height = 110 + len(rows) * (28 if narrow else 58)
     empty = [go.Scatter(x=[], y=[], hoverinfo="skip")] * (TRACES - 1 - len(texts))
     return [colours, *texts, *empty], {**axes, "height": height}
 

@@ -7,6 +7,8 @@ that differ in the seed only are averaged first, so that the best is not the luc
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
@@ -108,7 +110,7 @@ def _parts(material: Material, means: pd.DataFrame, key: str) -> tuple[pd.Series
     edges = np.linspace(scaled.min(), scaled.max(), BINS + 1)
     part = pd.Series(np.searchsorted(edges[1:-1], scaled, side="right"), index=means.index)
     ends = [label(float(f"{10**edge if log else edge:.2g}")) for edge in edges]
-    names = [f"{low} to {high}" for low, high in zip(ends[:-1], ends[1:], strict=True)]
+    names = [f"{low} to {high}" for low, high in itertools.pairwise(ends)]
     return part.where(numbers.notna(), BINS), [*names, NOT_SET]
 
 

@@ -44,7 +44,7 @@ def plot(material: Material) -> Plot | None:
     drawn, left_out = thin(material, df, MOST_POINTS)
     at = rate.loc[drawn.index]
     if drawn[key].nunique() <= 12:  # of a few choices each would hide the others
-        at = at * 10 ** spread(len(at), 0.06)
+        at = at * 10 ** (spread(len(at), 0.05) + _beside(material, drawn))
     fig = make_subplots(rows=len(metrics), cols=1, shared_xaxes=True, vertical_spacing=0.05)
     for row, metric in enumerate(metrics, 1):
         _row(fig, row, material, drawn, at, metric)
@@ -106,6 +106,15 @@ def _optimizers(material: Material, df: pd.DataFrame) -> list[tuple[str, str, pd
     ]
     others = codes[0] >= MOST_OPTIMIZERS
     return [*named, ("others", "#888888", others)] if others.any() else named
+
+
+def _beside(material: Material, df: pd.DataFrame) -> pd.Series:
+    """What moves the optimizers' points beside each other, in decades."""
+    groups = [chosen for _, _, chosen in _optimizers(material, df)]
+    shift = pd.Series(0.0, index=df.index)
+    for index, chosen in enumerate(groups):
+        shift[chosen] = 0.12 * (index - (len(groups) - 1) / 2)
+    return shift
 
 
 def _scatter(

@@ -7,6 +7,8 @@ each a click away in the legend.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
@@ -15,10 +17,11 @@ import plotly.graph_objects as go
 from iolaus.analysis.plots import Plot
 from iolaus.analysis.plots.common import (
     WORST_TO_BEST,
+    Axis,
     Material,
-    amount,
     axis,
     floats,
+    key_title,
     label,
     spread,
     styled,
@@ -28,9 +31,11 @@ from iolaus.analysis.plots.common import (
 MOST_KEYS = 10
 MOST_LINES = 200
 FEWEST = 3
-GROUPS = (("best 10%", 0.1, 6), ("to 25%", 0.25, 4), ("to 50%", 0.5, 2), ("worst 50%", 1.0, 0))
+GROUPS = (("best 10%", 0.1, 6), ("to 25%", 0.25, 4), ("to 50%", 0.5, 2), ("worst 50%", 1.0, 1))
 """Names, the shares of trials up to which they reach, their tones in `WORST_TO_BEST`."""
 MOST_TICKS = 8
+MOST_LETTERS = 34
+"""Of all labels of an axis, that stand beside each other on a narrow screen."""
 
 
 def plot(material: Material) -> Plot | None:
@@ -61,7 +66,7 @@ def plot(material: Material) -> Plot | None:
     fig.update_xaxes(visible=False, range=[-0.04, 1.04], fixedrange=True)
     fig.update_yaxes(
         tickvals=list(range(len(names))),
-        ticktext=[label(name, 40).replace(".", ".<br>") for name in names],
+        ticktext=[key_title(name, 16)["text"] for name in names],
         range=[len(names) - 0.4, -0.5],
         zeroline=False,
         fixedrange=True,
@@ -95,43 +100,43 @@ def _places(
     """Where each trial crosses each axis, in [0, 1], and the axes' labels."""
     places, marks = {}, []
     for row, key in enumerate([*keys, material.value]):
-        if key == material.value:
-            at, labels, log = drawn[key], None, False
+        along = Axis(drawn[key], {}, None) if key == material.value else axis(material, key, drawn)
+        if along.labels is None:
+            places[row], ticks = _range(along)
         else:
-            along = axis(material, key, drawn)
-            at, labels, log = along.at, along.labels, along.layout.get("type") == "log"
-        if labels is None:
-            scaled = np.log10(at) if log else at
-            low, high = scaled.min(), scaled.max()
-            ticks = np.linspace(low, high, 3) if high > low else np.array([low])
-            texts = [amount(10**x if log else x) for x in ticks]
-            if key != material.value:
-                texts = [label(float(f"{10**x if log else x:.3g}")) for x in ticks]
-        else:
-            low, high = 0, len(labels) - 1
-            ticks, texts = np.arange(len(labels)), labels
-            scaled = at + spread(len(at), 0.12)
-            every = -(-len(labels) // MOST_TICKS)
-            ticks, texts = ticks[::every], texts[::every]
-        places[row] = (scaled - low) / (high - low) if high > low else scaled - low + 0.5
-        known = [(tick, text) for tick, text in zip(ticks, texts, strict=True) if tick == tick]
-        marks += [
-            _mark((tick - low) / (high - low) if high > low else 0.5, row, text)
-            for tick, text in known
-        ]
+            count = len(along.labels)
+            # Each choice has its part of the axis, its lines the middle of that.
+            places[row] = (along.at + 0.5) / count + spread(len(drawn), min(0.03, 0.25 / count))
+            ticks = [((tick + 0.5) / count, text) for tick, text in enumerate(along.labels)]
+            ticks = ticks[:: -(-count // MOST_TICKS)]
+        # Long labels stand in two heights.
+        steps = 2 if sum(len(text) for _, text in ticks) > MOST_LETTERS else 1
+        marks += [_mark(x, row, text, i % steps) for i, (x, text) in enumerate(ticks)]
     return pd.DataFrame(places), marks
 
 
-def _mark(x: float, row: int, text: str) -> dict[str, object]:
-    anchor = "left" if x < 0.02 else "right" if x > 0.98 else "center"
+def _range(along: Axis) -> tuple[pd.Series, list[tuple[float, str]]]:
+    """Places of numbers between the least and the greatest, and three labels."""
+    log = along.layout.get("type") == "log"
+    scaled = np.log10(along.at) if log else along.at
+    low, high = float(scaled.min()), float(scaled.max())
+    if not high > low:
+        value = 10**low if log else low
+        return scaled - low + 0.5, [(0.5, label(value))] if math.isfinite(low) else []
+    ticks = [(x, low + x * (high - low)) for x in (0.0, 0.5, 1.0)]
+    texts = [(x, label(float(f"{10**tick if log else tick:.3g}"))) for x, tick in ticks]
+    return (scaled - low) / (high - low), texts
+
+
+def _mark(x: float, row: int, text: str, step: int) -> dict[str, object]:
     return {
         "x": x,
         "y": row,
         "text": text,
         "showarrow": False,
-        "xanchor": anchor,
+        "xanchor": "left" if x < 0.02 else "right" if x > 0.98 else "center",
         "yanchor": "bottom",
-        "yshift": 4,
+        "yshift": 2 + 12 * step,
         # A shadow in the text's opposite: lines run through it.
         "font": {"size": 11, "shadow": "auto"},
     }

@@ -45,14 +45,23 @@ def plot(material: Material) -> Plot | None:
     first = widths.cumsum() - widths + np.arange(len(widths))  # a lane between two workers
     lanes = int(first.iloc[-1] + widths.iloc[-1])
     size, name = unit(total)
+    pixels = min(max(26 * len(kept), 9 * lanes), 700)
+    thick = 0.86 if pixels / lanes > 5 else 1.0  # gaps of less than a pixel would be stripes
     fig = go.Figure()
     for state, colour in STATE_COLOURS.items():
         rows = merged[merged["state"] == state]
         if len(rows):
             count = int((bars["state"] == state).sum())
-            _draw(fig, rows, rows["lane"] + rows["worker"].map(first), size, f"{state} ({count:,})")
+            _draw(
+                fig,
+                rows,
+                rows["lane"] + rows["worker"].map(first),
+                size,
+                thick,
+                f"{state} ({count:,})",
+            )
             fig.data[-1].marker.color = colour
-    styled(fig, 130 + min(max(26 * len(kept), 9 * lanes), 700), bargap=0, barmode="overlay")
+    styled(fig, 130 + pixels, bargap=0, barmode="overlay")
     fig.update_xaxes(title={"text": f"time since the begin ({name})"}, nticks=8, zeroline=False)
     fig.update_yaxes(
         tickvals=list((first + (widths - 1) / 2).to_numpy()),
@@ -110,13 +119,15 @@ def _merged(bars: pd.DataFrame, gap_s: float) -> pd.DataFrame:
     return merged.assign(end=grouped["end"].max(), trials=grouped.size())
 
 
-def _draw(fig: go.Figure, rows: pd.DataFrame, at: pd.Series, size: float, name: str) -> None:
+def _draw(
+    fig: go.Figure, rows: pd.DataFrame, at: pd.Series, size: float, width: float, name: str
+) -> None:
     fig.add_bar(
         orientation="h",
         base=floats(rows["begin"] / size),
         x=floats((rows["end"] - rows["begin"]) / size),
         y=floats(at),
-        width=0.86,
+        width=width,
         customdata=whole(rows["number"]),
         name=name,
         hovertemplate=(
