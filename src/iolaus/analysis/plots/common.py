@@ -41,6 +41,8 @@ MOST_BEST = 100
 MOST_CHOICES = 24
 """Values of a key up to which it is an axis of a table."""
 MOST_LETTERS = 24
+LARGEST = 1e37
+"""Values from here on are taken for infinite: what plotly is given has 32 bits."""
 NOT_SET = "not set"
 
 Floats = npt.NDArray[np.float32]
@@ -56,7 +58,8 @@ class Material:
         value, direction: the first objective, which plots of one objective show.
         keys: the swept keys that vary among finished trials, without seeds.
         seeds: the swept keys that are seeds and vary.
-        good: the complete trials that keep their constraints and whose value is finite.
+        good: the complete trials that keep their constraints and whose value is finite
+            and can be drawn.
     """
 
     def __init__(self, opened: OpenStudy):
@@ -68,7 +71,7 @@ class Material:
         varying = [key for key in self.df.attrs["keys"] if _varies(finished[key])]
         self.seeds = [key for key in varying if key.rpartition(".")[2] == "seed"]
         self.keys = [key for key in varying if key not in self.seeds]
-        good = (self.df["state"] == "complete") & np.isfinite(self.df[self.value])
+        good = (self.df["state"] == "complete") & (self.df[self.value].abs() < LARGEST)
         if "feasible" in self.df:
             good &= self.df["feasible"]
         self.good = self.df[good]
@@ -99,8 +102,8 @@ class Material:
 
     def is_table(self, key: str) -> bool:
         """Whether a key has so few values that each can have its own place."""
-        few = len(self.df[key].dropna().unique()) <= MOST_CHOICES
-        return few and (not self.is_number(key) or bool(self.df.attrs["keys"][key]["finite"]))
+        finite = not self.is_number(key) or bool(self.df.attrs["keys"][key]["finite"])
+        return finite and int(self.df[key].nunique()) <= MOST_CHOICES
 
     def best_first(self, df: pd.DataFrame) -> pd.DataFrame:
         """Rows by the first objective."""

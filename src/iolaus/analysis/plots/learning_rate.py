@@ -84,7 +84,7 @@ def _row(
             rows = df.index[chosen & ~lost & (df["state"] == state)]
             if len(rows) and np.isfinite(values.loc[rows]).any():
                 marker = {"color": colour, "symbol": symbol, "size": 6, "opacity": 0.6}
-                words = name if state == "complete" else f"{name} (pruned)"
+                words = name if name and state == "complete" else f"{name} {state}".strip()
                 y = values.loc[rows]
                 _scatter(fig, row, (at.loc[rows], y), df.loc[rows, "number"], words, marker)
     if lost.any():
@@ -98,7 +98,7 @@ def _optimizers(material: Material, df: pd.DataFrame) -> list[tuple[str, str, pd
     """Name, colour and trials of each optimizer that was swept; else of all trials."""
     key = next((key for key in material.keys if key.rpartition(".")[2] == "optimizer"), None)
     if key is None or material.is_number(key):
-        return [("complete", PALETTE[0], pd.Series(True, index=df.index))]
+        return [("", PALETTE[0], pd.Series(True, index=df.index))]
     codes, labels = ranks(df, [key])
     named = [
         (label(name), PALETTE[code], codes[0] == code)

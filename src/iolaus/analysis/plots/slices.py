@@ -113,7 +113,7 @@ def _draw(fig: go.Figure, material: Material, rows: pd.DataFrame, along: Axis, i
 
 def _at(along: Axis, chosen: pd.Index, exactly: bool) -> npt.NDArray[np.float64]:
     """Positions, apart from each other where the axis is one of choices."""
-    at = along.at.loc[chosen].to_numpy(dtype="float64")
+    at: npt.NDArray[np.float64] = along.at.loc[chosen].to_numpy(dtype="float64")
     return at if along.labels is None or exactly else at + spread(len(at), 0.25)
 
 
