@@ -17,13 +17,13 @@ from iolaus.analysis.plots.common import (
     PALETTE,
     STATE_COLOURS,
     Floats,
-    Material,
     floats,
-    label,
     styled,
     value_axis,
     whole,
 )
+from iolaus.analysis.plots.material import Material
+from iolaus.analysis.plots.words import label
 
 MOST_BEST = 5
 MOST_PRUNED = 20

@@ -11,17 +11,15 @@ from iolaus.analysis.frame import ranks
 from iolaus.analysis.plots import Plot
 from iolaus.analysis.plots.common import (
     PALETTE,
-    Material,
     floats,
-    key_title,
-    label,
     log_axis,
     spread,
     styled,
-    thin,
     value_axis,
     whole,
 )
+from iolaus.analysis.plots.material import Material, thin
+from iolaus.analysis.plots.words import key_title, label, word
 
 NAMES = ("lr", "learning_rate")
 LOST = "failed or diverged"
@@ -52,7 +50,7 @@ def plot(material: Material) -> Plot | None:
     fig.update_xaxes(**log_axis(rate.loc[df.index]))
     fig.update_xaxes(title=key_title(key), row=len(metrics), col=1)
     pruned = int((df["state"] == "pruned").sum())
-    says = f"{len(df):,} trials by {label(key)}"
+    says = f"{len(df):,} trials by {word(key)}"
     says += f"; open circles: the {pruned:,} pruned ones at their last evaluation" if pruned else ""
     if any(trace.name == LOST for trace in fig.data):
         says += "; crosses at the worst value: failed or diverged ones"

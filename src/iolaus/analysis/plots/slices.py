@@ -17,17 +17,15 @@ from iolaus.analysis.plots.common import (
     PALETTE,
     STATE_COLOURS,
     Axis,
-    Material,
     axis,
     floats,
-    key_title,
-    label,
     spread,
     styled,
-    thin,
     value_axis,
     whole,
 )
+from iolaus.analysis.plots.material import Material, thin
+from iolaus.analysis.plots.words import key_title, word
 
 MOST_KEYS = 12
 MOST_POINTS = 1_000
@@ -54,7 +52,7 @@ def plot(material: Material) -> Plot | None:
         axes.append(along)
         _draw(fig, material, rows, along, index)
     _scale(fig, material, keys, axes)
-    says = f"{label(material.value)} ({material.direction}d) of {len(material.good):,} complete"
+    says = f"{word(material.value)} ({material.direction}d) of {len(material.good):,} complete"
     says += " trials against each key, the most important first"
     if len(material.keys) > len(keys):
         says += f" ({len(keys)} of {len(material.keys)} keys)"

@@ -14,15 +14,9 @@ import plotly.graph_objects as go
 
 from iolaus.analysis.plots import Plot
 from iolaus.analysis.plots.clock import Clock, clock, spans, unit
-from iolaus.analysis.plots.common import (
-    MOST_POINTS,
-    STATE_COLOURS,
-    Material,
-    floats,
-    label,
-    styled,
-    whole,
-)
+from iolaus.analysis.plots.common import STATE_COLOURS, floats, styled, whole
+from iolaus.analysis.plots.material import MOST_POINTS, Material
+from iolaus.analysis.plots.words import label
 
 MOST_WORKERS = 24
 CLOSE = 1e-3
