@@ -16,7 +16,8 @@ import pandas as pd
 import plotly.graph_objects as go
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
-from optuna.trial import FrozenTrial, TrialState, create_trial
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
 
 from iolaus.analysis.frame import ranks
 from iolaus.analysis.plots import Plot
@@ -75,7 +76,7 @@ def shares(material: Material) -> dict[str, float]:
     if len(good) < FEWEST or len(keys) < 2 or good[material.value].nunique() < 2:
         return {}
     columns = {key: _column(material, key) for key in keys}
-    study = _Fixed.of(material, columns)
+    study = _fixed(material, columns)
     evaluator = PedAnovaImportanceEvaluator(target_quantile=quantile(len(good)))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of rare cases of a conditional key
@@ -106,28 +107,41 @@ def _or_none(values: list[Any], missing: pd.Series) -> list[Any]:
 
 
 class _Fixed(optuna.Study):
-    """A study whose trials are given: in a real one 10,000 of them would take seconds to add."""
+    """A study of given trials: in a real one 10,000 of them would take seconds to add."""
 
-    trials_given: list[FrozenTrial]
+    def __init__(self, direction: StudyDirection, trials: list[FrozenTrial]):
+        self._given = trials
+        self._one = [direction]
 
-    @classmethod
-    def of(
-        cls, material: Material, columns: dict[str, tuple[BaseDistribution, list[Any]]]
-    ) -> _Fixed:
-        """The good trials with the columns' values as parameters."""
-        made = optuna.create_study(direction=material.direction)
-        study = cls(made.study_name, made._storage)
-        study.trials_given = []
-        for index, value in enumerate(material.good[material.value].tolist()):
-            present = {name: v[index] for name, (_, v) in columns.items() if v[index] is not None}
-            trial = create_trial(value=0.0)
-            trial.number = trial._trial_id = index
-            trial.values = [value]
-            trial.params = present
-            trial.distributions = {name: columns[name][0] for name in present}
-            study.trials_given.append(trial)
-        return study
+    @property
+    def directions(self) -> list[StudyDirection]:
+        """That of the first objective."""
+        return self._one
 
     def get_trials(self, deepcopy: bool = True, states: Any = None) -> list[FrozenTrial]:
         """The given trials, all of which are complete."""
-        return self.trials_given if states is None or TrialState.COMPLETE in states else []
+        return self._given if states is None or TrialState.COMPLETE in states else []
+
+
+def _fixed(material: Material, columns: dict[str, tuple[BaseDistribution, list[Any]]]) -> _Fixed:
+    """The good trials with the columns' values as parameters."""
+    trials = []
+    for index, value in enumerate(material.good[material.value].tolist()):
+        present = {name: v[index] for name, (_, v) in columns.items() if v[index] is not None}
+        trials.append(
+            FrozenTrial(
+                number=index,
+                trial_id=index,
+                state=TrialState.COMPLETE,
+                value=value,
+                datetime_start=None,
+                datetime_complete=None,
+                params=present,
+                distributions={name: columns[name][0] for name in present},
+                user_attrs={},
+                system_attrs={},
+                intermediate_values={},
+            )
+        )
+    minimized = material.minimized
+    return _Fixed(StudyDirection.MINIMIZE if minimized else StudyDirection.MAXIMIZE, trials)
