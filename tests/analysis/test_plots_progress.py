@@ -178,10 +178,13 @@ def test_a_learning_rate_that_was_not_swept_has_no_plot():
 
 
 def test_a_loss_over_many_decades_has_a_log_axis_and_an_accuracy_has_not():
-    for objective, factor, kind in (("val_loss", 10.0, "log"), ("val_accuracy", 0.9, None)):
-        study = new("minimize", objective)
+    for objective, direction, kind in (
+        ("val_loss", "minimize", "log"),
+        ("val_accuracy", "maximize", None),
+    ):
+        study = new(direction, objective)
         for index in range(6):
-            add(study, factor**index)
+            add(study, 0.1**index)
         axis = drawn(study)["optimization"].figure.layout.yaxis
         assert axis.type == kind
         assert axis.title.text == objective

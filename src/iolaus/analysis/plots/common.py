@@ -17,7 +17,7 @@ import plotly.graph_objects as go
 
 from iolaus.analysis.frame import ranks
 from iolaus.analysis.plots.material import MOST_CHOICES, Material
-from iolaus.analysis.plots.words import label
+from iolaus.analysis.plots.words import MOST_LETTERS, label
 
 PALETTE = ("#1F83BF", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
 """Okabe and Ito's colours, distinct for the colour-blind, without black and yellow and with a
@@ -50,8 +50,8 @@ class Axis:
     labels: list[str] | None
 
 
-def axis(material: Material, key: str, df: pd.DataFrame) -> Axis:
-    """The axis of a key, with positions for the rows of `df`."""
+def axis(material: Material, key: str, df: pd.DataFrame, letters: int = MOST_LETTERS) -> Axis:
+    """The axis of a key, with positions for the rows of `df` and labels of so many letters."""
     if material.is_number(key):
         at = pd.to_numeric(df[key], errors="coerce").astype("float64")
         described = material.df.attrs["keys"][key]
@@ -60,7 +60,7 @@ def axis(material: Material, key: str, df: pd.DataFrame) -> Axis:
             return Axis(at, log_axis(at), None)
         return Axis(at, {}, None)
     codes, labels = ranks(df, [key])
-    names = [label(value) for value in labels[0]]
+    names = [label(value, letters) for value in labels[0]]
     every = math.ceil(len(names) / MOST_CHOICES) or 1
     ticks = list(range(0, len(names), every))
     layout = {
@@ -81,12 +81,13 @@ def log_axis(at: Any) -> dict[str, Any]:
     return {"type": "log", "exponentformat": "e", **ticks}
 
 
-def value_axis(values: Any, name: str) -> dict[str, Any]:
+def value_axis(material: Material, values: Any, name: str) -> dict[str, Any]:
     """An axis of a metric; logarithmic where a loss spans more than two decades."""
     known = np.asarray(values, dtype="float64")
     known = known[np.isfinite(known)]
     title = {"title": {"text": label(name, 40)}}
-    if len(known) and known.min() > 0 and known.max() / known.min() > 100:
+    falls = material.goals.get(name) != "maximize"
+    if falls and len(known) and known.min() > 0 and known.max() / known.min() > 100:
         return {**title, **log_axis(known)}
     return {**title, "nticks": 6}
 
@@ -130,8 +131,8 @@ def styled(fig: go.Figure, height: int, **layout: Any) -> go.Figure:
         },
     )
     # A title without a distance of its own stays where labels may come to lie.
-    fig.update_xaxes(automargin=True, title_standoff=6)
-    fig.update_yaxes(automargin=True, title_standoff=8)
+    fig.update_xaxes(automargin=True, title_standoff=6, zeroline=False)
+    fig.update_yaxes(automargin=True, title_standoff=8, zeroline=False)
     return fig.update_layout(**layout)
 
 

@@ -59,7 +59,7 @@ def plot(material: Material) -> Plot | None:
                 _curve(fig, row, means.loc[number], (validation, training), number, colour)
         names = [name for name in (validation, training) if name]
         ours = means[means.index.get_level_values("number").isin(best)]
-        along = value_axis(means[names], validation)
+        along = value_axis(material, means[names], validation)
         along["range"], left_out = _range(ours[names], means[names], along.get("type") == "log")
         outside |= left_out
         fig.update_yaxes(along, row=row, col=1)

@@ -23,7 +23,7 @@ from iolaus.analysis.frame import ranks
 from iolaus.analysis.plots import Plot
 from iolaus.analysis.plots.common import GREY, PALETTE, floats, styled
 from iolaus.analysis.plots.material import Material
-from iolaus.analysis.plots.words import label
+from iolaus.analysis.plots.words import key_title
 
 FEWEST = 10
 """Complete trials from which importance is computed."""
@@ -40,10 +40,7 @@ def plot(material: Material) -> Plot | None:
     fig = go.Figure()
     fig.add_bar(
         x=floats([known[name] for name in names]),
-        y=[
-            label(name, 40).replace(".", ".<br>") if len(name) > 20 else label(name)
-            for name in names
-        ],
+        y=[key_title(name)["text"] for name in names],
         orientation="h",
         marker={"color": [GREY if name in material.seeds else PALETTE[0] for name in names]},
         texttemplate="%{x:.2f}",

@@ -41,7 +41,7 @@ def plot(material: Material) -> Plot | None:
     drawn = means[means["number"].isin(chosen["number"])]
     for state in ("complete", "pruned", "failed", "running"):
         _lines(fig, drawn, chosen[chosen["state"] == state]["number"], state, value)
-    fig.update_yaxes(value_axis(drawn[value], value), row=1, col=1)
+    fig.update_yaxes(value_axis(material, drawn[value], value), row=1, col=1)
     if len(pruned):
         _ends(fig, chosen[chosen["state"] == "pruned"], value)
         counts = pruned["step"].value_counts().sort_index()

@@ -44,7 +44,7 @@ def plot(material: Material) -> Plot | None:
             texts.append(f"{value} (n={row['n']:.0f})")
     fig = go.Figure()
     _draw(fig, pd.DataFrame(rows), at)
-    axis = value_axis(means[material.value], material.value)
+    axis = value_axis(material, means[material.value], material.value)
     styled(fig, 90 + ROW_PX * len(texts))
     fig.update_xaxes(zeroline=False, **axis)
     fig.update_xaxes(title_standoff=6)

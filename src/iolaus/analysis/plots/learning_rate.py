@@ -89,7 +89,7 @@ def _row(
         marker = {"color": PALETTE[-1], "symbol": "x", "size": 7}
         y = pd.Series(worst, index=df.index)[lost]
         _scatter(fig, row, (at[lost], y), df.loc[lost, "number"], LOST, marker)
-    fig.update_yaxes(value_axis(known, metric) | {"zeroline": False}, row=row, col=1)
+    fig.update_yaxes(value_axis(material, known, metric) | {"zeroline": False}, row=row, col=1)
 
 
 def _optimizers(material: Material, df: pd.DataFrame) -> list[tuple[str, str, pd.Series]]:

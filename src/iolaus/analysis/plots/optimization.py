@@ -42,7 +42,8 @@ def plot(material: Material) -> Plot | None:
     styled(fig, 440, **menu)
     fig.update_layout(
         xaxis={"title": {"text": ways[0][1]}, "zeroline": False, "nticks": 8},
-        yaxis=value_axis(material.good[material.value], material.value) | {"zeroline": False},
+        yaxis=value_axis(material, material.good[material.value], material.value)
+        | {"zeroline": False},
         # Pruned and failed trials have no value: ticks at the bottom.
         yaxis2={"overlaying": "y", "range": [0, 1], "visible": False, "fixedrange": True},
     )

@@ -15,7 +15,16 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from iolaus.analysis.plots import Plot
-from iolaus.analysis.plots.common import WORST_TO_BEST, Axis, axis, floats, spread, styled, whole
+from iolaus.analysis.plots.common import (
+    WORST_TO_BEST,
+    Axis,
+    axis,
+    floats,
+    spread,
+    styled,
+    value_axis,
+    whole,
+)
 from iolaus.analysis.plots.material import Material
 from iolaus.analysis.plots.words import key_title, label, word
 
@@ -91,7 +100,11 @@ def _places(
     """Where each trial crosses each axis, in [0, 1], and the axes' labels."""
     places, marks = {}, []
     for row, key in enumerate([*keys, material.value]):
-        along = Axis(drawn[key], {}, None) if key == material.value else axis(material, key, drawn)
+        if key == material.value:
+            along = Axis(drawn[key], value_axis(material, drawn[key], key), None)
+        else:
+            letters = 24 if drawn[key].nunique() <= 4 else 12
+            along = axis(material, key, drawn, letters)
         if along.labels is None:
             places[row], ticks = _range(along)
         else:

@@ -32,8 +32,10 @@ MOST_POINTS = 1_000
 MANY_POINTS = 200
 """Trials from which points are drawn small."""
 COLUMNS = 2
+LETTERS = 13
+"""Of a label: on a narrow screen they stand upright between two rows."""
 ROW_PX = 270
-SPACE_PX = 95
+SPACE_PX = 105
 """Between rows: labels and title of an axis."""
 
 
@@ -48,7 +50,7 @@ def plot(material: Material) -> Plot | None:
     rows = material.df.loc[[*good.index, *failed.index]]
     fig, axes = _panels(keys), []
     for index, key in enumerate(keys):
-        along = axis(material, key, rows)
+        along = axis(material, key, rows, LETTERS)
         axes.append(along)
         _draw(fig, material, rows, along, index)
     _scale(fig, material, keys, axes)
@@ -117,7 +119,7 @@ def _at(along: Axis, chosen: pd.Index, exactly: bool) -> npt.NDArray[np.float64]
 
 def _scale(fig: go.Figure, material: Material, keys: Sequence[str], axes: Sequence[Axis]) -> None:
     """Name and scale the axes."""
-    values = value_axis(material.good[material.value], material.value)
+    values = value_axis(material, material.good[material.value], material.value)
     title = values.pop("title")
     fig.update_yaxes(zeroline=False, **values)
     for index, (key, along) in enumerate(zip(keys, axes, strict=True)):

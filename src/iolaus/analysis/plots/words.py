@@ -21,7 +21,8 @@ def label(value: Any, letters: int = MOST_LETTERS) -> str:
         return str(value).lower()
     if isinstance(value, str):
         text = "".join(c if c.isprintable() else "?" for c in value)
-        text = text if len(text) <= letters else f"{text[: letters - 1]}…"
+        if len(text) > letters:  # what tells names apart is often at their end
+            text = f"{text[: letters // 2]}…{text[-((letters - 1) // 2) :]}"
         # A brace would be a variable in a hover text.
         return html.escape(text, quote=False).replace("{", "&#123;")
     if value is None or math.isnan(value):
@@ -38,9 +39,11 @@ def word(name: str) -> str:
 
 
 def key_title(key: str, letters: int = 20) -> dict[str, Any]:
-    """The title of a key's axis; a long name has a line for each of its parts."""
-    text = label(key, 60)
-    return {"text": text if len(key) <= letters else text.replace(".", ".<br>")}
+    """The title of a key's axis; a long name has a second line for its last part."""
+    group, dot, name = key.rpartition(".")
+    if len(key) <= letters or not dot:
+        return {"text": label(key, 28)}
+    return {"text": f"{label(f'{group}.', 22)}<br>{label(name)}"}
 
 
 def pair_title(pair: tuple[str, str], keys: Sequence[str]) -> str:
