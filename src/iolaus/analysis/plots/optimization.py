@@ -41,7 +41,7 @@ def plot(material: Material) -> Plot | None:
     menu = {"updatemenus": [chooser(options)]} if len(ways) > 1 else {}
     styled(fig, 440, **menu)
     fig.update_layout(
-        xaxis={"title": {"text": ways[0][1]}, "zeroline": False, "nticks": 8},
+        xaxis={"title": {"text": ways[0][1]}, "nticks": 8},
         yaxis=value_axis(material, material.good[material.value], material.value)
         | {"zeroline": False},
         # Pruned and failed trials have no value: ticks at the bottom.

@@ -46,7 +46,10 @@ def plot(material: Material) -> Plot | None:
                 hovertemplate="trial %{customdata}: %{x}, %{y}<extra></extra>",
                 visible=index == 0,
             )
-        axes = {"xaxis": value_axis(material, good[x], x), "yaxis": value_axis(good[y], y)}
+        axes = {
+            "xaxis": value_axis(material, good[x], x),
+            "yaxis": value_axis(material, good[y], y),
+        }
         for axis in axes.values():
             axis["automargin"] = True
             axis["title"]["standoff"] = 8
