@@ -103,6 +103,8 @@ def test_isolation_of_a_loss_takes_the_least_and_cuts_ranges_into_parts():
     best = dict(zip(trace(plot, "best").y, numbers(trace(plot, "best").x, 6), strict=True))
     lows = [best[y] for y in range(lr + 1, lr + 7)]
     assert lows == sorted(lows)
+    first = [params["optimizer.lr"] for params in spent(60) if params["init"] == "xavier"]
+    assert best[list(rows).index(f"xavier (n={len(first)})")] == round(min(first), 6)
     assert rows[lr + 1] == "0.00015 to 0.00063 (n=9)"
     counts = [int(row.split("n=")[1][:-1]) for row in rows[lr + 1 : lr + 7]]
     assert sum(counts) == 60
