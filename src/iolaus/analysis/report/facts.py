@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ import pandas as pd
 
 from iolaus.analysis.frame import STATES
 from iolaus.analysis.library import OpenStudy
-from iolaus.analysis.report.markup import label, number, text, whole
+from iolaus.analysis.report.markup import label, number, prose, text
 from iolaus.analysis.tables import best
 from iolaus.attributes import PREFIX
 from iolaus.errors import one_line
@@ -75,15 +76,16 @@ def tiles(df: pd.DataFrame) -> list[Tile]:
         for _, row in best(df, 1).iterrows():
             says = f"best {text(value)}, trial {row['number']}"
             found.append(Tile(number(row[value]), says))
-            if "test_accuracy" in df and pd.notna(row["test_accuracy"]):
-                found.append(Tile(number(row["test_accuracy"]), "its test_accuracy"))
+            tested = row.get("test_accuracy")
+            if isinstance(tested, float) and not math.isnan(tested):
+                found.append(Tile(number(tested), "its test_accuracy"))
     if len(df):
         ended = int((~df["state"].isin(("running", "waiting"))).sum())
         found.append(Tile(f"{ended:,}", f"finished of {len(df):,} trials"))
-    for column, says in (("gpu_seconds", "on GPUs, all trials"), ("seconds", "of training, all")):
+    for column, says in (("gpu_seconds", "of GPUs"), ("seconds", "of training")):
         total = pd.to_numeric(df[column], errors="coerce").sum() if column in df else 0
-        if total > 0:
-            found.append(Tile(_span(total), says))
+        if 0 < total < math.inf:
+            found.append(Tile(_span(total), f"{says}, all trials"))
             break
     begin, end = _bounds(df)
     if begin is not None and end is not None:
@@ -96,7 +98,7 @@ def listed(opened: OpenStudy, df: pd.DataFrame) -> list[tuple[str, str]]:
     """Further facts as pairs of a name and HTML; what is not known is left out."""
     asked = opened.asked
     command = command_of(asked)
-    found = [("Command", f"<code>{whole(command)}</code>" if command else "")]
+    found = [("Command", f"<code>{prose(command)}</code>" if command else "")]
     for name in ("sampler", "pruner"):
         entry = asked.get(name)
         if isinstance(entry, Mapping) and entry.get("name"):
@@ -109,7 +111,9 @@ def listed(opened: OpenStudy, df: pd.DataFrame) -> list[tuple[str, str]]:
         devices = df["device"].dropna().astype(str).unique().tolist()
         found.append(("Device", "; ".join(map(text, devices[:MOST_NAMED]))))
     environments = [
-        _environment(value) for key, value in opened.user_attrs.items() if ENVIRONMENT in key
+        _environment(value)
+        for key, value in opened.user_attrs.items()
+        if key.startswith(ENVIRONMENT)
     ]
     known = list(dict.fromkeys(filter(None, environments)))
     found.append(("Versions", "<br>".join(known[:MOST_NAMED])))
@@ -157,8 +161,10 @@ def _when(df: pd.DataFrame) -> str:
         return ""
     if end is None:
         return f"{begin:%Y-%m-%d %H:%M}"
-    same = begin.date() == end.date()
-    return f"{begin:%Y-%m-%d %H:%M} to {end.strftime('%H:%M' if same else '%Y-%m-%d %H:%M')}"
+    first, last = f"{begin:%Y-%m-%d %H:%M}", f"{end:%Y-%m-%d %H:%M}"
+    if first == last:
+        return first
+    return f"{first} to {last[11:] if first[:10] == last[:10] else last}"
 
 
 def _span(seconds: float) -> str:

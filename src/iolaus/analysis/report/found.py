@@ -84,14 +84,14 @@ def _matrix(df: pd.DataFrame, keys: list[str], value: str, direction: str, capti
     cells = _cells(means["mean"], means["std"], means["n"], direction)
     rows = [[label(name), *line] for name, line in zip(means.index, cells, strict=True)]
     head = [f"{text(keys[0])} ↓&nbsp; {text(keys[1])} →", *map(label, means["mean"].columns)]
-    return table(head, rows, caption, corner="pivot")
+    return table(head, rows, caption, kind="pivot")
 
 
 def _list(df: pd.DataFrame, keys: list[str], value: str, direction: str, caption: str) -> str:
     means = pivot(df, keys[0])
     cells = _cells(means[["mean"]], means[["std"]], means[["n"]], direction)
     rows = [[label(name), *line] for name, line in zip(means.index, cells, strict=True)]
-    return table([text(keys[0]), text(value)], rows, caption, corner="pivot")
+    return table([text(keys[0]), text(value)], rows, caption, kind="pivot")
 
 
 def _cells(
@@ -142,13 +142,25 @@ def top(opened: OpenStudy, df: pd.DataFrame) -> Section | None:
     columns = [name for name in dict.fromkeys(columns) if shown[name].notna().any()]
     rows = [
         [str(row["number"]), *(_value(name, row[name], goals) for name in columns)]
-        for _, row in shown.iterrows()
+        for row in shown.to_dict("records")
     ]
-    head = ["trial", *map(text, columns)]
-    return Section(key, title, table(head, rows, caption, corner="best-of"))
+    head = ["trial", *(_title(name, shown[name]) for name in columns)]
+    return Section(key, title, table(head, rows, caption, kind="best-of"))
+
+
+def _title(name: str, values: pd.Series) -> str:
+    is_number = pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values)
+    kind = ' class="number"' if is_number else ""
+    return f'<th scope="col"{kind}>{text(name)}</th>'
 
 
 def _value(name: str, value: object, goals: dict[str, str]) -> str:
+    shown = _short(name, value, goals)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return f'<td class="number">{shown}</td>' if is_number else f"<td>{shown}</td>"
+
+
+def _short(name: str, value: object, goals: dict[str, str]) -> str:
     is_metric = name in goals or name == "std" or name.endswith(("_accuracy", "_loss"))
     if is_metric and isinstance(value, float) and not math.isnan(value):
         shown = number(value)

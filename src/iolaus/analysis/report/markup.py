@@ -24,8 +24,7 @@ LONGEST = 400
 
 def clean(value: object) -> str:
     """One line of printable text, cut after `LONGEST` letters; not yet safe in HTML."""
-    line = " ".join(str(value).split())
-    line = "".join(letter if letter.isprintable() else "?" for letter in line)
+    line = _printable(" ".join(str(value).split()))
     return line if len(line) <= LONGEST else f"{line[:LONGEST]}…"
 
 
@@ -34,10 +33,15 @@ def text(value: object) -> str:
     return html.escape(clean(value), quote=True)
 
 
-def whole(value: object) -> str:
-    """As `text`, never cut: for commands that are to be copied."""
-    line = "".join(letter if letter.isprintable() else "?" for letter in str(value))
-    return html.escape(line, quote=True)
+def prose(value: str) -> str:
+    """As `text`, never cut and with the spaces that it has: sentences, and commands to copy."""
+    return html.escape(_printable(value.replace("\n", " ")), quote=True)
+
+
+def _printable(line: str) -> str:
+    if line.isprintable():
+        return line
+    return "".join(letter if letter.isprintable() else "?" for letter in line)
 
 
 def label(value: Any) -> str:
@@ -53,29 +57,30 @@ def label(value: Any) -> str:
 
 
 def table(
-    head: Sequence[str], rows: Iterable[Sequence[str]], caption: str, *, corner: str = ""
+    head: Sequence[str], rows: Iterable[Sequence[str]], caption: str, *, kind: str = ""
 ) -> str:
     """A table in a box of its own that scrolls where it is too wide.
 
     Args:
-        head: titles of the columns, HTML.
-        rows: the first cell names the row; cells are HTML, those that begin with "<td" as they are.
+        head: titles of the columns, HTML; those that begin with "<th" are used as they are.
+        rows: HTML, the first names the row; those that begin with "<td" are used as they are.
         caption: HTML.
-        corner: class of the table.
+        kind: class of the table.
     """
-    titles = "".join(f'<th scope="col">{title}</th>' for title in head)
+    titles = "".join(_cell(title, 'th scope="col"') for title in head)
     body = "".join(
-        f'<tr><th scope="row">{first}</th>{"".join(map(_cell, rest))}</tr>' for first, *rest in rows
+        f'<tr><th scope="row">{first}</th>{"".join(_cell(cell, "td") for cell in rest)}</tr>'
+        for first, *rest in rows
     )
     return (
-        f'<div class="scroll" tabindex="0" role="region" aria-label="table">'
-        f'<table class="{corner}"><caption>{caption}</caption>'
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{caption}">'
+        f'<table class="{kind}"><caption>{caption}</caption>'
         f"<thead><tr>{titles}</tr></thead><tbody>{body}</tbody></table></div>"
     )
 
 
-def _cell(content: str) -> str:
-    return content if content.startswith("<td") else f"<td>{content}</td>"
+def _cell(content: str, tag: str) -> str:
+    return content if content.startswith(f"<{tag[:2]}") else f"<{tag}>{content}</{tag[:2]}>"
 
 
 def packed(name: str, content: str) -> str:

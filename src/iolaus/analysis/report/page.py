@@ -15,7 +15,7 @@ import plotly.io
 from iolaus.analysis.library import OpenStudy
 from iolaus.analysis.report import facts, found, table
 from iolaus.analysis.report.found import Section
-from iolaus.analysis.report.markup import clean, fingerprint, packed, plotly_js, text, whole
+from iolaus.analysis.report.markup import clean, fingerprint, packed, plotly_js, prose, text
 
 HEIGHT = 440
 """Pixels of a plot that does not say how high it is."""
@@ -98,7 +98,7 @@ def _doctor(opened: OpenStudy) -> Section | None:
     if not findings and not command:
         return None
     items = "".join(
-        f'<li class="{finding.level}"><b>{LEVELS[finding.level]}</b> {text(finding.text)}'
+        f'<li class="{finding.level}"><b>{LEVELS[finding.level]}</b> {prose(finding.text)}'
         f"{_command(finding.command)}</li>"
         for finding in findings
     )
@@ -109,7 +109,7 @@ def _doctor(opened: OpenStudy) -> Section | None:
 
 
 def _command(command: str | None) -> str:
-    return f'<pre tabindex="0"><code>{whole(command)}</code></pre>' if command else ""
+    return f"<pre><code>{prose(command)}</code></pre>" if command else ""
 
 
 def _plots(opened: OpenStudy) -> list[Any]:
@@ -127,9 +127,9 @@ def _merged(name: str) -> Any:
 def _plot(index: int, plot: Any) -> Section:
     height = int(plot.figure.layout.height or HEIGHT)
     content = (
-        f"<figure><figcaption>{text(plot.says)}</figcaption>"
+        f"<figure><figcaption>{prose(plot.says)}</figcaption>"
         f'<div class="plot" data-figure="{index}" role="img" aria-label="{text(plot.title)}: '
-        f'{text(plot.says)}" style="height:{height}px"></div></figure>'
+        f'{prose(plot.says)}" style="height:{height}px"></div></figure>'
     )
     return Section(f"plot-{plot.key}", text(plot.title), content)
 
