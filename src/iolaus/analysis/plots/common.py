@@ -1,0 +1,328 @@
+"""What all plots share: what is drawn of a study, colours, axes, thinning, labels.
+
+Notation: `df` is a frame of `frame.frame` or some rows of it. Called by the plots beside it.
+"""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import plotly.graph_objects as go
+
+from iolaus.analysis.frame import ranks
+from iolaus.analysis.library import OpenStudy
+from iolaus.analysis.terminal import number
+
+PALETTE = ("#1F83BF", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
+"""Okabe and Ito's colours, distinct for the colour-blind, without black and yellow and with a
+lighter blue: these can be seen on white and on black."""
+GREY = "#888888"
+STATE_COLOURS = {
+    "complete": PALETTE[0],
+    "pruned": PALETTE[1],
+    "failed": PALETTE[5],
+    "running": PALETTE[4],
+    "waiting": GREY,
+}
+WORST_TO_BEST = ("#472d7b", "#3b528b", "#2c728e", "#21918c", "#28ae80", "#5ec962", "#addc30")
+"""Viridis without its ends, which would vanish on black and on white."""
+MOST_POINTS = 2_000
+"""Trials that one plot draws."""
+MOST_BEST = 100
+"""The best trials that are drawn of a study that is thinned."""
+MOST_CHOICES = 24
+"""Values of a key up to which it is an axis of a table."""
+MOST_LETTERS = 24
+NOT_SET = "not set"
+
+Floats = npt.NDArray[np.float32]
+
+
+class Material:
+    """A study as the plots use it.
+
+    Attributes:
+        opened: the study.
+        df: its frame.
+        goals: {objective: direction}.
+        value, direction: the first objective, which plots of one objective show.
+        keys: the swept keys that vary among finished trials, without seeds.
+        seeds: the swept keys that are seeds and vary.
+        good: the complete trials that keep their constraints and whose value is finite.
+    """
+
+    def __init__(self, opened: OpenStudy):
+        self.opened = opened
+        self.df = opened.frame
+        self.goals: dict[str, str] = self.df.attrs["objectives"]
+        self.value, self.direction = next(iter(self.goals.items()))
+        finished = self.df[self.df["state"].isin(("complete", "pruned", "failed"))]
+        varying = [key for key in self.df.attrs["keys"] if _varies(finished[key])]
+        self.seeds = [key for key in varying if key.rpartition(".")[2] == "seed"]
+        self.keys = [key for key in varying if key not in self.seeds]
+        good = (self.df["state"] == "complete") & np.isfinite(self.df[self.value])
+        if "feasible" in self.df:
+            good &= self.df["feasible"]
+        self.good = self.df[good]
+
+    @cached_property
+    def importance(self) -> dict[str, float]:
+        """The share of each key, the most important first; empty where it is not known."""
+        from iolaus.analysis.plots.importance import shares
+
+        return shares(self)
+
+    @property
+    def by_importance(self) -> list[str]:
+        """`keys`, the most important first, in declared order where that is not known."""
+        return sorted(self.keys, key=lambda key: -self.importance.get(key, 0.0))
+
+    @property
+    def minimized(self) -> bool:
+        """Whether less of the (first) objective is better."""
+        return self.direction == "minimize"
+
+    def is_number(self, key: str) -> bool:
+        """Whether a key's values are numbers of a range and not choices."""
+        described = self.df.attrs["keys"].get(key, {})
+        kind = self.df[key].dtype
+        numeric = pd.api.types.is_numeric_dtype(kind) and not pd.api.types.is_bool_dtype(kind)
+        return described.get("choices") is None and bool(numeric)
+
+    def is_table(self, key: str) -> bool:
+        """Whether a key has so few values that each can have its own place."""
+        few = len(self.df[key].dropna().unique()) <= MOST_CHOICES
+        return few and (not self.is_number(key) or bool(self.df.attrs["keys"][key]["finite"]))
+
+    def best_first(self, df: pd.DataFrame) -> pd.DataFrame:
+        """Rows by the first objective."""
+        return df.sort_values(self.value, ascending=self.minimized, kind="stable")
+
+    @property
+    def of_several(self) -> str:
+        """A sentence that says which objective is shown, where there are several."""
+        return f" Shown is the first objective, {label(self.value)}." if len(self.goals) > 1 else ""
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Where trials lie on the axis of a key.
+
+    Attributes:
+        at: a position for each row; NaN where the key is not set or cannot be drawn.
+        layout: what plotly is told of the axis.
+        labels: of the positions 0, 1, ... if it is one of choices, else None.
+    """
+
+    at: pd.Series
+    layout: dict[str, Any]
+    labels: list[str] | None
+
+
+def axis(material: Material, key: str, df: pd.DataFrame) -> Axis:
+    """The axis of a key, with positions for the rows of `df`."""
+    if material.is_number(key):
+        at = pd.to_numeric(df[key], errors="coerce").astype("float64")
+        described = material.df.attrs["keys"][key]
+        if described["log"]:
+            at = at.where(at > 0)
+            return Axis(at, log_axis(at), None)
+        return Axis(at, {}, None)
+    codes, labels = ranks(df, [key])
+    names = [label(value) for value in labels[0]]
+    every = math.ceil(len(names) / MOST_CHOICES) or 1
+    ticks = list(range(0, len(names), every))
+    layout = {
+        "tickvals": ticks,
+        "ticktext": [names[tick] for tick in ticks],
+        "range": [-0.6, len(names) - 0.4],
+        "zeroline": False,
+    }
+    return Axis(codes[0].astype("float64"), layout, names)
+
+
+def log_axis(at: Any) -> dict[str, Any]:
+    """A logarithmic axis with few ticks for the positive numbers `at`."""
+    values = np.asarray(at, dtype="float64")
+    values = values[np.isfinite(values) & (values > 0)]
+    decades = np.log10(values.max() / values.min()) if len(values) else 0.0
+    ticks = {"dtick": max(1, math.ceil(decades / 6))} if decades >= 1 else {"nticks": 5}
+    return {"type": "log", "exponentformat": "e", **ticks}
+
+
+def value_axis(values: Any, name: str) -> dict[str, Any]:
+    """An axis of a metric; logarithmic where a loss spans more than two decades."""
+    known = np.asarray(values, dtype="float64")
+    known = known[np.isfinite(known)]
+    title = {"title": {"text": label(name, 40)}}
+    if len(known) and known.min() > 0 and known.max() / known.min() > 100:
+        return {**title, **log_axis(known)}
+    return {**title, "nticks": 6}
+
+
+def spread(count: int, width: float) -> npt.NDArray[np.float64]:
+    """Offsets that keep points of one choice apart; the same every time."""
+    return np.random.default_rng(0).uniform(-width, width, count)
+
+
+def thin(material: Material, df: pd.DataFrame, most: int = MOST_POINTS) -> tuple[pd.DataFrame, str]:
+    """At most `most` rows, in their order, and a sentence that says which, or nothing.
+
+    The best, those that failed or were pruned (at most a quarter of `most` each), others by
+    chance.
+    """
+    if len(df) <= most:
+        return df, ""
+    random = np.random.default_rng(0)
+    best = material.best_first(df[df.index.isin(material.good.index)]).index[:MOST_BEST]
+    chosen = [*best]
+    for state in ("failed", "pruned"):
+        rows = df.index[df["state"] == state].to_numpy()
+        chosen += list(random.choice(rows, min(len(rows), most // 4), replace=False))
+    rest = df.index.difference(pd.Index(chosen)).to_numpy()
+    chosen += list(random.choice(rest, min(len(rest), most - len(chosen)), replace=False))
+    which = "the best, failed and pruned ones, others by chance"
+    return df.loc[sorted(chosen)], f" Drawn are {most:,} of {len(df):,} trials: {which}."
+
+
+def floats(values: Any) -> Floats:
+    """Values as plotly stores them shortest; what is infinite becomes NaN, which is not drawn."""
+    wide = np.asarray(values, dtype="float64")
+    with np.errstate(over="ignore"):
+        short = wide.astype("float32")
+    return np.where(np.isfinite(short), short, np.float32(np.nan))
+
+
+def whole(values: Any) -> npt.NDArray[np.int32]:
+    """Trial numbers, short."""
+    return np.asarray(values, dtype="int32")
+
+
+def label(value: Any, letters: int = MOST_LETTERS) -> str:
+    """A text of the study, short and as plain text: plotly would read tags and entities in it."""
+    if isinstance(value, bool | np.bool_):
+        return str(value).lower()
+    if isinstance(value, str):
+        text = "".join(c if c.isprintable() else "?" for c in value)
+        text = text if len(text) <= letters else f"{text[: letters - 1]}…"
+        # A brace would be a variable in a hover text.
+        return html.escape(text, quote=False).replace("{", "&#123;")
+    if value is None or math.isnan(value):
+        return NOT_SET
+    if math.isfinite(value) and value == round(value) and abs(value) < 1e7:
+        return str(int(value))
+    return f"{value:.4g}"
+
+
+def key_title(key: str, letters: int = 20) -> dict[str, Any]:
+    """The title of a key's axis; a long name has a line for each of its parts."""
+    text = label(key, 60)
+    return {"text": text if len(key) <= letters else text.replace(".", ".<br>")}
+
+
+def pair_title(pair: tuple[str, str], keys: Sequence[str]) -> str:
+    """The words of a menu for a pair of keys: their last parts where these tell them apart."""
+    ends = [key.rpartition(".")[2] for key in keys]
+    short = [key.rpartition(".")[2] for key in pair]
+    return " × ".join(
+        label(end if ends.count(end) == 1 else key, 20)
+        for key, end in zip(pair, short, strict=True)
+    )
+
+
+def styled(fig: go.Figure, height: int, **layout: Any) -> go.Figure:
+    """A figure that takes the width it gets, the legend below, no colours but those of data."""
+    transparent = "rgba(0,0,0,0)"
+    fig.update_layout(
+        template="none",
+        autosize=True,
+        height=height,
+        paper_bgcolor=transparent,
+        plot_bgcolor=transparent,
+        margin={"l": 8, "r": 12, "t": 24, "b": 8},
+        hovermode="closest",
+        legend={
+            "orientation": "h",
+            "yref": "container",
+            "yanchor": "bottom",
+            "y": 0,
+            "x": 0,
+            "bgcolor": transparent,
+        },
+    )
+    # A title without a distance of its own stays where labels may come to lie.
+    fig.update_xaxes(automargin=True, title_standoff=6)
+    fig.update_yaxes(automargin=True, title_standoff=8)
+    return fig.update_layout(**layout)
+
+
+def chooser(options: Sequence[tuple[str, Mapping[str, Any], Mapping[str, Any]]]) -> dict[str, Any]:
+    """A menu above the plot.
+
+    Args:
+        options: the words, what changes in the traces, what changes in the layout.
+    """
+    buttons = [
+        {"label": words, "method": "update", "args": [dict(traces), dict(layout)]}
+        for words, traces, layout in options
+    ]
+    return {
+        "buttons": buttons,
+        "x": 0,
+        "xanchor": "left",
+        "y": 1,
+        "yanchor": "bottom",
+        "pad": {"b": 8, "t": 4},
+        "showactive": True,
+        # Plotly's colour of the chosen line is near white in any theme: the text must suit it.
+        "bgcolor": "#dddddd",
+        "font": {"color": "#222222"},
+        "bordercolor": GREY,
+        "borderwidth": 1,
+    }
+
+
+def colours(material: Material, values: Any) -> dict[str, Any]:
+    """Markers coloured by a value; the worst tenth has one colour, or outliers would take all."""
+    known = np.asarray(values, dtype="float64")
+    known = known[np.isfinite(known)]
+    low, high = (0.0, 1.0) if not len(known) else (float(known.min()), float(known.max()))
+    if len(known) >= 20:
+        tenth = 90 if material.minimized else 10
+        bound = float(np.percentile(known, tenth))
+        low, high = (low, bound) if material.minimized else (bound, high)
+    return {"colorscale": scale(material), "cmin": low, "cmax": high}
+
+
+def scale(material: Material) -> list[list[Any]]:
+    """The colour scale on which brighter is better."""
+    names = WORST_TO_BEST[::-1] if material.minimized else WORST_TO_BEST
+    return [[index / (len(names) - 1), name] for index, name in enumerate(names)]
+
+
+def colour_bar(name: str) -> dict[str, Any]:
+    """A narrow colour bar beside the plot."""
+    return {
+        "thickness": 10,
+        "xpad": 4,
+        "outlinewidth": 0,
+        "title": {"text": label(name, 40), "side": "right"},
+        "nticks": 5,
+    }
+
+
+def amount(value: float) -> str:
+    """A metric for people, as in the tables."""
+    return number(value) if math.isfinite(value) else str(value)
+
+
+def _varies(values: pd.Series) -> bool:
+    return len(values.drop_duplicates()) > 1 and len(values.dropna().drop_duplicates()) > 0
