@@ -1,6 +1,7 @@
 """The plots of a study, as plotly figures made from its frames.
 
-    common          what all share: what is drawn of a study, colours, axes, thinning, labels
+    material        what is drawn of a study
+    common, words   what all share: colours, axes, layout; texts of a study
     heatmap         mean ± std and n for the values of two keys
     curves          learning curves of the best trials and of pruned ones
     optimization    the objective and the best so far, by trials, steps and seconds
@@ -37,7 +38,8 @@ class Plot:
     Attributes:
         key: its name in links, for example "learning-curves".
         title: its heading.
-        says: one or two sentences: how to read it, what n is, what was left out.
+        says: one or two sentences: how to read it, what n is, what was left out. Like the title
+            plain text, without anything that HTML would read.
         figure: plotly's.
     """
 
@@ -51,7 +53,7 @@ def plots(opened: OpenStudy) -> list[Plot]:
     """Draw what applies to a study of any program and in any state, in reading order.
 
     What cannot be drawn is left out: of an empty study all. Studies of more than
-    `common.MOST_POINTS` trials are thinned, and the plots say so.
+    `material.MOST_POINTS` trials are thinned, and the plots say so.
     """
     from iolaus.analysis.plots import (
         contour,
@@ -67,7 +69,7 @@ def plots(opened: OpenStudy) -> list[Plot]:
         slices,
         timeline,
     )
-    from iolaus.analysis.plots.common import Material
+    from iolaus.analysis.plots.material import Material
 
     material = Material(opened)
     drawn = [

@@ -43,7 +43,7 @@ def clock(df: pd.DataFrame) -> Clock:
     start = (begun["started"] - begun["started"].min()).dt.total_seconds().astype("float64")
     start = start.sort_values(kind="stable")
     end = start + begun["duration_s"].clip(lower=0).reindex(start.index)
-    last = max(end.max(), start.max()) if len(start) else 0.0
+    last = spans(pd.concat([start, end]))
     running = df["state"].reindex(start.index) == "running"
     end = end.where(~running, last)
     before = end.fillna(start).cummax().shift(fill_value=0.0)

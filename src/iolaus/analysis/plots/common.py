@@ -1,15 +1,13 @@
-"""What all plots share: what is drawn of a study, colours, axes, thinning, labels.
+"""What all plots share: colours, axes, numbers for plotly, the layout.
 
-Notation: `df` is a frame of `frame.frame` or some rows of it. Called by the plots beside it.
+Called by the plots beside it.
 """
 
 from __future__ import annotations
 
-import html
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -18,8 +16,8 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from iolaus.analysis.frame import ranks
-from iolaus.analysis.library import OpenStudy
-from iolaus.analysis.terminal import number
+from iolaus.analysis.plots.material import MOST_CHOICES, Material
+from iolaus.analysis.plots.words import label
 
 PALETTE = ("#1F83BF", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
 """Okabe and Ito's colours, distinct for the colour-blind, without black and yellow and with a
@@ -34,82 +32,7 @@ STATE_COLOURS = {
 }
 WORST_TO_BEST = ("#472d7b", "#3b528b", "#2c728e", "#21918c", "#28ae80", "#5ec962", "#addc30")
 """Viridis without its ends, which would vanish on black and on white."""
-MOST_POINTS = 2_000
-"""Trials that one plot draws."""
-MOST_BEST = 100
-"""The best trials that are drawn of a study that is thinned."""
-MOST_CHOICES = 24
-"""Values of a key up to which it is an axis of a table."""
-MOST_LETTERS = 24
-NOT_SET = "not set"
-
 Floats = npt.NDArray[np.float32]
-
-
-class Material:
-    """A study as the plots use it.
-
-    Attributes:
-        opened: the study.
-        df: its frame.
-        goals: {objective: direction}.
-        value, direction: the first objective, which plots of one objective show.
-        keys: the swept keys that vary among finished trials, without seeds.
-        seeds: the swept keys that are seeds and vary.
-        good: the complete trials that keep their constraints and whose value is finite.
-    """
-
-    def __init__(self, opened: OpenStudy):
-        self.opened = opened
-        self.df = opened.frame
-        self.goals: dict[str, str] = self.df.attrs["objectives"]
-        self.value, self.direction = next(iter(self.goals.items()))
-        finished = self.df[self.df["state"].isin(("complete", "pruned", "failed"))]
-        varying = [key for key in self.df.attrs["keys"] if _varies(finished[key])]
-        self.seeds = [key for key in varying if key.rpartition(".")[2] == "seed"]
-        self.keys = [key for key in varying if key not in self.seeds]
-        good = (self.df["state"] == "complete") & np.isfinite(self.df[self.value])
-        if "feasible" in self.df:
-            good &= self.df["feasible"]
-        self.good = self.df[good]
-
-    @cached_property
-    def importance(self) -> dict[str, float]:
-        """The share of each key, the most important first; empty where it is not known."""
-        from iolaus.analysis.plots.importance import shares
-
-        return shares(self)
-
-    @property
-    def by_importance(self) -> list[str]:
-        """`keys`, the most important first, in declared order where that is not known."""
-        return sorted(self.keys, key=lambda key: -self.importance.get(key, 0.0))
-
-    @property
-    def minimized(self) -> bool:
-        """Whether less of the (first) objective is better."""
-        return self.direction == "minimize"
-
-    def is_number(self, key: str) -> bool:
-        """Whether a key's values are numbers of a range and not choices."""
-        described = self.df.attrs["keys"].get(key, {})
-        kind = self.df[key].dtype
-        numeric = pd.api.types.is_numeric_dtype(kind) and not pd.api.types.is_bool_dtype(kind)
-        return described.get("choices") is None and bool(numeric)
-
-    def is_table(self, key: str) -> bool:
-        """Whether a key has so few values that each can have its own place."""
-        few = len(self.df[key].dropna().unique()) <= MOST_CHOICES
-        return few and (not self.is_number(key) or bool(self.df.attrs["keys"][key]["finite"]))
-
-    def best_first(self, df: pd.DataFrame) -> pd.DataFrame:
-        """Rows by the first objective."""
-        return df.sort_values(self.value, ascending=self.minimized, kind="stable")
-
-    @property
-    def of_several(self) -> str:
-        """A sentence that says which objective is shown, where there are several."""
-        return f" Shown is the first objective, {label(self.value)}." if len(self.goals) > 1 else ""
 
 
 @dataclass(frozen=True)
@@ -173,26 +96,6 @@ def spread(count: int, width: float) -> npt.NDArray[np.float64]:
     return np.random.default_rng(0).uniform(-width, width, count)
 
 
-def thin(material: Material, df: pd.DataFrame, most: int = MOST_POINTS) -> tuple[pd.DataFrame, str]:
-    """At most `most` rows, in their order, and a sentence that says which, or nothing.
-
-    The best, those that failed or were pruned (at most a quarter of `most` each), others by
-    chance.
-    """
-    if len(df) <= most:
-        return df, ""
-    random = np.random.default_rng(0)
-    best = material.best_first(df[df.index.isin(material.good.index)]).index[:MOST_BEST]
-    chosen = [*best]
-    for state in ("failed", "pruned"):
-        rows = df.index[df["state"] == state].to_numpy()
-        chosen += list(random.choice(rows, min(len(rows), most // 4), replace=False))
-    rest = df.index.difference(pd.Index(chosen)).to_numpy()
-    chosen += list(random.choice(rest, min(len(rest), most - len(chosen)), replace=False))
-    which = "the best, failed and pruned ones, others by chance"
-    return df.loc[sorted(chosen)], f" Drawn are {most:,} of {len(df):,} trials: {which}."
-
-
 def floats(values: Any) -> Floats:
     """Values as plotly stores them shortest; what is infinite becomes NaN, which is not drawn."""
     wide = np.asarray(values, dtype="float64")
@@ -204,38 +107,6 @@ def floats(values: Any) -> Floats:
 def whole(values: Any) -> npt.NDArray[np.int32]:
     """Trial numbers, short."""
     return np.asarray(values, dtype="int32")
-
-
-def label(value: Any, letters: int = MOST_LETTERS) -> str:
-    """A text of the study, short and as plain text: plotly would read tags and entities in it."""
-    if isinstance(value, bool | np.bool_):
-        return str(value).lower()
-    if isinstance(value, str):
-        text = "".join(c if c.isprintable() else "?" for c in value)
-        text = text if len(text) <= letters else f"{text[: letters - 1]}…"
-        # A brace would be a variable in a hover text.
-        return html.escape(text, quote=False).replace("{", "&#123;")
-    if value is None or math.isnan(value):
-        return NOT_SET
-    if math.isfinite(value) and value == round(value) and abs(value) < 1e7:
-        return str(int(value))
-    return f"{value:.4g}"
-
-
-def key_title(key: str, letters: int = 20) -> dict[str, Any]:
-    """The title of a key's axis; a long name has a line for each of its parts."""
-    text = label(key, 60)
-    return {"text": text if len(key) <= letters else text.replace(".", ".<br>")}
-
-
-def pair_title(pair: tuple[str, str], keys: Sequence[str]) -> str:
-    """The words of a menu for a pair of keys: their last parts where these tell them apart."""
-    ends = [key.rpartition(".")[2] for key in keys]
-    short = [key.rpartition(".")[2] for key in pair]
-    return " × ".join(
-        label(end if ends.count(end) == 1 else key, 20)
-        for key, end in zip(pair, short, strict=True)
-    )
 
 
 def styled(fig: go.Figure, height: int, **layout: Any) -> go.Figure:
@@ -317,12 +188,3 @@ def colour_bar(name: str) -> dict[str, Any]:
         "title": {"text": label(name, 40), "side": "right"},
         "nticks": 5,
     }
-
-
-def amount(value: float) -> str:
-    """A metric for people, as in the tables."""
-    return number(value) if math.isfinite(value) else str(value)
-
-
-def _varies(values: pd.Series) -> bool:
-    return len(values.drop_duplicates()) > 1 and len(values.dropna().drop_duplicates()) > 0

@@ -16,19 +16,9 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from iolaus.analysis.plots import Plot
-from iolaus.analysis.plots.common import (
-    Material,
-    axis,
-    chooser,
-    colour_bar,
-    colours,
-    floats,
-    key_title,
-    label,
-    pair_title,
-    styled,
-    thin,
-)
+from iolaus.analysis.plots.common import axis, chooser, colour_bar, colours, floats, styled
+from iolaus.analysis.plots.material import Material, thin
+from iolaus.analysis.plots.words import key_title, pair_title, word
 
 MOST_PAIRS = 6
 MOST_POINTS = 800
@@ -60,7 +50,7 @@ def plot(material: Material) -> Plot | None:
     menu = {"updatemenus": [chooser(options)]} if len(pairs) > 1 else {}
     styled(fig, 500, showlegend=False, **menu)
     fig.update_layout(options[0][2])
-    says = f"Mean {label(material.value)} around each point, brighter is better; dots are the"
+    says = f"Mean {word(material.value)} around each point, brighter is better; dots are the"
     says += f" trials.{left_out}{material.of_several}"
     return Plot("contour", "Pairs of numbers", says, fig)
 

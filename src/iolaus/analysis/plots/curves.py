@@ -17,16 +17,18 @@ from iolaus.analysis.plots.common import (
     PALETTE,
     STATE_COLOURS,
     Floats,
-    Material,
     floats,
-    label,
     styled,
     value_axis,
     whole,
 )
+from iolaus.analysis.plots.material import Material
+from iolaus.analysis.plots.words import label
 
 MOST_BEST = 5
 MOST_PRUNED = 20
+ROOM = 1.0
+"""How far an axis goes beyond the best trials, as a share of their own range."""
 MOST_STEPS = 200
 """Evaluations of a curve that are drawn."""
 
@@ -48,14 +50,19 @@ def plot(material: Material) -> Plot | None:
         [name for pair in metrics for name in pair if name]
     ].mean()
     fig = make_subplots(rows=len(metrics), cols=1, shared_xaxes=True, vertical_spacing=0.06)
+    outside = False
     for row, (validation, training) in enumerate(metrics, 1):
         _pruned(fig, row, means, pruned, validation)
         for place, number in enumerate(best):
             if number in means.index:
                 colour = PALETTE[place % len(PALETTE)]
                 _curve(fig, row, means.loc[number], (validation, training), number, colour)
-        shown = means[validation]
-        fig.update_yaxes(value_axis(shown, validation), row=row, col=1)
+        names = [name for name in (validation, training) if name]
+        ours = means[means.index.get_level_values("number").isin(best)]
+        along = value_axis(means[names], validation)
+        along["range"], left_out = _range(ours[names], means[names], along.get("type") == "log")
+        outside |= left_out
+        fig.update_yaxes(along, row=row, col=1)
     styled(fig, 60 + 260 * len(metrics))
     fig.update_xaxes(title={"text": "step"}, row=len(metrics), col=1)
     fig.update_xaxes(zeroline=False, nticks=8)
@@ -65,12 +72,31 @@ def plot(material: Material) -> Plot | None:
         says += f" Thin lines: {len(pruned)} of {count:,} pruned trials, crosses where they ended."
     if not best:
         says = f"No trial is complete; {len(pruned)} of {count:,} pruned trials."
+    elif outside:
+        says += " The axes follow the best; some of the pruned lie outside."
     return Plot("learning-curves", "Learning curves", says, fig)
 
 
 def _best(material: Material) -> list[int]:
     """Numbers of the best trials; of several objectives by the first."""
     return [int(x) for x in material.best_first(material.good)["number"].head(MOST_BEST)]
+
+
+def _range(ours: pd.DataFrame, every: pd.DataFrame, log: bool) -> tuple[list[float] | None, bool]:
+    """The range of an axis on which the best trials can be told apart, or None for all that there
+    is, and whether anything lies outside: pruned trials may be orders of magnitude away."""
+    best, known = (part.to_numpy(dtype="float64") for part in (ours, every))
+    best, known = (part[np.isfinite(part)] for part in (best, known))
+    if log:
+        best, known = (np.log10(part) for part in (best, known))
+    if not len(best):
+        return None, False
+    room = ROOM * max(best.max() - best.min(), 1e-9)
+    low, high = max(known.min(), best.min() - room), min(known.max(), best.max() + room)
+    if low <= known.min() and high >= known.max():
+        return None, False
+    edge = 0.05 * (high - low)
+    return [float(low - edge), float(high + edge)], True
 
 
 def _metrics(material: Material, history: pd.DataFrame) -> list[tuple[str, str | None]]:

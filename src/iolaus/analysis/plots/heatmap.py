@@ -15,18 +15,9 @@ import numpy.typing as npt
 import plotly.graph_objects as go
 
 from iolaus.analysis.plots import Plot
-from iolaus.analysis.plots.common import (
-    Material,
-    amount,
-    chooser,
-    colour_bar,
-    floats,
-    key_title,
-    label,
-    pair_title,
-    scale,
-    styled,
-)
+from iolaus.analysis.plots.common import chooser, colour_bar, floats, scale, styled
+from iolaus.analysis.plots.material import Material
+from iolaus.analysis.plots.words import amount, key_title, label, pair_title, word
 from iolaus.analysis.tables import pivot
 
 MOST_PAIRS = 10
@@ -56,13 +47,13 @@ def plot(material: Material) -> Plot | None:
     menu = {"updatemenus": [chooser(options)]} if len(shown) > 1 else {}
     styled(fig, 400, showlegend=False, **menu)
     fig.update_layout(options[0][2])
-    says = f"Mean {label(material.value)} ({material.direction}d) ± standard deviation over the n"
+    says = f"Mean {word(material.value)} ({material.direction}d) ± standard deviation over the n"
     says += " runs of a cell; brighter is better."
     if len(material.keys) > 2:
         says += " Runs of all values of the other keys are averaged."
     if len(pairs) > len(shown):
         says += f" The menu has {len(shown)} of {len(pairs)} pairs, the most important first."
-    title = " × ".join(label(key) for key in keys) if len(pairs) == 1 else "Pairs of keys"
+    title = " × ".join(word(key) for key in keys) if len(pairs) == 1 else "Pairs of keys"
     return Plot("heatmap", title, says + material.of_several, fig)
 
 

@@ -20,14 +20,9 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from iolaus.analysis.frame import ranks
 from iolaus.analysis.plots import Plot
-from iolaus.analysis.plots.common import (
-    GREY,
-    PALETTE,
-    Material,
-    floats,
-    label,
-    styled,
-)
+from iolaus.analysis.plots.common import GREY, PALETTE, floats, styled
+from iolaus.analysis.plots.material import Material
+from iolaus.analysis.plots.words import label
 
 FEWEST = 10
 """Complete trials from which importance is computed."""

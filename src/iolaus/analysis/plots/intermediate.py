@@ -12,16 +12,10 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from iolaus.analysis.plots import Plot
-from iolaus.analysis.plots.common import (
-    STATE_COLOURS,
-    Material,
-    floats,
-    label,
-    styled,
-    value_axis,
-    whole,
-)
+from iolaus.analysis.plots.common import STATE_COLOURS, floats, styled, value_axis, whole
 from iolaus.analysis.plots.curves import joined
+from iolaus.analysis.plots.material import Material
+from iolaus.analysis.plots.words import word
 
 MOST_CURVES = 200
 MOST_EVALUATIONS = 12_000
@@ -65,7 +59,7 @@ def plot(material: Material) -> Plot | None:
     styled(fig, 520 if rows == 2 else 420)
     fig.update_xaxes(title={"text": "step"}, row=rows, col=1)
     fig.update_xaxes(zeroline=False, nticks=8)
-    says = f"{label(value)} at every evaluation of {len(last):,} trials"
+    says = f"{word(value)} at every evaluation of {len(last):,} trials"
     if len(pruned):
         says += f"; {len(pruned):,} were pruned, below when (a cross is a trial's end)"
     return Plot("intermediate", "Intermediate values and pruning", f"{says}.{left_out}", fig)

@@ -15,18 +15,9 @@ import plotly.graph_objects as go
 
 from iolaus.analysis.frame import ranks
 from iolaus.analysis.plots import Plot
-from iolaus.analysis.plots.common import (
-    GREY,
-    MOST_CHOICES,
-    NOT_SET,
-    PALETTE,
-    Material,
-    floats,
-    label,
-    styled,
-    value_axis,
-    whole,
-)
+from iolaus.analysis.plots.common import GREY, PALETTE, floats, styled, value_axis, whole
+from iolaus.analysis.plots.material import MOST_CHOICES, Material
+from iolaus.analysis.plots.words import NOT_SET, label, word
 
 MOST_KEYS = 12
 BINS = 6
@@ -64,7 +55,7 @@ def plot(material: Material) -> Plot | None:
         zeroline=False,
         showgrid=False,
     )
-    says = f"For each value of a key the best and the median {label(material.value)}"
+    says = f"For each value of a key the best and the median {word(material.value)}"
     says += f" ({material.direction}d) of the n configurations that have it, of {len(means):,}"
     says += ", each the mean over its seeds" if material.seeds else ""
     left_out = len(material.keys) - len(shown)

@@ -11,17 +11,15 @@ from iolaus.analysis.frame import ranks
 from iolaus.analysis.plots import Plot
 from iolaus.analysis.plots.common import (
     PALETTE,
-    Material,
     floats,
-    key_title,
-    label,
     log_axis,
     spread,
     styled,
-    thin,
     value_axis,
     whole,
 )
+from iolaus.analysis.plots.material import Material, thin
+from iolaus.analysis.plots.words import key_title, label, word
 
 NAMES = ("lr", "learning_rate")
 LOST = "failed or diverged"
@@ -52,7 +50,7 @@ def plot(material: Material) -> Plot | None:
     fig.update_xaxes(**log_axis(rate.loc[df.index]))
     fig.update_xaxes(title=key_title(key), row=len(metrics), col=1)
     pruned = int((df["state"] == "pruned").sum())
-    says = f"{len(df):,} trials by {label(key)}"
+    says = f"{len(df):,} trials by {word(key)}"
     says += f"; open circles: the {pruned:,} pruned ones at their last evaluation" if pruned else ""
     if any(trace.name == LOST for trace in fig.data):
         says += "; crosses at the worst value: failed or diverged ones"
@@ -84,7 +82,7 @@ def _row(
             rows = df.index[chosen & ~lost & (df["state"] == state)]
             if len(rows) and np.isfinite(values.loc[rows]).any():
                 marker = {"color": colour, "symbol": symbol, "size": 6, "opacity": 0.6}
-                words = name if state == "complete" else f"{name} (pruned)"
+                words = name if name and state == "complete" else f"{name} {state}".strip()
                 y = values.loc[rows]
                 _scatter(fig, row, (at.loc[rows], y), df.loc[rows, "number"], words, marker)
     if lost.any():
@@ -98,7 +96,7 @@ def _optimizers(material: Material, df: pd.DataFrame) -> list[tuple[str, str, pd
     """Name, colour and trials of each optimizer that was swept; else of all trials."""
     key = next((key for key in material.keys if key.rpartition(".")[2] == "optimizer"), None)
     if key is None or material.is_number(key):
-        return [("complete", PALETTE[0], pd.Series(True, index=df.index))]
+        return [("", PALETTE[0], pd.Series(True, index=df.index))]
     codes, labels = ranks(df, [key])
     named = [
         (label(name), PALETTE[code], codes[0] == code)

@@ -15,15 +15,14 @@ from iolaus.analysis.plots.clock import clock, spans, unit
 from iolaus.analysis.plots.common import (
     PALETTE,
     STATE_COLOURS,
-    Material,
     chooser,
     floats,
-    label,
     styled,
-    thin,
     value_axis,
     whole,
 )
+from iolaus.analysis.plots.material import Material, thin
+from iolaus.analysis.plots.words import word
 
 
 def plot(material: Material) -> Plot | None:
@@ -48,7 +47,7 @@ def plot(material: Material) -> Plot | None:
         yaxis2={"overlaying": "y", "range": [0, 1], "visible": False, "fixedrange": True},
     )
     says = f"Each of {len(material.good):,} complete trials and the best so far"
-    says += f" ({label(material.value)}, {material.direction}d); ticks at the bottom are pruned"
+    says += f" ({word(material.value)}, {material.direction}d); ticks at the bottom are pruned"
     says += f" and failed trials.{left_out}{clock(material.df).says if len(ways) > 1 else ''}"
     return Plot("optimization", "Optimization history", says, fig)
 

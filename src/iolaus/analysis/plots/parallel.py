@@ -15,18 +15,9 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from iolaus.analysis.plots import Plot
-from iolaus.analysis.plots.common import (
-    WORST_TO_BEST,
-    Axis,
-    Material,
-    axis,
-    floats,
-    key_title,
-    label,
-    spread,
-    styled,
-    whole,
-)
+from iolaus.analysis.plots.common import WORST_TO_BEST, Axis, axis, floats, spread, styled, whole
+from iolaus.analysis.plots.material import Material
+from iolaus.analysis.plots.words import key_title, label, word
 
 MOST_KEYS = 10
 MOST_LINES = 200
@@ -71,7 +62,7 @@ def plot(material: Material) -> Plot | None:
         zeroline=False,
         fixedrange=True,
     )
-    says = f"A line per trial through its values, {label(material.value)} at the bottom; the most"
+    says = f"A line per trial through its values, {word(material.value)} at the bottom; the most"
     says += " important keys on top. Click a group in the legend to hide it, twice to see it alone."
     if len(material.keys) > len(keys):
         says += f" {len(keys)} of {len(material.keys)} keys."

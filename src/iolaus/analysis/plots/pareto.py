@@ -13,19 +13,9 @@ import numpy.typing as npt
 import plotly.graph_objects as go
 
 from iolaus.analysis.plots import Plot
-from iolaus.analysis.plots.common import (
-    GREY,
-    PALETTE,
-    Material,
-    chooser,
-    floats,
-    label,
-    pair_title,
-    styled,
-    thin,
-    value_axis,
-    whole,
-)
+from iolaus.analysis.plots.common import GREY, PALETTE, chooser, floats, styled, value_axis, whole
+from iolaus.analysis.plots.material import Material, thin
+from iolaus.analysis.plots.words import pair_title, word
 
 MOST_PAIRS = 10
 
@@ -64,7 +54,7 @@ def plot(material: Material) -> Plot | None:
         options.append((pair_title((x, y), names), {"visible": visible}, axes))
     styled(fig, 440, **({"updatemenus": [chooser(options)]} if len(pairs) > 1 else {}))
     fig.update_layout(options[0][2])
-    goals = ", ".join(f"{label(name)} ({goal}d)" for name, goal in material.goals.items())
+    goals = ", ".join(f"{word(name)} ({goal}d)" for name, goal in material.goals.items())
     says = f"{goals}: {len(best)} of {len(good):,} trials are on the Pareto front, those that no"
     says += f" other beats in all objectives.{left_out}"
     return Plot("pareto", "Pareto front", says, fig)

@@ -17,17 +17,15 @@ from iolaus.analysis.plots.common import (
     PALETTE,
     STATE_COLOURS,
     Axis,
-    Material,
     axis,
     floats,
-    key_title,
-    label,
     spread,
     styled,
-    thin,
     value_axis,
     whole,
 )
+from iolaus.analysis.plots.material import Material, thin
+from iolaus.analysis.plots.words import key_title, word
 
 MOST_KEYS = 12
 MOST_POINTS = 1_000
@@ -54,7 +52,7 @@ def plot(material: Material) -> Plot | None:
         axes.append(along)
         _draw(fig, material, rows, along, index)
     _scale(fig, material, keys, axes)
-    says = f"{label(material.value)} ({material.direction}d) of {len(material.good):,} complete"
+    says = f"{word(material.value)} ({material.direction}d) of {len(material.good):,} complete"
     says += " trials against each key, the most important first"
     if len(material.keys) > len(keys):
         says += f" ({len(keys)} of {len(material.keys)} keys)"
@@ -113,7 +111,7 @@ def _draw(fig: go.Figure, material: Material, rows: pd.DataFrame, along: Axis, i
 
 def _at(along: Axis, chosen: pd.Index, exactly: bool) -> npt.NDArray[np.float64]:
     """Positions, apart from each other where the axis is one of choices."""
-    at = along.at.loc[chosen].to_numpy(dtype="float64")
+    at: npt.NDArray[np.float64] = along.at.loc[chosen].to_numpy(dtype="float64")
     return at if along.labels is None or exactly else at + spread(len(at), 0.25)
 
 

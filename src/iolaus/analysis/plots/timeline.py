@@ -14,15 +14,9 @@ import plotly.graph_objects as go
 
 from iolaus.analysis.plots import Plot
 from iolaus.analysis.plots.clock import Clock, clock, spans, unit
-from iolaus.analysis.plots.common import (
-    MOST_POINTS,
-    STATE_COLOURS,
-    Material,
-    floats,
-    label,
-    styled,
-    whole,
-)
+from iolaus.analysis.plots.common import STATE_COLOURS, floats, styled, whole
+from iolaus.analysis.plots.material import MOST_POINTS, Material
+from iolaus.analysis.plots.words import label
 
 MOST_WORKERS = 24
 CLOSE = 1e-3
@@ -52,15 +46,9 @@ def plot(material: Material) -> Plot | None:
         rows = merged[merged["state"] == state]
         if len(rows):
             count = int((bars["state"] == state).sum())
-            _draw(
-                fig,
-                rows,
-                rows["lane"] + rows["worker"].map(first),
-                size,
-                thick,
-                f"{state} ({count:,})",
-            )
-            fig.data[-1].marker.color = colour
+            at = rows["lane"] + rows["worker"].map(first)
+            _draw(fig, rows, at, size, f"{state} ({count:,})")
+            fig.data[-1].update(width=thick, marker_color=colour)
     styled(fig, 130 + pixels, bargap=0, barmode="overlay")
     fig.update_xaxes(title={"text": f"time since the begin ({name})"}, nticks=8, zeroline=False)
     fig.update_yaxes(
@@ -80,9 +68,11 @@ def plot(material: Material) -> Plot | None:
 def _bars(material: Material, times: Clock) -> pd.DataFrame:
     """A row per trial that began, in this order: number, state, worker, begin, end in seconds."""
     rows = material.df.loc[times.begin.index, ["number", "state"]]
-    names = material.df["worker"] if "worker" in material.df else pd.Series(dtype="object")
-    worker = names.reindex(rows.index).map(_short, na_action="ignore").fillna("all trials")
-    bars = rows.assign(worker=worker.astype(str), begin=times.begin, end=times.end)
+    workers = ["all trials"] * len(rows)
+    if "worker" in material.df:
+        known = material.df.loc[rows.index, "worker"].astype("object")
+        workers = ["unknown" if pd.isna(name) else _short(name) for name in known]
+    bars = rows.assign(worker=workers, begin=times.begin, end=times.end)
     return bars[bars["end"].notna()]
 
 
@@ -119,15 +109,12 @@ def _merged(bars: pd.DataFrame, gap_s: float) -> pd.DataFrame:
     return merged.assign(end=grouped["end"].max(), trials=grouped.size())
 
 
-def _draw(
-    fig: go.Figure, rows: pd.DataFrame, at: pd.Series, size: float, width: float, name: str
-) -> None:
+def _draw(fig: go.Figure, rows: pd.DataFrame, at: pd.Series, size: float, name: str) -> None:
     fig.add_bar(
         orientation="h",
         base=floats(rows["begin"] / size),
         x=floats((rows["end"] - rows["begin"]) / size),
         y=floats(at),
-        width=width,
         customdata=whole(rows["number"]),
         name=name,
         hovertemplate=(
