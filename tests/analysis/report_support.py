@@ -102,6 +102,8 @@ def published_grid(count: int) -> OpenStudy:
                 },
             )
         )
+    for trial in trials:
+        trial.datetime_start = trial.datetime_complete = BEGIN
     study.add_trials(trials)
     return opened(study)
 
@@ -160,8 +162,8 @@ def several() -> OpenStudy:
     return opened(study)
 
 
-def plots(_: OpenStudy | None = None, hostile_text: str = "") -> list[Any]:
-    """A plot in SVG, one with a legend, and one that WebGL draws."""
+def plots(_: OpenStudy | None = None, hostile_text: str = "", webgl: bool = True) -> list[Any]:
+    """A plot with a legend, one with labels, and one that WebGL draws (slow without a GPU)."""
     text = f"Made up {hostile_text}"
     line = go.Scatter(x=[1, 2, 3], y=[1, 3, 2], name=text)
     figures = {
@@ -169,6 +171,8 @@ def plots(_: OpenStudy | None = None, hostile_text: str = "") -> list[Any]:
         "heatmap": go.Figure(go.Heatmap(z=[[1, 2], [3, 4]], x=[text, "b"], y=["c", "d"])),
         "parallel": go.Figure(go.Parcoords(dimensions=[{"label": text, "values": [1, 2]}] * 2)),
     }
+    if not webgl:
+        del figures["parallel"]
     return [
         SimpleNamespace(key=key, title=f"{key} {text}", says=text, figure=figure)
         for key, figure in figures.items()

@@ -17,7 +17,7 @@ LOCAL = ("file:", "data:", "blob:")
 @pytest.fixture
 def opened_in(browser, tmp_path, monkeypatch):
     """Open a study's report; at the end nothing may have been asked for or gone wrong."""
-    monkeypatch.setattr(page, "_plots", plots)
+    monkeypatch.setattr(page, "_plots", lambda _: plots(webgl=False))
     contexts, wrong = [], []
 
     def open_report(study, width=1280, scheme="light", script=""):
@@ -72,7 +72,8 @@ def sort_of(tab, title):
 
 @pytest.mark.parametrize("width", [1280, 400])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_all_plots_are_drawn_and_the_page_fits(opened_in, screenshots, width, scheme):
+def test_all_plots_are_drawn_and_the_page_fits(opened_in, screenshots, monkeypatch, width, scheme):
+    monkeypatch.setattr(page, "_plots", plots)
     tab = opened_in(grid(), width, scheme)
     assert draw_all(tab) == ["drawn"] * 3
     assert tab.locator(".plot svg.main-svg").count() >= 3
@@ -84,8 +85,8 @@ def test_all_plots_are_drawn_and_the_page_fits(opened_in, screenshots, width, sc
 def test_plots_are_drawn_only_when_they_come_near(opened_in):
     tab = opened_in(published_grid(300))
     tab.wait_for_selector("#trials-table[data-state=drawn]", state="attached")
-    assert tab.locator(".plot[data-state]").count() < 3
-    assert draw_all(tab) == ["drawn"] * 3
+    assert tab.locator(".plot[data-state]").count() < 2
+    assert draw_all(tab) == ["drawn"] * 2
 
 
 def test_the_colours_follow_the_scheme_while_the_page_is_open(opened_in):
@@ -181,7 +182,7 @@ def test_an_empty_study_opens(opened_in, monkeypatch):
 def test_on_paper_all_plots_are_there_and_dark_on_white(opened_in):
     tab = opened_in(grid(), scheme="dark")
     tab.evaluate("dispatchEvent(new Event('beforeprint'))")
-    tab.wait_for_function("document.querySelectorAll('.plot[data-state=drawn]').length === 3")
+    tab.wait_for_function("document.querySelectorAll('.plot[data-state=drawn]').length === 2")
     ink = tab.evaluate("document.querySelector('#plot-history .xtick text').style.fill")
     assert max(int(number) for number in re.findall(r"\d+", ink)) < 80
     tab.emulate_media(media="print", color_scheme="dark")

@@ -61,7 +61,7 @@ def swept(df: pd.DataFrame) -> Section | None:
     average = "over all other keys" if others else "of each"
     caption = f"{text(value)} ({text(direction)}), mean ± std {average}, n runs"
     content = (_matrix if len(shown) == 2 else _list)(df, shown, value, direction, caption)
-    title = " × ".join(text(key) for key in shown)
+    title = f"Means by {' and '.join(text(key) for key in shown)}"
     return Section("pivot", title, content)
 
 

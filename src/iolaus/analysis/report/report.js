@@ -73,7 +73,7 @@
       const side = width < 560 ? 36 : 70; // its labels stand above and beside the axes
       layout = { ...layout, margin: { l: side, r: side, t: 64, b: 36, ...layout.margin } };
     }
-    if (width >= 560) return layout;
+    if (width >= 560 || layout.legend?.orientation === "h") return layout;
     const legend = { ...layout.legend, orientation: "h", x: 0, xanchor: "left" };
     const below = { ...legend, y: -0.22, yanchor: "top" };
     return { ...layout, legend: below };
