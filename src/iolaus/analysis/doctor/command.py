@@ -67,11 +67,14 @@ def propose(opened: OpenStudy, findings: Sequence[Finding]) -> str | None:
     return None
 
 
-def _again(evidence: Evidence, arguments: list[str], changes: Mapping[str, str]) -> str:
+def _again(evidence: Evidence, arguments: list[str], changes: Mapping[str, str]) -> str | None:
     """The same sweep with some keys changed."""
+    missing = _undeclared(evidence, arguments, changes)
+    if missing is None:
+        return None
     cased = [word for word in changes.values() if word.startswith(_PARAMS)]
     plain = {path: word for path, word in changes.items() if word not in cased}
-    words = _merged(arguments, plain)
+    words = _merged([*arguments, *missing], plain)
     continuous = evidence.opened.asked.get("grid") is False
     words += [*_settings(evidence, grid=not continuous), *_one(cased)]
     return shell(["iolaus", "-m", *_place(evidence), *words, *_name(evidence, bool(plain))])
@@ -87,7 +90,10 @@ def _more_seeds(evidence: Evidence, arguments: list[str]) -> str | None:
     for key in evidence.seeds:
         # A seed that was swept is the first of those that now make one trial.
         changes[key] = f"{key}=0"
-    words = _merged(arguments, changes)
+    missing = _undeclared(evidence, arguments, changes)
+    if missing is None:
+        return None
+    words = _merged([*arguments, *missing], changes)
     words += _objectives(evidence)
     words += [
         "hydra/sweeper/sampler=random",
@@ -96,6 +102,22 @@ def _more_seeds(evidence: Evidence, arguments: list[str]) -> str | None:
         f"hydra.sweeper.n_trials={len(points)}",
     ]
     return shell(["iolaus", "-m", *_place(evidence), *words, *_name(evidence, False)])
+
+
+def _undeclared(
+    evidence: Evidence, arguments: list[str], changes: Mapping[str, str]
+) -> list[str] | None:
+    """Swept keys that no argument declares: `hydra.sweeper.params={...}` is not among these.
+
+    None where a key has conditions, which no override can say. A file of sweeps or another primary
+    config may declare any key.
+    """
+    if any(a.lstrip("+").startswith("sweeps=") for a in arguments) or _place(evidence):
+        return []
+    known = {_path(argument) for argument in arguments} | set(changes)
+    missing = [case for case in evidence.every_case if case.entry["key"] not in known]
+    words = [overrides.declared(case) for case in missing]
+    return None if None in words else [word for word in words if word]
 
 
 def _merged(arguments: list[str], changes: Mapping[str, str]) -> list[str]:

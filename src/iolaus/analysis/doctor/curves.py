@@ -12,7 +12,7 @@ from functools import cached_property
 
 import numpy as np
 
-from iolaus.analysis.doctor.chance import Array, roughness
+from iolaus.analysis.doctor.chance import Array, Mask, roughness
 from iolaus.analysis.doctor.command import shell
 from iolaus.analysis.doctor.evidence import Evidence
 from iolaus.analysis.doctor.finding import Finding, count, short
@@ -22,7 +22,7 @@ Act = Callable[[Evidence], str | None]
 FEWEST_STEPS, FEWEST = 5, 3
 """Evaluations of a curve, and curves of the best, below which nothing is judged."""
 DECAYED = 0.1
-"""A learning rate below this share of its largest is at its end: what improves then is the decay."""
+"""Below this share of its largest a learning rate has decayed, and what improves is the decay."""
 
 
 def check(evidence: Evidence) -> Iterator[Finding]:
@@ -42,7 +42,7 @@ def check(evidence: Evidence) -> Iterator[Finding]:
             text = (
                 f"learning curves cannot be judged: fewer than {FEWEST_STEPS} evaluations per trial"
             )
-            yield Finding("curves", "fact", text)
+            yield Finding("curves", "fact", text, _oftener(evidence))
         return
     improving = found.improving
     yield from _said(evidence, found, "improving", improving, "still improving at the end", _longer)
@@ -63,7 +63,7 @@ def _said(
     evidence: Evidence,
     found: Curves,
     kind: str,
-    which: Array,
+    which: Mask,
     text: str,
     act: Act,
     share: float = 0.5,
@@ -91,8 +91,8 @@ class Curves:
     steps: Array
     numbers: Array
     values: Array
-    best: Array
-    decayed: Array
+    best: Mask
+    decayed: Mask
     scores: Array
 
     @classmethod
@@ -106,8 +106,8 @@ class Curves:
         full = curves.notna().sum(axis=1) >= FEWEST_STEPS
         curves = curves[full].dropna(axis=1, how="all")
         if curves.empty:
-            nothing = np.zeros(0)
-            return cls(nothing, nothing, np.zeros((0, 0)), nothing, nothing, nothing)
+            none, nobody = np.zeros(0), np.zeros(0, dtype=bool)
+            return cls(none, none, np.zeros((0, 0)), nobody, nobody, none)
         steps = curves.columns.to_numpy(dtype=float)
         # Early stopping is a decision, not a curve that ends at its last step.
         ends = curves.notna().to_numpy() @ np.diag(steps)
@@ -152,7 +152,7 @@ class Curves:
         return np.array(found, dtype=float)
 
     @property
-    def improving(self) -> Array:
+    def improving(self) -> Mask:
         """(T,) A trial gained more than 3 % of the climb of the best over the last quarter of its
         steps, and has its highest value there. None is, unless the best together gained (a t test
         of their mean gain at about 5 %), or where the learning rate has decayed: a cosine
@@ -163,11 +163,11 @@ class Curves:
             return np.zeros(len(self.gains), dtype=bool)
         high = [row[steps >= 0.75 * steps[-1]].max() >= row.max() for steps, row in self.packed]
         gained = self.gains > max(0.03 * self.climb, 0.0)
-        improving: Array = gained & np.array(high, dtype=bool) & ~self.decayed
+        improving: Mask = gained & np.array(high, dtype=bool) & ~self.decayed
         return improving
 
     @property
-    def saturated(self) -> Array:
+    def saturated(self) -> Mask:
         """(T,) A trial is, within the first fifth of its steps, as high as its later half ever is
         on average, less 2 % of the climb of the best; seen only where 2 evaluations or more lie
         in that fifth."""
@@ -182,17 +182,21 @@ class Curves:
     @property
     def saturated_text(self) -> str:
         """With the step by which it was reached."""
-        return f"saturated early, by step {short(float(0.2 * self.steps[-1]))} of {short(float(self.steps[-1]))}"
+        last = float(self.steps[-1])
+        return f"saturated early, by step {short(0.2 * last)} of {short(last)}"
 
     @property
-    def noisy(self) -> Array:
-        """(T,) The `roughness` of its later half (4 evaluations or more) is larger than the distance
-        from the best to the median trial, and than a tenth of the climb of the best: which trial
-        wins is then decided by when it was looked at."""
-        spread = float(self.scores.max() - np.median(self.scores)) if len(self.scores) else 0.0
-        bound = max(spread, 0.1 * self.climb)
-        rough = [roughness(row[len(row) // 2 :]) for _, row in self.packed]
-        return np.nan_to_num(np.array(rough)) > bound if bound > 0 else np.zeros(len(rough), bool)
+    def noisy(self) -> Mask:
+        """(T,) The `roughness` of its later half (5 evaluations or more) is larger than the
+        distance from the best to the median trial, and than a tenth of that from the best to the
+        median first evaluation: which trial wins is then decided by when it was looked at."""
+        firsts = np.array([row[0] for _, row in self.packed])
+        best = float(self.scores.max())
+        bound = max(best - float(np.median(self.scores)), 0.1 * (best - float(np.median(firsts))))
+        late = [row[len(row) // 2 :] for _, row in self.packed]
+        rough = [roughness(row) if len(row) >= FEWEST_STEPS else 0.0 for row in late]
+        noisy: Mask = np.array(rough) > bound if bound > 0 else np.zeros(len(rough), dtype=bool)
+        return noisy
 
 
 @dataclass(frozen=True)
@@ -216,7 +220,7 @@ class Losses:
         return cls("val_loss", tables[0], tables[1])
 
     @property
-    def overfitting(self) -> Array:
+    def overfitting(self) -> Mask:
         """(T,) The validation loss has its smallest mean of three evaluations in the first 70 % of
         the curve and is at the end (mean of the last three) larger by 10 % and by three standard
         errors of its noise, while the training loss fell in between."""
@@ -241,13 +245,22 @@ def _overfits(validation: Array, training: Array) -> bool:
     return bool(rose and fitted[-1] < fitted[least])
 
 
-def _decayed_trials(evidence: Evidence, numbers: Array) -> Array:
+def _decayed_trials(evidence: Evidence, numbers: Array) -> Mask:
     rate = evidence.curve_of("lr")
     if rate.empty:
         return np.zeros(len(numbers), dtype=bool)
     rate = rate.reindex(numbers)
     last = rate.ffill(axis=1).iloc[:, -1]
-    return (last < DECAYED * rate.max(axis=1)).to_numpy(dtype=bool)
+    decayed: Mask = (last < DECAYED * rate.max(axis=1)).to_numpy(dtype=bool)
+    return decayed
+
+
+def _oftener(evidence: Evidence) -> str | None:
+    """Ten evaluations."""
+    steps = evidence.config("training.max_steps")
+    if not isinstance(steps, int) or steps < 10 or "training.eval_every" in evidence.keys:
+        return None
+    return shell([f"training.eval_every={steps // 10}"])
 
 
 def _longer(evidence: Evidence) -> str | None:

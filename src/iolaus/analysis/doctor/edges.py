@@ -27,13 +27,14 @@ def check(evidence: Evidence) -> Iterator[Finding]:
     if the best point sampled from it is close to its boundary.
 
     Rule, per parameter (per case of a key): the best are the top tenth of the configurations that
-    were tried, at least 5; pruned trials are worse than all that completed. Near an edge is the outer tenth of a range, on its own scale, or the first or last
-    value of a list of three or more numbers. An edge is named if at least half of the best and the
-    very best lie there, if chance (binomial tail with p = 0.1, or 1/values of a list) would do as
-    much in less than 1 of 100 studies, and if what lies there is better than the rest:
-    for a range by a Mann-Whitney U test (p < 0.05; a key that does nothing has its best anywhere,
-    and a sampler that gathers points there says nothing of them), for a list by the best at the
-    edge being above the best at the value next to it by more than one standard error of seeds.
+    were tried, at least 5; pruned trials are worse than all that completed. Near an edge is the
+    outer tenth of a range, on its own scale, or the first or last value of a list of three or more
+    numbers. An edge is named if at least half of the best and the very best lie there, if chance
+    (binomial tail with p = 0.1, or 1/values of a list) would do as much in less than 1 of 100
+    studies, and if what lies there is better than the rest: for a range by a Mann-Whitney U test
+    (p < 0.05; a key that does nothing has its best anywhere, and a sampler that gathers points
+    there says nothing of them), for a list by the best at the edge being above the best at the
+    value next to it by more than one standard error of seeds.
     Left out: seeds; bounds beyond which nothing lies (`overrides.is_natural`: dropout 0, momentum
     0.99); fewer than 15 tried or 5 complete configurations, where it is unknown.
     """

@@ -173,6 +173,11 @@ class Evidence:
     @cached_property
     def cases(self) -> list[Case]:
         """Every parameter of the space, seeds left out."""
+        return [case for case in self.every_case if case.column not in self.seeds]
+
+    @cached_property
+    def every_case(self) -> list[Case]:
+        """Every parameter of the space."""
         space, found = self.identity.get("space"), []
         seen: set[str] = set()
         for name, entry in space.items() if isinstance(space, Mapping) else ():
@@ -189,7 +194,7 @@ class Evidence:
                     kind = "int"
                 entry = {**known, "key": key, "kind": kind}
                 found.append(Case(key, key, entry, declared=False))
-        return [case for case in found if case.column not in self.seeds]
+        return found
 
     def within(self, case: Case, frame: pd.DataFrame) -> pd.DataFrame:
         """The rows of `frame` in which `case` exists."""

@@ -9,9 +9,10 @@ import numpy as np
 import pandas as pd
 
 from iolaus.analysis.doctor import overrides
+from iolaus.analysis.doctor.chance import Array
 from iolaus.analysis.doctor.command import shell
 from iolaus.analysis.doctor.evidence import FINISHED, Case, Evidence
-from iolaus.analysis.doctor.finding import Finding, count, percent, plain, short
+from iolaus.analysis.doctor.finding import Finding, Level, count, percent, plain, short
 
 HINT, PROBLEM = 0.1, 0.5
 """Shares of failed trials from which it is worth a look, and from which it is a problem."""
@@ -50,7 +51,7 @@ def check(evidence: Evidence) -> Iterator[Finding]:
                 if n > 1
                 else f"the one trial failed{reason}"
             )
-        level = "fact"
+        level: Level = "fact"
         if n == of or (n >= PROBLEM * of and of >= FEWEST):
             level = "problem"
         elif n >= HINT * of and of >= 10:
@@ -116,12 +117,12 @@ def _border(
 ) -> Iterator[Finding]:
     log = case.entry.get("log") or _is_geometric(case)
 
-    def place(values: pd.Series) -> np.ndarray:
+    def place(values: pd.Series) -> Array:
         numbers = pd.to_numeric(values, errors="coerce").to_numpy(dtype=float)
         low, high = bounds
-        if log:
-            return np.log(numbers / low) / np.log(high / low)
-        return (numbers - low) / (high - low)
+        share = (numbers - low) / (high - low)
+        found: Array = np.log(numbers / low) / np.log(high / low) if log else share
+        return found
 
     if int(failed.sum()) < FEWEST:
         return

@@ -30,8 +30,8 @@ def check(evidence: Evidence) -> Iterator[Finding]:
     does not matter is better fixed, and the budget spent on what does.
 
     Rule: per key, on the complete trials in which it exists (a conditional key among those alone),
-    trials with the numbers of another left out, at least 40: the ranks of the objective (Conover and
-    Iman 1981) are explained by main effects of all keys, choices as they are and numbers in 4
+    trials with the numbers of another left out, at least 40: the ranks of the objective (Conover
+    and Iman 1981) are explained by main effects of all keys, choices as they are and numbers in 4
     quantile bins, seeds left to the noise. A key is idle if its partial F test has p > 0.2 and it
     explains less than 2 % of what the others leave open (partial η²), among all and among the
     better half alone (where an effect that needs good company would show), and if all keys

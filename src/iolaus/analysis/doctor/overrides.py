@@ -85,6 +85,12 @@ def widened(evidence: Evidence, case: Case, upper: bool) -> str | None:
     return f"hydra.sweeper.params={{{case.entry['key']}: [{', '.join(texts)}]}}"
 
 
+def declared(case: Case) -> str | None:
+    """The override that sweeps a key as it was swept; None for one with conditions."""
+    values = None if case.when else _values(case, None)
+    return None if values is None else f"{case.entry['key']}={values}"
+
+
 def fixed(case: Case, value: Any) -> str | None:
     """The override that gives a key one value in all trials."""
     entry = case.entry
@@ -94,7 +100,7 @@ def fixed(case: Case, value: Any) -> str | None:
         return f"{entry['key']}={_written(value, entry.get('kind') == 'int')}"
     for label, text in zip(entry.get("choices", ()), entry.get("texts", ()), strict=False):
         same = "null" if label is None else label
-        if type(same) is type(value) and same == value or str(same) == str(value):
+        if (type(same) is type(value) and same == value) or str(same) == str(value):
             return f"{entry['key']}={text}"
     return None
 

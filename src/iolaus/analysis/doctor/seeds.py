@@ -24,8 +24,8 @@ def check(evidence: Evidence) -> Iterator[Finding]:
     differ in their seed alone. s² is the mean of the variances of the best (top tenth, at least
     5), weighted by their degrees of freedom; two configurations with n and m runs are told apart if
     their means differ by more than 2 s √(1/n + 1/m) (a t test with pooled variance at about 5 %).
-    Among many the best is also the luckiest, so that this is the least that can be asked. Fewer than
-    4 degrees of freedom, or one run each: unknown, a fact. Two or more not told apart from the
+    Among many the best is also the luckiest, so that this is the least that can be asked. Fewer
+    than 4 degrees of freedom, or one run each: unknown, a fact. Two or more not told apart from the
     best with fewer than 5 runs: a hint to give them more seeds; with 5 or more a fact: then choose
     by something else, such as size or speed.
     """
