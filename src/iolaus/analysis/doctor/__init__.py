@@ -22,12 +22,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from iolaus.analysis.doctor.finding import Finding
+from iolaus.analysis.doctor.finding import Finding, plain
 
 if TYPE_CHECKING:
     from iolaus.analysis.library import OpenStudy
 
-__all__ = ["Finding", "examine", "next_command"]
+__all__ = ["Finding", "examine", "next_command", "plain"]
 
 
 def examine(opened: OpenStudy) -> list[Finding]:

@@ -45,7 +45,7 @@ def check(evidence: Evidence) -> Iterator[Finding]:
             yield Finding("curves", "fact", text, _oftener(evidence))
         return
     improving = found.improving
-    yield from _said(evidence, found, "improving", improving, "still improving at the end", _longer)
+    yield from _said(evidence, found, "improving", improving, found.improving_text, _longer)
     if 2 * (improving & found.best).sum() < found.best.sum():
         yield from _said(
             evidence, found, "saturated", found.saturated, found.saturated_text, _shorter, share=0.8
@@ -165,6 +165,14 @@ class Curves:
         gained = self.gains > max(0.03 * self.climb, 0.0)
         improving: Mask = gained & np.array(high, dtype=bool) & ~self.decayed
         return improving
+
+    @property
+    def improving_text(self) -> str:
+        """With what the best gained, median."""
+        gain = float(np.median(self.gains[self.best]))
+        return (
+            f"still improving at the end (by {short(gain)} in the last quarter, median of the best)"
+        )
 
     @property
     def saturated(self) -> Mask:
