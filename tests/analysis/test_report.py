@@ -24,7 +24,8 @@ from report_support import (
     several,
 )
 
-from iolaus.analysis import cli, report
+from iolaus.analysis import cli, doctor, report
+from iolaus.analysis.doctor import Finding
 from iolaus.analysis.published import applies, published
 from iolaus.analysis.report import page, table
 from iolaus.errors import EnvironmentFault, InputError
@@ -272,3 +273,32 @@ def test_a_wrong_place_is_said_before_anything_is_read(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match="must end with"):
         cli.run(["report", "none", "-o", "x.pdf"])
+
+
+def test_what_the_doctor_finds_is_in_it_with_its_commands(monkeypatch, without_plots):
+    command = "iolaus -m 'optimizer.lr=tag(log,interval(1e-4,10))'"
+    found = [Finding("edge", "problem", f"lr {HOSTILE}", command), Finding("seeds", "fact", "n 1")]
+    monkeypatch.setattr(doctor, "examine", lambda _: found)
+    monkeypatch.setattr(doctor, "next_command", lambda *_: f"iolaus -m {HOSTILE}")
+    read = Read(page.html(grid()))
+    assert "findings" in read.ids
+    assert "Problem:" in read.texts
+    assert command in read.texts
+    assert "What to run next:" in read.texts
+    assert "img" not in read.tags
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_has_contrast_enough_to_be_read(scheme):
+    style = (Path(report.__file__).parent / "report.css").read_text("utf-8")
+    colours = dict(re.findall(rf"--{scheme}-(\w+): (#[0-9a-f]{{6}});", style))
+
+    def light(colour):
+        parts = [int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)]
+        red, green, blue = (c / 12.92 if c <= 0.04 else ((c + 0.055) / 1.055) ** 2.4 for c in parts)
+        return 0.2126 * red + 0.7152 * green + 0.0722 * blue + 0.05
+
+    for text in ("ink", "soft", "accent"):
+        for ground in ("page", "panel"):
+            pair = sorted((light(colours[text]), light(colours[ground])))
+            assert pair[1] / pair[0] >= 4.5, (text, ground)

@@ -90,7 +90,8 @@ def tiles(df: pd.DataFrame) -> list[Tile]:
     begin, end = _bounds(df)
     if begin is not None and end is not None:
         span = (end - begin).total_seconds()
-        found.append(Tile(_span(span), "from first start to last end"))
+        if span > 0:
+            found.append(Tile(_span(span), "from first start to last end"))
     return found
 
 

@@ -133,7 +133,7 @@ def top(opened: OpenStudy, df: pd.DataFrame) -> Section | None:
         (value, direction), *_ = goals.items()
         front = df[df["number"].isin([trial.number for trial in opened.study.best_trials])]
         shown = front.sort_values(value, ascending=direction == "minimize").head(BEST)
-        key, title = "front", "Pareto front"
+        key, title = "front", "Trials of the Pareto front"
         caption = f"{len(shown)} of {len(front):,} trials that no other beats in every objective"
     if shown.empty:
         return None

@@ -64,7 +64,7 @@ def table(
     Args:
         head: titles of the columns, HTML; those that begin with "<th" are used as they are.
         rows: HTML, the first names the row; those that begin with "<td" are used as they are.
-        caption: HTML.
+        caption: text that is safe in HTML.
         kind: class of the table.
     """
     titles = "".join(_cell(title, 'th scope="col"') for title in head)
@@ -73,8 +73,9 @@ def table(
         for first, *rest in rows
     )
     return (
+        f'<p class="note">{caption}</p>'
         f'<div class="scroll" tabindex="0" role="region" aria-label="{caption}">'
-        f'<table class="{kind}"><caption>{caption}</caption>'
+        f'<table class="{kind}" aria-label="{caption}">'
         f"<thead><tr>{titles}</tr></thead><tbody>{body}</tbody></table></div>"
     )
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 from datetime import datetime
-from importlib import import_module, metadata
+from importlib import metadata
 from importlib.resources import files
-from importlib.util import find_spec
 from typing import Any
 
 import pandas as pd
 import plotly.io
 
+from iolaus.analysis import doctor, plots
 from iolaus.analysis.library import OpenStudy
+from iolaus.analysis.plots import Plot
 from iolaus.analysis.report import facts, found, table
 from iolaus.analysis.report.found import Section
 from iolaus.analysis.report.markup import clean, fingerprint, packed, plotly_js, prose, text
@@ -27,20 +28,20 @@ LEVELS = {"problem": "Problem", "hint": "Hint", "fact": "Fact"}
 def html(opened: OpenStudy) -> str:
     """The whole document."""
     df = facts.judged(opened.frame)
-    plots = _plots(opened)
+    drawn = _plots(opened)
     sections = [_doctor(opened), found.swept(df), found.top(opened, df)]
-    sections += [_plot(index, plot) for index, plot in enumerate(plots)]
+    sections += [_plot(index, plot) for index, plot in enumerate(drawn)]
     rows, same = table.data(df)
     if len(df):
         sections.append(_trials(df, same))
     known = [section for section in sections if section]
-    figures = json.dumps([_figure(plot.figure) for plot in plots])
+    figures = json.dumps([_figure(plot.figure) for plot in drawn])
     scripts = [packed("figures", figures), packed("trials-data", rows)]
     allowed = [fingerprint(_file("report.js"))]
-    if plots:
+    if drawn:
         script, name = plotly_js()
         scripts.append(script)
-        allowed += [name, *(["'unsafe-eval'"] if _compiles(plots) else [])]
+        allowed += [name, *(["'unsafe-eval'"] if _compiles(drawn) else [])]
     return _document(opened, df, known, scripts, allowed)
 
 
@@ -90,15 +91,12 @@ def _policy(allowed: list[str]) -> str:
 
 def _doctor(opened: OpenStudy) -> Section | None:
     """What the doctor finds, and the command that is proposed next."""
-    doctor = _merged("doctor")
-    if doctor is None:
-        return None
     findings = doctor.examine(opened)
     command = doctor.next_command(opened, findings)
     if not findings and not command:
         return None
     items = "".join(
-        f'<li class="{finding.level}"><b>{LEVELS[finding.level]}</b> {prose(finding.text)}'
+        f'<li class="{finding.level}"><b>{LEVELS[finding.level]}:</b> {prose(finding.text)}'
         f"{_command(finding.command)}</li>"
         for finding in findings
     )
@@ -112,19 +110,11 @@ def _command(command: str | None) -> str:
     return f"<pre><code>{prose(command)}</code></pre>" if command else ""
 
 
-def _plots(opened: OpenStudy) -> list[Any]:
-    plots = _merged("plots")
-    return [] if plots is None else list(plots.plots(opened))
+def _plots(opened: OpenStudy) -> list[Plot]:
+    return plots.plots(opened)
 
 
-def _merged(name: str) -> Any:
-    """A module of iolaus.analysis that another branch brings, None until it is there."""
-    # TODO at the merge: replace both calls by imports at the top and delete this function.
-    whole_name = f"iolaus.analysis.{name}"
-    return import_module(whole_name) if find_spec(whole_name) else None
-
-
-def _plot(index: int, plot: Any) -> Section:
+def _plot(index: int, plot: Plot) -> Section:
     height = int(plot.figure.layout.height or HEIGHT)
     content = (
         f"<figure><figcaption>{prose(plot.says)}</figcaption>"
@@ -143,13 +133,14 @@ def _figure(figure: Any) -> Any:
     return {"data": content.get("data", []), "layout": layout}
 
 
-def _compiles(plots: list[Any]) -> bool:
-    kinds = {trace.type or "" for plot in plots for trace in plot.figure.data}
+def _compiles(drawn: list[Plot]) -> bool:
+    kinds = {trace.type or "" for plot in drawn for trace in plot.figure.data}
     return any(part in kind for kind in kinds for part in COMPILES)
 
 
 def _trials(df: pd.DataFrame, same: str) -> Section:
-    example = f"{clean(next(iter(df.attrs['objectives'])))}>0.9 state=complete"
+    name, direction = next(iter(df.attrs["objectives"].items()))
+    example = f"{clean(name)}{'>0.9' if direction == 'maximize' else '<0.1'} state=complete"
     content = (
         '<div class="controls"><label>Filter <input id="filter" type="search" '
         f'placeholder="{text(example)}" autocomplete="off" spellcheck="false"></label>'
