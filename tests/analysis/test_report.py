@@ -85,6 +85,7 @@ def test_the_pivot_and_the_best_trials_are_in_it(without_plots):
     text = page.html(grid())
     assert re.search(r"0\.8100 <i>± 0\.0100</i> <small>n 3</small>", text)
     assert text.count('class="best"') == 1
+    assert "<code>iolaus-study rerun grid 11</code>" in text
     assert re.search(r'<th scope="row">11</th><td class="number"><b>0\.8200</b></td>', text)
 
 
@@ -107,6 +108,7 @@ def test_of_many_keys_those_that_matter_most_are_in_the_pivot(without_plots):
 
 def test_continuous_keys_have_no_pivot_and_several_objectives_a_front(without_plots):
     text = page.html(several())
+    assert "iolaus-study rerun" not in text  # another program's trials
     assert 'id="pivot"' not in text
     assert "2 of 3" not in text
     assert "3 of 3 trials that no other beats in every objective" in text

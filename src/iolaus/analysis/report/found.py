@@ -6,14 +6,16 @@ Called by `page.py`.
 from __future__ import annotations
 
 import math
+import shlex
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
 from iolaus.analysis.library import OpenStudy
-from iolaus.analysis.report.markup import label, number, table, text
+from iolaus.analysis.report.markup import label, number, prose, table, text
 from iolaus.analysis.tables import best, pivot
+from iolaus.attributes import IDENTITY
 
 BEST = 10
 """Trials that are shown as the best, or of the Pareto front."""
@@ -145,7 +147,16 @@ def top(opened: OpenStudy, df: pd.DataFrame) -> Section | None:
         for row in shown.to_dict("records")
     ]
     head = ["trial", *(_title(name, shown[name]) for name in columns)]
-    return Section(key, title, table(head, rows, caption, kind="best-of"))
+    content = table(head, rows, caption, kind="best-of") + _again(opened, shown["number"].iloc[0])
+    return Section(key, title, content)
+
+
+def _again(opened: OpenStudy, trial: int) -> str:
+    """How a trial of iolaus is trained again, empty for other programs'."""
+    if IDENTITY not in opened.user_attrs:
+        return ""
+    command = f"iolaus-study rerun {shlex.quote(opened.name)} {trial}"
+    return f'<p class="note">Trained again alone and compared by <code>{prose(command)}</code>.</p>'
 
 
 def _title(name: str, values: pd.Series) -> str:
