@@ -22,6 +22,8 @@ def test_a_wheel_runs_in_an_empty_folder(iolaus, tmp_path):
     assert "iolaus/conf/config.yaml" in names
     assert any(name.startswith("iolaus/sweeps/") for name in names)
     assert "hydra_plugins/iolaus_sweeper/iolaus_sweeper.py" in names
+    report = "iolaus/analysis/report"
+    assert {f"{report}/report.css", f"{report}/report.js", f"{report}/page.py"} <= set(names)
     empty = tmp_path / "empty"
     empty.mkdir()
     words = ("training.max_steps=3", "training.device=cpu")

@@ -2,6 +2,7 @@
 
     iolaus-study list                       studies, trials by state, best, when
     iolaus-study show STUDY                 tables of what was swept, and what the doctor finds
+    iolaus-study report STUDY               one self-contained HTML file with every plot and table
     iolaus-study export STUDY -o x.csv      one row per trial; --history: per evaluation
 
 A command's module is imported when it is called, so that --help is quick.
@@ -48,6 +49,7 @@ def run(arguments: Sequence[str]) -> int:
     command = {
         "list": _list,
         "show": _show,
+        "report": _report,
         "export": _export,
     }[options.command]
     return command(options)
@@ -84,6 +86,15 @@ def parser() -> argparse.ArgumentParser:
         "--every", type=_seconds, default=2.0, metavar="SECONDS", help="with --watch (default: 2)"
     )
 
+    report = commands.add_parser("report", parents=[study], help="all plots and tables, as a file")
+    report.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        metavar="FILE.html",
+        help="where to (default: outputs/reports/STUDY.html)",
+    )
+
     export = commands.add_parser("export", parents=[study], help="a row per trial, as a file")
     export.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.csv|.parquet")
     export.add_argument("--history", action="store_true", help="a row per evaluation instead")
@@ -112,6 +123,18 @@ def _show(options: argparse.Namespace) -> int:
     from iolaus.analysis import overview
 
     return overview.show(options.study, options.storage, options.every if options.watch else None)
+
+
+def _report(options: argparse.Namespace) -> int:
+    from iolaus.analysis import library, report
+    from iolaus.progress import console, shown
+
+    if options.output is not None:
+        report.check(options.output)
+    opened = library.open_study(options.study, options.storage)
+    path = report.write(opened, options.output or report.place_of(opened))
+    console().print(f"report: {shown(path)}", highlight=False, soft_wrap=True, markup=False)
+    return 0
 
 
 def _export(options: argparse.Namespace) -> int:

@@ -32,7 +32,9 @@ GAP = 2
 _Column: TypeAlias = tuple[str, list[Text]]
 
 
-def show(study: optuna.Study, console: Console | None = None) -> None:
+def show(
+    study: optuna.Study, console: Console | None = None, df: pd.DataFrame | None = None
+) -> None:
     """Print what a sweep found: means over seeds, the best bold and with a star.
 
     One or two keys of finitely many values: a row per value of the one with more of them and a
@@ -43,9 +45,10 @@ def show(study: optuna.Study, console: Console | None = None) -> None:
     Args:
         study: of iolaus or of any other program, in any state.
         console: where to; stdout by default.
+        df: the study's frame, where it has been read before.
     """
     console = console or Console()
-    df = frame(study)
+    df = frame(study) if df is None else df.copy()
     if "feasible" in df:  # what breaks a constraint is not what was looked for
         df.loc[(df["state"] == "complete") & ~df["feasible"], "state"] = "infeasible"
     complete = df["state"] == "complete"

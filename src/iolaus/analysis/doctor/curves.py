@@ -1,0 +1,309 @@
+"""Learning curves: still improving, saturated early, overfitting, noisy late. Called by `examine`.
+
+A curve is a trial's metric at its evaluations, the mean over its seeds. `T` trials, `E`
+evaluations; NaN where there was none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from iolaus.analysis.doctor.chance import Array, Mask, roughness
+from iolaus.analysis.doctor.command import shell
+from iolaus.analysis.doctor.evidence import Evidence
+from iolaus.analysis.doctor.finding import Finding, count, short
+
+Act = Callable[[Evidence], str | None]
+
+FEWEST_STEPS, FEWEST = 5, 3
+"""Evaluations of a curve, and curves of the best, below which nothing is judged."""
+DECAYED = 0.1
+"""Below this share of its largest a learning rate has decayed, and what improves is the decay."""
+
+
+def check(evidence: Evidence) -> Iterator[Finding]:
+    """The shape of the learning curves of the best, with counts over all complete trials.
+
+    Source: the tuning playbook, "Examining the training curves": problematic overfitting, high
+    step-to-step variance late in training, whether trials still improve at the end, whether they
+    saturated long before it. Judged are complete trials that took all of their steps, with 5
+    evaluations or more; at least 3 of them must be among the best (top tenth, at least 5), and at
+    least half of these must show what is named. The rules of each are at `Curves`.
+    """
+    found = Curves.of(evidence)
+    if found is None:
+        return
+    if len(found.values) < FEWEST or found.best.sum() < FEWEST:
+        if (evidence.frame["state"] == "complete").sum() >= FEWEST:
+            text = (
+                f"learning curves cannot be judged: fewer than {FEWEST_STEPS} evaluations per trial"
+            )
+            yield Finding("curves", "fact", text, _oftener(evidence))
+        return
+    improving = found.improving
+    yield from _said(evidence, found, "improving", improving, found.improving_text, _longer)
+    if 2 * (improving & found.best).sum() < found.best.sum():
+        yield from _said(
+            evidence, found, "saturated", found.saturated, found.saturated_text, _shorter, share=0.8
+        )
+    loss = Losses.of(evidence, found)
+    if loss is not None:
+        overfitting = loss.overfitting
+        text = f"overfitting: {loss.name} rises while the training loss still falls"
+        yield from _said(evidence, found, "overfitting", overfitting, text, _regularized)
+    text = "noisy late: in the second half an evaluation decides more than the settings do"
+    yield from _said(evidence, found, "noisy", found.noisy, text, _decayed)
+
+
+def _said(
+    evidence: Evidence,
+    found: Curves,
+    kind: str,
+    which: Mask,
+    text: str,
+    act: Act,
+    share: float = 0.5,
+) -> Iterator[Finding]:
+    n, best = int((which & found.best).sum()), int(found.best.sum())
+    if n < FEWEST or n < share * best:
+        return
+    of = f"{n} of the {best} best trials ({int(which.sum()):,} of {count(len(which), 'trial')})"
+    yield Finding(kind, "hint", f"{of} are {text}", act(evidence))
+
+
+@dataclass(frozen=True)
+class Curves:
+    """The objective of complete trials at their evaluations, where more is better.
+
+    Attributes:
+        steps: (E,).
+        numbers: (T,) of the trials.
+        values: (T, E).
+        best: (T,) whether it is one of the best.
+        decayed: (T,) whether its learning rate had decayed at the end.
+        scores: (T,) what the study made of it.
+    """
+
+    steps: Array
+    numbers: Array
+    values: Array
+    best: Mask
+    decayed: Mask
+    scores: Array
+
+    @classmethod
+    def of(cls, evidence: Evidence) -> Curves | None:
+        """None where the objective has no history."""
+        curves = evidence.curves
+        complete = evidence.complete.set_index("number")
+        if curves.empty or complete.empty:
+            return None
+        curves = curves[curves.index.isin(complete.index)]
+        full = curves.notna().sum(axis=1) >= FEWEST_STEPS
+        curves = curves[full].dropna(axis=1, how="all")
+        if curves.empty:
+            none, nobody = np.zeros(0), np.zeros(0, dtype=bool)
+            return cls(none, none, np.zeros((0, 0)), nobody, nobody, none)
+        steps = curves.columns.to_numpy(dtype=float)
+        # Early stopping is a decision, not a curve that ends at its last step.
+        ends = curves.notna().to_numpy() @ np.diag(steps)
+        whole = ends.max(axis=1) >= 0.95 * np.median(ends.max(axis=1))
+        if "stopped" in complete:
+            whole &= complete["stopped"].reindex(curves.index).isna().to_numpy()
+        curves = curves[whole]
+        numbers = curves.index.to_numpy()
+        return cls(
+            steps,
+            numbers,
+            curves.to_numpy(dtype=float),
+            np.isin(numbers, list(evidence.best_trials)),
+            _decayed_trials(evidence, numbers),
+            complete["score"].reindex(curves.index).to_numpy(dtype=float),
+        )
+
+    @cached_property
+    def packed(self) -> list[tuple[Array, Array]]:
+        """(steps, values) of each trial without gaps."""
+        there = ~np.isnan(self.values)
+        pairs = zip(self.values, there, strict=True)
+        return [(self.steps[kept], row[kept]) for row, kept in pairs]
+
+    @property
+    def of_best(self) -> list[tuple[Array, Array]]:
+        """`packed` of the best."""
+        return [pair for pair, best in zip(self.packed, self.best, strict=True) if best]
+
+    @cached_property
+    def climb(self) -> float:
+        """How far the best rise from their first evaluation to their highest, median."""
+        return float(np.median([row.max() - row[0] for _, row in self.of_best]))
+
+    @cached_property
+    def gains(self) -> Array:
+        """(T,) What each trial gained over the last quarter of its steps."""
+        found = []
+        for steps, row in self.packed:
+            end = row[-max(1, len(row) // 8) :].mean()
+            found.append(end - np.interp(0.75 * steps[-1], steps, row))
+        return np.array(found, dtype=float)
+
+    @property
+    def improving(self) -> Mask:
+        """(T,) A trial gained more than 3 % of the climb of the best over the last quarter of its
+        steps, and has its highest value there. None is, unless the best together gained (a t test
+        of their mean gain at about 5 %), or where the learning rate has decayed: a cosine
+        improves until its end."""
+        best = self.gains[self.best]
+        error = best.std(ddof=1) / np.sqrt(len(best)) if len(best) > 1 else np.inf
+        if best.mean() <= 2 * error:
+            return np.zeros(len(self.gains), dtype=bool)
+        high = [row[steps >= 0.75 * steps[-1]].max() >= row.max() for steps, row in self.packed]
+        gained = self.gains > max(0.03 * self.climb, 0.0)
+        improving: Mask = gained & np.array(high, dtype=bool) & ~self.decayed
+        return improving
+
+    @property
+    def improving_text(self) -> str:
+        """With what the best gained, median."""
+        gain = float(np.median(self.gains[self.best]))
+        return (
+            f"still improving at the end (by {short(gain)} in the last quarter, median of the best)"
+        )
+
+    @property
+    def saturated(self) -> Mask:
+        """(T,) A trial is, within the first fifth of its steps, as high as its later half ever is
+        on average, less 2 % of the climb of the best; seen only where 2 evaluations or more lie
+        in that fifth."""
+        found = []
+        for steps, row in self.packed:
+            early = steps <= 0.2 * steps[-1]
+            level = row[len(row) // 2 :].mean() - 0.02 * max(self.climb, 0.0)
+            enough = early.sum() >= 2 and self.climb > 0
+            found.append(bool(enough and row[early].max() >= level))
+        return np.array(found, dtype=bool)
+
+    @property
+    def saturated_text(self) -> str:
+        """With the step by which it was reached."""
+        last = float(self.steps[-1])
+        return f"saturated early, by step {short(0.2 * last)} of {short(last)}"
+
+    @property
+    def noisy(self) -> Mask:
+        """(T,) The `roughness` of its later half (5 evaluations or more) is larger than the
+        distance from the best to the median trial, and than a tenth of that from the best to the
+        median first evaluation: which trial wins is then decided by when it was looked at."""
+        firsts = np.array([row[0] for _, row in self.packed])
+        best = float(self.scores.max())
+        bound = max(best - float(np.median(self.scores)), 0.1 * (best - float(np.median(firsts))))
+        late = [row[len(row) // 2 :] for _, row in self.packed]
+        rough = [roughness(row) if len(row) >= FEWEST_STEPS else 0.0 for row in late]
+        noisy: Mask = np.array(rough) > bound if bound > 0 else np.zeros(len(rough), dtype=bool)
+        return noisy
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Validation and training loss of the same trials; `validation`, `training` are (T, E)."""
+
+    name: str
+    validation: Array
+    training: Array
+
+    @classmethod
+    def of(cls, evidence: Evidence, curves: Curves) -> Losses | None:
+        """None where the history has not both."""
+        tables = []
+        for name in ("val_loss", "train_loss"):
+            table = evidence.curve_of(name)
+            if table.empty:
+                return None
+            table = table.reindex(index=curves.numbers, columns=curves.steps)
+            tables.append(table.to_numpy(dtype=float))
+        return cls("val_loss", tables[0], tables[1])
+
+    @property
+    def overfitting(self) -> Mask:
+        """(T,) The validation loss has its smallest mean of three evaluations in the first 70 % of
+        the curve and is at the end (mean of the last three) larger by 10 % and by three standard
+        errors of its noise, while the training loss fell in between."""
+        found = []
+        for validation, training in zip(self.validation, self.training, strict=True):
+            kept = ~np.isnan(validation) & ~np.isnan(training)
+            found.append(_overfits(validation[kept], training[kept]))
+        return np.array(found, dtype=bool)
+
+
+def _overfits(validation: Array, training: Array) -> bool:
+    if len(validation) < FEWEST_STEPS or not np.isfinite(validation).all():
+        return False
+    smooth = np.convolve(validation, np.ones(3) / 3, "valid")
+    fitted = np.convolve(training, np.ones(3) / 3, "valid")
+    least = int(smooth.argmin())
+    if least > 0.7 * (len(smooth) - 1):
+        return False
+    rise = smooth[-1] - smooth[least]
+    noise = np.nan_to_num(roughness(validation)) * np.sqrt(2 / 3)
+    rose = rise > 0.1 * abs(smooth[least]) and rise > 3 * noise
+    return bool(rose and fitted[-1] < fitted[least])
+
+
+def _decayed_trials(evidence: Evidence, numbers: Array) -> Mask:
+    rate = evidence.curve_of("lr")
+    if rate.empty:
+        return np.zeros(len(numbers), dtype=bool)
+    rate = rate.reindex(numbers)
+    last = rate.ffill(axis=1).iloc[:, -1]
+    decayed: Mask = (last < DECAYED * rate.max(axis=1)).to_numpy(dtype=bool)
+    return decayed
+
+
+def _oftener(evidence: Evidence) -> str | None:
+    """Ten evaluations."""
+    steps = evidence.config("training.max_steps")
+    if not isinstance(steps, int) or steps < 10 or "training.eval_every" in evidence.keys:
+        return None
+    return shell([f"training.eval_every={steps // 10}"])
+
+
+def _longer(evidence: Evidence) -> str | None:
+    """Twice the steps, or epochs."""
+    return _budget(evidence, 2.0)
+
+
+def _shorter(evidence: Evidence) -> str | None:
+    """Half of them."""
+    return _budget(evidence, 0.5)
+
+
+def _budget(evidence: Evidence, factor: float) -> str | None:
+    for key in ("training.max_steps", "training.max_epochs"):
+        if key in evidence.keys:
+            return None  # it is swept, and an edge if it is too small
+        value = evidence.config(key)
+        if isinstance(value, int) and not isinstance(value, bool) and value > 1:
+            return shell([f"{key}={max(1, int(value * factor))}"])
+    return None
+
+
+def _regularized(evidence: Evidence) -> str | None:
+    """Dropout or weight decay to choose from, whichever is not yet there."""
+    for key, values in (
+        ("regularization.dropout", "0.0,0.2,0.4"),
+        ("regularization.weight_decay", "0.0,0.0001,0.001"),
+    ):
+        if key not in evidence.keys and evidence.config(key) == 0:
+            return shell([f"{key}={values}"])
+    return None
+
+
+def _decayed(evidence: Evidence) -> str | None:
+    """A cosine, where the learning rate is constant."""
+    constant = evidence.config("schedule.name") == "constant"
+    swept = any(key.partition(".")[0] == "schedule" for key in evidence.keys)
+    return shell(["schedule=cosine"]) if constant and not swept else None

@@ -1,0 +1,49 @@
+"""Fixtures for pages that are opened in a real browser: Debian's chromium, driven by playwright.
+
+Where one of the two is missing the tests are skipped and say so. Screenshots stay with pytest's
+temporary files, or go to the folder that IOLAUS_SCREENSHOTS names. Imported by the tests of the
+report and of the dashboard:
+
+    from browser_support import browser, screenshots
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ARGUMENTS = (
+    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+)
+
+
+def chromium_path() -> str | None:
+    """Where chromium is, None where there is none."""
+    return shutil.which("chromium") or shutil.which("chromium-browser")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """A headless chromium; `browser.new_context(...)` opens a fresh profile."""
+    api = pytest.importorskip("playwright.sync_api", reason="the package playwright is missing")
+    path = chromium_path()
+    if path is None:
+        pytest.skip("there is no chromium (apt-get install chromium)")
+    with api.sync_playwright() as playwright:
+        launched = playwright.chromium.launch(executable_path=path, args=list(ARGUMENTS))
+        yield launched
+        launched.close()
+
+
+@pytest.fixture
+def screenshots(tmp_path: Path) -> Path:
+    """The folder for screenshots."""
+    folder = Path(os.environ.get("IOLAUS_SCREENSHOTS", tmp_path))
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
