@@ -177,14 +177,14 @@ class Curves:
     @property
     def saturated(self) -> Mask:
         """(T,) A trial is, within the first fifth of its steps, as high as its later half ever is
-        on average, less 2 % of the climb of the best; seen only where 2 evaluations or more lie
-        in that fifth."""
+        on average, less 2 % of the climb of the best and its own `roughness` there; seen only where
+        2 evaluations or more lie in that fifth."""
         found = []
         for steps, row in self.packed:
             early = steps <= 0.2 * steps[-1]
-            level = row[len(row) // 2 :].mean() - 0.02 * max(self.climb, 0.0)
-            enough = early.sum() >= 2 and self.climb > 0
-            found.append(bool(enough and row[early].max() >= level))
+            late = row[len(row) // 2 :]
+            slack = 0.02 * max(self.climb, 0.0) + float(np.nan_to_num(roughness(late)))
+            found.append(bool(early.sum() >= 2 and row[early].max() >= late.mean() - slack))
         return np.array(found, dtype=bool)
 
     @property
