@@ -139,6 +139,8 @@ def test_a_key_that_did_nothing_is_named_with_what_fixes_it():
         lambda lr, dropout: -0.5 * (dropout - 0.25) ** 2 * 4,
         # Only in good company.
         lambda lr, dropout: -0.4 * dropout if 0.002 < lr < 0.05 else 0.0,
+        # Here good and there bad, so that on the whole it seems to do nothing.
+        lambda lr, dropout: (0.1 if 0.001 < lr < 0.1 else -0.1) * (dropout - 0.25),
     ],
 )
 def test_a_key_that_did_something_is_not_named(effect):
