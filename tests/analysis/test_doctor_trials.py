@@ -63,7 +63,9 @@ def test_the_best_next_to_failures_borders_on_them():
     [finding] = [f for f in said(lr_study(0.25, 0.4), "diverged") if "borders" in f.text]
     assert "from 0.4" in finding.text
     assert finding.command == "schedule.warmup_steps=10"
-    assert not [f for f in said(lr_study(0.01, 0.4), "diverged") if "borders" in f.text]
+    for best_at, fails_from in ((0.01, 0.4), (0.03, 0.15)):
+        found = said(lr_study(best_at, fails_from), "diverged")
+        assert not [finding for finding in found if "borders" in finding.text]
 
 
 def seeded(values, std):
