@@ -238,4 +238,5 @@ def _counts(df: pd.DataFrame) -> str:
 
 
 def _line(console: Console, text: str) -> None:
-    console.print(Text(text), soft_wrap=True)
+    printable = "".join(c if c.isprintable() else "?" for c in text)  # errors and names of studies
+    console.print(Text(printable), soft_wrap=True)

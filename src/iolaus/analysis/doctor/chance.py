@@ -61,8 +61,9 @@ def explained(values: Array, full: Array, reduced: Array) -> tuple[float, float]
         full, reduced: design matrices (n, columns), a constant among the columns.
 
     Returns:
-        p, and partial η²: the share of what `reduced` leaves open that the columns explain. (1, 0)
-        where there is nothing to test.
+        p, and the share of what `reduced` leaves open that the columns explain, less what chance
+        columns would (partial ε², Kelley 1935). (NaN, 0) where it cannot be told: nothing is open,
+        or the columns say nothing that those of `reduced` do not.
     """
     from scipy.special import fdtrc
 
@@ -70,11 +71,12 @@ def explained(values: Array, full: Array, reduced: Array) -> tuple[float, float]
     before, rank_before = _residual(values, reduced)
     degrees, free = rank - rank_before, len(values) - rank
     if degrees < 1 or free < 1 or before <= 1e-12 * max(float(values @ values), 1e-300):
-        return 1.0, 0.0
+        return float("nan"), 0.0
     gained = max(before - rest, 0.0)
     if rest <= 0:
         return 0.0, 1.0
-    return float(fdtrc(degrees, free, gained / degrees / (rest / free))), gained / before
+    share = max(0.0, (gained - degrees * rest / free) / before)
+    return float(fdtrc(degrees, free, gained / degrees / (rest / free))), share
 
 
 def _residual(values: Array, design: Array) -> tuple[float, int]:

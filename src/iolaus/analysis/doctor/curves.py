@@ -154,17 +154,28 @@ class Curves:
     @property
     def improving(self) -> Mask:
         """(T,) A trial gained more than 3 % of the climb of the best over the last quarter of its
-        steps, and has its highest value there. None is, unless the best together gained (a t test
-        of their mean gain at about 5 %), or where the learning rate has decayed: a cosine
-        improves until its end."""
-        best = self.gains[self.best]
-        error = best.std(ddof=1) / np.sqrt(len(best)) if len(best) > 1 else np.inf
-        if best.mean() <= 2 * error:
+        steps, and has its highest value there.
+
+        None is, unless the better half of all trials gained (a t test of their mean gain at about
+        5 %, and the mean at least 0.75 of the noise of an evaluation: the best alone are chosen for
+        a high value, which is more often one of the last). None is where the learning rate has
+        decayed: a cosine improves until its end.
+        """
+        half = self.scores >= np.sort(self.scores)[-max(5, len(self.scores) // 2) :].min()
+        gains = self.gains[half]
+        error = gains.std(ddof=1) / np.sqrt(len(gains))
+        if gains.mean() <= max(2 * error, 0.75 * self.noise):
             return np.zeros(len(self.gains), dtype=bool)
         high = [row[steps >= 0.75 * steps[-1]].max() >= row.max() for steps, row in self.packed]
         gained = self.gains > max(0.03 * self.climb, 0.0)
         improving: Mask = gained & np.array(high, dtype=bool) & ~self.decayed
         return improving
+
+    @cached_property
+    def noise(self) -> float:
+        """Of an evaluation: the median `roughness` of the later two thirds of the best."""
+        found = np.nan_to_num([roughness(row[len(row) // 3 :]) for _, row in self.of_best])
+        return float(np.median(found))
 
     @property
     def improving_text(self) -> str:
@@ -177,14 +188,14 @@ class Curves:
     @property
     def saturated(self) -> Mask:
         """(T,) A trial is, within the first fifth of its steps, as high as its later half ever is
-        on average, less 2 % of the climb of the best; seen only where 2 evaluations or more lie
-        in that fifth."""
+        on average, less 2 % of the climb of the best and its own `roughness` there; seen only where
+        2 evaluations or more lie in that fifth."""
         found = []
         for steps, row in self.packed:
             early = steps <= 0.2 * steps[-1]
-            level = row[len(row) // 2 :].mean() - 0.02 * max(self.climb, 0.0)
-            enough = early.sum() >= 2 and self.climb > 0
-            found.append(bool(enough and row[early].max() >= level))
+            late = row[len(row) // 2 :]
+            slack = 0.02 * max(self.climb, 0.0) + float(np.nan_to_num(roughness(late)))
+            found.append(bool(early.sum() >= 2 and row[early].max() >= late.mean() - slack))
         return np.array(found, dtype=bool)
 
     @property

@@ -17,7 +17,7 @@ FEWEST = 40
 """Trials below which an effect may hide."""
 BINS = 4
 """Quantile bins of a key of numbers."""
-P, SHARE = 0.2, 0.02
+P, SHARE = 0.1, 0.02
 """An idle key has a larger p, and explains less than this of what the other keys leave open."""
 KNOWN = 0.25
 """The keys must together explain so much that what one does could have been seen."""
@@ -32,12 +32,13 @@ def check(evidence: Evidence) -> Iterator[Finding]:
     Rule: per key, on the complete trials in which it exists (a conditional key among those alone),
     trials with the numbers of another left out, at least 40: the ranks of the objective (Conover
     and Iman 1981) are explained by main effects of all keys, choices as they are and numbers in 4
-    quantile bins, seeds left to the noise. A key is idle if its partial F test has p > 0.2 and it
-    explains less than 2 % of what the others leave open (partial η²), among all and among the
+    quantile bins, seeds left to the noise. A key is idle if its partial F test has p > 0.1 and it
+    explains less than 2 % of what the others leave open (partial ε²), among all and among the
     better half alone (where an effect that needs good company would show), and if all keys
     together explain at least a quarter: otherwise nothing is known, and nothing is said. Where
     trials agree in all other keys and the seed, as in a grid, it must not differ between them
-    either (`_acts_in_blocks`). A hint.
+    either (`_acts_in_blocks`). A key that decides whether another exists is not idle while that one
+    acts. A hint.
     Trials that the sweeper found to be the same as another are a fact, with the keys in which
     these pairs differ.
     """
@@ -45,50 +46,59 @@ def check(evidence: Evidence) -> Iterator[Finding]:
     done = evidence.complete
     if evidence.goal is None or len(done) < FEWEST or len(evidence.varied) < 2:
         return
-    columns = {key: _design(done[key]) for key in evidence.varied}
-    score = done["score"].to_numpy(dtype=float)
-    for key in evidence.varied:
-        there = done[key].notna().to_numpy()
-        if there.sum() < FEWEST:
-            continue
-        found = _effect(key, columns, score, there)
-        if found is None:
-            continue
-        p, share = found
-        better = there & (score >= np.median(score[there]))
-        among_best = _effect(key, columns, score, better) if better.sum() >= FEWEST // 2 else (1, 0)
-        if among_best is not None and among_best[0] <= P:
-            continue
-        if _acts_in_blocks(evidence, key, done):
-            continue
+    idle = {key: found for key in evidence.varied if (found := _idle(evidence, done, key))}
+    for key, (p, share, n) in idle.items():
+        children = {case.column for case in evidence.cases if key in case.when}
+        if (children & set(evidence.varied)) - set(idle):
+            continue  # it decides whether there is something that acts
         text = (
             f"{key} did nothing that can be told from chance: it explains {percent(share)} of what "
-            f"the other keys leave open (p = {p:.2g}, {count(int(there.sum()), 'trial')})"
+            f"the other keys leave open (p = {p:.2g}, {count(n, 'trial')})"
         )
         yield Finding("idle-parameter", "hint", text, _fixing(evidence, key))
 
 
+def _idle(evidence: Evidence, done: pd.DataFrame, key: str) -> tuple[float, float, int] | None:
+    """p, the share that it explains, and of how many trials; None where it may do something."""
+    there = done[key].notna().to_numpy()
+    if there.sum() < FEWEST:
+        return None
+    # What exists only with some of its values tells them apart as well as the key itself.
+    children = {case.column for case in evidence.cases if key in case.when}
+    columns = {name: _design(done[name]) for name in evidence.varied if name not in children}
+    score = done["score"].to_numpy(dtype=float)
+    p, share, known = _effect(key, columns, score, there)
+    # NaN, what cannot be told, is not idle either.
+    if not (p > P and share < SHARE and known >= KNOWN):
+        return None
+    better = there & (score >= np.median(score[there]))
+    if not _effect(key, columns, score, better)[0] > P or _acts_in_blocks(evidence, key, done):
+        return None
+    return p, share, int(there.sum())
+
+
 def _effect(
     key: str, columns: dict[str, Array], score: Array, rows: np.ndarray
-) -> tuple[float, float] | None:
-    """p and partial η² of an idle `key`; None where it does something, or nothing is known."""
+) -> tuple[float, float, float]:
+    """p of `key`, the share of what the others leave open that it explains, and the share that all
+    keys explain; (NaN, 0, 0) where there are too few rows for so many values."""
     constant = np.ones((int(rows.sum()), 1))
     others = [values[rows] for name, values in columns.items() if name != key]
     ranked = chance.ranks(score[rows])
     ranked = ranked - ranked.mean()
     reduced = np.hstack([constant, *others])
     full = np.hstack([reduced, columns[key][rows]])
-    if len(ranked) < 2 * full.shape[1]:
-        return None
+    if len(ranked) < 1.5 * full.shape[1]:
+        return float("nan"), 0.0, 0.0
     _, known = chance.explained(ranked, full, constant)
     p, share = chance.explained(ranked, full, reduced)
-    return (p, share) if known >= KNOWN and p > P and share < SHARE else None
+    return p, share, known
 
 
 def _acts_in_blocks(evidence: Evidence, key: str, done: pd.DataFrame) -> bool:
     """Whether a key does something among trials that agree in all others.
 
-    In 20 or more such blocks: the differences from each block's mean have p <= 0.2 in an F test,
+    In 20 or more such blocks: the differences from each block's mean have p <= 0.1 in an F test,
     or are larger than seeds make them (a key that helps here and hurts there): their median
     square is more than half of the square of the standard deviation over seeds.
     """
