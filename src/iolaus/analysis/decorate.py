@@ -47,8 +47,6 @@ TOP = 5
 """Trials that keep their files as artifacts."""
 FILES = {"best.pt": "application/octet-stream", "history.csv": "text/csv"}
 REPORT = "report.html"
-PLOTS = ("heatmap",)
-"""Keys of the plots that the dashboard does not draw itself."""
 MOST_BYTES = 256 * 2**20
 """A larger file is no artifact: it is a copy."""
 DECORATED = "iolaus:decorated"
@@ -203,12 +201,18 @@ def _emptied(prefix: str, first: int, end: int) -> Attributes:
 
 
 def _plots(opened: OpenStudy) -> dict[str, str]:
-    """plotly's JSON of the heatmap, by its id."""
-    try:  # TODO(plots): unconditional once iolaus.analysis.plots is there
-        from iolaus.analysis.plots import plots
-    except ImportError:
+    """plotly's JSON of the plots that the dashboard does not draw itself, by their ids."""
+    from iolaus.analysis.plots import heatmap
+    from iolaus.analysis.plots.material import Material
+    from iolaus.analysis.plots.words import label
+
+    material = Material(opened)
+    plot = heatmap.plot(material)
+    if plot is None:
         return {}
-    return {plot.key: plot.figure.to_json() for plot in plots(opened) if plot.key in PLOTS}
+    title = f"{label(material.value)}, mean ± std and n"
+    plot.figure.update_layout(title=title, margin={"t": 80})
+    return {plot.key: plot.figure.to_json()}
 
 
 def _changed_plots(plots: Mapping[str, str], known: Mapping[str, Any]) -> Attributes:
