@@ -45,6 +45,13 @@ def started(folder, *arguments: str) -> tuple[subprocess.Popen, str, list[str]]:
     raise AssertionError(f"the dashboard ended with {process.wait()}: {said}")
 
 
+def ended(process: subprocess.Popen) -> tuple[int, str]:
+    """The exit code after Ctrl-C, and what was said after the URL."""
+    process.send_signal(signal.SIGINT)
+    rest, _ = process.communicate(timeout=DEADLINE_S)
+    return process.returncode, rest
+
+
 def answers(url: str) -> None:
     """Wait until the server answers."""
     end = time.monotonic() + DEADLINE_S
@@ -90,9 +97,9 @@ def test_a_study_in_the_browser(tiny, browser, screenshots):  # noqa: F811
         assert not errors
         assert not [one for one in asked if not one.startswith((url, "data:", "blob:"))]
     finally:
-        process.send_signal(signal.SIGINT)
-        assert process.wait(DEADLINE_S) in (0, 130)
-    assert "Traceback" not in process.stdout.read()
+        code, rest = ended(process)
+    assert code in (0, 130)
+    assert "Traceback" not in rest
 
 
 def test_a_storage_that_is_not_there_is_one_line(tmp_path):
@@ -141,14 +148,10 @@ def test_a_port_that_is_none_is_refused(port):
 def test_other_hosts_than_this_machine_are_warned_of_and_ctrl_c_ends_it(tmp_path):
     url = empty_storage(tmp_path)
     process, _, said = started(tmp_path, "--storage", url, "--host", "0.0.0.0")
-    process.send_signal(signal.SIGINT)
-    assert process.wait(DEADLINE_S) in (0, 130)
-    rest = process.stdout.read()
-    process.stdout.close()
+    code, rest = ended(process)
+    assert code in (0, 130)
     assert "no login" in said[0]
     assert "Traceback" not in rest
     process, _, said = started(tmp_path, "--storage", url)
-    process.send_signal(signal.SIGINT)
-    process.wait(DEADLINE_S)
-    process.stdout.close()
+    ended(process)
     assert len(said) == 1
