@@ -4,6 +4,7 @@
     iolaus-study show STUDY                 tables of what was swept, and what the doctor finds
     iolaus-study report STUDY               one self-contained HTML file with every plot and table
     iolaus-study export STUDY -o x.csv      one row per trial; --history: per evaluation
+    iolaus-study dashboard                  optuna-dashboard on the studies, on 127.0.0.1
 
 A command's module is imported when it is called, so that --help is quick.
 """
@@ -51,6 +52,7 @@ def run(arguments: Sequence[str]) -> int:
         "show": _show,
         "report": _report,
         "export": _export,
+        "dashboard": _dashboard,
     }[options.command]
     return command(options)
 
@@ -99,7 +101,23 @@ def parser() -> argparse.ArgumentParser:
     export.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.csv|.parquet")
     export.add_argument("--history", action="store_true", help="a row per evaluation instead")
 
+    dashboard = commands.add_parser(
+        "dashboard", parents=[common], help="optuna-dashboard on the studies, until Ctrl-C"
+    )
+    dashboard.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on (default: %(default)s)"
+    )
+    dashboard.add_argument(
+        "--port", type=_port, default=8080, help="0: any that is free (default: %(default)s)"
+    )
+
     return top
+
+
+def _port(text: str) -> int:
+    if not (text.isdecimal() and int(text) < 65536):
+        raise argparse.ArgumentTypeError(f"must be 0 to 65535, got {text}")
+    return int(text)
 
 
 def _seconds(text: str) -> float:
@@ -147,6 +165,12 @@ def _export(options: argparse.Namespace) -> int:
     export.write(table, options.output)
     console().print(f"{len(table)} rows: {shown(options.output)}", highlight=False, soft_wrap=True)
     return 0
+
+
+def _dashboard(options: argparse.Namespace) -> int:
+    from iolaus.analysis import dashboard
+
+    return dashboard.serve(options.storage, options.host, options.port)
 
 
 if __name__ == "__main__":

@@ -61,7 +61,7 @@ class OpenStudy:
         # It comes from the database, and decides which files are read.
         if not isinstance(name, str) or name != Path(name).name or name in ("", ".", ".."):
             return None
-        roots = [_place(self.where) / "studies", Path("outputs/studies")]
+        roots = [place(self.where) / "studies", Path("outputs/studies")]
         return next((root / name for root in roots if (root / name).is_dir()), None)
 
     @cached_property
@@ -110,7 +110,7 @@ def _unknown(name: str, names: list[str], url: str) -> str:
     return f"{line}, it holds {', '.join(names[:MOST_NAMED])}{more}"
 
 
-def _place(where: str) -> Path:
+def place(where: str) -> Path:
     """The folder of a SQLite file or a journal; of a server's database none that is known."""
     if "://" not in where:
         return Path(where).parent
