@@ -120,7 +120,7 @@ def _group(group: str) -> str:
         options.append([f"`{group}={file.stem}`{mark}", _about(file)])
     parts = [f"## {group}\n"]
     if len(files) > 1:
-        parts = [_table(f"## {group}", ["option", ""], options)]
+        parts = [_table(f"## {group}", ["option", "what it is"], options)]
     named = {name: [key for key in keys if key.name == name] for name in _names(keys)}
     rows = [_row(group, same, len(files)) for same in named.values()]
     if rows:
