@@ -67,9 +67,7 @@ def shortened(words: list[str]) -> list[str]:
     given = [word for word in words if "=" in word]
     added = ["training.max_steps=2"]
     for word in words:
-        added += (
-            SHORTER.get(word.removeprefix("+sweeps="), []) if "dry_run=true" not in words else []
-        )
+        added += SHORTER.get(word.removeprefix("+sweeps="), [])
     if "-m" in words and not any(word.startswith("hydra.sweeper.study_name=") for word in words):
         sweep = [w for w in given if not w.startswith(("hydra.", "hydra/"))]
         added.append(f"hydra.sweeper.study_name={automatic('iolaus', sweep)!r}")
