@@ -2,7 +2,7 @@
 
 The convention of a page: lines of four spaces are commands; where the paragraph before ends with
 "Not run here:" (no cluster, no GPUs, no such database) they are only composed. A fenced block of
-python or yaml whose first line is a comment with a file's name is that file; other Python is run.
+python or yaml that begins with a comment of a file's name is that file; other Python is run.
 """
 
 from __future__ import annotations
@@ -37,8 +37,9 @@ class Block:
     @property
     def file(self) -> str | None:
         """The file that the block is, if it names one."""
-        match = FILE.fullmatch(self.lines[0]) if self.kind in ("python", "yaml") else None
-        return match[1] if match else None
+        found = [FILE.fullmatch(line) for line in self.lines[:2]]  # behind "# @package _global_"
+        named = [match[1] for match in found if match]
+        return named[0] if named and self.kind in ("python", "yaml") else None
 
 
 def blocks(page: str) -> list[Block]:
