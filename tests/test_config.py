@@ -20,7 +20,7 @@ def mistakes(*words: str) -> list[str]:
 
 OPTIONS = [
     (group, file.stem)
-    for group in ("data", "model", "init", "optimizer", "schedule", "early_stopping")
+    for group in ("data", "model", "init", "optimizer", "schedule", "early_stopping", "logger")
     for file in sorted((REPOSITORY / "conf" / group).glob("*.yaml"))
     if file.stem != "custom"
 ]

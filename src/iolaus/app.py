@@ -112,11 +112,12 @@ def run(cfg: DictConfig) -> float:
 
 
 def _run(run_config: RunConfig, folder: Path) -> float:
-    from iolaus import run_folder
+    from iolaus import logger, run_folder
     from iolaus.progress import Watch, show_result, shown
     from iolaus.train import Interrupted, train
 
     preflight.see_own_packages(run_config)
+    logger.check(run_config)
     for line in config.inert(run_config):
         log.warning("%s", line)
     spec = TrialSpec(run_config, folder=folder)
@@ -124,7 +125,7 @@ def _run(run_config: RunConfig, folder: Path) -> float:
         preflight.begin(folder, spec, [*_flags(), *HydraConfig.get().overrides.task])
     try:
         with Watch() as watch, _signals(watch):
-            results = list(train(seeds.members(spec), watch))
+            results = list(train(seeds.members(spec), logger.follow(spec, folder, watch)))
     except Interrupted as stop:
         where = f"interrupted at step {stop.step}"
         stop.args = (f"{where}; go on with: iolaus --resume {shown(folder)}",)
@@ -133,6 +134,7 @@ def _run(run_config: RunConfig, folder: Path) -> float:
     if summary["state"] == "complete":
         show_result(summary, shown(folder))  # before writing: a full disk must not hide it
     log.info("%s", summary)
+    logger.finish(folder, spec, results)
     run_folder.write_results(folder, spec, results)
     if summary["state"] == "failed":
         kept = f"; metrics so far are in {shown(folder)}" if results[0].history else ""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import typing
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ _fields = lru_cache(maxsize=None)(fields)
 _groups: dict[tuple[str, str], Any] = {}
 """Typed groups by their name and values: most trials of a sweep differ in one or two."""
 _MOST_GROUPS = 512
+_OPTIONAL = frozenset(item.name for item in fields(schema.RunConfig) if item.default is not MISSING)
 
 
 def _home() -> str:
@@ -125,7 +126,8 @@ def read_plain(plain: Mapping[str, Any]) -> schema.RunConfig:
             mistakes.append(f"unknown key '{key}'{nearest(key, groups)}")
     for key, hint in groups.items():
         if key not in plain:
-            mistakes.append(f"{key} is missing")
+            if key not in _OPTIONAL:
+                mistakes.append(f"{key} is missing")
         elif key in schema.OPTIONS or key in schema.PLAIN:
             values[key] = _kept_group(key, plain[key], mistakes)
         else:

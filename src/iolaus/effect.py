@@ -62,6 +62,7 @@ def _is_linear(config: RunConfig) -> bool:
 
 RULES: tuple[Rule, ...] = (
     Rule(("training.width",), lambda c: True, "train.train: a trial's numbers never depend on it"),
+    Rule(("logger.name",), lambda c: True, "logger.py: it writes down what was measured"),
     *(
         Rule(
             tuple(f"optimizer.{key}" for key in sorted(keys)),
@@ -134,6 +135,8 @@ def effect(config: RunConfig) -> str:
     for key in idle(config):
         group, _, name = key.partition(".")
         kept[group].pop(name, None)
+        if not kept[group]:
+            del kept[group]
     text = json.dumps(kept, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

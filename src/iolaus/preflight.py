@@ -16,7 +16,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from iolaus import config, overrides, run_folder
+from iolaus import config, logger, overrides, run_folder
 from iolaus.check import shown
 from iolaus.errors import EnvironmentFault, InputError, one_line
 from iolaus.spec import TrialSpec
@@ -163,6 +163,7 @@ def see_own_packages(run_config: RunConfig) -> None:
 
 def _program(spec: TrialSpec) -> Program:
     see_own_packages(spec.config)
+    logger.check(spec.config)
     from iolaus.program import Program
 
     return Program.of(spec)

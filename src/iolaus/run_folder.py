@@ -5,6 +5,7 @@
     history.csv     one row per evaluation
     best.pt         the best state's tensors and the config, with best.pt.sha256
     checkpoints/    only while the run is unfinished
+    tensorboard/    with logger=tensorboard
     .hydra/         what Hydra composed, and iolaus.log
 
 Called by `app.py`.

@@ -48,7 +48,8 @@ class TrialSpec:
     def config_hash(self) -> str:
         """SHA-256 of the config (first 16 hex digits), the same for equal configs anywhere."""
         parts = by_group(self.config, "_json", _json)
-        text = f"{{{', '.join(sorted(parts.values()))}}}"  # as json.dumps writes the whole
+        kept = sorted(filter(None, parts.values()))
+        text = f"{{{', '.join(kept)}}}"  # as json.dumps writes the whole
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -74,10 +75,13 @@ def plain(value: Any) -> Any:
 
 
 def _json(name: str, value: Any) -> str:
+    """A key as JSON; an empty word for a group of which nothing counts."""
     node = plain(value)
     for item in fields(value) if is_dataclass(value) else ():
         if item.metadata.get("place"):  # it changes nothing about the trial
             del node[item.name]
+    if node == {}:
+        return ""
     return f'"{name}": {json.dumps(node, sort_keys=True, default=str)}'
 
 

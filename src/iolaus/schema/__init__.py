@@ -31,9 +31,11 @@ from iolaus.schema.optimizer import (
 from iolaus.schema.training import (
     Batch,
     ConsecutiveIncreases,
+    NoLogger,
     NoStopping,
     Patience,
     Regularization,
+    TensorBoard,
     Training,
 )
 
@@ -56,6 +58,7 @@ __all__ = [
     "ImageFolder",
     "Init",
     "Mlp",
+    "NoLogger",
     "NoStopping",
     "OneCycle",
     "Optimizer",
@@ -69,15 +72,20 @@ __all__ = [
     "Schedule",
     "Sgd",
     "StepDecay",
+    "TensorBoard",
     "Torchvision",
     "Training",
 ]
 
 
+_NO_LOGGER = NoLogger(name="none")
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """A whole run. `objective` is a metric's name or `auto` (the task's own); `trust` lists the
-    packages whose modules `model._target_` may name besides the allow list."""
+    packages whose modules `model._target_` may name besides the allow list. What an older
+    best.pt or study holds may lack `logger`, which changes no number."""
 
     data: Data
     model: Mlp | ConvNet | ResNet | Custom
@@ -90,6 +98,7 @@ class RunConfig:
     training: Training
     objective: str
     trust: tuple[str, ...]
+    logger: NoLogger | TensorBoard = _NO_LOGGER
 
 
 OPTIONS: dict[str, dict[str, type]] = {
@@ -116,6 +125,7 @@ OPTIONS: dict[str, dict[str, type]] = {
         "patience": Patience,
         "consecutive_increases": ConsecutiveIncreases,
     },
+    "logger": {"none": NoLogger, "tensorboard": TensorBoard},
 }
 """Groups whose options differ in their keys: the option's `name` selects the class."""
 

@@ -1,5 +1,5 @@
-"""Keys of the `regularization`, `batch`, `early_stopping` and `training` groups, each read by the
-module of its name (`training` by `train.py` and `device.py`)."""
+"""Keys of the `regularization`, `batch`, `early_stopping`, `training` and `logger` groups, each
+read by the module of its name (`training` by `train.py` and `device.py`)."""
 
 from __future__ import annotations
 
@@ -85,3 +85,17 @@ class Training:
     checkpoint_every: int = dynamic(ge=0)
     width: int | Literal["auto"] = place(ge=1, le=65536)
     compile: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoLogger:
+    """history.csv and the study have all numbers; nothing else is written."""
+
+    name: str = place()
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorBoard:
+    """Scalars and the config for TensorBoard: of a single run, of a sweep's best trials."""
+
+    name: str = place()

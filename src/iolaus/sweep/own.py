@@ -151,7 +151,7 @@ def _without(node: Mapping[str, Any], prefix: str, left_out: set[str] | frozense
     for key, value in node.items():
         path = f"{prefix}{key}"
         # Of a group that is swept, what is fixed in it still counts.
-        if path in left_out and not isinstance(value, Mapping):
+        if path in left_out and (path in PLACES or not isinstance(value, Mapping)):
             continue
         kept[key] = _without(value, f"{path}.", left_out) if isinstance(value, Mapping) else value
     return kept

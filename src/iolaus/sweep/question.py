@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from iolaus import preflight
+from iolaus import logger, preflight
 from iolaus.errors import InputError, nearest
 from iolaus.spec import TrialSpec
 from iolaus.sweep.plan import Plan
@@ -34,11 +34,13 @@ def meet(configs: Sequence[RunConfig]) -> Program:
 
     Raises:
         InputError: one line for each that does not fit, and where they cannot be compared.
-        EnvironmentFault: a dataset or a device is missing.
+        EnvironmentFault: a dataset, a device or a package is missing.
     """
     from iolaus.program import Program
 
     preflight.see_own_packages(configs[0])
+    for config in configs:
+        logger.check(config)
     specs = {spec.static: spec for spec in map(TrialSpec, configs)}
     mistakes: dict[str, None] = {}
     programs: list[Program] = []

@@ -7,6 +7,7 @@
                      of the same effect that was trained in this one's place
     iolaus.log       what happened when
     best.pt          only of a trial that was the best of its worker's when it ended
+    tensorboard/     of such a trial, with logger=tensorboard
     checkpoints/     only while it is unfinished
 
 The study's database holds the same numbers durably; these files are for people, and for a trial
@@ -28,7 +29,7 @@ from typing import Any
 
 import yaml
 
-from iolaus import checkpoint, files, run_folder
+from iolaus import checkpoint, files, logger, run_folder
 from iolaus.errors import EnvironmentFault
 from iolaus.seeds import Group
 from iolaus.spec import TrialSpec, by_group, plain
@@ -95,6 +96,7 @@ class TrialFolder:
             run_folder.write_history(self.path, rows, durable=False)
         if keep_model and group.results[0].best_state:  # of several seeds the first
             run_folder.write_model(self.path, group.results[0])
+            logger.write(self.path, group.spec.config, group.results)
         self.log(f"{outcome.state}" + (f": {group.error}" if group.error else ""))
         self._close(outcome)
 
@@ -147,11 +149,12 @@ class TrialFolder:
 
 
 def _equal_configs(one: str, other: str) -> bool:
-    """Whether two configs are the same, however many trials share a stack."""
+    """Whether two configs are the same, however many trials share a stack and whoever logs."""
     nodes = [yaml.load(text, Loader=_LOADER) for text in (one, other)]
     for node in nodes:
         if isinstance(node, dict) and isinstance(node.get("training"), dict):
             node["training"].pop("width", None)
+            node.pop("logger", None)
     return bool(nodes[0] == nodes[1])
 
 

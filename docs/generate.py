@@ -1,0 +1,255 @@
+"""Writes docs/config.md, the reference of every config key: `python docs/generate.py`.
+
+Keys, defaults and comments come from the files of conf/, types and ranges from iolaus.schema and
+from the rules of the sweeper; nothing is written twice. A test fails when the page is stale.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra_plugins.iolaus_sweeper.iolaus_sweeper import PRUNERS, SAMPLERS, SWEEPER
+from iolaus import check, config, schema
+from iolaus.sweep import plan, pruners, samplers, settings
+
+PAGE = Path(__file__).with_name("config.md")
+CONF = config.folder("conf")
+SIGNS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
+
+HEAD = """\
+# Every config key
+
+Written by `python docs/generate.py` from `conf/` and the schema; do not edit. A group's option is
+chosen with `GROUP=OPTION`, a value with `GROUP.KEY=VALUE`. `iolaus --help GROUP=OPTION` prints the
+same comments, `iolaus --cfg job` the composed config.
+
+*Stack* says whether trials that differ in a key can be trained in one stack (*own*: each slot has
+its own value) or not (*same*). What is off at 0, false or null (a weight decay, dropout, clipping,
+an augmentation) shares a stack only with what is off too.
+"""
+SWEEP_HEAD = """\
+## hydra.sweeper
+
+What a sweep can be told; [sweeps.md](sweeps.md) explains the parts. Set on the command line
+(`hydra.sweeper.n_trials=20`) or in a sweep's file.
+"""
+MEANING = {
+    "study_name": "the study's name; null: made of the command, so that the same command finds it",
+    "storage": "database URL; null: a temporary file, removed at the end",
+    "direction": "minimize or maximize; null: the metric's own (other applications: minimize)",
+    "directions": "one for each of several objectives",
+    "objectives": "metrics, or num_parameters, steps, seconds, samples_per_s; null: `objective`",
+    "n_trials": "finished trials that the study is to have in all; null: every point of a grid",
+    "n_jobs": "workers: processes here, or jobs of `hydra/launcher`",
+    "params": "what is swept: key -> values as on the command line, or cases",
+    "conditions": "key -> {parent: values} under which it is set",
+    "enqueue": "known points that are tried first",
+    "timeout_s": "no trial begins later than this after the start",
+    "max_steps_total": "no trial begins once all together have taken so many optimizer steps",
+    "max_failure_rate": "the sweep ends when a larger share of its trials failed",
+    "max_restarts": "how often a trial whose process died is run again",
+    "constraints": 'bounds of final numbers, `{num_parameters: "<= 100000"}`',
+    "custom_search_space": "dotted name of a function (config, trial) that suggests more",
+    "on_mismatch": "a study of this name with other trials: refuse, or open NAME_2 (new)",
+    "duplicates": "trials of equal effect: train one of them (once) or all (train)",
+    "trusted_storage": "allow cmaes, which unpickles from the storage",
+    "dry_run": "print what would be done, and do nothing",
+}
+SHAPES = {
+    "direction": "minimize or maximize",
+    "directions": "a list of minimize, maximize",
+    "objectives": "a list of words",
+    "params": "a mapping",
+    "conditions": "a mapping",
+    "enqueue": "a list",
+    "constraints": "a mapping",
+}
+LINE = re.compile(r"(?P<key>\w+):\s*(?P<value>[^#]*?)\s*(?:#\s*(?P<comment>.*))?")
+
+
+@dataclasses.dataclass(frozen=True)
+class Key:
+    """One key of one option: its default as written, its comment, and its field in the schema."""
+
+    option: str
+    name: str
+    default: str
+    comment: str
+    allowed: str
+    stack: str
+
+
+def page() -> str:
+    """The whole page."""
+    parts = [HEAD, _top(), *(_group(name) for name in _groups()), SWEEP_HEAD, _sweeper()]
+    return "\n".join(parts)
+
+
+def _groups() -> list[str]:
+    """In the order of conf/config.yaml."""
+    text = (CONF / "config.yaml").read_text("utf-8")
+    found = re.findall(r"^  - (\w+): \w+$", text, re.MULTILINE)
+    assert set(found) == {*schema.OPTIONS, *schema.PLAIN}
+    return found
+
+
+def _top() -> str:
+    text = (CONF / "config.yaml").read_text("utf-8")
+    hints = typing.get_type_hints(schema.RunConfig)
+    rows = []
+    for comment, key, default in re.findall(r"^((?:# .*\n)+)(\w+): (.+)$", text, re.MULTILINE):
+        words = " ".join(line.removeprefix("# ") for line in comment.splitlines())
+        rows.append([f"`{key}`", f"`{default}`", check.describe(hints[key]), words])
+    assert len(rows) == 2
+    return _table("## Top level", ["key", "default", "allowed", "meaning"], rows)
+
+
+def _group(group: str) -> str:
+    files = sorted((CONF / group).glob("*.yaml"))
+    keys = [key for file in files for key in _keys(group, file)]
+    default = re.search(rf"^  - {group}: (\w+)$", (CONF / "config.yaml").read_text(), re.MULTILINE)
+    assert default is not None
+    options = []
+    for file in files:
+        mark = " (default)" if file.stem == default[1] else ""
+        options.append([f"`{group}={file.stem}`{mark}", _about(file)])
+    parts = [f"## {group}\n"]
+    if len(files) > 1:
+        parts = [_table(f"## {group}", ["option", "what it is"], options)]
+    named = {name: [key for key in keys if key.name == name] for name in _names(keys)}
+    rows = [_row(group, same, len(files)) for same in named.values()]
+    if rows:
+        header = ["key", "default", "allowed", "stack", "meaning"]
+        parts.append(_table("", header, rows))
+    return "\n".join(parts)
+
+
+def _about(file: Path) -> str:
+    """The comment that a file begins with."""
+    lines = []
+    for line in file.read_text("utf-8").splitlines():
+        if not line.startswith("#"):
+            break
+        lines.append(line.removeprefix("#").strip())
+    return " ".join(lines).replace("|", r"\|")
+
+
+def _names(keys: Sequence[Key]) -> list[str]:
+    return list(dict.fromkeys(key.name for key in keys))
+
+
+def _keys(group: str, file: Path) -> Iterator[Key]:
+    if (group, file.stem) == ("model", "custom"):
+        yield Key("custom", "_target_", "???", "dotted name of the module", "a word", "same")
+        return
+    kind = schema.OPTIONS[group][file.stem] if group in schema.OPTIONS else schema.PLAIN[group]
+    fields = {item.name: item for item in dataclasses.fields(kind)}
+    hints = typing.get_type_hints(kind)
+    for line in file.read_text("utf-8").splitlines():
+        match = LINE.fullmatch(line)
+        if match is None or match["key"] in ("name", "scheme"):  # the option itself
+            continue
+        item = fields[match["key"]]
+        yield Key(
+            file.stem,
+            item.name,
+            match["value"],
+            match["comment"] or "",
+            _allowed(hints[item.name], item.metadata),
+            "own" if item.metadata.get("dynamic") else "same",
+        )
+
+
+def _allowed(hint: Any, rules: Mapping[str, Any]) -> str:
+    kept = {SIGNS[name]: bound for name, bound in rules.items() if name in SIGNS}
+    bounds = " and ".join(f"{sign} {_bound(bound)}" for sign, bound in kept.items())
+    words = check.describe(hint)
+    if not bounds:
+        return words
+    several = words.removesuffix(" or null")
+    null = ", or null" if several != words else ""
+    comma = "," if " or " in several else ""
+    return f"{several}{comma} {bounds}{null}"
+
+
+def _bound(bound: float) -> str:
+    return "2^63" if bound == 2**63 else str(bound)
+
+
+def _row(group: str, keys: Sequence[Key], count: int) -> list[str]:
+    """One key of a group; options that have another default or comment are named."""
+    only = "" if len(keys) == count else f" ({', '.join(key.option for key in keys)})"
+    return [
+        f"`{group}.{keys[0].name}`{only}",
+        _each({key.option: f"`{key.default}`" for key in keys}),
+        _each({key.option: key.allowed for key in keys}),
+        _each({key.option: key.stack for key in keys}),
+        _each({key.option: key.comment for key in keys}).replace("|", r"\|"),
+    ]
+
+
+def _each(found: Mapping[str, str]) -> str:
+    values = list(dict.fromkeys(found.values()))
+    if len(values) == 1:
+        return values[0]
+    by = {value: [option for option, had in found.items() if had == value] for value in values}
+    return "; ".join(f"{value} ({', '.join(options)})" for value, options in by.items())
+
+
+def _sweeper() -> str:
+    defaults = {k: v for k, v in SWEEPER.items() if k[0] != "_" and k != "defaults"}
+    assert set(defaults) == set(MEANING)
+    rows = [
+        [
+            f"`hydra.sweeper.{key}`",
+            f"`{_yaml(default)}`",
+            _allowed(*plan._RULES[key]) if key in plan._RULES else SHAPES[key],
+            MEANING[key],
+        ]
+        for key, default in defaults.items()
+    ]
+    parts = [_table("", ["key", "default", "allowed", "meaning"], rows)]
+    head = ["option", "settings, with what is allowed"]
+    optuna = "A setting that is null, as most are, is left to its class."
+    rows = [
+        [f"`{name}`", _settings(samplers._KINDS[name][1], given)]
+        for name, given in SAMPLERS.items()
+    ]
+    about = "`hydra.sweeper.sampler.seed` (default 0; null draws other trials each time) is of all."
+    parts.append(_table(f"### hydra/sweeper/sampler\n\n{about} {optuna}", head, rows))
+    rows = [
+        [
+            f"`{name}`",
+            _settings(pruners._KINDS[name].rules, given),
+        ]
+        for name, given in PRUNERS.items()
+    ]
+    extra = "`patient` also has `wrapped`: null, a pruner's name, or a mapping with `name`."
+    parts.append(_table(f"### hydra/sweeper/pruner\n\n{optuna} {extra}", head, rows))
+    return "\n".join(parts)
+
+
+def _settings(rules: settings.Rules, defaults: Mapping[str, Any]) -> str:
+    found = []
+    for name, (hint, bounds) in rules.items():
+        default = "" if defaults[name] is None else f" (default {defaults[name]})"
+        found.append(f"`{name}`: {_allowed(hint, bounds)}{default}")
+    return "; ".join(found) or "none"
+
+
+def _yaml(value: Any) -> str:
+    return {"None": "null", "True": "true", "False": "false"}.get(str(value), str(value))
+
+
+def _table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)]
+    return "\n".join([*([title, ""] if title else []), *lines, ""])
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), "utf-8")

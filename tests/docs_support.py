@@ -1,0 +1,88 @@
+"""The pages of docs/ taken apart: which commands, files and Python they hold, in their order.
+
+The convention of a page: lines of four spaces are commands; where the paragraph before ends with
+"Not run here:" (no cluster, no GPUs, no such database) they are only composed. A fenced block of
+python or yaml that begins with a comment of a file's name is that file; other Python is run.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from dataclasses import dataclass
+
+from iolaus.sweep.naming import automatic
+
+NOT_RUN = re.compile(r"not run here:$", re.IGNORECASE)
+FILE = re.compile(r"# ([\w./]+\.(?:py|yaml))$")
+SHORTER = {
+    "depth_width": ["training.seed=0", "model.hidden=[16],[16,16]"],
+    "batch_size_scaling": ["training.seed=0", "batch.size=64,128"],
+    "regularization_tpe": ["hydra.sweeper.n_trials=4"],
+}
+"""Words that leave less to do of a sweep whose parts do not share stacks."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """A block of a page: `kind` is commands, composed, python, yaml or another fence's word."""
+
+    kind: str
+    lines: tuple[str, ...]
+
+    @property
+    def text(self) -> str:
+        return "\n".join(self.lines) + "\n"
+
+    @property
+    def file(self) -> str | None:
+        """The file that the block is, if it names one."""
+        found = [FILE.fullmatch(line) for line in self.lines[:2]]  # behind "# @package _global_"
+        named = [match[1] for match in found if match]
+        return named[0] if named and self.kind in ("python", "yaml") else None
+
+
+def blocks(page: str) -> list[Block]:
+    found: list[Block] = []
+    lines, last, at = page.splitlines(), "", 0
+    while at < len(lines):
+        line, start = lines[at], at
+        if line.startswith("```"):
+            at = lines.index("```", at + 1)
+            found.append(Block(line[3:], tuple(lines[start + 1 : at])))
+        elif line.startswith("    "):
+            while at + 1 < len(lines) and lines[at + 1].startswith("    "):
+                at += 1
+            kind = "composed" if NOT_RUN.search(last) else "commands"
+            found.append(Block(kind, tuple(text.strip() for text in lines[start : at + 1])))
+        elif line.strip():
+            last = line.strip()
+        at += 1
+    return found
+
+
+def shortened(words: list[str]) -> list[str]:
+    """The words of `iolaus ...` with little to train, under the study name of the long command."""
+    if "--resume" in words:
+        return words
+    given = [word for word in words if "=" in word]
+    added = ["training.max_steps=2"]
+    for word in words:
+        added += SHORTER.get(word.removeprefix("+sweeps="), [])
+    if "-m" in words and not any(word.startswith("hydra.sweeper.study_name=") for word in words):
+        sweep = [w for w in given if not w.startswith(("hydra.", "hydra/"))]
+        added.append(f"hydra.sweeper.study_name={automatic('iolaus', sweep)!r}")
+    keys = {word.partition("=")[0] for word in given}
+    return [*words, *(word for word in added if word.partition("=")[0] not in keys)]
+
+
+def composed(line: str) -> list[str] | None:
+    """What can be run of a command that cannot: its sweep without what is not here."""
+    words = shlex.split(line)
+    while "=" in words[0]:  # environment
+        del words[0]
+    if words[:3] != ["uv", "run", "iolaus"]:
+        return None
+    missing = ("hydra/launcher=", "hydra.launcher.", "hydra.sweeper.storage=")
+    kept = [word for word in words[3:] if not word.startswith(missing)]
+    return shortened([*kept, "hydra.sweeper.dry_run=true"])

@@ -1,0 +1,216 @@
+"""docs/: every command and block of Python is run, links lead somewhere, keys and files exist,
+config.md is what conf/ and the schema say."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import yaml
+from docs_support import Block, blocks, composed, shortened
+from PIL import Image
+from support import REPOSITORY, SHARED_DATA
+
+from hydra_plugins.iolaus_sweeper.iolaus_sweeper import PRUNERS, SAMPLERS, SWEEPER
+from iolaus import schema
+from iolaus.analysis import cli
+
+DOCS = REPOSITORY / "docs"
+PAGES = sorted(DOCS.glob("*.md"))
+TEXTS = [*PAGES, REPOSITORY / "README.md"]
+AWAITED = {"report", "rerun", "dashboard"}
+"""Commands that are left out as long as iolaus-study does not know them."""
+
+
+def known_commands() -> set[str]:
+    (action,) = (a for a in cli.parser()._actions if a.dest == "command")
+    return set(action.choices)
+
+
+def steps(page) -> list[tuple[str, list[str]]]:
+    """What is to be done for a page, files that it holds included."""
+    found: list[tuple[str, list[str]]] = []
+    for block in blocks(page.read_text("utf-8")):
+        if block.kind == "python" and block.file is None:
+            found.append(("python", [block.text]))
+        elif block.kind == "commands":
+            found += [step for line in block.lines if (step := command(line)) is not None]
+        elif block.kind == "composed":
+            found += [("iolaus", words) for words in map(composed, block.lines) if words]
+    return found
+
+
+def command(line: str) -> tuple[str, list[str]] | None:
+    """One command of a page; None for what this machine or branch has not got."""
+    words = shlex.split(line)
+    assert words[:2] == ["uv", "run"], f"not a command of ours, and not marked: {line}"
+    program, rest = words[2], words[3:]
+    if "../shared/data" in line and not (SHARED_DATA / "MNIST").is_dir():
+        return None
+    if "logger=tensorboard" in rest and importlib.util.find_spec("tensorboard") is None:
+        return None
+    rest = [word.replace("../shared/data", str(SHARED_DATA)) for word in rest]
+    if program == "iolaus-study":
+        return None if rest[0] in AWAITED - known_commands() else ("study", rest)
+    if program == "python":
+        return "script", rest
+    assert program == "iolaus", line
+    return "iolaus", shortened(rest)
+
+
+def pictures(folder):
+    """Two classes of little pictures, light ones and dark ones."""
+    draw = np.random.default_rng(0)
+    for split, count in (("train", 80), ("val", 20)):
+        for name, low in (("dark", 0), ("light", 128)):
+            place = folder / split / name
+            place.mkdir(parents=True)
+            for number in range(count):
+                pixels = draw.integers(low, low + 128, (16, 16), dtype=np.uint8)
+                Image.fromarray(pixels).save(place / f"{number}.png")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_what_a_page_shows_runs(page, tmp_path):
+    todo = steps(page)
+    if not todo:
+        return
+    pictures(tmp_path / "mydata")
+    for block in blocks(page.read_text("utf-8")):
+        if block.file is not None:
+            (tmp_path / block.file).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / block.file).write_text(block.text, "utf-8")
+    (tmp_path / "steps.json").write_text(json.dumps(todo))
+    runner = REPOSITORY / "tests" / "docs_runner.py"
+    with (tmp_path / "printed").open("w") as printed:
+        done = subprocess.run(
+            [sys.executable, str(runner), "steps.json"],
+            cwd=tmp_path,
+            env={**os.environ, "COLUMNS": "120"},
+            stdout=printed,
+            stderr=subprocess.STDOUT,
+            timeout=900,
+        )
+    assert done.returncode == 0, (tmp_path / "printed").read_text()[-5000:]
+
+
+def test_a_page_is_taken_apart_as_its_convention_says():
+    page = """Text.
+
+    uv run iolaus init=he
+    uv run iolaus init=zeros
+
+Slurm. Not run here:
+
+    A=1 uv run iolaus -m init=he,zeros hydra/launcher=slurm
+    pip install x
+
+```python
+# mynet.py
+x = 1
+```
+```text
+out
+```
+"""
+    found = blocks(page)
+    assert [block.kind for block in found] == ["commands", "composed", "python", "text"]
+    assert found[0] == Block("commands", ("uv run iolaus init=he", "uv run iolaus init=zeros"))
+    assert found[2].file == "mynet.py"
+    words = composed(found[1].lines[0])
+    assert words is not None
+    assert words[:3] == ["-m", "init=he,zeros", "hydra.sweeper.dry_run=true"]
+    assert composed(found[1].lines[1]) is None
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_yaml_of_a_page_can_be_read(page):
+    for block in blocks(page.read_text("utf-8")):
+        assert block.kind in ("commands", "composed", "python", "yaml", "text")
+        if block.kind == "yaml":
+            assert isinstance(yaml.safe_load(block.text), dict)
+
+
+def anchors(text: str) -> set[str]:
+    """The anchors that GitHub makes of a page's headings."""
+    titles = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", TEXTS, ids=lambda page: page.stem)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text("utf-8")):
+        if re.match(r"[a-z]+://", target):
+            continue
+        name, _, anchor = target.partition("#")
+        other = page.parent / name if name else page
+        assert other.exists(), target
+        if anchor:
+            assert anchor in anchors(other.read_text("utf-8")), target
+
+
+def known_keys() -> set[str]:
+    """Every key of a config and of the sweeper."""
+    found = {"objective", "trust", "model._target_"}
+    plain = {group: {"": kind} for group, kind in schema.PLAIN.items()}
+    for group, options in {**schema.OPTIONS, **plain}.items():
+        for kind in options.values():
+            found |= {f"{group}.{item.name}" for item in dataclasses.fields(kind)}
+    found |= {f"hydra.sweeper.{key}" for key in SWEEPER}
+    for group, options in (("sampler", SAMPLERS), ("pruner", PRUNERS)):
+        settings = {key for node in options.values() for key in node} | {"seed", "name"}
+        found |= {f"hydra.sweeper.{group}"} | {f"hydra.sweeper.{group}.{key}" for key in settings}
+    return found | {"hydra.sweeper"}
+
+
+GROUPS = "|".join((*schema.OPTIONS, *schema.PLAIN))
+KEY = re.compile(rf"(?<![\w./+])((?:hydra\.sweeper|{GROUPS})\.\w+(?:\.\w+)*)(?![\w(/])")
+
+
+@pytest.mark.parametrize("page", TEXTS, ids=lambda page: page.stem)
+def test_keys_and_files_that_a_page_names_exist(page):
+    text = page.read_text("utf-8")
+    named = set(KEY.findall(text))
+    files = {word for word in named if word.endswith((".py", ".yaml", ".md", ".pt"))}
+    assert named - files <= known_keys()
+    places = r"`((?:conf|sweeps|src|tests|benchmarks|docs)/[\w./]+)`"
+    for path in re.findall(places, text):
+        assert (REPOSITORY / path).exists(), path
+
+
+def test_every_sweep_and_option_is_documented():
+    page = (DOCS / "sweeps.md").read_text("utf-8")
+    for file in (REPOSITORY / "sweeps").glob("*.yaml"):
+        assert f"### {file.stem}\n" in page
+        assert f"+sweeps={file.stem}" in page
+    for name in (*SAMPLERS, *PRUNERS):
+        assert f"`{name}`" in page, name
+    for key in SWEEPER:
+        if not key.startswith("_") and key not in ("defaults", "storage", "direction", "params"):
+            assert re.search(rf"\b{key}\b", page), key
+
+
+def test_the_reference_is_what_conf_and_schema_say():
+    spec = importlib.util.spec_from_file_location("generate", DOCS / "generate.py")
+    assert spec is not None
+    assert spec.loader is not None
+    generate = importlib.util.module_from_spec(spec)
+    sys.modules["generate"] = generate
+    spec.loader.exec_module(generate)
+    written = generate.PAGE.read_text("utf-8")
+    assert written == generate.page(), "stale: run python docs/generate.py"
+    unnamed = ("name", "scheme", "target", "arguments")  # what an option is chosen by, custom's own
+    for key in known_keys():
+        if not key.startswith("hydra.") and key.rpartition(".")[2] not in unnamed:
+            assert f"`{key}`" in written, key
+    for line in written.splitlines():
+        assert not re.search(r"\|\s*\|$", line), f"no comment in conf/: {line}"
