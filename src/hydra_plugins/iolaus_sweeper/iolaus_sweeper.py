@@ -37,6 +37,7 @@ SWEEPER = {
     "on_mismatch": "refuse",
     "duplicates": "once",
     "trusted_storage": False,
+    "report": True,
     "dry_run": False,
 }
 _MEDIAN = {

@@ -36,6 +36,7 @@ _RULES: settings.Rules = {
     "duplicates": (Literal["once", "train"], {}),
     "custom_search_space": (str | None, {}),
     "trusted_storage": (bool, {}),
+    "report": (bool, {}),
     "dry_run": (bool, {}),
 }
 _NODES = {
@@ -76,6 +77,7 @@ class Plan:
         duplicates: "once" trains one of the trials of equal effect, "train" all (`twins.py`; trials
             of other applications are all run).
         order: which values of a grid share a stack (`order.py`).
+        report: whether a sweep that is over writes its report (`analysis/report`).
         dry_run: only print all this.
     """
 
@@ -101,6 +103,7 @@ class Plan:
     trusted_storage: bool = False
     duplicates: Literal["once", "train"] = "once"
     order: order.Ranks = field(default_factory=dict)
+    report: bool = True
     dry_run: bool = False
 
 
@@ -158,7 +161,7 @@ def read(
         raise InputError(list(dict.fromkeys(mistakes)))
     kinds = (
         *("n_jobs", "timeout_s", "max_steps_total", "max_failure_rate", "max_restarts"),
-        *("custom_search_space", "on_mismatch", "duplicates", "trusted_storage", "dry_run"),
+        *("custom_search_space", "on_mismatch", "duplicates", "trusted_storage", "report", "dry_run"),
     )
     return Plan(
         study=name,

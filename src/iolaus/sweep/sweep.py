@@ -124,7 +124,7 @@ def sweep(
             code = launch(crew, study, board, launcher)
         _conclude(crew, study, ledger, code, results or folder)
         if not temporary:
-            _say(f"dashboard: optuna-dashboard {_relative(storage.masked(url))}")
+            _show(chosen, study, url)
 
 
 def _asked(chosen: Plan, arguments: Sequence[str], app: App) -> dict[str, Any]:
@@ -195,6 +195,24 @@ def _conclude(
 
 def _say(line: str) -> None:
     progress.console().print(line, highlight=False, soft_wrap=True)
+
+
+def _show(chosen: Plan, study: optuna.Study, url: str) -> None:
+    """Write the report, dress the study for the dashboard, and say where both are."""
+    if chosen.report:
+        from iolaus.analysis import decorate, library, report
+
+        try:
+            opened = library.open_study(study.study_name, url)  # to read: others may write
+            written = report.write(opened, report.place_of(opened))
+            _say(f"report: {progress.shown(written)}")
+            decorate.decorate(opened, written=written)
+        except Exception as error:  # the results are kept, whatever is wrong with a picture
+            log.warning("the report could not be written: %s", one_line(error))
+            log.debug("the report", exc_info=True)
+    place = _relative(storage.masked(url))
+    where = "" if place == storage.DEFAULT else f" --storage {place}"
+    _say(f"dashboard: iolaus-study dashboard{where}")
 
 
 def _relative(url: str) -> str:
