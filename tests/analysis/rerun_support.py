@@ -23,6 +23,21 @@ FIT = (
 """A question that takes milliseconds."""
 
 
+_SWEPT: dict[tuple[str, ...], Path] = {}
+
+
+def sweep(main: Any, *words: str) -> None:
+    """`iolaus -m WORDS` in the working folder, trained once for all tests."""
+    if words in _SWEPT:
+        shutil.copytree(_SWEPT[words], "outputs")
+        return
+    assert main("-m", *words).code == 0
+    here = Path.cwd()
+    kept = here.with_name(f"{here.name}_kept")
+    shutil.copytree("outputs", kept)
+    _SWEPT[words] = kept
+
+
 @dataclass
 class Said:
     """What the command left: its exit code and what it printed."""

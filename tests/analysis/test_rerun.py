@@ -9,7 +9,17 @@ from pathlib import Path
 
 import optuna
 import pytest
-from rerun_support import FIT, again, edit, edit_study, forget_folders, reruns, study, words_of
+from rerun_support import (
+    FIT,
+    again,
+    edit,
+    edit_study,
+    forget_folders,
+    reruns,
+    study,
+    sweep,
+    words_of,
+)
 from support import SHARED_DATA, needs_mnist
 from sweep.conftest import main
 
@@ -23,7 +33,7 @@ def metrics(folder="s-0"):
 
 @pytest.fixture
 def stacked(main):
-    assert main("-m", *FIT, *STACK).code == 0
+    sweep(main, *FIT, *STACK)
 
 
 def test_trials_of_a_stack_agree_and_are_kept_in_folders_of_their_own(stacked, again):
@@ -193,6 +203,7 @@ def test_trials_of_several_workers(main, again):
 
 def test_several_objectives(main, again):
     words = ("hydra.sweeper.objectives=[val_mse,num_parameters]", "optimizer.lr=0.01,0.02")
+    words += ("hydra.sweeper.directions=[minimize,minimize]",)
     assert main("-m", *FIT, *words).code == 0
     assert again("s", "1").code == 0
     forget_folders()

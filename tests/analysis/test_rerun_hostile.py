@@ -10,7 +10,17 @@ from pathlib import Path
 
 import pytest
 import yaml
-from rerun_support import FIT, again, edit, edit_study, forget_folders, reruns, study, words_of
+from rerun_support import (
+    FIT,
+    again,
+    edit,
+    edit_study,
+    forget_folders,
+    reruns,
+    study,
+    sweep,
+    words_of,
+)
 from sweep.conftest import main
 
 FIXTURES = (again, main)
@@ -28,7 +38,7 @@ class Net(torch.nn.Linear):
 @pytest.fixture
 def hostile(main, tmp_path):
     """A trial whose record is about to be changed by someone."""
-    assert main("-m", *FIT, "optimizer.lr=0.01").code == 0
+    sweep(main, *FIT, "optimizer.lr=0.01")
     (tmp_path / "evil.py").write_text(EVIL)
     yield
     assert not list(tmp_path.rglob("canary"))
@@ -40,7 +50,7 @@ def in_config(**changes):
     plain = yaml.safe_load(file.read_text())
     for key, value in changes.items():
         plain[key] = value
-    file.write_text(yaml.safe_dump(plain))
+    file.write_text(yaml.safe_dump(plain, sort_keys=False))
     from iolaus import config
     from iolaus.spec import TrialSpec
 

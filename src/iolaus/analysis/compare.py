@@ -27,7 +27,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
 FLOOR = 1e-6
@@ -54,11 +54,12 @@ _BROKEN = re.compile(r"(?:seed \d+: )?(?P<name>\w+) became \S+ at step (?P<step>
 @dataclass(frozen=True)
 class Key:
     """One number of a trial: a metric at a step (of a seed, where there are several), or, with
-    step None, at its end."""
+    step None, at its end. `again` tells a second record of the same number, which is another."""
 
     name: str
     step: int | None = None
     seed: int | None = None
+    again: bool = False
 
     @property
     def is_of_best(self) -> bool:
@@ -248,9 +249,10 @@ def compare(
     tie = any(given.best != now.best for given in probes)
     tie = tie or max(recorded.best, default=None) != max(now.best, default=None)
     differences = [
-        Difference(key, value, now.numbers[key], tolerance.of(key, value))
+        Difference(key, value, now.numbers[measured], tolerance.of(key, value))
         for key, value in recorded.numbers.items()
-        if key in now.numbers and not (tie and key.is_of_best)
+        if (measured := replace(key, again=False)) in now.numbers
+        if not (tie and key.is_of_best)
     ]
     return Comparison(differences, _ended(recorded, now, probes, bool(differences)), tolerance)
 

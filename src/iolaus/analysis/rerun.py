@@ -190,7 +190,9 @@ def _add_end(
             numbers[Key(name)] = float(value)
         elif _AT_END.fullmatch(name):
             at_step = not several and not name.startswith("test_") and _is_number(best_step)
-            numbers.setdefault(Key(name, int(best_step) if at_step else None), float(value))
+            key = Key(name, int(best_step) if at_step else None)
+            known = numbers.get(key, value)
+            numbers[key if known == value else replace(key, again=True)] = float(value)
 
 
 def _is_number(value: object) -> bool:
