@@ -201,6 +201,28 @@ def test_trials_of_several_workers(main, again):
         assert again("s", str(number)).code == 0
 
 
+def test_trials_that_were_interrupted_and_gone_on_with(main, again, monkeypatch):
+    told = []
+
+    def interrupted(self):
+        told.append(self._steps)
+        return 143 if self._steps >= 8 and len(told) < 20 else None
+
+    words = (*FIT, *STACK, "hydra.sweeper.n_jobs=1")
+    with monkeypatch.context() as signal:
+        signal.setattr("iolaus.sweep.trainer.Trainer.interrupted", interrupted)
+        assert main("-m", *words).code != 0
+    assert [trial.state.name for trial in study().trials].count("COMPLETE") == 0
+    assert main("-m", *words).code == 0
+    went_on = [t for t in study().trials if "iolaus.continues" in t.user_attrs]
+    assert len(went_on) == 4
+    logs = [Path(f"outputs/studies/s/{t.number}/iolaus.log").read_text() for t in went_on]
+    assert all("step 8 of 24" in log for log in logs)
+    for trial in went_on:
+        said = again("s", str(trial.number))
+        assert said.code == 0, said.out
+
+
 def test_several_objectives(main, again):
     words = ("hydra.sweeper.objectives=[val_mse,num_parameters]", "optimizer.lr=0.01,0.02")
     words += ("hydra.sweeper.directions=[minimize,minimize]",)
