@@ -9,8 +9,10 @@ import contextlib
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
@@ -80,6 +82,41 @@ def compose(
     except InputError as error:
         mistakes += error.mistakes
     raise InputError(mistakes)
+
+
+def on_top(
+    plain: Mapping[str, Any], words: Sequence[str], config_dir: str | None = None
+) -> dict[str, Any]:
+    """A composed config of plain values, changed as `words` say: `optimizer=sgd` takes the whole
+    group anew, `optimizer.lr=0.1` one value.
+
+    Args:
+        plain: without interpolations.
+        words: overrides as typed.
+        config_dir: as for `compose`.
+
+    Raises:
+        InputError: a word that names no key or option.
+    """
+    cfg, parser = OmegaConf.create(dict(plain)), OverridesParser.create()
+    for word in words:
+        try:
+            override = parser.parse_override(word)
+            key = override.key_or_group
+            if override.is_sweep_override() or key.startswith("hydra"):
+                raise InputError(f"one value of a key of the config is meant, got '{word}'")
+            if override.type == OverrideType.CHANGE and _options(key, config_dir):
+                cfg[key] = compose([word], config_dir)[key]
+                continue
+            OmegaConf.set_struct(cfg, True)
+            ConfigLoaderImpl._apply_overrides_to_config([override], cfg)
+        except REFUSALS as error:
+            raise InputError(_explain(word, error, cfg, config_dir)) from None
+        finally:
+            OmegaConf.set_struct(cfg, False)
+    found = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(found, dict)
+    return {str(key): value for key, value in found.items()}
 
 
 def check_sweep(

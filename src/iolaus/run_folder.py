@@ -274,8 +274,12 @@ def write_json(path: Path, value: Mapping[str, Any], *, durable: bool = True) ->
         EnvironmentFault: the disk is full or the folder cannot be written.
     """
     clean = {
-        key: None if isinstance(item, float) and not math.isfinite(item) else item
+        key: [_finite(part) for part in item] if isinstance(item, list) else _finite(item)
         for key, item in value.items()
     }
     text = json.dumps(clean, indent=2, ensure_ascii=False, allow_nan=False)
     files.write_bytes(path, (text + "\n").encode(), durable=durable)
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -4,6 +4,7 @@
     iolaus-study show STUDY                 tables of what was swept, and what the doctor finds
     iolaus-study report STUDY               one self-contained HTML file with every plot and table
     iolaus-study export STUDY -o x.csv      one row per trial; --history: per evaluation
+    iolaus-study rerun STUDY 17             trained again alone, and compared: exit code 5 if not
     iolaus-study dashboard                  optuna-dashboard on the studies, on 127.0.0.1
 
 A command's module is imported when it is called, so that --help is quick.
@@ -52,6 +53,7 @@ def run(arguments: Sequence[str]) -> int:
         "show": _show,
         "report": _report,
         "export": _export,
+        "rerun": _rerun,
         "dashboard": _dashboard,
     }[options.command]
     return command(options)
@@ -100,6 +102,23 @@ def parser() -> argparse.ArgumentParser:
     export = commands.add_parser("export", parents=[study], help="a row per trial, as a file")
     export.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.csv|.parquet")
     export.add_argument("--history", action="store_true", help="a row per evaluation instead")
+
+    again = commands.add_parser(
+        "rerun",
+        parents=[study],
+        help="train a trial again alone and compare it with what is recorded",
+        description="Train a trial again alone, from what the study keeps, and compare. "
+        "Exit code 0: it agrees within the tolerance; 5: it differs.",
+    )
+    again.add_argument("number", type=int, metavar="NUMBER", help="the trial's")
+    again.add_argument(
+        "overrides", nargs="*", metavar="KEY=VALUE", help="on top, such as training.device=cpu"
+    )
+    again.add_argument(
+        "--trust", action="append", default=[], metavar="PACKAGE", help="whose modules may run"
+    )
+    again.add_argument("--config-dir", metavar="FOLDER", help="configs of one's own, as swept")
+    again.add_argument("-o", "--output", type=Path, metavar="FOLDER", help="a new folder")
 
     dashboard = commands.add_parser(
         "dashboard", parents=[common], help="optuna-dashboard on the studies, until Ctrl-C"
@@ -165,6 +184,19 @@ def _export(options: argparse.Namespace) -> int:
     export.write(table, options.output)
     console().print(f"{len(table)} rows: {shown(options.output)}", highlight=False, soft_wrap=True)
     return 0
+
+
+def _rerun(options: argparse.Namespace) -> int:
+    from iolaus.analysis import library, rerun
+
+    return rerun.rerun(
+        library.open_study(options.study, options.storage),
+        options.number,
+        overrides=options.overrides,
+        trust=options.trust,
+        folder=options.output,
+        config_dir=options.config_dir,
+    )
 
 
 def _dashboard(options: argparse.Namespace) -> int:
