@@ -139,10 +139,11 @@ def raising(monkeypatch, count, bad):
     ]
 
 
-def test_suspects_count_for_what_they_take_of_the_device(memory, monkeypatch):
-    results = by_number(train(raising(monkeypatch, 14, 2), width=4))
+@pytest.mark.parametrize("bad", [0, 2])
+def test_suspects_count_for_what_they_take_of_the_device(memory, monkeypatch, bad):
+    results = by_number(train(raising(monkeypatch, 14, bad), width=4))
     failed = [number for number, result in results.items() if result.state == "failed"]
-    assert (len(results), failed) == (14, [2])
+    assert (len(results), failed) == (14, [bad])
     assert memory.most == 4
 
 
