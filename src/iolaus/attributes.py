@@ -20,6 +20,7 @@ Of a trial:
     iolaus.continues    on a replacement of a lost trial: that trial's number, in whose folder a
                         checkpoint may be
     iolaus.retries      on a replacement: how often the line was lost
+    iolaus.planned      most steps it may take, where a sweep has a budget of steps
     iolaus.effect       what it does (`effect.py`), of a trial that is or was to be trained
     equals              number of the trial of the same effect whose numbers it has
 
@@ -42,5 +43,6 @@ RETRIED = "iolaus.retried"
 RETRY_OF = "iolaus.retry_of"
 CONTINUES = "iolaus.continues"
 RETRIES = "iolaus.retries"
+PLANNED = "iolaus.planned"
 EFFECT = "iolaus.effect"
 EQUALS = "equals"

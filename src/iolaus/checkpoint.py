@@ -8,10 +8,11 @@ trial) and `run_folder.py` (best.pt).
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -63,15 +64,18 @@ def _checksum(path: Path) -> Path:
 
 
 def save_trial(folder: Path, step: int, state: Mapping[str, Any]) -> None:
-    """Write a trial's checkpoint of `step` and remove all but the last two."""
-    try:
+    """Write a trial's checkpoint of `step` and remove all but the last two.
+
+    Raises:
+        EnvironmentFault: the disk is full or the folder cannot be written.
+    """
+    with _written(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise EnvironmentFault(f"cannot make {folder}: {error.strerror or error}") from error
     save(folder / f"step_{step:010d}.pt", dict(state))
-    for old in _found(folder)[KEPT:]:
-        old.unlink(missing_ok=True)
-        _checksum(old).unlink(missing_ok=True)
+    with _written(folder):
+        for old in _found(folder)[KEPT:]:
+            old.unlink(missing_ok=True)
+            _checksum(old).unlink(missing_ok=True)
 
 
 def load_trial(folder: Path, config_hash: str) -> dict[str, Any] | None:
@@ -94,7 +98,7 @@ def load_trial(folder: Path, config_hash: str) -> dict[str, Any] | None:
         except EnvironmentFault as error:
             rest = "the checkpoint before it is used" if number < len(found) else "none is left"
             log.warning("%s; %s", error, rest)
-            path.rename(path.with_name(path.name + ".damaged"))
+            _rename(path)
             continue
         if state["config_hash"] != config_hash:
             raise InputError(f"{path} belongs to a run with another config")
@@ -102,17 +106,45 @@ def load_trial(folder: Path, config_hash: str) -> dict[str, Any] | None:
     return None
 
 
+def set_aside(folder: Path, why: str) -> None:
+    """Say why a trial cannot go on from its newest checkpoint and begins anew, and rename all of
+    them to NAME.damaged."""
+    log.warning("cannot go on from %s: %s; the trial begins anew", folder, why)
+    with contextlib.suppress(OSError):  # a folder that cannot be read
+        for path in _found(folder):
+            _rename(path)
+
+
+def _rename(path: Path) -> None:
+    # On a disk that cannot be written nothing is renamed; the next checkpoint says so.
+    with contextlib.suppress(OSError):
+        path.rename(path.with_name(path.name + ".damaged"))
+
+
 def clear_trial(folder: Path) -> None:
-    """Remove a finished trial's checkpoints."""
-    for path in _found(folder):
-        path.unlink(missing_ok=True)
-        _checksum(path).unlink(missing_ok=True)
-    # A process that is killed leaves a checksum, which comes first, without its checkpoint.
-    patterns = (".*.tmp", "step_*.damaged", "step_*.pt.sha256")
-    for left in [path for pattern in patterns for path in folder.glob(pattern)]:
-        left.unlink(missing_ok=True)
-    if folder.is_dir() and not any(folder.iterdir()):
-        folder.rmdir()
+    """Remove a finished trial's checkpoints.
+
+    Raises:
+        EnvironmentFault: the folder cannot be written.
+    """
+    with _written(folder):
+        for path in _found(folder):
+            path.unlink(missing_ok=True)
+            _checksum(path).unlink(missing_ok=True)
+        # A process that is killed leaves a checksum, which comes first, without its checkpoint.
+        patterns = (".*.tmp", "step_*.damaged", "step_*.pt.sha256")
+        for left in [path for pattern in patterns for path in folder.glob(pattern)]:
+            left.unlink(missing_ok=True)
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+
+
+@contextlib.contextmanager
+def _written(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise EnvironmentFault(f"cannot write {folder}: {error.strerror or error}") from error
 
 
 def _found(folder: Path) -> list[Path]:

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from iolaus import checkpoint, device, graph, streams
-from iolaus.errors import EnvironmentFault, IolausError, one_line
-from iolaus.monitor import Monitor
+from iolaus.errors import InputError, IolausError, one_line
+from iolaus.monitor import Monitor, Raised, telling
 from iolaus.program import Program
-from iolaus.slot import Slot
+from iolaus.slot import Slot, not_started
 from iolaus.spec import State, TrialResult, TrialSpec
 from iolaus.step import Moment, Step
 
@@ -35,7 +35,8 @@ ORDERS_AT_ONCE = 2**22
 class Broken(Exception):
     """A step or an evaluation of several trials raised; `specs` are those that were in the stack.
 
-    `memory` says that there was too little of it.
+    `memory` says that there was too little of it; then it may also be a single trial's, beside
+    other engines that take some.
     """
 
     def __init__(self, specs: list[TrialSpec], cause: Exception):
@@ -59,6 +60,7 @@ class Engine:
         self.slots: list[Slot | None] = []
         self.device_name = device.describe(program.device)
         self.block_steps = 1
+        self.alone = True  # whether no other engine takes any of the device's memory
         self.evaluated = False  # whether the last `advance` came to an evaluation
 
     @property
@@ -79,15 +81,25 @@ class Engine:
         try:
             self._resize(len(together))
         except Exception as error:
-            if len(together) > 1:
+            if len(together) > 1 or self._may_be_crowded(error):
                 raise Broken(together, error) from error
             yield not_started(specs[0], error)
             return
         for spec in specs:
             try:
                 self._insert(self.slots.index(None), spec)
-            except (IolausError, RuntimeError) as error:
+            except Raised as raised:
+                raise raised.error from raised.error.__cause__
+            except (IolausError, RuntimeError, MemoryError) as error:
+                crowded = len(together) > 1 and device.out_of_memory(error)
+                if crowded or self._may_be_crowded(error):
+                    raise Broken(together, error) from error
+                together = [other for other in together if other is not spec]
                 yield not_started(spec, error)
+
+    def _may_be_crowded(self, error: Exception) -> bool:
+        """Whether a trial may have had memory enough without what others take."""
+        return not self.alone and device.out_of_memory(error)
 
     def advance(self) -> Iterator[TrialResult]:
         """Advance all trials by a block of steps; end those that are over.
@@ -95,6 +107,7 @@ class Engine:
         Raises:
             Broken: the model raised with several trials in the stack.
             EnvironmentFault: a checkpoint could not be written.
+            Exception: whatever the monitor raised.
         """
         try:
             self._resize(len(self.live))
@@ -102,9 +115,11 @@ class Engine:
             yield from self._events()
         except IolausError:
             raise
+        except Raised as raised:
+            raise raised.error from raised.error.__cause__
         except Exception as error:  # a user's module may raise anything
             log.info("the model raised", exc_info=True)  # to the log file, not the screen
-            if len(self.live) > 1:
+            if len(self.live) > 1 or self._may_be_crowded(error):
                 raise Broken([slot.spec for _, slot in self.live], error) from error
             reason = f"{type(error).__name__}: {one_line(error)}"
             yield from [self._end(place, "failed", reason) for place, _ in self.live]
@@ -150,15 +165,31 @@ class Engine:
 
     def _insert(self, place: int, spec: TrialSpec) -> None:
         self.program.check(spec)
-        slot = Slot(self.program, spec)
-        self.stack.insert(place, self.program.initial(spec), self.program.numbers(spec))
+        slot = self._anew(place, spec)
         if spec.folder is not None:
-            saved = checkpoint.load_trial(_checkpoints(spec.folder), spec.config_hash)
-            if saved is not None:
-                self.stack.load(place, saved["tensors"])
-                slot.restore(saved["slot"])
+            folder = _checkpoints(spec.folder)
+            try:
+                self._go_on(slot, place, folder)
+            except InputError:  # of another config: not ours to write over
+                raise
+            except Exception as error:  # damaged in some other way, or of another version
+                if device.out_of_memory(error):
+                    raise
+                checkpoint.set_aside(folder, one_line(error) or type(error).__name__)
+                slot = self._anew(place, spec)
         self.slots[place] = slot
-        self.monitor.started(spec, slot.step, slot.total_steps, slot.history)
+        with telling():
+            self.monitor.started(spec, slot.step, slot.total_steps, slot.history)
+
+    def _anew(self, place: int, spec: TrialSpec) -> Slot:
+        self.stack.insert(place, self.program.initial(spec), self.program.numbers(spec))
+        return Slot(self.program, spec)
+
+    def _go_on(self, slot: Slot, place: int, folder: Path) -> None:
+        saved = checkpoint.load_trial(folder, slot.spec.config_hash)
+        if saved is not None:
+            self.stack.load(place, saved["tensors"])
+            slot.restore(saved["slot"])
 
     def _end(self, place: int, state: State, error: str | None = None) -> TrialResult:
         return self._ends({place: (state, error)})[0]
@@ -202,7 +233,8 @@ class Engine:
         columns = losses.T.tolist()
         seconds = time.perf_counter() - began
         self.block_steps = max(1, min(1000, round(BLOCK_SECONDS / seconds * steps)))
-        self.monitor.stepped(steps)
+        with telling():
+            self.monitor.stepped(steps)
         ends: dict[int, tuple[State, str | None]] = {}
         for where, slot in live:
             reason = slot.advance(columns[where], seconds / len(live))
@@ -239,15 +271,17 @@ class Engine:
                 continue
             if slot.evaluated(metrics):
                 self.stack.keep_best(place)
-            self.monitor.report(slot.spec, slot.history[-1])
+            with telling():
+                self.monitor.report(slot.spec, slot.history[-1])
             stop = slot.stopper.observe(slot.history[-1])
             slot.stopped_early = stop and not slot.finished
             if stop or slot.finished:
                 ends[place] = ("complete", None)
-        for place in due:
-            slot = self.slots[place]
-            if slot is not None and place not in ends and self.monitor.should_stop(slot.spec):
-                ends[place] = ("pruned", None)
+        with telling():
+            for place in due:
+                slot = self.slots[place]
+                if slot is not None and place not in ends and self.monitor.should_stop(slot.spec):
+                    ends[place] = ("pruned", None)
         return self._ends(ends)
 
     def _measure(self, split: str, places: list[int], *, best: bool) -> list[dict[str, float]]:
@@ -273,27 +307,3 @@ class Engine:
 
 def _checkpoints(folder: Path) -> Path:
     return folder / "checkpoints"
-
-
-def not_started(spec: TrialSpec, error: Exception) -> TrialResult:
-    """The result of a trial that cannot begin.
-
-    Raises:
-        EnvironmentFault: that is what the error is.
-    """
-    if isinstance(error, EnvironmentFault):
-        raise error
-    return TrialResult(
-        spec=spec,
-        state="failed",
-        metrics={},
-        history=[],
-        steps=0,
-        best_step=0,
-        seconds=0.0,
-        num_parameters=0,
-        samples_per_s=0.0,
-        device="",
-        objective=spec.config.objective,
-        error=one_line(error),
-    )

@@ -1,14 +1,37 @@
 """The one protocol between the engine and whoever watches it.
 
 `train` tells a monitor what happens and asks it whether to go on. Subclass what you need; every
-method does nothing by default. Implemented by `progress.py` (people) and by the sweeper (Optuna).
+method does nothing by default. What one raises is no trial's failure: it ends the training and
+comes out of `train` as it is. Implemented by `progress.py` (people) and by the sweeper (Optuna).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 from iolaus.spec import TrialSpec
+
+
+class Raised(Exception):
+    """A monitor raised `error`: a database that is gone, say. No trial is to blame for it."""
+
+    def __init__(self, error: Exception):
+        super().__init__(str(error))
+        self.error = error
+
+
+@contextmanager
+def telling() -> Iterator[None]:
+    """Around what an engine tells a monitor or asks it, where a model may raise as well.
+
+    Raises:
+        Raised: the monitor did.
+    """
+    try:
+        yield
+    except Exception as error:
+        raise Raised(error) from error
 
 
 class Monitor:

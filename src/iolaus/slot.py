@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from iolaus import optim, streams
+from iolaus.errors import EnvironmentFault, one_line
 from iolaus.program import Program
 from iolaus.spec import State, TrialResult, TrialSpec
 
@@ -172,3 +173,27 @@ class Slot:
 
 def _next(step: int, every: int) -> int:
     return (step // every + 1) * every
+
+
+def not_started(spec: TrialSpec, error: Exception) -> TrialResult:
+    """The result of a trial that cannot begin.
+
+    Raises:
+        EnvironmentFault: that is what the error is.
+    """
+    if isinstance(error, EnvironmentFault):
+        raise error
+    return TrialResult(
+        spec=spec,
+        state="failed",
+        metrics={},
+        history=[],
+        steps=0,
+        best_step=0,
+        seconds=0.0,
+        num_parameters=0,
+        samples_per_s=0.0,
+        device="",
+        objective=spec.config.objective,
+        error=one_line(error),
+    )

@@ -8,13 +8,16 @@ spec. Called by `app.py` and by the sweeper's workers.
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 from iolaus import device
-from iolaus.engine import Broken, Engine, not_started
+from iolaus.engine import Broken, Engine
 from iolaus.errors import IolausError
 from iolaus.monitor import Monitor
 from iolaus.program import Program
+from iolaus.slot import not_started
 from iolaus.spec import TrialResult, TrialSpec
 from iolaus.width import Widths
 
@@ -56,6 +59,7 @@ def train(
     Raises:
         Interrupted: the monitor reported a signal while trials were left.
         EnvironmentFault: a checkpoint could not be written.
+        Exception: whatever the monitor raised.
     """
     widths = Widths(width) if isinstance(width, int) else width
     yield from _Run(specs, monitor or Monitor(), widths, together).results()
@@ -80,6 +84,15 @@ class _Pull:
         self.held[:0] = specs
 
 
+@dataclass
+class _Group:
+    """Trials of a stack that raised. `of` is how many of them a full stack has, and so which share
+    of the device they take."""
+
+    specs: list[TrialSpec]
+    of: int
+
+
 class _Run:
     """One call of `train`: the engines at work and the trials that wait for them."""
 
@@ -89,15 +102,18 @@ class _Run:
         self.pull, self.monitor, self.widths = _Pull(specs), monitor, widths
         self.together = together
         self.engines: list[Engine] = []
-        self.suspects: list[list[TrialSpec]] = []  # groups of trials one of which raised
-        self.trying: Engine | None = None  # at work on a group of them
+        self.suspects: list[_Group] = []  # in each of which one trial raised
+        self.trying: Engine | None = None  # at work on such a group
+        self._full = 1  # trials that a full stack has in place of `trying`
+        self.crowded: list[TrialSpec] = []  # each had no memory beside others
+        self.lone: Engine | None = None  # at work on one of them, with nothing beside it
         self._last_width = 1
 
     def results(self) -> Iterator[TrialResult]:
         """Run until the stream has no more."""
         while True:
             yield from self._fill()
-            if not self.engines and not self.suspects:
+            if not self.engines and not self.suspects and not self.crowded:
                 return
             yield from self._turns()
 
@@ -106,20 +122,24 @@ class _Run:
         not on how long they take, so that a seeded sampler is asked the same again, and slots that
         are refilled stay in step with the others. No name of an engine outlives this: the memory
         of one that broke has to be free before the next begins."""
-        for engine in list(self.engines):
+        turns = deque(self.engines)
+        while turns:
+            engine = turns.popleft()
             evaluated = False
             while engine.live and engine in self.engines and not evaluated:
                 yield from self._gathered(engine, engine.advance())
                 self._heed_signals()
                 evaluated = engine.evaluated
         self.engines = [engine for engine in self.engines if engine.live]
+        self.trying = self.trying if self.trying in self.engines else None
+        self.lone = self.lone if self.lone in self.engines else None
 
     def _heed_signals(self) -> None:
         code = self.monitor.interrupted()
         if code is None:
             return
         live = [slot for engine in self.engines for _, slot in engine.live]
-        if live or self.suspects or self.pull.peek() is not None:
+        if live or self.suspects or self.crowded or self.pull.peek() is not None:
             for engine in self.engines:
                 engine.checkpoint(due=False)
             raise Interrupted(code, max((slot.step for slot in live), default=0))
@@ -127,6 +147,7 @@ class _Run:
     def _gathered(self, engine: Engine, results: Iterator[TrialResult]) -> list[TrialResult]:
         """What an engine gives, under its settings; it is taken apart if it breaks."""
         found: list[TrialResult] = []
+        engine.alone = self.engines == [engine]
         try:
             with device.settings(engine.program.config.training):
                 found.extend(results)
@@ -137,26 +158,54 @@ class _Run:
     def _take_apart(self, engine: Engine, broken: Broken) -> None:
         """A step of several trials raised. They go on from their checkpoints or begin again, in
         narrower stacks if memory ran out, or else in two halves: so it is found out whose fault
-        it is, and the others hardly suffer."""
+        it is, and the others hardly suffer. A single one for which memory ran out had neighbours;
+        it is tried again without."""
         self.engines.remove(engine)
-        if engine is self.trying:
-            self.trying = None
-        half = len(broken.specs) // 2
+        suspected, full = engine is self.trying, engine.limit
+        if suspected:
+            self.trying, full = None, self._full
+        count, half = len(broken.specs), len(broken.specs) // 2
+        if broken.memory and not half:
+            number = broken.specs[0].number
+            log.warning("no memory for trial %d beside others: it is trained alone", number)
+            self.crowded += broken.specs
+            self.together = max(1, min(self.together, sum(len(e.live) for e in self.engines)))
+            return
         if broken.memory:
-            both = (len(broken.specs), half)
-            log.warning("no memory for %d trials at once: going on with %d", *both)
+            log.warning("no memory for %d trials at once: going on with %d", count, half)
             self.widths.lower(engine.program, half)
+            self.together = min(self.together, half)
+        if broken.memory and not suspected:
             self.pull.put_back(broken.specs)
         else:
-            self.suspects[:0] = [broken.specs[:half], broken.specs[half:]]
+            halves = (broken.specs[:half], broken.specs[half:])
+            self.suspects[:0] = [_Group(specs, full) for specs in halves]
 
     # --- who comes in ----------------------------------------------------------------------------
 
     def _fill(self) -> Iterator[TrialResult]:
+        if self.lone is not None:
+            return
         while self.suspects and self.trying not in self.engines:
             group = self.suspects.pop(0)
-            self.trying = Engine(Program.of(group[0]), self.monitor, len(group))
-            yield from self._admit(self.trying, group)
+            specs, self._full = group.specs, group.of
+            self.trying = Engine(Program.of(specs[0]), self.monitor, len(specs))
+            yield from self._admit(self.trying, specs)
+        while self.crowded and not self.engines:
+            yield from self._admit_alone(self.crowded.pop(0))
+        if not self.crowded and self.lone not in self.engines:
+            yield from self._pull_in()
+
+    def _admit_alone(self, spec: TrialSpec) -> Iterator[TrialResult]:
+        try:
+            self.lone = Engine(Program.of(spec), self.monitor, 1)
+        except (IolausError, RuntimeError) as error:
+            yield not_started(spec, error)
+        else:
+            yield from self._admit(self.lone, [spec])
+
+    def _pull_in(self) -> Iterator[TrialResult]:
+        """Let trials of the stream in while there is room."""
         while True:
             if not self.pull.held:
                 room = self._room(self._last_width)
@@ -171,7 +220,11 @@ class _Run:
                 with device.settings(head.config.training):
                     self._last_width = self.widths.of(program)
             except (IolausError, RuntimeError) as error:
-                yield not_started(self.pull.next(), error)
+                spec = self.pull.next()
+                if self.engines and device.out_of_memory(error):
+                    self.crowded.append(spec)
+                    return
+                yield not_started(spec, error)
                 continue
             room = self._room(self._last_width)
             if room < 1:
@@ -201,11 +254,13 @@ class _Run:
             self.engines.remove(engine)
 
     def _load(self) -> float:
-        """The share of the device that is taken: a full stack takes all of it."""
-        stacks = (engine for engine in self.engines if engine is not self.trying)
-        return sum(len(engine.live) / engine.limit for engine in stacks)
+        """The share of the device that is taken, or kept for suspects: a full stack takes all."""
+        full = {id(self.trying): self._full}
+        at_work = sum(len(e.live) / full.get(id(e), e.limit) for e in self.engines)
+        return at_work + sum(len(group.specs) / group.of for group in self.suspects)
 
     def _room(self, width: int) -> int:
         """How many more trials with stacks of this width may begin."""
         live = sum(len(engine.live) for engine in self.engines)
+        live += sum(len(group.specs) for group in self.suspects)
         return max(int((1 - self._load()) * width + 1e-9), self.together - live)

@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from ledger_support import finish, open_ledger, run_all, suggest
 from optuna.trial import TrialState
+from sqlalchemy import event
 
 from iolaus import storage
 from iolaus.attributes import CONTINUES, LOST, POINT, RETRIED, RETRIES, RETRY_OF, WORKER
@@ -327,3 +328,42 @@ def test_a_grid_goes_on_though_its_parameters_are_declared_in_another_order(url:
     assert ledger.claim() is None
     found = {(t.params["x"], t.params["y"]) for t in ledger.study.trials}
     assert len(found) == len(ledger.study.trials) == 100
+
+
+@pytest.mark.parametrize("how", ["release", "recover"])
+def test_many_trials_are_put_back_with_as_few_queries_as_one(tmp_path, monkeypatch, how):
+    def statements(count: int) -> int:
+        ledger = open_ledger(f"sqlite:///{tmp_path}/{how}{count}.db", total=40)
+        trials = ledger.claim_many(count)
+        for trial in trials:
+            suggest(trial)
+        done: list[str] = []
+        event.listen(ledger._engine, "before_cursor_execute", lambda *given: done.append(given[2]))
+        if how == "release":
+            ledger.release(*trials)
+        else:
+            monkeypatch.setattr(processes, "is_gone", lambda worker: True)
+            assert ledger.recover() == count
+            monkeypatch.undo()
+        put_back = len(done)
+        assert ledger.counts()["waiting"] == count
+        waiting = [t for t in ledger.study.trials if t.state == TrialState.WAITING]
+        fixed = [t.system_attrs["fixed_params"] for t in waiting]
+        assert fixed == [t.params for t in ledger.study.trials[:count]]
+        return put_back
+
+    assert statements(30) == statements(1)
+
+
+def test_what_waits_in_the_place_of_failed_points_is_known(url):
+    ledger = open_ledger(url, total=4, points=4)
+    for _ in range(2):
+        ledger.study.tell(ledger.claim(), state=TrialState.FAIL)
+    finish(ledger, ledger.claim())
+    assert ledger.tried_again() == 0
+    ledger.release(ledger.claim())
+    assert ledger.tried_again() == 0  # put back, not failed
+
+    assert ledger.retry_failed() == 2
+    assert ledger.tried_again() == 2
+    assert ledger.counts()["waiting"] == 3

@@ -220,3 +220,25 @@ def test_an_optuna_with_other_tables_is_written_to_by_its_public_functions(
     kept = what_is_kept("slow")
     assert {row[0].name for row in kept} == {"COMPLETE", "FAIL", "PRUNED"}
     assert kept == what_is_kept("s")
+
+
+POINTS = ",".join(["1e4", *(f"0.0{n}" for n in range(1, 8))])
+
+
+def test_a_finished_grid_ends_again_as_it_ended(main, tmp_path):
+    """Its failed points are tried again, and fail again: they are 1 of 8, and not 1 of 1."""
+    sweep = ("-m", *QUICK, f"optimizer.lr={POINTS}", "hydra.sweeper.max_failure_rate=0.125")
+    for failures in (1, 2, 3):
+        ended = main(*sweep)
+        assert ended.code == 0, ended.err
+        assert states(tmp_path).count("FAIL") == failures
+        assert states(tmp_path).count("COMPLETE") == 7
+
+
+def test_a_finished_grid_with_too_many_failures_ends_again_so(main, tmp_path):
+    sweep = ("-m", *QUICK, f"optimizer.lr={POINTS}", "training.width=1")
+    assert main(*sweep).code == 0
+    for _ in range(2):
+        ended = main(*sweep, "hydra.sweeper.max_failure_rate=0.1")
+        assert ended.code == 1
+        assert "1 trials failed, more than" in ended.err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from sqlalchemy import event
 from iolaus import storage
 from iolaus.attributes import WORKER
 from iolaus.errors import EXIT_INTERRUPTED
-from iolaus.sweep import plan, processes, studies, twins
+from iolaus.sweep import plan, processes, records, studies, twins
 from iolaus.sweep.equal import Original
 from iolaus.sweep.trial import Asked, Outcome, Stop
 from iolaus.sweep.worker import Worker
@@ -270,8 +271,9 @@ def test_a_twin_is_trained_when_the_other_worker_s_trial_fails(tmp_path):
     assert told(tmp_path)[1] == ("COMPLETE", None)
 
 
-def test_a_twin_whose_worker_died_is_trained_by_another(tmp_path, monkeypatch):
-    dead = worker(tmp_path, Script(1))
+def begun_by_the_dead(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a worker begin the trial of value 0 and be killed."""
+    dead = worker(folder, Script(1))
     with monkeypatch.context() as patch:
         host_and_pid, _, start = processes.this_process().rpartition(":")
         patch.setattr(processes, "this_process", lambda: f"{host_and_pid}:{int(start) - 1}")
@@ -283,8 +285,25 @@ def test_a_twin_whose_worker_died_is_trained_by_another(tmp_path, monkeypatch):
     assert dead.twins is not None
     assert dead.twins.admitted([Asked(trial, ["a=0"])])
 
+
+def test_a_twin_whose_worker_died_is_trained_by_another(tmp_path, monkeypatch):
+    begun_by_the_dead(tmp_path, monkeypatch)
+
     app = Script(1)
     worker(tmp_path, app).work()
+
+    assert sorted(value // 2 for value in app.trained) == [0, 1, 2]
+    check_all(tmp_path)
+
+
+def test_who_holds_as_many_aside_as_may_be_sees_itself_that_a_worker_died(tmp_path, monkeypatch):
+    monkeypatch.setattr(twins, "MOST_ASIDE", 1)
+    begun_by_the_dead(tmp_path, monkeypatch)
+
+    app = Script(1)
+    live = worker(tmp_path, app)
+    live.deadline = time.time() + LIMIT_S  # else it would wait for ever
+    live.work()
 
     assert sorted(value // 2 for value in app.trained) == [0, 1, 2]
     check_all(tmp_path)
@@ -317,3 +336,18 @@ def test_many_trials_are_looked_up_together(tmp_path):
     other = worker(tmp_path, Script())
     assert other.twins is not None
     assert other.twins.admitted(batch) == []
+
+
+def test_the_register_holds_the_study_while_it_reads_what_others_wrote(tmp_path, monkeypatch):
+    """Or it would pass over what is written and not committed, where a database lets it."""
+    several = worker(tmp_path, Script())
+    done: list[str] = []
+    hold = records.hold
+    monkeypatch.setattr(records, "hold", lambda *given: (done.append("hold"), hold(*given)))
+    engine = several.study._storage._backend.engine  # type: ignore[attr-defined]
+    event.listen(engine, "before_cursor_execute", lambda *given: done.append(given[2]))
+    twins.Register(several.study)
+
+    reads = [place for place, what in enumerate(done) if "trial_user_attributes" in what]
+    assert reads
+    assert "hold" in done[: reads[0]]

@@ -8,7 +8,6 @@ concerns `constraints_func`, which we do not use, and `Study.stop`. Called by th
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
@@ -19,9 +18,9 @@ from optuna.distributions import distribution_to_json
 from optuna.storages import RDBStorage
 from optuna.storages._rdb import models
 from optuna.trial import TrialState
-from sqlalchemy import Connection, Float, bindparam, cast, exists, func, insert, select, update
+from sqlalchemy import Connection, Float, bindparam, cast, func, insert, select, update
 
-from iolaus.attributes import EQUALS
+from iolaus.sweep import step_budget
 from iolaus.sweep.live_trial import LiveTrial
 from iolaus.sweep.records import SystemAttributes, Trials, UserAttributes, add_attributes, stored
 
@@ -128,14 +127,8 @@ class Journal:
 
     def steps(self) -> int:
         """Training steps of all finished trials that were trained themselves."""
-        attributes = UserAttributes.__table__.c
-        mine = select(attributes.value_json).join(Trials, _ROWS.trial_id == attributes.trial_id)
-        mine = mine.where(_ROWS.study_id == self.study._study_id, attributes.key == "steps")
-        other = UserAttributes.__table__.alias().c
-        equal = exists().where(other.trial_id == attributes.trial_id, other.key == EQUALS)
-        mine = mine.where(~equal)
         with self._engine.begin() as connection:
-            return sum(json.loads(text) or 0 for text in connection.scalars(mine))
+            return step_budget.taken(connection, self.study._study_id)
 
 
 def _noted(reports: Iterable[Report]) -> list[Report]:

@@ -40,10 +40,11 @@ from iolaus.sweep.records import (
     UserAttributes,
     attributes_of,
     parameters_of,
-    set_attribute,
-    waiting_trial,
 )
 from iolaus.sweep.tally import Counts, Tally
+
+AT_ONCE = 500
+"""Trials that a query names."""
 
 _NAMES = {
     "done": TrialState.COMPLETE,
@@ -106,17 +107,20 @@ class Ledger:
         """Return the next trial to run, or None; see `claim_many`."""
         return next(iter(self.claim_many(1)), None)
 
-    def claim_many(self, most: int) -> list[LiveTrial]:
+    def claim_many(
+        self, most: int, may: Callable[[Connection], bool] | None = None
+    ) -> list[LiveTrial]:
         """Return the next trials to run, which are now RUNNING and this process's.
 
         Waiting trials come first, in order; then a grid's next points, or else new trials, whose
         parameters the sampler gives when they are suggested. None at all means that finished and
         running trials make up the total, or the grid: ask again while `counts()` knows running
-        ones, which may yet be lost.
+        ones, which may yet be lost. `may` says, in the transaction that claims them, whether any
+        may begin.
         """
-        trials = self._take_next(most)
+        trials = self._take_next(most, may)
         if not trials and self.recover():
-            trials = self._take_next(most)
+            trials = self._take_next(most, may)
         return [self._live(trial) for trial in trials]
 
     def retry_failed(self) -> int:
@@ -130,9 +134,24 @@ class Ledger:
                 for trial in self._in_state(session, TrialState.FAIL)
                 if POINT in (attributes := attributes_of(trial)) and RETRIED not in attributes
             ]
-            self._replace(session, failed, {RETRIES: 0})
+            self._replace(session, [(trial, {RETRIES: 0}) for trial in failed])
         self._tally.restart()
         return len(failed)
+
+    def tried_again(self) -> int:
+        """How many trials wait in the place of failed points, as `retry_failed` made them."""
+        mine = (
+            select(func.count())
+            .select_from(Trials)
+            .where(
+                Trials.study_id == self._study_id,
+                Trials.state == TrialState.WAITING,
+                Trials.user_attributes.any(UserAttributes.key == RETRY_OF),
+                ~Trials.user_attributes.any(UserAttributes.key == CONTINUES),
+            )
+        )
+        with self._engine.begin() as connection:
+            return int(connection.scalar(mine) or 0)
 
     def recover(self) -> int:
         """Put back the running trials whose worker is gone; return how many were lost.
@@ -142,23 +161,19 @@ class Ledger:
         with self._books() as session:
             now = session.scalars(select(func.now())).one().replace(tzinfo=None)
             oldest = now - timedelta(seconds=self.grace_s)
-            lost = 0
-            for trial in self._in_state(session, TrialState.RUNNING):
-                why = _why_lost(trial, oldest)
-                if why is not None:
-                    lost += 1
-                    self._put_back(session, trial, why, restarts=1)
-        return lost
+            running = self._in_state(session, TrialState.RUNNING)
+            judged = [(trial, _why_lost(trial, oldest)) for trial in running]
+            lost = [(trial, why) for trial, why in judged if why is not None]
+            self._put_back(session, lost, restarts=1)
+        return len(lost)
 
     def release(self, *trials: optuna.Trial) -> None:
         """Put back running `trials` of this process, as on Ctrl-C; that is not a restart."""
+        why, ids = "put back when the sweep was interrupted", [t._trial_id for t in trials]
         with self._books() as session:
-            for trial in trials:
-                row = session.get_one(Trials, trial._trial_id, with_for_update=True)
-                if row.state == TrialState.RUNNING:  # or it was lost, and is waiting already
-                    self._put_back(
-                        session, row, "put back when the sweep was interrupted", restarts=0
-                    )
+            for some in _in_parts(ids):  # one that is not running was lost, and waits already
+                running = self._in_state(session, TrialState.RUNNING, some)
+                self._put_back(session, [(trial, why) for trial in running], restarts=0)
 
     def enqueue(self, first: Sequence[Mapping[str, Any]]) -> None:
         """Let known points wait before all others, each once in the life of the study."""
@@ -217,10 +232,12 @@ class Ledger:
             return counts | {"remaining": counts["running"] + counts["waiting"]}
         return counts | {"remaining": max(0, self.total - finished)}
 
-    def _take_next(self, most: int) -> list[FrozenTrial]:
+    def _take_next(self, most: int, may: Callable[[Connection], bool] | None) -> list[FrozenTrial]:
         """Make the next trials RUNNING and return what their rows hold."""
         with self._engine.begin() as connection:
             records.hold(connection, self._study_id)
+            if may is not None and not may(connection):
+                return []
             found = self._tally.read(connection)
             if self.total is not None:
                 counts = self._counts(found)
@@ -246,40 +263,58 @@ class Ledger:
             self.study.sampler = self._sampler_of(trial.number)
         return LiveTrial(self.study, trial)
 
-    def _in_state(self, session: Session, state: TrialState, limit: int | None = None) -> list[Any]:
+    def _in_state(
+        self, session: Session, state: TrialState, ids: Sequence[int] | None = None
+    ) -> list[Any]:
         rows = select(Trials).where(Trials.study_id == self._study_id, Trials.state == state)
+        if ids is not None:
+            rows = rows.where(Trials.trial_id.in_(ids))
         rows = rows.with_for_update()  # or what ends at this moment would be taken for lost
         rows = rows.options(selectinload(Trials.user_attributes), selectinload(Trials.heartbeats))
-        return list(session.scalars(rows.order_by(Trials.trial_id).limit(limit)))
+        return list(session.scalars(rows.order_by(Trials.trial_id)))
 
-    def _add(self, session: Session, rows: Iterable[Row]) -> list[Any]:
+    def _add(self, session: Session, rows: Sequence[Row]) -> None:
         """Add a waiting trial for each of `rows`."""
-        session.flush()  # or a failed trial would be counted before it says that it is replaced
-        first = self._tally.read(session.connection()).size
-        trials = [
-            waiting_trial(self._study_id, number, row) for number, row in enumerate(rows, first)
-        ]
-        session.add_all(trials)
-        return trials
+        session.flush()
+        connection = session.connection()
+        found = self._tally.read(connection)
+        records.add_waiting(connection, self._study_id, rows, found.size, found.last)
 
-    def _replace(self, session: Session, trials: list[Any], attributes: dict[str, Any]) -> None:
-        """Let a copy of each of `trials` wait, with `attributes` besides those it passes on."""
+    def _replace(self, session: Session, trials: Sequence[tuple[Any, dict[str, Any]]]) -> None:
+        """Let a copy of each trial wait, with new attributes besides those it passes on."""
+        whole = (selectinload(Trials.params), selectinload(Trials.system_attributes))
+        for some in _in_parts([trial.trial_id for trial, _ in trials]):  # or one by one, below
+            session.scalars(select(Trials).where(Trials.trial_id.in_(some)).options(*whole)).all()
         copies: list[Row] = []
-        for trial in trials:
+        for trial, attributes in trials:
             old = attributes_of(trial)
             passed_on = {POINT: old[POINT]} if POINT in old else {}
             line = {RETRY_OF: old.get(RETRY_OF, trial.number)}
             copies.append((parameters_of(trial), {**passed_on, **line, **attributes}))
-            set_attribute(trial, RETRIED, True)
+        # First, or a failed trial would be counted before it says that it is replaced.
+        replaced = [(trial.trial_id, {RETRIED: True}) for trial, _ in trials]
+        records.add_attributes(session.connection(), UserAttributes, replaced)
         self._add(session, copies)
 
-    def _put_back(self, session: Session, trial: Any, why: str, restarts: int) -> None:
-        trial.state = TrialState.FAIL
-        trial.datetime_complete = datetime.now()
-        set_attribute(trial, LOST, why)
-        retries = attributes_of(trial).get(RETRIES, 0) + restarts
-        if retries <= self.max_restarts:
-            self._replace(session, [trial], {CONTINUES: trial.number, RETRIES: retries})
+    def _put_back(self, session: Session, trials: Sequence[tuple[Any, str]], restarts: int) -> None:
+        """End trials, each with the reason why, and let others wait in their place."""
+        again: list[tuple[Any, dict[str, Any]]] = []
+        reasons = [(trial.trial_id, {LOST: why}) for trial, why in trials]
+        records.add_attributes(session.connection(), UserAttributes, reasons)
+        for trial, _ in trials:
+            trial.state = TrialState.FAIL
+            trial.datetime_complete = datetime.now()
+            retries = attributes_of(trial).get(RETRIES, 0) + restarts
+            if retries <= self.max_restarts:
+                again.append((trial, {CONTINUES: trial.number, RETRIES: retries}))
+        if again:
+            self._replace(session, again)
+
+
+def _in_parts(ids: Sequence[int]) -> Iterator[Sequence[int]]:
+    """Row ids, as many at a time as a query may name."""
+    for first in range(0, len(ids), AT_ONCE):
+        yield ids[first : first + AT_ONCE]
 
 
 def _why_lost(trial: Any, oldest: datetime) -> str | None:

@@ -68,7 +68,8 @@ class Plan:
         n_jobs: workers.
         timeout_s: no trial begins later than this after the start.
         max_steps_total: no trial begins once all trials together have taken so many steps.
-        max_failure_rate: the share of failed trials above which the sweep ends.
+        max_failure_rate: the share of failed trials above which the sweep ends; points of a grid
+            that had failed before and fail again count as a share of the whole study.
         max_restarts: how often a trial whose worker died is run again.
         enqueue: points to try first, by parameter name, perhaps incomplete.
         constraints: what a trial must keep to be feasible.

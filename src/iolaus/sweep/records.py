@@ -27,18 +27,6 @@ Row = tuple[Mapping[str, Any], Mapping[str, Any]]
 """A waiting trial to be: its fixed parameters and its user attributes."""
 
 
-def waiting_trial(study_id: int, number: int, row: Row) -> Any:
-    """Return trial `number` of a study, waiting, as `Study.enqueue_trial` would make it."""
-    parameters, attributes = row
-    return Trials(
-        study_id=study_id,
-        number=number,
-        state=TrialState.WAITING,
-        system_attributes=_rows(SystemAttributes, fixed(parameters)),
-        user_attributes=_rows(UserAttributes, attributes),
-    )
-
-
 def fixed(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """System attributes of a trial whose parameters are known before it is asked for."""
     return {"fixed_params": dict(parameters)} if parameters else {}
@@ -57,15 +45,6 @@ def parameters_of(trial: Any) -> dict[str, Any]:
 def attributes_of(trial: Any) -> dict[str, Any]:
     """Return the user attributes of a `trial`."""
     return {row.key: json.loads(row.value_json) for row in trial.user_attributes}
-
-
-def _rows(model: Any, attributes: Mapping[str, Any]) -> list[Any]:
-    return [model(key=key, value_json=json.dumps(value)) for key, value in attributes.items()]
-
-
-def set_attribute(trial: Any, key: str, value: Any) -> None:
-    """Give a `trial` the user attribute `key`, which it must not have yet."""
-    trial.user_attributes.extend(_rows(UserAttributes, {key: value}))
 
 
 def hold(connection: Connection, study_id: int) -> None:
@@ -113,19 +92,38 @@ def begin_new(
     """
     if not rows:
         return []
-    table, start = Trials.__table__, datetime.now()
-    same = {"study_id": study_id, "state": TrialState.RUNNING, "datetime_start": stored(start)}
-    connection.execute(insert(table), [{**same, "number": number + i} for i in range(len(rows))])
-    added = select(table.c.trial_id, table.c.number)
-    added = added.where(table.c.study_id == study_id, table.c.trial_id > after)
-    found = connection.execute(added.order_by(table.c.number)).all()
-    trials = [
+    start = datetime.now()
+    running = {"state": TrialState.RUNNING, "datetime_start": stored(start)}
+    found = _added(connection, {"study_id": study_id, **running}, rows, number, after)
+    return [
         _frozen(trial_id, number, start, dict(attributes), fixed(parameters))
         for (trial_id, number), (parameters, attributes) in zip(found, rows, strict=True)
     ]
-    add_attributes(connection, SystemAttributes, [(t._trial_id, t.system_attrs) for t in trials])
-    add_attributes(connection, UserAttributes, [(t._trial_id, t.user_attrs) for t in trials])
-    return trials
+
+
+def add_waiting(
+    connection: Connection, study_id: int, rows: Sequence[Row], number: int, after: int
+) -> None:
+    """Add waiting trials, as `Study.enqueue_trial` would make them; see `begin_new`."""
+    if rows:
+        waiting = {"study_id": study_id, "state": TrialState.WAITING}
+        _added(connection, waiting, rows, number, after)
+
+
+def _added(
+    connection: Connection, same: Mapping[str, Any], rows: Sequence[Row], number: int, after: int
+) -> Sequence[Any]:
+    """Add trials with their attributes; row id and number of each, in order."""
+    table = Trials.__table__
+    connection.execute(insert(table), [{**same, "number": number + i} for i in range(len(rows))])
+    added = select(table.c.trial_id, table.c.number)
+    added = added.where(table.c.study_id == same["study_id"], table.c.trial_id > after)
+    found = connection.execute(added.order_by(table.c.number)).all()
+    system = [(new[0], fixed(row[0])) for new, row in zip(found, rows, strict=True)]
+    add_attributes(connection, SystemAttributes, system)
+    user = [(new[0], row[1]) for new, row in zip(found, rows, strict=True)]
+    add_attributes(connection, UserAttributes, user)
+    return found
 
 
 def hand_to(connection: Connection, trials: Sequence[FrozenTrial], worker: str) -> None:

@@ -115,7 +115,8 @@ def sweep(
         ledger = ledger_of(chosen, study)
         _take_up(chosen, ledger)
         deadline = began + chosen.timeout_s if chosen.timeout_s else math.inf
-        crew = Crew(chosen, app, folder, ledger.counts(), deadline)
+        before = ledger.counts() | {"again": ledger.tried_again()}
+        crew = Crew(chosen, app, folder, before, deadline)
         single = chosen.directions[0] if len(chosen.directions) == 1 else None
         board = Scoreboard(ledger, journal_of(study), single, chosen.objectives[0])
         _announce(chosen, ledger)

@@ -17,7 +17,7 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from iolaus import preflight, seeds
-from iolaus.attributes import CONTINUES, EFFECT
+from iolaus.attributes import CONTINUES, EFFECT, PLANNED
 from iolaus.effect import effect
 from iolaus.errors import IolausError, one_line
 from iolaus.monitor import Monitor
@@ -111,15 +111,17 @@ class Trainer(Monitor):
             self._members = len(members)
             self._groups[spec.number] = (asked, Group(spec, len(members)), place)
             if self.plan.max_steps_total is not None:
-                self._plan_steps(spec)
+                self._plan_steps(asked, spec)
             yield from members
 
-    def _plan_steps(self, spec: TrialSpec) -> None:
+    def _plan_steps(self, asked: Asked, spec: TrialSpec) -> None:
+        """Say, to the other workers too, how many steps a trial may take."""
         from iolaus.program import Program
 
         with contextlib.suppress(IolausError):  # which is told when the trial is to begin
-            steps = Program.of(spec).total_steps(spec)
-            self.verdicts.planned[spec.number] = steps * self._members
+            steps = Program.of(spec).total_steps(spec) * self._members
+            self.verdicts.planned[spec.number] = steps
+            asked.trial.set_user_attr(PLANNED, steps)
 
     def _line(self, asked: Asked) -> list[int]:
         """Numbers of the lost trials that a trial stands for, the last one first."""

@@ -63,6 +63,8 @@ class Register:
         self._of: dict[str, Entry] = {}
         self._read_up_to = -1
         with self._engine.begin() as connection:
+            # Or what another has written and not committed yet would be passed over for good.
+            records.hold(connection, self._study_id)
             self._read_all(connection)
 
     def find_or_take(self, wanted: Sequence[tuple[optuna.Trial, str]]) -> list[Entry | None]:
@@ -72,8 +74,7 @@ class Register:
         if all(e in self._of and self._of[e].state in _ENDED for _, e in wanted):
             return [self._of[effect] for _, effect in wanted]
         with self._engine.begin() as connection:
-            if connection.dialect.name != "sqlite":  # which holds all of itself already
-                records.hold(connection, self._study_id)
+            records.hold(connection, self._study_id)
             self._read_new(connection)
             known = {effect: self._of[effect] for _, effect in wanted if effect in self._of}
             self._refresh(connection, list(known.values()))

@@ -7,6 +7,7 @@ process. Any number of them share a study through its database alone.
 from __future__ import annotations
 
 import copy
+import functools
 import logging
 import math
 import time
@@ -19,12 +20,13 @@ import optuna
 from omegaconf import OmegaConf
 from optuna.samplers import RandomSampler
 from optuna.trial import TrialState
+from sqlalchemy import Connection
 
 from iolaus import storage
 from iolaus.attributes import CONTINUES, ENVIRONMENT, OVERRIDES
 from iolaus.environment import environment, key_of
 from iolaus.errors import EXIT_INTERRUPTED, IolausError, one_line
-from iolaus.sweep import grammar, hook, pruners, samplers
+from iolaus.sweep import grammar, hook, pruners, samplers, step_budget
 from iolaus.sweep.equal import Equal
 from iolaus.sweep.fallback import journal_of
 from iolaus.sweep.heart import Heart
@@ -35,6 +37,9 @@ from iolaus.sweep.trial import Asked, Outcome, Stop, Verdicts
 from iolaus.sweep.twins import Twins
 
 log = logging.getLogger(__name__)
+
+RECOVER_S = 2.0
+"""Seconds between two looks for dead workers while as many are held aside as may be."""
 
 _STATES = {
     "complete": TrialState.COMPLETE,
@@ -77,7 +82,8 @@ class Worker:
         study: opened, of the plan's storage.
         folder: where trials leave their files.
         stop: asked by signals.
-        before: the study's counts when the sweep started; failures since then are judged.
+        before: the study's counts when the sweep started; failures since then are judged. `again`
+            are those of its waiting trials that stand in for failed ones.
         deadline: `time.time()` after which no trial begins.
         notify: told after every trial, and now and then what the running ones are at.
     """
@@ -113,7 +119,12 @@ class Worker:
         self._ended: list[Outcome] = []
         self._too_many_failed = False
         self._paused = False  # so many wait for their twins that no others were asked for
+        self._recovered = -math.inf
         self._steps: int | None = None
+        most, study_id = plan.max_steps_total, study._study_id
+        self._budget: Callable[[Connection], bool] | None = None
+        if most is not None and self.runner.equal is not None:  # other apps have no steps
+            self._budget = functools.partial(step_budget.allows, study_id=study_id, most=most)
         self._environment = _kept_environment(study)
         self._hook: Callable[[Any, optuna.Trial], None] | None = None
         if plan.custom_search_space:
@@ -128,15 +139,11 @@ class Worker:
         """
         from iolaus.train import Interrupted
 
-        with storage.named(self.plan.storage or ""), Heart(self.ledger, self._running):
+        named = functools.partial(storage.named, self.plan.storage or "")
+        with named(), Heart(self.ledger, self._running):
             try:
-                while self._more():
-                    self._paused = False
-                    self._run()
-                    if self._more():  # others run what is left: they may yet be lost
-                        if not self._paused and self._nothing_left():
-                            return
-                        time.sleep(0.02 if self._paused else 0.2)
+                with named():  # within, so that trials are put back when it has failed for once
+                    self._work()
             except (Interrupted, KeyboardInterrupt):
                 self.stop.ask(EXIT_INTERRUPTED)  # unless a signal has: then its own code
             except IolausError:
@@ -148,6 +155,15 @@ class Worker:
                 self._put_back(a for a in self._running.values() if a.number not in begun)
                 raise
             self._put_back(self._running.values())
+
+    def _work(self) -> None:
+        while self._more():
+            self._paused = False
+            self._run()
+            if self._more():  # others run what is left: they may yet be lost
+                if not self._paused and self._nothing_left():
+                    return
+                time.sleep(0.02 if self._paused else 0.2)
 
     def _run(self) -> None:
         """Run trials until no more are to be had; whatever happens, what ended lasts."""
@@ -208,12 +224,15 @@ class Worker:
             self._claimed.extend(self.twins.ready())
             if self._claimed or self.twins.full:
                 self._paused = self.twins.full
+                if not self._claimed:
+                    self._recover_at_times()
                 return bool(self._claimed)
         # A sampler that learns is asked for one at a time, so that it sees those before.
         # And with a budget of steps, so that what those before will take is known.
         several = self.plan.grid or self.plan.sampler.name in samplers.BLIND
         several = several and self.plan.max_steps_total is None
-        trials = self.ledger.claim_many(max(1, self.verdicts.room) if several else 1)
+        room = max(1, self.verdicts.room) if several else 1
+        trials = self.ledger.claim_many(room, self._budget)
         self._running |= {trial.number: Asked(trial, []) for trial in trials}
         claimed: list[Asked] = []
         for trial in trials:
@@ -228,6 +247,12 @@ class Worker:
         self.journal.parameters(trials)
         self._claimed.extend(claimed if self.twins is None else self.twins.admitted(claimed))
         return bool(trials)
+
+    def _recover_at_times(self) -> None:
+        """Put back what dead workers ran: nobody else may be there for whom others wait here."""
+        if time.monotonic() >= self._recovered + RECOVER_S:
+            self.ledger.recover()
+            self._recovered = time.monotonic()
 
     def _words(self, trial: optuna.Trial) -> list[str]:
         """The overrides of a trial, whose parameters are suggested here."""
@@ -320,10 +345,18 @@ def _kept_environment(study: optuna.Study) -> str:
 
 def too_many_failed(plan: Plan, before: dict[str, int], now: dict[str, int]) -> bool:
     """Whether more than `max_failure_rate` of the trials since the start have failed; one of the
-    first 20 weighs as a twentieth (or, in a smaller sweep, as one of all)."""
-    since = {state: now[state] - before.get(state, 0) for state in ("done", "pruned", "failed")}
+    first 20 weighs as a twentieth (or, in a smaller sweep, as one of all).
+
+    A grid's points that had failed before and fail once more are no news: they are judged as what
+    they are of the whole study. So a finished grid that runs again ends as it ended before.
+    """
+    states = ("done", "pruned", "failed")
+    since = {state: now[state] - before.get(state, 0) for state in states}
     least = 20 if plan.total is None else min(plan.total, 20)
-    return since["failed"] > plan.max_failure_rate * max(sum(since.values()), least)
+    news, again = since["failed"] - before.get("again", 0), since["failed"]
+    all_finished = sum(now[state] for state in states)
+    rate = plan.max_failure_rate
+    return news > rate * max(sum(since.values()), least) or again > rate * max(all_finished, least)
 
 
 def open_shared(plan: Plan) -> optuna.Study:
