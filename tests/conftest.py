@@ -11,7 +11,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # a process per core: more threads woul
 
 import pytest
 from hypothesis import settings
-from support import make_spec
+from support import make_spec, without_report
 
 pytest_plugins = ["engine_support"]
 
@@ -32,7 +32,7 @@ def iolaus(tmp_path):
     def run(*arguments: str, **settings):
         environment = {**os.environ, "COLUMNS": "100", **settings.pop("env", {})}
         return subprocess.run(
-            [sys.executable, "-m", "iolaus", *arguments],
+            [sys.executable, "-m", "iolaus", *without_report(arguments)],
             cwd=settings.pop("cwd", tmp_path),
             env=environment,
             capture_output=True,

@@ -21,18 +21,10 @@ from support import REPOSITORY, SHARED_DATA
 
 from hydra_plugins.iolaus_sweeper.iolaus_sweeper import PRUNERS, SAMPLERS, SWEEPER
 from iolaus import schema
-from iolaus.analysis import cli
 
 DOCS = REPOSITORY / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
 TEXTS = [*PAGES, REPOSITORY / "README.md"]
-AWAITED = {"report", "rerun", "dashboard"}
-"""Commands that are left out as long as iolaus-study does not know them."""
-
-
-def known_commands() -> set[str]:
-    (action,) = (a for a in cli.parser()._actions if a.dest == "command")
-    return set(action.choices)
 
 
 def steps(page) -> list[tuple[str, list[str]]]:
@@ -59,7 +51,7 @@ def command(line: str) -> tuple[str, list[str]] | None:
         return None
     rest = [word.replace("../shared/data", str(SHARED_DATA)) for word in rest]
     if program == "iolaus-study":
-        return None if rest[0] in AWAITED - known_commands() else ("study", rest)
+        return "study", rest
     if program == "python":
         return "script", rest
     assert program == "iolaus", line

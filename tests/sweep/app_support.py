@@ -10,6 +10,7 @@ from textwrap import dedent
 from typing import Any
 
 import optuna
+from support import without_report
 
 from iolaus import storage
 
@@ -27,7 +28,7 @@ class App:
 
     def __call__(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, self.file.name, *arguments],
+            [sys.executable, self.file.name, *without_report(arguments)],
             cwd=self.folder,
             env={**os.environ, "COLUMNS": "120", **environment},
             capture_output=True,

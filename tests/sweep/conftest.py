@@ -13,6 +13,7 @@ import pytest
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.singleton import Singleton
+from support import without_report
 
 from iolaus import app
 
@@ -43,7 +44,7 @@ def main(tmp_path, monkeypatch, capsys):
     cwd = Path.cwd()
 
     def run(*arguments: str) -> Ended:
-        monkeypatch.setattr(sys, "argv", ["iolaus", *arguments])
+        monkeypatch.setattr(sys, "argv", ["iolaus", *without_report(arguments)])
         GlobalHydra.instance().clear()
         HydraConfig.instance().cfg = None
         capsys.readouterr()

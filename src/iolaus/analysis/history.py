@@ -44,7 +44,7 @@ def history(
     for trial in trials_of(study):
         if is_retried(trial) or (wanted is not None and trial.number not in wanted):
             continue
-        found = _from_folder(folder, trial) or [
+        found = rows_of(folder, trial) or [
             {"step": step, name: value} for step, value in sorted(trial.intermediate_values.items())
         ]
         state = STATES[trial.state]
@@ -56,7 +56,8 @@ def history(
     return table[[*first, *(column for column in table if column not in first)]]
 
 
-def _from_folder(folder: Path | None, trial: FrozenTrial) -> list[dict[str, Any]]:
+def rows_of(folder: Path | None, trial: FrozenTrial) -> list[dict[str, Any]]:
+    """The rows of a finished trial's history.csv in a study's folder; none where it is gone."""
     if folder is None or trial.state in (TrialState.WAITING, TrialState.RUNNING):
         return []
     try:

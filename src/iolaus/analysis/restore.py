@@ -126,6 +126,7 @@ def _with_own(
     if "download" in safe["data"]:  # it would write where data.root says
         safe["data"] = {**safe["data"], "download": False}
     safe["training"] = {**safe["training"], "checkpoint_every": 0, "width": 1}
+    safe["logger"] = {"name": "none"}
     found = config.read_plain(overrides.on_top(safe, given, config_dir) if given else safe)
     if given:
         wanted = config.read_plain(overrides.on_top(plain, given, config_dir))

@@ -162,7 +162,8 @@ def read(
         raise InputError(list(dict.fromkeys(mistakes)))
     kinds = (
         *("n_jobs", "timeout_s", "max_steps_total", "max_failure_rate", "max_restarts"),
-        *("custom_search_space", "on_mismatch", "duplicates", "trusted_storage", "report", "dry_run"),
+        *("custom_search_space", "on_mismatch", "duplicates", "trusted_storage"),
+        *("report", "dry_run"),
     )
     return Plan(
         study=name,
