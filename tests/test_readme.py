@@ -9,8 +9,13 @@ import shutil
 import pytest
 from support import REPOSITORY, SHARED_DATA
 
+import iolaus as package
+from iolaus.analysis import cli
+
 README = (REPOSITORY / "README.md").read_text("utf-8")
 COMMANDS = re.findall(r"^    uv run iolaus (.+)$", README, re.MULTILINE)
+STUDY_COMMANDS = re.findall(r"^    uv run iolaus-study (.+)$", README, re.MULTILINE)
+PYTHON = re.findall(r"^    (df = .+|iolaus\.pivot.+)$", README, re.MULTILINE)
 
 NET = """
 from torch import nn
@@ -40,6 +45,21 @@ def test_a_command_of_the_readme_runs(iolaus, tmp_path, command):
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
+def test_what_the_readme_does_with_results_runs(iolaus, tmp_path, monkeypatch, capsys):
+    words = ("-m", "+sweeps=init_activation_grid", "training.max_steps=2", "training.eval_every=2")
+    done = iolaus(*words, "hydra.sweeper.study_name=init_activation_grid")
+    assert done.returncode == 0, done.stderr
+    monkeypatch.chdir(tmp_path)
+    for command in STUDY_COMMANDS:
+        assert cli.run(shlex.split(command)) == 0, capsys.readouterr()
+    assert len((tmp_path / "trials.csv").read_text().splitlines()) == 91
+    assert (tmp_path / "outputs/reports/init_activation_grid.html").exists()
+    known: dict[str, object] = {"iolaus": package}
+    exec("\n".join(PYTHON), known)
+    assert len(known["df"]) == 90
+
+
 def copy_pictures(folder):
     source = SHARED_DATA / "cifar10_folder"
     if not source.is_dir():
@@ -54,4 +74,11 @@ def copy_pictures(folder):
 
 def test_the_readme_has_commands_and_is_short():
     assert len(COMMANDS) >= 6
+    assert {command.split()[0] for command in STUDY_COMMANDS} >= {"list", "show", "report", "rerun"}
+    assert len(PYTHON) == 2
     assert len(README.splitlines()) <= 150
+
+
+def test_what_the_readme_links_to_is_there():
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        assert (REPOSITORY / target).exists(), target

@@ -3,7 +3,7 @@
 Of a study:
 
     iolaus.identity     what makes a sweep the same question: space, objectives, config (JSON)
-    iolaus.sweep        how it was asked: arguments, sampler, pruner, total (the first command's)
+    iolaus.sweep        how it was first asked: arguments, hydra, sampler, pruner, total
     iolaus.folder       the folder of its trials, in outputs/studies
     iolaus.environment.KEY  versions, git commit and device of a worker (`environment.py`)
 

@@ -36,7 +36,12 @@ def sweep(
     results = None if isinstance(app, Own) else Path(str(config.hydra.sweep.dir))
     launcher = None if config.hydra.launcher._target_ == _LOCAL else _carry(context, config)
     try:
-        sweeps.sweep(_plain(node), arguments, app, launcher=launcher, results=results)
+        sweeps.sweep(
+            *(_plain(node), arguments, app),
+            hydra=list(config.hydra.overrides.hydra),
+            launcher=launcher,
+            results=results,
+        )
     except IolausError as error:
         for line in str(error).splitlines():
             print(f"iolaus: {line}", file=sys.stderr)

@@ -44,7 +44,8 @@ class OpenStudy:
 
     @property
     def asked(self) -> dict[str, Any]:
-        """How iolaus was asked for it: arguments, sampler, pruner, n_trials; else empty."""
+        """How iolaus was asked for it: arguments, hydra (overrides of Hydra's own node),
+        application, sampler, pruner, n_trials, grid; empty of other programs."""
         found = self.user_attrs.get(SWEEP)
         return found if isinstance(found, dict) else {}
 

@@ -39,7 +39,8 @@ log = logging.getLogger(__name__)
 
 STUDIES = Path("outputs/studies")
 RESULTS = "optimization_results.yaml"
-_NODE = "hydra.sweeper"
+_UNTOLD = ("hydra.mode=", "hydra.sweeper.storage=")
+"""Overrides that a study does not keep: what goes without saying, and what may hold a password."""
 
 
 class App(worker.App, Protocol):
@@ -73,6 +74,7 @@ def sweep(
     arguments: Sequence[str],
     app: App,
     *,
+    hydra: Sequence[str] = (),
     launcher: Launch | None = None,
     results: Path | None = None,
 ) -> None:
@@ -82,6 +84,7 @@ def sweep(
         node: `hydra.sweeper` as plain values.
         arguments: the command line's overrides.
         app: what is swept.
+        hydra: the command line's overrides of Hydra's own node.
         launcher: carries the workers, where it is not this module's own.
         results: folder of optimization_results.yaml; the study's own by default.
 
@@ -110,7 +113,7 @@ def sweep(
         if list(study.metric_names or ()) != list(chosen.objectives):
             study.set_metric_names(list(chosen.objectives))
         if SWEEP not in study.user_attrs:
-            study.set_user_attr(SWEEP, _asked(chosen, arguments, app))
+            study.set_user_attr(SWEEP, _asked(chosen, arguments, hydra, app))
         folder = studies.folder_of(opened, study, STUDIES.absolute())
         ledger = ledger_of(chosen, study)
         _take_up(chosen, ledger)
@@ -128,10 +131,13 @@ def sweep(
             _show(chosen, study, url)
 
 
-def _asked(chosen: Plan, arguments: Sequence[str], app: App) -> dict[str, Any]:
+def _asked(
+    chosen: Plan, arguments: Sequence[str], hydra: Sequence[str], app: App
+) -> dict[str, Any]:
     """What a study keeps of how it was asked, for reports and reruns; no storage's password."""
     return {
-        "arguments": [a for a in arguments if not a.lstrip("+").startswith(f"{_NODE}.storage=")],
+        "arguments": list(arguments),
+        "hydra": [word for word in hydra if not word.lstrip("+").startswith(_UNTOLD)],
         "application": dict(app.origin),
         "sampler": {"name": chosen.sampler.name, **chosen.sampler.given, "seed": chosen.seed},
         "pruner": {"name": chosen.pruner.name, **chosen.pruner.given},

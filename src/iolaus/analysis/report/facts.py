@@ -128,7 +128,9 @@ def command_of(asked: Mapping[str, Any]) -> str:
         return ""
     name = str(application.get("name") or "iolaus")
     program = name if name == "iolaus" else f"python {shlex.quote(name + '.py')}"
-    return " ".join([program, "-m", *(shlex.quote(str(word)) for word in arguments)])
+    told = asked.get("hydra")
+    words = [*arguments, *(told if isinstance(told, list) else [])]
+    return " ".join([program, "-m", *(shlex.quote(str(word)) for word in words)])
 
 
 def _environment(found: Any) -> str:

@@ -140,7 +140,8 @@ def top(opened: OpenStudy, df: pd.DataFrame) -> Section | None:
     if shown.empty:
         return None
     metrics = ("std", "test_accuracy", "val_loss", "steps", "seconds")
-    columns = [*goals, *varying(df), *(name for name in metrics if name in df)]
+    seeds = [key for key in df.attrs["keys"] if key.rpartition(".")[2] == "seed"]
+    columns = [*goals, *varying(df), *seeds, *(name for name in metrics if name in df)]
     columns = [name for name in dict.fromkeys(columns) if shown[name].notna().any()]
     rows = [
         [str(row["number"]), *(_value(name, row[name], goals) for name in columns)]
