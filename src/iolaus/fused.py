@@ -10,10 +10,21 @@ Notation: S trials; a group is a tuple of numbers and the slots that share it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
+
+
+class Lasting(list[Tensor]):
+    """Tensors (S, *shape) that stay where they are: what each slot has of them is cut out once."""
+
+    @cached_property
+    def rows(self) -> list[tuple[Tensor, ...]]:
+        """For each slot its tensors."""
+        return _rows(self)
+
 
 Kernel = Callable[[list[Tensor], list[Tensor], list[list[Tensor]], dict[str, float], float], None]
 """(parameters, gradients, moments, hyperparameters with lr, number of the step)"""
@@ -104,7 +115,8 @@ def update(
         numbers, number, _ = groups[0]
         kernel(list(params), grads, [list(m) for m in moments], numbers, number)
         return
-    rows = [_rows(tensors) for tensors in (params, grads, *moments)]
+    kinds = (params, grads, *moments)
+    rows = [kind.rows if isinstance(kind, Lasting) else _rows(kind) for kind in kinds]
     for numbers, number, slots in groups:
         p, g, *m = [[tensor for slot in slots for tensor in kind[slot]] for kind in rows]
         kernel(p, g, m, numbers, number)

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from iolaus import fused
+
 Row = dict[str, Tensor]
 
 
@@ -44,7 +46,7 @@ class Bank:
         storage = torch.zeros(sum(sizes), device=device)
         parts = dict(zip(floats, torch.split(storage, sizes), strict=True)) if floats else {}
         # As they lie in memory: what an update goes through from end to end.
-        self.groups: list[Tensor] = []
+        self.groups = fused.Lasting()
         self.views: Row = {}
         for name, tensor in like.items():
             shape = (width, *tensor.shape)
@@ -55,7 +57,7 @@ class Bank:
             self.groups.append(group)
             self.views[name] = group.permute([order.index(axis) for axis in range(len(order))])
         if width == 1:  # all parameters are one long row: an update is a few operations
-            self.groups = [storage.view(1, -1)]
+            self.groups = fused.Lasting([storage.view(1, -1)])
 
     def row(self, slot: int) -> Row:
         """Views of one slot's tensors."""
