@@ -58,6 +58,7 @@ MEANING = {
     "on_mismatch": "a study of this name with other trials: refuse, or open NAME_2 (new)",
     "duplicates": "trials of equal effect: train one of them (once) or all (train)",
     "trusted_storage": "allow cmaes, which unpickles from the storage",
+    "report": "write outputs/reports/STUDY.html, and notes and files for the dashboard, at the end",
     "dry_run": "print what would be done, and do nothing",
 }
 SHAPES = {

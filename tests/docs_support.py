@@ -73,6 +73,8 @@ def shortened(words: list[str]) -> list[str]:
         sweep = [w for w in given if not w.startswith(("hydra.", "hydra/"))]
         added.append(f"hydra.sweeper.study_name={automatic('iolaus', sweep)!r}")
     keys = {word.partition("=")[0] for word in given}
+    if "-m" in words:
+        added.append("hydra.sweeper.report=false")
     return [*words, *(word for word in added if word.partition("=")[0] not in keys)]
 
 

@@ -31,6 +31,8 @@ def without_report(arguments: tuple[str, ...]) -> list[str]:
     """A command line whose sweep writes no report, unless it says so itself: that takes seconds."""
     words = list(arguments)
     ours = "-m" in words and "hydra/sweeper=basic" not in words
-    if ours and not any(word.startswith("hydra.sweeper.report=") for word in words):
+    if ours and not any(
+        word.startswith(("hydra.sweeper.report=", "hydra.sweeper=")) for word in words
+    ):
         words.append("hydra.sweeper.report=false")
     return words

@@ -21,7 +21,7 @@ from engine_support import (
 )
 from support import make_spec
 
-from iolaus import checkpoint
+from iolaus import checkpoint, program
 from iolaus.engine import Engine
 from iolaus.errors import EnvironmentFault
 from iolaus.monitor import Monitor
@@ -154,7 +154,9 @@ def one_raises(monkeypatch):
         return original(self, stack, *arguments)
 
     monkeypatch.setattr(Step, "__call__", raising)
-    return raised
+    program._programs.cache_clear()  # a stack is tried with the values of a program's first trial
+    yield raised
+    program._programs.cache_clear()
 
 
 def decays(count, bad):
