@@ -120,6 +120,7 @@ def _run(run_config: RunConfig, folder: Path) -> float:
     logger.check(run_config)
     for line in config.inert(run_config):
         log.warning("%s", line)
+    device.keep_memory()
     spec = TrialSpec(run_config, folder=folder)
     if not (folder / "manifest.json").exists():  # a job of --multirun
         preflight.begin(folder, spec, [*_flags(), *HydraConfig.get().overrides.task])

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
+from functools import cache
 from typing import Any
 
 import torch
 
 from iolaus import schema
 from iolaus.errors import EnvironmentFault, InputError
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+"""Names of glibc's mallopt(3)."""
 
 
 def resolve(training: schema.Training) -> torch.device:
@@ -97,3 +102,16 @@ def out_of_memory(error: BaseException) -> bool:
         or "CUDA out of memory" in text
         or "DefaultCPUAllocator: can't allocate memory" in text
     )
+
+
+@cache
+def keep_memory() -> None:
+    """Let this process keep the memory that tensors leave: glibc gives blocks of more than 32 MiB
+    back to the system at once, and a wide stack takes them anew, page by page, in every step.
+
+    Called where a command or a worker begins, since it is a setting of the whole process.
+    """
+    with suppress(OSError, AttributeError):  # another C library
+        libc = ctypes.CDLL(None)
+        libc.mallopt(_M_MMAP_THRESHOLD, 2**30)
+        libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)

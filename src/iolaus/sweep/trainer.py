@@ -65,8 +65,10 @@ class Trainer(Monitor):
             Interrupted: a signal asked to stop while trials were left; they are checkpointed.
             EnvironmentFault: the disk is full, the data are gone.
         """
+        from iolaus.device import keep_memory
         from iolaus.train import train
 
+        keep_memory()
         first = next(asked, None)
         if first is None:
             return
