@@ -112,7 +112,7 @@ def run(cfg: DictConfig) -> float:
 
 
 def _run(run_config: RunConfig, folder: Path) -> float:
-    from iolaus import logger, run_folder
+    from iolaus import device, logger, run_folder
     from iolaus.progress import Watch, show_result, shown
     from iolaus.train import Interrupted, train
 
