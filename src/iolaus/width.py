@@ -31,7 +31,7 @@ from iolaus.step import Moment, Step
 
 log = logging.getLogger(__name__)
 
-TRIED = {"cpu": (1, 2, 4, 8, 16, 32, 64, 128), "cuda": (1, 4, 16, 64, 256, 1024)}
+TRIED = {"cpu": (1, 2, 4, 8, 16, 32, 64), "cuda": (1, 4, 16, 64, 256, 1024)}
 """Widths that are measured, until one is past the best."""
 ALIKE = ("data.root", "model.activation", "training.eval_every", "objective")
 """Static keys that hardly change how long a step takes: what differs in them shares a width."""
