@@ -21,8 +21,14 @@ settings.load_profile("steady")
 
 
 def pytest_collection_modifyitems(items):
-    """The slow ones first: begun last, one of them would keep a single core at work."""
-    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+    """The slow ones first, whole pages of docs/ before all: begun last, one of them would keep a
+    single core at work."""
+
+    def rank(item):
+        pages = item.name.startswith("test_what_a_page_shows_runs")
+        return 0 if pages else 1 if item.get_closest_marker("slow") else 2
+
+    items.sort(key=rank)
 
 
 @pytest.fixture

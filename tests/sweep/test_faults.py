@@ -113,7 +113,7 @@ def test_a_sampled_study_that_is_killed_and_made_longer_draws_nothing_twice(
     def command(n_trials: int) -> list[str]:
         words = "-m data=quadratic optimizer.lr=interval(0.001,0.1) training.seed=range(0,1000)"
         options = "hydra/sweeper/sampler=random hydra.sweeper.study_name=drawn"
-        steps = "training.max_steps=40 training.eval_every=10 training.width=1"
+        steps = "training.max_steps=800 training.eval_every=40 training.width=1"
         return f"{words} {options} {steps} hydra.sweeper.n_trials={n_trials}".split()
 
     whole, broken = tmp_path / "whole", tmp_path / "broken"
