@@ -133,11 +133,7 @@ class _Stacked(torch.autograd.Function):
         rows = zip(x.unbind(0), weight.unbind(0), biases, strict=True)
         return torch.stack([_product(*row) for row in rows])
 
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, weight, bias = inputs
-        ctx.save_for_backward(x, weight)
-        ctx.biased = bias is not None
+    setup_context = staticmethod(_Linear.setup_context)
 
     @staticmethod
     @once_differentiable

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from iolaus import STORAGE
 from iolaus.errors import (
     EXIT_INTERRUPTED,
     InputError,
@@ -72,7 +73,7 @@ def parser() -> argparse.ArgumentParser:
     common = _Parser(add_help=False)
     common.add_argument(
         "--storage",
-        default="sqlite:///outputs/studies.db",
+        default=STORAGE,
         metavar="URL",
         help="database URL, SQLite file or Optuna journal (default: %(default)s)",
     )
