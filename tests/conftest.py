@@ -6,8 +6,9 @@ import os
 import subprocess
 import sys
 
-if "PYTEST_XDIST_WORKER" in os.environ:  # a process per core: more threads would only wait
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
+# A process per core: more threads would only wait. Stacks are in one part then; what is about parts
+# asks for two threads.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 from hypothesis import settings

@@ -50,13 +50,13 @@ def widths_seen(monkeypatch):
     """The width of the stack at every step, those aside that try whether the model stacks."""
     seen = []
     monkeypatch.setattr("iolaus.width.why_not_stacked", lambda program: None)
-    original = Step.__call__
+    original = Step.update
 
     def spy(self, stack, *arguments):
         seen.append(stack.width)
         return original(self, stack, *arguments)
 
-    monkeypatch.setattr(Step, "__call__", spy)
+    monkeypatch.setattr(Step, "update", spy)
     return seen
 
 
@@ -65,13 +65,22 @@ def little_memory(monkeypatch):
     """Steps of stacks with more than `most` slots have no memory: `little_memory(most)`."""
 
     def set_most(most):
-        original = Step.__call__
+        original = Step.update
 
         def short(self, stack, *arguments):
             if stack.width > most:
                 raise torch.OutOfMemoryError("CUDA out of memory")
             return original(self, stack, *arguments)
 
-        monkeypatch.setattr(Step, "__call__", short)
+        monkeypatch.setattr(Step, "update", short)
 
     return set_most
+
+
+@pytest.fixture
+def two_threads():
+    """Stacks advance in two parts, whatever the machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)

@@ -23,7 +23,7 @@ class Memory:
     def __init__(self, monkeypatch):
         self.slots, self.most, self.ran_out = 1000, 0, 0
         self._stacks = weakref.WeakSet()
-        made, step = Stack.__init__, Step.__call__
+        made, step = Stack.__init__, Step.update
 
         def remember(stack, *arguments):
             made(stack, *arguments)
@@ -41,7 +41,7 @@ class Memory:
             return step(this, stack, *arguments)
 
         monkeypatch.setattr(Stack, "__init__", remember)
-        monkeypatch.setattr(Step, "__call__", stepping)
+        monkeypatch.setattr(Step, "update", stepping)
         monkeypatch.setattr("iolaus.width.why_not_stacked", lambda program: None)
 
     def _taken(self):
@@ -125,14 +125,14 @@ def test_seeds_do_not_train_together_once_memory_ran_out(memory, caplog):
 
 def raising(monkeypatch, count, bad):
     """Trials one of which raises."""
-    step = Step.__call__
+    step = Step.update
 
     def short(this, stack, *arguments):
         if (stack.optimizer["weight_decay"] == 0.5).any():
             raise ValueError("singular matrix")
         return step(this, stack, *arguments)
 
-    monkeypatch.setattr(Step, "__call__", short)
+    monkeypatch.setattr(Step, "update", short)
     return [
         make_spec(*ADAMW, f"{DECAY}{0.5 if n == bad else 0.1}", f"training.seed={n}", number=n)
         for n in range(count)

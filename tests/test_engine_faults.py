@@ -62,14 +62,14 @@ def test_the_width_is_halved_again_and_stays_so_for_the_next_stream(
 
 
 def test_out_of_memory_with_one_trial_fails_that_trial_alone(monkeypatch):
-    original = Step.__call__
+    original = Step.update
 
     def short(self, stack, *arguments):
         if (stack.optimizer["weight_decay"] == 0.5).any():
             raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2 GiB")
         return original(self, stack, *arguments)
 
-    monkeypatch.setattr(Step, "__call__", short)
+    monkeypatch.setattr(Step, "update", short)
     trials = [make_spec(*ADAMW, f"{DECAY}{d}", number=n) for n, d in enumerate((0.1, 0.5, 0.2))]
     for width in (1, 3):
         results = by_number(train(trials, width=width))
@@ -110,7 +110,7 @@ def test_no_memory_for_a_single_stack_fails_its_trials_and_the_stream_goes_on(mo
 
 def test_a_stack_that_ran_out_of_memory_is_gone_before_the_next_begins(monkeypatch):
     stacks, alive = [], []
-    original, step = Stack.__init__, Step.__call__
+    original, step = Stack.__init__, Step.update
 
     def remember(self, *arguments):
         gc.collect()
@@ -125,7 +125,7 @@ def test_a_stack_that_ran_out_of_memory_is_gone_before_the_next_begins(monkeypat
         return step(self, stack, *arguments)
 
     monkeypatch.setattr(Stack, "__init__", remember)
-    monkeypatch.setattr(Step, "__call__", short)
+    monkeypatch.setattr(Step, "update", short)
     assert len(by_number(train(specs(4), width=Numbered(4)))) == 4
     assert alive
     assert max(alive) <= 2
@@ -145,7 +145,7 @@ class Numbered(Widths):
 def one_raises(monkeypatch):
     """A step of a stack that holds a weight decay of 0.5 raises; returns how often it did."""
     raised = []
-    original = Step.__call__
+    original = Step.update
 
     def raising(self, stack, *arguments):
         if (stack.optimizer["weight_decay"] == 0.5).any():
@@ -153,7 +153,7 @@ def one_raises(monkeypatch):
             raise ValueError("singular\n matrix")
         return original(self, stack, *arguments)
 
-    monkeypatch.setattr(Step, "__call__", raising)
+    monkeypatch.setattr(Step, "update", raising)
     program._programs.cache_clear()  # a stack is tried with the values of a program's first trial
     yield raised
     program._programs.cache_clear()

@@ -326,7 +326,7 @@ def test_two_trials_that_do_not_fit_into_memory_train_one_by_one(program, monkey
     def short(self):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(module._Stepper, "__call__", short)
+    monkeypatch.setattr(module._Stepper, "once", short)
     assert Widths("auto").of(program) == 1
     (line,) = caplog.messages
     assert line.endswith("train one by one: two trials do not fit into memory")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -22,7 +22,8 @@ from iolaus.monitor import Monitor, Raised, telling
 from iolaus.program import Program
 from iolaus.slot import Slot, not_started
 from iolaus.spec import State, TrialResult, TrialSpec
-from iolaus.step import Moment, Step
+from iolaus.step import Step
+from iolaus.steps import Moments, Steps
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +57,7 @@ class Engine:
     def __init__(self, program: Program, monitor: Monitor, limit: int):
         self.program, self.monitor, self.limit = program, monitor, limit
         self.step, self.stack = Step(program), program.stack(0)
-        self.replayed = graph.Replayed(self.step, self.stack)
+        self.steps = Steps(self.step, self.stack, program.sources["train"])
         self.slots: list[Slot | None] = []
         self.device_name = device.describe(program.device)
         self.block_steps = 1
@@ -150,7 +151,7 @@ class Engine:
             return
         live = self.live
         self.stack = self.stack.moved([place for place, _ in live], width)
-        self.replayed = graph.Replayed(self.step, self.stack)
+        self.steps = Steps(self.step, self.stack, self.program.sources["train"])
         self.slots = [slot for _, slot in live] + [None] * (width - len(live))
 
     def _fitting(self, wanted: int) -> int:
@@ -224,12 +225,7 @@ class Engine:
         lr = torch.tensor(lrs, dtype=torch.float64).T.contiguous().to(place)
         index = (torch.arange(steps).unsqueeze(1) + at).to(place)
         keys = {n: streams.split(stack.keys[n], index) for n in self.step.streams()}
-        losses = torch.empty(steps, stack.width, device=place)
-        batches = self.program.sources["train"].batches(self._orders(live, steps))
-        for number, (x, y) in enumerate(batches):
-            row = {name: key[number] for name, key in keys.items()}
-            moment = Moment(lr[number], index[number] + 1, row)
-            losses[number] = self.replayed(x, y, moment)
+        losses = self.steps.run(self._orders(live, steps), Moments(lr, index + 1, keys))
         columns = losses.T.tolist()
         seconds = time.perf_counter() - began
         self.block_steps = max(1, min(1000, round(BLOCK_SECONDS / seconds * steps)))
@@ -242,15 +238,15 @@ class Engine:
                 ends[where] = ("failed", reason)
         return self._ends(ends)
 
-    def _orders(self, live: list[tuple[int, Slot]], steps: int) -> Iterable[Tensor]:
-        """Sample numbers of each step: (S, B), where an empty slot repeats a live one's; or (B,)
-        where all trials see the same."""
+    def _orders(self, live: list[tuple[int, Slot]], steps: int) -> Tensor:
+        """Sample numbers: (T, S, B), where an empty slot repeats a live one's; or (T, B) where all
+        trials see the same."""
         first = live[0][1].batches(steps)
         if self.step.shares_batches and len({(s.order_key, s.step) for _, s in live}) == 1:
-            return first.unbind(0)
+            return first
         orders = dict.fromkeys(range(self.stack.width), first)
         orders |= {place: slot.batches(steps) for place, slot in live[1:]}
-        return torch.stack(list(orders.values()), dim=1).unbind(0)
+        return torch.stack(list(orders.values()), dim=1)
 
     # --- events ----------------------------------------------------------------------------------
 

@@ -26,6 +26,9 @@ class Lasting(list[Tensor]):
         return _rows(self)
 
 
+Grad = Tensor | list[Tensor]
+"""A gradient (S, *shape), or the same slot by slot."""
+
 Kernel = Callable[[list[Tensor], list[Tensor], list[list[Tensor]], dict[str, float], float], None]
 """(parameters, gradients, moments, hyperparameters with lr, number of the step)"""
 
@@ -100,7 +103,7 @@ def suits(name: str, params: Sequence[Tensor]) -> bool:
 def update(
     name: str,
     params: Sequence[Tensor],
-    grads: Sequence[Tensor],
+    grads: Sequence[Grad],
     moments: Sequence[Sequence[Tensor]],
     hyper: Mapping[str, Tensor],
     lr: Tensor,
@@ -109,11 +112,11 @@ def update(
     """One step in place; see `optim.Rule.update`, but for `moments`, which come in the rule's
     order."""
     kernel = KERNELS[name]
-    grads = [grad.contiguous() for grad in grads]
     groups = list(_groups({**hyper, "lr": lr}, step))
-    if len(groups) == 1:
+    whole = [grad.contiguous() for grad in grads if isinstance(grad, Tensor)]
+    if len(groups) == 1 and len(whole) == len(grads):
         numbers, number, _ = groups[0]
-        kernel(list(params), grads, [list(m) for m in moments], numbers, number)
+        kernel(list(params), whole, [list(m) for m in moments], numbers, number)
         return
     kinds = (params, grads, *moments)
     rows = [kind.rows if isinstance(kind, Lasting) else _rows(kind) for kind in kinds]
@@ -133,6 +136,7 @@ def _groups(
         yield dict(zip(hyper, numbers[:-1], strict=True)), float(numbers[-1]), slots
 
 
-def _rows(tensors: Sequence[Tensor]) -> list[tuple[Tensor, ...]]:
+def _rows(tensors: Sequence[Grad]) -> list[tuple[Tensor, ...]]:
     """For each slot its tensors."""
-    return list(zip(*(tensor.unbind(0) for tensor in tensors), strict=True))
+    each = [t.contiguous().unbind(0) if isinstance(t, Tensor) else t for t in tensors]
+    return list(zip(*each, strict=True))

@@ -65,10 +65,8 @@ def _forward(layer: nn.Linear, x: Tensor) -> Tensor:
     ):
         return F.linear(x, weight, bias)
     flat = x if x.dim() == 2 else x.reshape(samples, -1)
-    if torch._C._are_functorch_transforms_active():
+    if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
         product: Tensor = _Linear.apply(flat, weight, bias)
-    elif torch.is_grad_enabled():  # a function of ours costs more than it saves one slot
-        return F.linear(x, weight, bias)
     else:
         product = _product(flat, weight, bias)
     return product if x.dim() == 2 else product.view(*x.shape[:-1], -1)
@@ -150,9 +148,9 @@ class _Stacked(torch.autograd.Function):
         if of_weight and x.dim() == 2:
             every = grad.transpose(1, 2).reshape(-1, grad.shape[1])
             of_weights = _matrix_product(every, x).view(weight.shape)
-        elif of_weight:
-            pairs = zip(each, x.unbind(0), strict=True)
-            of_weights = torch.stack([_matrix_product(g.T, row) for g, row in pairs])
+        elif of_weight:  # transposed together: each operation counts
+            pairs = zip(grad.mT.unbind(0), x.mT.unbind(0), strict=True)
+            of_weights = torch.stack([_product(g, row, None) for g, row in pairs])
         return found, of_weights, grad.sum(1) if of_bias and ctx.biased else None
 
     @staticmethod

@@ -51,7 +51,7 @@ class Rule(ABC):
     def update(
         self,
         params: Sequence[Tensor],
-        grads: Sequence[Tensor],
+        grads: Sequence[fused.Grad],
         moments: Mapping[str, Sequence[Tensor]],
         hyper: Hyper,
         lr: Tensor,
@@ -61,7 +61,7 @@ class Rule(ABC):
 
         Args:
             params: tensors (S, ...).
-            grads: gradients of the same shapes; they may be overwritten.
+            grads: gradients of the same shapes, whole or slot by slot; they may be overwritten.
             moments: for each name in `moments`, tensors like `params`, zero at first.
             hyper: float64 (S,) by name, with `weight_decay`.
             lr: float64 (S,), after schedule and scaling.
@@ -73,7 +73,8 @@ class Rule(ABC):
             known.setdefault("weight_decay", torch.zeros_like(lr))
             fused.update(self.name, params, grads, ordered, known, lr, step)
             return
-        self.written_out(params, grads, moments, hyper, lr, step)
+        whole = [grad if isinstance(grad, Tensor) else torch.stack(grad) for grad in grads]
+        self.written_out(params, whole, moments, hyper, lr, step)
 
     def written_out(
         self,

@@ -8,6 +8,7 @@ written, and by `train.py` for every new static part of a stream of specs.
 from __future__ import annotations
 
 import math
+from collections.abc import Hashable
 from functools import lru_cache
 from typing import Any
 
@@ -24,6 +25,7 @@ from iolaus.regularization import beta_table
 from iolaus.schema import Plateau
 from iolaus.spec import TrialSpec
 from iolaus.stack import Numbers, Stack
+from iolaus.tape import Reel
 from iolaus.task import Task, direction_of
 
 _PICTURES_ONLY = {
@@ -88,6 +90,7 @@ class Program:
         self.batch_norms = layers.batch_norms(self.module)
         self.sources = _sources(config.data, str(self.device))
         resident = isinstance(self.sources["train"], batches.DeviceSource)
+        self.reels: dict[Hashable, Reel] = {}  # recorded steps
         self.order_device = self.device if resident else torch.device("cpu")
 
     @classmethod

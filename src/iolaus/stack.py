@@ -8,6 +8,7 @@ Rows are written in place, so that shapes and addresses stay as they are while t
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -58,6 +59,13 @@ class Bank:
             self.views[name] = group.permute([order.index(axis) for axis in range(len(order))])
         if width == 1:  # all parameters are one long row: an update is a few operations
             self.groups = fused.Lasting([storage.view(1, -1)])
+
+    def part(self, slots: slice) -> Bank:
+        """Some slots, in the same memory."""
+        other = copy.copy(self)
+        other.views = {name: view[slots] for name, view in self.views.items()}
+        other.groups = fused.Lasting(group[slots] for group in self.groups)
+        return other
 
     def row(self, slot: int) -> Row:
         """Views of one slot's tensors."""
@@ -131,10 +139,35 @@ class Stack:
         self.traits: Row = {}
         self.keys: Row = {}
         self.mixup: Tensor | None = None
+        self.one_row = width == 1  # of one trial, all parameters are one long row
+        self._expose()
+
+    def _expose(self) -> None:
         # The tensors that gradients are taken of: without the slot axis where there is one slot.
-        trial = self.params.row(0) if width == 1 else self.params.views
+        trial = self.params.row(0) if self.width == 1 else self.params.views
         self.leaves = {name: view.detach().requires_grad_() for name, view in trial.items()}
-        self.live_buffers = self.buffers.row(0) if width == 1 else self.buffers.views
+        self.live_buffers = self.buffers.row(0) if self.width == 1 else self.buffers.views
+
+    def part(self, slots: slice) -> Stack:
+        """Some slots as a stack of their own, in the same memory. What is inserted into this stack
+        later is in it too."""
+        other = copy.copy(self)
+        other.width, other.one_row = slots.stop - slots.start, False
+        for name in ("params", "buffers", "best_params", "best_buffers"):
+            setattr(other, name, getattr(self, name).part(slots))
+        other.moments = {name: bank.part(slots) for name, bank in self.moments.items()}
+        for name in ("optimizer", "traits", "keys"):
+            setattr(other, name, {key: row[slots] for key, row in getattr(self, name).items()})
+        other.mixup = None if self.mixup is None else self.mixup[slots]
+        other._expose()
+        return other
+
+    @property
+    def lasting(self) -> list[Tensor]:
+        """All that a step reads or writes and that stays where it is, but for the optimizer's."""
+        rows = (self.leaves, self.live_buffers, self.traits)
+        tensors = [tensor for row in rows for _, tensor in sorted(row.items())]
+        return [*tensors, *self.params.groups, *([] if self.mixup is None else [self.mixup])]
 
     def insert(self, slot: int, initial: Row, numbers: Numbers) -> None:
         """Start a trial in a slot: its initial parameters and buffers, zero moments, its own
@@ -173,8 +206,10 @@ class Stack:
 
     def as_groups(self, grads: Sequence[Tensor]) -> list[Tensor]:
         """Gradients, in the order of the parameters, as `params.groups` lie."""
-        if self.width == 1:
+        if self.one_row:
             return [torch.cat([grad.reshape(-1) for grad in grads]).unsqueeze(0)]
+        if self.width == 1:
+            grads = [grad.unsqueeze(0) for grad in grads]
         names = zip(self.params.views, _apart(grads), strict=True)
         return [
             grad.permute(self._orders[name]) if name in self._orders else grad

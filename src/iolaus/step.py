@@ -9,7 +9,7 @@ Notation: x (S, B, *shape), y (S, B); everything per slot has shape (S,).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call, vmap
 
-from iolaus import regularization, streams
+from iolaus import fused, regularization, streams
 from iolaus.augment import Augmentation
 from iolaus.data.batches import Source
 from iolaus.device import autocast
@@ -83,42 +83,57 @@ class Step:
                 (B, *shape) and (B,).
             moment: the numbers of this step.
         """
-        x, extra = self._prepare(stack, x, y, moment)
-        losses, grads, updated = self.gradients(stack, x, y, extra)
+        losses, grads = self.gradients(stack, x, y, moment.keys)
+        self.update(stack, grads, moment)
+        return losses
+
+    def gradients(
+        self, stack: Stack, x: Tensor, y: Tensor, keys: Row
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Losses (S,) and gradients, as `stack.params.groups` lie, with L1 and clipping; batch
+        norms' statistics are moved on. What it does depends on no number, so that a tape holds it.
+        """
+        x, extra = self._prepare(stack, x, y, keys)
+        losses, each, updated = self._differentiated(stack, x, y, extra)
         with torch.no_grad():
-            params = stack.params.groups
-            grads = stack.as_groups(grads)
+            params, grads = stack.params.groups, stack.as_groups(each)
             if self.uses("l1"):
                 regularization.add_l1(grads, params, stack.traits["l1"])
             if self.uses("clip_value"):
                 regularization.clip_by_value(grads, stack.traits["clip_value"])
             if self.uses("clip_norm"):
                 regularization.clip_by_norm(grads, stack.traits["clip_norm"])
-            moments = {name: bank.groups for name, bank in stack.moments.items()}
-            self._update(params, grads, moments, stack.optimizer, moment.lr, moment.step)
             for name, value in updated.items():
                 stack.live_buffers[name].copy_(value)
-        return losses
+        return losses, grads
+
+    def update(self, stack: Stack, grads: Sequence[fused.Grad], moment: Moment) -> None:
+        """Move the parameters in place; see `optim.Rule.update`."""
+        moments = {name: bank.groups for name, bank in stack.moments.items()}
+        with torch.no_grad():
+            self._update(
+                stack.params.groups, grads, moments, stack.optimizer, moment.lr, moment.step
+            )
 
     def _prepare(
-        self, stack: Stack, x: Tensor, y: Tensor, moment: Moment
+        self, stack: Stack, x: Tensor, y: Tensor, keys: Row
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Augment and mix the batch; collect what the loss needs per slot."""
         extra: dict[str, Tensor] = {}
         if self.augment.any:
-            x = self.augment(x, moment.keys["augment"], stack.traits)
+            x = self.augment(x, keys["augment"], stack.traits)
         if self.uses("mixup"):
             assert stack.mixup is not None
-            lam = regularization.mixup_lambda(moment.keys["mixup"], stack.mixup)
+            lam = regularization.mixup_lambda(keys["mixup"], stack.mixup)
             x, partner = regularization.mix_inputs(x, lam), regularization.partners(y)
             extra |= {"lam": lam, "partner": partner}
         if self.program.dropouts:
-            extra |= {"key": moment.keys["dropout"], "dropout": stack.traits["dropout"]}
+            extra |= {"key": keys["dropout"], "dropout": stack.traits["dropout"]}
         if self.uses("label_smoothing"):
             extra["smoothing"] = stack.traits["label_smoothing"]
         return x, extra
 
-    def gradients(
+    def _differentiated(
         self, stack: Stack, x: Tensor, y: Tensor, extra: dict[str, Tensor]
     ) -> tuple[Tensor, list[Tensor], Row]:
         """Losses (S,), gradients in the order of the parameters, and new batch-norm statistics.

@@ -15,19 +15,21 @@ import json
 import logging
 import platform
 import time
-from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from iolaus import device, files, graph
+from iolaus import device, files
+from iolaus.data.batches import DeviceSource
+from iolaus.data.dataset import TensorSplit
 from iolaus.errors import EnvironmentFault, one_line
 from iolaus.program import Program
 from iolaus.stack import Stack
-from iolaus.step import Moment, Step
+from iolaus.step import Step
+from iolaus.steps import Moments, Steps
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +43,8 @@ WORTH_A_TRY = 16
 """Up to here a gain may yet come: vmap costs a fixed time per step."""
 LONG_STEP_S = 0.02
 """Beside a step of so many seconds that time is nothing."""
+STEPS = 4
+"""Steps that are timed together."""
 SAMPLE_S = 0.05
 """Seconds of steps that are timed at each width, at least three steps."""
 NOISE = 1.4
@@ -117,7 +121,7 @@ def why_not_stacked(program: Program) -> str | None:
     """Try a step and an evaluation of two trials: what vmap says against it, or None."""
     try:
         stepper = _Stepper(program, 2, compiles=False)  # what compiles is seen when it trains
-        stepper()
+        stepper.once()
         stepper.evaluate()
     except Exception as error:  # a user's module may raise anything
         if device.out_of_memory(error):
@@ -198,11 +202,11 @@ def _time(program: Program, width: int) -> float:
         stepper()
         stepper.wait()
         taken.append(time.perf_counter() - began)
-    return min(taken) / width  # what else the machine does can only make a step slower
+    return min(taken) / STEPS / width  # what else the machine does can only make a step slower
 
 
 class _Stepper:
-    """A stack of equal trials that sees one made-up batch again and again."""
+    """A stack of equal trials that see one made-up batch again and again."""
 
     def __init__(self, program: Program, width: int, *, compiles: bool | None = None):
         self.program, self.step = program, Step(program, compiles=compiles)
@@ -213,30 +217,31 @@ class _Stepper:
         samples, shape = program.batch_size, program.data.input_shape
         self.y = program.data.train.y[:samples].to(place)
         self.x = torch.rand(samples, *shape, generator=torch.Generator().manual_seed(0)).to(place)
-        each = (width, *self.x.shape)
-        self.batch = self.x.expand(each).contiguous(), self.y.expand(width, samples).contiguous()
-        keys = {name: self.stack.keys[name] for name in self.step.streams()}
-        lr = torch.full((width,), 1e-4, dtype=torch.float64, device=place)
-        self.moment = Moment(lr, torch.ones(width, dtype=torch.int64, device=place), keys)
-        self.replayed = graph.Replayed(self.step, self.stack)
+        order = torch.arange(samples, device=place)
+        self.orders = order.expand(STEPS, width, samples).contiguous()
+        steps = torch.ones(STEPS, width, dtype=torch.int64, device=place)
+        keys = {name: self.stack.keys[name].expand_as(steps) for name in self.step.streams()}
+        lr = torch.full((STEPS, width), 1e-4, dtype=torch.float64, device=place)
+        self.moments = Moments(lr, steps, keys)
+        self.source = DeviceSource(TensorSplit(self.x, self.y), place)
+        self.steps = Steps(self.step, self.stack, self.source)
 
     def __call__(self) -> None:
-        self.replayed(*self.batch, self.moment)
+        """A few steps, as they are trained."""
+        self.steps.run(self.orders, self.moments)
+
+    def once(self) -> None:
+        """A step, batched by vmap whatever the machine."""
+        x, y = self.source.gather(self.orders[0])
+        self.step(self.stack, x, y, self.moments.at(0))
 
     def evaluate(self) -> None:
-        self.step.measure(self.stack.params.views, self.stack.buffers.views, self, len(self.y))
+        params, buffers = self.stack.params.views, self.stack.buffers.views
+        self.step.measure(params, buffers, self.source, len(self.y))
 
     def wait(self) -> None:
         if self.program.device.type == "cuda":
             torch.cuda.synchronize(self.program.device)
-
-    def batches(self, indices: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-        """The batch, whatever is asked for."""
-        return ((self.x, self.y) for _ in indices)
-
-    def chunks(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """As a `Source` of one batch."""
-        return zip(torch.split(self.x, size), torch.split(self.y, size), strict=True)
 
 
 def _key(program: Program) -> str:

@@ -12,6 +12,8 @@ tolerance is 1e-3, far below what a wrong seed, learning rate or mask does (see
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 import torch
 from support import make_spec
@@ -20,7 +22,8 @@ from iolaus import streams
 from iolaus.monitor import Monitor
 from iolaus.program import Program
 from iolaus.slot import Slot
-from iolaus.step import Moment, Step
+from iolaus.step import Step
+from iolaus.steps import Part
 from iolaus.train import train
 
 pytestmark = pytest.mark.slow
@@ -138,15 +141,18 @@ def test_regression():
 
 @pytest.fixture
 def steps_taken(monkeypatch):
-    """Of every step: the optimizer, the width, and whether all slots saw one batch."""
+    """Of every step of a part: the optimizer, the width, whether all slots saw one batch, and the
+    thread that took it."""
     taken = []
-    original = Step.__call__
+    original = Part.__call__
 
-    def spy(self, stack, x, y, moment):
-        taken.append((self.program.config.optimizer.name, stack.width, y.dim() == 1))
-        return original(self, stack, x, y, moment)
+    def spy(self, x, y, moment):
+        name = self.step.program.config.optimizer.name
+        thread = threading.current_thread().name
+        taken.append((name, self.stack.width, y.dim() == 1, thread))
+        return original(self, x, y, moment)
 
-    monkeypatch.setattr(Step, "__call__", spy)
+    monkeypatch.setattr(Part, "__call__", spy)
     return taken
 
 
@@ -156,7 +162,18 @@ def steps_taken(monkeypatch):
 )
 def test_a_stack_of_all_that_narrows(model, optimizer, steps_taken):
     same(trials(*MODELS[model], *OPTIMIZERS[optimizer]), [5])
-    assert {width for _, width, _ in steps_taken} == {5, 3, 2, 1}
+    assert {width for _, width, _, _ in steps_taken} == {5, 3, 2, 1}
+
+
+@pytest.mark.parametrize(
+    ("model", "optimizer"),
+    [("mlp", "adamw"), ("mlp_batch_norm", "sgd"), ("convnet", "rmsprop"), ("resnet", "adam")],
+)
+def test_a_stack_whose_parts_advance_in_threads(model, optimizer, steps_taken, two_threads):
+    """Of five slots in parts of two and three, each by a thread, down to one slot in one part."""
+    same(trials(*MODELS[model], *OPTIMIZERS[optimizer]), [5])
+    assert {width for _, width, _, _ in steps_taken} == {3, 2, 1}
+    assert {thread for _, _, _, thread in steps_taken} == {"MainThread", "part_0", "part_1"}
 
 
 @pytest.mark.parametrize("model", ["mlp_batch_norm", "convnet"])
@@ -165,7 +182,7 @@ def test_stacks_of_two_optimizers_that_take_turns(model, steps_taken):
     others = trials(*MODELS[model], *OPTIMIZERS["rmsprop"])
     mixed = [others[n] if n % 2 else specs[n] for n in range(5)]
     same(mixed, [3])
-    assert {(name, width) for name, width, _ in steps_taken} >= {("sgd", 2), ("rmsprop", 1)}
+    assert {(name, width) for name, width, _, _ in steps_taken} >= {("sgd", 2), ("rmsprop", 1)}
 
 
 @pytest.mark.parametrize("model", ["mlp", "mlp_batch_norm", "convnet"])
@@ -177,7 +194,7 @@ def test_seeds_that_share_their_batches(model, steps_taken):
         for number, seed in ((0, 4), (2, 4), (3, 5), (4, 6))
     ]
     same(specs, [4])
-    assert any(shared and width == 4 for _, width, shared in steps_taken)
+    assert any(shared and width == 4 for _, width, shared, _ in steps_taken)
     first, twin, other, _ = sorted(train(specs, width=4), key=lambda result: result.spec.number)
     assert first.history == twin.history  # in one stack, to the last bit
     assert first.history != other.history
@@ -215,9 +232,8 @@ def test_dropout_masks_are_equal_to_the_last_bit(monkeypatch):
     def draws(specs, x, y, number):
         stack, step, count = filled(program, specs), Telling(program), len(specs)
         keys = {"dropout": streams.split(stack.keys["dropout"], number)}
-        moment = Moment(torch.zeros(count), torch.full((count,), number + 1), keys)
-        x, extra = step._prepare(stack, x, y, moment)
-        updated = step.gradients(stack, x, y, extra)[2]
+        x, extra = step._prepare(stack, x, y, keys)
+        updated = step._differentiated(stack, x, y, extra)[2]
         return [updated[f"draw {layer}"].reshape(count, -1) for layer in range(2)]
 
     seen = set()

@@ -1,0 +1,358 @@
+"""The tensor operations of a function, recorded as it runs and run again without it.
+
+A small model's step is a hundred operations of a few microseconds each, and Python, autograd and
+vmap need longer to arrive at them than they take. A tape holds the operations alone, in the order
+in which they came, as a short Python function. It is kept only if a second recording gave the same:
+what reads a number out of a tensor, draws from torch's generator or has a result of varying shape
+is never on tape, and what differs from call to call (a counter in a module) is noticed.
+
+Called by `parts.py`. It is to a CPU what `graph.py` is to a GPU: a tape gives bit-equal numbers,
+since it calls the same kernels on the same values.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._ops import OpOverload
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from iolaus.errors import one_line
+
+Output = Tensor | list[Tensor]
+Run = Callable[..., list[Output]]
+"""The operations again: takes the inputs, gives the outputs."""
+
+_ALIASES = {torch.ops.aten.alias.default, torch.ops.aten.detach.default}
+_BY_VALUE = (torch.dtype, torch.device, torch.layout, torch.memory_format)
+_REFUSED = {
+    torch.Tag.data_dependent_output: "reads a number out of a tensor",
+    torch.Tag.dynamic_output_shape: "has a result whose shape depends on numbers",
+    torch.Tag.nondeterministic_seeded: "draws from torch's generator",
+    torch.Tag.inplace_view: "changes a tensor's shape in place",
+}
+
+
+class _NotRecordable(Exception):
+    """The function does what no tape can hold; says what, in a few words."""
+
+
+@dataclass(frozen=True)
+class Tape:
+    """Recorded operations as source text, and the objects that it names."""
+
+    source: str
+    objects: Mapping[str, Any]
+
+    def bind(self, lasting: Sequence[Tensor]) -> Run:
+        """A function of the inputs that works on these tensors: like those of the recording, in
+        the same order. It holds no state, so threads may share it."""
+        names = dict(self.objects)
+        exec(compile(self.source, "<tape>", "exec"), names)
+        run: Run = names["bind"](*lasting)
+        return run
+
+    def equals(self, other: Tape) -> bool:
+        """Whether another recording has the same operations, on the same constants."""
+        pairs = ((self.objects[name], other.objects.get(name)) for name in self.objects)
+        return self.source == other.source and all(_same(a, b) for a, b in pairs)
+
+
+@dataclass
+class Reel:
+    """What has been recorded of a function so far: nothing, once, a tape, or why there is none."""
+
+    tape: Tape | None = None
+    reason: str | None = None
+    _first: Tape | None = None
+
+    @property
+    def open(self) -> bool:
+        """Whether the next call has to be recorded."""
+        return self.tape is None and self.reason is None
+
+    def record(
+        self,
+        function: Callable[[], Sequence[Tensor]],
+        lasting: Sequence[Tensor],
+        inputs: Sequence[Tensor],
+        *,
+        apart: bool = False,
+    ) -> list[Tensor]:
+        """Run a function and write down the operations that it comes to; see `recorded`."""
+        outputs, found = recorded(function, lasting, inputs, apart=apart)
+        if isinstance(found, str):
+            self.reason = found
+        elif self._first is None:
+            self._first = found
+        elif self._first.equals(found):
+            self.tape = found
+        else:
+            self.reason = "what it does changes from call to call"
+        return outputs
+
+
+def recorded(
+    function: Callable[[], Sequence[Tensor]],
+    lasting: Sequence[Tensor],
+    inputs: Sequence[Tensor],
+    *,
+    apart: bool = False,
+) -> tuple[list[Tensor], Tape | str]:
+    """Run a function once and write down the tensor operations that it comes to.
+
+    Args:
+        function: computes some tensors from `lasting`, `inputs` and constants.
+        lasting: tensors that stay where they are: views of them are made once, when a tape is
+            bound.
+        inputs: tensors that are others in each call, always of the same shapes.
+        apart: whether an output that only puts tensors together (torch.stack) may be a list of
+            these instead, when the tape is run.
+
+    Returns:
+        What the function returned, and the tape or why there can be none.
+
+    Raises:
+        Exception: whatever the function raises.
+    """
+    recorder = _Recorder()
+    try:
+        with recorder:
+            outputs = list(function())
+    except Exception as error:  # perhaps only because it was looked at, or took more memory
+        reason = one_line(error) or type(error).__name__
+        recorder.calls.clear()
+    else:
+        try:
+            writer = _Writer(lasting, inputs)
+            for call in recorder.calls:
+                writer.add(call)
+            return outputs, writer.tape(outputs, apart=apart)
+        except _NotRecordable as refused:
+            return outputs, str(refused)
+    return list(function()), reason
+
+
+@dataclass(frozen=True)
+class _Call:
+    operation: Any
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    found: Any
+
+
+class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Writes down every operation below autograd and vmap. All tensors live until it is gone, so
+    that their ids stay theirs."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.calls: list[_Call] = []
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # to skip it means to import it, which takes seconds
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        found = func(*args, **(kwargs or {}))
+        self.calls.append(_Call(func, args, kwargs or {}, found))
+        return found
+
+
+@dataclass
+class _Line:
+    """`outputs = text`; `uses` are the tensors in it."""
+
+    text: str
+    outputs: list[str]
+    uses: set[str]
+    changes: bool
+    parts: list[str] | None = None  # what a torch.stack along the first axis puts together
+    several: bool = False
+
+    def __str__(self) -> str:
+        left = ", ".join(self.outputs) + ("," if self.several else "")
+        return f"{left} = {self.text}" if self.outputs else self.text
+
+
+@dataclass
+class _Writer:
+    """Turns recorded operations into source text."""
+
+    lasting: Sequence[Tensor]
+    inputs: Sequence[Tensor]
+    names: dict[int, str] = field(default_factory=dict)
+    objects: dict[str, Any] = field(default_factory=dict)
+    fixed: set[str] = field(default_factory=set)  # names of what is the same in each run
+    constants: set[str] = field(default_factory=set)  # names of tensors from elsewhere
+    bases: dict[str, str] = field(default_factory=dict)  # of a view
+    once: list[_Line] = field(default_factory=list)
+    each: list[_Line] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._known: dict[Any, str] = {}
+        for tensors, letter in ((self.lasting, "p"), (self.inputs, "x")):
+            for tensor in tensors:
+                self._name(tensor, letter)
+        self.fixed.update(self.names[id(tensor)] for tensor in self.lasting)
+
+    def add(self, call: _Call) -> None:
+        operation = call.operation
+        if not isinstance(operation, OpOverload):
+            raise _NotRecordable(f"{operation} is no plain operation")
+        for tag, reason in _REFUSED.items():
+            if tag in operation.tags:
+                raise _NotRecordable(f"{operation} {reason}")
+        uses: set[str] = set()
+        args = [self._text(value, uses) for value in call.args]
+        args += [f"{key}={self._text(value, uses)}" for key, value in call.kwargs.items()]
+        several = isinstance(call.found, tuple | list)
+        found = call.found if several else [call.found]
+        if any(not isinstance(tensor, Tensor | None) for tensor in found):
+            raise _NotRecordable(f"{operation} gives other things than tensors")
+        if _is_itself(call):
+            self.names[id(call.found)] = self.names[id(call.args[0])]
+            return
+        changed = list(_changed(call))
+        if any(self._base(tensor) in self.constants for tensor in changed):
+            raise _NotRecordable(f"{operation} changes a tensor that is not the trial's")
+        views, changes = _is_view(operation), bool(changed)
+        once = not changes and views and uses <= self.fixed
+        if changes and all(id(tensor) in self.names for tensor in found):
+            outputs = []  # an operation in place
+        else:
+            outputs = [self._name(tensor, "c" if once else "v") for tensor in found]
+        if views:
+            self.bases |= dict.fromkeys(outputs, self._base(call.args[0]))
+        text = f"{self._object(getattr(operation, '_op', operation), 'f')}({', '.join(args)})"
+        line = _Line(text, outputs, uses, changes, several=several)
+        if operation is torch.ops.aten.stack.default and len(call.args) == 1:
+            line.parts = [self.names[id(tensor)] for tensor in call.args[0]]
+        (self.once if once else self.each).append(line)
+        if once:
+            self.fixed.update(outputs)
+
+    def tape(self, outputs: Sequence[Tensor], *, apart: bool) -> Tape:
+        """The whole text: what is done once for the lasting tensors, and what in each run."""
+        results = [self._text(tensor, set()) for tensor in outputs]
+        if apart:
+            self._take_apart(results)
+        lines = _needed(self.each, set(self._names_in(results)))
+        taken = ", ".join(self.names[id(tensor)] for tensor in self.lasting)
+        given = ", ".join(self.names[id(tensor)] for tensor in self.inputs)
+        text = [f"def bind({taken}):"]
+        text += [f"    {line}" for line in self.once]
+        text += [f"    def run({given}):"]
+        text += [f"        {line}" for line in self._freeing(lines, results)]
+        text += [f"        return [{', '.join(results)}]", "    return run", ""]
+        return Tape("\n".join(text), self.objects)
+
+    def _names_in(self, results: list[str]) -> list[str]:
+        return [name for text in results for name in text.strip("[]").split(", ")]
+
+    def _take_apart(self, results: list[str]) -> None:
+        """Results that only put tensors together become lists of these."""
+        for line in self.each:
+            (name,) = line.outputs if len(line.outputs) == 1 else (None,)
+            used = any(name in other.uses for other in self.each)
+            if line.parts and results.count(name or "") == 1 and not used:
+                results[results.index(name or "")] = f"[{', '.join(line.parts)}]"
+
+    def _freeing(self, lines: list[_Line], results: list[str]) -> list[str]:
+        """The lines, each tensor being let go after its last use."""
+        seen = set(self._names_in(results)) | {self.names[id(tensor)] for tensor in self.inputs}
+        text: list[str] = []
+        for line in reversed(lines):
+            last = sorted((line.uses | set(line.outputs)) - seen - self.fixed)
+            last = [name for name in last if name[0] == "v"]
+            seen.update(last)
+            text += [f"del {', '.join(last)}"] if last else []
+            text.append(str(line))
+        return text[::-1]
+
+    # --- names -----------------------------------------------------------------------------------
+
+    def _name(self, tensor: Tensor | None, letter: str) -> str:
+        if tensor is None:
+            return "_"
+        name = f"{letter}{len(self.names)}"
+        return self.names.setdefault(id(tensor), name)
+
+    def _text(self, value: Any, uses: set[str]) -> str:
+        """A value as source text."""
+        if isinstance(value, Tensor):
+            name = self.names.get(id(value))
+            if name is None:  # from elsewhere: a constant
+                name = self.names[id(value)] = self._object(value, "c")
+                self.fixed.add(name)
+                self.constants.add(name)
+            uses.add(name)
+            return name
+        if isinstance(value, list | tuple):
+            return f"[{', '.join(self._text(item, uses) for item in value)}]"
+        plain = value is None or isinstance(value, bool | int | str)
+        if plain or (isinstance(value, float) and math.isfinite(value)):
+            return repr(value)
+        return self._object(value, "k")
+
+    def _base(self, tensor: Tensor) -> str:
+        """The name of the tensor whose numbers these are."""
+        name = self.names[id(tensor)]
+        return self.bases.get(name, name)
+
+    def _object(self, value: Any, letter: str) -> str:
+        key = value if isinstance(value, _BY_VALUE) else id(value)
+        if key not in self._known:
+            self._known[key] = f"{letter}_{len(self.objects)}"
+            self.objects[self._known[key]] = value
+        return self._known[key]
+
+
+def _needed(lines: list[_Line], wanted: set[str]) -> list[_Line]:
+    """The lines that the wanted tensors depend on, and those that change a tensor."""
+    kept: list[_Line] = []
+    for line in reversed(lines):
+        if line.changes or wanted & set(line.outputs):
+            wanted |= line.uses
+            kept.append(line)
+    return kept[::-1]
+
+
+def _is_itself(call: _Call) -> bool:
+    """Whether an operation gives the very numbers and shape of its only tensor, unchanged."""
+    if call.operation in _ALIASES:
+        return True
+    if call.operation is torch.ops.aten.permute.default:
+        return list(call.args[1]) == list(range(call.args[0].dim()))
+    same = (torch.ops.aten.view.default, torch.ops.aten.expand.default)
+    return call.operation in same and list(call.args[1]) == list(call.args[0].shape)
+
+
+def _is_view(operation: OpOverload) -> bool:
+    returns = operation._schema.returns
+    return bool(returns) and all(r.alias_info is not None for r in returns)
+
+
+def _changed(call: _Call) -> Iterator[Tensor]:
+    """The tensors that an operation writes to."""
+    for place, argument in enumerate(call.operation._schema.arguments):
+        if argument.alias_info is None or not argument.alias_info.is_write:
+            continue
+        given: Any = call.args[place] if place < len(call.args) else call.kwargs[argument.name]
+        yield from given if isinstance(given, list | tuple) else [given]
+
+
+def _same(one: Any, other: Any) -> bool:
+    if one is other:
+        return True
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        alike = (one.shape, one.dtype, one.device) == (other.shape, other.dtype, other.device)
+        return alike and torch.equal(one, other)
+    return type(one) is type(other) and bool(one == other)
