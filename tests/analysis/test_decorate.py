@@ -16,7 +16,7 @@ from optuna_dashboard._note import get_note_from_system_attrs
 from optuna_dashboard.artifact._backend import list_trial_artifacts
 
 from iolaus import storage
-from iolaus.analysis import dashboard, decorate, notes
+from iolaus.analysis import dashboard, dashboard_rows, decorate, notes
 from iolaus.analysis.library import OpenStudy, open_study
 
 INITS, ACTIVATIONS = ["he", "xavier"], ["relu", "tanh"]
@@ -320,8 +320,10 @@ def test_all_notes_are_one_transaction(tmp_path, monkeypatch):
     study = new(where)
     study.add_trials([create_trial(value=0.1, params={}, distributions={}) for _ in range(3)])
     begun = []
-    original = decorate._write_rows
-    monkeypatch.setattr(decorate, "_write_rows", lambda *given: begun.append(1) or original(*given))
+    original = dashboard_rows._write_rows
+    monkeypatch.setattr(
+        dashboard_rows, "_write_rows", lambda *given: begun.append(1) or original(*given)
+    )
     assert decorated(where)
     assert len(begun) == 1
     assert all(note(study, number) for number in range(3))
