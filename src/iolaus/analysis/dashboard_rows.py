@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from optuna.storages import BaseStorage, RDBStorage
@@ -22,74 +23,96 @@ from sqlalchemy import Connection, func, insert, select, update
 from iolaus import storage
 from iolaus.analysis import notes
 from iolaus.analysis.library import OpenStudy
+from iolaus.errors import EnvironmentFault
 
 Attributes = dict[str, Any]
 """System attributes of a study."""
 
 
+@dataclass(frozen=True)
+class Rows:
+    """The attributes of one study in a storage that can be written to.
+
+    Attributes:
+        target: the storage.
+        study_id: the study's row there.
+        where: what the storage is called.
+    """
+
+    target: BaseStorage
+    study_id: int
+    where: str
+
+    def ended(self) -> str:
+        """What changes whenever a trial ends: how many ended how, and when the last one did."""
+        found = sorted((s.name, n, str(last)) for s, n, last in self._counted() if s.is_finished())
+        return ", ".join(f"{name} {count} {last}" for name, count, last in found)
+
+    def _counted(self) -> list[Any]:
+        """(state, trials, when the last one ended) of every state."""
+        if isinstance(self.target, RDBStorage):
+            from optuna.storages._rdb import models
+
+            rows = models.TrialModel.__table__.c
+            query = select(rows.state, func.count(), func.max(rows.datetime_complete))
+            query = query.where(rows.study_id == self.study_id).group_by(rows.state)
+            with self.target.engine.connect() as connection:
+                return [tuple(row) for row in connection.execute(query)]
+        ends: dict[TrialState, list[Any]] = {}
+        for trial in self.target.get_all_trials(self.study_id, deepcopy=False):
+            ends.setdefault(trial.state, []).append(trial.datetime_complete)
+        return [
+            (state, len(times), max((time for time in times if time), default=None))
+            for state, times in ends.items()
+        ]
+
+    def attribute(self, key: str) -> Any:
+        """One of the attributes, None where there is none."""
+        if not isinstance(self.target, RDBStorage):
+            return self.target.get_study_system_attrs(self.study_id).get(key)
+        from optuna.storages._rdb import models
+
+        rows = models.StudySystemAttributeModel.__table__.c
+        query = select(rows.value_json).where(rows.study_id == self.study_id, rows.key == key)
+        with self.target.engine.connect() as connection:
+            text = connection.scalar(query)
+        return None if text is None else json.loads(text)
+
+    def write(self, change: Callable[[Mapping[str, Any]], Attributes]) -> None:
+        """Set the attributes that `change` makes of all that there are, in one transaction where
+        the storage has any.
+
+        Raises:
+            EnvironmentFault: a journal cannot be written.
+        """
+        if isinstance(self.target, RDBStorage):
+            with self.target.engine.begin() as connection:
+                _write_rows(connection, self.study_id, change)
+            return
+        wanted = change(self.target.get_study_system_attrs(self.study_id))
+        try:
+            for key, value in wanted.items():
+                self.target.set_study_system_attr(self.study_id, key, value)
+        except OSError as error:
+            reason = error.strerror or error
+            raise EnvironmentFault(f"cannot write {self.where}: {reason}") from error
+
+
 @contextlib.contextmanager
-def writable(opened: OpenStudy) -> Iterator[BaseStorage]:
-    """The study's storage, opened to write.
+def rows_of(opened: OpenStudy) -> Iterator[Rows]:
+    """The attributes of a study, whose storage is opened to write.
 
     Raises:
         EnvironmentFault: it cannot be.
     """
     if "://" not in opened.where:  # a journal
-        yield opened.study._storage
+        yield Rows(opened.study._storage, opened.study._study_id, opened.where)
         return
     target = storage.connect(opened.where)
     try:
-        yield target
+        yield Rows(target, target.get_study_id_from_name(opened.name), opened.where)
     finally:
         target.engine.dispose()
-
-
-def ended(target: BaseStorage, study_id: int) -> str:
-    """What changes whenever a trial ends: how many ended how, and when the last one did."""
-    if isinstance(target, RDBStorage):
-        from optuna.storages._rdb import models
-
-        rows = models.TrialModel.__table__.c
-        query = select(rows.state, func.count(), func.max(rows.datetime_complete))
-        query = query.where(rows.study_id == study_id).group_by(rows.state)
-        with target.engine.connect() as connection:
-            found = [tuple(row) for row in connection.execute(query)]
-    else:
-        times_of: dict[TrialState, list[Any]] = {}
-        for trial in target.get_all_trials(study_id, deepcopy=False):
-            times_of.setdefault(trial.state, []).append(trial.datetime_complete)
-        found = [
-            (state, len(times), max((time for time in times if time), default=None))
-            for state, times in times_of.items()
-        ]
-    finished = sorted((s.name, count, str(last)) for s, count, last in found if s.is_finished())
-    return ", ".join(f"{name} {count} {last}" for name, count, last in finished)
-
-
-def attribute(target: BaseStorage, study_id: int, key: str) -> Any:
-    """One system attribute of a study."""
-    if not isinstance(target, RDBStorage):
-        return target.get_study_system_attrs(study_id).get(key)
-    from optuna.storages._rdb import models
-
-    rows = models.StudySystemAttributeModel.__table__.c
-    query = select(rows.value_json).where(rows.study_id == study_id, rows.key == key)
-    with target.engine.connect() as connection:
-        text = connection.scalar(query)
-    return None if text is None else json.loads(text)
-
-
-def write(
-    target: BaseStorage, study_id: int, change: Callable[[Mapping[str, Any]], Attributes]
-) -> None:
-    """Set the system attributes that `change` makes of those that a study has, in one transaction
-    where there are any."""
-    if not isinstance(target, RDBStorage):
-        for key, value in change(target.get_study_system_attrs(study_id)).items():
-            target.set_study_system_attr(study_id, key, value)
-        return
-    with target.engine.begin() as connection:
-        _write_rows(connection, study_id, change)
 
 
 def _write_rows(

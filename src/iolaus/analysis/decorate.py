@@ -18,21 +18,21 @@ Called by `dashboard.py`, and by a sweep that ends (`sweep/sweep.py`).
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import optuna
 from optuna.artifacts import ArtifactMeta, FileSystemArtifactStore
-from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial
 
 from iolaus import storage
 from iolaus.analysis import dashboard_rows, notes, report
-from iolaus.analysis.dashboard_rows import Attributes
+from iolaus.analysis.dashboard_rows import Attributes, Rows
 from iolaus.analysis.frame import objectives
 from iolaus.analysis.library import OpenStudy, place
 from iolaus.analysis.read import trials_of
@@ -49,10 +49,14 @@ FILES = {"best.pt": "application/octet-stream", "history.csv": "text/csv"}
 REPORT = "report.html"
 MOST_BYTES = 256 * 2**20
 """A larger file is no artifact: it is a copy."""
+DELETED = "null"
+"""What the dashboard makes of the attribute of an artifact that a person deletes."""
 DECORATED = "iolaus:decorated"
 """System attribute of a study: what it was like when it was decorated."""
 FORMAT = 1
 """To be raised when more is written, so that old studies get it."""
+
+Asked = Callable[[str], bool]
 
 
 def is_of_iolaus(study: optuna.Study) -> bool:
@@ -86,45 +90,45 @@ def decorate(
     """
     if not is_of_iolaus(opened.study):
         return False
-    with storage.named(opened.where), dashboard_rows.writable(opened) as target:
-        study_id = target.get_study_id_from_name(opened.name)
-        return _decorate(opened, target, study_id, most_notes, written)
+    with storage.named(opened.where), dashboard_rows.rows_of(opened) as rows:
+        return _decorate(opened, rows, most_notes, written)
 
 
-def _decorate(
-    opened: OpenStudy,
-    target: BaseStorage,
-    study_id: int,
-    most_notes: int | None,
-    written: Path | None,
-) -> bool:
+def _decorate(opened: OpenStudy, rows: Rows, most_notes: int | None, written: Path | None) -> bool:
     folder = artifacts(opened.where)
-    before = dashboard_rows.attribute(target, study_id, DECORATED) if folder.is_dir() else None
+    before = rows.attribute(DECORATED) if folder.is_dir() else None
     before = before if isinstance(before, dict) else {}
-    ended = dashboard_rows.ended(target, study_id)
+    ended = rows.ended()
     state = {"format": FORMAT, "trials": ended, "notes": most_notes}
     has_grown = before.get("format") != FORMAT or before.get("trials") != ended
     if not has_grown and before.get("notes") in (None, most_notes):
         return False
     opened = OpenStudy(opened.study, opened.where)  # read anew
-    trials = [trial for trial in trials_of(opened.study) if trial.state.is_finished()]
+    every = trials_of(opened.study)
+    trials = [trial for trial in every if trial.state.is_finished()]
     first = _first(opened, trials)
     noted = _noted(trials, first, most_notes)
     state["notes"] = None if len(noted) == len(trials) else most_notes
     texts = _notes(opened, noted)
     plots, added = {}, Attributes()
+
+    def is_deleted(key: str) -> bool:
+        return bool(rows.attribute(key) == DELETED)
+
     if has_grown:
         plots = _plots(opened)
-        added = _files(opened, folder, first[:TOP]) | _report(opened, folder, written, trials)
+        added = _files(opened, folder, first[:TOP], is_deleted)
+        if trials:
+            added |= _report(opened, folder, written, every[0], is_deleted)
 
     def change(known: Mapping[str, Any]) -> Attributes:
-        # What a person has deleted is known still, as null.
+        # What a person has deleted is known still.
         new = {key: value for key, value in added.items() if key not in known}
         told = dashboard_rows.changed_notes(texts, known)
         drawn = dashboard_rows.changed_plots(plots, known)
         return {**told, **drawn, **new, DECORATED: state}
 
-    dashboard_rows.write(target, study_id, change)
+    rows.write(change)
     return True
 
 
@@ -170,7 +174,9 @@ def _plots(opened: OpenStudy) -> dict[str, str]:
     return {plot.key: plot.figure.to_json()}
 
 
-def _files(opened: OpenStudy, folder: Path, trials: Iterable[FrozenTrial]) -> Attributes:
+def _files(
+    opened: OpenStudy, folder: Path, trials: Iterable[FrozenTrial], is_deleted: Asked
+) -> Attributes:
     """Copy the files of `trials` into the artifacts' folder."""
     added: Attributes = {}
     if opened.folder is None:
@@ -181,31 +187,37 @@ def _files(opened: OpenStudy, folder: Path, trials: Iterable[FrozenTrial]) -> At
             if not file.is_file() or file.is_symlink() or file.stat().st_size > MOST_BYTES:
                 continue
             artifact = _id(opened.name, trial, name)
+            key = f"dashboard:artifacts:{trial._trial_id}:{artifact}"
+            if is_deleted(key):
+                continue
             if not (folder / artifact).exists():
                 _store(folder, artifact, file)
-            key = f"dashboard:artifacts:{trial._trial_id}:{artifact}"
             added[key] = _meta(artifact, name, kind)
     return added
 
 
 def _report(
-    opened: OpenStudy, folder: Path, written: Path | None, trials: list[FrozenTrial]
+    opened: OpenStudy, folder: Path, written: Path | None, first: FrozenTrial, is_deleted: Asked
 ) -> Attributes:
-    """Copy the study's report into the artifacts' folder."""
-    if not trials:
+    """Copy the study's report into the artifacts' folder; by its `first` trial, which stays the
+    same, it is told from that of another study that had the name before."""
+    artifact = _id(opened.name, first, REPORT)
+    key = f"artifacts:{artifact}"
+    if is_deleted(key):
         return {}
-    artifact = _id(opened.name, trials[0], REPORT)
     if written is not None:
         _store(folder, artifact, written)
     else:
         with tempfile.TemporaryDirectory(prefix="iolaus-") as scratch:
             _store(folder, artifact, report.write(opened, Path(scratch) / REPORT))
-    return {f"artifacts:{artifact}": _meta(artifact, REPORT, "text/html")}
+    return {key: _meta(artifact, REPORT, "text/html")}
 
 
 def _id(study: str, trial: FrozenTrial, name: str) -> str:
-    """The same for the same file of the same trial, in whatever storage it is kept."""
-    return str(uuid.uuid5(uuid.NAMESPACE_URL, f"{study}/{trial.datetime_start}/{name}"))
+    """The same for the same file of the same trial, in whatever storage it is kept. Trials of a
+    stack start at the same moment."""
+    of = f"{study}/{trial.number}/{trial.datetime_start}/{name}"
+    return str(uuid.uuid5(uuid.NAMESPACE_URL, of))
 
 
 def _meta(artifact: str, name: str, kind: str) -> str:
@@ -213,10 +225,16 @@ def _meta(artifact: str, name: str, kind: str) -> str:
 
 
 def _store(folder: Path, artifact: str, file: Path) -> None:
+    """Copy a file, so that it is there whole or not at all."""
+    beside = f".{artifact}.{os.getpid()}.tmp"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with file.open("rb") as content:
-            FileSystemArtifactStore(folder).write(artifact, content)
+        try:
+            with file.open("rb") as content:
+                FileSystemArtifactStore(folder).write(beside, content)
+            os.replace(folder / beside, folder / artifact)
+        finally:
+            (folder / beside).unlink(missing_ok=True)
     except OSError as error:
         raise EnvironmentFault(
             f"cannot copy {file} to {folder}: {error.strerror or error}"
