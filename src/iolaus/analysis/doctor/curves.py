@@ -33,11 +33,8 @@ def check(evidence: Evidence) -> Iterator[Finding]:
     if found is None:
         return
     if len(found.values) < FEWEST or found.best.sum() < FEWEST:
-        if (evidence.frame["state"] == "complete").sum() >= FEWEST:
-            text = (
-                f"learning curves cannot be judged: fewer than {FEWEST_STEPS} evaluations per trial"
-            )
-            yield Finding("curves", "fact", text, _oftener(evidence))
+        if len(evidence.complete) >= FEWEST:
+            yield _unknown(evidence, found)
         return
     improving = found.improving
     yield from _said(evidence, found, "improving", improving, found.improving_text, _longer)
@@ -52,6 +49,16 @@ def check(evidence: Evidence) -> Iterator[Finding]:
         yield from _said(evidence, found, "overfitting", overfitting, text, _regularized)
     text = "noisy late: in the second half an evaluation decides more than the settings do"
     yield from _said(evidence, found, "noisy", found.noisy, text, _decayed)
+
+
+def _unknown(evidence: Evidence, found: Curves) -> Finding:
+    """Why nothing can be said."""
+    if found.evaluated < FEWEST:
+        why, command = f"fewer than {FEWEST_STEPS} evaluations per trial", _oftener(evidence)
+    else:
+        why, command = f"fewer than {FEWEST} of the best trials ran to the end", None
+        why += " (others stopped early, or had fewer steps to take)"
+    return Finding("curves", "fact", f"learning curves cannot be judged: {why}", command)
 
 
 def _said(

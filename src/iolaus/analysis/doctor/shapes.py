@@ -34,6 +34,8 @@ class Curves:
         best: (T,) whether it is one of the best.
         decayed: (T,) whether its learning rate had decayed at the end.
         scores: (T,) what the study made of it.
+        evaluated: how many of the best have evaluations enough, also of those that are left out
+            because they did not take all of their steps.
     """
 
     steps: Array
@@ -42,6 +44,7 @@ class Curves:
     best: Mask
     decayed: Mask
     scores: Array
+    evaluated: int
 
     @classmethod
     def of(cls, evidence: Evidence) -> Curves | None:
@@ -50,18 +53,21 @@ class Curves:
         complete = evidence.complete.set_index("number")
         if curves.empty or complete.empty:
             return None
+        # An infinite evaluation says nothing of a shape.
         curves = curves[curves.index.isin(complete.index)]
+        curves = curves.where(np.isfinite(curves))
         full = curves.notna().sum(axis=1) >= FEWEST_STEPS
         curves = curves[full].dropna(axis=1, how="all")
         if curves.empty:
             none, nobody = np.zeros(0), np.zeros(0, dtype=bool)
-            return cls(none, none, np.zeros((0, 0)), nobody, nobody, none)
+            return cls(none, none, np.zeros((0, 0)), nobody, nobody, none, 0)
         steps = curves.columns.to_numpy(dtype=float)
         # Early stopping is a decision, not a curve that ends at its last step.
-        ends = curves.notna().to_numpy() @ np.diag(steps)
-        whole = ends.max(axis=1) >= 0.95 * np.median(ends.max(axis=1))
+        ends = (curves.notna().to_numpy() * steps).max(axis=1)
+        whole = ends >= 0.95 * np.median(ends)
         if "stopped" in complete:
             whole &= complete["stopped"].reindex(curves.index).isna().to_numpy()
+        evaluated = int(curves.index.isin(evidence.best_trials).sum())
         curves = curves[whole]
         numbers = curves.index.to_numpy()
         return cls(
@@ -71,6 +77,7 @@ class Curves:
             np.isin(numbers, list(evidence.best_trials)),
             _decayed_trials(evidence, numbers),
             complete["score"].reindex(curves.index).to_numpy(dtype=float),
+            evaluated,
         )
 
     @cached_property
@@ -199,7 +206,7 @@ class Losses:
 
 
 def _overfits(validation: Array, training: Array) -> bool:
-    if len(validation) < FEWEST_STEPS or not np.isfinite(validation).all():
+    if len(validation) < FEWEST_STEPS or not np.isfinite([validation, training]).all():
         return False
     smooth = np.convolve(validation, np.ones(3) / 3, "valid")
     fitted = np.convolve(training, np.ones(3) / 3, "valid")
