@@ -15,6 +15,7 @@ from rerun_support import (
     again,
     edit,
     edit_study,
+    execute,
     forget_folders,
     reruns,
     study,
@@ -211,10 +212,6 @@ def test_nothing_is_downloaded_because_a_study_says_so(hostile, again, tmp_path)
 
 
 def test_the_name_of_a_study_is_no_path(hostile, again):
-    import sqlite3
-    from contextlib import closing
-
-    with closing(sqlite3.connect("outputs/studies.db")) as db, db:
-        db.execute("UPDATE studies SET study_name = '../../canary/x'")
+    execute("UPDATE studies SET study_name = '../../canary/x'")
     assert again("../../canary/x", "0").code == 0
     assert reruns() == ["canary-x-0"]
