@@ -100,6 +100,7 @@ def test_what_the_user_changes_is_said_and_compared(stacked, again):
         "hydra.run.dir=x": "one value of a key of the config",
         "trust=[os]": "--trust PACKAGE",
         "optimizer.lr=-1": "optimizer.lr must be > 0",
+        "training.eval_every=${nope}": "training.eval_every: Interpolation key 'nope' not found",
         "rubbish": "must have the form KEY=VALUE",
     }.items():
         said = again("s", "0", word)
@@ -146,3 +147,26 @@ def test_configs_that_are_composed_otherwise_today(stacked, again):
     said = again("s", "0")
     assert said.code == 5
     assert "the recorded config is not to be had" in said.out
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 10**400])
+def test_a_recorded_number_that_is_no_number_never_agrees(stacked, again, value):
+    edit(0, val_mse=value)
+    said = again("s", "0")
+    assert said.code == 5
+    assert said.verdict.startswith("differs: largest difference without number (val_mse")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1.5, "8", None, [8]])
+def test_a_best_step_that_is_no_step(stacked, again, value):
+    edit(0, best_step=value)
+    assert again("s", "0").code in (0, 5)
+
+
+@pytest.mark.parametrize("text", ["²", "9" * 5000, "-1", "nan", "x", ""])
+def test_a_history_with_steps_that_are_none(stacked, again, text):
+    file = Path("outputs/studies/s/0/history.csv")
+    header, first, *others = file.read_text().splitlines()
+    assert header.startswith("step,")
+    file.write_text("\n".join([header, f"{text},{first.partition(',')[2]}", *others]), "utf-8")
+    assert again("s", "0").code in (0, 5)

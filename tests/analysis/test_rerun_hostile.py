@@ -6,6 +6,7 @@ Each attack would leave a file called canary in the working folder.
 from __future__ import annotations
 
 import pickle
+from datetime import date
 from pathlib import Path
 
 import pytest
@@ -175,10 +176,23 @@ def test_a_folder_of_configs_that_the_study_names(hostile, again, tmp_path):
         "[1]",
         "1: 2",
         "",
+        ("optimizer", []),
+        ("optimizer", {"name": [1]}),
+        ("data", {"name": {"a": 1}}),
+        ("training", {"max_steps": 10**400}),
+        ("optimizer", {"lr": 10**400}),
+        ("model", {"_target_": "torch.nn.Linear", "x": date(2026, 1, 1)}),
+        ("model", {"_target_": "torch.nn.Linear", "arguments": "[1]"}),
     ],
 )
 def test_a_config_file_that_is_no_plain_config(hostile, again, text):
-    Path("outputs/studies/s/0/config.yaml").write_text(text)
+    file = Path("outputs/studies/s/0/config.yaml")
+    if not isinstance(text, str):  # a group, or some of its keys
+        group, changed = text
+        plain = yaml.safe_load(file.read_text())
+        plain[group] = {**plain[group], **changed} if changed else changed
+        text = yaml.safe_dump(plain)
+    file.write_text(text)
     said = again("s", "0")  # from the database
     assert said.code == 0, said.err
 
