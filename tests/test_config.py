@@ -124,6 +124,15 @@ def test_defaults_are_a_run_on_digits():
             ["model=custom"],
             "model._target_ must be given, for example model._target_=mypackage.Net",
         ),
+        (
+            ["schedule.name=[cosine]"],
+            "schedule.name must be one of constant, step, exponential, cosine, one_cycle, "
+            "plateau, got ['cosine']; did you mean 'cosine'?",
+        ),
+        (
+            [f"optimizer.lr=1{'0' * 400}"],
+            f"optimizer.lr must be a number, got 1{'0' * 78}…",
+        ),
     ],
 )
 def test_a_mistake_is_one_line_that_helps(words, message):

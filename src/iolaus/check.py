@@ -89,7 +89,10 @@ def _convert(hint: Any, value: Any) -> Any:
             return value
     elif hint is float:
         if isinstance(value, int | float) and not isinstance(value, bool):
-            return float(value)
+            try:
+                return float(value)
+            except OverflowError:
+                raise ValueError(value) from None
     elif hint is str and isinstance(value, str):
         return value
     raise ValueError(value)

@@ -163,7 +163,7 @@ def _group(group: str, given: Any, mistakes: list[str]) -> Any:
         return _custom(given, mistakes)
     options = schema.OPTIONS[group]
     name = given.get("name")
-    if name not in options:
+    if not isinstance(name, str) or name not in options:
         known = ", ".join(options)
         mistakes.append(
             f"{group}.name must be one of {known}, got {name!r}{nearest(str(name), options)}"
@@ -178,7 +178,12 @@ def _custom(given: Mapping[str, Any], mistakes: list[str]) -> schema.Custom | No
         mistakes.append("model._target_ must be given, for example model._target_=mypackage.Net")
         return None
     rest = {key: value for key, value in given.items() if key not in ("_target_", "name")}
-    return schema.Custom(name="custom", target=target, arguments=json.dumps(rest))
+    try:
+        arguments = json.dumps(rest)
+    except TypeError as error:  # a date, say
+        mistakes.append(f"arguments of model._target_ must be JSON: {error}")
+        return None
+    return schema.Custom(name="custom", target=target, arguments=arguments)
 
 
 def _build(cls: type, group: str, given: Mapping[str, Any], mistakes: list[str]) -> Any:

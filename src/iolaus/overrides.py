@@ -96,7 +96,7 @@ def on_top(
         config_dir: as for `compose`.
 
     Raises:
-        InputError: a word that names no key or option.
+        InputError: a word that names no key or option, or refers to none.
     """
     cfg, parser = OmegaConf.create(dict(plain)), OverridesParser.create()
     for word in words:
@@ -114,7 +114,10 @@ def on_top(
             raise InputError(_explain(word, error, cfg, config_dir)) from None
         finally:
             OmegaConf.set_struct(cfg, False)
-    found = OmegaConf.to_container(cfg, resolve=True)
+    try:
+        found = OmegaConf.to_container(cfg, resolve=True)
+    except OmegaConfBaseException as error:  # a reference of the user's that leads nowhere
+        raise InputError(f"{error.full_key}: {one_line(str(error).splitlines()[0])}") from None
     assert isinstance(found, dict)
     return {str(key): value for key, value in found.items()}
 

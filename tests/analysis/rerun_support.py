@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sqlite3
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ FIT = (
     *("training.max_steps=24", "training.eval_every=4", "hydra.sweeper.study_name=s"),
 )
 """A question that takes milliseconds."""
-
+STACK = ("training.width=4", "optimizer.lr=0.01,0.02,0.03,0.04")
 
 _SWEPT: dict[tuple[str, ...], Path] = {}
 
@@ -63,25 +64,27 @@ def study(name: str = "s") -> optuna.Study:
     return optuna.load_study(study_name=name, storage=storage.connect(storage.DEFAULT))
 
 
+def execute(statement: str, values: Sequence[Any] = ()) -> list[Any]:
+    """SQL in the database of the working folder."""
+    with closing(sqlite3.connect("outputs/studies.db")) as db, db:
+        return db.execute(statement, values).fetchall()
+
+
 def edit(number: int, **attributes: Any) -> None:
     """Change what the database keeps of a trial; None removes it. `__` stands for a dot."""
-    with closing(sqlite3.connect("outputs/studies.db")) as db, db:
-        [[trial]] = db.execute("SELECT trial_id FROM trials WHERE number = ?", [number])
-        for name, value in attributes.items():
-            key = name.replace("__", ".")
-            mine = "trial_id = ? AND key = ?"
-            db.execute(f"DELETE FROM trial_user_attributes WHERE {mine}", [trial, key])
-            if value is not None:
-                row = [trial, key, json.dumps(value)]
-                columns = "(trial_id, key, value_json)"
-                db.execute(f"INSERT INTO trial_user_attributes {columns} VALUES (?, ?, ?)", row)
+    [[trial]] = execute("SELECT trial_id FROM trials WHERE number = ?", [number])
+    for name, value in attributes.items():
+        key, mine = name.replace("__", "."), "trial_id = ? AND key = ?"
+        execute(f"DELETE FROM trial_user_attributes WHERE {mine}", [trial, key])
+        if value is not None:
+            row, columns = [trial, key, json.dumps(value)], "(trial_id, key, value_json)"
+            execute(f"INSERT INTO trial_user_attributes {columns} VALUES (?, ?, ?)", row)
 
 
 def edit_study(key: str, value: Any) -> None:
     """Change what the database keeps of the study."""
-    with closing(sqlite3.connect("outputs/studies.db")) as db, db:
-        change = "UPDATE study_user_attributes SET value_json = ? WHERE key = ?"
-        db.execute(change, [json.dumps(value), key])
+    change = "UPDATE study_user_attributes SET value_json = ? WHERE key = ?"
+    execute(change, [json.dumps(value), key])
 
 
 def forget_folders() -> None:
@@ -98,6 +101,17 @@ def reruns() -> list[str]:
     """Names of the folders that reruns left."""
     place = Path("outputs/reruns")
     return sorted(path.name for path in place.iterdir()) if place.exists() else []
+
+
+def metrics(folder: str = "s-0") -> dict[str, Any]:
+    """What a rerun wrote of its metrics."""
+    return json.loads(Path("outputs/reruns", folder, "metrics.json").read_text())
+
+
+@pytest.fixture
+def stacked(main):
+    """Four trials of one stack, as the study s."""
+    sweep(main, *FIT, *STACK)
 
 
 @pytest.fixture

@@ -1,111 +1,33 @@
-"""What a study shows in optuna-dashboard: notes, plots and files, written once and kept current."""
+"""What a study shows in optuna-dashboard: notes and plots, written once and kept current; of which
+studies and trials."""
 
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import optuna
 import pytest
-from optuna.distributions import CategoricalDistribution, FloatDistribution
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
+from decorate_support import (
+    add,
+    connected,
+    contents,
+    decorated,
+    new,
+    note,
+    quick_report,
+    rows,
+    where,
+)
 from optuna.trial import TrialState, create_trial
 from optuna_dashboard import get_note, save_note, save_plotly_graph_object
 from optuna_dashboard._note import get_note_from_system_attrs
 from optuna_dashboard.artifact._backend import list_trial_artifacts
 
-from iolaus import storage
-from iolaus.analysis import dashboard, decorate, notes
+from iolaus.analysis import dashboard, dashboard_rows, decorate, notes
 from iolaus.analysis.library import OpenStudy, open_study
 
-INITS, ACTIVATIONS = ["he", "xavier"], ["relu", "tanh"]
-DISTRIBUTIONS = {
-    "init": CategoricalDistribution(INITS),
-    "model.activation": CategoricalDistribution(ACTIVATIONS),
-    "lr": FloatDistribution(0.0, 1.0),
-}
+FIXTURES = (quick_report, where)
 EVIL = "x=```\n````<img src=x onerror=alert(1)>\n```` \n[a](javascript:alert(1))"
-
-
-@pytest.fixture(autouse=True)
-def quick_report(request, monkeypatch):
-    """A report of one line; it has tests of its own, and one test here that takes the real one."""
-
-    def write(opened: OpenStudy, path: Path) -> Path:
-        path.write_text(f"{len(opened.frame)} trials")
-        return path
-
-    if "whole_report" not in request.fixturenames:
-        monkeypatch.setattr(decorate.report, "write", write)
-
-
-@pytest.fixture
-def whole_report() -> None:
-    """Asks for the real report."""
-
-
-@pytest.fixture(params=["sqlite", "journal"])
-def where(request, tmp_path) -> str:
-    outputs = tmp_path / "outputs"
-    outputs.mkdir()
-    name = "studies.db" if request.param == "sqlite" else "studies.log"
-    return f"sqlite:///{outputs / name}" if request.param == "sqlite" else str(outputs / name)
-
-
-def connected(where: str) -> optuna.storages.BaseStorage:
-    if "://" in where:
-        return storage.connect(where)
-    return JournalStorage(JournalFileBackend(where))
-
-
-def new(where: str, name: str = "s", **attributes) -> optuna.Study:
-    study = optuna.create_study(storage=connected(where), study_name=name, direction="maximize")
-    asked = {
-        "arguments": ["init=he,xavier", "optimizer.lr=tag(log, interval(1e-4,1))"],
-        "application": {"name": "iolaus"},
-        "sampler": {"name": "tpe", "seed": 0},
-    }
-    study.set_user_attr("iolaus.sweep", asked)
-    study.set_user_attr("iolaus.identity", {"objectives": ["val_accuracy"]})
-    for key, value in attributes.items():
-        study.set_user_attr(f"iolaus.{key}", value)
-    return study
-
-
-def add(study: optuna.Study, value: float | None = 0.5, **settings) -> None:
-    number = len(study.trials)
-    params = {"init": INITS[number % 2], "model.activation": ACTIVATIONS[number // 2 % 2]}
-    attributes = {"iolaus.overrides": [f"init={params['init']}", f"optimizer.lr=0.{number + 1}"]}
-    study.add_trial(
-        create_trial(
-            value=value,
-            params=params,
-            distributions={name: DISTRIBUTIONS[name] for name in params},
-            user_attrs={**attributes, "val_loss": 1.25, **settings.pop("user_attrs", {})},
-            **settings,
-        )
-    )
-
-
-def rows(study: optuna.Study) -> dict[str, object]:
-    return study._storage.get_study_system_attrs(study._study_id)
-
-
-def decorated(where: str, name: str = "s", **settings) -> bool:
-    return decorate.decorate(open_study(name, where), **settings)
-
-
-def note(study: optuna.Study, number: int) -> str:
-    return get_note_from_system_attrs(rows(study), study.trials[number]._trial_id)["body"]
-
-
-def test_a_study_carries_its_report(where, tmp_path, whole_report):
-    study = new(where)
-    add(study)
-    assert decorated(where)
-    [page] = contents(tmp_path).values()
-    assert b"<html" in page
 
 
 def test_a_note_says_what_a_trial_was_and_how_to_run_it_again(where):
@@ -193,10 +115,6 @@ def test_decorating_again_changes_nothing_until_the_study_has_grown(where, tmp_p
     assert contents(tmp_path) != files
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in (folder / "outputs/artifacts").iterdir()}
-
-
 def test_what_a_person_wrote_or_deleted_stays(where):
     study = new(where)
     add(study)
@@ -247,43 +165,6 @@ def test_text_of_a_study_cannot_leave_its_code_block(where):
     assert not [line for line in outside if any(c in line for c in "<`") or "javascript" in line]
 
 
-def test_the_best_trials_keep_their_files(where, tmp_path):
-    study = new(where, folder="s")
-    for index in range(8):
-        add(study, index / 10)
-        folder = tmp_path / "outputs" / "studies" / "s" / str(index)
-        folder.mkdir(parents=True)
-        (folder / "history.csv").write_text(f"step,val_loss\n1,{index}\n")
-        if index == 7:
-            (folder / "best.pt").write_bytes(b"weights")
-        if index == 6:
-            (folder / "best.pt").symlink_to(tmp_path / "outputs" / "studies" / "s")
-    assert decorated(where)
-    shown = {t.number: dict(artifacts(study, t, tmp_path)) for t in study.trials}
-    assert {number for number, files in shown.items() if files} == {3, 4, 5, 6, 7}
-    assert shown[7] == {"history.csv": b"step,val_loss\n1,7\n", "best.pt": b"weights"}
-    assert set(shown[6]) == {"history.csv"}
-    add(study, 0.1)
-    assert decorated(where)
-    assert {t.number: dict(artifacts(study, t, tmp_path)) for t in study.trials[:8]} == shown
-
-
-def artifacts(study: optuna.Study, trial, folder: Path):
-    """Names and contents of a trial's artifacts, as the dashboard finds them."""
-    for meta in list_trial_artifacts(rows(study), {}, trial):
-        yield meta["filename"], (folder / "outputs/artifacts" / meta["artifact_id"]).read_bytes()
-
-
-def test_the_report_that_a_sweep_has_written_is_taken(where, tmp_path):
-    study = new(where)
-    add(study)
-    (tmp_path / "s.html").write_text("<p>here")
-    assert decorated(where, written=tmp_path / "s.html")
-    assert list(contents(tmp_path).values()) == [b"<p>here"]
-    [meta] = [json.loads(v) for k, v in rows(study).items() if k.startswith("artifacts:")]
-    assert (meta["filename"], meta["mimetype"]) == ("report.html", "text/html")
-
-
 def test_of_a_large_study_the_best_trials_have_notes_and_the_others_on_demand(where):
     study = new(where)
     for index in range(6):
@@ -320,8 +201,10 @@ def test_all_notes_are_one_transaction(tmp_path, monkeypatch):
     study = new(where)
     study.add_trials([create_trial(value=0.1, params={}, distributions={}) for _ in range(3)])
     begun = []
-    original = decorate._write_rows
-    monkeypatch.setattr(decorate, "_write_rows", lambda *given: begun.append(1) or original(*given))
+    original = dashboard_rows._write_rows
+    monkeypatch.setattr(
+        dashboard_rows, "_write_rows", lambda *given: begun.append(1) or original(*given)
+    )
     assert decorated(where)
     assert len(begun) == 1
     assert all(note(study, number) for number in range(3))

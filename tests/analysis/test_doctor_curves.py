@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from doctor_support import made, said, with_histories
+
+from iolaus.analysis.library import OpenStudy
 
 LR = "optimizer.lr=tag(log,interval(0.0001,1.0))"
 STEPS = np.arange(10, 101, 10)
@@ -103,3 +106,28 @@ def test_with_few_evaluations_curves_are_unknown():
     [finding] = said(opened, "curves", "fact")
     assert "cannot be judged" in finding.text
     assert finding.command == "training.eval_every=10"
+
+
+def test_curves_that_stopped_early_are_unknown_for_another_reason():
+    opened = study(settled)
+    for trial in opened.study.get_trials(deepcopy=False)[:16]:
+        opened.study._storage._get_trial(trial._trial_id).user_attrs["stopped"] = "no better"
+    [finding] = said(OpenStudy(opened.study, "memory"), "curves", "fact")
+    assert "stopped early" in finding.text
+    assert "evaluations" not in finding.text
+    assert finding.command is None
+
+
+@pytest.mark.parametrize("direction", ["maximize", "minimize"])
+def test_an_infinite_evaluation_is_no_part_of_a_curve(direction):
+    sign, rng, trials = 1 if direction == "maximize" else -1, np.random.default_rng(0), []
+    for index, lr in enumerate(np.geomspace(1e-3, 0.1, 20)):
+        values = sign * (settled(STEPS) - 0.1 * np.log10(lr / 0.01) ** 2)
+        values += rng.normal(0, 0.002, len(STEPS))
+        found = {int(s): float(v) for s, v in zip(STEPS, values, strict=True)}
+        found[10] = float("inf") if index % 2 else -float("inf")
+        settings = {"optimizer.lr": float(lr)}
+        trials.append({"params": settings, "value": found[100], "curve": found})
+    opened = made([LR], trials, direction=direction)
+    assert not [kind for kind in KINDS if said(opened, kind)]
+    assert not said(opened, "curves", "fact")

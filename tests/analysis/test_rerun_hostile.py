@@ -6,6 +6,7 @@ Each attack would leave a file called canary in the working folder.
 from __future__ import annotations
 
 import pickle
+from datetime import date
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from rerun_support import (
     again,
     edit,
     edit_study,
+    execute,
     forget_folders,
     reruns,
     study,
@@ -174,10 +176,23 @@ def test_a_folder_of_configs_that_the_study_names(hostile, again, tmp_path):
         "[1]",
         "1: 2",
         "",
+        ("optimizer", []),
+        ("optimizer", {"name": [1]}),
+        ("data", {"name": {"a": 1}}),
+        ("training", {"max_steps": 10**400}),
+        ("optimizer", {"lr": 10**400}),
+        ("model", {"_target_": "torch.nn.Linear", "x": date(2026, 1, 1)}),
+        ("model", {"_target_": "torch.nn.Linear", "arguments": "[1]"}),
     ],
 )
 def test_a_config_file_that_is_no_plain_config(hostile, again, text):
-    Path("outputs/studies/s/0/config.yaml").write_text(text)
+    file = Path("outputs/studies/s/0/config.yaml")
+    if not isinstance(text, str):  # a group, or some of its keys
+        group, changed = text
+        plain = yaml.safe_load(file.read_text())
+        plain[group] = {**plain[group], **changed} if changed else changed
+        text = yaml.safe_dump(plain)
+    file.write_text(text)
     said = again("s", "0")  # from the database
     assert said.code == 0, said.err
 
@@ -211,10 +226,6 @@ def test_nothing_is_downloaded_because_a_study_says_so(hostile, again, tmp_path)
 
 
 def test_the_name_of_a_study_is_no_path(hostile, again):
-    import sqlite3
-    from contextlib import closing
-
-    with closing(sqlite3.connect("outputs/studies.db")) as db, db:
-        db.execute("UPDATE studies SET study_name = '../../canary/x'")
+    execute("UPDATE studies SET study_name = '../../canary/x'")
     assert again("../../canary/x", "0").code == 0
     assert reruns() == ["canary-x-0"]

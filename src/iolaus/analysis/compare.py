@@ -171,7 +171,9 @@ class Difference:
 
     @property
     def share(self) -> float:
-        """Of what is allowed."""
+        """Of what is allowed; infinite where one of them is no number, whatever is allowed."""
+        if not math.isfinite(self.amount):
+            return math.inf
         return self.amount / self.allowed if self.allowed else math.inf if self.amount else 0.0
 
 

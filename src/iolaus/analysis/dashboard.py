@@ -23,7 +23,7 @@ from optuna.trial import FrozenTrial
 from rich.console import Console
 
 from iolaus import progress, storage
-from iolaus.analysis import decorate
+from iolaus.analysis import dashboard_rows, decorate
 from iolaus.analysis.library import OpenStudy
 from iolaus.errors import EnvironmentFault, IolausError
 
@@ -178,10 +178,7 @@ def note_of(attributes: Mapping[str, Any], trial_id: int | None) -> dict[str, An
     version = attributes.get(_note.note_ver_key(trial_id))
     if version is None:
         return {"version": 0, "body": ""}
-    prefix = _note.note_str_key_prefix(trial_id)
-    parts: list[str] = []
-    while (part := attributes.get(f"{prefix}{len(parts)}")) is not None:
-        parts.append(part)
+    parts = dashboard_rows.chunks(attributes, _note.note_str_key_prefix(trial_id))
     return {"version": int(version), "body": "".join(parts)}
 
 

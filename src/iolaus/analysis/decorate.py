@@ -4,35 +4,35 @@
     the best trials       best.pt and history.csv as artifacts
     the study             a note, the heatmap as a plot, the report as an artifact
 
-All of it is kept where optuna-dashboard keeps its own: in the study's system attributes, as its
-`save_note` and `save_plotly_graph_object` write them, and in a `FileSystemArtifactStore` beside the
-database. Artifacts of trials have the keys that the dashboard gives them in the study, since Optuna
-lets nothing be added to a trial that has ended. Every key and every name of a file follows from
-what it is of: decorating again adds nothing twice, also when two processes do it at once, and what
-a person has changed or deleted stays so.
+All of it is kept where optuna-dashboard keeps its own: in the study's system attributes, which
+`dashboard_rows.py` writes, and in a `FileSystemArtifactStore` beside the database. This file says
+what is to stand there, and whether anything has changed since it was written. Artifacts of trials
+have the keys that the dashboard gives them in the study, since Optuna lets nothing be added to a
+trial that has ended. Every key and every name of a file follows from what it is of: decorating
+again adds nothing twice, also when two processes do it at once, and what a person has changed or
+deleted stays so.
 
-Called by `dashboard.py`, and by a sweep that ends.
+Called by `dashboard.py`, and by a sweep that ends (`sweep/sweep.py`).
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
+import os
 import tempfile
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import optuna
 from optuna.artifacts import ArtifactMeta, FileSystemArtifactStore
-from optuna.storages import BaseStorage, RDBStorage
-from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy import Connection, func, insert, select, update
+from optuna.trial import FrozenTrial
 
 from iolaus import storage
-from iolaus.analysis import notes, report
+from iolaus.analysis import dashboard_rows, notes, report
+from iolaus.analysis.dashboard_rows import Attributes, Rows
 from iolaus.analysis.frame import objectives
 from iolaus.analysis.library import OpenStudy, place
 from iolaus.analysis.read import trials_of
@@ -49,13 +49,14 @@ FILES = {"best.pt": "application/octet-stream", "history.csv": "text/csv"}
 REPORT = "report.html"
 MOST_BYTES = 256 * 2**20
 """A larger file is no artifact: it is a copy."""
+DELETED = "null"
+"""What the dashboard makes of the attribute of an artifact that a person deletes."""
 DECORATED = "iolaus:decorated"
 """System attribute of a study: what it was like when it was decorated."""
 FORMAT = 1
 """To be raised when more is written, so that old studies get it."""
 
-Attributes = dict[str, Any]
-"""System attributes of a study."""
+Asked = Callable[[str], bool]
 
 
 def is_of_iolaus(study: optuna.Study) -> bool:
@@ -89,57 +90,46 @@ def decorate(
     """
     if not is_of_iolaus(opened.study):
         return False
-    with storage.named(opened.where), _writable(opened) as target:
-        study_id = target.get_study_id_from_name(opened.name)
-        return _decorate(opened, target, study_id, most_notes, written)
+    with storage.named(opened.where), dashboard_rows.rows_of(opened) as rows:
+        return _decorate(opened, rows, most_notes, written)
 
 
-def _decorate(
-    opened: OpenStudy,
-    target: BaseStorage,
-    study_id: int,
-    most_notes: int | None,
-    written: Path | None,
-) -> bool:
+def _decorate(opened: OpenStudy, rows: Rows, most_notes: int | None, written: Path | None) -> bool:
     folder = artifacts(opened.where)
-    before = _attribute(target, study_id, DECORATED) if folder.is_dir() else None
+    before = rows.attribute(DECORATED) if folder.is_dir() else None
     before = before if isinstance(before, dict) else {}
-    state = {"format": FORMAT, "trials": _state(target, study_id), "notes": most_notes}
-    has_grown = before.get("format") != FORMAT or before.get("trials") != state["trials"]
+    ended = rows.ended()
+    state = {"format": FORMAT, "trials": ended, "notes": most_notes}
+    has_grown = before.get("format") != FORMAT or before.get("trials") != ended
     if not has_grown and before.get("notes") in (None, most_notes):
         return False
     opened = OpenStudy(opened.study, opened.where)  # read anew
-    trials = [trial for trial in trials_of(opened.study) if trial.state.is_finished()]
+    every = trials_of(opened.study)
+    trials = [trial for trial in every if trial.state.is_finished()]
     first = _first(opened, trials)
     noted = _noted(trials, first, most_notes)
     state["notes"] = None if len(noted) == len(trials) else most_notes
     texts = _notes(opened, noted)
     plots, added = {}, Attributes()
+
+    def is_deleted(key: str) -> bool:
+        return bool(rows.attribute(key) == DELETED)
+
     if has_grown:
         plots = _plots(opened)
-        added = _files(opened, folder, first[:TOP]) | _report(opened, folder, written, trials)
+        added = _files(opened, folder, first[:TOP], is_deleted)
+        if trials:
+            added |= _report(opened, folder, written, every[0], is_deleted)
 
     def change(known: Mapping[str, Any]) -> Attributes:
-        # What a person has deleted is known still, as null.
+        # What a person has deleted is known still.
         new = {key: value for key, value in added.items() if key not in known}
-        drawn = _changed_plots(plots, known)
-        return {**_changed_notes(texts, known), **drawn, **new, DECORATED: state}
+        told = dashboard_rows.changed_notes(texts, known)
+        drawn = dashboard_rows.changed_plots(plots, known)
+        return {**told, **drawn, **new, DECORATED: state}
 
-    _write(target, study_id, change)
+    rows.write(change)
     return True
-
-
-@contextlib.contextmanager
-def _writable(opened: OpenStudy) -> Iterator[BaseStorage]:
-    """The study's storage, opened to write."""
-    if "://" not in opened.where:  # a journal
-        yield opened.study._storage
-        return
-    target = storage.connect(opened.where)
-    try:
-        yield target
-    finally:
-        target.engine.dispose()
 
 
 def _first(opened: OpenStudy, trials: list[FrozenTrial]) -> list[FrozenTrial]:
@@ -169,37 +159,6 @@ def _notes(opened: OpenStudy, trials: Iterable[FrozenTrial]) -> dict[int | None,
     return texts
 
 
-def _changed_notes(texts: Mapping[int | None, str], known: Mapping[str, Any]) -> Attributes:
-    """The attributes that turn the notes of a study into `texts`, as `save_note` sets them."""
-    from optuna_dashboard import _note as dashboard
-
-    changed: Attributes = {}
-    for trial_id, text in texts.items():
-        version = dashboard.note_ver_key(trial_id)
-        parts = dashboard.split_body(text, trial_id)
-        prefix = dashboard.note_str_key_prefix(trial_id)
-        old = _chunks(known, prefix)
-        body = "".join(old)
-        if body == text or (version in known and not notes.is_signed(body)):
-            continue
-        changed[version] = known.get(version, 0) + 1
-        changed |= parts | _emptied(prefix, len(parts), len(old))
-    return changed
-
-
-def _chunks(known: Mapping[str, Any], prefix: str) -> list[str]:
-    """A text that stands in several attributes, since the dashboard keeps each of them short."""
-    found: list[str] = []
-    while (part := known.get(f"{prefix}{len(found)}")) is not None:
-        found.append(str(part))
-    return found
-
-
-def _emptied(prefix: str, first: int, end: int) -> Attributes:
-    """What sets the attributes that a text no longer needs."""
-    return {f"{prefix}{index}": "" for index in range(first, end)}
-
-
 def _plots(opened: OpenStudy) -> dict[str, str]:
     """plotly's JSON of the plots that the dashboard does not draw itself, by their ids."""
     from iolaus.analysis.plots import heatmap
@@ -215,22 +174,9 @@ def _plots(opened: OpenStudy) -> dict[str, str]:
     return {plot.key: plot.figure.to_json()}
 
 
-def _changed_plots(plots: Mapping[str, str], known: Mapping[str, Any]) -> Attributes:
-    """The attributes that turn the plots of a study into `plots`, as `save_plotly_graph_object`
-    sets them."""
-    from optuna_dashboard import _custom_plot_data as dashboard
-
-    changed: Attributes = {}
-    for key, text in plots.items():
-        prefix = f"{dashboard.SYSTEM_ATTR_PLOT_DATA}{key}:"
-        old = _chunks(known, prefix)
-        if "".join(old) != text:
-            parts = dashboard.split_plot_data(text, prefix)
-            changed |= parts | _emptied(prefix, len(parts), len(old))
-    return changed
-
-
-def _files(opened: OpenStudy, folder: Path, trials: Iterable[FrozenTrial]) -> Attributes:
+def _files(
+    opened: OpenStudy, folder: Path, trials: Iterable[FrozenTrial], is_deleted: Asked
+) -> Attributes:
     """Copy the files of `trials` into the artifacts' folder."""
     added: Attributes = {}
     if opened.folder is None:
@@ -241,31 +187,37 @@ def _files(opened: OpenStudy, folder: Path, trials: Iterable[FrozenTrial]) -> At
             if not file.is_file() or file.is_symlink() or file.stat().st_size > MOST_BYTES:
                 continue
             artifact = _id(opened.name, trial, name)
+            key = f"dashboard:artifacts:{trial._trial_id}:{artifact}"
+            if is_deleted(key):
+                continue
             if not (folder / artifact).exists():
                 _store(folder, artifact, file)
-            key = f"dashboard:artifacts:{trial._trial_id}:{artifact}"
             added[key] = _meta(artifact, name, kind)
     return added
 
 
 def _report(
-    opened: OpenStudy, folder: Path, written: Path | None, trials: list[FrozenTrial]
+    opened: OpenStudy, folder: Path, written: Path | None, first: FrozenTrial, is_deleted: Asked
 ) -> Attributes:
-    """Copy the study's report into the artifacts' folder."""
-    if not trials:
+    """Copy the study's report into the artifacts' folder; by its `first` trial, which stays the
+    same, it is told from that of another study that had the name before."""
+    artifact = _id(opened.name, first, REPORT)
+    key = f"artifacts:{artifact}"
+    if is_deleted(key):
         return {}
-    artifact = _id(opened.name, trials[0], REPORT)
     if written is not None:
         _store(folder, artifact, written)
     else:
         with tempfile.TemporaryDirectory(prefix="iolaus-") as scratch:
             _store(folder, artifact, report.write(opened, Path(scratch) / REPORT))
-    return {f"artifacts:{artifact}": _meta(artifact, REPORT, "text/html")}
+    return {key: _meta(artifact, REPORT, "text/html")}
 
 
 def _id(study: str, trial: FrozenTrial, name: str) -> str:
-    """The same for the same file of the same trial, in whatever storage it is kept."""
-    return str(uuid.uuid5(uuid.NAMESPACE_URL, f"{study}/{trial.datetime_start}/{name}"))
+    """The same for the same file of the same trial, in whatever storage it is kept. Trials of a
+    stack start at the same moment."""
+    of = f"{study}/{trial.number}/{trial.datetime_start}/{name}"
+    return str(uuid.uuid5(uuid.NAMESPACE_URL, of))
 
 
 def _meta(artifact: str, name: str, kind: str) -> str:
@@ -273,88 +225,17 @@ def _meta(artifact: str, name: str, kind: str) -> str:
 
 
 def _store(folder: Path, artifact: str, file: Path) -> None:
+    """Copy a file, so that it is there whole or not at all."""
+    beside = f".{artifact}.{os.getpid()}.tmp"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with file.open("rb") as content:
-            FileSystemArtifactStore(folder).write(artifact, content)
+        try:
+            with file.open("rb") as content:
+                FileSystemArtifactStore(folder).write(beside, content)
+            os.replace(folder / beside, folder / artifact)
+        finally:
+            (folder / beside).unlink(missing_ok=True)
     except OSError as error:
         raise EnvironmentFault(
             f"cannot copy {file} to {folder}: {error.strerror or error}"
         ) from error
-
-
-def _state(target: BaseStorage, study_id: int) -> str:
-    """What changes whenever a trial ends: how many ended how, and when the last one did."""
-    if isinstance(target, RDBStorage):
-        from optuna.storages._rdb import models
-
-        rows = models.TrialModel.__table__.c
-        query = select(rows.state, func.count(), func.max(rows.datetime_complete))
-        query = query.where(rows.study_id == study_id).group_by(rows.state)
-        with target.engine.connect() as connection:
-            found = [tuple(row) for row in connection.execute(query)]
-    else:
-        ended: dict[TrialState, list[Any]] = {}
-        for trial in target.get_all_trials(study_id, deepcopy=False):
-            ended.setdefault(trial.state, []).append(trial.datetime_complete)
-        found = [
-            (state, len(times), max((time for time in times if time), default=None))
-            for state, times in ended.items()
-        ]
-    finished = sorted((s.name, count, str(last)) for s, count, last in found if s.is_finished())
-    return ", ".join(f"{name} {count} {last}" for name, count, last in finished)
-
-
-def _attribute(target: BaseStorage, study_id: int, key: str) -> Any:
-    """One system attribute of a study."""
-    if not isinstance(target, RDBStorage):
-        return target.get_study_system_attrs(study_id).get(key)
-    from optuna.storages._rdb import models
-
-    rows = models.StudySystemAttributeModel.__table__.c
-    query = select(rows.value_json).where(rows.study_id == study_id, rows.key == key)
-    with target.engine.connect() as connection:
-        text = connection.scalar(query)
-    return None if text is None else json.loads(text)
-
-
-def _write(
-    target: BaseStorage, study_id: int, change: Callable[[Mapping[str, Any]], Attributes]
-) -> None:
-    """Set the system attributes that `change` makes of those that a study has."""
-    if not isinstance(target, RDBStorage):
-        for key, value in change(target.get_study_system_attrs(study_id)).items():
-            target.set_study_system_attr(study_id, key, value)
-        return
-    with target.engine.begin() as connection:
-        _write_rows(connection, study_id, change)
-
-
-def _write_rows(
-    connection: Connection, study_id: int, change: Callable[[Mapping[str, Any]], Attributes]
-) -> None:
-    from optuna.storages._rdb import models
-
-    table, studies = models.StudySystemAttributeModel.__table__, models.StudyModel.__table__.c
-    # SQLite's transaction holds the whole file already.
-    connection.execute(
-        select(studies.study_id).where(studies.study_id == study_id).with_for_update()
-    )
-    query = select(table.c.study_system_attribute_id, table.c.key, table.c.value_json)
-    found = connection.execute(query.where(table.c.study_id == study_id)).all()
-    rows = {key: row for row, key, _ in found}
-    wanted = change({key: json.loads(text) for _, key, text in found})
-    texts = {key: json.dumps(value) for key, value in wanted.items()}
-    new = [
-        {"study_id": study_id, "key": key, "value_json": text}
-        for key, text in texts.items()
-        if key not in rows
-    ]
-    if new:
-        connection.execute(insert(table), new)
-    for key in texts.keys() & rows.keys():
-        connection.execute(
-            update(table)
-            .where(table.c.study_system_attribute_id == rows[key])
-            .values(value_json=texts[key])
-        )

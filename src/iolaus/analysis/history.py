@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import math
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from iolaus.analysis.read import trials_of
 
 FIRST = ("number", "state", "seed", "step", "epoch")
 """Columns that come first, in this order, where there are any."""
+
+_WHOLE = re.compile(r"[0-9]{1,18}")
 
 
 def history(
@@ -72,7 +75,7 @@ def rows_of(folder: Path | None, trial: FrozenTrial) -> list[dict[str, Any]]:
 
 def _row(header: Sequence[str], line: Sequence[str]) -> dict[str, Any]:
     return {
-        name: int(text) if name in ("step", "seed") and text.isdigit() else _number(text)
+        name: int(text) if name in ("step", "seed") and _WHOLE.fullmatch(text) else _number(text)
         for name, text in zip(header, line, strict=True)
     }
 

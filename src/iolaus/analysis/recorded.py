@@ -5,6 +5,7 @@ Called by `rerun.py`, which hands both to `compare.py`.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -65,7 +66,7 @@ def recorded_of(opened: OpenStudy, trial: FrozenTrial, restored: Restored, objec
     if state == "complete" and several and isinstance(attributes.get("values"), list):
         for seed, value in enumerate(attributes["values"], training.seed):
             if _is_number(value):
-                numbers[Key(objective, None, seed)] = float(value)
+                numbers[Key(objective, None, seed)] = _float(value)
     best = attributes.get("best_step")
     told = said(error) if isinstance(error, str) else None
     steps = (int(best),) if isinstance(best, int) else ()
@@ -89,16 +90,23 @@ def _add_end(
         if not isinstance(name, str) or not _is_number(value):
             continue
         if name in EXACT:
-            numbers[Key(name)] = float(value)
+            numbers[Key(name)] = _float(value)
         elif _AT_END.fullmatch(name):
-            at_step = not several and not name.startswith("test_") and _is_number(best_step)
-            key = Key(name, int(best_step) if at_step else None)
+            at_step = not several and not name.startswith("test_") and isinstance(best_step, int)
+            key = Key(name, best_step if at_step else None)
             known = numbers.get(key, value)
-            numbers[key if known == value else replace(key, again=True)] = float(value)
+            numbers[key if known == value else replace(key, again=True)] = _float(value)
 
 
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _float(value: float) -> float:
+    try:
+        return float(value)
+    except OverflowError:  # a study may hold a whole number of any length
+        return math.inf
 
 
 def cut_of(trial: FrozenTrial, recorded: Given) -> int | None:

@@ -99,7 +99,8 @@ def _worst(differences: Sequence[Difference]) -> list[Difference]:
 
 
 def _number(value: float) -> str:
-    return str(int(value)) if value == int(value or 0) and abs(value) < 1e15 else f"{value:.7g}"
+    whole = math.isfinite(value) and value == int(value) and abs(value) < 1e15
+    return str(int(value)) if whole else f"{value:.7g}"
 
 
 def write_verdict(place: Path, opened: OpenStudy, number: int, comparison: Comparison) -> None:

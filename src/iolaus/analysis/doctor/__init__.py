@@ -5,7 +5,8 @@
     chance.py       the few statistics that the checks use
     edges.py        are the best trials near an edge of the space?
     failures.py     how many failed, and do the best lie next to them?
-    curves.py       still improving, saturated early, overfitting, noisy late
+    curves.py       are the best still improving, saturated early, overfitting, noisy late?
+    shapes.py       which learning curves are
     seeds.py        do the best differ by more than seed noise?
     idle.py         which parameters did nothing?
     pruning.py      what pruning saved, and whether it was too early

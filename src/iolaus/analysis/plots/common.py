@@ -49,6 +49,19 @@ class Axis:
     layout: dict[str, Any]
     labels: list[str] | None
 
+    @property
+    def is_log(self) -> bool:
+        """Whether it is logarithmic."""
+        return bool(self.layout.get("type") == "log")
+
+    def laid(self, values: Any) -> Any:
+        """Numbers as they lie along the axis: their logarithms where it is logarithmic."""
+        return np.log10(values) if self.is_log else values
+
+    def read(self, places: Any) -> Any:
+        """The numbers that lie there: the inverse of `laid`."""
+        return 10**places if self.is_log else places
+
 
 def axis(material: Material, key: str, df: pd.DataFrame, letters: int = MOST_LETTERS) -> Axis:
     """The axis of a key, with positions for the rows of `df` and labels of so many letters."""

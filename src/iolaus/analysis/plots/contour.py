@@ -89,17 +89,12 @@ def _draw(
     values = df.loc[at.index, material.value]
     tones = colours(material, values)
     low, high = tones["cmin"], tones["cmax"]
-    layouts = [axis(material, key, df).layout for key in pair]
-    scaled = [
-        np.log10(at[index]) if layout.get("type") == "log" else at[index]
-        for index, layout in enumerate(layouts)
-    ]
+    lines = [axis(material, key, df) for key in pair]
+    scaled = [along.laid(at[index]) for index, along in enumerate(lines)]
     edges = [(float(values.min()), float(values.max())) for values in scaled]
     unit = np.stack([(x - a) / ((b - a) or 1) for x, (a, b) in zip(scaled, edges, strict=True)], 1)
-    ticks = [np.linspace(a, b, GRID) for a, b in edges]
     ticks = [
-        10**x if layout.get("type") == "log" else x
-        for x, layout in zip(ticks, layouts, strict=True)
+        along.read(np.linspace(a, b, GRID)) for along, (a, b) in zip(lines, edges, strict=True)
     ]
     fig.add_contour(
         x=floats(ticks[0]),
@@ -131,16 +126,16 @@ def _draw(
         hovertemplate="trial %{customdata[0]}: %{customdata[1]}<extra></extra>",
         visible=visible,
     )
-    names = zip(("xaxis", "yaxis"), pair, layouts, strict=True)
+    names = zip(("xaxis", "yaxis"), pair, lines, strict=True)
     axes = {
         name: {
             "type": "linear",
             "nticks": 6,
-            **layout,
+            **along.layout,
             "title": key_title(key) | {"standoff": 8},
             "automargin": True,
             "zeroline": False,
         }
-        for name, key, layout in names
+        for name, key, along in names
     }
     return axes, left_out

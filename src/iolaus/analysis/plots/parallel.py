@@ -121,14 +121,13 @@ def _places(
 
 def _range(along: Axis) -> tuple[pd.Series, list[tuple[float, str]]]:
     """Places of numbers between the least and the greatest, and three labels."""
-    log = along.layout.get("type") == "log"
-    scaled = np.log10(along.at) if log else along.at
+    scaled = along.laid(along.at)
     low, high = float(scaled.min()), float(scaled.max())
     if not high > low:
-        value = 10**low if log else low
+        value = along.read(low)
         return scaled - low + 0.5, [(0.5, label(value))] if math.isfinite(low) else []
-    ticks = [(x, low + x * (high - low)) for x in (0.0, 0.5, 1.0)]
-    texts = [(x, label(float(f"{10**tick if log else tick:.3g}"))) for x, tick in ticks]
+    ticks = [(x, along.read(low + x * (high - low))) for x in (0.0, 0.5, 1.0)]
+    texts = [(x, label(float(f"{tick:.3g}"))) for x, tick in ticks]
     return (scaled - low) / (high - low), texts
 
 
