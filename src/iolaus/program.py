@@ -35,6 +35,7 @@ _PICTURES_ONLY = {
     "rotation": "rotation",
     "translation": "translation",
 }
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRAITS = (
     *("dropout", "l1", "label_smoothing", "clip_norm", "clip_value", "crop_padding"),
     *("horizontal_flip", "rotation", "translation", "cutout"),
@@ -262,6 +263,12 @@ class Program:
     def num_parameters(self) -> int:
         """Number of trained scalars of one trial."""
         return sum(parameter.numel() for parameter in self.params().values())
+
+    @property
+    def stacking_loses(self) -> bool:
+        """Whether several trials as one are known to be slow: grouped convolutions on a CPU."""
+        convolves = any(isinstance(layer, _CONVOLUTIONS) for layer in self.module.modules())
+        return convolves and self.device.type == "cpu"
 
     def stack(self, width: int) -> Stack:
         """An empty stack of `width` slots."""

@@ -211,21 +211,23 @@ class Step:
             samples: N, only to choose the chunk.
         """
         self.module.eval()
-        width = next(iter(params.values())).shape[0]
-        function: Callable[..., Tensor] = self._sums
-        arguments: tuple[Any, ...] = (params, buffers)
-        if width == 1:
-            arguments = tuple({n: v[0] for n, v in rows.items()} for rows in arguments)
-        else:
-            function = vmap(function, in_dims=(0, 0, None, None))
+        one_by_one = len(next(iter(params.values()))) == 1 or self.program.stacking_loses
+        function = self._each_sums if one_by_one else vmap(self._sums, in_dims=(0, 0, None, None))
         total: Tensor | None = None
         with torch.no_grad(), autocast(self.program.config.training.precision, self.program.device):
             for x, y in source.chunks(min(EVALUATION_CHUNK, samples)):
-                sums = function(*arguments, x, y)
+                sums = function(params, buffers, x, y)
                 total = sums if total is None else total + sums
         assert total is not None
-        rows = total.unsqueeze(0) if width == 1 else total
-        return [[float(value) for value in row] for row in rows.tolist()]
+        return [[float(value) for value in row] for row in total.tolist()]
+
+    def _each_sums(self, params: Row, buffers: Row, x: Tensor, y: Tensor) -> Tensor:
+        """`_sums` of every slot, without vmap."""
+        slots = range(len(next(iter(params.values()))))
+        rows = [
+            [{n: v[slot] for n, v in row.items()} for row in (params, buffers)] for slot in slots
+        ]
+        return torch.stack([self._sums(*row, x, y) for row in rows])
 
     def _sums(self, params: Row, buffers: Row, x: Tensor, y: Tensor) -> Tensor:
         tensors = {**params, **buffers}

@@ -2,11 +2,11 @@
 
 A small model's step is a hundred operations of a few microseconds each, and Python, autograd and
 vmap need longer to arrive at them than they take. A tape holds the operations alone, in the order
-in which they came, as a short Python function. It is kept only if a second recording gave the same:
+in which they came, as a short Python function. It is kept once two recordings in a row are equal:
 what reads a number out of a tensor, draws from torch's generator or has a result of varying shape
 is never on tape, and what differs from call to call (a counter in a module) is noticed.
 
-Called by `parts.py`. It is to a CPU what `graph.py` is to a GPU: a tape gives bit-equal numbers,
+Called by `steps.py`. It is to a CPU what `graph.py` is to a GPU: a tape gives bit-equal numbers,
 since it calls the same kernels on the same values.
 """
 
@@ -27,6 +27,9 @@ from iolaus.errors import one_line
 Output = Tensor | list[Tensor]
 Run = Callable[..., list[Output]]
 """The operations again: takes the inputs, gives the outputs."""
+
+RECORDINGS = 4
+"""After so many, none like the one before, there will be no tape. The first may fill caches."""
 
 _ALIASES = {torch.ops.aten.alias.default, torch.ops.aten.detach.default}
 _BY_VALUE = (torch.dtype, torch.device, torch.layout, torch.memory_format)
@@ -65,11 +68,12 @@ class Tape:
 
 @dataclass
 class Reel:
-    """What has been recorded of a function so far: nothing, once, a tape, or why there is none."""
+    """What has been recorded of a function so far: a tape, why there is none, or neither yet."""
 
     tape: Tape | None = None
     reason: str | None = None
-    _first: Tape | None = None
+    _last: Tape | None = None
+    _times: int = 0
 
     @property
     def open(self) -> bool:
@@ -86,14 +90,14 @@ class Reel:
     ) -> list[Tensor]:
         """Run a function and write down the operations that it comes to; see `recorded`."""
         outputs, found = recorded(function, lasting, inputs, apart=apart)
+        self._times += 1
         if isinstance(found, str):
             self.reason = found
-        elif self._first is None:
-            self._first = found
-        elif self._first.equals(found):
+        elif self._last is not None and self._last.equals(found):
             self.tape = found
-        else:
+        elif self._times == RECORDINGS:
             self.reason = "what it does changes from call to call"
+        self._last = found if self.open and isinstance(found, Tape) else None
         return outputs
 
 

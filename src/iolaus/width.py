@@ -20,7 +20,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from iolaus import device, files
 from iolaus.data.batches import DeviceSource
@@ -54,8 +53,6 @@ ROUNDS = 3
 """How often, at most."""
 AGAIN_S = 1.0
 """Seconds after which no other round begins."""
-
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 @dataclass
@@ -102,19 +99,13 @@ class Widths:
         if self.wanted != "auto":
             return int(self.wanted)
         if not self.measures:
-            return 1 if _loses(program) else self.most
+            return 1 if program.stacking_loses else self.most
         if key in kept:
             return kept[key]
         width, whole = measured(program, self.most)
         if self.file is not None and whole:
             _keep(self.file, {**_read(self.file), key: width})
         return width
-
-
-def _loses(program: Program) -> bool:
-    """Whether stacking is known to lose: grouped convolutions are slow on a CPU."""
-    convolves = any(isinstance(layer, _CONVOLUTIONS) for layer in program.module.modules())
-    return convolves and program.device.type == "cpu"
 
 
 def why_not_stacked(program: Program) -> str | None:
