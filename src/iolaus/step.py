@@ -223,11 +223,12 @@ class Step:
 
     def _each_sums(self, params: Row, buffers: Row, x: Tensor, y: Tensor) -> Tensor:
         """`_sums` of every slot, without vmap."""
+
+        def of(row: Row, slot: int) -> Row:
+            return {name: view[slot] for name, view in row.items()}
+
         slots = range(len(next(iter(params.values()))))
-        rows = [
-            [{n: v[slot] for n, v in row.items()} for row in (params, buffers)] for slot in slots
-        ]
-        return torch.stack([self._sums(*row, x, y) for row in rows])
+        return torch.stack([self._sums(of(params, n), of(buffers, n), x, y) for n in slots])
 
     def _sums(self, params: Row, buffers: Row, x: Tensor, y: Tensor) -> Tensor:
         tensors = {**params, **buffers}
