@@ -1,0 +1,126 @@
+"""What a GPU would capture, looked at on a CPU: the step is the same operations on the same tensors
+each time, and none of them waits for the device or brings numbers from the host.
+
+It is the code of a GPU (updates written out, torch's own linear layers); only the tensors lie
+elsewhere. Whether CUDA captures it is tests/test_graph.py's question.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from support import make_spec
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from iolaus import fused, linear, streams
+from iolaus import program as programs
+from iolaus.program import Program
+from iolaus.step import Moment, Step
+from iolaus.tape import Reel
+
+WIDTH = 3
+COMMON = ("data=digits", "data.subset=64", "batch.size=8")
+MODELS = {
+    "mlp": ("model.hidden=[8]",),
+    "batch norm": ("model.hidden=[8]", "regularization.batch_norm=true"),
+    "convnet": ("model=convnet", "model.width=2", "model.hidden=[8]"),
+    "resnet": ("model=resnet", "model.width=2"),
+}
+KINDS = {
+    "plain": (),
+    "regularized": (
+        *("regularization.dropout=0.2", "regularization.l1=0.01", "regularization.clip_norm=1"),
+        *("regularization.label_smoothing=0.1", "regularization.clip_value=0.5"),
+        "regularization.weight_decay=0.1",
+    ),
+    "augmented": (
+        *("regularization.mixup=0.2", "regularization.cutout=2", "regularization.rotation=5"),
+        *("regularization.crop_padding=1", "regularization.horizontal_flip=true"),
+        "regularization.translation=0.1",
+    ),
+    "bf16": ("training.precision=bf16",),
+}
+FROM_HOST = {"aten.lift_fresh.default", "aten.lift.default"}
+"""What `torch.tensor(number)` comes to: on a GPU a copy that a capture refuses."""
+
+
+class Names(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.seen = set()
+
+    @classmethod
+    def _should_skip_dynamo(cls):
+        return False
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.seen.add(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.fixture(autouse=True)
+def as_on_a_gpu(monkeypatch):
+    monkeypatch.setattr(fused, "suits", lambda name, params: False)
+    monkeypatch.setattr(linear, "available", lambda: False)
+    programs._programs.cache_clear()
+    yield
+    programs._programs.cache_clear()
+
+
+def filled(program, specs):
+    stack = program.stack(len(specs))
+    for slot, spec in enumerate(specs):
+        stack.insert(slot, program.initial(spec), program.numbers(spec))
+    return stack
+
+
+def moments(program, stack, step):
+    """The inputs of one step after another: x, y, lr, the step's number and the keys."""
+    generator = torch.Generator().manual_seed(0)
+    names = step.streams()
+    for number in range(6):
+        shape = (WIDTH, program.batch_size)
+        x = torch.rand(*shape, *program.data.input_shape, generator=generator)
+        y = torch.randint(0, 10, shape, generator=generator)
+        at = torch.full((WIDTH,), number, dtype=torch.int64)
+        lr = torch.full((WIDTH,), 0.01 / (1 + number), dtype=torch.float64)
+        yield [x, y, lr, at + 1, *(streams.split(stack.keys[name], at) for name in names)]
+
+
+def everything(stack):
+    """All tensors that a captured step reads or writes and that stay where they are."""
+    rows = [stack.optimizer[name] for name in sorted(stack.optimizer)]
+    return [*stack.lasting, *rows, *(g for bank in stack.moments.values() for g in bank.groups)]
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw", "rmsprop"])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("model", MODELS)
+def test_a_step_is_the_same_operations_each_time(model, kind, optimizer):
+    words = (*COMMON, *MODELS[model], *KINDS[kind], f"optimizer={optimizer}")
+    specs = [make_spec(*words, f"training.seed={n}", number=n) for n in range(WIDTH)]
+    program = Program.of(specs[0])
+    eager, replayed = filled(program, specs), filled(program, specs)
+    step, reel, run, names = Step(program), Reel(), None, Names()
+    for inputs in moments(program, eager, step):
+        x, y, lr, number, *keys = inputs
+        moment = Moment(lr, number, dict(zip(step.streams(), keys, strict=True)))
+        expected = step(eager, x, y, moment).clone()
+        if run is None:
+
+            def function(given=(x, y, moment)):
+                return [step(replayed, *given)]
+
+            (losses,) = reel.record(function, everything(replayed), inputs)
+            assert reel.reason is None
+            run = reel.tape.bind(everything(replayed)) if reel.tape else None
+        else:
+            with torch.no_grad():
+                (losses,) = run(*inputs)
+        assert torch.equal(losses, expected)
+    assert run is not None
+    for one, other in zip(replayed.banks, eager.banks, strict=True):
+        assert all(torch.equal(one.views[name], other.views[name]) for name in one.views)
+    with names:
+        step(eager, x, y, moment)
+    assert not names.seen & FROM_HOST
