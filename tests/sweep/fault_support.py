@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import signal
 import sqlite3
@@ -17,13 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import warm
+
 APP = [sys.executable, str(Path(__file__).with_name("fault_app.py"))]
 IOLAUS = [sys.executable, "-m", "iolaus"]
 PATIENCE_S = 120  # for a hung process only
-
-# Sweeps are forked from a small server that has all modules loaded: new interpreters take seconds.
-WARM = multiprocessing.get_context("forkserver")
-WARM.set_forkserver_preload(["fault_preload"])
 
 
 @dataclass(frozen=True)
@@ -171,22 +168,11 @@ class Sweep:
         assert "Traceback" not in self.err
 
 
-def _run_warm(arguments: list[str], folder: Path) -> None:
-    os.setsid()
-    os.chdir(folder)
-    for number, name in ((1, "out.txt"), (2, "err.txt")):
-        os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
-    sys.argv = ["iolaus", *arguments]
-    from iolaus.app import main
-
-    main()
-
-
 def start_warm(arguments: list[str], folder: Path) -> Any:
     """The command `iolaus` in a process that did not have to load its modules."""
-    process = WARM.Process(target=_run_warm, args=(arguments, folder))
-    process.start()
-    return process
+    environment = {**os.environ, "COLUMNS": "100"}
+    words = ["-m", "iolaus", *arguments]
+    return warm.start(words, folder, folder / "out.txt", folder / "err.txt", environment)
 
 
 def finish_warm(arguments: list[str], folder: Path) -> None:
