@@ -6,8 +6,6 @@ import json
 import os
 import signal
 import sqlite3
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -18,8 +16,8 @@ from typing import Any
 
 import warm
 
-APP = [sys.executable, str(Path(__file__).with_name("fault_app.py"))]
-IOLAUS = [sys.executable, "-m", "iolaus"]
+APP = [str(Path(__file__).with_name("fault_app.py"))]
+IOLAUS = ["-m", "iolaus"]
 PATIENCE_S = 120  # for a hung process only
 
 
@@ -123,15 +121,8 @@ class Sweep:
     def __init__(self, command: list[str], folder: Path):
         self.folder = folder
         self._out, self._err = folder / "out.txt", folder / "err.txt"
-        with open(self._out, "w") as out, open(self._err, "w") as err:
-            self.process = subprocess.Popen(
-                command,
-                cwd=folder,
-                stdout=out,
-                stderr=err,
-                env={**os.environ, "COLUMNS": "100", "OMP_NUM_THREADS": "1"},
-                start_new_session=True,
-            )
+        environment = {**os.environ, "COLUMNS": "100"}
+        self.process = warm.start(command, folder, self._out, self._err, environment)
 
     @property
     def out(self) -> str:
@@ -150,32 +141,24 @@ class Sweep:
 
         def look() -> Any:
             found = condition()
-            assert found or self.process.poll() is None, f"ended before {what}: {self.err}"
+            assert found or self.process.exitcode is None, f"ended before {what}: {self.err}"
             return found
 
         return until(look, what)
 
     def ends(self) -> int:
         """Wait for its end; return its exit code."""
-        try:
-            return self.process.wait(PATIENCE_S)
-        except subprocess.TimeoutExpired:
+        self.process.join(PATIENCE_S)
+        if self.process.exitcode is None:
             self.send(signal.SIGKILL)
-            raise
+            raise TimeoutError(f"the sweep goes on and on: {self.err}")
+        return int(self.process.exitcode)
 
     def succeeds(self) -> None:
         assert self.ends() == 0, self.err
         assert "Traceback" not in self.err
 
 
-def start_warm(arguments: list[str], folder: Path) -> Any:
-    """The command `iolaus` in a process that did not have to load its modules."""
-    environment = {**os.environ, "COLUMNS": "100"}
-    words = ["-m", "iolaus", *arguments]
-    return warm.start(words, folder, folder / "out.txt", folder / "err.txt", environment)
-
-
-def finish_warm(arguments: list[str], folder: Path) -> None:
-    process = start_warm(arguments, folder)
-    process.join(PATIENCE_S)
-    assert process.exitcode == 0, (folder / "err.txt").read_text()
+def finish(arguments: list[str], folder: Path) -> None:
+    """Run `iolaus ARGUMENTS` to its end, which must be a good one."""
+    Sweep([*IOLAUS, *arguments], folder).succeeds()
