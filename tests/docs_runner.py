@@ -35,9 +35,7 @@ def run(kind: str, words: list[str]) -> None:
 def main() -> None:
     """Run all steps; stop at the first that fails."""
     import iolaus.analysis.cli
-    import iolaus.app
-    import iolaus.program
-    import iolaus.sweep.sweep  # noqa: F401
+    import warm_preload  # noqa: F401
 
     for kind, words in json.loads(Path(sys.argv[1]).read_text("utf-8")):
         print(f"$ {kind} {' '.join(words)}", flush=True)

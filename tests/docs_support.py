@@ -74,7 +74,7 @@ def shortened(words: list[str]) -> list[str]:
         added.append(f"hydra.sweeper.study_name={automatic('iolaus', sweep)!r}")
     keys = {word.partition("=")[0] for word in given}
     if "-m" in words:
-        added.append("hydra.sweeper.report=false")
+        added += ["hydra.sweeper.report=false", "training.width=4"]  # each takes longer than 2 steps
     return [*words, *(word for word in added if word.partition("=")[0] not in keys)]
 
 
