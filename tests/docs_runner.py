@@ -20,7 +20,8 @@ def run(kind: str, words: list[str]) -> None:
         Path("block.py").write_text(words[0], "utf-8")
         runpy.run_path("block.py", run_name="__main__")
     elif kind == "script":
-        os.execv(sys.executable, [sys.executable, *words])
+        sys.argv = words
+        runpy.run_path(words[0], run_name="__main__")
     elif kind == "study":
         from iolaus.analysis import cli
 
