@@ -5,6 +5,7 @@ Each step is a fork of this process, which has imported torch once, so that a pa
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import runpy
@@ -35,8 +36,7 @@ def run(kind: str, words: list[str]) -> None:
 
 def main() -> None:
     """Run all steps; stop at the first that fails."""
-    import iolaus.analysis.cli
-    import warm_preload  # noqa: F401
+    importlib.import_module("warm_preload")
 
     for kind, words in json.loads(Path(sys.argv[1]).read_text("utf-8")):
         print(f"$ {kind} {' '.join(words)}", flush=True)

@@ -32,6 +32,8 @@ def start(words: list[str], folder: Path, out: Path, err: Path, env: Mapping[str
         A process of multiprocessing; it leads a process group, as one that a shell started.
     """
     _ensure_server()
+    for file in (out, err):
+        file.write_bytes(b"")
     process = SERVER.Process(target=_run, args=(words, folder, out, err, dict(env)))
     process.start()
     return process
