@@ -11,6 +11,7 @@ import sys
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
+import warm
 from hypothesis import settings
 from support import make_spec, without_report
 
@@ -39,18 +40,23 @@ def spec():
 
 @pytest.fixture
 def iolaus(tmp_path):
-    """Run the command line in an empty folder: `iolaus("optimizer.lr=-1")`."""
+    """Run the command line in an empty folder: `iolaus("optimizer.lr=-1")`.
 
-    def run(*arguments: str, **settings):
-        environment = {**os.environ, "COLUMNS": "100", **settings.pop("env", {})}
+    `cold=True` starts a new interpreter, as a shell does.
+    """
+
+    def run(*arguments: str, cwd=tmp_path, env=(), cold: bool = False):
+        words = ["-m", "iolaus", *without_report(arguments)]
+        environment = {**os.environ, "COLUMNS": "100", **dict(env)}
+        if not cold:
+            return warm.run(words, cwd, environment)
         return subprocess.run(
-            [sys.executable, "-m", "iolaus", *without_report(arguments)],
-            cwd=settings.pop("cwd", tmp_path),
+            [sys.executable, *words],
+            cwd=cwd,
             env=environment,
             capture_output=True,
             text=True,
             timeout=300,
-            **settings,
         )
 
     return run

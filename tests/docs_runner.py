@@ -5,6 +5,7 @@ Each step is a fork of this process, which has imported torch once, so that a pa
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import runpy
@@ -20,7 +21,8 @@ def run(kind: str, words: list[str]) -> None:
         Path("block.py").write_text(words[0], "utf-8")
         runpy.run_path("block.py", run_name="__main__")
     elif kind == "script":
-        os.execv(sys.executable, [sys.executable, *words])
+        sys.argv = words
+        runpy.run_path(words[0], run_name="__main__")
     elif kind == "study":
         from iolaus.analysis import cli
 
@@ -34,10 +36,7 @@ def run(kind: str, words: list[str]) -> None:
 
 def main() -> None:
     """Run all steps; stop at the first that fails."""
-    import iolaus.analysis.cli
-    import iolaus.app
-    import iolaus.program
-    import iolaus.sweep.sweep  # noqa: F401
+    importlib.import_module("warm_preload")
 
     for kind, words in json.loads(Path(sys.argv[1]).read_text("utf-8")):
         print(f"$ {kind} {' '.join(words)}", flush=True)

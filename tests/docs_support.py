@@ -74,7 +74,8 @@ def shortened(words: list[str]) -> list[str]:
         added.append(f"hydra.sweeper.study_name={automatic('iolaus', sweep)!r}")
     keys = {word.partition("=")[0] for word in given}
     if "-m" in words:
-        added.append("hydra.sweeper.report=false")
+        # A report, or measuring how wide stacks are to be, takes longer than two steps.
+        added += ["hydra.sweeper.report=false", "training.width=4"]
     return [*words, *(word for word in added if word.partition("=")[0] not in keys)]
 
 

@@ -37,7 +37,7 @@ def complaint(done, code):
 
 
 def test_a_run_leaves_everything_that_it_promises(iolaus, tmp_path):
-    done = iolaus(*SHORT)
+    done = iolaus(*SHORT, cold=True)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     assert "validation" in done.stdout
@@ -95,7 +95,7 @@ def test_bad_input_is_one_line_and_nothing_is_written(iolaus, tmp_path, words, m
 
 
 def test_several_mistakes_are_all_listed(iolaus, tmp_path):
-    lines = complaint(iolaus("optimizer.lr=-1", "batch.sise=3", "model=mpl"), 2)
+    lines = complaint(iolaus("optimizer.lr=-1", "batch.sise=3", "model=mpl", cold=True), 2)
     assert len(lines) == 3
     assert files(tmp_path) == []
 
@@ -162,7 +162,7 @@ def test_an_unwritable_folder(iolaus, tmp_path):
 
 @pytest.mark.slow
 def test_a_killed_run_resumes_and_ends_with_the_same_numbers(iolaus, tmp_path):
-    words = ("training.max_steps=3000", "training.eval_every=100", "training.device=cpu")
+    words = ("training.max_steps=1000", "training.eval_every=100", "training.device=cpu")
     words += ("optimizer=rmsprop", "regularization.dropout=0.3", "training.deterministic=true")
     whole = iolaus(*words, "hydra.run.dir=whole")
     assert whole.returncode == 0, whole.stderr
@@ -189,7 +189,7 @@ def test_a_killed_run_resumes_and_ends_with_the_same_numbers(iolaus, tmp_path):
     for name in ("val_loss", "val_accuracy", "test_loss", "test_accuracy", "best_step", "steps"):
         assert first[name] == second[name]
     assert not (tmp_path / "killed" / "checkpoints").exists()
-    again = iolaus("--resume", "killed")
+    again = iolaus("--resume", "killed", cold=True)
     assert again.returncode == 0
     assert "this very run is finished already" in again.stdout
 
@@ -274,7 +274,7 @@ def test_a_custom_module_and_dataset_folder_of_the_user(iolaus, tmp_path):
     words = ("model=custom", "model._target_=mynet.Net", "+model.width=20", *SHORT)
     (line,) = complaint(iolaus(*words), 2)
     assert "trust" in line
-    done = iolaus(*words, "trust=[mynet]", env={"PYTHONPATH": str(tmp_path)})
+    done = iolaus(*words, "trust=[mynet]", env={"PYTHONPATH": str(tmp_path)}, cold=True)
     assert done.returncode == 0, done.stderr
     metrics = json.loads((only_run(tmp_path) / "metrics.json").read_text())
     assert metrics["val_accuracy"] > 0.5

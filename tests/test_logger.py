@@ -5,9 +5,9 @@ from __future__ import annotations
 import csv
 import importlib.util
 import json
-import sys
 
 import pytest
+import warm
 import yaml
 from support import make_spec
 
@@ -202,13 +202,11 @@ def test_a_config_from_before_there_were_loggers_is_read():
     ],
     ids=["run", "sweep", "basic", "swept"],
 )
-def test_a_missing_package_is_one_line_and_nothing_is_written(iolaus, tmp_path, words):
+def test_a_missing_package_is_one_line_and_nothing_is_written(tmp_path, words):
     hide = "import sys; sys.modules['tensorboard'] = None\n"
-    (tmp_path / "site").mkdir()
-    (tmp_path / "site" / "sitecustomize.py").write_text(hide)
+    (tmp_path / "hidden.py").write_text(f"{hide}from iolaus.app import main\nmain()\n")
     own = [] if any("logger" in word for word in words) else ["logger=tensorboard"]
-    path = ":".join([str(tmp_path / "site"), *filter(None, sys.path)])
-    done = iolaus(*words, *own, "training.max_steps=2", env={"PYTHONPATH": path})
+    done = warm.run(["hidden.py", *words, *own, "training.max_steps=2"], tmp_path)
     assert done.returncode == 3, done.stderr
     assert done.stderr == (
         "iolaus: logger=tensorboard needs the package tensorboard: "

@@ -26,14 +26,15 @@ def test_a_wheel_runs_in_an_empty_folder(iolaus, tmp_path):
     assert {f"{report}/report.css", f"{report}/report.js", f"{report}/page.py"} <= set(names)
     empty = tmp_path / "empty"
     empty.mkdir()
+    site = {"PYTHONPATH": str(tmp_path / "site")}
     words = ("training.max_steps=3", "training.device=cpu")
-    done = iolaus(*words, cwd=empty, env={"PYTHONPATH": str(tmp_path / "site")})
+    done = iolaus(*words, cwd=empty, env=site, cold=True)
     assert done.returncode == 0, done.stderr
     assert list(empty.glob("outputs/runs/*/metrics.json"))
     grid = ("-m", "+sweeps=init_activation_grid", "init=he,ones", "model.activation=relu")
-    swept = iolaus(*grid, *words, cwd=empty, env={"PYTHONPATH": str(tmp_path / "site")})
+    swept = iolaus(*grid, *words, cwd=empty, env=site, cold=True)
     assert swept.returncode == 0, swept.stderr
     assert "10/10 trials" in swept.stdout
     assert (empty / "outputs" / "studies.db").exists()
-    shown = iolaus("--info", "searchpath", cwd=empty, env={"PYTHONPATH": str(tmp_path / "site")})
+    shown = iolaus("--info", "searchpath", cwd=empty, env=site, cold=True)
     assert str(tmp_path / "site" / "iolaus" / "conf") in shown.stdout

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 from textwrap import dedent
 from typing import Any
 
 import optuna
+import warm
 from support import without_report
 
 from iolaus import storage
@@ -27,13 +27,10 @@ class App:
         (folder / "conf" / "config.yaml").write_text(dedent(config))
 
     def __call__(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, self.file.name, *without_report(arguments)],
-            cwd=self.folder,
-            env={**os.environ, "COLUMNS": "120", **environment},
-            capture_output=True,
-            text=True,
-            timeout=120,
+        return warm.run(
+            [self.file.name, *without_report(arguments)],
+            self.folder,
+            {**os.environ, "COLUMNS": "120", **environment},
         )
 
     def sweep(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import signal
 import sqlite3
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -17,13 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-APP = [sys.executable, str(Path(__file__).with_name("fault_app.py"))]
-IOLAUS = [sys.executable, "-m", "iolaus"]
-PATIENCE_S = 120  # for a hung process only
+import warm
 
-# Sweeps are forked from a small server that has all modules loaded: new interpreters take seconds.
-WARM = multiprocessing.get_context("forkserver")
-WARM.set_forkserver_preload(["fault_preload"])
+APP = [str(Path(__file__).with_name("fault_app.py"))]
+IOLAUS = ["-m", "iolaus"]
+PATIENCE_S = 120  # for a hung process only
 
 
 @dataclass(frozen=True)
@@ -126,15 +121,8 @@ class Sweep:
     def __init__(self, command: list[str], folder: Path):
         self.folder = folder
         self._out, self._err = folder / "out.txt", folder / "err.txt"
-        with open(self._out, "w") as out, open(self._err, "w") as err:
-            self.process = subprocess.Popen(
-                command,
-                cwd=folder,
-                stdout=out,
-                stderr=err,
-                env={**os.environ, "COLUMNS": "100", "OMP_NUM_THREADS": "1"},
-                start_new_session=True,
-            )
+        environment = {**os.environ, "COLUMNS": "100"}
+        self.process = warm.start(command, folder, self._out, self._err, environment)
 
     @property
     def out(self) -> str:
@@ -153,43 +141,24 @@ class Sweep:
 
         def look() -> Any:
             found = condition()
-            assert found or self.process.poll() is None, f"ended before {what}: {self.err}"
+            assert found or self.process.exitcode is None, f"ended before {what}: {self.err}"
             return found
 
         return until(look, what)
 
     def ends(self) -> int:
         """Wait for its end; return its exit code."""
-        try:
-            return self.process.wait(PATIENCE_S)
-        except subprocess.TimeoutExpired:
+        self.process.join(PATIENCE_S)
+        if self.process.exitcode is None:
             self.send(signal.SIGKILL)
-            raise
+            raise TimeoutError(f"the sweep goes on and on: {self.err}")
+        return int(self.process.exitcode)
 
     def succeeds(self) -> None:
         assert self.ends() == 0, self.err
         assert "Traceback" not in self.err
 
 
-def _run_warm(arguments: list[str], folder: Path) -> None:
-    os.setsid()
-    os.chdir(folder)
-    for number, name in ((1, "out.txt"), (2, "err.txt")):
-        os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
-    sys.argv = ["iolaus", *arguments]
-    from iolaus.app import main
-
-    main()
-
-
-def start_warm(arguments: list[str], folder: Path) -> Any:
-    """The command `iolaus` in a process that did not have to load its modules."""
-    process = WARM.Process(target=_run_warm, args=(arguments, folder))
-    process.start()
-    return process
-
-
-def finish_warm(arguments: list[str], folder: Path) -> None:
-    process = start_warm(arguments, folder)
-    process.join(PATIENCE_S)
-    assert process.exitcode == 0, (folder / "err.txt").read_text()
+def finish(arguments: list[str], folder: Path) -> None:
+    """Run `iolaus ARGUMENTS` to its end, which must be a good one."""
+    Sweep([*IOLAUS, *arguments], folder).succeeds()

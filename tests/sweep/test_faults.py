@@ -13,10 +13,9 @@ from fault_support import (
     IOLAUS,
     Row,
     Sweep,
-    finish_warm,
+    finish,
     rows,
     running,
-    start_warm,
     states,
     until,
 )
@@ -62,7 +61,7 @@ def test_a_grid_killed_at_20_random_moments_ends_complete_and_with_the_same_valu
     alone.mkdir()
     acknowledged: dict[int, Row] = {}
     for _ in range(20):
-        process = start_warm(DIGITS, killed)
+        process = Sweep([*IOLAUS, *DIGITS], killed).process
         wanted = len(acknowledged) + moments.choice([0, 0, 0, 1, 1, 2])
 
         def is_due(pid: int = process.pid, wanted: int = wanted) -> bool:
@@ -78,10 +77,10 @@ def test_a_grid_killed_at_20_random_moments_ends_complete_and_with_the_same_valu
         assert {number: now.get(number) for number in acknowledged} == acknowledged
         acknowledged = now
     assert any(row.is_retried for row in rows(killed))  # or no trial was ever hit
-    finish_warm(DIGITS, killed)
+    finish(DIGITS, killed)
     check_the_end(killed, POINTS, acknowledged)
 
-    finish_warm(DIGITS, alone)
+    finish(DIGITS, alone)
     assert results(killed) == pytest.approx(results(alone), abs=0.01)  # one sample of 269 more
 
 
@@ -89,7 +88,7 @@ def test_two_workers_killed_with_their_sweeper_leave_a_study_that_goes_on(tmp_pa
     command = [*IOLAUS, *DIGITS, "hydra.sweeper.n_jobs=2"]
     moments = random.Random(4)
     acknowledged: dict[int, Row] = {}
-    for _ in range(3):
+    for _ in range(2):
         sweep = Sweep(command, tmp_path)
         wanted = len(acknowledged) + moments.randrange(1, 4)
         sweep.until(
@@ -119,19 +118,19 @@ def test_a_sampled_study_that_is_killed_and_made_longer_draws_nothing_twice(
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     whole.mkdir()
     broken.mkdir()
-    finish_warm(command(6), whole)
+    finish(command(6), whole)
     first = {row.number: row.params for row in rows(whole)}
-    finish_warm(command(9), whole)
+    finish(command(9), whole)
     drawn = {row.number: row.params for row in rows(whole)}
     assert states(whole) == {"COMPLETE": 9}
     assert drawn.items() >= first.items()
     assert len(set(drawn.values())) == 9
 
-    process = start_warm(command(9), broken)
+    process = Sweep([*IOLAUS, *command(9)], broken).process
     until(lambda: len(complete(broken)) >= 3 and running(broken, reports=1), "a trial to hit")
     os.kill(process.pid, signal.SIGKILL)
     process.join()
-    finish_warm(command(9), broken)
+    finish(command(9), broken)
     assert states(broken) == {"COMPLETE": 9}
     again = {row.number: row.params for row in rows(broken) if not row.is_retried}
     assert len(set(again.values())) == 9

@@ -6,7 +6,7 @@ import random
 import time
 
 import pytest
-from fault_support import finish_warm, rows, start_warm, until
+from fault_support import IOLAUS, Sweep, finish, rows, until
 from sweep_support import QUICK, metrics, states, study, trial_folder, without
 
 ADAM = [*without("optimizer"), "optimizer=adam", "optimizer.nesterov=false,true"]
@@ -159,8 +159,8 @@ GRID = [
 @pytest.mark.slow
 def test_two_workers_killed_at_random_moments_train_each_effect_once(tmp_path):
     moments, acknowledged = random.Random(5), {}
-    for _ in range(5):
-        process = start_warm(GRID, tmp_path)
+    for _ in range(3):
+        process = Sweep([*IOLAUS, *GRID], tmp_path).process
         wanted = len(acknowledged) + moments.choice([1, 3, 6])
         until(lambda wanted=wanted: len(complete(tmp_path)) >= wanted, "the moment to kill")
         time.sleep(moments.uniform(0, 0.1))
@@ -169,7 +169,7 @@ def test_two_workers_killed_at_random_moments_train_each_effect_once(tmp_path):
         now = complete(tmp_path)
         assert {number: now.get(number) for number in acknowledged} == acknowledged
         acknowledged = now
-    finish_warm(GRID, tmp_path)
+    finish(GRID, tmp_path)
 
     final = complete(tmp_path)
     assert len(final) == 120 == len({row.params for row in final.values()})

@@ -1,4 +1,4 @@
-"""What a sweep of iolaus loads, loaded once for all that are forked from the server."""
+"""What a sweep loads, loaded once for all that are forked: by `warm.py` and `docs_runner.py`."""
 
 import os
 
@@ -10,6 +10,7 @@ import sklearn.datasets
 import torch
 import torchvision
 
+import iolaus.analysis.cli
 import iolaus.analysis.tables
 import iolaus.app
 import iolaus.program

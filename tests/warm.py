@@ -1,0 +1,88 @@
+"""Commands in processes of their own that did not have to load their modules.
+
+A new interpreter takes seconds to import torch and Optuna. These are forks of a small server that
+has imported them once, and otherwise what `python WORDS` starts: a folder, an environment, two
+files, a session and an exit code of its own. What a first import does is seen by the tests that
+start a real interpreter (`iolaus(..., cold=True)`, `test_wheel.py`, `test_workers.py`).
+"""
+
+from __future__ import annotations
+
+import multiprocessing.process
+import os
+import runpy
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from multiprocessing import forkserver
+from pathlib import Path
+from typing import Any
+
+PATIENCE_S = 300  # for a hung process only
+
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(["warm_preload"])
+
+
+def start(words: list[str], folder: Path, out: Path, err: Path, env: Mapping[str, str]) -> Any:
+    """`python WORDS` in a folder: the script or `-m module` and its arguments.
+
+    Returns:
+        A process of multiprocessing; it leads a process group, as one that a shell started.
+    """
+    _ensure_server()
+    for file in (out, err):
+        file.write_bytes(b"")
+    process = SERVER.Process(target=_run, args=(words, folder, out, err, dict(env)))
+    process.start()
+    return process
+
+
+def run(
+    words: list[str], folder: Path, env: Mapping[str, str] = os.environ
+) -> subprocess.CompletedProcess[str]:
+    """Wait for `python WORDS`; return what it printed and its exit code."""
+    with tempfile.TemporaryDirectory() as place:
+        out, err = Path(place, "out"), Path(place, "err")
+        process = start(words, folder, out, err, env)
+        process.join(PATIENCE_S)
+        if process.exitcode is None:
+            process.kill()
+            raise subprocess.TimeoutExpired(words, PATIENCE_S)
+        return subprocess.CompletedProcess(
+            words, process.exitcode, out.read_text("utf-8"), err.read_text("utf-8")
+        )
+
+
+def _ensure_server() -> None:
+    """Start the server where it finds `warm_preload`: it does not take over our sys.path."""
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        [str(Path(__file__).parent), *filter(None, [before])]
+    )
+    try:
+        forkserver.ensure_running()
+    finally:
+        del os.environ["PYTHONPATH"]
+        if before is not None:
+            os.environ["PYTHONPATH"] = before
+
+
+def _run(words: list[str], folder: Path, out: Path, err: Path, env: dict[str, str]) -> None:
+    assert "warm_preload" in sys.modules  # the server says nothing of a module that is not there
+    os.setsid()
+    os.chdir(folder)
+    multiprocessing.process.ORIGINAL_DIR = str(folder)  # where workers look for the script
+    os.environ.clear()
+    os.environ.update(env)
+    for number, file in ((1, out), (2, err)):
+        os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+    if words[0] == "-m":
+        sys.argv[:] = words[1:]
+        sys.path.insert(0, str(folder))
+        runpy.run_module(words[1], run_name="__main__", alter_sys=True)
+    else:
+        sys.argv[:] = words
+        sys.path.insert(0, str(Path(folder, words[0]).parent))
+        runpy.run_path(words[0], run_name="__main__")
