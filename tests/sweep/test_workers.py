@@ -64,15 +64,15 @@ def uninterrupted(seed: int) -> list[dict[str, float]]:
 
 
 @slow
-def test_four_workers_run_each_of_100_trials_once(tmp_path: Path) -> None:
-    sweep = Sweep([*APP, "-m", "x=range(0,100)", "hydra.sweeper.n_jobs=4"], tmp_path)
+def test_four_workers_run_each_of_400_trials_once(tmp_path: Path) -> None:
+    sweep = Sweep([*APP, "-m", "x=range(0,400)", "hydra.sweeper.n_jobs=4"], tmp_path)
     sweep.succeeds()
     assert "locked" not in sweep.err
-    assert ran(tmp_path) == {str(x): 1 for x in range(100)}
+    assert ran(tmp_path) == {str(x): 1 for x in range(400)}
     trials = rows(tmp_path)
-    assert [row.number for row in trials] == list(range(100))
+    assert [row.number for row in trials] == list(range(400))
     assert {row.state for row in trials} == {"COMPLETE"}
-    assert sorted(row.values for row in trials) == [(float(x),) for x in range(100)]
+    assert sorted(row.values for row in trials) == [(float(x),) for x in range(400)]
     assert len({row.worker for row in trials}) == 4
 
 
