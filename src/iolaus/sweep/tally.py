@@ -1,7 +1,8 @@
 """How many trials of a study are in which state, without reading them all again each time.
 
 A finished trial stays finished: each trial is read until it is, then it is only counted. What is
-read again is what waited or ran the last time, and what is new. Called by `ledger.py`.
+read again is what waited or ran the last time, and what is new. Called by `ledger.py` and
+`put_back.py`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from optuna.trial import TrialState
 from sqlalchemy import Connection, select, union_all
 
 from iolaus.attributes import RETRIED
-from iolaus.sweep.records import Trials, UserAttributes
+from iolaus.sweep import records
+from iolaus.sweep.records import Row, Trials, UserAttributes
 
 _ROWS = Trials.__table__.c
 _ATTRIBUTES = UserAttributes.__table__.c
@@ -42,7 +44,7 @@ class Tally:
     """The running count of one study, for one process."""
 
     def __init__(self, study_id: int):
-        self._study_id = study_id
+        self.study_id = study_id
         self.restart()
 
     def restart(self) -> None:
@@ -53,7 +55,7 @@ class Tally:
 
     def read(self, connection: Connection) -> Counts:
         """Count, within the transaction of `connection`."""
-        mine = select(_ROWS.trial_id, _ROWS.state).where(_ROWS.study_id == self._study_id)
+        mine = select(_ROWS.trial_id, _ROWS.state).where(_ROWS.study_id == self.study_id)
         new = mine.where(_ROWS.trial_id > self._last)
         # One statement, or a trial that is replaced in between would be in neither part.
         both = union_all(mine.where(_ROWS.trial_id.in_(self._open)), new) if self._open else new
@@ -68,6 +70,11 @@ class Tally:
                 (self._settled if state.is_finished() else states)[state] += 1
         waiting = [trial_id for trial_id, state in rows if state == TrialState.WAITING]
         return Counts(self._settled + states, self._size, self._last, waiting)
+
+    def add_waiting(self, connection: Connection, rows: Sequence[Row]) -> None:
+        """Add a waiting trial for each of `rows`; the transaction holds the study."""
+        found = self.read(connection)
+        records.add_waiting(connection, self.study_id, rows, found.size, found.last)
 
 
 def _replaced(connection: Connection, failed: Sequence[Any]) -> set[Any]:
