@@ -119,9 +119,7 @@ class Ledger:
         They have all their restarts before them again, and begin anew.
         """
         with self._books() as session:
-            count = self._put_back.failed(session)
-        self._tally.restart()
-        return count
+            return self._put_back.failed(session)
 
     def tried_again(self) -> int:
         """How many trials wait in the place of failed points, as `retry_failed` made them."""

@@ -1,7 +1,8 @@
 """How many trials of a study are in which state, without reading them all again each time.
 
 A finished trial stays finished: each trial is read until it is, then it is only counted. What is
-read again is what waited or ran the last time, and what is new. Called by `ledger.py` and
+read again is what waited or ran the last time, and what is new; all of it, once failed trials have
+got others in their place. Called by `ledger.py` and
 `put_back.py`.
 """
 
@@ -13,9 +14,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from optuna.trial import TrialState
-from sqlalchemy import Connection, select, union_all
+from sqlalchemy import Connection, exists, select, union_all
 
-from iolaus.attributes import RETRIED
+from iolaus.attributes import CONTINUES, RETRIED, RETRY_OF
 from iolaus.sweep import records
 from iolaus.sweep.records import Row, Trials, UserAttributes
 
@@ -45,10 +46,9 @@ class Tally:
 
     def __init__(self, study_id: int):
         self.study_id = study_id
-        self.restart()
+        self._begin()
 
-    def restart(self) -> None:
-        """Forget what is settled: failed trials have got replacements."""
+    def _begin(self) -> None:
         self._last, self._size = -1, 0
         self._open: list[int] = []
         self._settled: Counter[TrialState] = Counter()
@@ -60,6 +60,9 @@ class Tally:
         # One statement, or a trial that is replaced in between would be in neither part.
         both = union_all(mine.where(_ROWS.trial_id.in_(self._open)), new) if self._open else new
         rows = sorted((int(trial_id), state) for trial_id, state in connection.execute(both))
+        if rows and rows[-1][0] > self._last and self._unsettled(connection):
+            self._begin()
+            return self.read(connection)
         replaced = _replaced(connection, [i for i, state in rows if state == TrialState.FAIL])
         states: Counter[TrialState] = Counter()
         self._size += sum(trial_id > self._last for trial_id, _ in rows)
@@ -70,6 +73,18 @@ class Tally:
                 (self._settled if state.is_finished() else states)[state] += 1
         waiting = [trial_id for trial_id, state in rows if state == TrialState.WAITING]
         return Counts(self._settled + states, self._size, self._last, waiting)
+
+    def _unsettled(self, connection: Connection) -> bool:
+        """Whether trials that had failed for good are replaced since: a sweep was started again,
+        here or elsewhere, and let the failed points of a grid wait."""
+        if not self._settled[TrialState.FAIL]:
+            return False
+        other = UserAttributes.__table__.alias().c
+        goes_on = exists().where(other.trial_id == _ATTRIBUTES.trial_id, other.key == CONTINUES)
+        query = select(_ATTRIBUTES.trial_id).join(Trials, _ROWS.trial_id == _ATTRIBUTES.trial_id)
+        query = query.where(_ROWS.study_id == self.study_id, _ROWS.trial_id > self._last)
+        query = query.where(_ATTRIBUTES.key == RETRY_OF, ~goes_on)
+        return connection.scalar(query.limit(1)) is not None
 
     def add_waiting(self, connection: Connection, rows: Sequence[Row]) -> None:
         """Add a waiting trial for each of `rows`; the transaction holds the study."""

@@ -13,6 +13,8 @@ from typing import Any
 import optuna
 from omegaconf import OmegaConf
 
+from iolaus.errors import IolausError
+from iolaus.storage import FAILURES
 from iolaus.sweep import grammar, hook
 from iolaus.sweep.plan import Plan
 
@@ -36,9 +38,15 @@ class Words:
         """The overrides of a trial.
 
         Raises:
-            ValueError: it has parameters of another space, or the user's function raised.
+            ValueError: it has parameters of another space, or the sampler or the user's function
+                raised.
         """
-        point = self._space.suggest(trial)
+        try:
+            point = self._space.suggest(trial)
+        except (IolausError, ValueError, *FAILURES):
+            raise
+        except Exception as error:  # of its mathematics
+            raise ValueError(f"the sampler raised {type(error).__name__}: {error}") from error
         words = [*self._space.fixed, *self._space.overrides(point)]
         return words + self._suggested_by_hook(trial, set(point))
 

@@ -99,7 +99,7 @@ class Worker:
         study.pruner = pruners.build(plan.pruner.name, plan.pruner.given, plan.directions)
         self.ledger = ledger_of(plan, study)
         self.journal = journal_of(study)
-        self.verdicts = Verdicts(study, self.journal, stop, notify, self._write)
+        self.verdicts = Verdicts(study, self.journal, stop, notify, self._write, self._tell)
         self.runner = app.runner(plan, folder, self.verdicts)
         # Without a total a sweep ends by what it trains: twins alone would never end it.
         once = plan.duplicates == "once" and plan.total is not None
