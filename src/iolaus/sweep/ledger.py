@@ -27,7 +27,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import Connection, func, select, update
 from sqlalchemy.orm import Session
 
-from iolaus.attributes import CONTINUES, ENQUEUED, RETRY_OF
+from iolaus.attributes import CONTINUES, ENQUEUED, RETRIES, RETRY_OF
 from iolaus.errors import InputError
 from iolaus.sweep import processes, records
 from iolaus.sweep.layout import Layout
@@ -98,7 +98,7 @@ class Ledger:
         return next(iter(self.claim_many(1)), None)
 
     def claim_many(
-        self, most: int, may: Callable[[Connection], bool] | None = None
+        self, most: int, may: Callable[[Connection], bool] | None = None, alone: bool = True
     ) -> list[LiveTrial]:
         """Return the next trials to run, which are now RUNNING and this process's.
 
@@ -107,11 +107,22 @@ class Ledger:
         running trials make up the total, or the grid: ask again while `counts()` knows running
         ones, which may yet be lost. `may` says, in the transaction that claims them, whether any
         may begin.
+
+        A trial that is run for the last time (see `is_last_chance`) is returned by itself, and only
+        to who is `alone` with it, having no other in hand.
         """
-        trials = self._take_next(most, may)
+        trials = self._take_next(most, may, alone)
         if not trials and self.recover():
-            trials = self._take_next(most, may)
+            trials = self._take_next(most, may, alone)
         return [self._live(trial) for trial in trials]
+
+    def is_last_chance(self, trial: optuna.Trial) -> bool:
+        """Whether a trial was lost so often that it is not run again once more.
+
+        It may be what ends its worker, or only have been beside what does: it is run with nothing
+        beside it, so that it is found out which.
+        """
+        return bool(trial.user_attrs.get(RETRIES, 0) >= self._put_back.max_restarts > 0)
 
     def retry_failed(self) -> int:
         """Let a grid's failed points wait again and return how many; the sweeper's, once a start.
@@ -206,18 +217,24 @@ class Ledger:
             return counts | {"remaining": counts["running"] + counts["waiting"]}
         return counts | {"remaining": max(0, self.total - finished)}
 
-    def _take_next(self, most: int, may: Callable[[Connection], bool] | None) -> list[FrozenTrial]:
+    def _take_next(
+        self, most: int, may: Callable[[Connection], bool] | None, alone: bool
+    ) -> list[FrozenTrial]:
         """Make the next trials RUNNING and return what their rows hold."""
         with self._engine.begin() as connection:
             records.hold(connection, self._study_id)
             if may is not None and not may(connection):
                 return []
             found = self._tally.read(connection)
+            waiting, last = found.waiting, self._put_back.last_chances(connection, found.waiting)
+            if alone and waiting and waiting[0] in last:
+                most, waiting, last = 1, waiting[:1], set()
             if self.total is not None:
                 counts = self._counts(found)
-                left = max(0, counts["remaining"] - counts["running"])
+                left = max(0, counts["remaining"] - counts["running"] - len(last))
                 most = min(most, -(-left // self._workers))
-            trials = records.begin_waiting(connection, found.waiting[:most])
+            waiting = [trial_id for trial_id in waiting if trial_id not in last]
+            trials = records.begin_waiting(connection, waiting[:most])
             rows = self._new(connection, most - len(trials))
             trials += records.begin_new(connection, self._study_id, rows, found.size, found.last)
             records.hand_to(connection, trials, processes.this_process())

@@ -7,12 +7,13 @@ holds the study, which `ledger.py` opens: called by it alone.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
 from optuna.trial import TrialState
-from sqlalchemy import func, select
+from sqlalchemy import Connection, func, select
 from sqlalchemy.orm import Session, selectinload
 
 from iolaus.attributes import CONTINUES, LOST, POINT, RETRIED, RETRIES, RETRY_OF, WORKER
@@ -35,7 +36,7 @@ class PutBack:
     """
 
     def __init__(self, tally: Tally, max_restarts: int):
-        self._tally, self._max_restarts = tally, max_restarts
+        self._tally, self.max_restarts = tally, max_restarts
 
     def failed(self, session: Session) -> int:
         """A grid's points that failed: as if they had never been tried."""
@@ -66,6 +67,16 @@ class PutBack:
             count += len(running)
         return count
 
+    def last_chances(self, connection: Connection, waiting: Sequence[int]) -> set[int]:
+        """Those of the waiting trials that are not run again when they are lost once more."""
+        found: set[int] = set()
+        attributes = UserAttributes.__table__.c
+        query = select(attributes.trial_id, attributes.value_json).where(attributes.key == RETRIES)
+        for some in _in_parts(waiting if self.max_restarts else ()):
+            rows = connection.execute(query.where(attributes.trial_id.in_(some)))
+            found |= {trial for trial, text in rows if json.loads(text) >= self.max_restarts}
+        return found
+
     def _in_state(
         self, session: Session, state: TrialState, ids: Sequence[int] | None = None
     ) -> list[Any]:
@@ -85,7 +96,7 @@ class PutBack:
             trial.state = TrialState.FAIL
             trial.datetime_complete = datetime.now()
             retries = attributes_of(trial).get(RETRIES, 0) + restarts
-            if retries <= self._max_restarts:
+            if retries <= self.max_restarts:
                 again.append((trial, {CONTINUES: trial.number, RETRIES: retries}))
         if again:
             self._replace(session, again)

@@ -142,7 +142,8 @@ class Worker:
             except Exception:
                 # It may be a trial's doing: left RUNNING, they count as lost, which is bounded.
                 begun = self._begun  # but for those that have not begun
-                self._put_back(a for a in self._running.values() if a.number not in begun)
+                if begun:  # else it may be the doing of these, again and again
+                    self._put_back(a for a in self._running.values() if a.number not in begun)
                 raise
             self._put_back(self._running.values())
 
@@ -222,7 +223,10 @@ class Worker:
         several = self.plan.grid or self.plan.sampler.name in samplers.BLIND
         several = several and self.plan.max_steps_total is None
         room = max(1, self.verdicts.room) if several else 1
-        trials = self.ledger.claim_many(room, self._budget)
+        in_hand = list(self._running.values())
+        if len(in_hand) == 1 and self.ledger.is_last_chance(in_hand[0].trial):
+            return False  # nothing beside it
+        trials = self.ledger.claim_many(room, self._budget, not in_hand)
         self._running |= {trial.number: Asked(trial, []) for trial in trials}
         claimed: list[Asked] = []
         for trial in trials:
