@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
@@ -248,3 +250,17 @@ def test_points_that_another_start_tries_again_are_not_counted_as_failed(url):
     assert ledger.counts() == other.counts()
     assert ledger.counts()["failed"] == 0
     assert run_all(ledger) == [0.0, 2.0]
+
+
+def test_more_failed_trials_are_counted_than_a_query_may_name(url):
+    ledger = open_ledger(url, total=600, points=600)
+    for trial in ledger.claim_many(600):
+        ledger.study.tell(trial, state=TrialState.FAIL)
+    later = open_ledger(url, total=600, points=600)
+    later._engine.dispose()
+
+    @event.listens_for(later._engine, "connect")
+    def connected(connection: sqlite3.Connection, _: Any) -> None:
+        connection.setlimit(sqlite3.SQLITE_LIMIT_VARIABLE_NUMBER, 550)
+
+    assert later.counts()["failed"] == 600

@@ -20,6 +20,9 @@ from iolaus.attributes import CONTINUES, RETRIED, RETRY_OF
 from iolaus.sweep import records
 from iolaus.sweep.records import Row, Trials, UserAttributes
 
+AT_ONCE = 500
+"""Trials that a query names; SQLite refuses one that names too many."""
+
 _ROWS = Trials.__table__.c
 _ATTRIBUTES = UserAttributes.__table__.c
 
@@ -94,9 +97,9 @@ class Tally:
 
 def _replaced(connection: Connection, failed: Sequence[Any]) -> set[Any]:
     """Those of the failed trials in whose place another runs."""
-    if not failed:
-        return set()
-    query = select(_ATTRIBUTES.trial_id).where(
-        _ATTRIBUTES.key == RETRIED, _ATTRIBUTES.trial_id.in_(failed)
-    )
-    return set(connection.scalars(query))
+    found: set[Any] = set()
+    query = select(_ATTRIBUTES.trial_id).where(_ATTRIBUTES.key == RETRIED)
+    for first in range(0, len(failed), AT_ONCE):
+        some = failed[first : first + AT_ONCE]
+        found.update(connection.scalars(query.where(_ATTRIBUTES.trial_id.in_(some))))
+    return found
