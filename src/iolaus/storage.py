@@ -22,6 +22,7 @@ from pathlib import Path
 
 import optuna
 import sqlalchemy
+from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages._rdb import models
 from optuna.storages.journal import JournalFileBackend
@@ -35,6 +36,8 @@ DEFAULT = "sqlite:///outputs/studies.db"
 BUSY_TIMEOUT_MS = 60_000
 # What to install where the package has another name than its module.
 PACKAGES = {"MySQLdb": "mysqlclient", "psycopg2": "psycopg2-binary"}
+FAILURES = (sqlalchemy.exc.SQLAlchemyError, StorageInternalError)
+"""What a database that fails on the way raises, and what Optuna makes of it."""
 SECRETS = ("password", "passwd", "pwd", "secret", "token")
 
 
@@ -143,8 +146,9 @@ def named(url: str) -> Iterator[None]:
     """
     try:
         yield
-    except sqlalchemy.exc.SQLAlchemyError as error:
-        reason = one_line(getattr(error, "orig", None) or error)
+    except FAILURES as error:
+        cause = error if isinstance(error, sqlalchemy.exc.SQLAlchemyError) else error.__cause__
+        reason = one_line(getattr(cause, "orig", None) or cause or error)
         raise EnvironmentFault(
             f"storage {masked(url)} failed: {reason}; the same command goes on"
         ) from error

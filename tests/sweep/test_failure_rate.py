@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from iolaus.sweep.worker import too_many_failed
+from iolaus.sweep.failure_rate import too_many_failed
 
 
 def judged(rate, total, before, now):

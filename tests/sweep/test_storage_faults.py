@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 
 import pytest
+from optuna.storages import RDBStorage
 from sqlalchemy.exc import OperationalError
 from sweep_support import QUICK, states, study
 
@@ -70,4 +71,20 @@ def test_a_claim_that_fails_puts_back_what_is_in_hand(main, tmp_path, monkeypatc
     ended = main("-m", *QUICK, *words)
 
     assert ended.code == 3
+    assert "RUNNING" not in states(tmp_path)
+
+
+def test_a_database_that_fails_within_optuna_is_named_too(main, tmp_path, monkeypatch):
+    """Optuna wraps what the database raises in an exception of its own."""
+
+    def failing(*given):
+        raise OperationalError("INSERT", {}, sqlite3.OperationalError("disk I/O error"))
+
+    monkeypatch.setattr(RDBStorage, "_set_trial_attr_without_commit", failing)
+    words = ["optimizer.lr=interval(0.001,0.02)", "hydra.sweeper.max_steps_total=40"]
+    ended = main("-m", *QUICK, *words, "training.width=2")
+
+    assert ended.code == 3
+    [line] = ended.lines
+    assert line.endswith("failed: disk I/O error; the same command goes on")
     assert "RUNNING" not in states(tmp_path)

@@ -24,14 +24,16 @@ from typing import Any
 import optuna
 from sqlalchemy.exc import SQLAlchemyError
 
+from iolaus import storage
 from iolaus.errors import EXIT_TERMINATED, EnvironmentFault, IolausError
 from iolaus.sweep import by_name as by_name  # registers how an application is pickled
 from iolaus.sweep import share
+from iolaus.sweep.failure_rate import too_many_failed
 from iolaus.sweep.plan import Plan
 from iolaus.sweep.scoreboard import Scoreboard
 from iolaus.sweep.signals import deaf, interrupt, signals
 from iolaus.sweep.trial import Stop
-from iolaus.sweep.worker import App, Worker, open_shared, too_many_failed
+from iolaus.sweep.worker import App, Worker
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +79,7 @@ class Crew:
         """
         stop = Stop()
         with signals(stop):
-            self.worker(open_shared(self.plan), stop, _silent).work()
+            self.worker(_open_shared(self.plan), stop, _silent).work()
         return stop.code
 
 
@@ -219,6 +221,13 @@ class _Processes:
         os._exit(code)
 
 
+def _open_shared(plan: Plan) -> optuna.Study:
+    """The plan's study, which exists, for a worker in another process."""
+    assert plan.storage is not None
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return optuna.load_study(study_name=plan.study, storage=storage.connect(plan.storage))
+
+
 def _silent(status: str) -> None:
     """The board of the parent reads the study itself."""
 
@@ -257,7 +266,7 @@ def _child(crew: Crew, parent: int, telling: connection.Connection) -> None:
             telling.send(word)
 
     try:
-        worker = crew.worker(open_shared(crew.plan), stop, _silent)
+        worker = crew.worker(_open_shared(crew.plan), stop, _silent)
         say(None)
         worker.work()
     except IolausError as error:

@@ -7,7 +7,7 @@ row elsewhere. Optuna's tables are written directly, because its public function
 transaction per row and per value.
 
 A trial never goes back to waiting. It becomes FAIL, and a new trial with the same parameters waits
-in its place; `records` lists the attributes that say so.
+in its place (`put_back.py`).
 
 Called by the sweeper (`retry_failed`) and by every worker (the rest).
 """
@@ -17,7 +17,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import datetime, timedelta
 from typing import Any
 
 import optuna
@@ -26,25 +25,16 @@ from optuna.storages import RDBStorage
 from optuna.storages._rdb import models
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import Connection, func, select, update
-from sqlalchemy.orm import Session, selectinload
+from sqlalchemy.orm import Session
 
-from iolaus.attributes import CONTINUES, ENQUEUED, LOST, POINT, RETRIED, RETRIES, RETRY_OF, WORKER
+from iolaus.attributes import CONTINUES, ENQUEUED, RETRIES, RETRY_OF
 from iolaus.errors import InputError
 from iolaus.sweep import processes, records
 from iolaus.sweep.layout import Layout
 from iolaus.sweep.live_trial import LiveTrial
-from iolaus.sweep.records import (
-    Heartbeats,
-    Row,
-    Trials,
-    UserAttributes,
-    attributes_of,
-    parameters_of,
-)
+from iolaus.sweep.put_back import PutBack
+from iolaus.sweep.records import Heartbeats, Row, Trials, UserAttributes
 from iolaus.sweep.tally import Counts, Tally
-
-AT_ONCE = 500
-"""Trials that a query names."""
 
 _NAMES = {
     "done": TrialState.COMPLETE,
@@ -94,13 +84,13 @@ class Ledger:
         self.total = total
         self.points = points
         self._first = first
-        self.max_restarts = max_restarts
         self.grace_s = grace_s
         self._sampler_of = sampler_of
         self._workers = workers
         self._engine = backend.engine
         self._study_id = study._study_id
         self._tally = Tally(study._study_id)
+        self._put_back = PutBack(self._tally, max_restarts)
         self._layout: Layout | None = None
 
     def claim(self) -> LiveTrial | None:
@@ -108,7 +98,7 @@ class Ledger:
         return next(iter(self.claim_many(1)), None)
 
     def claim_many(
-        self, most: int, may: Callable[[Connection], bool] | None = None
+        self, most: int, may: Callable[[Connection], bool] | None = None, alone: bool = True
     ) -> list[LiveTrial]:
         """Return the next trials to run, which are now RUNNING and this process's.
 
@@ -117,11 +107,22 @@ class Ledger:
         running trials make up the total, or the grid: ask again while `counts()` knows running
         ones, which may yet be lost. `may` says, in the transaction that claims them, whether any
         may begin.
+
+        A trial that is run for the last time (see `is_last_chance`) is returned by itself, and only
+        to who is `alone` with it, having no other in hand.
         """
-        trials = self._take_next(most, may)
+        trials = self._take_next(most, may, alone)
         if not trials and self.recover():
-            trials = self._take_next(most, may)
+            trials = self._take_next(most, may, alone)
         return [self._live(trial) for trial in trials]
+
+    def is_last_chance(self, trial: optuna.Trial) -> bool:
+        """Whether a trial was lost so often that it is not run again once more.
+
+        It may be what ends its worker, or only have been beside what does: it is run with nothing
+        beside it, so that it is found out which.
+        """
+        return bool(trial.user_attrs.get(RETRIES, 0) >= self._put_back.max_restarts > 0)
 
     def retry_failed(self) -> int:
         """Let a grid's failed points wait again and return how many; the sweeper's, once a start.
@@ -129,14 +130,7 @@ class Ledger:
         They have all their restarts before them again, and begin anew.
         """
         with self._books() as session:
-            failed = [
-                trial
-                for trial in self._in_state(session, TrialState.FAIL)
-                if POINT in (attributes := attributes_of(trial)) and RETRIED not in attributes
-            ]
-            self._replace(session, [(trial, {RETRIES: 0}) for trial in failed])
-        self._tally.restart()
-        return len(failed)
+            return self._put_back.failed(session)
 
     def tried_again(self) -> int:
         """How many trials wait in the place of failed points, as `retry_failed` made them."""
@@ -159,21 +153,12 @@ class Ledger:
         One that has been lost more than `max_restarts` times stays FAIL and counts as finished.
         """
         with self._books() as session:
-            now = session.scalars(select(func.now())).one().replace(tzinfo=None)
-            oldest = now - timedelta(seconds=self.grace_s)
-            running = self._in_state(session, TrialState.RUNNING)
-            judged = [(trial, _why_lost(trial, oldest)) for trial in running]
-            lost = [(trial, why) for trial, why in judged if why is not None]
-            self._put_back(session, lost, restarts=1)
-        return len(lost)
+            return self._put_back.lost(session, self.grace_s)
 
     def release(self, *trials: optuna.Trial) -> None:
         """Put back running `trials` of this process, as on Ctrl-C; that is not a restart."""
-        why, ids = "put back when the sweep was interrupted", [t._trial_id for t in trials]
         with self._books() as session:
-            for some in _in_parts(ids):  # one that is not running was lost, and waits already
-                running = self._in_state(session, TrialState.RUNNING, some)
-                self._put_back(session, [(trial, why) for trial in running], restarts=0)
+            self._put_back.released(session, [trial._trial_id for trial in trials])
 
     def enqueue(self, first: Sequence[Mapping[str, Any]]) -> None:
         """Let known points wait before all others, each once in the life of the study."""
@@ -186,7 +171,7 @@ class Ledger:
                 mark = json.dumps(dict(sorted(point.items())))
                 if json.dumps(mark) not in there:
                     rows.append((point, {ENQUEUED: mark}))
-            self._add(session, rows)
+            self._tally.add_waiting(session.connection(), rows)
 
     def beat(self, trials: Iterable[optuna.Trial]) -> None:
         """Record that this process is at work on `trials`; call it well within `grace_s`."""
@@ -232,18 +217,24 @@ class Ledger:
             return counts | {"remaining": counts["running"] + counts["waiting"]}
         return counts | {"remaining": max(0, self.total - finished)}
 
-    def _take_next(self, most: int, may: Callable[[Connection], bool] | None) -> list[FrozenTrial]:
+    def _take_next(
+        self, most: int, may: Callable[[Connection], bool] | None, alone: bool
+    ) -> list[FrozenTrial]:
         """Make the next trials RUNNING and return what their rows hold."""
         with self._engine.begin() as connection:
             records.hold(connection, self._study_id)
             if may is not None and not may(connection):
                 return []
             found = self._tally.read(connection)
+            waiting, last = found.waiting, self._put_back.last_chances(connection, found.waiting)
+            if alone and waiting and waiting[0] in last:
+                most, waiting, last = 1, waiting[:1], set()
             if self.total is not None:
                 counts = self._counts(found)
-                left = max(0, counts["remaining"] - counts["running"])
+                left = max(0, counts["remaining"] - counts["running"] - len(last))
                 most = min(most, -(-left // self._workers))
-            trials = records.begin_waiting(connection, found.waiting[:most])
+            waiting = [trial_id for trial_id in waiting if trial_id not in last]
+            trials = records.begin_waiting(connection, waiting[:most])
             rows = self._new(connection, most - len(trials))
             trials += records.begin_new(connection, self._study_id, rows, found.size, found.last)
             records.hand_to(connection, trials, processes.this_process())
@@ -262,72 +253,3 @@ class Ledger:
         if self._sampler_of is not None:
             self.study.sampler = self._sampler_of(trial.number)
         return LiveTrial(self.study, trial)
-
-    def _in_state(
-        self, session: Session, state: TrialState, ids: Sequence[int] | None = None
-    ) -> list[Any]:
-        rows = select(Trials).where(Trials.study_id == self._study_id, Trials.state == state)
-        if ids is not None:
-            rows = rows.where(Trials.trial_id.in_(ids))
-        rows = rows.with_for_update()  # or what ends at this moment would be taken for lost
-        rows = rows.options(selectinload(Trials.user_attributes), selectinload(Trials.heartbeats))
-        return list(session.scalars(rows.order_by(Trials.trial_id)))
-
-    def _add(self, session: Session, rows: Sequence[Row]) -> None:
-        """Add a waiting trial for each of `rows`."""
-        session.flush()
-        connection = session.connection()
-        found = self._tally.read(connection)
-        records.add_waiting(connection, self._study_id, rows, found.size, found.last)
-
-    def _replace(self, session: Session, trials: Sequence[tuple[Any, dict[str, Any]]]) -> None:
-        """Let a copy of each trial wait, with new attributes besides those it passes on."""
-        whole = (selectinload(Trials.params), selectinload(Trials.system_attributes))
-        for some in _in_parts([trial.trial_id for trial, _ in trials]):  # or one by one, below
-            session.scalars(select(Trials).where(Trials.trial_id.in_(some)).options(*whole)).all()
-        copies: list[Row] = []
-        for trial, attributes in trials:
-            old = attributes_of(trial)
-            passed_on = {POINT: old[POINT]} if POINT in old else {}
-            line = {RETRY_OF: old.get(RETRY_OF, trial.number)}
-            copies.append((parameters_of(trial), {**passed_on, **line, **attributes}))
-        # First, or a failed trial would be counted before it says that it is replaced.
-        replaced = [(trial.trial_id, {RETRIED: True}) for trial, _ in trials]
-        records.add_attributes(session.connection(), UserAttributes, replaced)
-        self._add(session, copies)
-
-    def _put_back(self, session: Session, trials: Sequence[tuple[Any, str]], restarts: int) -> None:
-        """End trials, each with the reason why, and let others wait in their place."""
-        again: list[tuple[Any, dict[str, Any]]] = []
-        reasons = [(trial.trial_id, {LOST: why}) for trial, why in trials]
-        records.add_attributes(session.connection(), UserAttributes, reasons)
-        for trial, _ in trials:
-            trial.state = TrialState.FAIL
-            trial.datetime_complete = datetime.now()
-            retries = attributes_of(trial).get(RETRIES, 0) + restarts
-            if retries <= self.max_restarts:
-                again.append((trial, {CONTINUES: trial.number, RETRIES: retries}))
-        if again:
-            self._replace(session, again)
-
-
-def _in_parts(ids: Sequence[int]) -> Iterator[Sequence[int]]:
-    """Row ids, as many at a time as a query may name."""
-    for first in range(0, len(ids), AT_ONCE):
-        yield ids[first : first + AT_ONCE]
-
-
-def _why_lost(trial: Any, oldest: datetime) -> str | None:
-    """Return why the worker of a running `trial` is taken for dead; None while it is not.
-
-    `oldest` is the earliest heartbeat (UTC) of a living worker. A trial without heartbeats is not
-    from a ledger and left alone.
-    """
-    worker = attributes_of(trial).get(WORKER)
-    if worker is not None and processes.is_gone(worker):
-        return f"its worker {worker} is gone"
-    if any(beat.heartbeat < oldest for beat in trial.heartbeats):
-        return (
-            f"its worker {worker} has shown no sign of life since {trial.heartbeats[0].heartbeat}"
-        )
-    return None

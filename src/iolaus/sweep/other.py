@@ -22,7 +22,7 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from iolaus.errors import InputError, one_line
+from iolaus.errors import EnvironmentFault, InputError, one_line
 from iolaus.sweep import points, reporting
 from iolaus.sweep.plan import Plan
 from iolaus.sweep.space import Space
@@ -142,27 +142,45 @@ class Caller:
             return Outcome.failed(asked, one_line(error))
         with open_dict(config):
             config.hydra.job.id, config.hydra.job.num = str(asked.number), asked.number
-        stop = self.verdicts.stop
-        with reporting.running(asked, self.verdicts):
-            try:
-                stop.interrupts = True
-                if stop.code is not None:  # asked a moment ago
-                    raise KeyboardInterrupt
-                returned = run_job(
-                    hydra_context=self.app.context,
-                    task_function=self.app.task,
-                    config=config,
-                    job_dir_key="hydra.sweep.dir",
-                    job_subdir_key="hydra.sweep.subdir",
-                )
-            except SystemExit as error:  # a trial may end itself, but not the sweep
-                configure_log(config.hydra.hydra_logging, config.hydra.verbose)
-                return Outcome.failed(asked, f"SystemExit: {error.code}")
-            finally:
-                stop.interrupts = False
-        outcome = _read(asked, returned)
-        configure_log(config.hydra.hydra_logging, config.hydra.verbose)
-        return outcome
+        try:
+            with reporting.running(asked, self.verdicts) as reports:
+                returned = self._called(config)
+            if returned.status == JobStatus.FAILED and reports.error is not None:
+                raise reports.error  # the task is not to blame for it
+            return _read(asked, returned)
+        except SystemExit as error:  # a trial may end itself, but not the sweep
+            return Outcome.failed(asked, f"SystemExit: {error.code}")
+        except (HydraException, OmegaConfBaseException) as error:  # hydra.sweep.subdir, say
+            return Outcome.failed(asked, one_line(error))
+        except OSError as error:  # of Hydra's own files: what the task raises is in `returned`
+            raise EnvironmentFault(f"cannot run trial {asked.number}: {one_line(error)}") from error
+        finally:
+            configure_log(config.hydra.hydra_logging, config.hydra.verbose)
+
+    def _called(self, config: DictConfig) -> JobReturn:
+        """Run the task function as a Hydra job.
+
+        Raises:
+            KeyboardInterrupt: a signal came, whatever the task made of it. Some return what they
+                have by then, others exit, and neither is what the trial would have come to.
+        """
+        stop, returned = self.verdicts.stop, None
+        try:
+            stop.interrupts = True
+            if stop.code is not None:  # asked a moment ago
+                raise KeyboardInterrupt
+            returned = run_job(
+                hydra_context=self.app.context,
+                task_function=self.app.task,
+                config=config,
+                job_dir_key="hydra.sweep.dir",
+                job_subdir_key="hydra.sweep.subdir",
+            )
+        finally:
+            interrupted, stop.interrupts = not stop.interrupts, False
+            if interrupted:
+                raise KeyboardInterrupt
+        return returned
 
 
 def _read(asked: Asked, returned: JobReturn) -> Outcome:

@@ -7,21 +7,34 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import optuna
 
 from iolaus.errors import InputError
+from iolaus.storage import FAILURES
+from iolaus.sweep.signals import held
 from iolaus.sweep.trial import Asked, Verdicts
 
-_running: list[tuple[Asked, Verdicts]] = []
+
+@dataclass
+class Running:
+    """The trial that reports are of, and the error of the last one if it could not be written."""
+
+    asked: Asked
+    verdicts: Verdicts
+    error: Exception | None = None
+
+
+_running: list[Running] = []
 
 
 @contextmanager
-def running(asked: Asked, verdicts: Verdicts) -> Iterator[None]:
+def running(asked: Asked, verdicts: Verdicts) -> Iterator[Running]:
     """Let reports be those of this trial."""
-    _running.append((asked, verdicts))
+    _running.append(Running(asked, verdicts))
     try:
-        yield
+        yield _running[-1]
     finally:
         _running.pop()
 
@@ -30,7 +43,8 @@ def report(value: float, step: int) -> None:
     """See `iolaus.report`."""
     if not _running:
         return
-    asked, verdicts = _running[-1]
+    trial = _running[-1]
+    asked, verdicts = trial.asked, trial.verdicts
     if len(verdicts.study.directions) > 1:
         return  # nothing prunes by several objectives
     try:
@@ -39,6 +53,13 @@ def report(value: float, step: int) -> None:
         raise InputError(
             f"iolaus.report must be given a number and a step, got {value!r} and {step!r}"
         ) from None
-    verdicts.report(asked, at, number)
-    if verdicts.ends(asked):
+    try:
+        with held(verdicts.stop):  # or what is written might not be known to be
+            verdicts.report(asked, at, number)
+            is_over = verdicts.ends(asked)
+        trial.error = None
+    except FAILURES as error:
+        trial.error = error
+        raise
+    if is_over:
         raise optuna.TrialPruned(f"pruned at step {at}")

@@ -1,4 +1,5 @@
-"""Ctrl-C and SIGTERM while a sweep runs. Called by `launch.py`, in the sweeper and its workers."""
+"""Ctrl-C and SIGTERM while a sweep runs. Called by `launch.py`, in the sweeper and its workers, and
+by `reporting.py`."""
 
 from __future__ import annotations
 
@@ -21,6 +22,18 @@ def interrupt(stop: Stop) -> None:
     if stop.interrupts:
         stop.interrupts = False
         raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def held(stop: Stop) -> Iterator[None]:
+    """Let a signal wait that would interrupt: what is done in between is done whole."""
+    before, stop.interrupts = stop.interrupts, False
+    try:
+        yield
+    finally:
+        stop.interrupts = before
+    if stop.code is not None:
+        interrupt(stop)
 
 
 @contextlib.contextmanager

@@ -27,6 +27,7 @@ from iolaus.analysis.read import trials_of
 from iolaus.attributes import SWEEP
 from iolaus.errors import NothingCompleted, Stopped, TrainingFailed, one_line
 from iolaus.sweep import dry_run, plan, studies, twins, worker
+from iolaus.sweep.failure_rate import too_many_failed
 from iolaus.sweep.fallback import journal_of
 from iolaus.sweep.launch import Crew, Launch, launch
 from iolaus.sweep.ledger import Ledger
@@ -177,7 +178,7 @@ def _conclude(
             f"interrupted with {counts['remaining']} trials to go; the same command goes on", code
         )
     rate = f"hydra.sweeper.max_failure_rate={crew.plan.max_failure_rate:g}"
-    too_many = worker.too_many_failed(crew.plan, dict(crew.before), counts)
+    too_many = too_many_failed(crew.plan, dict(crew.before), counts)
     if not counts["done"]:
         early = f"; {rate} ended it early" if too_many and counts["remaining"] else ""
         raise NothingCompleted(

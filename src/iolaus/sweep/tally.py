@@ -1,7 +1,9 @@
 """How many trials of a study are in which state, without reading them all again each time.
 
 A finished trial stays finished: each trial is read until it is, then it is only counted. What is
-read again is what waited or ran the last time, and what is new. Called by `ledger.py`.
+read again is what waited or ran the last time, and what is new; all of it, once failed trials have
+got others in their place. Called by `ledger.py` and
+`put_back.py`.
 """
 
 from __future__ import annotations
@@ -12,10 +14,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from optuna.trial import TrialState
-from sqlalchemy import Connection, select, union_all
+from sqlalchemy import Connection, exists, select, union_all
 
-from iolaus.attributes import RETRIED
-from iolaus.sweep.records import Trials, UserAttributes
+from iolaus.attributes import CONTINUES, RETRIED, RETRY_OF
+from iolaus.sweep import records
+from iolaus.sweep.records import Row, Trials, UserAttributes
+
+AT_ONCE = 500
+"""Trials that a query names; SQLite refuses one that names too many."""
 
 _ROWS = Trials.__table__.c
 _ATTRIBUTES = UserAttributes.__table__.c
@@ -42,22 +48,24 @@ class Tally:
     """The running count of one study, for one process."""
 
     def __init__(self, study_id: int):
-        self._study_id = study_id
-        self.restart()
+        self.study_id = study_id
+        self._begin()
 
-    def restart(self) -> None:
-        """Forget what is settled: failed trials have got replacements."""
+    def _begin(self) -> None:
         self._last, self._size = -1, 0
         self._open: list[int] = []
         self._settled: Counter[TrialState] = Counter()
 
     def read(self, connection: Connection) -> Counts:
         """Count, within the transaction of `connection`."""
-        mine = select(_ROWS.trial_id, _ROWS.state).where(_ROWS.study_id == self._study_id)
+        mine = select(_ROWS.trial_id, _ROWS.state).where(_ROWS.study_id == self.study_id)
         new = mine.where(_ROWS.trial_id > self._last)
         # One statement, or a trial that is replaced in between would be in neither part.
         both = union_all(mine.where(_ROWS.trial_id.in_(self._open)), new) if self._open else new
         rows = sorted((int(trial_id), state) for trial_id, state in connection.execute(both))
+        if rows and rows[-1][0] > self._last and self._unsettled(connection):
+            self._begin()
+            return self.read(connection)
         replaced = _replaced(connection, [i for i, state in rows if state == TrialState.FAIL])
         states: Counter[TrialState] = Counter()
         self._size += sum(trial_id > self._last for trial_id, _ in rows)
@@ -69,12 +77,29 @@ class Tally:
         waiting = [trial_id for trial_id, state in rows if state == TrialState.WAITING]
         return Counts(self._settled + states, self._size, self._last, waiting)
 
+    def _unsettled(self, connection: Connection) -> bool:
+        """Whether trials that had failed for good are replaced since: a sweep was started again,
+        here or elsewhere, and let the failed points of a grid wait."""
+        if not self._settled[TrialState.FAIL]:
+            return False
+        other = UserAttributes.__table__.alias().c
+        goes_on = exists().where(other.trial_id == _ATTRIBUTES.trial_id, other.key == CONTINUES)
+        query = select(_ATTRIBUTES.trial_id).join(Trials, _ROWS.trial_id == _ATTRIBUTES.trial_id)
+        query = query.where(_ROWS.study_id == self.study_id, _ROWS.trial_id > self._last)
+        query = query.where(_ATTRIBUTES.key == RETRY_OF, ~goes_on)
+        return connection.scalar(query.limit(1)) is not None
+
+    def add_waiting(self, connection: Connection, rows: Sequence[Row]) -> None:
+        """Add a waiting trial for each of `rows`; the transaction holds the study."""
+        found = self.read(connection)
+        records.add_waiting(connection, self.study_id, rows, found.size, found.last)
+
 
 def _replaced(connection: Connection, failed: Sequence[Any]) -> set[Any]:
     """Those of the failed trials in whose place another runs."""
-    if not failed:
-        return set()
-    query = select(_ATTRIBUTES.trial_id).where(
-        _ATTRIBUTES.key == RETRIED, _ATTRIBUTES.trial_id.in_(failed)
-    )
-    return set(connection.scalars(query))
+    found: set[Any] = set()
+    query = select(_ATTRIBUTES.trial_id).where(_ATTRIBUTES.key == RETRIED)
+    for first in range(0, len(failed), AT_ONCE):
+        some = failed[first : first + AT_ONCE]
+        found.update(connection.scalars(query.where(_ATTRIBUTES.trial_id.in_(some))))
+    return found

@@ -54,12 +54,12 @@ class Trainer(Monitor):
         self.plan, self.folder, self.verdicts = plan, folder, verdicts
         self.equal = Equal(read, folder, self._line)
         self._groups: dict[int, tuple[Asked, Group, TrialFolder]] = {}
-        self._refused: list[Outcome] = []
         self._newest, self._steps = (0, 0), 0
         self._members = 1
 
     def run(self, asked: Iterator[Asked]) -> Iterator[Outcome]:
-        """Train trials until no more are asked; each ends in one outcome.
+        """Train trials until no more are asked; each ends in one outcome. Those that cannot be
+        composed are told before any other is asked for, or there might be no end of them.
 
         Raises:
             Interrupted: a signal asked to stop while trials were left; they are checkpointed.
@@ -79,9 +79,7 @@ class Trainer(Monitor):
             widths = self._widths(training.width, training.seeds)
             stream = train(_chain(head, specs), self, width=widths, together=training.seeds)
             for result in stream:
-                yield from self._refusals()
                 yield from self._ended(result)
-        yield from self._refusals()
 
     def _widths(self, wanted: int | str, seeds: int) -> Widths:
         """How many trials are trained as one. A sampler that learns, does so from the trials that
@@ -94,17 +92,13 @@ class Trainer(Monitor):
         most = seeds * max(trials, 1)
         return Widths(wanted, most if most >= WORTH_STACKING else 1, measures=False)
 
-    def _refusals(self) -> Iterator[Outcome]:
-        while self._refused:
-            yield self._refused.pop(0)
-
     def _specs(self, first: Asked, rest: Iterator[Asked]) -> Iterator[TrialSpec]:
         for asked in _chain(first, rest):
             try:
                 run_config = self.equal.config_of(asked)
                 preflight.see_own_packages(run_config)
             except (IolausError, HydraException, OmegaConfBaseException) as error:
-                self._refused.append(Outcome.failed(asked, one_line(error)))
+                self.verdicts.tell(Outcome.failed(asked, one_line(error)))
                 continue
             place = TrialFolder(self.folder / str(asked.number))
             spec = TrialSpec(run_config, number=asked.number, folder=place.path)

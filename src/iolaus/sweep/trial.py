@@ -83,6 +83,7 @@ class Verdicts:
         stop: whether a signal asks to stop.
         notify: told what the running trials are at.
         settle: makes last what waits to be written, results included.
+        tell: told how a trial ended that never got to train.
 
     `room` is how many trials whoever runs them has places for, so that as many are claimed at once;
     `planned` the steps of running trials, by number, where there is a budget of steps.
@@ -95,9 +96,10 @@ class Verdicts:
         stop: Stop,
         notify: Callable[[str], object],
         settle: Callable[[], None],
+        tell: Callable[[Outcome], None],
     ) -> None:
         self.study, self.journal, self.stop = study, journal, stop
-        self.notify, self.settle = notify, settle
+        self.notify, self.settle, self.tell = notify, settle, tell
         self.room = 1
         self.planned: dict[int, int] = {}
         self._pending: list[tuple[Asked, int, float]] = []

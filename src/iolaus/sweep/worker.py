@@ -6,7 +6,6 @@ process. Any number of them share a study through its database alone.
 
 from __future__ import annotations
 
-import copy
 import functools
 import logging
 import math
@@ -17,35 +16,29 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import optuna
-from omegaconf import OmegaConf
 from optuna.samplers import RandomSampler
 from optuna.trial import TrialState
 from sqlalchemy import Connection
 
 from iolaus import storage
-from iolaus.attributes import CONTINUES, ENVIRONMENT, OVERRIDES
-from iolaus.environment import environment, key_of
+from iolaus.attributes import CONTINUES
 from iolaus.errors import EXIT_INTERRUPTED, IolausError, one_line
-from iolaus.sweep import grammar, hook, pruners, samplers, step_budget
+from iolaus.sweep import pruners, samplers, step_budget
+from iolaus.sweep.endings import Endings
 from iolaus.sweep.equal import Equal
+from iolaus.sweep.failure_rate import too_many_failed
 from iolaus.sweep.fallback import journal_of
 from iolaus.sweep.heart import Heart
-from iolaus.sweep.journal import Ending
 from iolaus.sweep.ledger_of import ledger_of
 from iolaus.sweep.plan import Plan
 from iolaus.sweep.trial import Asked, Outcome, Stop, Verdicts
 from iolaus.sweep.twins import Twins
+from iolaus.sweep.words import Words
 
 log = logging.getLogger(__name__)
 
 RECOVER_S = 2.0
 """Seconds between two looks for dead workers while as many are held aside as may be."""
-
-_STATES = {
-    "complete": TrialState.COMPLETE,
-    "pruned": TrialState.PRUNED,
-    "failed": TrialState.FAIL,
-}
 
 
 class Runner(Protocol):
@@ -106,7 +99,7 @@ class Worker:
         study.pruner = pruners.build(plan.pruner.name, plan.pruner.given, plan.directions)
         self.ledger = ledger_of(plan, study)
         self.journal = journal_of(study)
-        self.verdicts = Verdicts(study, self.journal, stop, notify, self._write)
+        self.verdicts = Verdicts(study, self.journal, stop, notify, self._write, self._tell)
         self.runner = app.runner(plan, folder, self.verdicts)
         # Without a total a sweep ends by what it trains: twins alone would never end it.
         once = plan.duplicates == "once" and plan.total is not None
@@ -125,11 +118,8 @@ class Worker:
         self._budget: Callable[[Connection], bool] | None = None
         if most is not None and self.runner.equal is not None:  # other apps have no steps
             self._budget = functools.partial(step_budget.allows, study_id=study_id, most=most)
-        self._environment = _kept_environment(study)
-        self._hook: Callable[[Any, optuna.Trial], None] | None = None
-        if plan.custom_search_space:
-            self._hook = hook.find(plan.custom_search_space)
-            self._base = OmegaConf.create(app.config(plan))
+        self._endings = Endings(plan, study)
+        self._words = Words(plan, lambda: app.config(plan))
 
     def work(self) -> None:
         """Run trials until the study has its total, a budget is spent, or a signal asks to stop.
@@ -152,7 +142,8 @@ class Worker:
             except Exception:
                 # It may be a trial's doing: left RUNNING, they count as lost, which is bounded.
                 begun = self._begun  # but for those that have not begun
-                self._put_back(a for a in self._running.values() if a.number not in begun)
+                if begun:  # else it may be the doing of these, again and again
+                    self._put_back(a for a in self._running.values() if a.number not in begun)
                 raise
             self._put_back(self._running.values())
 
@@ -232,12 +223,15 @@ class Worker:
         several = self.plan.grid or self.plan.sampler.name in samplers.BLIND
         several = several and self.plan.max_steps_total is None
         room = max(1, self.verdicts.room) if several else 1
-        trials = self.ledger.claim_many(room, self._budget)
+        in_hand = list(self._running.values())
+        if len(in_hand) == 1 and self.ledger.is_last_chance(in_hand[0].trial):
+            return False  # nothing beside it
+        trials = self.ledger.claim_many(room, self._budget, not in_hand)
         self._running |= {trial.number: Asked(trial, []) for trial in trials}
         claimed: list[Asked] = []
         for trial in trials:
             try:
-                asked = Asked(trial, self._words(trial), trial.user_attrs.get(CONTINUES))
+                asked = Asked(trial, self._words.of(trial), trial.user_attrs.get(CONTINUES))
             except (IolausError, ValueError) as error:
                 failed = Outcome.failed(self._running[trial.number], one_line(error))
                 self._tell(failed)
@@ -254,28 +248,6 @@ class Worker:
             self.ledger.recover()
             self._recovered = time.monotonic()
 
-    def _words(self, trial: optuna.Trial) -> list[str]:
-        """The overrides of a trial, whose parameters are suggested here."""
-        point = self.plan.space.suggest(trial)
-        words = [*self.plan.space.fixed, *self.plan.space.overrides(point)]
-        return words + self._suggested_by_hook(trial, set(point))
-
-    def _suggested_by_hook(self, trial: optuna.Trial, known: set[str]) -> list[str]:
-        """Overrides of what the user's own function suggests besides."""
-        if self._hook is None:
-            return []
-        try:
-            self._hook(copy.deepcopy(self._base), trial)
-        except Exception as error:  # the user's code may raise anything
-            raise ValueError(
-                f"custom_search_space raised {type(error).__name__}: {error}"
-            ) from error
-        return [
-            f"{name}={grammar.text_of(value)}"
-            for name, value in trial.params.items()
-            if name not in known
-        ]
-
     def _tell(self, outcome: Outcome) -> None:
         """Note a result; it is written with the others of its block."""
         self._ended.append(outcome)
@@ -291,7 +263,7 @@ class Worker:
     def _write_ended(self) -> None:
         if self.verdicts.prunes:
             self.verdicts.flush()
-        endings = [self._ending(outcome) for outcome in self._ended]
+        endings = [self._endings.of(outcome) for outcome in self._ended]
         lost = self.verdicts.write(endings)
         ended, self._ended = self._ended, []
         for number in lost:
@@ -314,53 +286,3 @@ class Worker:
         if ended:
             self._steps = None
             self.notify("")
-
-    def _ending(self, outcome: Outcome) -> Ending:
-        """What is written of a trial that ended."""
-        state, attributes = outcome.state, dict(outcome.attributes)
-        bad = [value for value in outcome.values if not math.isfinite(value)]
-        if state == "complete" and (bad or len(outcome.values) != len(self.plan.directions)):
-            state = "failed"
-            attributes.setdefault("error", f"the objective became {bad[0] if bad else 'nothing'}")
-        violations = {
-            constraint.name: violation
-            for constraint in self.plan.constraints
-            if (violation := constraint.violation(outcome.numbers)) is not None
-        }
-        values = outcome.values if state == "complete" else None
-        attributes[OVERRIDES] = outcome.asked.overrides
-        attributes[ENVIRONMENT] = self._environment
-        return Ending(outcome.asked.trial, _STATES[state], values, attributes, violations)
-
-
-def _kept_environment(study: optuna.Study) -> str:
-    """The key under which the study keeps where this worker's trials are trained."""
-    found = environment()
-    key = key_of(found)
-    name = f"{ENVIRONMENT}.{key}"
-    if name not in study.user_attrs:
-        study.set_user_attr(name, found)
-    return key
-
-
-def too_many_failed(plan: Plan, before: dict[str, int], now: dict[str, int]) -> bool:
-    """Whether more than `max_failure_rate` of the trials since the start have failed; one of the
-    first 20 weighs as a twentieth (or, in a smaller sweep, as one of all).
-
-    A grid's points that had failed before and fail once more are no news: they are judged as what
-    they are of the whole study. So a finished grid that runs again ends as it ended before.
-    """
-    states = ("done", "pruned", "failed")
-    since = {state: now[state] - before.get(state, 0) for state in states}
-    least = 20 if plan.total is None else min(plan.total, 20)
-    news, again = since["failed"] - before.get("again", 0), since["failed"]
-    all_finished = sum(now[state] for state in states)
-    rate = plan.max_failure_rate
-    return news > rate * max(sum(since.values()), least) or again > rate * max(all_finished, least)
-
-
-def open_shared(plan: Plan) -> optuna.Study:
-    """The plan's study, which exists, for a worker in another process."""
-    assert plan.storage is not None
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    return optuna.load_study(study_name=plan.study, storage=storage.connect(plan.storage))
