@@ -70,7 +70,6 @@ class Rule(ABC):
         if fused.suits(self.name, params):
             ordered = [moments[name] for name in self.moments]
             known = {key: hyper[key] for key in hyper if self.decays or key != "weight_decay"}
-            known.setdefault("weight_decay", torch.zeros_like(lr))
             fused.update(self.name, params, grads, ordered, known, lr, step)
             return
         whole = [grad if isinstance(grad, Tensor) else torch.stack(grad) for grad in grads]

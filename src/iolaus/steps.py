@@ -41,10 +41,14 @@ class Moments:
     step: Tensor
     keys: Mapping[str, Tensor]
 
-    def at(self, number: int, slots: slice = slice(None)) -> Moment:
-        """Those of one step, for some slots."""
-        keys = {name: key[number, slots] for name, key in self.keys.items()}
-        return Moment(self.lr[number, slots], self.step[number, slots], keys)
+    def of(self, slots: slice) -> list[Moment]:
+        """Those of each step, for some slots."""
+        names = list(self.keys)
+        rows = [row[:, slots].unbind(0) for row in (self.lr, self.step, *self.keys.values())]
+        return [
+            Moment(lr, step, dict(zip(names, keys, strict=True)))
+            for lr, step, *keys in zip(*rows, strict=True)
+        ]
 
 
 class Steps:
@@ -72,21 +76,31 @@ class Steps:
         losses = torch.empty(len(orders), self.stack.width, device=self.stack.device)
         done = 0
         if not self._independent(orders):
-            for number, (x, y) in enumerate(self.source.batches(orders.unbind(0))):
-                self._together(x, y, moments, losses, number)
+            moments_of = {part: moments.of(part.slots) for part in self._parts}
+            for number, (x, y) in enumerate(self.source.batches(orders)):
                 done = number + 1
+                for part, its in moments_of.items():
+                    batch = (x, y) if y.dim() == 1 else (x[part.slots], y[part.slots])
+                    losses[number, part.slots] = part(*batch, its[number])
                 if self._independent(orders):
                     break
+                if self._refused(orders):
+                    self._parts = [Part(self.step, self.stack, self._all, plain=True)]
+                    moments_of = {part: moments.of(part.slots) for part in self._parts}
         if done < len(orders):
             self._in_threads(orders, moments, losses, done)
         return losses
+
+    @property
+    def _all(self) -> slice:
+        return slice(0, self.stack.width)
 
     def _divided(self) -> list[Part]:
         stack, threads = self.stack, torch.get_num_threads()
         count = min(threads, stack.width, MOST_PARTS)
         resident = isinstance(self.step.program.sources["train"], DeviceSource)
         if count < 2 or self.step.compiles or not resident or stack.device.type != "cpu":
-            return [Part(self.step, stack, slice(0, stack.width))]
+            return [Part(self.step, stack, self._all)]
         edges = [stack.width * number // count for number in range(count + 1)]
         slots = [slice(*pair) for pair in pairwise(edges)]
         return [Part(self.step, stack.part(some), some) for some in slots]
@@ -97,25 +111,19 @@ class Steps:
         shared = orders.dim() == 2
         return len(self._parts) > 1 and all(part.on_tape(shared) for part in self._parts)
 
-    def _together(
-        self, x: Tensor, y: Tensor, moments: Moments, losses: Tensor, number: int
-    ) -> None:
-        """One step of the whole stack, part by part."""
-        shared = y.dim() == 1
-        for part in self._parts:
-            batch = (x, y) if shared else (x[part.slots], y[part.slots])
-            losses[number, part.slots] = part(*batch, moments.at(number, part.slots))
-        if len(self._parts) > 1 and any(part.refused(shared) for part in self._parts):
-            self._parts = [Part(self.step, self.stack, slice(0, self.stack.width), plain=True)]
+    def _refused(self, orders: Tensor) -> bool:
+        shared = orders.dim() == 2
+        return len(self._parts) > 1 and any(part.refused(shared) for part in self._parts)
 
     def _in_threads(self, orders: Tensor, moments: Moments, losses: Tensor, done: int) -> None:
-        """The steps from `done` on, each part in a thread of its own."""
+        """The steps from `done` on, each part in a thread of its own. What Python has to do between
+        them is little, since other threads wait for it."""
 
         def advance(part: Part) -> None:
-            own = orders if orders.dim() == 2 else orders[:, part.slots]
-            batches = self.source.batches(own[done:].unbind(0))
-            for number, batch in enumerate(batches, start=done):
-                losses[number, part.slots] = part(*batch, moments.at(number, part.slots))
+            own = orders[done:] if orders.dim() == 2 else orders[done:, part.slots]
+            its = moments.of(part.slots)[done:]
+            pairs = zip(self.source.batches(own), its, strict=True)
+            losses[done:, part.slots] = torch.stack([part(*batch, now) for batch, now in pairs])
 
         pool = _pool(len(self._parts), torch.get_num_threads())
         futures = [pool.submit(advance, part) for part in self._parts]
@@ -185,9 +193,14 @@ class Part:
 @cache
 def _pool(count: int, threads: int) -> ThreadPoolExecutor:
     """So many threads, each computing on its share of the `threads` that torch has here."""
-    pool = ThreadPoolExecutor(count, "part", torch.set_num_threads, (threads // count,))
+
+    def begin() -> None:
+        torch.set_num_threads(threads // count)
+        torch.get_num_threads()  # or the first operation takes the number that is set last, below
+        all_are_there.wait()
+
     all_are_there = Barrier(count)
-    for future in [pool.submit(all_are_there.wait) for _ in range(count)]:
-        future.result()
-    torch.set_num_threads(threads)  # the number is kept for each thread, and once for new ones
+    pool = ThreadPoolExecutor(count, "part", begin)
+    wait([pool.submit(int) for _ in range(count)])
+    torch.set_num_threads(threads)
     return pool

@@ -31,7 +31,15 @@ Run = Callable[..., list[Output]]
 RECORDINGS = 4
 """After so many, none like the one before, there will be no tape. The first may fill caches."""
 
-_ALIASES = {torch.ops.aten.alias.default, torch.ops.aten.detach.default}
+_aten = torch.ops.aten
+_ALIASES = {_aten.alias.default, _aten.detach.default}
+_FILLED = {
+    *(_aten.zeros_like.default, _aten.ones_like.default, _aten.full_like.default),
+    *(_aten.new_zeros.default, _aten.new_ones.default, _aten.new_full.default),
+    *(_aten.zeros.default, _aten.ones.default, _aten.full.default, _aten.arange.default),
+}
+"""Operations whose result depends on shapes alone."""
+_SMALL = 2**16
 _BY_VALUE = (torch.dtype, torch.device, torch.layout, torch.memory_format)
 _REFUSED = {
     torch.Tag.data_dependent_output: "reads a number out of a tensor",
@@ -133,7 +141,7 @@ def recorded(
         recorder.calls.clear()
     else:
         try:
-            writer = _Writer(lasting, inputs)
+            writer = _Writer(lasting, inputs, _all_changed(recorder.calls))
             for call in recorder.calls:
                 writer.add(call)
             return outputs, writer.tape(outputs, apart=apart)
@@ -192,9 +200,11 @@ class _Writer:
 
     lasting: Sequence[Tensor]
     inputs: Sequence[Tensor]
+    changed: set[int]  # ids of the tensors that an operation writes to
     names: dict[int, str] = field(default_factory=dict)
     objects: dict[str, Any] = field(default_factory=dict)
     fixed: set[str] = field(default_factory=set)  # names of what is the same in each run
+    filled: set[str] = field(default_factory=set)  # of what is made of shapes and constants alone
     constants: set[str] = field(default_factory=set)  # names of tensors from elsewhere
     bases: dict[str, str] = field(default_factory=dict)  # of a view
     once: list[_Line] = field(default_factory=list)
@@ -221,13 +231,16 @@ class _Writer:
         found = call.found if several else [call.found]
         if any(not isinstance(tensor, Tensor | None) for tensor in found):
             raise _NotRecordable(f"{operation} gives other things than tensors")
-        if _is_itself(call):
+        if self._is_itself(call):
             self.names[id(call.found)] = self.names[id(call.args[0])]
             return
         changed = list(_changed(call))
         if any(self._base(tensor) in self.constants for tensor in changed):
             raise _NotRecordable(f"{operation} changes a tensor that is not the trial's")
         views, changes = _is_view(operation), bool(changed)
+        if self._is_filled(call, uses):
+            self._object_of(call.found, self.filled)
+            return
         once = not changes and views and uses <= self.fixed
         if changes and all(id(tensor) in self.names for tensor in found):
             outputs = []  # an operation in place
@@ -237,7 +250,7 @@ class _Writer:
             self.bases |= dict.fromkeys(outputs, self._base(call.args[0]))
         text = f"{self._object(getattr(operation, '_op', operation), 'f')}({', '.join(args)})"
         line = _Line(text, outputs, uses, changes, several=several)
-        if operation is torch.ops.aten.stack.default and len(call.args) == 1:
+        if operation is _aten.stack.default and len(call.args) == 1:
             line.parts = [self.names[id(tensor)] for tensor in call.args[0]]
         (self.once if once else self.each).append(line)
         if once:
@@ -289,14 +302,26 @@ class _Writer:
         name = f"{letter}{len(self.names)}"
         return self.names.setdefault(id(tensor), name)
 
+    def _is_filled(self, call: _Call, uses: set[str]) -> bool:
+        """Whether a small tensor is made of shapes and constants alone, and never changed."""
+        if not isinstance(call.found, Tensor) or id(call.found) in self.changed:
+            return False
+        made = call.operation in _FILLED or (bool(uses) and uses <= self.filled)
+        return made and call.found.numel() <= _SMALL
+
+    def _is_itself(self, call: _Call) -> bool:
+        """Whether an operation gives the very numbers and shape of its only tensor."""
+        if call.operation is _aten.mul.Scalar:
+            own = id(call.found) not in self.changed and id(call.args[0]) not in self.changed
+            return own and call.args[1] == 1 and call.found.dtype == call.args[0].dtype
+        return _is_alias(call)
+
     def _text(self, value: Any, uses: set[str]) -> str:
         """A value as source text."""
         if isinstance(value, Tensor):
             name = self.names.get(id(value))
             if name is None:  # from elsewhere: a constant
-                name = self.names[id(value)] = self._object(value, "c")
-                self.fixed.add(name)
-                self.constants.add(name)
+                name = self._object_of(value, self.constants)
             uses.add(name)
             return name
         if isinstance(value, list | tuple):
@@ -310,6 +335,13 @@ class _Writer:
         """The name of the tensor whose numbers these are."""
         name = self.names[id(tensor)]
         return self.bases.get(name, name)
+
+    def _object_of(self, tensor: Tensor, kind: set[str]) -> str:
+        """Name a tensor that is the same in each run, and kept."""
+        name = self.names[id(tensor)] = self._object(tensor, "c")
+        self.fixed.add(name)
+        kind.add(name)
+        return name
 
     def _object(self, value: Any, letter: str) -> str:
         key = value if isinstance(value, _BY_VALUE) else id(value)
@@ -329,14 +361,29 @@ def _needed(lines: list[_Line], wanted: set[str]) -> list[_Line]:
     return kept[::-1]
 
 
-def _is_itself(call: _Call) -> bool:
-    """Whether an operation gives the very numbers and shape of its only tensor, unchanged."""
+def _is_alias(call: _Call) -> bool:
+    """Whether an operation gives its only tensor once more."""
     if call.operation in _ALIASES:
         return True
-    if call.operation is torch.ops.aten.permute.default:
+    if call.operation is _aten.permute.default:
         return list(call.args[1]) == list(range(call.args[0].dim()))
-    same = (torch.ops.aten.view.default, torch.ops.aten.expand.default)
+    same = (_aten.view.default, _aten.expand.default)
     return call.operation in same and list(call.args[1]) == list(call.args[0].shape)
+
+
+def _all_changed(calls: Sequence[_Call]) -> set[int]:
+    """Ids of the tensors that are written to, also by way of a view."""
+    bases: dict[int, int] = {}
+    changed: set[int] = set()
+    for call in calls:
+        if not isinstance(call.operation, OpOverload):
+            continue
+        changed |= {bases.get(id(tensor), id(tensor)) for tensor in _changed(call)}
+        if _is_view(call.operation) and isinstance(call.args[0], Tensor):
+            found = call.found if isinstance(call.found, tuple | list) else [call.found]
+            base = bases.get(id(call.args[0]), id(call.args[0]))
+            bases |= {id(tensor): base for tensor in found if tensor is not call.args[0]}
+    return changed | {tensor for tensor, base in bases.items() if base in changed}
 
 
 def _is_view(operation: OpOverload) -> bool:

@@ -223,8 +223,8 @@ class _Stepper:
 
     def once(self) -> None:
         """A step, batched by vmap whatever the machine."""
-        x, y = self.source.gather(self.orders[0])
-        self.step(self.stack, x, y, self.moments.at(0))
+        x, y = next(self.source.batches(self.orders))
+        self.step(self.stack, x, y, self.moments.of(slice(None))[0])
 
     def evaluate(self) -> None:
         params, buffers = self.stack.params.views, self.stack.buffers.views

@@ -30,8 +30,9 @@ Pair = tuple[Tensor, Tensor]
 class Source(Protocol):
     """Batches of one split, on the device."""
 
-    def batches(self, indices: Iterable[Tensor]) -> Iterator[Pair]:
-        """For each index (S, B) int64, on any device: x (S, B, *shape) float32 and y (S, B)."""
+    def batches(self, indices: Tensor) -> Iterator[Pair]:
+        """For each of the T indices (S, B) of int64 (T, S, B), on any device: x (S, B, *shape)
+        float32 and y (S, B); likewise (B, *shape) and (B,) of (T, B)."""
 
     def chunks(self, size: int) -> Iterator[Pair]:
         """The split in order: x (M, *shape) and y (M,) with M = `size`, the last one shorter."""
@@ -86,14 +87,13 @@ class DeviceSource:
         self.split = TensorSplit(split.x.to(device), split.y.to(device))
         self.device = device
 
-    def gather(self, index: Tensor) -> Pair:
-        """x (*index.shape, *shape) and y (*index.shape) for an int64 index of any shape."""
-        x, y = self.split.gather(index.to(self.device, non_blocking=True).flatten())
-        return x.view(*index.shape, *self.split.shape), y.view(index.shape)
-
-    def batches(self, indices: Iterable[Tensor]) -> Iterator[Pair]:
+    def batches(self, indices: Tensor) -> Iterator[Pair]:
         """See `Source.batches`."""
-        return map(self.gather, indices)
+        indices, x = indices.to(self.device, non_blocking=True), self.split.x.flatten(1)
+        rows, targets = indices.flatten(1).unbind(0), self.split.y[indices].unbind(0)
+        for row, y in zip(rows, targets, strict=True):
+            # index_select copies whole rows, 2-3 times faster than x[row]
+            yield x.index_select(0, row).view(*y.shape, *self.split.shape), y
 
     def chunks(self, size: int) -> Iterator[Pair]:
         """See `Source.chunks`; the chunks are views."""
@@ -133,7 +133,8 @@ class StreamSource:
         return self._pool[0]
 
     def batches(self, indices: Iterable[Tensor]) -> Iterator[Pair]:
-        """See `Source.batches`; `indices` is read a few batches ahead of what is returned.
+        """See `Source.batches`; `indices` is read a few batches ahead of what is returned, and may
+        give batches of unequal sizes.
 
         Raises:
             EnvironmentFault: a picture cannot be read, or a worker process died.
