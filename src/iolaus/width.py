@@ -197,7 +197,7 @@ def _time(program: Program, width: int) -> float:
 
 
 class _Stepper:
-    """A stack of equal trials that see one made-up batch again and again."""
+    """A stack of equal trials whose steps are timed."""
 
     def __init__(self, program: Program, width: int, *, compiles: bool | None = None):
         self.program, self.step = program, Step(program, compiles=compiles)
@@ -207,28 +207,33 @@ class _Stepper:
         place = program.device
         samples, shape = program.batch_size, program.data.input_shape
         self.y = program.data.train.y[:samples].to(place)
-        self.x = torch.rand(samples, *shape, generator=torch.Generator().manual_seed(0)).to(place)
-        order = torch.arange(samples, device=place)
-        self.orders = order.expand(STEPS, width, samples).contiguous()
+        self.drawn = torch.Generator().manual_seed(0)
+        self.x = torch.rand(samples, *shape, generator=self.drawn).to(place)
         steps = torch.ones(STEPS, width, dtype=torch.int64, device=place)
         keys = {name: self.stack.keys[name].expand_as(steps) for name in self.step.streams()}
         lr = torch.full((STEPS, width), 1e-4, dtype=torch.float64, device=place)
         self.moments = Moments(lr, steps, keys)
-        self.source = DeviceSource(TensorSplit(self.x, self.y), place)
+        self.made_up, kept = DeviceSource(TensorSplit(self.x, self.y), place), program.sources
+        resident = isinstance(kept["train"], DeviceSource)
+        self.source = kept["train"] if resident else self.made_up
+        self.among = len(program.data.train) if resident else samples
         self.steps = Steps(self.step, self.stack, self.source)
 
     def __call__(self) -> None:
-        """A few steps, as they are trained."""
-        self.steps.run(self.orders, self.moments)
+        """A few steps on other samples each time: what lies in a cache already is too quick."""
+        size = (STEPS, self.stack.width, self.program.batch_size)
+        orders = torch.randint(self.among, size, generator=self.drawn)
+        self.steps.run(orders, self.moments)
 
     def once(self) -> None:
         """A step, batched by vmap whatever the machine."""
-        x, y = next(self.source.batches(self.orders))
+        shape = (self.stack.width, self.program.batch_size)
+        x, y = next(self.made_up.batches(torch.zeros(1, *shape, dtype=torch.int64)))
         self.step(self.stack, x, y, self.moments.of(slice(None))[0])
 
     def evaluate(self) -> None:
         params, buffers = self.stack.params.views, self.stack.buffers.views
-        self.step.measure(params, buffers, self.source, len(self.y))
+        self.step.measure(params, buffers, self.made_up, len(self.y))
 
     def wait(self) -> None:
         if self.program.device.type == "cuda":
