@@ -42,7 +42,7 @@ WORTH_A_TRY = 16
 """Up to here a gain may yet come: vmap costs a fixed time per step."""
 LONG_STEP_S = 0.02
 """Beside a step of so many seconds that time is nothing."""
-STEPS = 4
+STEPS = 2
 """Steps that are timed together."""
 SAMPLE_S = 0.05
 """Seconds of steps that are timed at each width, at least three steps."""
@@ -51,7 +51,7 @@ NOISE = 1.4
 than the best by less than this are timed again."""
 ROUNDS = 3
 """How often, at most."""
-AGAIN_S = 1.0
+AGAIN_S = 0.7
 """Seconds after which no other round begins."""
 
 
