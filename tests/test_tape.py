@@ -115,6 +115,18 @@ def test_what_only_puts_tensors_together_may_come_in_parts():
     assert torch.equal(total, kept.sum())
 
 
+def test_parts_that_change_after_they_were_put_together_stay_as_they_were():
+    def function(x):
+        first, second = x * 2, x * 3
+        rows = torch.stack([first, second])
+        first.zero_()
+        return [rows, first + second]
+
+    rows, total = taped(function, [], [X], [X], [X + 1], apart=True)
+    assert torch.equal(rows, torch.stack([2 * (X + 1), 3 * (X + 1)]))
+    assert torch.equal(total, 3 * (X + 1))
+
+
 def test_an_operation_that_leaves_out_a_result_is_on_tape():
     layer = torch.nn.Conv1d(1, 2, 2)
     x = torch.rand(4, 1, 3)

@@ -250,7 +250,8 @@ class _Writer:
             self.bases |= dict.fromkeys(outputs, self._base(call.args[0]))
         text = f"{self._object(getattr(operation, '_op', operation), 'f')}({', '.join(args)})"
         line = _Line(text, outputs, uses, changes, several=several)
-        if operation is _aten.stack.default and len(call.args) == 1:
+        whole = operation is _aten.stack.default and len(call.args) == 1
+        if whole and not any(id(tensor) in self.changed for tensor in call.args[0]):
             line.parts = [self.names[id(tensor)] for tensor in call.args[0]]
         (self.once if once else self.each).append(line)
         if once:
