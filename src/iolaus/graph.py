@@ -2,7 +2,7 @@
 
 A small model's step is hundreds of kernels of a few microseconds; launching them one by one from
 Python takes longer than running them. A stack's tensors keep their addresses, so that a captured
-step stays valid while trials come and go. Called by `engine.py` and `width.py`.
+step stays valid while trials come and go. Called by `steps.py`.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 torch multiplies float32 matrices with MKL, which on processors other than Intel's leaves half of an
 AVX-512 unit idle; oneDNN, which torch has as well, does not (1.6 to 2.4 times as fast here for
 64 x 784 x 100). The `nn.Linear` layers of a program's module go through it where they are large
-enough, of float32 and on the CPU, in a stack or evaluated; all else stays as it is. A slot's
+enough, of float32 and on the CPU; all else stays as it is. A slot's
 product is the same call at any width; where all slots see one batch (data.order_seed, equal seeds,
 evaluation) it is a single product for all of them.
 
