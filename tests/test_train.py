@@ -142,14 +142,14 @@ def test_a_loss_that_is_not_finite_fails_with_metrics_so_far(broken):
 def test_a_module_that_raises_fails_its_trial_and_the_stream_goes_on(monkeypatch):
     from iolaus.step import Step
 
-    original = Step.gradients
+    original = Step.update
 
     def raising(self, stack, *arguments):
         if self.task.name == "regression":
             raise RuntimeError("no more\n memory")
         return original(self, stack, *arguments)
 
-    monkeypatch.setattr(Step, "gradients", raising)
+    monkeypatch.setattr(Step, "update", raising)
     specs = [make_spec("data=quadratic", number=1), make_spec(*SHORT, number=2)]
     first, second = train(specs)
     assert (first.spec.number, first.state) == (1, "failed")
@@ -318,14 +318,14 @@ def test_one_raising_trial_of_a_stack_fails_alone(monkeypatch):
     """The stack is taken apart, and every trial trained alone."""
     from iolaus.step import Step
 
-    original = Step.__call__
+    original = Step.update
 
     def raising(self, stack, *arguments):
         if (stack.optimizer["weight_decay"] == 0.5).any():
             raise RuntimeError("singular")
         return original(self, stack, *arguments)
 
-    monkeypatch.setattr(Step, "__call__", raising)
+    monkeypatch.setattr(Step, "update", raising)
     words = ["optimizer=adamw", *SHORT]
     specs = [
         make_spec(*words, f"regularization.weight_decay={decay}", number=number)

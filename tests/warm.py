@@ -21,6 +21,7 @@ from typing import Any
 
 PATIENCE_S = 300  # for a hung process only
 
+# There is one for all of a test process, whatever its context: its preload is this one.
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["warm_preload"])
 
@@ -31,7 +32,7 @@ def start(words: list[str], folder: Path, out: Path, err: Path, env: Mapping[str
     Returns:
         A process of multiprocessing; it leads a process group, as one that a shell started.
     """
-    _ensure_server()
+    ensure_server()
     for file in (out, err):
         file.write_bytes(b"")
     process = SERVER.Process(target=_run, args=(words, folder, out, err, dict(env)))
@@ -55,7 +56,7 @@ def run(
         )
 
 
-def _ensure_server() -> None:
+def ensure_server() -> None:
     """Start the server where it finds `warm_preload`: it does not take over our sys.path."""
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join(

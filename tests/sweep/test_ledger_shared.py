@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import itertools
-import multiprocessing
 import random
 import signal
 from collections import Counter
 from multiprocessing.connection import Connection
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
+import warm
 from ledger_support import open_ledger, run_all, suggest
 from optuna.trial import TrialState
 
 from iolaus.attributes import RETRIED, WORKER
 from iolaus.sweep.journal import Ending, Journal
 
-# Workers are forked from a small server that has Optuna loaded: new interpreters take seconds.
-WORKERS = multiprocessing.get_context("forkserver")
-WORKERS.set_forkserver_preload(["alembic.command", "optuna.samplers", "iolaus.sweep.ledger"])
 PATIENCE_S = 120  # for a hung worker only
 
 
@@ -31,12 +29,19 @@ def url(tmp_path: Path) -> str:
 
 
 def work(
-    url: str, total: int, points: int | None, most: int, steps: int | None, told: Connection
+    url: str,
+    total: int,
+    points: int | None,
+    most: int,
+    steps: int | None,
+    others: Barrier | None,
+    told: Connection,
 ) -> None:
     """Run up to `most` trials at a time until none is left; tell of each step once it is in the
     storage.
 
-    After `steps` of them stay as one is, for the parent to kill.
+    After `steps` of them stay as one is, for the parent to kill. With `others`, wait after the
+    first claim until all have claimed some.
     """
     left = itertools.count(-1 if steps is None else steps - 1, -1)
 
@@ -48,6 +53,9 @@ def work(
     ledger = open_ledger(url, total, points, max_restarts=1000)
     journal = Journal(ledger.study)
     while trials := ledger.claim_many(most):
+        if others is not None:
+            others.wait(PATIENCE_S)
+            others = None
         for trial in trials:
             tell("claimed", trial)
         values = [suggest(trial) for trial in trials]
@@ -60,8 +68,9 @@ def work(
 
 
 def start(*arguments: Any) -> tuple[Any, Connection]:
-    receiving, sending = WORKERS.Pipe(duplex=False)
-    process = WORKERS.Process(target=work, args=(*arguments, sending))
+    warm.ensure_server()
+    receiving, sending = warm.SERVER.Pipe(duplex=False)
+    process = warm.SERVER.Process(target=work, args=(*arguments, sending))
     process.start()
     sending.close()
     return process, receiving
@@ -83,7 +92,8 @@ def told_by(connection: Connection, at_most: int | None = None) -> list[Any]:
 @pytest.mark.parametrize(("points", "most"), [(None, 1), (None, 7), (200, 7)])
 def test_four_processes_share_a_total_exactly(url: str, points: int | None, most: int) -> None:
     # The file does not exist yet: they also make it, and the study, at the same time.
-    workers = [start(url, 200, points, most, None) for _ in range(4)]
+    others = warm.SERVER.Barrier(4)
+    workers = [start(url, 200, points, most, None, others) for _ in range(4)]
     ran = []
     for process, connection in workers:
         ran += [number for step, number, _ in told_by(connection) if step == "told"]
@@ -93,7 +103,7 @@ def test_four_processes_share_a_total_exactly(url: str, points: int | None, most
     assert sorted(ran) == list(range(200))
     assert [t.number for t in trials] == list(range(200))
     assert {t.state for t in trials} == {TrialState.COMPLETE}
-    assert len({t.user_attrs[WORKER] for t in trials}) > 1
+    assert len({t.user_attrs[WORKER] for t in trials}) == 4
     if points is not None:
         assert sorted(t.params["x"] for t in trials) == [float(index) for index in range(points)]
 
@@ -107,7 +117,7 @@ def test_a_sweep_killed_at_random_moments_ends_with_its_total(
     acknowledged: dict[int, float] = {}
     for _ in range(10 // most):
         several_steps = [moments.randrange(1, 9 * most) for _ in range(2)]
-        workers = [start(url, 40, points, most, steps) for steps in several_steps]
+        workers = [start(url, 40, points, most, steps, None) for steps in several_steps]
         for (process, connection), steps in zip(workers, several_steps, strict=True):
             received = told_by(connection, at_most=steps - 1)
             assert process.is_alive()
