@@ -33,14 +33,13 @@ def captures(device: torch.device) -> bool:
 class Replayed:
     """Steps of one stack: captured at the first call with batches of a shape, then replayed.
 
-    Where nothing is captured (on a CPU, or when a module does what no graph can hold), each call
-    runs the step itself.
+    When a module does what no graph can hold, each call runs the step itself.
     """
 
     def __init__(self, step: Function, stack: Stack):
         self._step, self._stack = step, stack
         self._captured: _Captured | None = None
-        self._eager = not captures(stack.device)
+        self._eager = False
 
     def __call__(self, x: Tensor, y: Tensor, moment: Moment) -> Tensor:
         """Advance the stack by a step; returns losses (S,), overwritten by the next call."""
