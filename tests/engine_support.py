@@ -11,6 +11,29 @@ from iolaus.step import Step
 SHORT = ("data=quadratic", "model.hidden=[8]", "training.max_steps=12", "training.eval_every=4")
 ADAMW = (*SHORT, "optimizer=adamw")
 DECAY = "regularization.weight_decay="
+SMALL_MODELS = {
+    "mlp": ("model.hidden=[8]",),
+    "batch norm": ("model.hidden=[8]", "regularization.batch_norm=true"),
+    "convnet": ("model=convnet", "model.width=2", "model.hidden=[8]"),
+    "resnet": ("model=resnet", "model.width=2"),
+}
+"""Every built-in model, for data=digits."""
+KINDS = {
+    "plain": (),
+    "regularized": (
+        *("regularization.dropout=0.2", "regularization.l1=0.01", "regularization.clip_norm=1"),
+        *("regularization.label_smoothing=0.1", "regularization.clip_value=0.5"),
+        "regularization.weight_decay=0.1",
+    ),
+    "augmented": (
+        *("regularization.mixup=0.2", "regularization.cutout=2", "regularization.rotation=5"),
+        *("regularization.crop_padding=1", "regularization.horizontal_flip=true"),
+        "regularization.translation=0.1",
+    ),
+    "bf16": ("training.precision=bf16",),
+    "shared batches": ("data.order_seed=3",),
+}
+"""What may be done to a trial besides."""
 
 
 def specs(count, *words, folder=None):
@@ -24,6 +47,14 @@ def specs(count, *words, folder=None):
         )
         for number in range(count)
     ]
+
+
+def filled(program, specs):
+    """A stack of these trials."""
+    stack = program.stack(len(specs))
+    for slot, spec in enumerate(specs):
+        stack.insert(slot, program.initial(spec), program.numbers(spec))
+    return stack
 
 
 def by_number(results):

@@ -6,6 +6,7 @@ import logging
 
 import pytest
 import torch
+from engine_support import filled
 from support import make_spec
 from torch import nn
 
@@ -35,13 +36,6 @@ class Reading(nn.Module):
     def forward(self, x):
         y = self.linear(x)
         return y * 2 if x.sum().item() > 0 else y
-
-
-def filled(program, specs):
-    stack = program.stack(len(specs))
-    for slot, spec in enumerate(specs):
-        stack.insert(slot, program.initial(spec), program.numbers(spec))
-    return stack
 
 
 def steps(program, stack, count):

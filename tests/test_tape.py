@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from engine_support import KINDS, SMALL_MODELS
 from support import make_spec
 from torch.func import vmap
 
@@ -195,32 +196,13 @@ def test_what_a_function_raises_is_raised():
 # --- the steps of every model ---------------------------------------------------------------------
 
 PICTURES = ("data=digits", "data.subset=64", "batch.size=16", "training.max_steps=4")
-MODELS = {
-    "mlp": ("model.hidden=[8]",),
-    "batch norm": ("model.hidden=[8]", "regularization.batch_norm=true"),
-    "convnet": ("model=convnet", "model.width=2", "model.hidden=[8]"),
-    "resnet": ("model=resnet", "model.width=2"),
-}
-KINDS = {
-    "plain": (),
-    "regularized": (
-        *("regularization.dropout=0.2", "regularization.l1=0.01", "regularization.clip_norm=1"),
-        *("regularization.label_smoothing=0.1", "regularization.clip_value=0.5"),
-    ),
-    "augmented": (
-        *("regularization.mixup=0.2", "regularization.cutout=2", "regularization.rotation=5"),
-        *("regularization.crop_padding=1", "regularization.horizontal_flip=true"),
-    ),
-    "bf16": ("training.precision=bf16",),
-    "shared batches": ("data.order_seed=3",),
-}
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", SMALL_MODELS)
 @pytest.mark.parametrize("width", [1, 3])
 def test_steps_of_every_model_are_on_tape(model, kind, width):
-    words = (*PICTURES, *MODELS[model], *KINDS[kind])
+    words = (*PICTURES, *SMALL_MODELS[model], *KINDS[kind])
     specs = [make_spec(*words, f"training.seed={n}", number=n) for n in range(width)]
     assert all(result.state == "complete" for result in train(specs, width=width))
     reels = Program.of(specs[0]).reels
