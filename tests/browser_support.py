@@ -4,11 +4,12 @@ Where one of the two is missing the tests are skipped and say so. Screenshots st
 temporary files, or go to the folder that IOLAUS_SCREENSHOTS names. Imported by the tests of the
 report and of the dashboard:
 
-    from browser_support import browser, screenshots
+    from browser_support import browser, eventually, screenshots
 """
 
 from __future__ import annotations
 
+import importlib
 import os
 import shutil
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ ARGUMENTS = (
     *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
 )
+PATIENCE_MS = 60_000  # for a hung page only
 
 
 def chromium_path() -> str | None:
@@ -35,10 +37,20 @@ def browser() -> Iterator[Any]:
     path = chromium_path()
     if path is None:
         pytest.skip("there is no chromium (apt-get install chromium)")
+    api.expect.set_options(timeout=PATIENCE_MS)
     with api.sync_playwright() as playwright:
         launched = playwright.chromium.launch(executable_path=path, args=list(ARGUMENTS))
         yield launched
         launched.close()
+
+
+def eventually(locator: Any) -> Any:
+    """`eventually(tab.locator("p")).to_have_count(2)` waits until it is so.
+
+    Playwright's `wait_for_function` would ask from within the page, whose security policy forbids
+    that: it raises unless its first look finds what it waits for.
+    """
+    return importlib.import_module("playwright.sync_api").expect(locator)
 
 
 @pytest.fixture

@@ -162,7 +162,7 @@ def test_an_unwritable_folder(iolaus, tmp_path):
 
 @pytest.mark.slow
 def test_a_killed_run_resumes_and_ends_with_the_same_numbers(iolaus, tmp_path):
-    words = ("training.max_steps=1000", "training.eval_every=100", "training.device=cpu")
+    words = ("training.max_steps=4000", "training.eval_every=400", "training.device=cpu")
     words += ("optimizer=rmsprop", "regularization.dropout=0.3", "training.deterministic=true")
     whole = iolaus(*words, "hydra.run.dir=whole")
     assert whole.returncode == 0, whole.stderr

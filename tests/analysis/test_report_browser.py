@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from browser_support import browser, screenshots
+from browser_support import browser, eventually, screenshots
 from report_support import HOSTILE, empty, grid, hostile, plots, published_grid
 
 from iolaus.analysis.report import page
@@ -45,9 +45,7 @@ def draw_all(tab):
     boxes = tab.locator(".plot")
     for index in range(boxes.count()):
         boxes.nth(index).scroll_into_view_if_needed()
-        tab.wait_for_function(
-            "index => document.querySelectorAll('.plot')[index].dataset.state", arg=index
-        )
+        eventually(boxes.nth(index)).to_have_attribute("data-state", re.compile("."))
     return [boxes.nth(index).get_attribute("data-state") for index in range(boxes.count())]
 
 
@@ -97,7 +95,8 @@ def test_the_colours_follow_the_scheme_while_the_page_is_open(opened_in):
     light = tab.evaluate(paper), tab.evaluate(ink)
     assert light[0] == "rgb(255, 255, 255)"
     tab.emulate_media(color_scheme="dark")
-    tab.wait_for_function(f"before => {ink} !== before", arg=light[1])
+    label = tab.locator("#plot-history .xtick text").first
+    eventually(label).not_to_have_css("fill", light[1])
     channels = [int(number) for number in re.findall(r"\d+", tab.evaluate(paper))]
     assert max(channels) < 60
     assert min(int(number) for number in re.findall(r"\d+", tab.evaluate(ink))) > 180
@@ -182,7 +181,7 @@ def test_an_empty_study_opens(opened_in, monkeypatch):
 def test_on_paper_all_plots_are_there_and_dark_on_white(opened_in):
     tab = opened_in(grid(), scheme="dark")
     tab.evaluate("dispatchEvent(new Event('beforeprint'))")
-    tab.wait_for_function("document.querySelectorAll('.plot[data-state=drawn]').length === 2")
+    eventually(tab.locator(".plot[data-state=drawn]")).to_have_count(2)
     ink = tab.evaluate("document.querySelector('#plot-history .xtick text').style.fill")
     assert max(int(number) for number in re.findall(r"\d+", ink)) < 80
     tab.emulate_media(media="print", color_scheme="dark")

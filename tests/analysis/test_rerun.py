@@ -23,6 +23,7 @@ from rerun_support import (
 )
 from support import SHARED_DATA, needs_mnist
 from sweep.conftest import main
+from sweep.fault_support import finish
 
 FIXTURES = (again, main, stacked)
 
@@ -120,8 +121,10 @@ def test_a_trial_that_has_the_numbers_of_its_twin(main, again):
     assert manifest["config"]["optimizer"]["nesterov"] is True
 
 
-def test_trials_of_several_workers(main, again):
-    assert main("-m", *FIT, *STACK, "training.width=2", "hydra.sweeper.n_jobs=2").code == 0
+def test_trials_of_several_workers(main, again, tmp_path):
+    drawn = ("optimizer.lr=interval(0.01,0.04)", "hydra/sweeper/sampler=random", "training.width=2")
+    assert main("-m", *FIT, *drawn, "hydra.sweeper.n_trials=2").code == 0
+    finish(["-m", *FIT, *drawn, "hydra.sweeper.n_trials=4"], tmp_path)  # in another process
     assert len({trial.user_attrs["iolaus.worker"] for trial in study().trials}) == 2
     for number in range(4):
         assert again("s", str(number)).code == 0

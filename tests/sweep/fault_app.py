@@ -5,6 +5,7 @@ Every call leaves a line in ran.txt. `trouble` maps a kind to the values of x th
     exit    the task ends the process in good order, as scripts do
     wait    it goes on when there is a file `go`
     stay    as wait, and Ctrl-C only leaves a file `heard`
+and with trouble.hold=true all of them wait.
 """
 
 import os
@@ -20,7 +21,7 @@ from omegaconf import DictConfig
 NODE = {
     "defaults": [{"override hydra/sweeper": "iolaus"}, "_self_"],
     "x": 0,
-    "trouble": {"die": [], "exit": [], "wait": [], "stay": []},
+    "trouble": {"die": [], "exit": [], "wait": [], "stay": [], "hold": False},
 }
 ConfigStore.instance().store(name="fault_app", node=NODE)
 
@@ -39,7 +40,7 @@ def main(cfg: DictConfig) -> float:
         os.kill(os.getpid(), signal.SIGKILL)
     if cfg.x in cfg.trouble.exit:
         sys.exit(7)
-    if cfg.x in cfg.trouble.wait:
+    if cfg.trouble.hold or cfg.x in cfg.trouble.wait:
         wait()
     if cfg.x in cfg.trouble.stay:
         try:

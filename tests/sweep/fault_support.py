@@ -146,6 +146,26 @@ class Sweep:
 
         return until(look, what)
 
+    def caught(self, condition: Callable[[], Any], what: str) -> Any:
+        """Wait for a condition, and stop the group (SIGSTOP) while it holds."""
+
+        def look() -> Any:
+            if not condition():
+                return None
+            self.send(signal.SIGSTOP)
+            if not (found := condition()):  # it went on between the look and the signal
+                self.send(signal.SIGCONT)
+            return found
+
+        return self.until(look, what)
+
+    def catch(self, number: int, condition: Callable[[], Any], what: str) -> Any:
+        """Send a signal to all of the group at a moment when the condition holds."""
+        found = self.caught(condition, what)
+        self.send(number)
+        self.send(signal.SIGCONT)
+        return found
+
     def ends(self) -> int:
         """Wait for its end; return its exit code."""
         self.process.join(PATIENCE_S)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import signal
 import time
@@ -23,11 +22,11 @@ from fault_support import (
 pytestmark = pytest.mark.slow
 
 DIGITS = [
-    *("-m", "model.hidden=[16]", "init=he,zeros", "training.seed=range(0,32)"),
+    *("-m", "model.hidden=[16]", "init=he,zeros", "training.seed=range(0,64)"),
     *("training.max_steps=30", "training.eval_every=10", "training.checkpoint_every=5"),
     "training.width=2",
 ]
-POINTS = 64
+POINTS = 128
 
 
 def complete(folder: Path) -> dict[int, Row]:
@@ -126,10 +125,13 @@ def test_a_sampled_study_that_is_killed_and_made_longer_draws_nothing_twice(
     assert drawn.items() >= first.items()
     assert len(set(drawn.values())) == 9
 
-    process = Sweep([*IOLAUS, *command(9)], broken).process
-    until(lambda: len(complete(broken)) >= 3 and running(broken, reports=1), "a trial to hit")
-    os.kill(process.pid, signal.SIGKILL)
-    process.join()
+    sweep = Sweep([*IOLAUS, *command(9)], broken)
+    sweep.catch(
+        signal.SIGKILL,
+        lambda: len(complete(broken)) >= 3 and running(broken, reports=1),
+        "a trial to hit",
+    )
+    sweep.ends()
     finish(command(9), broken)
     assert states(broken) == {"COMPLETE": 9}
     again = {row.number: row.params for row in rows(broken) if not row.is_retried}

@@ -65,7 +65,10 @@ def uninterrupted(seed: int) -> list[dict[str, float]]:
 
 @slow
 def test_four_workers_run_each_of_400_trials_once(tmp_path: Path) -> None:
-    sweep = Sweep([*APP, "-m", "x=range(0,400)", "hydra.sweeper.n_jobs=4"], tmp_path)
+    command = [*APP, "-m", "x=range(0,400)", "trouble.wait=[0,1,2,3]", "hydra.sweeper.n_jobs=4"]
+    sweep = Sweep(command, tmp_path)
+    sweep.until(lambda: len(running(tmp_path)) == 4, "four workers")
+    (tmp_path / "go").touch()
     sweep.succeeds()
     assert "locked" not in sweep.err
     assert ran(tmp_path) == {str(x): 1 for x in range(400)}
@@ -81,24 +84,24 @@ def test_four_starts_of_one_command_share_its_total(tmp_path: Path) -> None:
     command = [*APP, "-m", "x=interval(0,1)", "hydra.sweeper.n_trials=100"]
     command += ["hydra/sweeper/sampler=random", "hydra.sweeper.study_name=shared"]
     command += [f"hydra.sweeper.storage=sqlite:///{tmp_path}/outputs/studies.db"]
+    command += ["trouble.hold=true"]
     sweeps = []
     for number in range(4):  # the file does not exist yet: they also make it together
         (tmp_path / str(number)).mkdir()
         sweeps.append(Sweep(command, tmp_path / str(number)))
+    until(lambda: len(running(tmp_path)) == 4, "a trial of each")
+    for sweep in sweeps:
+        (sweep.folder / "go").touch()
     for sweep in sweeps:
         sweep.succeeds()
         assert "locked" not in sweep.err
     trials = rows(tmp_path)
     assert states(tmp_path) == {"COMPLETE": 100}
     assert [row.number for row in trials] == list(range(100))
-    calls = sum((ran(sweep.folder) for sweep in sweeps if ran_any(sweep)), Counter())
+    calls = sum((ran(sweep.folder) for sweep in sweeps), Counter())
     assert sorted(map(float, calls.elements())) == sorted(row.values[0] for row in trials)
     assert len(calls) == 100
-    assert len({row.worker for row in trials}) > 1
-
-
-def ran_any(sweep: Sweep) -> bool:
-    return (sweep.folder / "ran.txt").exists()
+    assert len({row.worker for row in trials}) == 4
 
 
 # --- signals -------------------------------------------------------------------------------------
@@ -152,13 +155,11 @@ def test_an_interrupted_sweep_goes_on_from_its_checkpoints(
         assert len(sweep.err.splitlines()) == 1
 
     sweep = Sweep(command, tmp_path)
-    sweep.until(is_under_way, "reports of running trials")
-    sweep.send(signal.SIGINT)
+    sweep.catch(signal.SIGINT, is_under_way, "reports of running trials")
     check_stopped(sweep, 130, jobs * width)
 
     sweep = Sweep(command, tmp_path)
-    sweep.until(is_under_way, "reports of running trials")
-    sweep.send(signal.SIGTERM)
+    sweep.catch(signal.SIGTERM, is_under_way, "reports of running trials")
     waited = check_stopped(sweep, 143, jobs * width)  # those that were put back go on first
 
     Sweep(command, tmp_path).succeeds()
@@ -199,8 +200,9 @@ def test_ctrl_c_twice_ends_at_once_what_cannot_be_interrupted(tmp_path: Path, jo
 @slow
 def test_a_killed_worker_is_replaced_and_its_trial_run_again(tmp_path: Path) -> None:
     sweep = Sweep([*IOLAUS, *SEEDS, *LONG, "hydra.sweeper.n_jobs=2"], tmp_path)
-    victim = sweep.until(lambda: running(tmp_path, reports=3), "a trial under way")[0]
+    victim = sweep.caught(lambda: running(tmp_path, reports=3), "a trial under way")[0]
     os.kill(victim.worker, signal.SIGKILL)
+    sweep.send(signal.SIGCONT)
     sweep.succeeds()
     assert "died (exit code -9); another goes on" in sweep.err
     assert states(tmp_path) == {"COMPLETE": 4}
