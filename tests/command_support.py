@@ -1,0 +1,24 @@
+"""What the tests of the command line share: a short run, the folder it leaves, what it says."""
+
+from __future__ import annotations
+
+SHORT = ("training.max_steps=60", "training.eval_every=20", "training.device=cpu")
+
+
+def only_run(folder):
+    (run,) = (folder / "outputs" / "runs").iterdir()
+    return run
+
+
+def files(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def complaint(done, code):
+    """The lines on stderr, each starting with the program's name; nothing on stdout."""
+    assert done.returncode == code, done.stderr
+    lines = done.stderr.splitlines()
+    assert lines, done
+    assert all(line.startswith("iolaus: ") for line in lines), done.stderr
+    assert "Traceback" not in done.stderr
+    return [line.removeprefix("iolaus: ") for line in lines]

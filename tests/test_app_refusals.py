@@ -1,0 +1,88 @@
+"""What cannot be run is said in a line, and nothing is written."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+
+import pytest
+from command_support import SHORT, complaint, files
+from support import SHARED_DATA, needs_mnist
+
+BAD_INPUT = [
+    (["optimizer.lrr=1"], "unknown key 'optimizer.lrr'; did you mean 'optimizer.lr'?"),
+    (["optimizer.lr=fast"], "optimizer.lr must be a number, got 'fast'"),
+    (["optimizer.lr=-1"], "optimizer.lr must be > 0, got -1"),
+    (["regularization.dropout=1.5"], "regularization.dropout must be < 1, got 1.5"),
+    (["model=cnovnet"], "model must be one of convnet, custom, mlp, resnet, got 'cnovnet'"),
+    (["batch.size=5000"], "batch.size must be <= the 1222 training samples of digits, got 5000"),
+    (["objective=val_mse"], "objective must be one of val_loss, val_accuracy, train_loss"),
+    (["model=custom", "model._target_=os.system"], "model._target_ must name something in"),
+    (["schedule=cosine", "schedule.warmup_steps=9999"], "schedule.warmup_steps must be <"),
+    (["model.hidden=[]", "init=he,xavier"], "init=he,xavier names several values: add -m"),
+    (["--resume", "nowhere"], "--resume must name the folder of a run, got 'nowhere'"),
+    (["--config-dir", "nowhere"], "--config-dir must be a folder, got 'nowhere'"),
+]
+
+
+@pytest.mark.parametrize(("words", "message"), BAD_INPUT)
+def test_bad_input_is_one_line_and_nothing_is_written(iolaus, tmp_path, words, message):
+    (line,) = complaint(iolaus(*words), 2)
+    assert line.startswith(message)
+    assert files(tmp_path) == []
+
+
+def test_several_mistakes_are_all_listed(iolaus, tmp_path):
+    lines = complaint(iolaus("optimizer.lr=-1", "batch.sise=3", "model=mpl", cold=True), 2)
+    assert len(lines) == 3
+    assert files(tmp_path) == []
+
+
+def test_a_missing_dataset_says_where_and_how(iolaus, tmp_path):
+    (line,) = complaint(iolaus("data=mnist", "data.root=here"), 3)
+    assert "here/MNIST" in line
+    assert "data.download=true" in line
+    assert files(tmp_path) == []
+
+
+@needs_mnist
+def test_a_truncated_dataset_is_named(iolaus, tmp_path):
+    root = tmp_path / "data"
+    shutil.copytree(SHARED_DATA / "MNIST", root / "MNIST")
+    cut = root / "MNIST" / "raw" / "train-images-idx3-ubyte"
+    cut.chmod(0o644)
+    with open(cut, "r+b") as file:
+        file.truncate(1_000_000)
+    (line,) = complaint(iolaus("data=mnist"), 3)
+    assert "MNIST" in line
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_a_missing_device_is_exit_3(iolaus, tmp_path):
+    (line,) = complaint(iolaus("training.device=cuda:99"), 3)
+    assert "training.device=cuda:99 needs 100 CUDA device(s)" in line
+    assert files(tmp_path) == []
+
+
+def test_no_space_on_disk(tmp_path):
+    """A real full file system where this machine lets us mount one; see also test_checkpoint."""
+    script = (
+        f"mount -t tmpfs -o size=64k none {tmp_path} && cd {tmp_path} && "
+        f"{sys.executable} -m iolaus {' '.join(SHORT)}; code=$?; "
+        f"find {tmp_path} -type f; exit $code"
+    )
+    probe = f"mount -t tmpfs -o size=64k none {tmp_path}"
+    unshare = ["unshare", "--mount", "--map-root-user", "sh", "-c"]
+    if shutil.which("unshare") is None or subprocess.run([*unshare, probe]).returncode:
+        pytest.skip("this machine does not let a test mount a small file system")
+    done = subprocess.run([*unshare, script], capture_output=True, text=True)
+    (line,) = complaint(done, 3)
+    assert line.startswith("no space on disk: a run needs about")
+    assert done.stdout == ""
+
+
+def test_an_unwritable_folder(iolaus, tmp_path):
+    (tmp_path / "outputs").write_text("a file where a folder should be")
+    (line,) = complaint(iolaus(*SHORT), 3)
+    assert line.startswith("cannot make outputs/runs/")
