@@ -1,24 +1,15 @@
-"""The training function as its callers see it: results, stopping, pruning, failures, streams."""
+"""The training function as its callers see it: what is learnt, measured, and the same again."""
 
 from __future__ import annotations
-
-import math
 
 import pytest
 import torch
 from support import SHARED_DATA, make_spec, needs_mnist, needs_pictures
+from train_support import SHORT, one
 
 from iolaus.errors import InputError
-from iolaus.monitor import Monitor
 from iolaus.program import Program
-from iolaus.train import Interrupted, train
-
-SHORT = ("training.max_steps=40", "training.eval_every=10", "batch.size=32")
-
-
-def one(*overrides, monitor=None, **settings):
-    (result,) = train([make_spec(*overrides, **settings)], monitor)
-    return result
+from iolaus.train import train
 
 
 def test_digits_with_defaults_ends_above_95_percent():
@@ -99,72 +90,6 @@ def test_test_data_is_measured_once_at_the_best_state(monkeypatch):
     assert asked == [("val", False)] * 4 + [("test", True)]
 
 
-def test_patience_stops_early():
-    result = one(
-        *("optimizer.lr=1e-12", "training.eval_every=1", "training.max_steps=50"),
-        *("early_stopping=patience", "early_stopping.patience=3"),
-    )
-    assert result.state == "complete"
-    assert (result.steps, result.best_step) == (4, 1)
-
-
-def test_a_monitor_sees_every_report_and_can_prune():
-    class Pruner(Monitor):
-        def __init__(self):
-            self.rows = []
-
-        def report(self, spec, row):
-            self.rows.append((spec.number, row["step"]))
-
-        def should_stop(self, spec):
-            return self.rows[-1][1] == 20
-
-    pruner = Pruner()
-    result = one(*SHORT, monitor=pruner, number=7)
-    assert result.state == "pruned"
-    assert pruner.rows == [(7, 10), (7, 20)]
-    assert "test_accuracy" not in result.metrics
-    assert result.metrics["val_accuracy"] > 0
-
-
-@pytest.mark.parametrize("broken", ["optimizer.lr=1e30", "optimizer.lr=1e18"])
-def test_a_loss_that_is_not_finite_fails_with_metrics_so_far(broken):
-    result = one(
-        *("optimizer=sgd", broken, "init=normal", "training.max_steps=20"),
-        *("training.eval_every=1", "schedule=constant", "schedule.warmup_steps=0"),
-    )
-    assert result.state == "failed"
-    assert "became" in result.error
-    assert "step" in result.error
-    assert math.isnan(result.value) or result.history
-
-
-def test_a_module_that_raises_fails_its_trial_and_the_stream_goes_on(monkeypatch):
-    from iolaus.step import Step
-
-    original = Step.update
-
-    def raising(self, stack, *arguments):
-        if self.task.name == "regression":
-            raise RuntimeError("no more\n memory")
-        return original(self, stack, *arguments)
-
-    monkeypatch.setattr(Step, "update", raising)
-    specs = [make_spec("data=quadratic", number=1), make_spec(*SHORT, number=2)]
-    first, second = train(specs)
-    assert (first.spec.number, first.state) == (1, "failed")
-    assert first.error == "RuntimeError: no more memory"
-    assert second.state == "complete"
-
-
-def test_a_spec_that_does_not_fit_its_data_fails_alone():
-    bad, good = make_spec("objective=val_mse"), make_spec(*SHORT)
-    first, second = train([bad, good])
-    assert first.state == "failed"
-    assert "objective must be one of val_loss, val_accuracy, train_loss" in first.error
-    assert second.state == "complete"
-
-
 def test_specs_are_pulled_lazily():
     pulled = []
 
@@ -177,28 +102,6 @@ def test_specs_are_pulled_lazily():
     next(results)
     assert pulled == [0]
     assert [result.spec.config.training.seed for result in results] == [1, 2]
-
-
-def test_an_interrupt_checkpoints_and_the_next_run_ends_with_the_same_numbers(tmp_path):
-    class Signal(Monitor):
-        steps = 0
-
-        def stepped(self, steps):
-            self.steps += steps
-
-        def interrupted(self):
-            return 130 if self.steps >= 20 else None
-
-    words = (*SHORT, "regularization.dropout=0.3", "optimizer=rmsprop", "schedule=plateau")
-    whole = one(*words)
-    with pytest.raises(Interrupted) as caught:
-        one(*words, monitor=Signal(), folder=tmp_path)
-    assert caught.value.exit_code == 130
-    resumed = one(*words, folder=tmp_path)
-    assert resumed.history == whole.history
-    assert resumed.metrics == whole.metrics
-    for name, tensor in whole.best_state.items():
-        assert torch.equal(tensor, resumed.best_state[name])
 
 
 def test_deterministic_runs_are_bit_equal():
@@ -233,49 +136,6 @@ def test_streamed_data_gives_the_same_numbers_as_resident():
     assert streamed.history == resident.history
 
 
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (
-            ["batch.size=5000"],
-            "batch.size must be <= the 1222 training samples of digits, got 5000",
-        ),
-        (
-            ["objective=val_acuracy"],
-            "objective must be one of val_loss, val_accuracy, train_loss for multiclass on digits, "
-            "got 'val_acuracy'; did you mean 'val_accuracy'?",
-        ),
-        (
-            ["data=quadratic", "regularization.cutout=2"],
-            "regularization.cutout needs pictures, quadratic has none",
-        ),
-        (
-            ["data=quadratic", "regularization.label_smoothing=0.1"],
-            "regularization.label_smoothing must be 0 for regression, got 0.1",
-        ),
-        (
-            ["training.device=gpu"],
-            "training.device must be auto, cpu, cuda or cuda:N, got 'gpu'",
-        ),
-        (
-            ["model=custom", "+model.x=1", "model._target_=os.system"],
-            "model._target_ must name something in",
-        ),
-    ],
-)
-def test_what_does_not_fit_the_data_is_said_before_training(words, message):
-    with pytest.raises(InputError) as caught:
-        Program.of(make_spec(*words))
-    assert len(caught.value.mistakes) == 1
-    assert caught.value.mistakes[0].startswith(message)
-
-
-def test_several_misfits_come_together():
-    with pytest.raises(InputError) as caught:
-        Program.of(make_spec("batch.size=5000", "objective=x", "model=convnet", "model.depth=9"))
-    assert len(caught.value.mistakes) == 3
-
-
 def test_a_run_from_python():
     import iolaus
     from iolaus.errors import TrainingFailed
@@ -288,62 +148,3 @@ def test_a_run_from_python():
         iolaus.run("batch.size=5000")
     with pytest.raises(TrainingFailed, match="became"):
         iolaus.run("data=quadratic", "optimizer=sgd", "optimizer.lr=1e4", "training.max_steps=50")
-
-
-def test_a_signal_during_the_last_evaluation_loses_nothing():
-    class Late(Monitor):
-        reports = 0
-
-        def report(self, spec, row):
-            self.reports += 1
-
-        def interrupted(self):
-            return 130 if self.reports == 4 else None
-
-    assert one(*SHORT, monitor=Late()).state == "complete"
-
-
-def test_a_module_that_raises_in_evaluation_fails_its_trial(monkeypatch):
-    from iolaus.step import Step
-
-    def raising(self, *arguments):
-        raise RuntimeError("not today")
-
-    monkeypatch.setattr(Step, "measure", raising)
-    result = one(*SHORT)
-    assert (result.state, result.error) == ("failed", "RuntimeError: not today")
-
-
-def test_one_raising_trial_of_a_stack_fails_alone(monkeypatch):
-    """The stack is taken apart, and every trial trained alone."""
-    from iolaus.step import Step
-
-    original = Step.update
-
-    def raising(self, stack, *arguments):
-        if (stack.optimizer["weight_decay"] == 0.5).any():
-            raise RuntimeError("singular")
-        return original(self, stack, *arguments)
-
-    monkeypatch.setattr(Step, "update", raising)
-    words = ["optimizer=adamw", *SHORT]
-    specs = [
-        make_spec(*words, f"regularization.weight_decay={decay}", number=number)
-        for number, decay in enumerate((0.1, 0.5, 0.2))
-    ]
-    states = {result.spec.number: result.state for result in train(specs, width=3)}
-    assert states == {0: "complete", 1: "failed", 2: "complete"}
-
-
-def test_early_stopping_says_why():
-    result = one(
-        *("optimizer.lr=1e-12", "training.eval_every=1", "training.max_steps=50"),
-        *("early_stopping=patience", "early_stopping.patience=3"),
-    )
-    assert result.stopped.startswith("val_accuracy has not improved")
-    assert one(*SHORT).stopped is None
-
-
-def test_batch_norm_on_one_sample_is_said_before_training():
-    with pytest.raises(InputError, match="more than one value per channel"):
-        Program.of(make_spec("batch.size=1", "regularization.batch_norm=true"))
