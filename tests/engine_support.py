@@ -1,4 +1,5 @@
-"""What the tests of engines share: trials, comparisons, and stacks that are watched or starved."""
+"""What the tests of engines share: trials, comparisons, stacks that are watched or starved, and
+times that their steps are said to take."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ import pytest
 import torch
 from support import make_spec
 
+from iolaus.program import Program
 from iolaus.step import Step
 
 SHORT = ("data=quadratic", "model.hidden=[8]", "training.max_steps=12", "training.eval_every=4")
@@ -77,6 +79,11 @@ def assert_same(mine, other):
 
 
 @pytest.fixture
+def program():
+    return Program.of(make_spec(*SHORT))
+
+
+@pytest.fixture
 def widths_seen(monkeypatch):
     """The width of the stack at every step, those aside that try whether the model stacks."""
     seen = []
@@ -106,6 +113,25 @@ def little_memory(monkeypatch):
         monkeypatch.setattr(Step, "update", short)
 
     return set_most
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """Give the microseconds per trial and step that widths take; returns what widths are tried."""
+    tried = []
+
+    def give(times, otherwise=None):
+        def take(program, width):
+            tried.append(width)
+            taken = times.get(width, otherwise)
+            if taken is None:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return 1e-6 * taken
+
+        monkeypatch.setattr("iolaus.width._time", take)
+        return tried
+
+    return give
 
 
 @pytest.fixture

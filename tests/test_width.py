@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import types
 
 import pytest
 import torch
+from engine_support import SHORT
 from support import make_spec
 from torch import nn
 
@@ -17,7 +16,6 @@ from iolaus.train import train
 from iolaus.width import Widths
 
 HERE = __name__
-SHORT = ("data=quadratic", "model.hidden=[8]", "training.max_steps=12", "training.eval_every=4")
 
 
 class Branching(nn.Module):
@@ -38,30 +36,6 @@ def custom(target, *words, **settings):
     name = f"model._target_={HERE}.{target.__name__}"
     short = ("data=quadratic", *SHORT[2:])
     return make_spec(*short, "model=custom", name, f"trust=[{HERE}]", *words, **settings)
-
-
-@pytest.fixture
-def program():
-    return Program.of(make_spec(*SHORT))
-
-
-@pytest.fixture
-def measured(monkeypatch):
-    """Give the microseconds per trial and step that widths take; returns what widths are tried."""
-    tried = []
-
-    def give(times, otherwise=None):
-        def take(program, width):
-            tried.append(width)
-            taken = times.get(width, otherwise)
-            if taken is None:
-                raise torch.OutOfMemoryError("CUDA out of memory")
-            return 1e-6 * taken
-
-        monkeypatch.setattr(module, "_time", take)
-        return tried
-
-    return give
 
 
 # --- numbers --------------------------------------------------------------------------------------
@@ -162,143 +136,6 @@ def test_measuring_really_times_steps_and_trains_the_same(program, monkeypatch):
         assert result.metrics == pytest.approx(expected, rel=1e-4)
 
 
-# --- unlucky timings ------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def unlucky(monkeypatch):
-    """As `measured`, of a machine with other work: `late` says how many times too long the first
-    timings of a width are."""
-
-    def give(times, late, *, limit=64):
-        tried, left = [], {width: list(factors) for width, factors in late.items()}
-
-        def take(program, width):
-            tried.append(width)
-            if width > limit:
-                raise torch.OutOfMemoryError("CUDA out of memory")
-            factors = left.get(width)
-            return 1e-6 * times[width] * (factors.pop(0) if factors else 1.0)
-
-        monkeypatch.setattr(module, "_time", take)
-        return tried
-
-    return give
-
-
-TIMES = {1: 100, 2: 60, 4: 40, 8: 32, 16: 26, 32: 23, 64: 22.5}
-
-
-@pytest.mark.parametrize(
-    "late",
-    [
-        {},
-        {32: [1.3]},
-        {32: [1.3, 1.3]},
-        {64: [1.3]},
-        {16: [1.2], 32: [1.2]},
-        {32: [1.25], 64: [1.25]},
-        {16: [1.3, 1.1], 32: [1.2, 1.3], 64: [1.3, 1.3]},
-    ],
-)
-def test_a_busy_moment_does_not_change_the_width(program, unlucky, late):
-    unlucky(TIMES, late)
-    assert Widths("auto").of(program) == 32
-
-
-def test_a_busy_moment_does_not_end_the_measurement(program, unlucky):
-    """16 and 32 seem to gain nothing over 8, where measuring would end."""
-    tried = unlucky(TIMES, {16: [1.2], 32: [1.33]})
-    assert Widths("auto").of(program) == 32
-    assert 64 in tried
-
-
-def test_widths_that_cannot_be_the_best_are_timed_once(program, unlucky):
-    tried = unlucky(TIMES, {})
-    Widths("auto").of(program)
-    assert [tried.count(width) for width in (1, 2, 4, 8)] == [1, 1, 1, 1]
-    assert [tried.count(width) for width in (16, 32, 64)] == [1 + module.ROUNDS] * 3
-
-
-def test_little_noise_is_settled_where_there_are_few_trials(program, unlucky):
-    unlucky(TIMES, {8: [1.3]})
-    assert Widths("auto", most=8).of(program) == 8
-
-
-def test_memory_that_runs_out_later_keeps_what_was_measured(program, unlucky, monkeypatch):
-    tried = unlucky(TIMES, {})
-    take = module._time
-
-    def short(program, width):
-        if tried.count(32) and width == 32:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return take(program, width)
-
-    monkeypatch.setattr(module, "_time", short)
-    assert Widths("auto").of(program) == 32
-
-
-def test_what_compiles_is_timed_once(unlucky):
-    tried = unlucky(TIMES, {})
-    spec = make_spec(*SHORT, "training.compile=true")
-    assert module.measured(Program.of(spec), 128) == (32, True)
-    assert len(tried) == len(set(tried))
-
-
-# --- what is kept ---------------------------------------------------------------------------------
-
-
-def test_what_was_measured_is_kept_for_the_next_sweep(program, measured, tmp_path):
-    file = tmp_path / "widths.json"
-    tried = measured({1: 100, 2: 60, 4: 40, 8: 45, 16: 45})
-    assert Widths("auto", file=file).of(program) == 4
-    tried.clear()
-    assert Widths("auto", file=file).of(program) == 4
-    assert Widths("auto", most=3, file=file).of(program) == 3
-    assert tried == []
-    other = Program.of(make_spec(*SHORT, "optimizer=sgd"))
-    measured({1: 100, 2: 50}, otherwise=60)
-    assert Widths("auto", file=file).of(other) == 2
-    assert sorted(json.loads(file.read_text()).values()) == [2, 4]
-    again = Widths("auto", file=file)
-    assert (again.of(program), again.of(other)) == (4, 2)
-
-
-@pytest.mark.parametrize("most", [2, 3, 6, 8])
-def test_what_a_short_sweep_measured_does_not_bind_a_long_one(program, measured, tmp_path, most):
-    file = tmp_path / "widths.json"
-    measured({1: 100, 2: 60, 4: 59, 8: 20, 16: 20, 32: 20, 64: 20})
-    assert Widths("auto", most=most, file=file).of(program) == (8 if most == 8 else 2)
-    assert Widths("auto", file=file).of(program) == 8
-
-
-@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[1, 2]", b"7", b"null"])
-def test_a_file_that_is_not_ours_is_ignored(program, measured, tmp_path, content):
-    file = tmp_path / "widths.json"
-    file.write_bytes(content)
-    measured({1: 100, 2: 60}, otherwise=70)
-    assert Widths("auto", file=file).of(program) == 2
-    assert list(json.loads(file.read_text()).values()) == [2]
-
-
-@pytest.mark.parametrize("value", [0, -3, 2.5, "8", None, [4], {}])
-def test_a_kept_width_that_is_no_width_is_measured_again(program, measured, tmp_path, value):
-    file = tmp_path / "widths.json"
-    measured({1: 100, 2: 60}, otherwise=70)
-    assert Widths("auto", file=file).of(program) == 2
-    (key,) = json.loads(file.read_text())
-    file.write_text(json.dumps({key: value}))
-    assert Widths("auto", file=file).of(program) == 2
-
-
-def test_a_folder_that_cannot_be_written_is_no_error(program, measured, tmp_path):
-    measured({1: 100, 2: 60}, otherwise=70)
-    (tmp_path / "file").write_text("")
-    assert Widths("auto", file=tmp_path / "file" / "widths.json").of(program) == 2
-    assert Widths("auto", file=tmp_path / "missing" / "widths.json").of(program) == 2
-    assert [path.name for path in tmp_path.iterdir()] == ["file"]
-
-
 # --- models that cannot be stacked ----------------------------------------------------------------
 
 
@@ -342,14 +179,3 @@ def test_the_width_is_no_part_of_what_a_trial_is(width):
     assert plain.static == other.static
     assert plain.config_hash == other.config_hash
     assert make_spec(*SHORT, "training.seed=1").config_hash != plain.config_hash
-
-
-def test_the_key_of_a_kept_width_knows_what_it_depends_on(program, monkeypatch):
-    def key(*words):
-        return module._key(Program.of(make_spec(*SHORT, *words)))
-
-    assert key() == key("optimizer.lr=0.5", "training.seed=3", "training.max_steps=5")
-    assert len({key(), key("batch.size=7"), key("model.hidden=[9]"), key("optimizer=sgd")}) == 4
-    before = key()
-    monkeypatch.setattr(module, "torch", types.SimpleNamespace(__version__="0.0"))
-    assert key() != before
