@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
 
 import optuna
-import pandas as pd
 import pytest
 from report_support import (
     HOSTILE,
@@ -26,8 +24,7 @@ from report_support import (
 
 from iolaus.analysis import cli, doctor, report
 from iolaus.analysis.doctor import Finding
-from iolaus.analysis.published import applies, published
-from iolaus.analysis.report import page, table
+from iolaus.analysis.report import page
 from iolaus.errors import EnvironmentFault, InputError
 
 LIMIT = 6_000_000
@@ -176,50 +173,6 @@ def test_ten_thousand_trials_stay_small(with_plots):
     columns = data_of(text, "trials-data")["columns"]
     assert {len(column["v"]) for column in columns} == {10_000}
     assert text.count("<tr>") < 100
-
-
-def test_the_table_has_the_published_columns_and_the_rest():
-    columns, same = table.data(published_grid(256).frame)
-    columns = json.loads(columns)["columns"]
-    titles = [column["t"] for column in columns]
-    expected = "name val_accuracy test_accuracy activation init batch layers hidden lr momentum"
-    assert titles[:12] == ["number", *expected.split(), "optimizer"]
-    assert titles[12:] == ["nesterov", "state", "val_loss", "train_loss", "test_loss", "worker"]
-    assert [column["t"] for column in columns if column.get("x")] == ["test_loss", "worker"]
-    assert same.startswith("<code>device</code> cpu, ")
-    assert same.endswith("<code>started</code> 2026-11-22 04:23:00")
-
-
-def test_the_table_keeps_infinity_and_what_is_missing():
-    study = new()
-    for value in (1.5, float("inf"), -float("inf")):
-        study.add_trial(optuna.create_trial(value=value))
-    study.add_trial(optuna.create_trial(state=optuna.trial.TrialState.PRUNED))
-    columns = json.loads(table.data(opened(study).frame)[0])["columns"]
-    [values] = [column["v"] for column in columns if column["t"] == "value"]
-    assert values == [1.5, "Infinity", "-Infinity", None]
-
-
-def test_published_rows_are_named_as_in_the_course():
-    df = published_grid(256).frame
-    assert applies(df)
-    rows = published(df)
-    assert rows["name"][0] == "he-relu-1-0.1-0.0-64-100-adam-False"
-    assert rows["name"].nunique() == 256
-    two = rows[rows["layers"] == 2]
-    assert set(two["hidden"]) == {50}
-    assert len(two) == 128
-    with pytest.raises(InputError, match=r"no trial has optimizer\.lr"):
-        published(df.drop(columns="optimizer.lr"))
-
-
-def test_published_rows_name_layers_of_different_widths():
-    df = published_grid(2).frame
-    df["model.hidden"] = ["[100,50]", "deep"]
-    rows = published(df)
-    assert rows["hidden"].tolist() == ["100-50", "deep"]
-    assert rows["layers"][0] == 2
-    assert pd.isna(rows["layers"][1])
 
 
 def test_a_report_lies_under_the_name_of_its_study():
