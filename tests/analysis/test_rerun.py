@@ -11,21 +11,16 @@ import pytest
 from rerun_support import (
     FIT,
     STACK,
-    again,
     edit,
     execute,
     forget_folders,
     metrics,
     reruns,
-    stacked,
     study,
     words_of,
 )
 from support import SHARED_DATA, needs_mnist
-from sweep.conftest import main
 from sweep.fault_support import finish
-
-FIXTURES = (again, main, stacked)
 
 
 def test_trials_of_a_stack_agree_and_are_kept_in_folders_of_their_own(stacked, again):

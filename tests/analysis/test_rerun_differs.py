@@ -5,21 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from rerun_support import (
-    FIT,
-    again,
-    edit,
-    edit_study,
-    execute,
-    forget_folders,
-    reruns,
-    stacked,
-    study,
-    words_of,
-)
-from sweep.conftest import main
-
-FIXTURES = (again, main, stacked)
+from rerun_support import FIT, edit, edit_study, execute, forget_folders, reruns, study, words_of
 
 
 @pytest.mark.parametrize("folder", ["with its folder", "the database alone"])

@@ -13,7 +13,6 @@ import pytest
 import yaml
 from rerun_support import (
     FIT,
-    again,
     edit,
     edit_study,
     execute,
@@ -23,9 +22,6 @@ from rerun_support import (
     sweep,
     words_of,
 )
-from sweep.conftest import main
-
-FIXTURES = (again, main)
 
 EVIL = """
 import pathlib
