@@ -15,8 +15,10 @@ def files(folder):
 
 
 def complaint(done, code):
-    """The lines on stderr, each starting with the program's name; nothing on stdout."""
+    """The lines on stderr, each starting with the program's name; nothing on stdout, unless it is a
+    run that failed."""
     assert done.returncode == code, done.stderr
+    assert code == 1 or done.stdout == "", done.stdout
     lines = done.stderr.splitlines()
     assert lines, done
     assert all(line.startswith("iolaus: ") for line in lines), done.stderr
