@@ -64,7 +64,7 @@ def test_a_width_that_did_not_fit_stays_lower_for_its_static_part_alone(program)
 
 
 def test_auto_takes_the_smallest_width_whose_time_is_within_the_margin(program, measured):
-    measured({1: 100, 2: 60, 4: 40, 8: 30, 16: 20, 32: 19.2, 64: 19.1})
+    measured({1: 100, 2: 60, 4: 40, 8: 30, 16: 19.6, 32: 19.2, 64: 19.1})
     assert Widths("auto").of(program) == 16
 
 
@@ -74,9 +74,10 @@ def test_auto_is_one_where_stacking_loses(program, measured):
     assert max(tried) == 16
 
 
-def test_auto_is_one_where_a_gain_is_within_the_margin(program, measured):
-    measured({1: 100, 2: 99, 4: 98}, otherwise=97)
-    assert Widths("auto").of(program) == 1
+@pytest.mark.parametrize(("stacked", "width"), [(98, 2), (101, 2), (107, 1)])
+def test_a_trial_alone_takes_a_little_more_than_its_steps(program, measured, stacked, width):
+    measured({1: 100}, otherwise=stacked)
+    assert Widths("auto").of(program) == width
 
 
 def test_auto_stops_soon_after_its_best(program, measured):
@@ -126,7 +127,7 @@ def test_no_memory_for_even_one_trial_while_measuring_is_width_one(program, meas
 
 
 def test_measuring_really_times_steps_and_trains_the_same(program, monkeypatch):
-    monkeypatch.setattr(module, "SAMPLE_S", 0.001)
+    monkeypatch.setattr(module, "TIMED_S", 0.0001)
     trials = [make_spec(*SHORT, f"training.seed={n}", number=n) for n in range(3)]
     alone = {result.spec.number: result for result in train(trials)}
     widths = Widths("auto", most=4)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from engine_support import SHORT
@@ -28,6 +30,7 @@ def unlucky(monkeypatch):
             return 1e-6 * times[width] * (factors.pop(0) if factors else 1.0)
 
         monkeypatch.setattr(module, "_time", take)
+        monkeypatch.setattr(module, "AGAIN_S", math.inf)
         return tried
 
     return give
@@ -41,11 +44,11 @@ TIMES = {1: 100, 2: 60, 4: 40, 8: 32, 16: 26, 32: 23, 64: 22.5}
     [
         {},
         {32: [1.3]},
-        {32: [1.3, 1.3]},
+        {32: [1.3, 1.2]},
         {64: [1.3]},
         {16: [1.2], 32: [1.2]},
         {32: [1.25], 64: [1.25]},
-        {16: [1.3, 1.1], 32: [1.2, 1.3], 64: [1.3, 1.3]},
+        {16: [1.3, 1.1], 32: [1.2, 1.3], 64: [1.3, 1.2]},
     ],
 )
 def test_a_busy_moment_does_not_change_the_width(program, unlucky, late):
@@ -64,7 +67,13 @@ def test_widths_that_cannot_be_the_best_are_timed_once(program, unlucky):
     tried = unlucky(TIMES, {})
     Widths("auto").of(program)
     assert [tried.count(width) for width in (1, 2, 4, 8)] == [1, 1, 1, 1]
-    assert [tried.count(width) for width in (16, 32, 64)] == [1 + module.ROUNDS] * 3
+    assert [tried.count(width) for width in (16, 32, 64)] == [2, 2, 2]
+
+
+def test_timings_that_differ_are_repeated_but_not_for_ever(program, unlucky):
+    tried = unlucky(TIMES, {32: [1.3, 1.2, 1.1, 1.0]})
+    assert Widths("auto").of(program) == 32
+    assert tried.count(32) == 1 + module.ROUNDS
 
 
 def test_little_noise_is_settled_where_there_are_few_trials(program, unlucky):

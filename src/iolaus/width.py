@@ -37,20 +37,30 @@ TRIED = {"cpu": (1, 2, 4, 8, 16, 32, 64), "cuda": (1, 4, 16, 64, 256, 1024)}
 ALIKE = ("data.root", "model.activation", "training.eval_every", "objective")
 """Static keys that hardly change how long a step takes: what differs in them shares a width."""
 WORTH = 0.95
-"""A wider stack has to take at most this share of the time per trial of a narrower one."""
+"""Wider stacks are tried as long as they take at most this share of the time of narrower ones."""
+NEARLY = 0.97
+"""A width is as good as the best if the best takes at least this share of its time."""
+ALONE = 1.05
+"""A trial that is trained alone takes so much longer than its steps: its beginning, its evaluations
+and its end are its own."""
 WORTH_A_TRY = 16
 """Up to here a gain may yet come: vmap costs a fixed time per step."""
 LONG_STEP_S = 0.02
 """Beside a step of so many seconds that time is nothing."""
-STEPS = 2
-"""Steps that are timed together."""
-SAMPLE_S = 0.05
-"""Seconds of steps that are timed at each width, at least three steps."""
+TIMED_S = 0.008
+"""Seconds that a timing takes, if a step is not longer: what else the machine does has to meet
+wide stacks and narrow ones alike."""
+TIMINGS = 5
+"""At each width. The least counts: other work can only make a step slower."""
+ENOUGH_S = 0.08
+"""Seconds after which three timings are enough."""
 NOISE = 1.4
 """A timing may be so many times too long, where the machine has other work: widths that are slower
 than the best by less than this are timed again."""
 ROUNDS = 3
 """How often, at most."""
+CALM = 0.95
+"""If a round's timings are as the ones before, within this share, they are not repeated."""
 AGAIN_S = 0.7
 """Seconds after which no other round begins."""
 
@@ -146,8 +156,9 @@ def measured(program: Program, most: int) -> tuple[int, bool]:
         return 1, False
     if not past:
         _time_again(program, times)
-    best = min(times.values())
-    chosen = min(width for width, seconds in times.items() if seconds * WORTH <= best)
+    whole_s = {width: ALONE * s if width == 1 else s for width, s in times.items()}
+    best = min(whole_s.values())
+    chosen = min(width for width, seconds in whole_s.items() if seconds * NEARLY <= best)
     each = ", ".join(f"{width}: {1e6 * seconds:.0f}" for width, seconds in times.items())
     log.debug("training.width=auto: %d (microseconds per trial and step at %s)", chosen, each)
     return chosen, whole
@@ -173,27 +184,30 @@ def _time_again(program: Program, times: dict[int, float]) -> None:
         near = [width for width, seconds in times.items() if seconds <= NOISE * best]
         if len(near) == 1 or time.perf_counter() - began > AGAIN_S:
             return
+        calm = True
         for width in near:
             try:
-                times[width] = min(times[width], _time(program, width))
+                again = _time(program, width)
             except Exception as error:
                 if not device.out_of_memory(error):
                     raise
+            else:
+                calm = calm and CALM <= again / times[width] <= 1 / CALM
+                times[width] = min(times[width], again)
+        if calm:
+            return
 
 
 def _time(program: Program, width: int) -> float:
     """Seconds that one step takes per trial."""
     stepper = _Stepper(program, width)
     stepper.evaluate()  # it has to fit, too
-    stepper()
-    stepper.wait()
+    stepper.seconds(2)
+    steps = max(1, round(TIMED_S / stepper.seconds(1)))
     taken: list[float] = []
-    while len(taken) < 3 or (sum(taken) < SAMPLE_S and len(taken) < 50):
-        began = time.perf_counter()
-        stepper()
-        stepper.wait()
-        taken.append(time.perf_counter() - began)
-    return min(taken) / STEPS / width  # what else the machine does can only make a step slower
+    while len(taken) < 3 or (len(taken) < TIMINGS and sum(taken) < ENOUGH_S):
+        taken.append(stepper.seconds(steps))
+    return min(taken) / steps / width
 
 
 class _Stepper:
@@ -209,35 +223,38 @@ class _Stepper:
         self.y = program.data.train.y[:samples].to(place)
         self.drawn = torch.Generator().manual_seed(0)
         self.x = torch.rand(samples, *shape, generator=self.drawn).to(place)
-        steps = torch.ones(STEPS, width, dtype=torch.int64, device=place)
-        keys = {name: self.stack.keys[name].expand_as(steps) for name in self.step.streams()}
-        lr = torch.full((STEPS, width), 1e-4, dtype=torch.float64, device=place)
-        self.moments = Moments(lr, steps, keys)
         self.made_up, kept = DeviceSource(TensorSplit(self.x, self.y), place), program.sources
         resident = isinstance(kept["train"], DeviceSource)
         self.source = kept["train"] if resident else self.made_up
         self.among = len(program.data.train) if resident else samples
         self.steps = Steps(self.step, self.stack, self.source)
 
-    def __call__(self) -> None:
-        """A few steps on other samples each time: what lies in a cache already is too quick."""
-        size = (STEPS, self.stack.width, self.program.batch_size)
+    def seconds(self, count: int) -> float:
+        """What a few steps take, on other samples each time: what lies in a cache already is too
+        quick."""
+        size = (count, self.stack.width, self.program.batch_size)
         orders = torch.randint(self.among, size, generator=self.drawn)
-        self.steps.run(orders, self.moments)
+        moments = self._moments(count)
+        began = time.perf_counter()
+        self.steps.run(orders, moments)
+        if self.program.device.type == "cuda":
+            torch.cuda.synchronize(self.program.device)
+        return time.perf_counter() - began
 
     def once(self) -> None:
         """A step, batched by vmap whatever the machine."""
         shape = (self.stack.width, self.program.batch_size)
         x, y = next(self.made_up.batches(torch.zeros(1, *shape, dtype=torch.int64)))
-        self.step(self.stack, x, y, self.moments.of(slice(None))[0])
+        self.step(self.stack, x, y, self._moments(1).of(slice(None))[0])
+
+    def _moments(self, count: int) -> Moments:
+        steps = torch.ones(count, self.stack.width, dtype=torch.int64, device=self.stack.device)
+        keys = {name: self.stack.keys[name].expand_as(steps) for name in self.step.streams()}
+        return Moments(torch.full_like(steps, 1e-4, dtype=torch.float64), steps, keys)
 
     def evaluate(self) -> None:
         params, buffers = self.stack.params.views, self.stack.buffers.views
         self.step.measure(params, buffers, self.made_up, len(self.y))
-
-    def wait(self) -> None:
-        if self.program.device.type == "cuda":
-            torch.cuda.synchronize(self.program.device)
 
 
 def _key(program: Program) -> str:

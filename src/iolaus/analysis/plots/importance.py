@@ -15,7 +15,6 @@ import optuna
 import pandas as pd
 import plotly.graph_objects as go
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
-from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
@@ -72,6 +71,9 @@ def shares(material: Material) -> dict[str, float]:
     keys = [key for key in keys if good[key].notna().any()]
     if len(good) < FEWEST or len(keys) < 2 or good[material.value].nunique() < 2:
         return {}
+    # It brings scikit-learn, which takes a second: not where one key is all there is.
+    from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
+
     columns = {key: _column(material, key) for key in keys}
     study = _fixed(material, columns)
     evaluator = PedAnovaImportanceEvaluator(target_quantile=quantile(len(good)))
