@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from unittest import mock
+
 import optuna
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,8 +18,13 @@ FINAL = [TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL]
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.lists(st.tuples(st.integers(0, 6), st.booleans()), max_size=25))
-def test_the_tally_is_the_count(steps: list[tuple[int, bool]]) -> None:
+@given(st.lists(st.tuples(st.integers(0, 6), st.booleans()), max_size=25), st.sampled_from([2, 99]))
+def test_the_tally_is_the_count(steps: list[tuple[int, bool]], most_open: int) -> None:
+    with mock.patch("iolaus.sweep.tally.MOST_OPEN", most_open):
+        check(steps)
+
+
+def check(steps: list[tuple[int, bool]]) -> None:
     opened = storage.connect("sqlite://")
     study = optuna.create_study(storage=opened)
     other = optuna.create_study(storage=opened)

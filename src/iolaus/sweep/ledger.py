@@ -35,6 +35,7 @@ from iolaus.sweep.live_trial import LiveTrial
 from iolaus.sweep.put_back import PutBack
 from iolaus.sweep.records import Heartbeats, Row, Trials, UserAttributes
 from iolaus.sweep.tally import Counts, Tally
+from iolaus.sweep.waking import Waking
 
 _NAMES = {
     "done": TrialState.COMPLETE,
@@ -50,12 +51,12 @@ class Ledger:
 
     `total` is the number of trials to finish; None for no limit. `points` are a grid's parameters,
     the same in the same order in every process: each is run once, and nothing besides; those
-    that are also in `first` before the others. A trial
-    whose worker died is run again at most `max_restarts` times. A worker that has not called `beat`
-    for `grace_s` seconds counts as dead; one on this host also as soon as its process is gone. One
-    that was only held up finds that `Study.tell` refuses its trial: another runs in its place.
-    `sampler_of` gives the sampler of a trial by its number, where it is not the study's. Of what
-    is left, one of `workers` takes no more than its share at once.
+    that are also in `first` before the others. A trial whose worker died is run again at most
+    `max_restarts` times. A worker that has not called `beat` for `grace_s` seconds counts as dead,
+    unless this machine just woke up; one on this host also as soon as its process is gone. One that
+    was only held up finds that `Study.tell` refuses its trial: another runs in its place.
+    `sampler_of` gives the sampler of a trial by its number, where it is not the study's. Of what is
+    left, one of `workers` takes no more than its share at once.
 
     Raises:
         InputError: the study is not in a database (see `storage.connect`).
@@ -90,6 +91,7 @@ class Ledger:
         self._engine = backend.engine
         self._study_id = study._study_id
         self._tally = Tally(study._study_id)
+        self._waking = Waking()
         self._put_back = PutBack(self._tally, max_restarts)
         self._layout: Layout | None = None
 
@@ -153,7 +155,8 @@ class Ledger:
         One that has been lost more than `max_restarts` times stays FAIL and counts as finished.
         """
         with self._books() as session:
-            return self._put_back.lost(session, self.grace_s)
+            silence_counts = not self._waking.within(self.grace_s)
+            return self._put_back.lost(session, self.grace_s if silence_counts else None)
 
     def release(self, *trials: optuna.Trial) -> None:
         """Put back running `trials` of this process, as on Ctrl-C; that is not a restart."""

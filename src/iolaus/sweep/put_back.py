@@ -48,10 +48,10 @@ class PutBack:
         self._replace(session, [(trial, {RETRIES: 0}) for trial in failed])
         return len(failed)
 
-    def lost(self, session: Session, grace_s: float) -> int:
-        """Running ones whose worker is gone, or silent for `grace_s` seconds."""
+    def lost(self, session: Session, grace_s: float | None) -> int:
+        """Running ones whose worker is gone, or silent for `grace_s` seconds if that is given."""
         now = session.scalars(select(func.now())).one().replace(tzinfo=None)
-        oldest = now - timedelta(seconds=grace_s)
+        oldest = datetime.min if grace_s is None else now - timedelta(seconds=grace_s)
         running = self._in_state(session, TrialState.RUNNING)
         judged = [(trial, _why_lost(trial, oldest)) for trial in running]
         lost = [(trial, why) for trial, why in judged if why is not None]

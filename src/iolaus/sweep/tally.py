@@ -22,6 +22,8 @@ from iolaus.sweep.records import Row, Trials, UserAttributes
 
 AT_ONCE = 500
 """Trials that a query names; SQLite refuses one that names too many."""
+MOST_OPEN = 20_000
+"""If more trials wait or run, all are read again: one query has to name them, see `read`."""
 
 _ROWS = Trials.__table__.c
 _ATTRIBUTES = UserAttributes.__table__.c
@@ -60,6 +62,9 @@ class Tally:
         """Count, within the transaction of `connection`."""
         mine = select(_ROWS.trial_id, _ROWS.state).where(_ROWS.study_id == self.study_id)
         new = mine.where(_ROWS.trial_id > self._last)
+        if len(self._open) > MOST_OPEN:
+            self._begin()
+            new = mine
         # One statement, or a trial that is replaced in between would be in neither part.
         both = union_all(mine.where(_ROWS.trial_id.in_(self._open)), new) if self._open else new
         rows = sorted((int(trial_id), state) for trial_id, state in connection.execute(both))
