@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sqlite3
+import subprocess
+import sys
 
 import optuna
 import pytest
@@ -154,3 +156,41 @@ def test_where_it_runs_makes_no_other_study(main, place):
 
     assert ended.code == 0, ended.err
     assert "1 of them done before" in ended.out
+
+
+OTHER_TABLES = """
+import sys
+from optuna.storages._rdb import models
+
+{change}
+
+from iolaus import app
+
+app.main()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("change", "missing"),
+    [
+        ("del models.TrialHeartbeatModel", "TrialHeartbeatModel.trial_id"),
+        ("models.TrialModel = models.TrialValueModel", "TrialModel.study_id"),
+    ],
+)
+def test_an_optuna_with_other_tables_is_refused(tmp_path, change, missing):
+    script = tmp_path / "script.py"
+    script.write_text(OTHER_TABLES.format(change=change))
+    ended = subprocess.run(
+        [sys.executable, "script.py", "-m", *QUICK, SWEPT],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+
+    assert ended.returncode == 3
+    assert ended.stdout == ""
+    (line,) = ended.stderr.splitlines()
+    assert line.startswith(f"iolaus: Optuna {optuna.__version__} has no {missing}")
+    assert line.endswith("pip install 'optuna==5.0.*'")
+    assert files(tmp_path) == ["script.py"]

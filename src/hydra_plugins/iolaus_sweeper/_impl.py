@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,25 +26,20 @@ def sweep(
     task: Callable[[DictConfig], Any],
     config: DictConfig,
 ) -> None:
-    """Run a sweep; a mistake ends the process with one line and its exit code.
+    """Run a sweep.
 
     Raises:
-        SystemExit: something is wrong, nothing completed, or a signal ended the sweep.
+        IolausError: something is wrong, nothing completed, or a signal ended the sweep.
     """
     app = _own(config) if _is_iolaus(task) else Other(context, config, task)
     results = None if isinstance(app, Own) else Path(str(config.hydra.sweep.dir))
     launcher = None if config.hydra.launcher._target_ == _LOCAL else _carry(context, config)
-    try:
-        sweeps.sweep(
-            *(_plain(node), arguments, app),
-            hydra=list(config.hydra.overrides.hydra),
-            launcher=launcher,
-            results=results,
-        )
-    except IolausError as error:
-        for line in str(error).splitlines():
-            print(f"iolaus: {line}", file=sys.stderr)
-        sys.exit(error.exit_code)
+    sweeps.sweep(
+        *(_plain(node), arguments, app),
+        hydra=list(config.hydra.overrides.hydra),
+        launcher=launcher,
+        results=results,
+    )
 
 
 def _is_iolaus(task: Callable[[DictConfig], Any]) -> bool:

@@ -7,6 +7,7 @@ pruner's class. What each key means stands in iolaus.sweep.plan. No dataclasses 
 runs plugin modules before they are in `sys.modules`, which breaks them.
 """
 
+import sys
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
@@ -140,10 +141,22 @@ class IolausSweeper(Sweeper):
         self.config = config
 
     def sweep(self, arguments: list[str]) -> None:
-        """Run the sweep that the command line and `hydra.sweeper` describe."""
-        from hydra_plugins.iolaus_sweeper import _impl
+        """Run the sweep that the command line and `hydra.sweeper` describe; a mistake ends the
+        process with one line and its exit code.
+
+        Raises:
+            SystemExit: something is wrong, nothing completed, or a signal ended the sweep.
+        """
+        from iolaus.errors import IolausError
 
         assert self.hydra_context is not None
         assert self.task_function is not None
         assert self.config is not None
-        _impl.sweep(self.node, arguments, self.hydra_context, self.task_function, self.config)
+        try:
+            from hydra_plugins.iolaus_sweeper import _impl  # may find that an Optuna will not do
+
+            _impl.sweep(self.node, arguments, self.hydra_context, self.task_function, self.config)
+        except IolausError as error:
+            for line in str(error).splitlines():
+                print(f"iolaus: {line}", file=sys.stderr)
+            sys.exit(error.exit_code)

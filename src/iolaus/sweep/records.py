@@ -11,17 +11,39 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+import optuna
 from optuna.distributions import json_to_distribution
 from optuna.storages._rdb import models
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import Connection, insert, select, update
 
 from iolaus.attributes import WORKER
+from iolaus.errors import EnvironmentFault
 
-Trials = models.TrialModel
-UserAttributes = models.TrialUserAttributeModel
-SystemAttributes = models.TrialSystemAttributeModel
-Heartbeats = models.TrialHeartbeatModel
+
+def _table(name: str, *columns: str) -> Any:
+    """A table of Optuna's with the columns that the books need.
+
+    Raises:
+        EnvironmentFault: this Optuna has no such table. There is no way round it: that each trial
+            runs once, whoever asks, takes one transaction over several tables, which Optuna's
+            public functions do not offer.
+    """
+    table = getattr(models, name, None)
+    there = () if table is None else table.__table__.columns.keys()
+    missing = [f"{name}.{column}" for column in columns if column not in there]
+    if missing:
+        raise EnvironmentFault(
+            f"Optuna {optuna.__version__} has no {missing[0]}, where a sweep keeps its books: "
+            "pip install 'optuna==5.0.*'"
+        )
+    return table
+
+
+Trials = _table("TrialModel", "trial_id", "study_id", "number", "state", "datetime_start")
+UserAttributes = _table("TrialUserAttributeModel", "trial_id", "key", "value_json")
+SystemAttributes = _table("TrialSystemAttributeModel", "trial_id", "key", "value_json")
+Heartbeats = _table("TrialHeartbeatModel", "trial_id", "heartbeat")
 
 Row = tuple[Mapping[str, Any], Mapping[str, Any]]
 """A waiting trial to be: its fixed parameters and its user attributes."""
