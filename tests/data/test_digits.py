@@ -1,9 +1,13 @@
 """The bundled digits."""
 
+import subprocess
+import sys
+
 import torch
 from sklearn.datasets import load_digits
 
 from iolaus import data
+from iolaus.data import digits as digits_module
 
 
 def test_digits_are_gray_pictures_of_ten_classes(configure):
@@ -35,3 +39,17 @@ def test_a_sweep_loads_its_data_once(configure):
     first = data.load(configure("digits"))
     assert data.load(configure("digits", order_seed=3, workers=4)) is first
     assert data.load(configure("digits", split_seed=1)) is not first
+
+
+def test_where_the_file_lies_elsewhere_scikit_learn_is_asked(configure, monkeypatch):
+    quick = digits_module.load(configure("digits"))
+    monkeypatch.setattr(digits_module, "FILE", "datasets/elsewhere/digits.csv.gz")
+    slow = digits_module.load(configure("digits"))
+    for one, other in ((quick.train, slow.train), (quick.val, slow.val), (quick.test, slow.test)):
+        assert torch.equal(one.tensor().x, other.tensor().x)
+        assert torch.equal(one.tensor().y, other.tensor().y)
+
+
+def test_loading_them_does_not_import_scikit_learn(tmp_path):
+    code = "import sys, iolaus.data.digits as d; d._read(); sys.exit('sklearn' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=tmp_path).returncode == 0
