@@ -7,8 +7,9 @@ import pytest
 import torch
 from support import make_spec
 
+from iolaus import streams
 from iolaus.program import Program
-from iolaus.step import Step
+from iolaus.step import Moment, Step
 
 SHORT = ("data=quadratic", "model.hidden=[8]", "training.max_steps=12", "training.eval_every=4")
 ADAMW = (*SHORT, "optimizer=adamw")
@@ -57,6 +58,20 @@ def filled(program, specs):
     for slot, spec in enumerate(specs):
         stack.insert(slot, program.initial(spec), program.numbers(spec))
     return stack
+
+
+def make_steps(program, stack, count):
+    """Batches and moments of the next steps: other samples and another lr each time."""
+    device, width = program.device, stack.width
+    generator = torch.Generator().manual_seed(0)
+    for number in range(count):
+        x = torch.rand(width, program.batch_size, *program.data.input_shape, generator=generator)
+        y = torch.randint(0, 10, (width, program.batch_size), generator=generator)
+        at = torch.full((width,), number, dtype=torch.int64, device=device)
+        names = Step(program).streams()
+        keys = {name: streams.split(stack.keys[name], at) for name in names}
+        lr = torch.full((width,), 0.01 / (1 + number), dtype=torch.float64, device=device)
+        yield x.to(device), y.to(device), Moment(lr, at + 1, keys)
 
 
 def by_number(results):

@@ -12,6 +12,9 @@ from iolaus.spec import TrialSpec
 REPOSITORY = Path(__file__).resolve().parents[1]
 SHARED_DATA = REPOSITORY.parent / "shared" / "data"
 
+DEVICE = "cpu"
+"""Where specs are trained; the contracts try others."""
+
 needs_mnist = pytest.mark.skipif(
     not (SHARED_DATA / "MNIST").is_dir(), reason="MNIST is not at ../shared/data/MNIST"
 )
@@ -22,8 +25,8 @@ needs_pictures = pytest.mark.skipif(
 
 
 def make_spec(*overrides: str, number: int = 0, folder: Path | None = None) -> TrialSpec:
-    """A trial as `iolaus OVERRIDES` would train it, on the CPU."""
-    cfg = config.compose(["training.device=cpu", *overrides])
+    """A trial as `iolaus OVERRIDES` would train it, on `DEVICE`."""
+    cfg = config.compose([f"training.device={DEVICE}", *overrides])
     return TrialSpec(config.read(cfg), number=number, folder=folder)
 
 

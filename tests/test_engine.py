@@ -179,8 +179,8 @@ def test_empty_slots_change_nothing(monkeypatch, widths_seen):
     assert set(widths_seen) <= {7, 4, 2, 1}
     widths_seen.clear()
     assert_same(by_number(train(trials[:5], width=16)), {n: alone[n] for n in range(5)})
-    assert max(widths_seen) == 8
-    assert set(widths_seen) <= {8, 4, 2, 1}
+    assert max(widths_seen) == 5
+    assert set(widths_seen) <= {5, 4, 2, 1}
 
 
 # --- gradients that are not apart -----------------------------------------------------------------

@@ -6,13 +6,13 @@ import logging
 
 import pytest
 import torch
-from engine_support import filled
+from engine_support import filled, make_steps
 from support import make_spec
 from torch import nn
 
-from iolaus import graph, streams
+from iolaus import graph
 from iolaus.program import Program
-from iolaus.step import Moment, Step
+from iolaus.step import Step
 from iolaus.train import train
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
@@ -38,20 +38,6 @@ class Reading(nn.Module):
         return y * 2 if x.sum().item() > 0 else y
 
 
-def steps(program, stack, count):
-    """Batches and moments of the next steps: other samples and another lr each time."""
-    device, width = program.device, stack.width
-    generator = torch.Generator().manual_seed(0)
-    for number in range(count):
-        x = torch.rand(width, program.batch_size, *program.data.input_shape, generator=generator)
-        y = torch.randint(0, 10, (width, program.batch_size), generator=generator)
-        at = torch.full((width,), number, dtype=torch.int64, device=device)
-        names = Step(program).streams()
-        keys = {name: streams.split(stack.keys[name], at) for name in names}
-        lr = torch.full((width,), 0.01 / (1 + number), dtype=torch.float64, device=device)
-        yield x.to(device), y.to(device), Moment(lr, at + 1, keys)
-
-
 def state(stack):
     return [view.clone() for bank in stack.banks for view in bank.views.values()]
 
@@ -62,10 +48,10 @@ def test_captured_steps_equal_eager_ones(width):
     program = Program.of(specs[0])
     eager, captured = filled(program, specs), filled(program, specs)
     step, replayed = Step(program), graph.Replayed(Step(program), captured)
-    for x, y, moment in steps(program, eager, 20):
+    for x, y, moment in make_steps(program, eager, 20):
         expected = step(eager, x, y, moment).clone()
         torch.testing.assert_close(replayed(x, y, moment), expected, rtol=1e-4, atol=1e-5)
-    assert replayed._captured is not None
+    assert len(replayed._captured) == 1
     for mine, other in zip(state(captured), state(eager), strict=True):
         torch.testing.assert_close(mine, other, rtol=1e-3, atol=1e-4)
     # The comparison can fail: the steps did change the parameters.
@@ -78,7 +64,7 @@ def test_capturing_leaves_the_state_as_it_was():
     program = Program.of(specs[0])
     stack = filled(program, specs)
     before = state(stack)
-    ((x, y, moment),) = steps(program, stack, 1)
+    ((x, y, moment),) = make_steps(program, stack, 1)
     graph._Captured(Step(program), stack, x, y, moment)
     torch.cuda.synchronize()
     for mine, other in zip(state(stack), before, strict=True):
@@ -96,7 +82,6 @@ def test_trials_train_in_a_captured_stack_as_alone():
                 assert row[name] == pytest.approx(reference[name], rel=1e-3)
 
 
-@pytest.mark.filterwarnings("default")  # torch's own, of a capture that is given up
 def test_a_module_that_waits_for_the_device_runs_without_a_graph(caplog):
     words = ("data=quadratic", "training.device=cuda", "model=custom", f"trust=[{HERE}]")
     words = (*words, f"model._target_={HERE}.Reading", "training.max_steps=20")
@@ -107,3 +92,12 @@ def test_a_module_that_waits_for_the_device_runs_without_a_graph(caplog):
     assert len(lines) == 1
     assert lines[0].startswith("the step cannot be a CUDA graph and runs without one: ")
     assert "\n" not in lines[0]
+    test_captured_steps_equal_eager_ones(1)  # what was given up leaves nothing behind
+
+
+@pytest.mark.parametrize("words", [(), ("model=convnet", "model.width=4")])
+def test_deterministic_steps_are_captured(words, caplog):
+    words = (*WORDS, *words, "training.deterministic=true")
+    first, again = (list(train([make_spec(*words)])) for _ in range(2))
+    assert first[0].history == again[0].history
+    assert "CUDA graph" not in caplog.text

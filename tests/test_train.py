@@ -61,7 +61,7 @@ def test_history_has_a_row_per_evaluation_and_the_best_is_reported():
 
 def test_metrics_are_means_over_samples_with_a_short_last_batch(monkeypatch):
     whole = one(*SHORT)
-    monkeypatch.setattr("iolaus.step.EVALUATION_CHUNK", 7)
+    monkeypatch.setattr("iolaus.step.EVALUATION_CHUNK", {"cpu": 7})
     pieces = one(*SHORT)
     for name in ("val_loss", "val_accuracy", "test_loss"):
         assert pieces.metrics[name] == pytest.approx(whole.metrics[name], rel=1e-6)

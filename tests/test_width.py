@@ -98,9 +98,9 @@ def test_auto_gives_up_at_once_where_steps_are_long(program, measured):
 
 
 def test_auto_never_tries_more_than_the_trials_there_are(program, measured):
-    tried = measured({1: 64, 2: 32, 4: 16, 8: 8})
-    assert Widths("auto", most=5).of(program) == 4
-    assert max(tried) == 4
+    tried = measured({1: 64, 2: 32, 4: 16, 5: 14, 8: 8})
+    assert Widths("auto", most=5).of(program) == 5
+    assert max(tried) == 5
 
 
 def test_auto_never_tries_wider_than_the_widest(program, measured):
@@ -118,6 +118,25 @@ def test_it_is_measured_once(program, measured):
 def test_memory_that_runs_out_while_measuring_bounds_the_width(program, measured):
     measured({1: 100, 2: 60, 4: 40})
     assert Widths("auto").of(program) == 4
+
+
+def test_a_limit_of_wide_stacks_bounds_the_width(program, monkeypatch):
+    def take(program, width):
+        if width > 4:
+            raise RuntimeError("too many groups")
+        return 1 / width
+
+    monkeypatch.setattr("iolaus.width._time", take)
+    assert Widths("auto").of(program) == 4
+
+
+def test_what_fails_at_width_one_is_no_limit(program, monkeypatch):
+    def take(program, width):
+        raise RuntimeError("shapes do not match")
+
+    monkeypatch.setattr("iolaus.width._time", take)
+    with pytest.raises(RuntimeError, match="shapes"):
+        Widths("auto").of(program)
 
 
 def test_no_memory_for_even_one_trial_while_measuring_is_width_one(program, measured, tmp_path):

@@ -15,6 +15,14 @@ import torch
 from iolaus import schema
 from iolaus.errors import EnvironmentFault, InputError
 
+_NO_MEMORY = (
+    "CUDA out of memory",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "DefaultCPUAllocator: can't allocate memory",
+)
+"""What errors say that are no `torch.OutOfMemoryError`."""
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 """Names of glibc's mallopt(3)."""
 
@@ -97,10 +105,8 @@ def autocast(precision: str, device: torch.device) -> Any:
 def out_of_memory(error: BaseException) -> bool:
     """Whether an error says that the device, or the machine, has no memory left."""
     text = str(error)
-    return (
-        isinstance(error, torch.OutOfMemoryError | MemoryError)
-        or "CUDA out of memory" in text
-        or "DefaultCPUAllocator: can't allocate memory" in text
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(
+        words in text for words in _NO_MEMORY
     )
 
 

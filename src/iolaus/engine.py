@@ -158,7 +158,8 @@ class Engine:
         """Exactly as many slots as trials, but a captured or compiled step is worth some empty
         ones: then widths are powers of two, and go down only when half of the slots are empty."""
         now = len(self.slots)
-        if not (graph.captures(self.program.device) or self.program.config.training.compile):
+        lasts = graph.captures(self.program.device) or self.program.config.training.compile
+        if not lasts or not now:  # the first one is made for as many as come
             return wanted
         if now >= wanted > now // 2:
             return now

@@ -8,11 +8,14 @@ step stays valid while trials come and go. Called by `steps.py`.
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Callable
+from functools import cache
 
 import torch
 from torch import Tensor
 
+from iolaus import device
 from iolaus.errors import one_line
 from iolaus.stack import Stack
 from iolaus.step import Moment
@@ -21,13 +24,14 @@ log = logging.getLogger(__name__)
 
 Function = Callable[[Stack, Tensor, Tensor, Moment], Tensor]
 """One step of a stack: (stack, x, y, moment) to losses (S,)."""
-WARM_UP = 3
-"""Steps before the capture, in which libraries choose their kernels and allocate."""
+WARM_UP = 2
+"""Steps before the capture in which libraries choose their kernels and allocate; one more tries
+whether the step can be captured."""
 
 
-def captures(device: torch.device) -> bool:
-    """Whether steps on `device` are captured."""
-    return device.type == "cuda"
+def captures(place: torch.device) -> bool:
+    """Whether steps on this device are captured."""
+    return place.type == "cuda"
 
 
 class Replayed:
@@ -38,32 +42,38 @@ class Replayed:
 
     def __init__(self, step: Function, stack: Stack):
         self._step, self._stack = step, stack
-        self._captured: _Captured | None = None
+        self._captured: dict[torch.Size, _Captured] = {}
         self._eager = False
 
     def __call__(self, x: Tensor, y: Tensor, moment: Moment) -> Tensor:
         """Advance the stack by a step; returns losses (S,), overwritten by the next call."""
-        if not self._eager and (self._captured is None or self._captured.x.shape != x.shape):
-            self._captured = self._capture(x, y, moment)
-        if self._captured is None:
+        if not self._eager and x.shape not in self._captured:
+            self._capture(x, y, moment)
+        if self._eager:
             return self._step(self._stack, x, y, moment)
         with torch.cuda.device(self._stack.device):
-            return self._captured.replay(x, y, moment)
+            return self._captured[x.shape].replay(x, y, moment)
 
-    def _capture(self, x: Tensor, y: Tensor, moment: Moment) -> _Captured | None:
+    def _capture(self, x: Tensor, y: Tensor, moment: Moment) -> None:
         try:
             with torch.cuda.device(self._stack.device):  # captures are of the current device
-                return _Captured(self._step, self._stack, x, y, moment)
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError as error:
+                self._captured[x.shape] = _Captured(self._step, self._stack, x, y, moment)
+        except Uncapturable as error:
             self._eager = True
-            log.warning("the step cannot be a CUDA graph and runs without one: %s", one_line(error))
-            return None
+            log.warning("the step cannot be a CUDA graph and runs without one: %s", error)
+
+
+class Uncapturable(Exception):
+    """A step does what no graph can hold."""
 
 
 class _Captured:
-    """A captured step with the tensors that it reads."""
+    """A captured step with the tensors that it reads.
+
+    Raises:
+        Uncapturable: the step waits for the device, or does what else no graph can hold.
+        Exception: what the step itself raises.
+    """
 
     def __init__(self, step: Function, stack: Stack, x: Tensor, y: Tensor, moment: Moment):
         self.x, self.y = x.clone(), y.clone()
@@ -72,20 +82,33 @@ class _Captured:
         self.graph = torch.cuda.CUDAGraph()
         views = [view for bank in stack.banks for view in bank.views.values()]
         before = [view.clone() for view in views]
+        here, aside = torch.cuda.current_stream(stack.device), _aside(stack.device)
         try:
-            aside = torch.cuda.Stream(stack.device)  # type: ignore[no-untyped-call]
-            aside.wait_stream(torch.cuda.current_stream(stack.device))
+            aside.wait_stream(here)
             with torch.cuda.stream(aside):
                 for _ in range(WARM_UP):
                     step(stack, self.x, self.y, self.moment)
-            torch.cuda.current_stream(stack.device).wait_stream(aside)
-            with torch.cuda.graph(self.graph, stream=aside):
-                self.losses = step(stack, self.x, self.y, self.moment)
-        finally:  # the warm-up has trained
-            for view, old in zip(views, before, strict=True):
+                _try_without_waiting(lambda: step(stack, self.x, self.y, self.moment))
+            self._record(lambda: step(stack, self.x, self.y, self.moment), aside)
+        finally:
+            torch.cuda.set_stream(here)  # torch 2.11 stays aside where the end of a capture raises
+            here.wait_stream(aside)
+            for view, old in zip(views, before, strict=True):  # the warm-up has trained
                 view.copy_(old)
 
+    def _record(self, step: Callable[[], Tensor], aside: torch.cuda.Stream) -> None:
+        try:
+            # Other threads, such as one that pins batches, may go on as they like.
+            mode = "thread_local"
+            with torch.cuda.graph(self.graph, stream=aside, capture_error_mode=mode):
+                self.losses = step()
+        except RuntimeError as error:
+            if device.out_of_memory(error):
+                raise
+            raise Uncapturable(one_line(error)) from error
+
     def replay(self, x: Tensor, y: Tensor, moment: Moment) -> Tensor:
+        """A step with these numbers."""
         self.x.copy_(x)
         self.y.copy_(y)
         self.moment.lr.copy_(moment.lr)
@@ -94,3 +117,30 @@ class _Captured:
             self.moment.keys[name].copy_(key)
         self.graph.replay()
         return self.losses
+
+
+@cache
+def _aside(place: torch.device) -> torch.cuda.Stream:
+    """The stream of a device's captures: each stream has a workspace of cuBLAS that stays."""
+    return torch.cuda.Stream(place)  # type: ignore[no-untyped-call]
+
+
+def _try_without_waiting(step: Callable[[], Tensor]) -> None:
+    """Run a step in which it is an error to wait for the device. A capture would end by it too, but
+    leave the memory of the process in disorder (torch 2.11).
+
+    Raises:
+        Uncapturable: the step waits.
+    """
+    before = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch calls the mode a prototype
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            step()
+        except RuntimeError as error:
+            if device.out_of_memory(error):
+                raise
+            raise Uncapturable(one_line(error)) from error
+        finally:
+            torch.cuda.set_sync_debug_mode(before)

@@ -230,17 +230,14 @@ class Stack:
     def best(self, slot: int) -> Row:
         """A slot's best parameters and buffers, copied to the CPU."""
         rows = self.best_params.row(slot) | self.best_buffers.row(slot)
-        return {name: tensor.detach().cpu().clone() for name, tensor in rows.items()}
+        return _on_cpu(rows)
 
     def save(self, slot: int) -> dict[str, Any]:
         """All tensors of a slot on the CPU, for a checkpoint."""
         banks = {"params": self.params, "buffers": self.buffers}
         banks |= {"best_params": self.best_params, "best_buffers": self.best_buffers}
         banks |= {f"moment.{name}": bank for name, bank in self.moments.items()}
-        return {
-            key: {name: tensor.detach().cpu().clone() for name, tensor in bank.row(slot).items()}
-            for key, bank in banks.items()
-        }
+        return {key: _on_cpu(bank.row(slot)) for key, bank in banks.items()}
 
     def load(self, slot: int, saved: Mapping[str, Any]) -> None:
         """Put back what `save` gave, into any slot of any width."""
@@ -269,3 +266,8 @@ def _row(row: Tensor, slots: Tensor, width: int) -> Tensor:
     moved = torch.zeros(width, *row.shape[1:], dtype=row.dtype, device=row.device)
     moved[: len(slots)] = row.index_select(0, slots)
     return moved
+
+
+def _on_cpu(row: Row) -> Row:
+    """A copy on the CPU."""
+    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in row.items()}

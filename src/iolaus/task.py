@@ -63,7 +63,8 @@ class Task:
         if self.name == "multiclass":
             # vmap takes cross_entropy apart into a dozen operations; these stay what they are.
             log_p = outputs.log_softmax(-1)
-            hit = log_p.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
+            summed = log_p.device.type == "cuda" and torch.are_deterministic_algorithms_enabled()
+            hit = picked(log_p, targets, summed=summed)
             if smoothing is None:
                 return -hit
             return -(1 - smoothing) * hit - smoothing * log_p.mean(-1)
@@ -91,3 +92,19 @@ class Task:
             f"{split}_{measure}": total / samples
             for measure, total in zip(self.measures, sums, strict=True)
         }
+
+
+def picked(log_p: Tensor, targets: Tensor, *, summed: bool) -> Tensor:
+    """The number of each sample's class, (B,).
+
+    Args:
+        log_p: (B, C).
+        targets: (B,) class numbers.
+        summed: as a sum with zeros in place of the others: the same numbers. The derivative of
+            `gather` scatters, and where that has to be deterministic, a GPU asks the host for
+            numbers, which no CUDA graph can hold.
+    """
+    if not summed:
+        return log_p.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
+    classes = torch.arange(log_p.shape[-1], device=log_p.device)
+    return torch.where(targets.unsqueeze(-1) == classes, log_p, 0.0).sum(-1)

@@ -27,13 +27,13 @@ from iolaus.data.dataset import TensorSplit
 from iolaus.errors import EnvironmentFault, one_line
 from iolaus.program import Program
 from iolaus.stack import Stack
-from iolaus.step import Step
+from iolaus.step import Step, chunk
 from iolaus.steps import Moments, Steps
 
 log = logging.getLogger(__name__)
 
-TRIED = {"cpu": (1, 2, 4, 8, 16, 32, 64), "cuda": (1, 4, 16, 64, 256, 1024)}
-"""Widths that are measured, until one is past the best."""
+TRIED = {"cpu": (1, 2, 4, 8, 16, 32, 64), "cuda": (1, 16, 64, 256, 1024)}
+"""Widths that are measured, up to the trials that there are, until one is past the best."""
 ALIKE = ("data.root", "model.activation", "training.eval_every", "objective")
 """Static keys that hardly change how long a step takes: what differs in them shares a width."""
 WORTH = 0.95
@@ -99,7 +99,7 @@ class Widths:
 
     def _found(self, program: Program, key: str) -> int:
         kept = _read(self.file) if self.wanted == "auto" and self.measures else {}
-        if kept.get(key, 1) > 1:
+        if kept.get(key, 1) > 1:  # so it can be stacked
             return kept[key]
         reason = why_not_stacked(program)
         if reason is not None:
@@ -110,12 +110,14 @@ class Widths:
             return int(self.wanted)
         if not self.measures:
             return 1 if program.stacking_loses else self.most
-        if key in kept:
-            return kept[key]
+        limited = f"{key}/{self.most}"
+        for name in (key, limited):
+            if name in kept:
+                return kept[name]
         width, whole = measured(program, self.most)
-        if self.file is not None and whole:
-            _keep(self.file, {**_read(self.file), key: width})
-        return width
+        if self.file is not None and width:
+            _keep(self.file, {**_read(self.file), key if whole else limited: width})
+        return max(width, 1)
 
 
 def why_not_stacked(program: Program) -> str | None:
@@ -132,18 +134,16 @@ def why_not_stacked(program: Program) -> str | None:
 
 
 def measured(program: Program, most: int) -> tuple[int, bool]:
-    """The width, up to `most`, at which a trial's step takes the least time, or hardly more; and
-    whether a larger `most` would have given the same."""
+    """The width, up to `most`, at which a trial's step takes the least time, or hardly more, 0 if
+    there is no memory for one trial; and whether a larger `most` would have given the same."""
     times: dict[int, float] = {}
     widths = TRIED[program.device.type]
     whole, past = most >= widths[-1], False
-    for width in widths:
-        if width > most:
-            break
+    for width in sorted({min(width, most) for width in widths}):
         try:
             times[width] = _time(program, width)
         except Exception as error:
-            if not device.out_of_memory(error):
+            if not _is_too_wide(error, times):
                 raise
             whole = True
             break
@@ -153,7 +153,7 @@ def measured(program: Program, most: int) -> tuple[int, bool]:
                 whole = past = True
                 break
     if not times:
-        return 1, False
+        return 0, False
     if not past:
         _time_again(program, times)
     whole_s = {width: ALONE * s if width == 1 else s for width, s in times.items()}
@@ -162,6 +162,17 @@ def measured(program: Program, most: int) -> tuple[int, bool]:
     each = ", ".join(f"{width}: {1e6 * seconds:.0f}" for width, seconds in times.items())
     log.debug("training.width=auto: %d (microseconds per trial and step at %s)", chosen, each)
     return chosen, whole
+
+
+def _is_too_wide(error: Exception, times: dict[int, float]) -> bool:
+    """Whether a width failed for want of memory, or for a limit of some library where narrower
+    stacks have none (grouped convolutions, 32-bit indices)."""
+    if device.out_of_memory(error):
+        return True
+    if times and isinstance(error, RuntimeError):
+        log.info("stacks wider than %d fail: %s", max(times), one_line(error))
+        return True
+    return False
 
 
 def _is_past_its_best(times: dict[int, float]) -> bool:
@@ -189,7 +200,7 @@ def _time_again(program: Program, times: dict[int, float]) -> None:
             try:
                 again = _time(program, width)
             except Exception as error:
-                if not device.out_of_memory(error):
+                if not _is_too_wide(error, times):
                     raise
             else:
                 calm = calm and CALM <= again / times[width] <= 1 / CALM
@@ -201,8 +212,8 @@ def _time_again(program: Program, times: dict[int, float]) -> None:
 def _time(program: Program, width: int) -> float:
     """Seconds that one step takes per trial."""
     stepper = _Stepper(program, width)
-    stepper.evaluate()  # it has to fit, too
     stepper.seconds(2)
+    stepper.evaluate()  # it has to fit, too, beside what a step has kept
     steps = max(1, round(TIMED_S / stepper.seconds(1)))
     taken: list[float] = []
     while len(taken) < 3 or (len(taken) < TIMINGS and sum(taken) < ENOUGH_S):
@@ -234,7 +245,7 @@ class _Stepper:
         quick."""
         size = (count, self.stack.width, self.program.batch_size)
         orders = torch.randint(self.among, size, generator=self.drawn)
-        moments = self._moments(count)
+        orders, moments = orders.to(self.stack.device), self._moments(count)
         began = time.perf_counter()
         self.steps.run(orders, moments)
         if self.program.device.type == "cuda":
@@ -253,8 +264,12 @@ class _Stepper:
         return Moments(torch.full_like(steps, 1e-4, dtype=torch.float64), steps, keys)
 
     def evaluate(self) -> None:
+        """A chunk of a split."""
+        samples = min(chunk(self.program.device), len(self.program.data.val))
+        rows = torch.arange(samples, device=self.x.device) % len(self.x)
+        source = DeviceSource(TensorSplit(self.x[rows], self.y[rows]), self.program.device)
         params, buffers = self.stack.params.views, self.stack.buffers.views
-        self.step.measure(params, buffers, self.made_up, len(self.y))
+        self.step.measure(params, buffers, source, samples)
 
 
 def _key(program: Program) -> str:

@@ -27,6 +27,7 @@ from iolaus.steps import Part
 from iolaus.train import train
 
 pytestmark = pytest.mark.slow
+no_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 
 TOLERANCE = 1e-3
 PRUNED = 1
@@ -64,6 +65,13 @@ REGULARIZERS = {
     "order_seed": ("data.order_seed=3",),
     "schedules": ("schedule=one_cycle",),
 }
+
+
+@pytest.fixture(autouse=True, params=["cpu", pytest.param("cuda", marks=no_gpu)])
+def place(request, monkeypatch):
+    """All of it on the CPU, and on a GPU where there is one."""
+    monkeypatch.setattr("support.DEVICE", request.param)
+    return request.param
 
 
 class PruneOne(Monitor):
@@ -160,33 +168,37 @@ def steps_taken(monkeypatch):
     ("model", "optimizer"),
     [("mlp", "adamw"), ("mlp_batch_norm", "sgd"), ("convnet", "rmsprop"), ("resnet", "adam")],
 )
-def test_a_stack_of_all_that_narrows(model, optimizer, steps_taken):
+def test_a_stack_of_all_that_narrows(model, optimizer, steps_taken, place):
     same(trials(*MODELS[model], *OPTIMIZERS[optimizer]), [5])
-    assert {width for _, width, _, _ in steps_taken} == {5, 3, 2, 1}
+    narrowed = {"cpu": {5, 3, 2, 1}, "cuda": {5, 2, 1}}  # a captured step is worth empty slots
+    assert {width for _, width, _, _ in steps_taken} == narrowed[place]
 
 
 @pytest.mark.parametrize(
     ("model", "optimizer"),
     [("mlp", "adamw"), ("mlp_batch_norm", "sgd"), ("convnet", "rmsprop"), ("resnet", "adam")],
 )
-def test_a_stack_whose_parts_advance_in_threads(model, optimizer, steps_taken, two_threads):
+def test_a_stack_whose_parts_advance_in_threads(model, optimizer, steps_taken, two_threads, place):
     """Of five slots in parts of two and three, each by a thread, down to one slot in one part."""
+    if place != "cpu":
+        pytest.skip("a GPU advances all slots at once")
     same(trials(*MODELS[model], *OPTIMIZERS[optimizer]), [5])
     assert {width for _, width, _, _ in steps_taken} == {3, 2, 1}
     assert {thread for _, _, _, thread in steps_taken} == {"MainThread", "part_0", "part_1"}
 
 
 @pytest.mark.parametrize("model", ["mlp_batch_norm", "convnet"])
-def test_stacks_of_two_optimizers_that_take_turns(model, steps_taken):
+def test_stacks_of_two_optimizers_that_take_turns(model, steps_taken, place):
     specs = trials(*MODELS[model], *OPTIMIZERS["sgd"])
     others = trials(*MODELS[model], *OPTIMIZERS["rmsprop"])
     mixed = [others[n] if n % 2 else specs[n] for n in range(5)]
     same(mixed, [3])
-    assert {(name, width) for name, width, _, _ in steps_taken} >= {("sgd", 2), ("rmsprop", 1)}
+    stacks = {(name, width) for name, width, _, _ in steps_taken}
+    assert stacks >= {"cpu": {("sgd", 2), ("rmsprop", 1)}, "cuda": {("sgd", 2)}}[place]
 
 
 @pytest.mark.parametrize("model", ["mlp", "mlp_batch_norm", "convnet"])
-def test_seeds_that_share_their_batches(model, steps_taken):
+def test_seeds_that_share_their_batches(model, steps_taken, place):
     """Twice the same trial, and other seeds, all in one order."""
     words = (*COMMON, *MODELS[model], "data.order_seed=3", "regularization.dropout=0.3")
     specs = [
@@ -196,7 +208,8 @@ def test_seeds_that_share_their_batches(model, steps_taken):
     same(specs, [4])
     assert any(shared and width == 4 for _, width, shared, _ in steps_taken)
     first, twin, other, _ = sorted(train(specs, width=4), key=lambda result: result.spec.number)
-    assert first.history == twin.history  # in one stack, to the last bit
+    if place == "cpu":  # a GPU may add in another order each time
+        assert first.history == twin.history  # in one stack, to the last bit
     assert first.history != other.history
 
 
@@ -226,8 +239,8 @@ def test_dropout_masks_are_equal_to_the_last_bit(monkeypatch):
     monkeypatch.setattr(streams, "uniform", spy)
     specs = trials("model=mlp", "model.hidden=[8,8]")[2:5]
     program = Program.of(specs[0])
-    x = torch.rand(3, program.batch_size, *program.data.input_shape)
-    y = torch.zeros(3, program.batch_size, dtype=torch.int64)
+    x = torch.rand(3, program.batch_size, *program.data.input_shape).to(program.device)
+    y = torch.zeros(3, program.batch_size, dtype=torch.int64, device=program.device)
 
     def draws(specs, x, y, number):
         stack, step, count = filled(program, specs), Telling(program), len(specs)

@@ -50,6 +50,8 @@ def test_points_with_an_equal_static_part_follow_each_other(names, deciding):
         assert places == sorted(places)
     statics = list(dict.fromkeys(static for static, _ in found))
     assert statics == sorted(statics)
+    alike = order.most_alike(space, order.ranks(space, static_of(*deciding)))
+    assert alike == max(len(list(stack)) for _, stack in groupby(found, lambda each: each[0]))
 
 
 def test_values_that_share_a_stack_are_one():

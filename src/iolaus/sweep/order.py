@@ -11,6 +11,7 @@ Called by `own.py` (ranks, once for a sweep) and `worker.py` (the grid).
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Hashable, Mapping
 from typing import TypeAlias
 
@@ -63,6 +64,12 @@ def arranged(space: Space, by: Ranks) -> list[dict[str, Label]]:
         return grid
     # A parameter that does not exist in a point comes before all of its values.
     return sorted(grid, key=lambda point: [by[n][point[n]] if n in point else -1 for n in by])
+
+
+def most_alike(space: Space, by: Ranks) -> int:
+    """How many points of the grid share a static part, at most."""
+    alike = Counter(tuple(by[n].get(point.get(n), -1) for n in by) for point in space.grid())
+    return max(alike.values(), default=0)
 
 
 def _looked_at(parameter: Parameter) -> list[Label]:

@@ -24,7 +24,7 @@ from iolaus.monitor import Monitor
 from iolaus.schema import RunConfig
 from iolaus.seeds import Group
 from iolaus.spec import TrialResult, TrialSpec
-from iolaus.sweep import samplers
+from iolaus.sweep import order, samplers
 from iolaus.sweep.equal import Equal
 from iolaus.sweep.plan import Plan
 from iolaus.sweep.trial import Asked, Outcome, Verdicts
@@ -34,6 +34,8 @@ from iolaus.width import Widths
 MOST_ASKED = 16
 """Trials that a sampler which learns is asked for at once, at most."""
 
+MANY = 2**20
+"""As many as there is room for."""
 WORTH_STACKING = 4
 """Fewer trials than this take less time one after the other."""
 
@@ -86,8 +88,12 @@ class Trainer(Monitor):
         have ended: unless the user says, no more than a tenth of all are asked at once, and how
         many is not measured, so that the same seed asks for the same trials again."""
         file, plan = self.folder.parents[1] / "widths.json", self.plan
-        if wanted != "auto" or plan.grid or plan.sampler.name in samplers.INDEPENDENT:
-            return Widths(wanted, file=file)
+        if wanted != "auto":
+            return Widths(wanted)
+        if plan.grid or plan.sampler.name in samplers.INDEPENDENT:
+            alike = order.most_alike(plan.space, plan.order) if plan.grid else plan.total
+            mine = MANY if alike is None else -(-alike // plan.n_jobs)
+            return Widths("auto", seeds * max(mine, 1), file=file)
         trials = 1 if plan.total is None else min(plan.total // 10, MOST_ASKED)
         most = seeds * max(trials, 1)
         return Widths(wanted, most if most >= WORTH_STACKING else 1, measures=False)
