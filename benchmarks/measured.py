@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 ENDS = """
 SELECT 86400.0 * (julianday(datetime_complete) - began)
 FROM trials, (SELECT MIN(julianday(datetime_start)) AS began FROM trials)
@@ -119,10 +121,11 @@ def cores() -> int:
 
 
 def hardware() -> str:
-    """The CPU's name, its cores, and how busy the machine was in the last minute."""
+    """The CPU's name, its cores, how busy the machine was in the last minute, and the GPU."""
     name = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.is_file():
         lines = info.read_text().splitlines()
         name = next((x.partition(":")[2].strip() for x in lines if "model name" in x), name)
-    return f"{name}, {cores()} cores, load {os.getloadavg()[0]:.1f}"
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    return f"{name}, {cores()} cores, load {os.getloadavg()[0]:.1f}{gpu}"

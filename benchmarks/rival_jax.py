@@ -113,6 +113,8 @@ def main() -> None:
     parser.add_argument("--shared-order", action="store_true")
     parser.add_argument("--test", action="store_true")
     given = parser.parse_args()
+    if jax.default_backend() != "cpu":  # or it multiplies in tf32, as the others do not
+        jax.config.update("jax_default_matmul_precision", "highest")
     splits = mnist.load(given.root, given.test)
     train, val = ((jnp.asarray(x), jnp.asarray(y.astype(np.int32))) for x, y in splits)
     widths = {w: timed(w, given.trials, given.shared_order, train, val) for w in given.widths}
