@@ -132,6 +132,7 @@ WORKERS_CONFIG = """
         storage: sqlite:///studies.db
         n_trials: 6
         n_jobs: 2
+        max_failure_rate: 0.0
         custom_search_space: __main__.configure
         sampler:  # as it stands in many a template
           _target_: optuna.samplers.TPESampler
