@@ -106,7 +106,9 @@ def test_a_custom_module_and_dataset_folder_of_the_user(iolaus, tmp_path):
     words += ("data=image_folder", "data.root=mine", "batch.size=16")
     (line,) = complaint(iolaus(*words), 2)
     assert "trust" in line
-    done = iolaus(*words, "trust=[mynet]", env={"PYTHONPATH": str(tmp_path)}, cold=True)
+    paths = [str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])]
+    env = {"PYTHONPATH": os.pathsep.join(paths)}
+    done = iolaus(*words, "trust=[mynet]", env=env, cold=True)
     assert done.returncode == 0, done.stderr
     run = only_run(tmp_path)
     metrics = json.loads((run / "metrics.json").read_text())
