@@ -14,6 +14,11 @@ def files(folder):
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
+def contents(folder):
+    """The bytes of each of the `files`."""
+    return {name: (folder / name).read_bytes() for name in files(folder)}
+
+
 def complaint(done, code):
     """The lines on stderr, each starting with the program's name; nothing on stdout, unless it is a
     run that failed."""

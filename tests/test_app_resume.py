@@ -11,7 +11,7 @@ import sys
 import time
 
 import pytest
-from command_support import SHORT, complaint, files
+from command_support import SHORT, complaint, contents
 
 
 @pytest.mark.slow
@@ -24,13 +24,15 @@ def test_a_killed_run_resumes_and_ends_with_the_same_numbers(iolaus, tmp_path):
     process = subprocess.Popen(
         [*command, "hydra.run.dir=killed"], cwd=tmp_path, stdout=subprocess.DEVNULL
     )
-    deadline = time.monotonic() + 120
-    while not list(tmp_path.glob("killed/checkpoints/step_*.pt")):
-        assert time.monotonic() < deadline, "no checkpoint appeared"
-        assert process.poll() is None, "the run ended before it could be killed"
-        time.sleep(0.01)
-    process.kill()
-    process.wait()
+    try:
+        deadline = time.monotonic() + 120
+        while not list(tmp_path.glob("killed/checkpoints/step_*.pt")):
+            assert time.monotonic() < deadline, "no checkpoint appeared"
+            assert process.poll() is None, "the run ended before it could be killed"
+            time.sleep(0.01)
+    finally:
+        process.kill()
+        process.wait()
     assert not (tmp_path / "killed" / "metrics.json").exists()
     resumed = iolaus("--resume", "killed")
     assert resumed.returncode == 0, resumed.stderr
@@ -52,17 +54,20 @@ def test_a_killed_run_resumes_and_ends_with_the_same_numbers(iolaus, tmp_path):
 @pytest.mark.slow
 def test_a_signal_checkpoints_and_names_the_command_to_go_on(iolaus, tmp_path, number, code):
     words = ("training.max_steps=1000000", "training.eval_every=100", "training.device=cpu")
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-u", "-m", "iolaus", *words, "hydra.run.dir=run"],
         cwd=tmp_path,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-    )
-    assert process.stdout.readline().startswith("training")
-    assert process.stdout.readline().startswith("step 100/")
-    os.kill(process.pid, number)
-    _, stderr = process.communicate(timeout=60)
+    ) as process:
+        try:
+            assert process.stdout.readline().startswith("training")
+            assert process.stdout.readline().startswith("step 100/")
+            os.kill(process.pid, number)
+            _, stderr = process.communicate(timeout=60)
+        finally:
+            process.kill()  # or it would train on, whatever was wrong
     assert process.returncode == code
     assert re.fullmatch(
         r"iolaus: interrupted at step \d+; go on with: iolaus --resume run\n", stderr
@@ -72,10 +77,10 @@ def test_a_signal_checkpoints_and_names_the_command_to_go_on(iolaus, tmp_path, n
 
 def test_a_folder_with_another_run_is_refused(iolaus, tmp_path):
     assert iolaus(*SHORT, "hydra.run.dir=run").returncode == 0
-    before = files(tmp_path)
+    before = contents(tmp_path)
     (line,) = complaint(iolaus(*SHORT, "hydra.run.dir=run", "optimizer.lr=0.5"), 2)
     assert "optimizer.lr is 0.001 there, 0.5 here" in line
-    assert files(tmp_path) == before
+    assert contents(tmp_path) == before
 
 
 def test_resume_takes_no_trust_from_the_folder(iolaus, tmp_path):

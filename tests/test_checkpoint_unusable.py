@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -67,8 +68,22 @@ def cut(file):
     file.write_bytes(file.read_bytes()[:40])
 
 
-@pytest.mark.parametrize("damage", [other_slot, other_tensors, other_shapes, cut])
-def test_a_checkpoint_that_cannot_be_read_lets_the_trial_begin_anew(tmp_path, caplog, damage):
+def anew(why):
+    return "cannot go on from {folder}: " + why + "; the trial begins anew"
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (other_slot, anew("'history'")),
+        (other_tensors, anew(r"'hidden\.0\.weight'")),
+        (other_shapes, anew(r".*\bsize of tensor\b.*")),  # in torch's words
+        (cut, r"{file} is damaged: its SHA-256 is not that of {name}\.sha256; none is left"),
+    ],
+)
+def test_a_checkpoint_that_cannot_be_read_lets_the_trial_begin_anew(
+    tmp_path, caplog, damage, message
+):
     spec, whole, file = interrupted(tmp_path)
     damage(file)
     monitor = Begins()
@@ -77,8 +92,11 @@ def test_a_checkpoint_that_cannot_be_read_lets_the_trial_begin_anew(tmp_path, ca
     assert result.history == whole.history
     lines = [record.message for record in caplog.records if record.levelno >= logging.WARNING]
     assert len(lines) == 1
-    assert "begins anew" in lines[0] or "none is left" in lines[0]
-    assert "\n" not in lines[0]
+    names = {"folder": str(file.parent), "file": str(file), "name": file.name}
+    wanted = message.format(**{key: re.escape(name) for key, name in names.items()})
+    assert re.fullmatch(wanted, lines[0]), lines[0]  # one line: a dot stands for no line break
+    assert not file.exists()
+    assert file.with_name(f"{file.name}.damaged").exists()
 
 
 def test_a_damaged_checkpoint_that_cannot_be_renamed_does_not_end_the_sweep(

@@ -49,13 +49,17 @@ def decays(count, bad):
     ]
 
 
-def test_a_raising_trial_of_a_wide_stack_is_found_by_halving(one_raises):
-    good = by_number(train([spec for spec in decays(12, {5}) if spec.number != 5]))
-    stacked = by_number(train(decays(12, {5}), width=8))
-    failed = stacked.pop(5)
+@pytest.mark.parametrize(
+    ("count", "bad", "width", "raised"), [(12, 5, 8, [8, 4, 2, 1]), (3, 1, 3, [3, 2, 1])]
+)
+def test_a_raising_trial_of_a_stack_is_found_by_halving(one_raises, count, bad, width, raised):
+    good = by_number(train([spec for spec in decays(count, {bad}) if spec.number != bad]))
+    stacked = by_number(train(decays(count, {bad}), width=width))
+    failed = stacked.pop(bad)
     assert (failed.state, failed.error) == ("failed", "ValueError: singular matrix")
-    assert one_raises == [8, 4, 2, 1]
+    assert one_raises == raised
     assert_same(stacked, good)
+    assert {result.state for result in stacked.values()} == {"complete"}
 
 
 def test_several_raising_trials_are_all_found(one_raises):
@@ -107,21 +111,41 @@ def test_a_slot_that_becomes_nan_leaves_its_neighbours_as_they_are():
 # --- monitors that raise --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("width", [1, 3])
-@pytest.mark.parametrize("where", ["started", "stepped", "report", "should_stop"])
-def test_what_a_monitor_raises_is_no_trial_s_failure(where, width):
+# Trials 0, 1 and 2 have 12, 20 and 9 steps, and an evaluation every 4: of three that are together
+# number 2 ends first, and number 3 takes its place.
+@pytest.mark.parametrize(
+    ("where", "width", "time", "over"),
+    [
+        ("started", 1, 1, []),
+        ("started", 1, 2, [0]),
+        ("started", 3, 3, []),
+        ("started", 3, 4, [2]),
+        ("stepped", 1, 2, []),  # how long a block of steps is depends on the machine: no later one
+        ("stepped", 3, 2, []),
+        ("report", 1, 3, []),
+        ("report", 1, 4, [0]),
+        ("report", 3, 7, []),  # the last one of number 2
+        ("report", 3, 8, [2]),
+        ("should_stop", 1, 2, []),  # none is asked after its last report
+        ("should_stop", 1, 3, [0]),
+        ("should_stop", 3, 6, []),
+        ("should_stop", 3, 7, [2]),
+    ],
+)
+def test_what_a_monitor_raises_is_no_trial_s_failure(where, width, time, over):
     class Gone(Monitor):
-        """Its database is gone from the second time on."""
+        """Its database is gone from some time on."""
 
         asked = 0
 
     def fail(self, *arguments):
         self.asked += 1
-        if self.asked == 2:
+        if self.asked >= time:
             raise TimeoutError("no answer")
 
     setattr(Gone, where, fail)
     ended = []
     with pytest.raises(TimeoutError, match="no answer"):
         ended.extend(train(specs(4), Gone(), width=width))
-    assert {result.state for result in ended} <= {"complete"}
+    states = [(result.spec.number, result.state) for result in ended]
+    assert states == [(number, "complete") for number in over]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import inspect
 import logging
 import weakref
 
@@ -62,27 +63,33 @@ def test_out_of_memory_with_one_trial_fails_that_trial_alone(monkeypatch):
 
 
 @pytest.mark.parametrize("what", ["moved", "__init__"])
-def test_out_of_memory_while_the_stack_is_resized(monkeypatch, what):
+def test_out_of_memory_while_the_stack_is_resized(monkeypatch, widths_seen, caplog, what):
     trials = specs(7)
     alone = by_number(train(trials))
-    original = getattr(Stack, what)
+    widths_seen.clear()
+    original, refused = getattr(Stack, what), []
 
     def short(self, *arguments):
-        if arguments[-1 if what == "moved" else 4] > 2:
+        width = inspect.signature(original).bind(self, *arguments).arguments["width"]
+        if width > 2:
+            refused.append(width)
             raise torch.OutOfMemoryError("CUDA out of memory")
         return original(self, *arguments)
 
     monkeypatch.setattr(Stack, what, short)
     assert_same(by_number(train(trials, width=4)), alone)
+    assert refused == [4]
+    assert max(widths_seen) == 2
+    assert caplog.messages == ["no memory for 4 trials at once: going on with 2"]
 
 
 def test_no_memory_for_a_single_stack_fails_its_trials_and_the_stream_goes_on(monkeypatch):
     original = Stack.__init__
 
-    def short(self, params, *arguments):
-        if arguments[-2] > 0 and len(params) > 4:
+    def short(self, params, buffers, moments, orders, width, device):
+        if width > 0 and len(params) > 4:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        original(self, params, *arguments)
+        original(self, params, buffers, moments, orders, width, device)
 
     monkeypatch.setattr(Stack, "__init__", short)
     deep = "model.hidden=[8,8]"

@@ -108,7 +108,34 @@ def test_deterministic_runs_are_bit_equal():
     words = (*SHORT, "training.deterministic=true", "regularization.dropout=0.2", "model=resnet")
     first, second = one(*words), one(*words)
     assert first.history == second.history
-    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_deterministic_algorithms_are_asked_for_while_such_a_trial_trains(monkeypatch):
+    from iolaus.step import Step
+
+    seen = []
+
+    def watch(name):
+        original = getattr(Step, name)
+
+        def spy(self, *arguments):
+            seen.append((name, torch.are_deterministic_algorithms_enabled()))
+            return original(self, *arguments)
+
+        monkeypatch.setattr(Step, name, spy)
+
+    watch("update")
+    watch("measure")
+    short = ("training.max_steps=4", "training.eval_every=2")
+    specs = [make_spec(*short, f"training.deterministic={on}") for on in ("true", "false", "true")]
+    results = train(specs)
+    for spec in specs:
+        assert next(results).state == "complete"
+        assert not torch.are_deterministic_algorithms_enabled()  # a caller's own work is not slowed
+        on = spec.config.training.deterministic
+        assert set(seen) == {("update", on), ("measure", on)}
+        seen.clear()
+    assert list(results) == []
 
 
 def test_another_seed_gives_other_numbers():

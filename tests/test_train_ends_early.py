@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import pytest
 import torch
@@ -13,20 +14,13 @@ from iolaus.monitor import Monitor
 from iolaus.train import Interrupted, train
 
 
-def test_patience_stops_early():
+def test_patience_stops_early_and_says_why():
     result = one(
         *("optimizer.lr=1e-12", "training.eval_every=1", "training.max_steps=50"),
         *("early_stopping=patience", "early_stopping.patience=3"),
     )
     assert result.state == "complete"
     assert (result.steps, result.best_step) == (4, 1)
-
-
-def test_early_stopping_says_why():
-    result = one(
-        *("optimizer.lr=1e-12", "training.eval_every=1", "training.max_steps=50"),
-        *("early_stopping=patience", "early_stopping.patience=3"),
-    )
     assert result.stopped.startswith("val_accuracy has not improved")
     assert one(*SHORT).stopped is None
 
@@ -85,16 +79,45 @@ def test_a_signal_during_the_last_evaluation_loses_nothing():
     assert one(*SHORT, monitor=Late()).state == "complete"
 
 
-@pytest.mark.parametrize("broken", ["optimizer.lr=1e30", "optimizer.lr=1e18"])
-def test_a_loss_that_is_not_finite_fails_with_metrics_so_far(broken):
+@pytest.mark.parametrize(
+    ("lr", "eval_every", "broken", "step"),
+    [(1e30, 1, "val_loss", 1), (1e30, 4, "train_loss", 2), (1e10, 1, "val_loss", 2)],
+)
+def test_a_loss_that_is_not_finite_fails_its_trial(lr, eval_every, broken, step):
     result = one(
-        *("optimizer=sgd", broken, "init=normal", "training.max_steps=20"),
-        *("training.eval_every=1", "schedule=constant", "schedule.warmup_steps=0"),
+        *("optimizer=sgd", f"optimizer.lr={lr}", "init=normal", "training.max_steps=20"),
+        *(f"training.eval_every={eval_every}", "schedule=constant", "schedule.warmup_steps=0"),
     )
     assert result.state == "failed"
-    assert "became" in result.error
-    assert "step" in result.error
-    assert math.isnan(result.value) or result.history
+    assert re.fullmatch(rf"{broken} became (nan|inf) at step {step} of 20", result.error)
+    assert [row["step"] for row in result.history] == list(range(eval_every, step, eval_every))
+    assert math.isnan(result.value) == (not result.history)
+
+
+def test_a_trial_whose_weights_break_keeps_the_metrics_and_the_state_so_far(monkeypatch):
+    from iolaus.step import Step
+
+    words = ("schedule=constant", "training.eval_every=2", "batch.size=32")
+    whole = one(*words, "training.max_steps=4")
+    original, steps = Step.update, iter(range(1, 100))
+
+    def breaking(self, stack, *arguments):
+        original(self, stack, *arguments)
+        if next(steps) == 5:
+            for view in stack.params.views.values():
+                view.fill_(math.nan)
+
+    monkeypatch.setattr(Step, "update", breaking)
+    result = one(*words, "training.max_steps=20")
+    assert (result.state, result.error) == ("failed", "train_loss became nan at step 6 of 20")
+    assert [row["step"] for row in result.history] == [2, 4]
+    assert result.history == whole.history
+    of_test = {"test_loss", "test_accuracy"}
+    assert result.metrics == {k: v for k, v in whole.metrics.items() if k not in of_test}
+    assert (result.best_step, result.value) == (whole.best_step, whole.value)
+    assert result.best_state.keys() == whole.best_state.keys()
+    for name, tensor in whole.best_state.items():
+        assert torch.equal(tensor, result.best_state[name])
 
 
 def test_a_module_that_raises_fails_its_trial_and_the_stream_goes_on(monkeypatch):
@@ -124,24 +147,3 @@ def test_a_module_that_raises_in_evaluation_fails_its_trial(monkeypatch):
     monkeypatch.setattr(Step, "measure", raising)
     result = one(*SHORT)
     assert (result.state, result.error) == ("failed", "RuntimeError: not today")
-
-
-def test_one_raising_trial_of_a_stack_fails_alone(monkeypatch):
-    """The stack is taken apart, and every trial trained alone."""
-    from iolaus.step import Step
-
-    original = Step.update
-
-    def raising(self, stack, *arguments):
-        if (stack.optimizer["weight_decay"] == 0.5).any():
-            raise RuntimeError("singular")
-        return original(self, stack, *arguments)
-
-    monkeypatch.setattr(Step, "update", raising)
-    words = ["optimizer=adamw", *SHORT]
-    specs = [
-        make_spec(*words, f"regularization.weight_decay={decay}", number=number)
-        for number, decay in enumerate((0.1, 0.5, 0.2))
-    ]
-    states = {result.spec.number: result.state for result in train(specs, width=3)}
-    assert states == {0: "complete", 1: "failed", 2: "complete"}

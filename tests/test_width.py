@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch import nn
 
 from iolaus import width as module
 from iolaus.program import Program
+from iolaus.steps import Steps
 from iolaus.train import train
 from iolaus.width import Widths
 
@@ -149,8 +151,25 @@ def test_measuring_really_times_steps_and_trains_the_same(program, monkeypatch):
     monkeypatch.setattr(module, "TIMED_S", 0.0001)
     trials = [make_spec(*SHORT, f"training.seed={n}", number=n) for n in range(3)]
     alone = {result.spec.number: result for result in train(trials)}
+    times, steps = {}, Counter()
+    take, run = module._time, Steps.run
+
+    def timing(program, width):
+        times[width] = take(program, width)
+        return times[width]
+
+    def counting(self, orders, moments):
+        steps[self.stack.width] += len(orders)
+        return run(self, orders, moments)
+
+    monkeypatch.setattr(module, "_time", timing)
+    monkeypatch.setattr(Steps, "run", counting)
     widths = Widths("auto", most=4)
-    assert widths.of(program) in (1, 2, 4)
+    assert widths.of(program) in times
+    assert {1, 2} <= times.keys() <= {1, 2, 4}  # not 4 where steps of 2 are long
+    assert all(seconds > 0 for seconds in times.values())
+    assert steps.keys() == times.keys()
+    assert min(steps.values()) >= 6  # three before the timings, of which there are three
     for result in train(trials, width=widths):
         expected = alone[result.spec.number].metrics
         assert result.metrics == pytest.approx(expected, rel=1e-4)

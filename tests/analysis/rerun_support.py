@@ -22,6 +22,8 @@ FIT = (
     *("training.max_steps=24", "training.eval_every=4", "hydra.sweeper.study_name=s"),
 )
 """A question that takes milliseconds."""
+NULL: Any = object()
+"""A value for `edit`."""
 STACK = ("training.width=4", "optimizer.lr=0.01,0.02,0.03,0.04")
 
 _SWEPT: dict[tuple[str, ...], Path] = {}
@@ -71,13 +73,15 @@ def execute(statement: str, values: Sequence[Any] = ()) -> list[Any]:
 
 
 def edit(number: int, **attributes: Any) -> None:
-    """Change what the database keeps of a trial; None removes it. `__` stands for a dot."""
+    """Change what the database keeps of a trial; None removes it, `NULL` is JSON's null. `__`
+    stands for a dot."""
     [[trial]] = execute("SELECT trial_id FROM trials WHERE number = ?", [number])
     for name, value in attributes.items():
         key, mine = name.replace("__", "."), "trial_id = ? AND key = ?"
         execute(f"DELETE FROM trial_user_attributes WHERE {mine}", [trial, key])
         if value is not None:
-            row, columns = [trial, key, json.dumps(value)], "(trial_id, key, value_json)"
+            text = json.dumps(None if value is NULL else value)
+            row, columns = [trial, key, text], "(trial_id, key, value_json)"
             execute(f"INSERT INTO trial_user_attributes {columns} VALUES (?, ?, ?)", row)
 
 

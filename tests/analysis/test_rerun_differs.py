@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+import re
+from math import inf, nan
 from pathlib import Path
 
 import pytest
-from rerun_support import FIT, edit, edit_study, execute, forget_folders, reruns, study, words_of
+from rerun_support import (
+    FIT,
+    NULL,
+    edit,
+    edit_study,
+    execute,
+    forget_folders,
+    reruns,
+    study,
+    words_of,
+)
 
 
 @pytest.mark.parametrize("folder", ["with its folder", "the database alone"])
@@ -143,16 +155,39 @@ def test_a_recorded_number_that_is_no_number_never_agrees(stacked, again, value)
     assert said.verdict.startswith("differs: largest difference without number (val_mse")
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1.5, "8", None, [8]])
-def test_a_best_step_that_is_no_step(stacked, again, value):
+def count_of(said):
+    """How many numbers agree, all of them to the last digit."""
+    found = re.fullmatch(r"agrees: none of (\d+) numbers differs", said.verdict)
+    assert found, said.verdict
+    return int(found[1])
+
+
+@pytest.mark.parametrize("value", [nan, inf, 1.5, "8", None, NULL, [8], 10**400])
+def test_a_best_step_that_is_no_step_leaves_all_other_numbers(stacked, again, value):
+    whole = count_of(again("s", "0"))
     edit(0, best_step=value)
-    assert again("s", "0").code in (0, 5)
+    said = again("s", "0")
+    assert said.code == 0, said.out
+    # It says of which evaluation the metrics at the end are, and of which state test_* are.
+    assert whole - 3 == count_of(said)
+
+
+def test_a_best_step_that_is_another_evaluation_s_is_caught(stacked, again):
+    assert study().trials[0].user_attrs["best_step"] == 24
+    edit(0, best_step=8)
+    said = again("s", "0")
+    assert said.code == 5
+    assert re.search(r"\((train|val)_\w+ at step 8\)", said.verdict)
 
 
 @pytest.mark.parametrize("text", ["²", "9" * 5000, "-1", "nan", "x", ""])
-def test_a_history_with_steps_that_are_none(stacked, again, text):
+def test_a_row_of_the_history_whose_step_is_none_is_left_out(stacked, again, text):
+    whole = count_of(again("s", "0"))
     file = Path("outputs/studies/s/0/history.csv")
     header, first, *others = file.read_text().splitlines()
     assert header.startswith("step,")
     file.write_text("\n".join([header, f"{text},{first.partition(',')[2]}", *others]), "utf-8")
-    assert again("s", "0").code in (0, 5)
+    said = again("s", "0")
+    assert said.code == 0, said.out
+    # The row has lr, train_loss and val_*; the database has the objective at that step still.
+    assert whole - 4 == count_of(said)

@@ -6,6 +6,7 @@ Each attack would leave a file called canary in the working folder.
 from __future__ import annotations
 
 import pickle
+import re
 from datetime import date
 from pathlib import Path
 
@@ -144,7 +145,13 @@ def test_an_override_that_is_more_than_a_value(hostile, again, word, folder):
 def test_a_reference_to_another_key_is_no_resolver(hostile, again):
     edit(0, iolaus__overrides=[*words_of(0), "training.eval_every=${training.max_steps}"])
     forget_folders()
-    assert again("s", "0").code in (0, 5)
+    said = again("s", "0")
+    assert "config_hash" in said.out
+    # It means the 24 of the other key: one evaluation, whose train_loss is the mean over 24 steps.
+    assert said.code == 5
+    assert said.verdict.startswith("differs: largest difference ")
+    assert "(train_loss at step 24)" in said.verdict
+    assert {int(step) for step in re.findall(r" at step (\d+) ", said.out)} == {24}
 
 
 def test_a_folder_of_configs_that_the_study_names(hostile, again, tmp_path):

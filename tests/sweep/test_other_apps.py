@@ -85,6 +85,7 @@ def test_a_grid_with_more_points_than_trials_ends_at_its_total(tmp_path):
 
 WORKERS = """
     import os
+    import time
     import hydra
     from dataclasses import dataclass
     from hydra.core.config_store import ConfigStore
@@ -107,6 +108,11 @@ WORKERS = """
     def app(cfg):
         with open("pids", "a") as file:
             file.write(f"{os.getpid()}\\n")
+        end = time.monotonic() + 120  # for a second worker that never comes only
+        while len(set(open("pids").read().split())) < 2:
+            if time.monotonic() > end:
+                raise TimeoutError("the other worker has no trial")
+            time.sleep(0.02)
         return -abs(cfg.twice) - abs(cfg.y)
 
     if __name__ == "__main__":
@@ -126,6 +132,7 @@ WORKERS_CONFIG = """
         storage: sqlite:///studies.db
         n_trials: 6
         n_jobs: 2
+        max_failure_rate: 0.0
         custom_search_space: __main__.configure
         sampler:  # as it stands in many a template
           _target_: optuna.samplers.TPESampler
@@ -154,7 +161,9 @@ def test_local_workers_know_the_main_module_and_a_raised_total_adds_the_differen
     for trial in trials:
         assert 4 <= trial.params["y"] <= 6  # around the fixed value, which the function is told
         assert trial.value == -2 * abs(trial.params["x"]) - trial.params["y"]
-    assert len((tmp_path / "pids").read_text().splitlines()) == 9
+    pids = (tmp_path / "pids").read_text().split()
+    assert len(pids) == 9
+    assert (len(set(pids[:6])), len(set(pids[6:]))) == (2, 1)
 
 
 TWO_VALUES = """
