@@ -43,6 +43,30 @@ def test_what_a_short_sweep_measured_does_not_bind_a_long_one(program, measured,
     assert Widths("auto", file=file).of(program) == 8
 
 
+def test_that_stacking_does_not_pay_is_measured_again(program, measured, tmp_path):
+    """It may have been an unlucky moment."""
+    file = tmp_path / "widths.json"
+    measured({1: 100}, otherwise=150)
+    assert Widths("auto", file=file).of(program) == 1
+    measured({1: 100, 2: 60}, otherwise=70)
+    assert Widths("auto", file=file).of(program) == 2
+    tried = measured({}, otherwise=1)
+    tried.clear()
+    assert Widths("auto", file=file).of(program) == 2
+    assert tried == []
+
+
+def test_where_stacking_is_known_to_lose_it_is_not(measured, tmp_path):
+    convnet = Program.of(make_spec("model=convnet", "model.width=2", "training.max_steps=4"))
+    file = tmp_path / "widths.json"
+    measured({1: 100}, otherwise=150)
+    assert Widths("auto", file=file).of(convnet) == 1
+    tried = measured({}, otherwise=1)
+    tried.clear()
+    assert Widths("auto", file=file).of(convnet) == 1
+    assert tried == []
+
+
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[1, 2]", b"7", b"null"])
 def test_a_file_that_is_not_ours_is_ignored(program, measured, tmp_path, content):
     file = tmp_path / "widths.json"

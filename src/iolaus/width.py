@@ -99,8 +99,11 @@ class Widths:
 
     def _found(self, program: Program, key: str) -> int:
         kept = _read(self.file) if self.wanted == "auto" and self.measures else {}
-        if kept.get(key, 1) > 1:  # so it can be stacked
-            return kept[key]
+        limited = f"{key}/{self.most}"
+        # 1 may have been an unlucky moment's, for which all later sweeps would pay.
+        for name in (key, limited):
+            if kept.get(name, 1) > 1 or (name in kept and program.stacking_loses):
+                return kept[name]
         reason = why_not_stacked(program)
         if reason is not None:
             name = program.config.model.name
@@ -110,10 +113,6 @@ class Widths:
             return int(self.wanted)
         if not self.measures:
             return 1 if program.stacking_loses else self.most
-        limited = f"{key}/{self.most}"
-        for name in (key, limited):
-            if name in kept:
-                return kept[name]
         width, whole = measured(program, self.most)
         if self.file is not None and width:
             _keep(self.file, {**_read(self.file), key if whole else limited: width})
