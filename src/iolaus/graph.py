@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 
 import torch
@@ -83,29 +84,29 @@ class _Captured:
         views = [view for bank in stack.banks for view in bank.views.values()]
         before = [view.clone() for view in views]
         here, aside = torch.cuda.current_stream(stack.device), _aside(stack.device)
+
+        def run() -> Tensor:
+            return step(stack, self.x, self.y, self.moment)
+
         try:
             aside.wait_stream(here)
             with torch.cuda.stream(aside):
                 for _ in range(WARM_UP):
-                    step(stack, self.x, self.y, self.moment)
-                _try_without_waiting(lambda: step(stack, self.x, self.y, self.moment))
-            self._record(lambda: step(stack, self.x, self.y, self.moment), aside)
+                    run()
+                with _capturable(), _waiting_refused():
+                    run()
+            # Other threads, such as one that pins batches, may go on as they like.
+            mode = "thread_local"
+            with (
+                _capturable(),
+                torch.cuda.graph(self.graph, stream=aside, capture_error_mode=mode),
+            ):
+                self.losses = run()
         finally:
             torch.cuda.set_stream(here)  # torch 2.11 stays aside where the end of a capture raises
             here.wait_stream(aside)
             for view, old in zip(views, before, strict=True):  # the warm-up has trained
                 view.copy_(old)
-
-    def _record(self, step: Callable[[], Tensor], aside: torch.cuda.Stream) -> None:
-        try:
-            # Other threads, such as one that pins batches, may go on as they like.
-            mode = "thread_local"
-            with torch.cuda.graph(self.graph, stream=aside, capture_error_mode=mode):
-                self.losses = step()
-        except RuntimeError as error:
-            if device.out_of_memory(error):
-                raise
-            raise Uncapturable(one_line(error)) from error
 
     def replay(self, x: Tensor, y: Tensor, moment: Moment) -> Tensor:
         """A step with these numbers."""
@@ -125,22 +126,26 @@ def _aside(place: torch.device) -> torch.cuda.Stream:
     return torch.cuda.Stream(place)  # type: ignore[no-untyped-call]
 
 
-def _try_without_waiting(step: Callable[[], Tensor]) -> None:
-    """Run a step in which it is an error to wait for the device. A capture would end by it too, but
-    leave the memory of the process in disorder (torch 2.11).
+@contextmanager
+def _capturable() -> Iterator[None]:
+    """What goes wrong here, but for want of memory, says that the step is not capturable."""
+    try:
+        yield
+    except RuntimeError as error:
+        if device.out_of_memory(error):
+            raise
+        raise Uncapturable(one_line(error)) from error
 
-    Raises:
-        Uncapturable: the step waits.
-    """
+
+@contextmanager
+def _waiting_refused() -> Iterator[None]:
+    """Make it an error to wait for the device. A capture would end by it too, but leave the memory
+    of the process in disorder (torch 2.11)."""
     before = torch.cuda.get_sync_debug_mode()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch calls the mode a prototype
         torch.cuda.set_sync_debug_mode("error")
         try:
-            step()
-        except RuntimeError as error:
-            if device.out_of_memory(error):
-                raise
-            raise Uncapturable(one_line(error)) from error
+            yield
         finally:
             torch.cuda.set_sync_debug_mode(before)

@@ -29,11 +29,14 @@ from iolaus.program import Program
 from iolaus.stack import Stack
 from iolaus.step import Step, chunk
 from iolaus.steps import Moments, Steps
+from iolaus.tape import RECORDINGS
 
 log = logging.getLogger(__name__)
 
 TRIED = {"cpu": (1, 2, 4, 8, 16, 32, 64), "cuda": (1, 16, 64, 256, 1024)}
 """Widths that are measured, up to the trials that there are, until one is past the best."""
+MANY = 2**20
+"""As many trials as there is room for."""
 ALIKE = ("data.root", "model.activation", "training.eval_every", "objective")
 """Static keys that hardly change how long a step takes: what differs in them shares a width."""
 WORTH = 0.95
@@ -78,7 +81,7 @@ class Widths:
     """
 
     wanted: int | str = 1
-    most: int = 2**20
+    most: int = MANY
     file: Path | None = None
     measures: bool = True
     _known: dict[str, int] = field(default_factory=dict)
@@ -155,9 +158,9 @@ def measured(program: Program, most: int) -> tuple[int, bool]:
         return 0, False
     if not past:
         _time_again(program, times)
-    whole_s = {width: ALONE * s if width == 1 else s for width, s in times.items()}
-    best = min(whole_s.values())
-    chosen = min(width for width, seconds in whole_s.items() if seconds * NEARLY <= best)
+    counted = {width: ALONE * s if width == 1 else s for width, s in times.items()}
+    best = min(counted.values())
+    chosen = min(width for width, seconds in counted.items() if seconds * NEARLY <= best)
     each = ", ".join(f"{width}: {1e6 * seconds:.0f}" for width, seconds in times.items())
     log.debug("training.width=auto: %d (microseconds per trial and step at %s)", chosen, each)
     return chosen, whole
@@ -211,7 +214,7 @@ def _time_again(program: Program, times: dict[int, float]) -> None:
 def _time(program: Program, width: int) -> float:
     """Seconds that one step takes per trial."""
     stepper = _Stepper(program, width)
-    stepper.seconds(2)
+    stepper.seconds(RECORDINGS + 1)  # until steps come from tape
     stepper.evaluate()  # it has to fit, too, beside what a step has kept
     steps = max(1, round(TIMED_S / stepper.seconds(1)))
     taken: list[float] = []

@@ -13,10 +13,10 @@ from functools import cache
 
 import optuna
 from optuna.exceptions import UpdateFinishedTrialError
-from optuna.storages._rdb import models
 from optuna.trial import TrialState
 
 from iolaus.attributes import EQUALS
+from iolaus.sweep import records
 from iolaus.sweep.journal import Ending, Journal, Report
 from iolaus.sweep.live_trial import LiveTrial
 
@@ -37,21 +37,13 @@ NEEDED = {
 
 def journal_of(study: optuna.Study) -> Journal:
     """The journal of a study: the fast one, if this Optuna has the tables that it knows."""
-    missing = _missing()
+    missing = tuple(
+        column for name, columns in NEEDED.items() for column in records.missing(name, columns)
+    )
     if not missing:
         return Journal(study)
     _say(missing)
     return PublicJournal(study)
-
-
-def _missing() -> tuple[str, ...]:
-    """What this Optuna's tables lack."""
-    found = []
-    for name, columns in NEEDED.items():
-        table = getattr(getattr(models, name, None), "__table__", None)
-        there = () if table is None else table.columns.keys()
-        found += [f"{name}.{column}" for column in columns if column not in there]
-    return tuple(found)
 
 
 @cache

@@ -62,14 +62,17 @@ def arranged(space: Space, by: Ranks) -> list[dict[str, Label]]:
     grid = list(space.grid())
     if not by:
         return grid
-    # A parameter that does not exist in a point comes before all of its values.
-    return sorted(grid, key=lambda point: [by[n][point[n]] if n in point else -1 for n in by])
+    return sorted(grid, key=lambda point: _place(point, by))
 
 
 def most_alike(space: Space, by: Ranks) -> int:
     """How many points of the grid share a static part, at most."""
-    alike = Counter(tuple(by[n].get(point.get(n), -1) for n in by) for point in space.grid())
-    return max(alike.values(), default=0)
+    return max(Counter(_place(point, by) for point in space.grid()).values(), default=0)
+
+
+def _place(point: Mapping[str, Label], by: Ranks) -> tuple[int, ...]:
+    """A point's ranks; a parameter that does not exist in it comes before all of its values."""
+    return tuple(by[n][point[n]] if n in point else -1 for n in by)
 
 
 def _looked_at(parameter: Parameter) -> list[Label]:

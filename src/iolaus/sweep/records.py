@@ -21,6 +21,13 @@ from iolaus.attributes import WORKER
 from iolaus.errors import EnvironmentFault
 
 
+def missing(name: str, columns: Iterable[str]) -> list[str]:
+    """What a table of this Optuna lacks of the columns, as "TrialModel.number"."""
+    table = getattr(models, name, None)
+    there = () if table is None else table.__table__.columns.keys()
+    return [f"{name}.{column}" for column in columns if column not in there]
+
+
 def _table(name: str, *columns: str) -> Any:
     """A table of Optuna's with the columns that the books need.
 
@@ -29,15 +36,12 @@ def _table(name: str, *columns: str) -> Any:
             runs once, whoever asks, takes one transaction over several tables, which Optuna's
             public functions do not offer.
     """
-    table = getattr(models, name, None)
-    there = () if table is None else table.__table__.columns.keys()
-    missing = [f"{name}.{column}" for column in columns if column not in there]
-    if missing:
+    for column in missing(name, columns):
         raise EnvironmentFault(
-            f"Optuna {optuna.__version__} has no {missing[0]}, where a sweep keeps its books: "
+            f"Optuna {optuna.__version__} has no {column}, where a sweep keeps its books: "
             "pip install 'optuna==5.0.*'"
         )
-    return table
+    return getattr(models, name)
 
 
 Trials = _table("TrialModel", "trial_id", "study_id", "number", "state", "datetime_start")

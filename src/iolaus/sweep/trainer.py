@@ -29,13 +29,11 @@ from iolaus.sweep.equal import Equal
 from iolaus.sweep.plan import Plan
 from iolaus.sweep.trial import Asked, Outcome, Verdicts
 from iolaus.sweep.trial_folder import TrialFolder
-from iolaus.width import Widths
+from iolaus.width import MANY, Widths
 
 MOST_ASKED = 16
 """Trials that a sampler which learns is asked for at once, at most."""
 
-MANY = 2**20
-"""As many as there is room for."""
 WORTH_STACKING = 4
 """Fewer trials than this take less time one after the other."""
 
