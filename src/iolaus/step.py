@@ -2,8 +2,8 @@
 
 The model is written for one trial; `torch.func.vmap` batches it over the `S` slots, and with one
 slot it runs as it is. The gradient of the sum of the slots' losses is each slot's own gradient,
-since no slot's loss depends on another's parameters. Called by
-`steps.py`, and by `engine.py` and `width.py` for evaluations.
+since no slot's loss depends on another's parameters. Called by `steps.py`, and by `engine.py` and
+`width.py` for evaluations.
 
 Notation: x (S, B, *shape), y (S, B); everything per slot has shape (S,).
 """

@@ -2,8 +2,7 @@
 
 A finished trial stays finished: each trial is read until it is, then it is only counted. What is
 read again is what waited or ran the last time, and what is new; all of it, once failed trials have
-got others in their place. Called by `ledger.py` and
-`put_back.py`.
+got others in their place. Called by `ledger.py` and `put_back.py`.
 """
 
 from __future__ import annotations
