@@ -23,9 +23,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import iolaus.train
+import iolaus.engine.train
 from iolaus import storage
-from iolaus.spec import TrialResult
+from iolaus.engine.spec import TrialResult
 from iolaus.sweep import own, studies, worker
 from iolaus.sweep import plan as plans
 from iolaus.sweep.journal import Journal
@@ -110,7 +110,7 @@ def main() -> None:
     seeds = f"training.seed=range(0,{max(2, -(-trials // SIZE))})"
     words = ["data=quadratic", "training.device=cpu", seeds]
     node = {"params": SPACE, "sampler": "grid", "n_trials": trials, "storage": None}
-    iolaus.train.train = at_once  # type: ignore[assignment]
+    iolaus.engine.train.train = at_once  # type: ignore[assignment]
     for method in ("claim_many", "counts", "recover", "others_at_work", "beat"):
         timed(Ledger, method, "database")
     for method in ("parameters", "write"):

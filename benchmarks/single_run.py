@@ -27,10 +27,10 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from iolaus import config, data
 from iolaus.data.dataset import Dataset, TensorSplit
-from iolaus.device import describe
-from iolaus.program import Program
-from iolaus.spec import TrialSpec
-from iolaus.train import train
+from iolaus.engine.device import describe
+from iolaus.engine.program import Program
+from iolaus.engine.spec import TrialSpec
+from iolaus.engine.train import train
 
 
 def made_up(shape: tuple[int, ...], train_samples: int) -> Dataset:

@@ -7,9 +7,10 @@ import pytest
 import torch
 from support import make_spec
 
-from iolaus import streams
-from iolaus.program import Program
-from iolaus.step import Moment, Step
+from iolaus.engine import streams
+from iolaus.engine.program import Program
+from iolaus.engine.step import Moment, Step
+from iolaus.engine.train import train
 
 SHORT = ("data=quadratic", "model.hidden=[8]", "training.max_steps=12", "training.eval_every=4")
 ADAMW = (*SHORT, "optimizer=adamw")
@@ -93,6 +94,12 @@ def assert_same(mine, other):
             assert row == pytest.approx(reference, rel=1e-4), number
 
 
+def one(*overrides, monitor=None, **settings):
+    """The result of one trial, trained here."""
+    (result,) = train([make_spec(*overrides, **settings)], monitor)
+    return result
+
+
 @pytest.fixture
 def program():
     return Program.of(make_spec(*SHORT))
@@ -102,7 +109,7 @@ def program():
 def widths_seen(monkeypatch):
     """The width of the stack at every step, those aside that try whether the model stacks."""
     seen = []
-    monkeypatch.setattr("iolaus.width.why_not_stacked", lambda program: None)
+    monkeypatch.setattr("iolaus.engine.width.why_not_stacked", lambda program: None)
     original = Step.update
 
     def spy(self, stack, *arguments):
@@ -143,7 +150,7 @@ def measured(monkeypatch):
                 raise torch.OutOfMemoryError("CUDA out of memory")
             return 1e-6 * taken
 
-        monkeypatch.setattr("iolaus.width._time", take)
+        monkeypatch.setattr("iolaus.engine.width._time", take)
         return tried
 
     return give

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from iolaus import config
-from iolaus.spec import TrialSpec
+from iolaus.engine.spec import TrialSpec
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SHARED_DATA = REPOSITORY.parent / "shared" / "data"

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.transforms import functional as vision
 
-from iolaus import streams
 from iolaus.augment import Augmentation, crop, cutout, flip, rotate_and_translate
+from iolaus.engine import streams
 
 CHANGES = ("crop", "flip", "affine", "cutout")
 STRENGTHS = {

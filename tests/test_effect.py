@@ -10,7 +10,7 @@ from support import make_spec
 
 from iolaus import effect
 from iolaus.effect import RULES
-from iolaus.train import train
+from iolaus.engine.train import train
 
 SHORT = ("training.max_steps=6", "training.eval_every=2", "model.hidden=[5]")
 DIGITS = (*SHORT, "data=digits", "data.subset=200")

@@ -12,9 +12,9 @@ import yaml
 from support import make_spec
 
 from iolaus import config, logger
+from iolaus.engine.monitor import Monitor
+from iolaus.engine.train import Interrupted, train
 from iolaus.errors import EnvironmentFault
-from iolaus.monitor import Monitor
-from iolaus.train import Interrupted, train
 
 needs_tensorboard = pytest.mark.skipif(
     importlib.util.find_spec("tensorboard") is None, reason="tensorboard is not installed"

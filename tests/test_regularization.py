@@ -9,7 +9,7 @@ from scipy import stats
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 
 from iolaus import regularization as reg
-from iolaus import streams
+from iolaus.engine import streams
 
 SHAPES = [(4, 3), (4,), (2, 3, 3, 3), ()]
 INF = math.inf

@@ -110,7 +110,7 @@ def test_text_outside_the_allow_list_is_refused(target):
         "torchvision.datasets.folder.os",
         "torchvision.datasets.mnist.shutil.rmtree",
         "iolaus.config.OmegaConf",
-        "iolaus.device.os.execv",
+        "iolaus.engine.device.os.execv",
         "iolaus.trust.importlib.import_module",
         "optuna.samplers.optuna.storages.RDBStorage",
         "torchvision.datasets.utils.Any",

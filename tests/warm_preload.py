@@ -13,10 +13,10 @@ import torchvision
 import iolaus.analysis.cli
 import iolaus.analysis.tables
 import iolaus.app
-import iolaus.program
+import iolaus.engine.program
+import iolaus.engine.train
 import iolaus.sweep.own
 import iolaus.sweep.sweep
-import iolaus.train
 from hydra_plugins.iolaus_sweeper import _impl
 
 __all__ = ["_impl", "alembic", "iolaus", "optuna", "sklearn", "torch", "torchvision"]

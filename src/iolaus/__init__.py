@@ -4,7 +4,7 @@
     result = iolaus.run("model=convnet", "optimizer.lr=0.01")
     result.metrics["val_accuracy"], result.history, result.best_state
 
-`iolaus.train.train(specs, monitor)` is the function underneath, for a stream of trials. What
+`iolaus.engine.train.train(specs, monitor)` is the function underneath, for a stream of trials. What
 studies found:
 
     df = iolaus.results("init_activation_grid")
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
+    from iolaus.engine.spec import TrialResult, TrialSpec
     from iolaus.saved import Predictor
-    from iolaus.spec import TrialResult, TrialSpec
 
 
 STORAGE = "sqlite:///outputs/studies.db"
@@ -52,7 +52,7 @@ def compose(*overrides: str, config_dir: str | None = None) -> TrialSpec:
     """
     from iolaus import config
     from iolaus import overrides as typed
-    from iolaus.spec import TrialSpec
+    from iolaus.engine.spec import TrialSpec
 
     return TrialSpec(config.read(typed.compose(overrides, config_dir)))
 
@@ -149,9 +149,9 @@ def run(*overrides: str, config_dir: str | None = None) -> TrialResult:
         EnvironmentFault: the dataset or the device is missing.
         TrainingFailed: the loss became NaN, or the model raised.
     """
+    from iolaus.engine.program import Program
+    from iolaus.engine.train import train
     from iolaus.errors import InputError, TrainingFailed
-    from iolaus.program import Program
-    from iolaus.train import train
 
     spec = compose(*overrides, config_dir=config_dir)
     if spec.config.training.seeds > 1:

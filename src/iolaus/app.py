@@ -24,7 +24,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from iolaus import compat, config, overrides, preflight, seeds, usage
+from iolaus import compat, config, overrides, preflight, usage
+from iolaus.engine import seeds
+from iolaus.engine.spec import TrialSpec
 from iolaus.errors import (
     EXIT_INTERRUPTED,
     EXIT_TERMINATED,
@@ -32,7 +34,6 @@ from iolaus.errors import (
     IolausError,
     TrainingFailed,
 )
-from iolaus.spec import TrialSpec
 
 if TYPE_CHECKING:
     from iolaus.progress import Watch
@@ -112,9 +113,10 @@ def run(cfg: DictConfig) -> float:
 
 
 def _run(run_config: RunConfig, folder: Path) -> float:
-    from iolaus import device, logger, run_folder
+    from iolaus import logger, run_folder
+    from iolaus.engine import device
+    from iolaus.engine.train import Interrupted, train
     from iolaus.progress import Watch, show_result, shown
-    from iolaus.train import Interrupted, train
 
     preflight.see_own_packages(run_config)
     logger.check(run_config)

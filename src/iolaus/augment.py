@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from iolaus import streams
+from iolaus.engine import streams
 
 _CROP, _FLIP, _AFFINE, _CUTOUT = range(4)
 

@@ -24,7 +24,8 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor, nn
 
-from iolaus import schema, streams
+from iolaus import schema
+from iolaus.engine import streams
 from iolaus.errors import InputError
 from iolaus.models.layers import BatchNorm
 

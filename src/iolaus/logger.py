@@ -20,10 +20,10 @@ from typing import Any
 import yaml
 
 from iolaus import schema
+from iolaus.engine.monitor import Monitor
+from iolaus.engine.spec import TrialResult, TrialSpec
 from iolaus.errors import EnvironmentFault
-from iolaus.monitor import Monitor
 from iolaus.schema import RunConfig
-from iolaus.spec import TrialResult, TrialSpec
 
 FOLDER = "tensorboard"
 

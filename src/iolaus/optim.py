@@ -19,7 +19,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from iolaus import fused, schema
+from iolaus import schema
+from iolaus.engine.kernels import fused
 
 Hyper = Mapping[str, Tensor]
 

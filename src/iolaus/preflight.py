@@ -18,11 +18,11 @@ from omegaconf.errors import OmegaConfBaseException
 
 from iolaus import config, logger, overrides, run_folder
 from iolaus.check import shown
+from iolaus.engine.spec import TrialSpec
 from iolaus.errors import EnvironmentFault, InputError, one_line
-from iolaus.spec import TrialSpec
 
 if TYPE_CHECKING:
-    from iolaus.program import Program
+    from iolaus.engine.program import Program
     from iolaus.schema import RunConfig
 
 
@@ -144,7 +144,7 @@ def begin(folder: Path, spec: TrialSpec, arguments: Sequence[str]) -> None:
     Raises:
         EnvironmentFault: the folder cannot be written.
     """
-    from iolaus import device
+    from iolaus.engine import device
 
     try:
         name = device.describe(_program(spec).device)
@@ -164,7 +164,7 @@ def see_own_packages(run_config: RunConfig) -> None:
 def _program(spec: TrialSpec) -> Program:
     see_own_packages(spec.config)
     logger.check(spec.config)
-    from iolaus.program import Program
+    from iolaus.engine.program import Program
 
     return Program.of(spec)
 

@@ -17,8 +17,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
-from iolaus.monitor import Monitor
-from iolaus.spec import TrialSpec
+from iolaus.engine.monitor import Monitor
+from iolaus.engine.spec import TrialSpec
 
 log = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from iolaus import streams
+from iolaus.engine import streams
 
 
 def add_l1(grads: Sequence[Tensor], params: Sequence[Tensor], l1: Tensor) -> None:

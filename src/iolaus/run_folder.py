@@ -25,10 +25,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from iolaus import files, seeds
+from iolaus import files
+from iolaus.engine import seeds
+from iolaus.engine.spec import TrialResult, TrialSpec
 from iolaus.environment import environment
 from iolaus.errors import EnvironmentFault, InputError, one_line
-from iolaus.spec import TrialResult, TrialSpec
 
 
 def claim(wanted: Path) -> Path:
@@ -184,7 +185,7 @@ def write_result(folder: Path, result: TrialResult) -> None:
     Raises:
         EnvironmentFault: the disk is full or the folder cannot be written.
     """
-    from iolaus import checkpoint  # imports torch, which --help does not need
+    from iolaus.engine import checkpoint  # imports torch, which --help does not need
 
     if result.history:
         write_history(folder, result.history)
@@ -214,7 +215,7 @@ def write_model(folder: Path, result: TrialResult) -> None:
     Raises:
         EnvironmentFault: the disk is full or the folder cannot be written.
     """
-    from iolaus import checkpoint
+    from iolaus.engine import checkpoint
 
     best = {
         "model": dict(result.best_state),

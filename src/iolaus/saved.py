@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from iolaus import checkpoint, config, models
+from iolaus import config, models
+from iolaus.engine import checkpoint
 from iolaus.errors import EnvironmentFault, InputError
 
 

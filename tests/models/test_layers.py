@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.func import functional_call, vmap
 
-from iolaus import streams
+from iolaus.engine import streams
 from iolaus.errors import InputError
 from iolaus.models.layers import BatchNorm, Dropout, activation, adapt, batch_norms, dropouts
 

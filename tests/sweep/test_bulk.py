@@ -233,7 +233,7 @@ def test_pruners_see_the_reports_of_a_stack_before_its_end(tmp_path: Path) -> No
 
 
 def test_room_counts_trials_where_each_is_several_seeds(main, tmp_path, monkeypatch) -> None:
-    from iolaus import train
+    from iolaus.engine import train
 
     original, seen = train.train, []
 

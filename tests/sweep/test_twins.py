@@ -7,10 +7,10 @@ from fault_support import Row, rows, running
 from sqlalchemy import event
 from twins_support import Script, check_all, told, worker
 
+from iolaus.engine.train import Interrupted
 from iolaus.errors import EXIT_INTERRUPTED
 from iolaus.sweep import twins
 from iolaus.sweep.trial import Asked
-from iolaus.train import Interrupted
 
 
 @pytest.mark.parametrize("width", [1, 2, 3, 10])

@@ -26,7 +26,7 @@ from fault_support import (
 )
 from support import make_spec
 
-from iolaus import checkpoint
+from iolaus.engine import checkpoint
 from iolaus.sweep.trial_folder import TrialFolder
 
 slow = pytest.mark.slow
@@ -54,7 +54,7 @@ def history(folder: Path) -> list[dict[str, float]]:
 
 
 def uninterrupted(seed: int) -> list[dict[str, float]]:
-    from iolaus.train import train
+    from iolaus.engine.train import train
 
     (result,) = train([make_spec(*LONG, f"training.seed={seed}")])
     return result.history

@@ -13,14 +13,15 @@ from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
-from iolaus import run_folder, seeds
+from iolaus import run_folder
 from iolaus.analysis.compare import EXACT, Given, Key, broken_step
 from iolaus.analysis.frame import STATES, objectives
 from iolaus.analysis.history import rows_of
 from iolaus.analysis.library import OpenStudy
 from iolaus.analysis.restore import Restored, said
+from iolaus.engine import seeds
+from iolaus.engine.spec import TrialResult, TrialSpec
 from iolaus.errors import InputError
-from iolaus.spec import TrialResult, TrialSpec
 
 _AT_END = re.compile(r"(train|val|test)_\w+")
 

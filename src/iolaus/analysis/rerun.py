@@ -18,19 +18,20 @@ from pathlib import Path
 
 from optuna.trial import FrozenTrial
 
-from iolaus import device, preflight, run_folder, seeds
+from iolaus import preflight, run_folder
 from iolaus.analysis.compare import FLOORS, OTHER_DEVICE, PROBES, Given, Tolerance, compare
 from iolaus.analysis.library import OpenStudy
 from iolaus.analysis.recorded import cut_of, given_of, recorded_of, trial_of
 from iolaus.analysis.restore import Restored, restore, said
 from iolaus.analysis.told import changes, data_read, kind_of, show, write_verdict
+from iolaus.engine import device, seeds
+from iolaus.engine.monitor import Monitor
+from iolaus.engine.program import Program
+from iolaus.engine.spec import TrialResult, TrialSpec
+from iolaus.engine.train import train
 from iolaus.errors import EXIT_DIFFERENT, EnvironmentFault
-from iolaus.monitor import Monitor
-from iolaus.program import Program
 from iolaus.progress import Watch, console
 from iolaus.progress import shown as typed
-from iolaus.spec import TrialResult, TrialSpec
-from iolaus.train import train
 
 PLACE = Path("outputs/reruns")
 MOST_WIDTH = 16

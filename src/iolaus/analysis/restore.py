@@ -28,9 +28,9 @@ from optuna.trial import FrozenTrial
 from iolaus import config, overrides
 from iolaus.analysis.library import OpenStudy
 from iolaus.attributes import OVERRIDES
+from iolaus.engine.spec import TrialSpec
 from iolaus.errors import InputError, one_line
 from iolaus.schema import Custom, RunConfig
-from iolaus.spec import TrialSpec
 from iolaus.trust import ALLOWED, within
 
 Plain = dict[str, Any]

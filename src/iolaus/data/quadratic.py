@@ -10,8 +10,8 @@ import torch
 
 from iolaus.data.dataset import Dataset, TensorSplit
 from iolaus.data.splits import normalize, partition
+from iolaus.engine.streams import derive
 from iolaus.schema import Quadratic
-from iolaus.streams import derive
 
 
 def load(config: Quadratic) -> Dataset:

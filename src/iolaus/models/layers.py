@@ -20,7 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from iolaus import streams
+from iolaus.engine import streams
 from iolaus.errors import InputError
 from iolaus.schema import Activation
 

@@ -18,9 +18,9 @@ from omegaconf.errors import OmegaConfBaseException
 from iolaus import config
 from iolaus.attributes import EQUALS
 from iolaus.effect import effect
+from iolaus.engine.spec import State, TrialSpec
 from iolaus.errors import IolausError
 from iolaus.schema import RunConfig
-from iolaus.spec import State, TrialSpec
 from iolaus.sweep import order
 from iolaus.sweep.composition import Composition
 from iolaus.sweep.plan import Plan

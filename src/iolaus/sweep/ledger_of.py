@@ -10,7 +10,7 @@ from typing import Any
 import optuna
 from optuna.samplers import BaseSampler, RandomSampler
 
-from iolaus import streams
+from iolaus.engine import streams
 from iolaus.sweep import order, samplers
 from iolaus.sweep.ledger import Ledger
 from iolaus.sweep.plan import Plan

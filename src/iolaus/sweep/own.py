@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from iolaus import config, overrides
+from iolaus.engine.spec import TrialSpec
 from iolaus.errors import InputError
 from iolaus.schema import RunConfig
-from iolaus.spec import TrialSpec
 from iolaus.sweep import equal, order, points, question
 from iolaus.sweep.composition import Composition
 from iolaus.sweep.naming import PLACES

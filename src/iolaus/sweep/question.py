@@ -10,12 +10,12 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from iolaus import logger, preflight
+from iolaus.engine.spec import TrialSpec
 from iolaus.errors import InputError, nearest
-from iolaus.spec import TrialSpec
 from iolaus.sweep.plan import Plan
 
 if TYPE_CHECKING:
-    from iolaus.program import Program
+    from iolaus.engine.program import Program
     from iolaus.schema import RunConfig
 
 NUMBERS = ("num_parameters", "steps", "seconds", "samples_per_s")
@@ -36,7 +36,7 @@ def meet(configs: Sequence[RunConfig]) -> Program:
         InputError: one line for each that does not fit, and where they cannot be compared.
         EnvironmentFault: a dataset, a device or a package is missing.
     """
-    from iolaus.program import Program
+    from iolaus.engine.program import Program
 
     preflight.see_own_packages(configs[0])
     for config in configs:

@@ -16,20 +16,21 @@ from typing import Any
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from iolaus import preflight, seeds
+from iolaus import preflight
 from iolaus.attributes import CONTINUES, EFFECT, PLANNED
 from iolaus.effect import effect
+from iolaus.engine import seeds
+from iolaus.engine.monitor import Monitor
+from iolaus.engine.seeds import Group
+from iolaus.engine.spec import TrialResult, TrialSpec
+from iolaus.engine.width import MANY, Widths
 from iolaus.errors import IolausError, one_line
-from iolaus.monitor import Monitor
 from iolaus.schema import RunConfig
-from iolaus.seeds import Group
-from iolaus.spec import TrialResult, TrialSpec
 from iolaus.sweep import order, samplers
 from iolaus.sweep.equal import Equal
 from iolaus.sweep.plan import Plan
 from iolaus.sweep.trial import Asked, Outcome, Verdicts
 from iolaus.sweep.trial_folder import TrialFolder
-from iolaus.width import MANY, Widths
 
 MOST_ASKED = 16
 """Trials that a sampler which learns is asked for at once, at most."""
@@ -65,8 +66,8 @@ class Trainer(Monitor):
             Interrupted: a signal asked to stop while trials were left; they are checkpointed.
             EnvironmentFault: the disk is full, the data are gone.
         """
-        from iolaus.device import keep_memory
-        from iolaus.train import train
+        from iolaus.engine.device import keep_memory
+        from iolaus.engine.train import train
 
         keep_memory()
         first = next(asked, None)
@@ -116,7 +117,7 @@ class Trainer(Monitor):
 
     def _plan_steps(self, asked: Asked, spec: TrialSpec) -> None:
         """Say, to the other workers too, how many steps a trial may take."""
-        from iolaus.program import Program
+        from iolaus.engine.program import Program
 
         with contextlib.suppress(IolausError):  # which is told when the trial is to begin
             steps = Program.of(spec).total_steps(spec) * self._members
@@ -213,7 +214,7 @@ class Trainer(Monitor):
 
     def _objective(self, row: Mapping[str, float], spec: TrialSpec) -> str:
         """The metric that is reported step by step: the run's own objective."""
-        from iolaus.program import Program
+        from iolaus.engine.program import Program
 
         return Program.of(spec).objective
 
@@ -235,7 +236,7 @@ class Trainer(Monitor):
 
 
 def _is_on_gpu(group: Group) -> bool:
-    from iolaus.program import Program
+    from iolaus.engine.program import Program
 
     if not group.results[0].device:  # it never began
         return False

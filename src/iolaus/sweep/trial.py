@@ -13,7 +13,7 @@ from typing import Any
 import optuna
 from optuna.pruners import BasePruner, NopPruner
 
-from iolaus.spec import State
+from iolaus.engine.spec import State
 from iolaus.sweep.journal import Ending, Journal, Report
 from iolaus.sweep.pruners import RungPruner
 

@@ -29,10 +29,11 @@ from typing import Any
 
 import yaml
 
-from iolaus import checkpoint, files, logger, run_folder
+from iolaus import files, logger, run_folder
+from iolaus.engine import checkpoint
+from iolaus.engine.seeds import Group
+from iolaus.engine.spec import TrialSpec, by_group, plain
 from iolaus.errors import EnvironmentFault
-from iolaus.seeds import Group
-from iolaus.spec import TrialSpec, by_group, plain
 from iolaus.sweep.trial import Outcome
 
 _DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)

@@ -24,7 +24,7 @@ from optuna.trial import TrialState
 from sqlalchemy import Connection, func, insert, select
 
 from iolaus.attributes import EFFECT, EQUALS
-from iolaus.spec import State
+from iolaus.engine.spec import State
 from iolaus.sweep import records
 from iolaus.sweep.equal import Equal, Original
 from iolaus.sweep.records import Trials, UserAttributes

@@ -127,7 +127,7 @@ class Worker:
         Raises:
             EnvironmentFault: the storage or the disk is gone; trials in hand are put back.
         """
-        from iolaus.train import Interrupted
+        from iolaus.engine.train import Interrupted
 
         named = functools.partial(storage.named, self.plan.storage or "")
         with named(), Heart(self.ledger, self._running):

@@ -1,0 +1,1 @@
+"""How a block of steps runs: one contract, chosen once per stack."""

@@ -1,0 +1,273 @@
+"""The tensors of a stack: everything that `S` slots keep between steps, one row per slot.
+
+A `Bank` holds one tensor per parameter with a leading axis S, all in one storage. A `Stack` is the
+banks of parameters, buffers, optimizer moments and best states, plus each slot's hyperparameters.
+Rows are written in place, so that shapes and addresses stay as they are while trials come and go;
+`moved` makes a stack of another width of them. Filled by `engine.py`, advanced by `step.py`.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from iolaus.engine.kernels import fused
+
+Row = dict[str, Tensor]
+
+
+Order = tuple[int, ...]
+"""How a tensor (S, *shape) lies in memory: its axes from the outermost to the innermost."""
+
+
+class Bank:
+    """Tensors (S, *shape) by name, zero at first; the float32 ones are views of one storage.
+
+    Args:
+        like: one trial's tensors, for their shapes and types.
+        width: number of slots S.
+        device: where they lie.
+        orders: how those lie in memory that are not simply contiguous.
+    """
+
+    def __init__(
+        self,
+        like: Mapping[str, Tensor],
+        width: int,
+        device: torch.device,
+        orders: Mapping[str, Order] | None = None,
+    ):
+        floats = {name: t for name, t in like.items() if t.dtype == torch.float32}
+        sizes = [width * tensor.numel() for tensor in floats.values()]
+        storage = torch.zeros(sum(sizes), device=device)
+        parts = dict(zip(floats, torch.split(storage, sizes), strict=True)) if floats else {}
+        # As they lie in memory: what an update goes through from end to end.
+        self.groups = fused.Lasting()
+        self.views: Row = {}
+        for name, tensor in like.items():
+            shape = (width, *tensor.shape)
+            order = (orders or {}).get(name, tuple(range(len(shape))))
+            lies = [shape[axis] for axis in order]
+            flat = parts.get(name, torch.zeros(0, dtype=tensor.dtype, device=device))
+            group = flat.view(lies) if name in parts else flat.new_zeros(lies)
+            self.groups.append(group)
+            self.views[name] = group.permute([order.index(axis) for axis in range(len(order))])
+        if width == 1:  # all parameters are one long row: an update is a few operations
+            self.groups = fused.Lasting([storage.view(1, -1)])
+
+    def part(self, slots: slice) -> Bank:
+        """Some slots, in the same memory."""
+        other = copy.copy(self)
+        other.views = {name: view[slots] for name, view in self.views.items()}
+        other.groups = fused.Lasting(group[slots] for group in self.groups)
+        return other
+
+    def row(self, slot: int) -> Row:
+        """Views of one slot's tensors."""
+        return {name: view[slot] for name, view in self.views.items()}
+
+    def write(self, slot: int, values: Mapping[str, Tensor]) -> None:
+        """Copy `values` into one slot."""
+        for name, view in self.views.items():
+            view[slot].copy_(values[name])
+
+    def copy_row(self, slot: int, other: Bank) -> None:
+        """Copy one slot of `other` into the same slot here."""
+        self.write(slot, other.row(slot))
+
+    def clear(self, slot: int) -> None:
+        """Set one slot to zero."""
+        for view in self.views.values():
+            view[slot].zero_()
+
+    def take(self, slots: Tensor, other: Bank) -> None:
+        """Copy `slots` (n,) of `other` into the first n slots here."""
+        for name, view in self.views.items():
+            view[: len(slots)] = other.views[name].index_select(0, slots)
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """What a trial brings into its slot besides tensors of parameters.
+
+    `optimizer` are float64 hyperparameters of the update rule (with weight_decay), `traits` the
+    strengths of the regularizers in use, `keys` the 64-bit keys of its random streams, `mixup`
+    the quantiles of its Beta distribution or None.
+    """
+
+    optimizer: dict[str, float]
+    traits: dict[str, float]
+    keys: dict[str, int]
+    mixup: Tensor | None
+
+
+class Stack:
+    """All state of `width` slots on one device.
+
+    Args:
+        params, buffers: one trial's tensors by name, for shapes and types.
+        moments: names of what the optimizer keeps per parameter.
+        orders: how the gradients of some parameters come to lie in memory; the parameters lie in
+            the same way, so that an update runs through both from end to end.
+        width: number of slots S.
+    """
+
+    def __init__(
+        self,
+        params: Mapping[str, Tensor],
+        buffers: Mapping[str, Tensor],
+        moments: tuple[str, ...],
+        orders: Mapping[str, Order],
+        width: int,
+        device: torch.device,
+    ):
+        self.width, self.device = width, device
+        self._shapes, self._orders = (params, buffers, moments, orders), orders
+        if width == 1:  # of one trial, gradients lie as its parameters do
+            orders = {}
+        self.params = Bank(params, width, device, orders)
+        self.buffers = Bank(buffers, width, device)
+        self.moments = {name: Bank(params, width, device, orders) for name in moments}
+        self.best_params = Bank(params, width, device, orders)
+        self.best_buffers = Bank(buffers, width, device)
+        self.optimizer: Row = {}
+        self.traits: Row = {}
+        self.keys: Row = {}
+        self.mixup: Tensor | None = None
+        self.one_row = width == 1  # of one trial, all parameters are one long row
+        self._expose()
+
+    def _expose(self) -> None:
+        # The tensors that gradients are taken of: without the slot axis where there is one slot.
+        trial = self.params.row(0) if self.width == 1 else self.params.views
+        self.leaves = {name: view.detach().requires_grad_() for name, view in trial.items()}
+        self.live_buffers = self.buffers.row(0) if self.width == 1 else self.buffers.views
+
+    def part(self, slots: slice) -> Stack:
+        """Some slots as a stack of their own, in the same memory. What is inserted into this stack
+        later is in it too."""
+        other = copy.copy(self)
+        other.width, other.one_row = slots.stop - slots.start, False
+        for name in ("params", "buffers", "best_params", "best_buffers"):
+            setattr(other, name, getattr(self, name).part(slots))
+        other.moments = {name: bank.part(slots) for name, bank in self.moments.items()}
+        for name in ("optimizer", "traits", "keys"):
+            setattr(other, name, {key: row[slots] for key, row in getattr(self, name).items()})
+        other.mixup = None if self.mixup is None else self.mixup[slots]
+        other._expose()
+        return other
+
+    @property
+    def lasting(self) -> list[Tensor]:
+        """All that a step reads or writes and that stays where it is, but for the optimizer's."""
+        rows = (self.leaves, self.live_buffers, self.traits)
+        tensors = [tensor for row in rows for _, tensor in sorted(row.items())]
+        return [*tensors, *self.params.groups, *([] if self.mixup is None else [self.mixup])]
+
+    def insert(self, slot: int, initial: Row, numbers: Numbers) -> None:
+        """Start a trial in a slot: its initial parameters and buffers, zero moments, its own
+        numbers."""
+        self.params.write(slot, initial)
+        self.buffers.write(slot, initial)
+        for bank in self.moments.values():
+            bank.clear(slot)
+        self.keep_best(slot)
+        self._set(self.optimizer, slot, numbers.optimizer, torch.float64)
+        self._set(self.traits, slot, numbers.traits, torch.float32)
+        self._set(self.keys, slot, numbers.keys, torch.int64)
+        if numbers.mixup is not None:
+            if self.mixup is None:
+                self.mixup = torch.zeros(self.width, len(numbers.mixup), device=self.device)
+            self.mixup[slot] = numbers.mixup.to(self.device)
+
+    def _set(self, row: Row, slot: int, values: Mapping[str, float], dtype: torch.dtype) -> None:
+        for name, value in values.items():
+            if name not in row:
+                row[name] = torch.zeros(self.width, dtype=dtype, device=self.device)
+            row[name][slot] = value
+
+    def moved(self, slots: list[int], width: int) -> Stack:
+        """A stack of `width` slots whose first ones are these `slots`, all on the device."""
+        other = Stack(*self._shapes, width, self.device)
+        chosen = torch.tensor(slots, dtype=torch.int64, device=self.device)
+        for mine, theirs in zip(self.banks, other.banks, strict=True):
+            theirs.take(chosen, mine)
+        pairs = ((self.optimizer, other.optimizer), (self.traits, other.traits))
+        for rows, moved in (*pairs, (self.keys, other.keys)):
+            moved.update({name: _row(row, chosen, width) for name, row in rows.items()})
+        if self.mixup is not None:
+            other.mixup = _row(self.mixup, chosen, width)
+        return other
+
+    def as_groups(self, grads: Sequence[Tensor]) -> list[Tensor]:
+        """Gradients, in the order of the parameters, as `params.groups` lie."""
+        if self.one_row:
+            return [torch.cat([grad.reshape(-1) for grad in grads]).unsqueeze(0)]
+        if self.width == 1:
+            grads = [grad.unsqueeze(0) for grad in grads]
+        names = zip(self.params.views, _apart(grads), strict=True)
+        return [
+            grad.permute(self._orders[name]) if name in self._orders else grad
+            for name, grad in names
+        ]
+
+    @property
+    def banks(self) -> list[Bank]:
+        """Every bank, always in the same order."""
+        best = [self.best_params, self.best_buffers]
+        return [self.params, self.buffers, *best, *self.moments.values()]
+
+    def keep_best(self, slot: int) -> None:
+        """Remember a slot's present state as its best."""
+        self.best_params.copy_row(slot, self.params)
+        self.best_buffers.copy_row(slot, self.buffers)
+
+    def best(self, slot: int) -> Row:
+        """A slot's best parameters and buffers, copied to the CPU."""
+        rows = self.best_params.row(slot) | self.best_buffers.row(slot)
+        return _on_cpu(rows)
+
+    def save(self, slot: int) -> dict[str, Any]:
+        """All tensors of a slot on the CPU, for a checkpoint."""
+        banks = {"params": self.params, "buffers": self.buffers}
+        banks |= {"best_params": self.best_params, "best_buffers": self.best_buffers}
+        banks |= {f"moment.{name}": bank for name, bank in self.moments.items()}
+        return {key: _on_cpu(bank.row(slot)) for key, bank in banks.items()}
+
+    def load(self, slot: int, saved: Mapping[str, Any]) -> None:
+        """Put back what `save` gave, into any slot of any width."""
+        self.params.write(slot, saved["params"])
+        self.buffers.write(slot, saved["buffers"])
+        self.best_params.write(slot, saved["best_params"])
+        self.best_buffers.write(slot, saved["best_buffers"])
+        for name, bank in self.moments.items():
+            bank.write(slot, saved[f"moment.{name}"])
+
+
+def _apart(grads: Sequence[Tensor]) -> list[Tensor]:
+    """Gradients that may be written to. Of parameters that are added to each other autograd gives
+    one and the same tensor, of one that is summed a number seen many times."""
+    found: list[Tensor] = []
+    seen: set[int] = set()
+    for grad in grads:
+        shared = grad.data_ptr() in seen or 0 in grad.stride()
+        seen.add(grad.data_ptr())
+        found.append(grad.clone(memory_format=torch.contiguous_format) if shared else grad)
+    return found
+
+
+def _row(row: Tensor, slots: Tensor, width: int) -> Tensor:
+    """A row (S, ...) of `width` slots, the first ones from `slots`, the others zero."""
+    moved = torch.zeros(width, *row.shape[1:], dtype=row.dtype, device=row.device)
+    moved[: len(slots)] = row.index_select(0, slots)
+    return moved
+
+
+def _on_cpu(row: Row) -> Row:
+    """A copy on the CPU."""
+    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in row.items()}

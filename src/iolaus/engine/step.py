@@ -1,0 +1,245 @@
+"""One training step and one evaluation of a stack.
+
+The model is written for one trial; `torch.func.vmap` batches it over the `S` slots, and with one
+slot it runs as it is. The gradient of the sum of the slots' losses is each slot's own gradient,
+since no slot's loss depends on another's parameters. Called by `steps.py`, and by `engine.py` and
+`width.py` for evaluations.
+
+Notation: x (S, B, *shape), y (S, B); everything per slot has shape (S,).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import functional_call, vmap
+
+from iolaus import regularization
+from iolaus.augment import Augmentation
+from iolaus.data.batches import Source
+from iolaus.engine import streams
+from iolaus.engine.device import autocast
+from iolaus.engine.kernels import fused
+from iolaus.engine.program import Program
+from iolaus.engine.stack import Row, Stack
+
+EVALUATION_CHUNK = {"cpu": 256, "cuda": 1024}
+"""Samples of a split that are evaluated at once: on a CPU what its cache holds, on a GPU enough to
+be worth its launches."""
+
+
+def chunk(device: torch.device) -> int:
+    """Samples of a split that are evaluated at once on `device`."""
+    return EVALUATION_CHUNK[device.type]
+
+
+@dataclass(frozen=True)
+class Moment:
+    """What changes from step to step: lr (S,) float64, step (S,) counted from 1, stream keys."""
+
+    lr: Tensor
+    step: Tensor
+    keys: Row
+
+
+class Step:
+    """A program's forward, backward and update; `compiles` overrules `training.compile`."""
+
+    def __init__(self, program: Program, *, compiles: bool | None = None):
+        self.compiles = program.config.training.compile if compiles is None else compiles
+        self.program, self.module, self.task = program, program.module, program.task
+        uses = program.spec.uses
+        self.uses = uses
+        self.augment = Augmentation(
+            crop=uses("crop"),
+            flip=uses("flip"),
+            affine=uses("rotation") or uses("translation"),
+            cutout=uses("cutout"),
+        )
+        parameters = sum(1 for _ in self.module.parameters())
+        every = sum(1 for _ in self.module.named_parameters(remove_duplicate=False))
+        self.tied = parameters != every
+        rule = program.rule
+        self._update = self._compiled(rule.written_out) if self.compiles else rule.update
+        self._forwards: dict[tuple[bool, bool], Callable[..., tuple[Tensor, Row]]] = {}
+
+    @property
+    def shares_batches(self) -> bool:
+        """Whether slots that see the same samples can see the same tensor: nothing changes it."""
+        return not (self.augment.any or self.uses("mixup"))
+
+    def streams(self) -> list[str]:
+        """Names of the random streams that this program draws from."""
+        names = {
+            "dropout": bool(self.program.dropouts),
+            "augment": self.augment.any,
+            "mixup": self.uses("mixup"),
+        }
+        return [name for name, used in names.items() if used]
+
+    # --- training -------------------------------------------------------------------------------
+
+    def __call__(self, stack: Stack, x: Tensor, y: Tensor, moment: Moment) -> Tensor:
+        """Advance every slot by one step in place; return the losses (S,), detached.
+
+        Args:
+            stack: of S slots.
+            x, y: a batch of each slot's, (S, B, *shape) and (S, B), or one that all of them share,
+                (B, *shape) and (B,).
+            moment: the numbers of this step.
+        """
+        losses, grads = self.gradients(stack, x, y, moment.keys)
+        self.update(stack, grads, moment)
+        return losses
+
+    def gradients(
+        self, stack: Stack, x: Tensor, y: Tensor, keys: Row
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Losses (S,) and gradients, as `stack.params.groups` lie, with L1 and clipping; batch
+        norms' statistics are moved on. What it does depends on no number, so that a tape holds it.
+        """
+        x, extra = self._prepare(stack, x, y, keys)
+        losses, each, updated = self._differentiated(stack, x, y, extra)
+        with torch.no_grad():
+            params, grads = stack.params.groups, stack.as_groups(each)
+            if self.uses("l1"):
+                regularization.add_l1(grads, params, stack.traits["l1"])
+            if self.uses("clip_value"):
+                regularization.clip_by_value(grads, stack.traits["clip_value"])
+            if self.uses("clip_norm"):
+                regularization.clip_by_norm(grads, stack.traits["clip_norm"])
+            for name, value in updated.items():
+                stack.live_buffers[name].copy_(value)
+        return losses, grads
+
+    def update(self, stack: Stack, grads: Sequence[fused.Grad], moment: Moment) -> None:
+        """Move the parameters in place; see `optim.Rule.update`."""
+        moments = {name: bank.groups for name, bank in stack.moments.items()}
+        with torch.no_grad():
+            self._update(
+                stack.params.groups, grads, moments, stack.optimizer, moment.lr, moment.step
+            )
+
+    def _prepare(
+        self, stack: Stack, x: Tensor, y: Tensor, keys: Row
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Augment and mix the batch; collect what the loss needs per slot."""
+        extra: dict[str, Tensor] = {}
+        if self.augment.any:
+            x = self.augment(x, keys["augment"], stack.traits)
+        if self.uses("mixup"):
+            assert stack.mixup is not None
+            lam = regularization.mixup_lambda(keys["mixup"], stack.mixup)
+            x, partner = regularization.mix_inputs(x, lam), regularization.partners(y)
+            extra |= {"lam": lam, "partner": partner}
+        if self.program.dropouts:
+            extra |= {"key": keys["dropout"], "dropout": stack.traits["dropout"]}
+        if self.uses("label_smoothing"):
+            extra["smoothing"] = stack.traits["label_smoothing"]
+        return x, extra
+
+    def _differentiated(
+        self, stack: Stack, x: Tensor, y: Tensor, extra: dict[str, Tensor]
+    ) -> tuple[Tensor, list[Tensor], Row]:
+        """Losses (S,), gradients in the order of the parameters, and new batch-norm statistics.
+
+        With one slot, gradients and statistics come without the slot axis.
+        """
+        self.module.train()
+        leaves, buffers = stack.leaves, stack.live_buffers
+        with autocast(self.program.config.training.precision, stack.device):
+            shared = y.dim() == 1
+            if stack.width == 1:
+                only = {name: value[0] for name, value in extra.items()}
+                batch = (x, y) if shared else (x[0], y[0])
+                forward = self._forward(stacked=False, shared=shared)
+                total, updated = forward(leaves, buffers, *batch, only)
+                losses = total.detach().unsqueeze(0)
+            else:
+                forward = self._forward(stacked=True, shared=shared)
+                each, updated = forward(leaves, buffers, x, y, extra)
+                total, losses = each.sum(), each.detach()
+        grads = torch.autograd.grad(
+            total, list(leaves.values()), allow_unused=True, materialize_grads=True
+        )
+        return losses, list(grads), updated
+
+    def _forward(self, *, stacked: bool, shared: bool) -> Callable[..., tuple[Tensor, Row]]:
+        """`_loss`, batched over the slots of a stack, compiled if that is wanted."""
+        if (stacked, shared) not in self._forwards:
+            axis = None if shared else 0
+            function: Callable[..., Any] = self._loss
+            if stacked:
+                function = vmap(function, in_dims=(0, 0, axis, axis, 0))
+            self._forwards[stacked, shared] = self._compiled(function)
+        return self._forwards[stacked, shared]
+
+    def _compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        if not self.compiles:
+            return function
+        import torch._dynamo  # seconds
+
+        # One for each static part and width; the default of 8 is soon used up.
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 256)
+        compiled: Callable[..., Any] = torch.compile(function, dynamic=False)
+        return compiled
+
+    def _loss(
+        self, params: Row, buffers: Row, x: Tensor, y: Tensor, extra: Row
+    ) -> tuple[Tensor, Row]:
+        """Mean loss of one trial's batch, written without the slot axis."""
+        tensors = {**params, **buffers}
+        for index, (name, layer) in enumerate(self.program.dropouts):
+            tensors[f"{name}.key"] = streams.split(extra["key"], index)
+            if not layer.fixed:
+                tensors[f"{name}.p"] = extra["dropout"]
+        outputs = functional_call(self.module, tensors, (x,), tie_weights=self.tied).float()
+        losses = self.task.losses(outputs, y, extra.get("smoothing"))
+        if "lam" in extra:
+            other = self.task.losses(outputs, extra["partner"], extra.get("smoothing"))
+            losses = extra["lam"] * losses + (1 - extra["lam"]) * other
+        updated: Row = {}
+        for name, norm in self.program.batch_norms:
+            assert norm.updated is not None
+            updated[f"{name}.running_mean"], updated[f"{name}.running_var"] = norm.updated
+            norm.updated = None
+        return losses.mean(), updated
+
+    # --- evaluation -------------------------------------------------------------------------------
+
+    def measure(self, params: Row, buffers: Row, source: Source, samples: int) -> list[list[float]]:
+        """Sums of every measure over a split, for each slot, in eval mode without gradients.
+
+        Args:
+            params, buffers: tensors (S, *shape) by name.
+            source: the split, in chunks with a short last one.
+            samples: N, only to choose the chunk.
+        """
+        self.module.eval()
+        one_by_one = len(next(iter(params.values()))) == 1 or self.program.stacking_loses
+        function = self._each_sums if one_by_one else vmap(self._sums, in_dims=(0, 0, None, None))
+        total: Tensor | None = None
+        with torch.no_grad(), autocast(self.program.config.training.precision, self.program.device):
+            for x, y in source.chunks(min(chunk(self.program.device), samples)):
+                sums = function(params, buffers, x, y)
+                total = sums if total is None else total + sums
+        assert total is not None
+        return [[float(value) for value in row] for row in total.tolist()]
+
+    def _each_sums(self, params: Row, buffers: Row, x: Tensor, y: Tensor) -> Tensor:
+        """`_sums` of every slot, without vmap."""
+
+        def of(row: Row, slot: int) -> Row:
+            return {name: view[slot] for name, view in row.items()}
+
+        slots = range(len(next(iter(params.values()))))
+        return torch.stack([self._sums(of(params, n), of(buffers, n), x, y) for n in slots])
+
+    def _sums(self, params: Row, buffers: Row, x: Tensor, y: Tensor) -> Tensor:
+        tensors = {**params, **buffers}
+        outputs = functional_call(self.module, tensors, (x,), tie_weights=self.tied)
+        return self.task.sums(outputs.float(), y)

@@ -1,0 +1,190 @@
+"""Captured steps without a GPU: everything but the capture itself, which is made up here.
+
+A made-up graph is played by running the captured step again, with the tensors that it was given
+then. Whether CUDA takes a step is the question of test_cuda_graph.py and, without a GPU, of
+test_capturable.py.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from types import SimpleNamespace
+
+import pytest
+import torch
+from engine_support import filled, make_steps
+from support import make_spec
+
+from iolaus.engine.executors import cuda_graph as graph
+from iolaus.engine.program import Program
+from iolaus.engine.step import Step
+
+WORDS = (
+    *("model.hidden=[16]", "batch.size=16", "optimizer=adamw", "regularization.dropout=0.2"),
+    *("regularization.weight_decay=0.1", "training.max_steps=20", "training.eval_every=10"),
+)
+
+
+class Graph:
+    """A captured step: what to call again, with what, and where its losses go."""
+
+    def __init__(self):
+        self.again = None
+
+    def replay(self):
+        step, arguments, losses = self.again
+        losses.copy_(step(*arguments))
+
+
+class Cuda:
+    """What `graph.py` asks of torch.cuda."""
+
+    def __init__(self):
+        self.captures, self.modes, self.streams = [], ["default"], []
+        self.capturing, self.ends_well = None, True
+
+    @contextlib.contextmanager
+    def graph(self, recorded, *, stream, capture_error_mode):
+        assert capture_error_mode == "thread_local"
+        self.captures.append(recorded)
+        self.capturing = recorded
+        yield
+        self.capturing = None
+        if not self.ends_well:
+            raise RuntimeError("CUDA error: operation failed\nmore")
+
+    @property
+    def refuses_waiting(self):
+        return self.modes[-1] == "error"
+
+
+@pytest.fixture
+def cuda(monkeypatch):
+    fake, stream = Cuda(), SimpleNamespace(wait_stream=lambda other: None)
+
+    def nothing(_):
+        return contextlib.nullcontext()
+
+    made_up = {
+        **{"CUDAGraph": Graph, "Stream": lambda _: stream, "current_stream": lambda _: stream},
+        **{"stream": nothing, "device": nothing, "set_stream": fake.streams.append},
+        **{"graph": fake.graph, "get_sync_debug_mode": lambda: fake.modes[-1]},
+        "set_sync_debug_mode": fake.modes.append,
+    }
+    for name, value in made_up.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    graph._aside.cache_clear()
+    yield fake
+    graph._aside.cache_clear()
+
+
+@pytest.fixture
+def program():
+    return Program.of(make_spec(*WORDS))
+
+
+def stack_of(program, width):
+    return filled(program, [make_spec(*WORDS, f"training.seed={n}") for n in range(width)])
+
+
+def state(stack):
+    return [view.clone() for bank in stack.banks for view in bank.views.values()]
+
+
+def assert_equal(mine, other):
+    for view, reference in zip(mine, other, strict=True):
+        assert torch.equal(view, reference)
+
+
+def replayed(program, stack, cuda):
+    step = Step(program)
+
+    def captured(*arguments):
+        losses = step(*arguments)
+        if cuda.capturing is not None:
+            cuda.capturing.again = (step, arguments, losses)
+        return losses
+
+    return graph.Replayed(captured, stack)
+
+
+@pytest.mark.parametrize("width", [1, 3])
+def test_replayed_steps_equal_eager_ones(program, cuda, width):
+    eager, mine = stack_of(program, width), stack_of(program, width)
+    step, played = Step(program), replayed(program, mine, cuda)
+    for x, y, moment in make_steps(program, eager, 8):
+        assert torch.equal(played(x, y, moment), step(eager, x, y, moment))
+    assert len(cuda.captures) == 1
+    assert_equal(state(mine), state(eager))
+    assert cuda.modes == ["default", "error", "default"]
+    assert len(cuda.streams) == 1  # back where it was
+
+
+def test_batches_of_another_shape_have_a_graph_of_their_own(program, cuda):
+    eager, mine = stack_of(program, 3), stack_of(program, 3)
+    step, played = Step(program), replayed(program, mine, cuda)
+    for number, (x, y, moment) in enumerate(make_steps(program, eager, 6)):
+        batch = (x[0], y[0]) if number % 2 else (x, y)
+        assert torch.equal(played(*batch, moment), step(eager, *batch, moment))
+    assert len(cuda.captures) == 2
+
+
+@pytest.mark.parametrize("how", ["it waits", "its capture ends badly"])
+def test_a_step_that_no_graph_can_hold_runs_as_it_is(program, cuda, caplog, how):
+    eager, mine = stack_of(program, 2), stack_of(program, 2)
+    step = Step(program)
+
+    def waiting(*arguments):
+        losses = step(*arguments)
+        if how == "it waits" and cuda.refuses_waiting:
+            raise RuntimeError("called a synchronizing CUDA operation\nmore")
+        return losses
+
+    cuda.ends_well = how == "it waits"
+    played = graph.Replayed(waiting, mine)
+    for x, y, moment in make_steps(program, eager, 4):
+        assert torch.equal(played(x, y, moment), step(eager, x, y, moment))
+    assert_equal(state(mine), state(eager))
+    assert cuda.modes[-1] == "default"
+    assert len(cuda.captures) == (how != "it waits")  # what is known beforehand is not tried
+    (line,) = [
+        record.message
+        for record in caplog.records
+        if record.name == "iolaus.engine.executors.cuda_graph"
+    ]
+    reason = "called a synchronizing" if how == "it waits" else "CUDA error: operation failed"
+    assert line.startswith(f"the step cannot be a CUDA graph and runs without one: {reason}")
+    assert "\n" not in line
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("shapes do not match")]
+)
+def test_what_the_step_itself_raises_is_no_matter_of_graphs(program, cuda, caplog, error):
+    mine = stack_of(program, 2)
+    before = state(mine)
+
+    def raising(stack, x, y, moment):
+        stack.params.groups[0].fill_(7.0)
+        raise error
+
+    ((x, y, moment),) = make_steps(program, mine, 1)
+    with pytest.raises(type(error), match=str(error)):
+        graph.Replayed(raising, mine)(x, y, moment)
+    assert_equal(state(mine), before)
+    assert "CUDA graph" not in caplog.text
+
+
+def test_memory_that_runs_out_in_a_capture_is_told_as_that(program, cuda):
+    mine = stack_of(program, 2)
+
+    def short(*arguments):
+        if cuda.capturing is not None:
+            raise RuntimeError("CUDA error: out of memory")
+        return Step(program)(*arguments)
+
+    before = state(mine)
+    ((x, y, moment),) = make_steps(program, mine, 1)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        graph.Replayed(short, mine)(x, y, moment)
+    assert_equal(state(mine), before)

@@ -1,0 +1,221 @@
+"""Engines at work: turns, refilling, interruptions, empty slots."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from engine_support import (
+    DECAY,
+    SHORT,
+    assert_same,
+    by_number,
+    specs,
+)
+from support import make_spec
+from torch import nn
+
+from iolaus.engine import runner as engine_module
+from iolaus.engine.executors import cuda_graph as graph
+from iolaus.engine.monitor import Monitor
+from iolaus.engine.runner import Engine
+from iolaus.engine.train import Interrupted, train
+
+HERE = __name__
+
+# --- turns ----------------------------------------------------------------------------------------
+
+
+def alternating(count):
+    kinds = ("optimizer=adam", "optimizer=rmsprop")
+    return [make_spec(*SHORT, kinds[n % 2], f"training.seed={n}", number=n) for n in range(count)]
+
+
+@pytest.fixture
+def loads(monkeypatch):
+    """At every block of steps: how many trials of which optimizer are live."""
+    live, seen = {}, []
+    insert, ends = Engine._insert, Engine._ends
+
+    def on_insert(self, place, spec):
+        insert(self, place, spec)
+        live[spec.number] = spec.config.optimizer.name
+
+    def on_ends(self, places):
+        results = ends(self, places)
+        for result in results:
+            del live[result.spec.number]
+        return results
+
+    block = Engine._block
+
+    def on_block(self):
+        seen.append(sorted(live.values()))
+        return block(self)
+
+    monkeypatch.setattr(Engine, "_insert", on_insert)
+    monkeypatch.setattr(Engine, "_ends", on_ends)
+    monkeypatch.setattr(Engine, "_block", on_block)
+    return seen
+
+
+def test_stacks_of_two_static_parts_take_turns_within_one_full_stack(loads):
+    trials = alternating(11)
+    alone = by_number(train(trials))
+    loads.clear()
+    assert_same(by_number(train(trials, width=4)), alone)
+    assert max(len(live) for live in loads) == 4
+    assert any(len(set(live)) == 2 for live in loads)
+
+
+def test_seeds_go_on_together_where_the_width_is_one(loads, widths_seen):
+    members = specs(6)
+    results = list(train(members, width=1, together=3))
+    assert set(widths_seen) == {1}
+    assert max(len(live) for live in loads) == 3
+    assert len(loads[0]) == 3
+    assert len(by_number(results)) == 6
+
+
+class Asks(Monitor):
+    """Counts the specs that are pulled between two announcements of room."""
+
+    def __init__(self, trials):
+        self.trials, self.announced, self.pulled = trials, [], []
+
+    def room(self, slots):
+        self.announced.append(slots)
+        self.pulled.append(0)
+
+    def stream(self):
+        for spec in self.trials:
+            self.pulled[-1] += 1
+            yield spec
+
+
+@pytest.mark.parametrize("width", [1, 4])
+def test_room_is_announced_before_specs_are_pulled(width):
+    monitor = Asks(specs(9))
+    assert len(list(train(monitor.stream(), monitor, width=width))) == 9
+    assert sum(monitor.pulled) == 9
+    over = monitor.pulled.index(0)  # the stream has no more
+    assert not any(monitor.pulled[over:])
+    begun = list(zip(monitor.announced[:over], monitor.pulled[:over], strict=True))
+    assert all(1 <= said <= took for said, took in begun), begun
+    assert max(took for _, took in begun) == width
+
+
+def test_specs_are_pulled_only_when_there_is_room():
+    pulled = []
+
+    def stream():
+        for spec in specs(9):
+            pulled.append(spec.number)
+            yield spec
+
+    results = train(stream(), width=3)
+    for ended, _ in enumerate(results, start=1):
+        assert len(pulled) <= 3 + ended + 2  # one more stack at the most has begun since
+    assert pulled == list(range(9))
+    pulled.clear()
+    next(train(stream(), width=3))
+    assert len(pulled) == 3
+
+
+@pytest.mark.parametrize("width", [1, 4])
+def test_an_interrupt_checkpoints_the_trials_of_all_stacks(tmp_path, width):
+    class Signal(Monitor):
+        steps = 0
+
+        def stepped(self, steps):
+            self.steps += steps
+
+        def interrupted(self):
+            return 143 if self.steps >= 12 else None
+
+    trials = alternating(4)
+    whole = by_number(train(trials, width=width, together=4))
+    placed = [type(s)(s.config, s.number, tmp_path / str(s.number)) for s in trials]
+    with pytest.raises(Interrupted) as caught:
+        list(train(placed, Signal(), width=width, together=4))
+    assert caught.value.exit_code == 143
+    assert caught.value.step > 0
+    begun = {path.parent.parent.name for path in tmp_path.glob("*/checkpoints/*.pt")}
+    assert len(begun) >= 3 if width == 1 else begun == {"0", "1", "2", "3"}
+
+    class Resumed(Monitor):
+        def __init__(self):
+            self.steps = {}
+
+        def started(self, spec, step, total_steps, history):
+            self.steps[spec.number] = step
+
+    resumed = Resumed()
+    assert_same(by_number(train(placed, resumed, width=width, together=4)), whole)
+    assert all(resumed.steps[int(number)] > 0 for number in begun)
+
+
+# --- empty slots ----------------------------------------------------------------------------------
+
+
+class Eager(graph.Replayed):
+    """What is captured where there is a GPU runs eagerly."""
+
+    def __init__(self, step, stack):
+        super().__init__(step, stack)
+        self._eager = True
+
+
+def test_empty_slots_change_nothing(monkeypatch, widths_seen):
+    words = ("data=digits", "model.hidden=[8]", "batch.size=16", "data.subset=100")
+    words = (*words, "regularization.dropout=0.2", "regularization.clip_norm=1")
+    trials = specs(7, *words, "optimizer=rmsprop")
+    alone = by_number(train(trials))
+    monkeypatch.setattr(engine_module.graph, "captures", lambda device: True)
+    monkeypatch.setattr(engine_module.graph, "Replayed", Eager)
+    widths_seen.clear()
+    stacked = by_number(train(trials, width=7))
+    assert_same(stacked, alone)
+    assert widths_seen[0] == 7
+    assert set(widths_seen) <= {7, 4, 2, 1}
+    widths_seen.clear()
+    assert_same(by_number(train(trials[:5], width=16)), {n: alone[n] for n in range(5)})
+    assert max(widths_seen) == 5
+    assert set(widths_seen) <= {5, 4, 2, 1}
+
+
+# --- gradients that are not apart -----------------------------------------------------------------
+
+
+class Aliased(nn.Module):
+    """autograd gives the same tensor as the gradient of `first` and of `second`."""
+
+    def __init__(self, input_shape=(1,), outputs=1):
+        super().__init__()
+        self.first, self.second = (nn.Parameter(torch.ones(outputs)) for _ in range(2))
+        self.linear = nn.Linear(input_shape[0], outputs)
+
+    def forward(self, x):
+        return self.linear(x) + (self.first + self.second)
+
+
+class Summed(Aliased):
+    """The gradient of `many` is one number seen many times."""
+
+    def __init__(self, input_shape=(1,), outputs=1):
+        super().__init__(input_shape, outputs)
+        self.many = nn.Parameter(torch.full((3,), 0.1))
+
+    def forward(self, x):
+        return super().forward(x) + self.many.sum()
+
+
+@pytest.mark.parametrize("model", [Aliased, Summed])
+def test_gradients_that_share_memory_are_changed_once_each(model, widths_seen):
+    words = ("model=custom", f"model._target_={HERE}.{model.__name__}", f"trust=[{HERE}]")
+    words = ("data=quadratic", *words, "optimizer=rmsprop", f"{DECAY}0.3", "regularization.l1=0.1")
+    short = ("training.max_steps=20", "training.eval_every=5")
+    trials = [make_spec(*words, *short, f"training.seed={n}", number=n) for n in range(2)]
+    alone = by_number(train(trials))
+    widths_seen.clear()
+    assert_same(by_number(train(trials, width=2)), alone)
+    assert set(widths_seen) == {2}

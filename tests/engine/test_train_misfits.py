@@ -1,0 +1,68 @@
+"""A trial that does not fit its data is told what does not, before it trains."""
+
+from __future__ import annotations
+
+import pytest
+from support import make_spec
+
+from iolaus.engine.program import Program
+from iolaus.engine.train import train
+from iolaus.errors import InputError
+
+SHORT = ("training.max_steps=40", "training.eval_every=10", "batch.size=32")
+
+
+def test_a_spec_that_does_not_fit_its_data_fails_alone():
+    bad, good = make_spec("objective=val_mse"), make_spec(*SHORT)
+    first, second = train([bad, good])
+    assert first.state == "failed"
+    assert "objective must be one of val_loss, val_accuracy, train_loss" in first.error
+    assert second.state == "complete"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["batch.size=5000"],
+            "batch.size must be <= the 1222 training samples of digits, got 5000",
+        ),
+        (
+            ["objective=val_acuracy"],
+            "objective must be one of val_loss, val_accuracy, train_loss for multiclass on digits, "
+            "got 'val_acuracy'; did you mean 'val_accuracy'?",
+        ),
+        (
+            ["data=quadratic", "regularization.cutout=2"],
+            "regularization.cutout needs pictures, quadratic has none",
+        ),
+        (
+            ["data=quadratic", "regularization.label_smoothing=0.1"],
+            "regularization.label_smoothing must be 0 for regression, got 0.1",
+        ),
+        (
+            ["training.device=gpu"],
+            "training.device must be auto, cpu, cuda or cuda:N, got 'gpu'",
+        ),
+        (
+            ["model=custom", "+model.x=1", "model._target_=os.system"],
+            "model._target_ must name something in",
+        ),
+    ],
+)
+def test_what_does_not_fit_the_data_is_said_before_training(words, message):
+    with pytest.raises(InputError) as caught:
+        Program.of(make_spec(*words))
+    assert len(caught.value.mistakes) == 1
+    assert caught.value.mistakes[0].startswith(message)
+
+
+def test_several_misfits_come_together():
+    with pytest.raises(InputError) as caught:
+        Program.of(make_spec("batch.size=5000", "objective=x", "model=convnet", "model.depth=9"))
+    assert len(caught.value.mistakes) == 3
+
+
+def test_batch_norm_on_one_sample_is_said_before_training():
+    with pytest.raises(InputError, match="more than one value per channel"):
+        Program.of(make_spec("batch.size=1", "regularization.batch_norm=true"))

@@ -1,0 +1,220 @@
+"""How wide a stack may be: a number, what memory and the model allow, and what was measured."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+
+import pytest
+import torch
+from engine_support import SHORT
+from support import make_spec
+from torch import nn
+
+from iolaus.engine import width as module
+from iolaus.engine.executors.recorded import Steps
+from iolaus.engine.program import Program
+from iolaus.engine.train import train
+from iolaus.engine.width import Widths
+
+HERE = __name__
+
+
+class Branching(nn.Module):
+    """Looks at its numbers to decide what to compute, which vmap cannot."""
+
+    def __init__(self, input_shape, outputs):
+        super().__init__()
+        self.linear = nn.Linear(input_shape[0], outputs)
+
+    def forward(self, x):
+        y = self.linear(x)
+        if x.sum() > 0:
+            y = y * 2
+        return y
+
+
+def custom(target, *words, **settings):
+    name = f"model._target_={HERE}.{target.__name__}"
+    short = ("data=quadratic", *SHORT[2:])
+    return make_spec(*short, "model=custom", name, f"trust=[{HERE}]", *words, **settings)
+
+
+# --- numbers --------------------------------------------------------------------------------------
+
+
+def test_a_number_is_taken_but_never_more_than_most(program, measured):
+    tried = measured({})
+    assert Widths(1).of(program) == 1
+    assert Widths(7).of(program) == 7
+    assert Widths(7, most=3).of(program) == 3
+    assert Widths("auto", most=1).of(program) == 1
+    assert tried == []
+
+
+def test_a_width_that_did_not_fit_stays_lower_for_its_static_part_alone(program):
+    other = Program.of(make_spec(*SHORT, "optimizer=sgd"))
+    widths = Widths(8)
+    assert (widths.of(program), widths.of(other)) == (8, 8)
+    widths.lower(program, 4)
+    assert (widths.of(program), widths.of(other)) == (4, 8)
+    widths.lower(program, 0)
+    assert widths.of(program) == 1
+
+
+# --- auto -----------------------------------------------------------------------------------------
+
+
+def test_auto_takes_the_smallest_width_whose_time_is_within_the_margin(program, measured):
+    measured({1: 100, 2: 60, 4: 40, 8: 30, 16: 19.6, 32: 19.2, 64: 19.1})
+    assert Widths("auto").of(program) == 16
+
+
+def test_auto_is_one_where_stacking_loses(program, measured):
+    tried = measured({1: 100, 2: 150, 4: 160}, otherwise=170)
+    assert Widths("auto").of(program) == 1
+    assert max(tried) == 16
+
+
+@pytest.mark.parametrize(("stacked", "width"), [(98, 2), (101, 2), (107, 1)])
+def test_a_trial_alone_takes_a_little_more_than_its_steps(program, measured, stacked, width):
+    measured({1: 100}, otherwise=stacked)
+    assert Widths("auto").of(program) == width
+
+
+def test_auto_stops_soon_after_its_best(program, measured):
+    tried = measured({1: 100, 2: 60, 4: 45, 8: 30, 16: 45, 32: 50}, otherwise=1)
+    assert Widths("auto").of(program) == 8
+    assert tried == [1, 2, 4, 8, 16, 32]
+
+
+def test_auto_goes_on_where_a_gain_may_yet_come(program, measured):
+    measured({1: 100, 2: 120, 4: 110, 8: 60, 16: 40}, otherwise=40)
+    assert Widths("auto").of(program) == 16
+
+
+def test_auto_gives_up_at_once_where_steps_are_long(program, measured):
+    tried = measured({1: 1e5, 2: 2e5}, otherwise=1)
+    assert Widths("auto").of(program) == 1
+    assert tried == [1, 2]
+
+
+def test_auto_never_tries_more_than_the_trials_there_are(program, measured):
+    tried = measured({1: 64, 2: 32, 4: 16, 5: 14, 8: 8})
+    assert Widths("auto", most=5).of(program) == 5
+    assert max(tried) == 5
+
+
+def test_auto_never_tries_wider_than_the_widest(program, measured):
+    tried = measured({2**n: 2.0**-n for n in range(20)})
+    assert Widths("auto").of(program) == module.TRIED["cpu"][-1] == max(tried)
+
+
+def test_it_is_measured_once(program, measured):
+    tried = measured({1: 4, 2: 2}, otherwise=2)
+    widths = Widths("auto")
+    assert widths.of(program) == widths.of(program) == 2
+    assert tried.count(1) == 1
+
+
+def test_memory_that_runs_out_while_measuring_bounds_the_width(program, measured):
+    measured({1: 100, 2: 60, 4: 40})
+    assert Widths("auto").of(program) == 4
+
+
+def test_a_limit_of_wide_stacks_bounds_the_width(program, monkeypatch):
+    def take(program, width):
+        if width > 4:
+            raise RuntimeError("too many groups")
+        return 1 / width
+
+    monkeypatch.setattr("iolaus.engine.width._time", take)
+    assert Widths("auto").of(program) == 4
+
+
+def test_what_fails_at_width_one_is_no_limit(program, monkeypatch):
+    def take(program, width):
+        raise RuntimeError("shapes do not match")
+
+    monkeypatch.setattr("iolaus.engine.width._time", take)
+    with pytest.raises(RuntimeError, match="shapes"):
+        Widths("auto").of(program)
+
+
+def test_no_memory_for_even_one_trial_while_measuring_is_width_one(program, measured, tmp_path):
+    measured({})
+    assert Widths("auto", file=tmp_path / "widths.json").of(program) == 1
+    assert not (tmp_path / "widths.json").exists()  # there may be more the next time
+
+
+def test_measuring_really_times_steps_and_trains_the_same(program, monkeypatch):
+    monkeypatch.setattr(module, "TIMED_S", 0.0001)
+    trials = [make_spec(*SHORT, f"training.seed={n}", number=n) for n in range(3)]
+    alone = {result.spec.number: result for result in train(trials)}
+    times, steps = {}, Counter()
+    take, run = module._time, Steps.run
+
+    def timing(program, width):
+        times[width] = take(program, width)
+        return times[width]
+
+    def counting(self, orders, moments):
+        steps[self.stack.width] += len(orders)
+        return run(self, orders, moments)
+
+    monkeypatch.setattr(module, "_time", timing)
+    monkeypatch.setattr(Steps, "run", counting)
+    widths = Widths("auto", most=4)
+    assert widths.of(program) in times
+    assert {1, 2} <= times.keys() <= {1, 2, 4}  # not 4 where steps of 2 are long
+    assert all(seconds > 0 for seconds in times.values())
+    assert steps.keys() == times.keys()
+    assert min(steps.values()) >= 6  # three before the timings, of which there are three
+    for result in train(trials, width=widths):
+        expected = alone[result.spec.number].metrics
+        assert result.metrics == pytest.approx(expected, rel=1e-4)
+
+
+# --- models that cannot be stacked ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("wanted", ["auto", 4])
+def test_a_model_that_vmap_cannot_batch_trains_one_by_one(measured, caplog, tmp_path, wanted):
+    tried = measured({}, otherwise=1.0)
+    trials = [custom(Branching, f"training.seed={n}", number=n) for n in range(3)]
+    alone = {result.spec.number: result for result in train(trials)}
+    caplog.clear()
+    file = tmp_path / "widths.json"
+    results = {r.spec.number: r for r in train(trials, width=Widths(wanted, file=file))}
+    lines = [record.message for record in caplog.records if record.levelno >= logging.WARNING]
+    assert len(lines) == 1
+    assert lines[0].startswith("model custom cannot be stacked, its trials train one by one: vmap")
+    assert "data-dependent control flow" in lines[0]
+    assert "\n" not in lines[0]
+    assert tried == []
+    assert results.keys() == alone.keys()
+    for number, result in results.items():
+        assert result.state == "complete", result.error
+        assert result.history == alone[number].history
+
+
+def test_two_trials_that_do_not_fit_into_memory_train_one_by_one(program, monkeypatch, caplog):
+    def short(self):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(module._Stepper, "once", short)
+    assert Widths("auto").of(program) == 1
+    (line,) = caplog.messages
+    assert line.endswith("train one by one: two trials do not fit into memory")
+
+
+# --- a width is no part of a trial ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("width", ["1", "8"])
+def test_the_width_is_no_part_of_what_a_trial_is(width):
+    plain, other = make_spec(*SHORT), make_spec(*SHORT, f"training.width={width}")
+    assert plain.config.training.width != other.config.training.width
+    assert plain.static == other.static
+    assert plain.config_hash == other.config_hash
+    assert make_spec(*SHORT, "training.seed=1").config_hash != plain.config_hash
