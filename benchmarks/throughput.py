@@ -4,6 +4,7 @@
     uv run python benchmarks/throughput.py --grid --root FOLDER [-- data.subset=2000]
     uv run python benchmarks/throughput.py --memory
     uv run python benchmarks/throughput.py --models
+    uv run python benchmarks/throughput.py --ablate --root FOLDER --trials 64
 
 Without a flag: the 784-100-10 ReLU MLP (He init), Adam, 200 steps of 64 MNIST samples in [0, 1],
 5,000 validation samples measured once at the end, 200 learning rates between 1e-4 and 0.1. Each
@@ -27,7 +28,9 @@ against.
 `--grid`: sweeps/mlp_mnist_200_steps, all 10,368 runs, once. `--memory`: grids, and random samplers,
 of 100, 1,000 and 10,000 trials of 5 steps on data=quadratic; growth is that of the cost after a
 tenth of the trials, which start-up does not hide. `--models`: (e) and (f) in turn for
-every model of iolaus on data=digits, 50 steps. Overrides after `--` are added to iolaus's own.
+every model of iolaus on data=digits, 50 steps. `--ablate`: (f)'s training on the CPU without each
+fast path, widths measured anew each time; one that gains under 10% goes. Overrides after `--` are
+added to iolaus's own.
 """
 
 from __future__ import annotations
@@ -37,7 +40,7 @@ import statistics
 from pathlib import Path
 
 from measured import Measure, hardware
-from variants import RATES, Benchmark
+from variants import PATHS, RATES, Benchmark
 
 MODELS = {
     "mlp": ("model=mlp", "model.hidden=[100]"),
@@ -186,13 +189,33 @@ def models(given: argparse.Namespace) -> None:
         print(f"{name:10s}{cells}", flush=True)
 
 
+def ablate(given: argparse.Namespace) -> None:
+    """What each fast path of the CPU gains, rounds alternating."""
+    benchmark = Benchmark(given)
+    found: dict[str, list[dict[str, float]]] = {path: [] for path in PATHS}
+    for turn in range(given.rounds):
+        for path, measures in found.items():
+            measures.append(benchmark.without(path))
+        print(f"round {turn + 1} of {given.rounds}: {hardware()}", flush=True)
+    print(
+        f"\ntraining, ms a trial, {given.trials} trials, least and median of {given.rounds} rounds"
+    )
+    print(f"{'without':14s}{'least':>10}{'median':>10}{'gain':>8}  widths")
+    whole = min(measure["seconds"] for measure in found["nothing"])
+    for path, measures in found.items():
+        seconds = [measure["seconds"] for measure in measures]
+        least, middle = min(seconds), statistics.median(seconds)
+        widths = ", ".join(str(measure["width"]) for measure in measures)
+        print(f"{path:14s}{least * 1e3:10.1f}{middle * 1e3:10.1f}{least / whole:8.2f}  {widths}")
+
+
 def main() -> None:
     """Parse arguments and run one part."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     part = parser.add_mutually_exclusive_group()
-    for flag in ("--grid", "--memory", "--models"):
+    for flag in ("--grid", "--memory", "--models", "--ablate"):
         part.add_argument(flag, action="store_true")
     parser.add_argument("--root", default="data", help="folder that holds MNIST/")
     parser.add_argument("--hos", help="python of an environment with hydra-optuna-sweeper")
@@ -207,7 +230,10 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", help="after --: overrides of every iolaus sweep")
     given = parser.parse_args()
     print(hardware(), flush=True)
-    chosen = {grid: given.grid, memory: given.memory, models: given.models}
+    chosen = {
+        **{grid: given.grid, memory: given.memory, models: given.models},
+        ablate: given.ablate,
+    }
     next((run for run, wanted in chosen.items() if wanted), workload)(given)
 
 

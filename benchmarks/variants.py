@@ -14,6 +14,8 @@ from pathlib import Path
 from measured import Measure, answer, cores, sweep
 
 HERE = Path(__file__).resolve().parent
+PATHS = ("nothing", "recording", "fused update", "parts", "all three")
+"""What `--ablate` does without; ablation.py takes it away."""
 RATES = "tag(log,interval(1e-4,1e-1))"
 
 
@@ -46,6 +48,13 @@ class Benchmark:
             *("hydra/sweeper/sampler=random", "hydra.sweeper.sampler.seed=0"),
         ]
         return self.iolaus(words, n)
+
+    def without(self, path: str) -> dict[str, float]:
+        """Training without a fast path: seconds per trial, and the width."""
+        program = [sys.executable, str(HERE / "ablation.py"), "--without", path]
+        words = [f"--root={self.root}", f"--trials={self.given.trials}"]
+        variables = {"OMP_NUM_THREADS": str(self.threads)}
+        return answer([*program, *words, "--", *self.given.overrides], variables)
 
     def eager(self, *flags: str) -> Measure:
         """(a) and (b)."""

@@ -9,7 +9,7 @@ from support import make_spec
 
 from iolaus.engine import streams
 from iolaus.engine.program import Program
-from iolaus.engine.step import Moment, Step
+from iolaus.engine.step import Batch, Step
 from iolaus.engine.train import train
 
 SHORT = ("data=quadratic", "model.hidden=[8]", "training.max_steps=12", "training.eval_every=4")
@@ -62,7 +62,7 @@ def filled(program, specs):
 
 
 def make_steps(program, stack, count):
-    """Batches and moments of the next steps: other samples and another lr each time."""
+    """Batches of the next steps: other samples and another lr each time."""
     device, width = program.device, stack.width
     generator = torch.Generator().manual_seed(0)
     for number in range(count):
@@ -72,7 +72,7 @@ def make_steps(program, stack, count):
         names = Step(program).streams()
         keys = {name: streams.split(stack.keys[name], at) for name in names}
         lr = torch.full((width,), 0.01 / (1 + number), dtype=torch.float64, device=device)
-        yield x.to(device), y.to(device), Moment(lr, at + 1, keys)
+        yield Batch(x.to(device), y.to(device), lr, at + 1, keys)
 
 
 def by_number(results):

@@ -1,9 +1,9 @@
 """Update rules for a stack: every hyperparameter is a tensor of shape (S,), one value per trial.
 
-Reads the `optimizer` config group; called once a step by `step.py`. The rules are those of
-torch.optim (a contract test holds them together step for step in float64), written in place on
-tensors with a leading axis S. Coefficients are computed in float64 and then rounded once to the
-parameters' type, as torch.optim does with Python floats.
+Reads the `optimizer` config group. The rules are those of torch.optim (a contract test holds them
+together step for step in float64), written in place on tensors with a leading axis S. Coefficients
+are computed in float64 and then rounded once to the parameters' type, as torch.optim does with
+Python floats.
 
 Notation: θ parameters, g gradient, t the step counted from 1, λ weight decay, η learning rate.
 """
@@ -20,7 +20,6 @@ import torch
 from torch import Tensor
 
 from iolaus import schema
-from iolaus.engine.kernels import fused
 
 Hyper = Mapping[str, Tensor]
 
@@ -52,7 +51,7 @@ class Rule(ABC):
     def update(
         self,
         params: Sequence[Tensor],
-        grads: Sequence[fused.Grad],
+        grads: Sequence[Tensor],
         moments: Mapping[str, Sequence[Tensor]],
         hyper: Hyper,
         lr: Tensor,
@@ -62,30 +61,12 @@ class Rule(ABC):
 
         Args:
             params: tensors (S, ...).
-            grads: gradients of the same shapes, whole or slot by slot; they may be overwritten.
+            grads: gradients of the same shapes; they may be overwritten.
             moments: for each name in `moments`, tensors like `params`, zero at first.
             hyper: float64 (S,) by name, with `weight_decay`.
             lr: float64 (S,), after schedule and scaling.
             step: (S,) number of this step, counted from 1.
         """
-        if fused.suits(self.name, params):
-            ordered = [moments[name] for name in self.moments]
-            known = {key: hyper[key] for key in hyper if self.decays or key != "weight_decay"}
-            fused.update(self.name, params, grads, ordered, known, lr, step)
-            return
-        whole = [grad if isinstance(grad, Tensor) else torch.stack(grad) for grad in grads]
-        self.written_out(params, whole, moments, hyper, lr, step)
-
-    def written_out(
-        self,
-        params: Sequence[Tensor],
-        grads: Sequence[Tensor],
-        moments: Mapping[str, Sequence[Tensor]],
-        hyper: Hyper,
-        lr: Tensor,
-        step: Tensor,
-    ) -> None:
-        """The same step as tensor operations over all slots, on any device."""
         numbers = self.coefficients(hyper, lr, step)
         if self.decays:
             numbers |= self.decay(hyper, lr)

@@ -19,7 +19,7 @@ import torch
 from support import make_spec
 
 from iolaus.engine import streams
-from iolaus.engine.executors.recorded import Part
+from iolaus.engine.executors.recorded import _Part
 from iolaus.engine.monitor import Monitor
 from iolaus.engine.program import Program
 from iolaus.engine.slot import Slot
@@ -152,15 +152,15 @@ def steps_taken(monkeypatch):
     """Of every step of a part: the optimizer, the width, whether all slots saw one batch, and the
     thread that took it."""
     taken = []
-    original = Part.__call__
+    original = _Part.advance
 
-    def spy(self, x, y, moment):
+    def spy(self, batch):
         name = self.step.program.config.optimizer.name
         thread = threading.current_thread().name
-        taken.append((name, self.stack.width, y.dim() == 1, thread))
-        return original(self, x, y, moment)
+        taken.append((name, self.stack.width, batch.shared, thread))
+        return original(self, batch)
 
-    monkeypatch.setattr(Part, "__call__", spy)
+    monkeypatch.setattr(_Part, "advance", spy)
     return taken
 
 

@@ -48,7 +48,7 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(tmp_path, caplog, da
     if damage == "no checksum":
         newest.with_name(newest.name + ".sha256").unlink()
     assert checkpoint.load_trial(tmp_path, "abc")["slot"]["step"] == 10
-    assert "the checkpoint before it is used" in caplog.text
+    assert "using the checkpoint before it" in caplog.text
     checkpoint.save_trial(tmp_path, 15, trial(15))  # the damaged one does not count as kept
     assert len(list(tmp_path.glob("*.pt"))) == 2
 

@@ -69,7 +69,7 @@ def cut(file):
 
 
 def anew(why):
-    return "cannot go on from {folder}: " + why + "; the trial begins anew"
+    return "cannot resume from {folder}: " + why + "; starting the trial again"
 
 
 @pytest.mark.parametrize(

@@ -26,14 +26,14 @@ def test_compiled_steps_give_the_same_numbers_alone_and_stacked(monkeypatch):
         last = f"training.compile={compiles}"
         return [make_spec(*words, f"training.seed={n}", last, number=n) for n in range(3)]
 
-    compiled, original = [], Step._compiled
+    compiled, original = [], Step._compiled_for
 
-    def spy(self, function):
-        result = original(self, function)
+    def spy(self, key, function):
+        result = original(self, key, function)
         compiled.append(result is not function)
         return result
 
-    monkeypatch.setattr(Step, "_compiled", spy)
+    monkeypatch.setattr(Step, "_compiled_for", spy)
     plain = {result.spec.number: result for result in train(trials("false"))}
     assert not any(compiled)
     compiled.clear()

@@ -1,4 +1,4 @@
-"""Engines that share a device: who has to wait when there is no memory for all."""
+"""Runners that share a device: who has to wait when there is no memory for all."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_a_trial_that_fits_alone_is_trained_alone_before_it_is_failed(memory, ca
     assert_same(by_number(train(trials, together=2)), alone)
     assert states(alone) == {"complete"}
     assert memory.ran_out == 1
-    assert warnings(caplog) == ["no memory for trial 0 beside others: it is trained alone"]
+    assert warnings(caplog) == ["trial 0: out of memory in the stack, training it alone"]
 
 
 def test_a_trial_that_does_not_fit_alone_either_fails_with_the_reason(memory, caplog):
@@ -120,7 +120,7 @@ def test_seeds_do_not_train_together_once_memory_ran_out(memory, caplog):
     alone = by_number(train(trials))
     memory.slots = 2
     assert_same(by_number(train(trials, width=4, together=4)), alone)
-    assert warnings(caplog) == ["no memory for 4 trials at once: going on with 2"]
+    assert warnings(caplog) == ["out of memory with 4 trials in the stack, continuing with 2"]
 
 
 def raising(monkeypatch, count, bad):

@@ -30,7 +30,7 @@ def test_out_of_memory_halves_the_width_and_all_trials_end_the_same(
     assert {result.state for result in stacked.values()} == {"complete"}
     assert max(widths_seen) == 3
     lines = [record.message for record in caplog.records if record.levelno >= logging.WARNING]
-    assert lines == ["no memory for 6 trials at once: going on with 3"]
+    assert lines == ["out of memory with 6 trials in the stack, continuing with 3"]
 
 
 def test_the_width_is_halved_again_and_stays_so_for_the_next_stream(
@@ -80,7 +80,7 @@ def test_out_of_memory_while_the_stack_is_resized(monkeypatch, widths_seen, capl
     assert_same(by_number(train(trials, width=4)), alone)
     assert refused == [4]
     assert max(widths_seen) == 2
-    assert caplog.messages == ["no memory for 4 trials at once: going on with 2"]
+    assert caplog.messages == ["out of memory with 4 trials in the stack, continuing with 2"]
 
 
 def test_no_memory_for_a_single_stack_fails_its_trials_and_the_stream_goes_on(monkeypatch):

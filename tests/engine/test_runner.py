@@ -1,4 +1,4 @@
-"""Engines at work: turns, refilling, interruptions, empty slots."""
+"""Runners: turns, refilling, interruptions, empty slots."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from engine_support import (
 from support import make_spec
 from torch import nn
 
-from iolaus.engine import runner as engine_module
-from iolaus.engine.executors import cuda_graph as graph
+from iolaus.engine import executors
+from iolaus.engine.executors import cuda_graph
 from iolaus.engine.monitor import Monitor
-from iolaus.engine.runner import Engine
+from iolaus.engine.runner import Runner
 from iolaus.engine.train import Interrupted, train
 
 HERE = __name__
@@ -34,7 +34,7 @@ def alternating(count):
 def loads(monkeypatch):
     """At every block of steps: how many trials of which optimizer are live."""
     live, seen = {}, []
-    insert, ends = Engine._insert, Engine._ends
+    insert, ends = Runner._insert, Runner._ends
 
     def on_insert(self, place, spec):
         insert(self, place, spec)
@@ -46,15 +46,15 @@ def loads(monkeypatch):
             del live[result.spec.number]
         return results
 
-    block = Engine._block
+    block = Runner._block
 
     def on_block(self):
         seen.append(sorted(live.values()))
         return block(self)
 
-    monkeypatch.setattr(Engine, "_insert", on_insert)
-    monkeypatch.setattr(Engine, "_ends", on_ends)
-    monkeypatch.setattr(Engine, "_block", on_block)
+    monkeypatch.setattr(Runner, "_insert", on_insert)
+    monkeypatch.setattr(Runner, "_ends", on_ends)
+    monkeypatch.setattr(Runner, "_block", on_block)
     return seen
 
 
@@ -157,11 +157,11 @@ def test_an_interrupt_checkpoints_the_trials_of_all_stacks(tmp_path, width):
 # --- empty slots ----------------------------------------------------------------------------------
 
 
-class Eager(graph.Replayed):
+class Eager(cuda_graph.CudaGraph):
     """What is captured where there is a GPU runs eagerly."""
 
-    def __init__(self, step, stack):
-        super().__init__(step, stack)
+    def __init__(self, *given):
+        super().__init__(*given)
         self._eager = True
 
 
@@ -170,8 +170,8 @@ def test_empty_slots_change_nothing(monkeypatch, widths_seen):
     words = (*words, "regularization.dropout=0.2", "regularization.clip_norm=1")
     trials = specs(7, *words, "optimizer=rmsprop")
     alone = by_number(train(trials))
-    monkeypatch.setattr(engine_module.graph, "captures", lambda device: True)
-    monkeypatch.setattr(engine_module.graph, "Replayed", Eager)
+    monkeypatch.setattr(executors, "captures", lambda device: True)
+    monkeypatch.setattr(executors, "CudaGraph", Eager)
     widths_seen.clear()
     stacked = by_number(train(trials, width=7))
     assert_same(stacked, alone)

@@ -16,7 +16,7 @@ from support import make_spec
 
 from iolaus.engine import program
 from iolaus.engine.monitor import Monitor
-from iolaus.engine.runner import Engine
+from iolaus.engine.runner import Runner
 from iolaus.engine.step import Step
 from iolaus.engine.train import train
 
@@ -36,9 +36,9 @@ def one_raises(monkeypatch):
         return original(self, stack, *arguments)
 
     monkeypatch.setattr(Step, "update", raising)
-    program._programs.cache_clear()  # a stack is tried with the values of a program's first trial
+    program._programs.clear()  # a stack is tried with the values of a program's first trial
     yield raised
-    program._programs.cache_clear()
+    program._programs.clear()
 
 
 def decays(count, bad):
@@ -75,14 +75,14 @@ def test_all_trials_raise(one_raises):
 
 def test_trials_that_cannot_begin_again_do_not_lose_the_others(one_raises, monkeypatch):
     """After a stack broke, a checkpoint of half of its trials cannot be read any more."""
-    original = Engine._insert
+    original = Runner._insert
 
     def failing(self, place, spec):
         if one_raises and spec.number < 2:
             raise RuntimeError("unreadable")
         original(self, place, spec)
 
-    monkeypatch.setattr(Engine, "_insert", failing)
+    monkeypatch.setattr(Runner, "_insert", failing)
     stacked = by_number(train(decays(4, {3}), width=4))
     states = {number: result.state for number, result in stacked.items()}
     assert states == {0: "failed", 1: "failed", 2: "complete", 3: "failed"}

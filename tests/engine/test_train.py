@@ -81,13 +81,13 @@ def test_test_data_is_measured_once_at_the_best_state(monkeypatch):
     from iolaus.engine import runner as module
 
     asked = []
-    original = module.Engine._measure
+    original = module.Runner._measure
 
     def spy(self, split, places, *, best):
         asked.append((split, best))
         return original(self, split, places, best=best)
 
-    monkeypatch.setattr(module.Engine, "_measure", spy)
+    monkeypatch.setattr(module.Runner, "_measure", spy)
     one(*SHORT)
     assert asked == [("val", False)] * 4 + [("test", True)]
 

@@ -12,7 +12,7 @@ from support import make_spec
 from torch import nn
 
 from iolaus.engine import width as module
-from iolaus.engine.executors.recorded import Steps
+from iolaus.engine.executors.recorded import Recorded
 from iolaus.engine.program import Program
 from iolaus.engine.train import train
 from iolaus.engine.width import Widths
@@ -152,18 +152,18 @@ def test_measuring_really_times_steps_and_trains_the_same(program, monkeypatch):
     trials = [make_spec(*SHORT, f"training.seed={n}", number=n) for n in range(3)]
     alone = {result.spec.number: result for result in train(trials)}
     times, steps = {}, Counter()
-    take, run = module._time, Steps.run
+    take, run = module._time, Recorded.run
 
     def timing(program, width):
         times[width] = take(program, width)
         return times[width]
 
-    def counting(self, orders, moments):
-        steps[self.stack.width] += len(orders)
-        return run(self, orders, moments)
+    def counting(self, block):
+        steps[self.stack.width] += len(block.lr)
+        return run(self, block)
 
     monkeypatch.setattr(module, "_time", timing)
-    monkeypatch.setattr(Steps, "run", counting)
+    monkeypatch.setattr(Recorded, "run", counting)
     widths = Widths("auto", most=4)
     assert widths.of(program) in times
     assert {1, 2} <= times.keys() <= {1, 2, 4}  # not 4 where steps of 2 are long

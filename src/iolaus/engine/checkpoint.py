@@ -2,8 +2,7 @@
 
 `NAME.pt.sha256` has the format of sha256sum, so `sha256sum -c` checks it too. The checksum is
 written before the file takes its name; a file without a fitting checksum is not trusted. Loads
-with `weights_only=True`: a checkpoint is data, never code. Used by `train.py` (checkpoints of a
-trial) and `run_folder.py` (best.pt).
+with `weights_only=True`: a checkpoint is data, never code.
 """
 
 from __future__ import annotations
@@ -96,7 +95,7 @@ def load_trial(folder: Path, config_hash: str) -> dict[str, Any] | None:
             ):
                 raise EnvironmentFault(f"{path} is not a checkpoint of a trial")
         except EnvironmentFault as error:
-            rest = "the checkpoint before it is used" if number < len(found) else "none is left"
+            rest = "using the checkpoint before it" if number < len(found) else "none is left"
             log.warning("%s; %s", error, rest)
             _rename(path)
             continue
@@ -109,7 +108,7 @@ def load_trial(folder: Path, config_hash: str) -> dict[str, Any] | None:
 def set_aside(folder: Path, why: str) -> None:
     """Say why a trial cannot go on from its newest checkpoint and begins anew, and rename all of
     them to NAME.damaged."""
-    log.warning("cannot go on from %s: %s; the trial begins anew", folder, why)
+    log.warning("cannot resume from %s: %s; starting the trial again", folder, why)
     with contextlib.suppress(OSError):  # a folder that cannot be read
         for path in _found(folder):
             _rename(path)

@@ -1,4 +1,4 @@
-"""Where and how numbers are computed: device, precision, determinism. Called by `program.py`."""
+"""Where and how numbers are computed: device, precision, determinism."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def resolve(training: schema.Training) -> torch.device:
         wanted = int(name.partition(":")[2] or 0)
         if wanted >= count:
             raise EnvironmentFault(
-                f"training.device={name} needs {wanted + 1} CUDA device(s), this machine shows "
+                f"training.device={name} needs {wanted + 1} CUDA device(s), this machine has "
                 f"{count}; training.device=cpu works everywhere"
             )
         name = f"cuda:{wanted}"

@@ -2,7 +2,7 @@
 
 `train` tells a monitor what happens and asks it whether to go on. Subclass what you need; every
 method does nothing by default. What one raises is no trial's failure: it ends the training and
-comes out of `train` as it is. Implemented by `progress.py` (people) and by the sweeper (Optuna).
+comes out of `train` as it is.
 """
 
 from __future__ import annotations

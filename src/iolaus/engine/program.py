@@ -1,14 +1,13 @@
-"""What a static part decides: device, data, module template, task and update rule, all checked.
+"""Everything that a config's static fields determine: device, data, module template, task, update
+rule; all checked.
 
 `Program.of(spec)` is where a run's config first meets its data; everything that can be wrong
-before training is found here, all mistakes together. Called by `app.py` before anything is
-written, and by `train.py` for every new static part of a stream of specs.
+before training is found here, all mistakes together.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable
 from functools import lru_cache
 from typing import Any
 
@@ -20,7 +19,6 @@ from iolaus import init as initialization
 from iolaus.data import batches
 from iolaus.data.dataset import Dataset
 from iolaus.engine import device, streams
-from iolaus.engine.executors.recording import Reel
 from iolaus.engine.spec import TrialSpec
 from iolaus.engine.stack import Numbers, Stack
 from iolaus.errors import InputError, nearest, one_line
@@ -53,6 +51,10 @@ def _sources(config: Any, place: str) -> dict[str, batches.Source]:
         for name, split in splits.items()
         if split is not None
     }
+
+
+KEPT = 16
+_programs: dict[Any, Program] = {}  # by static part, the one last asked for at the end
 
 
 class Program:
@@ -92,13 +94,16 @@ class Program:
         self.batch_norms = layers.batch_norms(self.module)
         self.sources = _sources(config.data, str(self.device))
         resident = isinstance(self.sources["train"], batches.DeviceSource)
-        self.reels: dict[Hashable, Reel] = {}  # recorded steps
         self.order_device = self.device if resident else torch.device("cpu")
 
     @classmethod
     def of(cls, spec: TrialSpec) -> Program:
-        """The program of a spec's static part; the last few are kept."""
-        return _programs(spec.static, _Held(spec))
+        """The program of a spec's static part; those last asked for are kept."""
+        program = _programs.pop(spec.static, None) or cls(spec)
+        _programs[spec.static] = program
+        if len(_programs) > KEPT:
+            del _programs[next(iter(_programs))]
+        return program
 
     # --- checks -----------------------------------------------------------------------------
 
@@ -273,29 +278,11 @@ class Program:
     def stack(self, width: int) -> Stack:
         """An empty stack of `width` slots."""
         shapes, moments = (self.params(), self.buffers()), self.rule.moments
-        return Stack(*shapes, moments, self._orders(), width, self.device)
+        return Stack(*shapes, moments, self._layouts(), width, self.device)
 
-    def _orders(self) -> dict[str, tuple[int, ...]]:
+    def _layouts(self) -> dict[str, tuple[int, ...]]:
         """The gradient of a linear layer's weight (S, out, in) comes out of a batched matrix
         product as (S, in, out)."""
         named = self.module.named_modules()
         linear = [name for name, layer in named if isinstance(layer, nn.Linear)]
         return {f"{name}.weight".lstrip("."): (0, 2, 1) for name in linear}
-
-
-class _Held:
-    """Carries a spec past `lru_cache`, equal to any other."""
-
-    def __init__(self, spec: TrialSpec):
-        self.spec = spec
-
-    def __hash__(self) -> int:
-        return 0
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Held)
-
-
-@lru_cache(maxsize=16)
-def _programs(static: Any, held: _Held) -> Program:
-    return Program(held.spec)

@@ -1,8 +1,7 @@
 """One stack at work: trials come into its slots, advance together, are evaluated and leave.
 
-All trials of an engine have one static part. They advance in blocks of steps between events
+All trials of a runner have one static part. They advance in blocks of steps between events
 (evaluation, checkpoint, end), so that nothing has to be read back from the device at each step.
-Called by `train.py`, which hands out the trials.
 """
 
 from __future__ import annotations
@@ -16,21 +15,20 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from iolaus.engine import checkpoint, device, streams
-from iolaus.engine.executors import cuda_graph as graph
-from iolaus.engine.executors.recorded import Moments, Steps
+from iolaus.engine import checkpoint, device, executors, streams
+from iolaus.engine.executors.executor import Executor
 from iolaus.engine.monitor import Monitor, Raised, telling
 from iolaus.engine.program import Program
 from iolaus.engine.slot import Slot, not_started
 from iolaus.engine.spec import State, TrialResult, TrialSpec
-from iolaus.engine.step import Step
+from iolaus.engine.step import Block, Step
 from iolaus.errors import InputError, IolausError, one_line
 
 log = logging.getLogger(__name__)
 
 BLOCK_SECONDS = 0.5
 """About how long a block may take, so that progress and signals are seen in time."""
-ORDERS_AT_ONCE = 2**22
+MAX_SAMPLES = 2**22
 """Sample numbers that are laid out for a block at most: 32 MiB."""
 
 
@@ -38,7 +36,7 @@ class Broken(Exception):
     """A step or an evaluation of several trials raised; `specs` are those that were in the stack.
 
     `memory` says that there was too little of it; then it may also be a single trial's, beside
-    other engines that take some.
+    other runners that take some.
     """
 
     def __init__(self, specs: list[TrialSpec], cause: Exception):
@@ -46,23 +44,23 @@ class Broken(Exception):
         self.specs, self.memory = specs, device.out_of_memory(cause)
 
 
-class Engine:
+class Runner:
     """A stack and the trials in it.
 
     Args:
         program: of the static part.
         monitor: told of every evaluation; may prune.
-        limit: most slots that the stack may have.
+        limit: maximum number of slots.
     """
 
     def __init__(self, program: Program, monitor: Monitor, limit: int):
         self.program, self.monitor, self.limit = program, monitor, limit
         self.step, self.stack = Step(program), program.stack(0)
-        self.steps = Steps(self.step, self.stack, program.sources["train"])
+        self.executor = self._executor()
         self.slots: list[Slot | None] = []
         self.device_name = device.describe(program.device)
         self.block_steps = 1
-        self.alone = True  # whether no other engine takes any of the device's memory
+        self.alone = True  # whether no other runner takes any of the device's memory
         self.evaluated = False  # whether the last `advance` came to an evaluation
 
     @property
@@ -152,14 +150,17 @@ class Engine:
             return
         live = self.live
         self.stack = self.stack.moved([place for place, _ in live], width)
-        self.steps = Steps(self.step, self.stack, self.program.sources["train"])
+        self.executor = self._executor()
         self.slots = [slot for _, slot in live] + [None] * (width - len(live))
+
+    def _executor(self) -> Executor:
+        return executors.choose(self.step, self.stack, self.program.sources["train"])
 
     def _fitting(self, wanted: int) -> int:
         """Exactly as many slots as trials, but a captured or compiled step is worth some empty
         ones: then widths are powers of two, and go down only when half of the slots are empty."""
         now = len(self.slots)
-        lasts = graph.captures(self.program.device) or self.program.config.training.compile
+        lasts = executors.captures(self.program.device) or self.program.config.training.compile
         if not lasts or not now:  # the first one is made for as many as come
             return wanted
         if now >= wanted > now // 2:
@@ -220,15 +221,15 @@ class Engine:
         began = time.perf_counter()
         live, stack, place = self.live, self.stack, self.stack.device
         samples = stack.width * self.program.batch_size
-        most = min(self.block_steps, max(1, ORDERS_AT_ONCE // samples))
+        most = min(self.block_steps, max(1, MAX_SAMPLES // samples))
         steps = min(most, *(slot.until_event() for _, slot in live))
         at = torch.tensor([slot.step if slot else 0 for slot in self.slots])
         lrs = [slot.lrs(steps) if slot else [0.0] * steps for slot in self.slots]
         lr = torch.tensor(lrs, dtype=torch.float64).T.contiguous().to(place)
         index = (torch.arange(steps).unsqueeze(1) + at).to(place)
         keys = {n: streams.split(stack.keys[n], index) for n in self.step.streams()}
-        losses = self.steps.run(self._orders(live, steps), Moments(lr, index + 1, keys))
-        columns = losses.T.tolist()
+        block = Block(self._samples(live, steps), lr, index + 1, keys)
+        columns = self.executor.run(block).T.tolist()
         seconds = time.perf_counter() - began
         self.block_steps = max(1, min(1000, round(BLOCK_SECONDS / seconds * steps)))
         with telling():
@@ -240,15 +241,15 @@ class Engine:
                 ends[where] = ("failed", reason)
         return self._ends(ends)
 
-    def _orders(self, live: list[tuple[int, Slot]], steps: int) -> Tensor:
+    def _samples(self, live: list[tuple[int, Slot]], steps: int) -> Tensor:
         """Sample numbers: (T, S, B), where an empty slot repeats a live one's; or (T, B) where all
         trials see the same."""
         first = live[0][1].batches(steps)
         if self.step.shares_batches and len({(s.order_key, s.step) for _, s in live}) == 1:
             return first
-        orders = dict.fromkeys(range(self.stack.width), first)
-        orders |= {place: slot.batches(steps) for place, slot in live[1:]}
-        return torch.stack(list(orders.values()), dim=1)
+        samples = dict.fromkeys(range(self.stack.width), first)
+        samples |= {place: slot.batches(steps) for place, slot in live[1:]}
+        return torch.stack(list(samples.values()), dim=1)
 
     # --- events ----------------------------------------------------------------------------------
 

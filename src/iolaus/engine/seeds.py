@@ -1,7 +1,6 @@
 """Several seeds as one trial: `training.seeds=K` trains with seed, seed + 1, ..., seed + K - 1.
 
-What counts is the mean over the seeds, at each evaluation and at the end. A single run of them is
-reported by `app.py`, a trial of a sweep by `sweep/own.py`.
+What counts is the mean over the seeds, at each evaluation and at the end.
 """
 
 from __future__ import annotations

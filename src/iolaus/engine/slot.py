@@ -1,13 +1,13 @@
 """The host's side of one trial in a slot: its steps, order, schedule, stopping, history.
 
-Holds Python numbers only; the tensors are the stack's. Driven by `engine.py`, saved and restored
-through `state`/`restore` by `checkpoint.py`.
+Holds Python numbers only; the tensors are the stack's.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from copy import copy
 from typing import Any
 
 import torch
@@ -18,6 +18,8 @@ from iolaus.engine import streams
 from iolaus.engine.program import Program
 from iolaus.engine.spec import State, TrialResult, TrialSpec
 from iolaus.errors import EnvironmentFault, one_line
+
+_SAVED = ("step", "loss_sum", "loss_steps", "history", "best", "seconds")
 
 
 class Slot:
@@ -122,22 +124,13 @@ class Slot:
 
     def state(self) -> dict[str, Any]:
         """Plain numbers for a checkpoint."""
-        return {
-            "step": self.step,
-            "loss_sum": self.loss_sum,
-            "loss_steps": self.loss_steps,
-            "history": self.history,
-            "best": self.best,
-            "seconds": self.seconds,
-            "schedule": self.schedule.state(),
-            "stopper": self.stopper.state(),
-        }
+        own = {name: getattr(self, name) for name in _SAVED}
+        return own | {"schedule": self.schedule.state(), "stopper": self.stopper.state()}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Continue where `state` was taken."""
-        self.step, self.seconds = state["step"], state["seconds"]
-        self.loss_sum, self.loss_steps = state["loss_sum"], state["loss_steps"]
-        self.history, self.best = list(state["history"]), dict(state["best"])
+        for name in _SAVED:
+            setattr(self, name, copy(state[name]))
         self.schedule.restore(state["schedule"])
         self.stopper.restore(state["stopper"])
 
@@ -184,17 +177,4 @@ def not_started(spec: TrialSpec, error: Exception) -> TrialResult:
     """
     if isinstance(error, EnvironmentFault):
         raise error
-    return TrialResult(
-        spec=spec,
-        state="failed",
-        metrics={},
-        history=[],
-        steps=0,
-        best_step=0,
-        seconds=0.0,
-        num_parameters=0,
-        samples_per_s=0.0,
-        device="",
-        objective=spec.config.objective,
-        error=one_line(error),
-    )
+    return TrialResult(spec, "failed", spec.config.objective, error=one_line(error))

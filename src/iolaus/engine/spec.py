@@ -1,9 +1,7 @@
 """What goes into the engine and what comes out: `TrialSpec` and `TrialResult`.
 
 A spec has a *static* part (equal for all trials of a stack); the rest, per slot, is *dynamic*.
-Which is which stands in the schema. Built by `app.py` and `iolaus.compose`, consumed by
-`train.py`. Imports neither torch nor
-Hydra.
+Which is which stands in the schema. Imports neither torch nor Hydra.
 """
 
 from __future__ import annotations
@@ -110,15 +108,15 @@ class TrialResult:
 
     spec: TrialSpec
     state: State
-    metrics: dict[str, float]
-    history: list[dict[str, float]]
-    steps: int
-    best_step: int
-    seconds: float
-    num_parameters: int
-    samples_per_s: float
-    device: str
     objective: str
+    metrics: dict[str, float] = field(default_factory=dict)
+    history: list[dict[str, float]] = field(default_factory=list)
+    steps: int = 0
+    best_step: int = 0
+    seconds: float = 0.0
+    num_parameters: int = 0
+    samples_per_s: float = 0.0
+    device: str = ""
     best_state: Mapping[str, Any] = field(default_factory=dict)
     inputs: Mapping[str, Any] = field(default_factory=dict)
     stopped: str | None = None

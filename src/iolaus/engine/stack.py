@@ -3,7 +3,7 @@
 A `Bank` holds one tensor per parameter with a leading axis S, all in one storage. A `Stack` is the
 banks of parameters, buffers, optimizer moments and best states, plus each slot's hyperparameters.
 Rows are written in place, so that shapes and addresses stay as they are while trials come and go;
-`moved` makes a stack of another width of them. Filled by `engine.py`, advanced by `step.py`.
+`moved` makes a stack of another width of them.
 """
 
 from __future__ import annotations
@@ -11,17 +11,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from iolaus.engine.kernels import fused
-
 Row = dict[str, Tensor]
-
-
-Order = tuple[int, ...]
+_BANKS = ("params", "buffers", "best_params", "best_buffers")
+_ROWS = ("optimizer", "traits", "keys")
+Layout = tuple[int, ...]
 """How a tensor (S, *shape) lies in memory: its axes from the outermost to the innermost."""
 
 
@@ -32,7 +29,7 @@ class Bank:
         like: one trial's tensors, for their shapes and types.
         width: number of slots S.
         device: where they lie.
-        orders: how those lie in memory that are not simply contiguous.
+        layouts: of those that are not simply contiguous in memory.
     """
 
     def __init__(
@@ -40,32 +37,41 @@ class Bank:
         like: Mapping[str, Tensor],
         width: int,
         device: torch.device,
-        orders: Mapping[str, Order] | None = None,
+        layouts: Mapping[str, Layout] | None = None,
     ):
         floats = {name: t for name, t in like.items() if t.dtype == torch.float32}
         sizes = [width * tensor.numel() for tensor in floats.values()]
         storage = torch.zeros(sum(sizes), device=device)
         parts = dict(zip(floats, torch.split(storage, sizes), strict=True)) if floats else {}
         # As they lie in memory: what an update goes through from end to end.
-        self.groups = fused.Lasting()
+        self.groups: list[Tensor] = []
+        self._rows: list[tuple[Tensor, ...]] = []
         self.views: Row = {}
         for name, tensor in like.items():
             shape = (width, *tensor.shape)
-            order = (orders or {}).get(name, tuple(range(len(shape))))
-            lies = [shape[axis] for axis in order]
+            layout = (layouts or {}).get(name, tuple(range(len(shape))))
+            lies = [shape[axis] for axis in layout]
             flat = parts.get(name, torch.zeros(0, dtype=tensor.dtype, device=device))
             group = flat.view(lies) if name in parts else flat.new_zeros(lies)
             self.groups.append(group)
-            self.views[name] = group.permute([order.index(axis) for axis in range(len(order))])
+            self.views[name] = group.permute([layout.index(axis) for axis in range(len(layout))])
         if width == 1:  # all parameters are one long row: an update is a few operations
-            self.groups = fused.Lasting([storage.view(1, -1)])
+            self.groups = [storage.view(1, -1)]
 
     def part(self, slots: slice) -> Bank:
         """Some slots, in the same memory."""
         other = copy.copy(self)
         other.views = {name: view[slots] for name, view in self.views.items()}
-        other.groups = fused.Lasting(group[slots] for group in self.groups)
+        other.groups = [group[slots] for group in self.groups]
+        other._rows = []
         return other
+
+    @property
+    def rows(self) -> list[tuple[Tensor, ...]]:
+        """For each slot its share of `groups`, cut out once: they stay where they are."""
+        if not self._rows:
+            self._rows = list(zip(*(group.unbind(0) for group in self.groups), strict=True))
+        return self._rows
 
     def row(self, slot: int) -> Row:
         """Views of one slot's tensors."""
@@ -75,15 +81,6 @@ class Bank:
         """Copy `values` into one slot."""
         for name, view in self.views.items():
             view[slot].copy_(values[name])
-
-    def copy_row(self, slot: int, other: Bank) -> None:
-        """Copy one slot of `other` into the same slot here."""
-        self.write(slot, other.row(slot))
-
-    def clear(self, slot: int) -> None:
-        """Set one slot to zero."""
-        for view in self.views.values():
-            view[slot].zero_()
 
     def take(self, slots: Tensor, other: Bank) -> None:
         """Copy `slots` (n,) of `other` into the first n slots here."""
@@ -112,7 +109,7 @@ class Stack:
     Args:
         params, buffers: one trial's tensors by name, for shapes and types.
         moments: names of what the optimizer keeps per parameter.
-        orders: how the gradients of some parameters come to lie in memory; the parameters lie in
+        layouts: how the gradients of some parameters come to lie in memory; the parameters lie in
             the same way, so that an update runs through both from end to end.
         width: number of slots S.
     """
@@ -122,18 +119,18 @@ class Stack:
         params: Mapping[str, Tensor],
         buffers: Mapping[str, Tensor],
         moments: tuple[str, ...],
-        orders: Mapping[str, Order],
+        layouts: Mapping[str, Layout],
         width: int,
         device: torch.device,
     ):
         self.width, self.device = width, device
-        self._shapes, self._orders = (params, buffers, moments, orders), orders
+        self._shapes, self._layouts = (params, buffers, moments, layouts), layouts
         if width == 1:  # of one trial, gradients lie as its parameters do
-            orders = {}
-        self.params = Bank(params, width, device, orders)
+            layouts = {}
+        self.params = Bank(params, width, device, layouts)
         self.buffers = Bank(buffers, width, device)
-        self.moments = {name: Bank(params, width, device, orders) for name in moments}
-        self.best_params = Bank(params, width, device, orders)
+        self.moments = {name: Bank(params, width, device, layouts) for name in moments}
+        self.best_params = Bank(params, width, device, layouts)
         self.best_buffers = Bank(buffers, width, device)
         self.optimizer: Row = {}
         self.traits: Row = {}
@@ -153,10 +150,10 @@ class Stack:
         later is in it too."""
         other = copy.copy(self)
         other.width, other.one_row = slots.stop - slots.start, False
-        for name in ("params", "buffers", "best_params", "best_buffers"):
+        for name in _BANKS:
             setattr(other, name, getattr(self, name).part(slots))
         other.moments = {name: bank.part(slots) for name, bank in self.moments.items()}
-        for name in ("optimizer", "traits", "keys"):
+        for name in _ROWS:
             setattr(other, name, {key: row[slots] for key, row in getattr(self, name).items()})
         other.mixup = None if self.mixup is None else self.mixup[slots]
         other._expose()
@@ -175,7 +172,7 @@ class Stack:
         self.params.write(slot, initial)
         self.buffers.write(slot, initial)
         for bank in self.moments.values():
-            bank.clear(slot)
+            bank.write(slot, {name: view.new_zeros(()) for name, view in bank.views.items()})
         self.keep_best(slot)
         self._set(self.optimizer, slot, numbers.optimizer, torch.float64)
         self._set(self.traits, slot, numbers.traits, torch.float32)
@@ -195,11 +192,11 @@ class Stack:
         """A stack of `width` slots whose first ones are these `slots`, all on the device."""
         other = Stack(*self._shapes, width, self.device)
         chosen = torch.tensor(slots, dtype=torch.int64, device=self.device)
-        for mine, theirs in zip(self.banks, other.banks, strict=True):
-            theirs.take(chosen, mine)
-        pairs = ((self.optimizer, other.optimizer), (self.traits, other.traits))
-        for rows, moved in (*pairs, (self.keys, other.keys)):
-            moved.update({name: _row(row, chosen, width) for name, row in rows.items()})
+        for name, bank in self.banks.items():
+            other.banks[name].take(chosen, bank)
+        for kind in _ROWS:
+            rows = getattr(self, kind).items()
+            setattr(other, kind, {name: _row(row, chosen, width) for name, row in rows})
         if self.mixup is not None:
             other.mixup = _row(self.mixup, chosen, width)
         return other
@@ -212,41 +209,33 @@ class Stack:
             grads = [grad.unsqueeze(0) for grad in grads]
         names = zip(self.params.views, _apart(grads), strict=True)
         return [
-            grad.permute(self._orders[name]) if name in self._orders else grad
+            grad.permute(self._layouts[name]) if name in self._layouts else grad
             for name, grad in names
         ]
 
     @property
-    def banks(self) -> list[Bank]:
-        """Every bank, always in the same order."""
-        best = [self.best_params, self.best_buffers]
-        return [self.params, self.buffers, *best, *self.moments.values()]
+    def banks(self) -> dict[str, Bank]:
+        """Every bank, by its name in a checkpoint."""
+        moments = {f"moment.{name}": bank for name, bank in self.moments.items()}
+        return {name: getattr(self, name) for name in _BANKS} | moments
 
     def keep_best(self, slot: int) -> None:
         """Remember a slot's present state as its best."""
-        self.best_params.copy_row(slot, self.params)
-        self.best_buffers.copy_row(slot, self.buffers)
+        self.best_params.write(slot, self.params.row(slot))
+        self.best_buffers.write(slot, self.buffers.row(slot))
 
     def best(self, slot: int) -> Row:
         """A slot's best parameters and buffers, copied to the CPU."""
-        rows = self.best_params.row(slot) | self.best_buffers.row(slot)
-        return _on_cpu(rows)
+        return _on_cpu(self.best_params.row(slot) | self.best_buffers.row(slot))
 
-    def save(self, slot: int) -> dict[str, Any]:
+    def save(self, slot: int) -> dict[str, Row]:
         """All tensors of a slot on the CPU, for a checkpoint."""
-        banks = {"params": self.params, "buffers": self.buffers}
-        banks |= {"best_params": self.best_params, "best_buffers": self.best_buffers}
-        banks |= {f"moment.{name}": bank for name, bank in self.moments.items()}
-        return {key: _on_cpu(bank.row(slot)) for key, bank in banks.items()}
+        return {name: _on_cpu(bank.row(slot)) for name, bank in self.banks.items()}
 
-    def load(self, slot: int, saved: Mapping[str, Any]) -> None:
+    def load(self, slot: int, saved: Mapping[str, Row]) -> None:
         """Put back what `save` gave, into any slot of any width."""
-        self.params.write(slot, saved["params"])
-        self.buffers.write(slot, saved["buffers"])
-        self.best_params.write(slot, saved["best_params"])
-        self.best_buffers.write(slot, saved["best_buffers"])
-        for name, bank in self.moments.items():
-            bank.write(slot, saved[f"moment.{name}"])
+        for name, bank in self.banks.items():
+            bank.write(slot, saved[name])
 
 
 def _apart(grads: Sequence[Tensor]) -> list[Tensor]:

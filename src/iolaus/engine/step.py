@@ -2,16 +2,16 @@
 
 The model is written for one trial; `torch.func.vmap` batches it over the `S` slots, and with one
 slot it runs as it is. The gradient of the sum of the slots' losses is each slot's own gradient,
-since no slot's loss depends on another's parameters. Called by `steps.py`, and by `engine.py` and
-`width.py` for evaluations.
+since no slot's loss depends on another's parameters.
 
 Notation: x (S, B, *shape), y (S, B); everything per slot has shape (S,).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -38,12 +38,64 @@ def chunk(device: torch.device) -> int:
 
 
 @dataclass(frozen=True)
-class Moment:
-    """What changes from step to step: lr (S,) float64, step (S,) counted from 1, stream keys."""
+class Batch:
+    """What one step takes: samples, and the numbers of this step for each slot.
 
+    x (S, B, *shape) and y (S, B), or one batch that all slots share, (B, *shape) and (B,); lr (S,)
+    float64, after schedule and scaling; step (S,) counted from 1; keys (S,) of random streams.
+    """
+
+    x: Tensor
+    y: Tensor
     lr: Tensor
     step: Tensor
     keys: Row
+
+    @property
+    def shared(self) -> bool:
+        """Whether all slots see the same samples."""
+        return self.y.dim() == 1
+
+    def of(self, slots: slice) -> Batch:
+        """That of some slots."""
+        x, y = (self.x, self.y) if self.shared else (self.x[slots], self.y[slots])
+        keys = {name: key[slots] for name, key in self.keys.items()}
+        return Batch(x, y, self.lr[slots], self.step[slots], keys)
+
+
+@dataclass(frozen=True)
+class Block:
+    """T steps: the numbers of their samples, (T, S, B), or (T, B) where all slots see the same;
+    lr, step and keys (T, S) as in `Batch`."""
+
+    samples: Tensor
+    lr: Tensor
+    step: Tensor
+    keys: Row
+
+    @property
+    def shared(self) -> bool:
+        """Whether all slots see the same samples."""
+        return self.samples.dim() == 2
+
+    def of(self, slots: slice) -> Block:
+        """That of some slots."""
+        samples = self.samples if self.shared else self.samples[:, slots]
+        keys = {name: key[:, slots] for name, key in self.keys.items()}
+        return Block(samples, self.lr[:, slots], self.step[:, slots], keys)
+
+    def after(self, steps: int) -> Block:
+        """What is left after some steps."""
+        keys = {name: key[steps:] for name, key in self.keys.items()}
+        return Block(self.samples[steps:], self.lr[steps:], self.step[steps:], keys)
+
+    def batches(self, source: Source) -> Iterator[Batch]:
+        """One batch after the other."""
+        rows = zip(
+            *(row.unbind(0) for row in (self.lr, self.step, *self.keys.values())), strict=True
+        )
+        for (x, y), (lr, step, *keys) in zip(source.batches(self.samples), rows, strict=True):
+            yield Batch(x, y, lr, step, dict(zip(self.keys, keys, strict=True)))
 
 
 class Step:
@@ -52,8 +104,8 @@ class Step:
     def __init__(self, program: Program, *, compiles: bool | None = None):
         self.compiles = program.config.training.compile if compiles is None else compiles
         self.program, self.module, self.task = program, program.module, program.task
-        uses = program.spec.uses
-        self.uses = uses
+        self.rule, self.uses = program.rule, program.spec.uses
+        uses = self.uses
         self.augment = Augmentation(
             crop=uses("crop"),
             flip=uses("flip"),
@@ -63,9 +115,9 @@ class Step:
         parameters = sum(1 for _ in self.module.parameters())
         every = sum(1 for _ in self.module.named_parameters(remove_duplicate=False))
         self.tied = parameters != every
-        rule = program.rule
-        self._update = self._compiled(rule.written_out) if self.compiles else rule.update
-        self._forwards: dict[tuple[bool, bool], Callable[..., tuple[Tensor, Row]]] = {}
+        on_cpu = program.device.type == "cpu" and not self.compiles
+        self.fused = on_cpu and fused.works(self.rule.name)
+        self._compiled: dict[Hashable, Callable[..., Any]] = {}
 
     @property
     def shares_batches(self) -> bool:
@@ -83,25 +135,18 @@ class Step:
 
     # --- training -------------------------------------------------------------------------------
 
-    def __call__(self, stack: Stack, x: Tensor, y: Tensor, moment: Moment) -> Tensor:
-        """Advance every slot by one step in place; return the losses (S,), detached.
-
-        Args:
-            stack: of S slots.
-            x, y: a batch of each slot's, (S, B, *shape) and (S, B), or one that all of them share,
-                (B, *shape) and (B,).
-            moment: the numbers of this step.
-        """
-        losses, grads = self.gradients(stack, x, y, moment.keys)
-        self.update(stack, grads, moment)
+    def __call__(self, stack: Stack, batch: Batch) -> Tensor:
+        """Advance every slot by one step in place; return the losses (S,), detached."""
+        losses, grads = self.gradients(stack, batch.x, batch.y, batch.keys)
+        self.update(stack, grads, batch)
         return losses
 
     def gradients(
         self, stack: Stack, x: Tensor, y: Tensor, keys: Row
     ) -> tuple[Tensor, list[Tensor]]:
         """Losses (S,) and gradients, as `stack.params.groups` lie, with L1 and clipping; batch
-        norms' statistics are moved on. What it does depends on no number, so that a tape holds it.
-        """
+        norms' statistics are moved on. What it does depends on no number, so that it can be
+        recorded."""
         x, extra = self._prepare(stack, x, y, keys)
         losses, each, updated = self._differentiated(stack, x, y, extra)
         with torch.no_grad():
@@ -116,13 +161,18 @@ class Step:
                 stack.live_buffers[name].copy_(value)
         return losses, grads
 
-    def update(self, stack: Stack, grads: Sequence[fused.Grad], moment: Moment) -> None:
+    def update(self, stack: Stack, grads: Sequence[fused.Grad], batch: Batch) -> None:
         """Move the parameters in place; see `optim.Rule.update`."""
-        moments = {name: bank.groups for name, bank in stack.moments.items()}
+        rule, hyper = self.rule, stack.optimizer
         with torch.no_grad():
-            self._update(
-                stack.params.groups, grads, moments, stack.optimizer, moment.lr, moment.step
-            )
+            if self.fused:
+                moments = [stack.moments[name] for name in rule.moments]
+                known = {key: hyper[key] for key in hyper if rule.decays or key != "weight_decay"}
+                fused.update(rule.name, stack.params, grads, moments, known, batch.lr, batch.step)
+                return
+            update = self._compiled_for(("update", stack.width), rule.update)
+            groups = {name: bank.groups for name, bank in stack.moments.items()}
+            update(stack.params.groups, grads, groups, hyper, batch.lr, batch.step)
 
     def _prepare(
         self, stack: Stack, x: Tensor, y: Tensor, keys: Row
@@ -156,11 +206,13 @@ class Step:
             if stack.width == 1:
                 only = {name: value[0] for name, value in extra.items()}
                 batch = (x, y) if shared else (x[0], y[0])
-                forward = self._forward(stacked=False, shared=shared)
+                forward = self._compiled_for(("loss", 1, shared), self._loss)
                 total, updated = forward(leaves, buffers, *batch, only)
                 losses = total.detach().unsqueeze(0)
             else:
-                forward = self._forward(stacked=True, shared=shared)
+                axis = None if shared else 0
+                stacked = vmap(self._loss, in_dims=(0, 0, axis, axis, 0))
+                forward = self._compiled_for(("loss", stack.width, shared), stacked)
                 each, updated = forward(leaves, buffers, x, y, extra)
                 total, losses = each.sum(), each.detach()
         grads = torch.autograd.grad(
@@ -168,25 +220,21 @@ class Step:
         )
         return losses, list(grads), updated
 
-    def _forward(self, *, stacked: bool, shared: bool) -> Callable[..., tuple[Tensor, Row]]:
-        """`_loss`, batched over the slots of a stack, compiled if that is wanted."""
-        if (stacked, shared) not in self._forwards:
-            axis = None if shared else 0
-            function: Callable[..., Any] = self._loss
-            if stacked:
-                function = vmap(function, in_dims=(0, 0, axis, axis, 0))
-            self._forwards[stacked, shared] = self._compiled(function)
-        return self._forwards[stacked, shared]
+    def _compiled_for(self, key: Hashable, function: Callable[..., Any]) -> Callable[..., Any]:
+        """A function compiled for one kind of call, or as it is.
 
-    def _compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        torch counts recompilations of a code object, and stops at 8: each kind has one of its own.
+        """
         if not self.compiles:
             return function
-        import torch._dynamo  # seconds
+        if key not in self._compiled:
 
-        # One for each static part and width; the default of 8 is soon used up.
-        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 256)
-        compiled: Callable[..., Any] = torch.compile(function, dynamic=False)
-        return compiled
+            def call(*given: Any) -> Any:
+                return function(*given)
+
+            own = FunctionType(call.__code__.replace(), call.__globals__, closure=call.__closure__)
+            self._compiled[key] = torch.compile(own, dynamic=False)
+        return self._compiled[key]
 
     def _loss(
         self, params: Row, buffers: Row, x: Tensor, y: Tensor, extra: Row

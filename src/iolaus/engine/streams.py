@@ -5,8 +5,7 @@ resume. The generator is SplitMix64 (Steele, Lea, Flood, "Fast splittable pseudo
 generators", OOPSLA 2014): output `i` of the stream with seed `key` is mix(key + (i + 1)·γ).
 
 A trial's streams are `derive(seed, stream)` with one of the numbers below. Keys are 64-bit
-integers, held as Python ints in [-2^63, 2^63) or as int64 tensors. Used by init, models.layers
-(dropout), slot (order of batches) and regularization (mixup, augmentation).
+integers, held as Python ints in [-2^63, 2^63) or as int64 tensors.
 """
 
 from __future__ import annotations

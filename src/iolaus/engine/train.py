@@ -1,8 +1,8 @@
 """The core training function: a stream of specs in, a stream of results out.
 
-`train` pulls specs whenever there is room, hands them to the engine of their static part, lets the
-engines advance in turn, and yields each trial's result as it ends. A single run is a stream of one
-spec. Called by `app.py` and by the sweeper's workers.
+`train` pulls specs whenever there is room, hands them to the runner of their static part, lets the
+runners advance in turn, and yields each trial's result as it ends. A single run is a stream of one
+spec.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from iolaus.engine import device
 from iolaus.engine.monitor import Monitor
 from iolaus.engine.program import Program
-from iolaus.engine.runner import Broken, Engine
+from iolaus.engine.runner import Broken, Runner
 from iolaus.engine.slot import not_started
 from iolaus.engine.spec import TrialResult, TrialSpec
 from iolaus.engine.width import Widths
@@ -94,86 +94,88 @@ class _Group:
 
 
 class _Run:
-    """One call of `train`: the engines at work and the trials that wait for them."""
+    """One call of `train`: the runners at work and the trials that wait for them."""
 
     def __init__(
         self, specs: Iterable[TrialSpec], monitor: Monitor, widths: Widths, together: int
     ) -> None:
         self.pull, self.monitor, self.widths = _Pull(specs), monitor, widths
         self.together = together
-        self.engines: list[Engine] = []
+        self.runners: list[Runner] = []
         self.suspects: list[_Group] = []  # in each of which one trial raised
-        self.trying: Engine | None = None  # at work on such a group
+        self.trying: Runner | None = None  # at work on such a group
         self._full = 1  # trials that a full stack has in place of `trying`
         self.crowded: list[TrialSpec] = []  # each had no memory beside others
-        self.lone: Engine | None = None  # at work on one of them, with nothing beside it
+        self.lone: Runner | None = None  # at work on one of them, with nothing beside it
         self._last_width = 1
 
     def results(self) -> Iterator[TrialResult]:
         """Run until the stream has no more."""
         while True:
             yield from self._fill()
-            if not self.engines and not self.suspects and not self.crowded:
+            if not self.runners and not self.suspects and not self.crowded:
                 return
             yield from self._turns()
 
     def _turns(self) -> Iterator[TrialResult]:
-        """Let each engine advance to its next evaluation: who comes in when depends on steps and
+        """Let each runner advance to its next evaluation: who comes in when depends on steps and
         not on how long they take, so that a seeded sampler is asked the same again, and slots that
-        are refilled stay in step with the others. No name of an engine outlives this: the memory
+        are refilled stay in step with the others. No name of an runner outlives this: the memory
         of one that broke has to be free before the next begins."""
-        turns = deque(self.engines)
+        turns = deque(self.runners)
         while turns:
-            engine = turns.popleft()
+            runner = turns.popleft()
             evaluated = False
-            while engine.live and engine in self.engines and not evaluated:
-                yield from self._gathered(engine, engine.advance())
+            while runner.live and runner in self.runners and not evaluated:
+                yield from self._gathered(runner, runner.advance())
                 self._heed_signals()
-                evaluated = engine.evaluated
-        self.engines = [engine for engine in self.engines if engine.live]
-        self.trying = self.trying if self.trying in self.engines else None
-        self.lone = self.lone if self.lone in self.engines else None
+                evaluated = runner.evaluated
+        self.runners = [runner for runner in self.runners if runner.live]
+        self.trying = self.trying if self.trying in self.runners else None
+        self.lone = self.lone if self.lone in self.runners else None
 
     def _heed_signals(self) -> None:
         code = self.monitor.interrupted()
         if code is None:
             return
-        live = [slot for engine in self.engines for _, slot in engine.live]
+        live = [slot for runner in self.runners for _, slot in runner.live]
         if live or self.suspects or self.crowded or self.pull.peek() is not None:
-            for engine in self.engines:
-                engine.checkpoint(due=False)
+            for runner in self.runners:
+                runner.checkpoint(due=False)
             raise Interrupted(code, max((slot.step for slot in live), default=0))
 
-    def _gathered(self, engine: Engine, results: Iterator[TrialResult]) -> list[TrialResult]:
-        """What an engine gives, under its settings; it is taken apart if it breaks."""
+    def _gathered(self, runner: Runner, results: Iterator[TrialResult]) -> list[TrialResult]:
+        """What an runner gives, under its settings; it is taken apart if it breaks."""
         found: list[TrialResult] = []
-        engine.alone = self.engines == [engine]
+        runner.alone = self.runners == [runner]
         try:
-            with device.settings(engine.program.config.training):
+            with device.settings(runner.program.config.training):
                 found.extend(results)
         except Broken as broken:
-            self._take_apart(engine, broken)
+            self._take_apart(runner, broken)
         return found
 
-    def _take_apart(self, engine: Engine, broken: Broken) -> None:
+    def _take_apart(self, runner: Runner, broken: Broken) -> None:
         """A step of several trials raised. They go on from their checkpoints or begin again, in
         narrower stacks if memory ran out, or else in two halves: so it is found out whose fault
         it is, and the others hardly suffer. A single one for which memory ran out had neighbours;
         it is tried again without."""
-        self.engines.remove(engine)
-        suspected, full = engine is self.trying, engine.limit
+        self.runners.remove(runner)
+        suspected, full = runner is self.trying, runner.limit
         if suspected:
             self.trying, full = None, self._full
         count, half = len(broken.specs), len(broken.specs) // 2
         if broken.memory and not half:
             number = broken.specs[0].number
-            log.warning("no memory for trial %d beside others: it is trained alone", number)
+            log.warning("trial %d: out of memory in the stack, training it alone", number)
             self.crowded += broken.specs
-            self.together = max(1, min(self.together, sum(len(e.live) for e in self.engines)))
+            self.together = max(1, min(self.together, sum(len(e.live) for e in self.runners)))
             return
         if broken.memory:
-            log.warning("no memory for %d trials at once: going on with %d", count, half)
-            self.widths.lower(engine.program, half)
+            log.warning(
+                "out of memory with %d trials in the stack, continuing with %d", count, half
+            )
+            self.widths.lower(runner.program, half)
             self.together = min(self.together, half)
         if broken.memory and not suspected:
             self.pull.put_back(broken.specs)
@@ -186,19 +188,19 @@ class _Run:
     def _fill(self) -> Iterator[TrialResult]:
         if self.lone is not None:
             return
-        while self.suspects and self.trying not in self.engines:
+        while self.suspects and self.trying not in self.runners:
             group = self.suspects.pop(0)
             specs, self._full = group.specs, group.of
-            self.trying = Engine(Program.of(specs[0]), self.monitor, len(specs))
+            self.trying = Runner(Program.of(specs[0]), self.monitor, len(specs))
             yield from self._admit(self.trying, specs)
-        while self.crowded and not self.engines:
+        while self.crowded and not self.runners:
             yield from self._admit_alone(self.crowded.pop(0))
-        if not self.crowded and self.lone not in self.engines:
+        if not self.crowded and self.lone not in self.runners:
             yield from self._pull_in()
 
     def _admit_alone(self, spec: TrialSpec) -> Iterator[TrialResult]:
         try:
-            self.lone = Engine(Program.of(spec), self.monitor, 1)
+            self.lone = Runner(Program.of(spec), self.monitor, 1)
         except (IolausError, RuntimeError) as error:
             yield not_started(spec, error)
         else:
@@ -221,7 +223,7 @@ class _Run:
                     self._last_width = self.widths.of(program)
             except (IolausError, RuntimeError) as error:
                 spec = self.pull.next()
-                if self.engines and device.out_of_memory(error):
+                if self.runners and device.out_of_memory(error):
                     self.crowded.append(spec)
                     return
                 yield not_started(spec, error)
@@ -234,33 +236,33 @@ class _Run:
     def _admit_next(self, program: Program, room: int) -> Iterator[TrialResult]:
         """Let up to `room` of the next trials into one stack: those with this static part."""
         width, static = self._last_width, program.spec.static
-        for engine in self.engines:
-            open_to_all = engine is not self.trying and len(engine.live) < min(width, engine.limit)
-            if open_to_all and engine.program.spec.static == static:
+        for runner in self.runners:
+            open_to_all = runner is not self.trying and len(runner.live) < min(width, runner.limit)
+            if open_to_all and runner.program.spec.static == static:
                 break
         else:
-            engine = Engine(program, self.monitor, width)
+            runner = Runner(program, self.monitor, width)
         specs: list[TrialSpec] = []
-        room = min(room, engine.limit - len(engine.live))
+        room = min(room, runner.limit - len(runner.live))
         while len(specs) < room and (spec := self.pull.peek()) and spec.static == static:
             specs.append(self.pull.next())
-        yield from self._admit(engine, specs)
+        yield from self._admit(runner, specs)
 
-    def _admit(self, engine: Engine, specs: list[TrialSpec]) -> Iterator[TrialResult]:
-        if engine not in self.engines:
-            self.engines.append(engine)
-        yield from self._gathered(engine, engine.admit(specs))
-        if not engine.live and engine in self.engines:  # none of them could begin
-            self.engines.remove(engine)
+    def _admit(self, runner: Runner, specs: list[TrialSpec]) -> Iterator[TrialResult]:
+        if runner not in self.runners:
+            self.runners.append(runner)
+        yield from self._gathered(runner, runner.admit(specs))
+        if not runner.live and runner in self.runners:  # none of them could begin
+            self.runners.remove(runner)
 
     def _load(self) -> float:
         """The share of the device that is taken, or kept for suspects: a full stack takes all."""
         full = {id(self.trying): self._full}
-        at_work = sum(len(e.live) / full.get(id(e), e.limit) for e in self.engines)
+        at_work = sum(len(e.live) / full.get(id(e), e.limit) for e in self.runners)
         return at_work + sum(len(group.specs) / group.of for group in self.suspects)
 
     def _room(self, width: int) -> int:
         """How many more trials with stacks of this width may begin."""
-        live = sum(len(engine.live) for engine in self.engines)
+        live = sum(len(runner.live) for runner in self.runners)
         live += sum(len(group.specs) for group in self.suspects)
         return max(int((1 - self._load()) * width + 1e-9), self.together - live)

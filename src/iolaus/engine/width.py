@@ -3,7 +3,7 @@
 `training.width=auto` times a few steps at growing widths, once more in turns those that come near
 the best, and takes the smallest width whose time per trial is within a few percent of the best;
 where stacking loses (convolutions on a CPU), that is 1. What was found is kept in a file, so that
-the next sweep does not measure again. Called by `train.py`.
+the next sweep does not measure again.
 
 Notation: S slots, B samples of a batch.
 """
@@ -20,16 +20,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from iolaus import files
 from iolaus.data.batches import DeviceSource
 from iolaus.data.dataset import TensorSplit
-from iolaus.engine import device
-from iolaus.engine.executors.recorded import Moments, Steps
-from iolaus.engine.executors.recording import RECORDINGS
+from iolaus.engine import device, executors
 from iolaus.engine.program import Program
 from iolaus.engine.stack import Stack
-from iolaus.engine.step import Step, chunk
+from iolaus.engine.step import Block, Step, chunk
 from iolaus.errors import EnvironmentFault, one_line
 
 log = logging.getLogger(__name__)
@@ -168,7 +167,7 @@ def measured(program: Program, most: int) -> tuple[int, bool]:
 
 
 def _is_too_wide(error: Exception, times: dict[int, float]) -> bool:
-    """Whether a width failed for want of memory, or for a limit of some library where narrower
+    """Whether a width failed because memory ran out, or for a limit of some library where narrower
     stacks have none (grouped convolutions, 32-bit indices)."""
     if device.out_of_memory(error):
         return True
@@ -215,7 +214,7 @@ def _time_again(program: Program, times: dict[int, float]) -> None:
 def _time(program: Program, width: int) -> float:
     """Seconds that one step takes per trial."""
     stepper = _Stepper(program, width)
-    stepper.seconds(RECORDINGS + 1)  # until steps come from tape
+    stepper.seconds(executors.WARM_UP)
     stepper.evaluate()  # it has to fit, too, beside what a step has kept
     steps = max(1, round(TIMED_S / stepper.seconds(1)))
     taken: list[float] = []
@@ -241,30 +240,31 @@ class _Stepper:
         resident = isinstance(kept["train"], DeviceSource)
         self.source = kept["train"] if resident else self.made_up
         self.among = len(program.data.train) if resident else samples
-        self.steps = Steps(self.step, self.stack, self.source)
+        self.executor = executors.choose(self.step, self.stack, self.source)
 
     def seconds(self, count: int) -> float:
         """What a few steps take, on other samples each time: what lies in a cache already is too
         quick."""
         size = (count, self.stack.width, self.program.batch_size)
-        orders = torch.randint(self.among, size, generator=self.drawn)
-        orders, moments = orders.to(self.stack.device), self._moments(count)
+        block = self._block(torch.randint(self.among, size, generator=self.drawn))
         began = time.perf_counter()
-        self.steps.run(orders, moments)
+        self.executor.run(block)
         if self.program.device.type == "cuda":
             torch.cuda.synchronize(self.program.device)
         return time.perf_counter() - began
 
     def once(self) -> None:
         """A step, batched by vmap whatever the machine."""
-        shape = (self.stack.width, self.program.batch_size)
-        x, y = next(self.made_up.batches(torch.zeros(1, *shape, dtype=torch.int64)))
-        self.step(self.stack, x, y, self._moments(1).of(slice(None))[0])
+        shape = (1, self.stack.width, self.program.batch_size)
+        block = self._block(torch.zeros(shape, dtype=torch.int64))
+        self.step(self.stack, next(block.batches(self.made_up)))
 
-    def _moments(self, count: int) -> Moments:
-        steps = torch.ones(count, self.stack.width, dtype=torch.int64, device=self.stack.device)
+    def _block(self, samples: Tensor) -> Block:
+        shape, place = samples.shape[:2], self.stack.device
+        steps = torch.ones(shape, dtype=torch.int64, device=place)
+        lr = torch.full(shape, 1e-4, dtype=torch.float64, device=place)
         keys = {name: self.stack.keys[name].expand_as(steps) for name in self.step.streams()}
-        return Moments(torch.full_like(steps, 1e-4, dtype=torch.float64), steps, keys)
+        return Block(samples.to(place), lr, steps, keys)
 
     def evaluate(self) -> None:
         """A chunk of a split."""

@@ -15,10 +15,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from iolaus.engine import program as programs
 from iolaus.engine import streams
-from iolaus.engine.executors.recording import Reel
+from iolaus.engine.executors.recording import Recorder
 from iolaus.engine.kernels import fused
 from iolaus.engine.program import Program
-from iolaus.engine.step import Moment, Step
+from iolaus.engine.step import Batch, Step
 
 WIDTH = 3
 COMMON = ("data=digits", "data.subset=64", "batch.size=8")
@@ -42,10 +42,10 @@ class Names(TorchDispatchMode):
 
 @pytest.fixture(autouse=True)
 def as_on_a_gpu(monkeypatch):
-    monkeypatch.setattr(fused, "suits", lambda name, params: False)
-    programs._programs.cache_clear()
+    monkeypatch.setattr(fused, "works", lambda name: False)
+    programs._programs.clear()
     yield
-    programs._programs.cache_clear()
+    programs._programs.clear()
 
 
 def moments(program, stack, step):
@@ -75,26 +75,26 @@ def test_a_step_is_the_same_operations_each_time(model, kind, optimizer):
     specs = [make_spec(*words, f"training.seed={n}", number=n) for n in range(WIDTH)]
     program = Program.of(specs[0])
     eager, replayed = filled(program, specs), filled(program, specs)
-    step, reel, run, names = Step(program), Reel(), None, Names()
+    step, recorder, run, names = Step(program), Recorder(), None, Names()
     for inputs in moments(program, eager, step):
         x, y, lr, number, *keys = inputs
-        moment = Moment(lr, number, dict(zip(step.streams(), keys, strict=True)))
-        expected = step(eager, x, y, moment).clone()
+        batch = Batch(x, y, lr, number, dict(zip(step.streams(), keys, strict=True)))
+        expected = step(eager, batch).clone()
         if run is None:
 
-            def function(given=(x, y, moment)):
-                return [step(replayed, *given)]
+            def function(given=batch):
+                return [step(replayed, given)]
 
-            (losses,) = reel.record(function, everything(replayed), inputs)
-            assert reel.reason is None
-            run = reel.tape.bind(everything(replayed)) if reel.tape else None
+            (losses,) = recorder.record(function, everything(replayed), inputs)
+            assert recorder.reason is None
+            run = recorder.recording.bind(everything(replayed)) if recorder.recording else None
         else:
             with torch.no_grad():
                 (losses,) = run(*inputs)
         assert torch.equal(losses, expected)
     assert run is not None
-    for one, other in zip(replayed.banks, eager.banks, strict=True):
+    for one, other in zip(replayed.banks.values(), eager.banks.values(), strict=True):
         assert all(torch.equal(one.views[name], other.views[name]) for name in one.views)
     with names:
-        step(eager, x, y, moment)
+        step(eager, batch)
     assert not names.seen & FROM_HOST

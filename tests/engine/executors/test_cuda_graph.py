@@ -10,7 +10,8 @@ from engine_support import filled, make_steps
 from support import make_spec
 from torch import nn
 
-from iolaus.engine.executors import cuda_graph as graph
+from iolaus.engine.executors import cuda_graph
+from iolaus.engine.executors.cuda_graph import CudaGraph
 from iolaus.engine.program import Program
 from iolaus.engine.step import Step
 from iolaus.engine.train import train
@@ -39,7 +40,7 @@ class Reading(nn.Module):
 
 
 def state(stack):
-    return [view.clone() for bank in stack.banks for view in bank.views.values()]
+    return [view.clone() for bank in stack.banks.values() for view in bank.views.values()]
 
 
 @pytest.mark.parametrize("width", [1, WIDTH])
@@ -47,10 +48,11 @@ def test_captured_steps_equal_eager_ones(width):
     specs = [make_spec(*WORDS, f"training.seed={seed}") for seed in range(width)]
     program = Program.of(specs[0])
     eager, captured = filled(program, specs), filled(program, specs)
-    step, replayed = Step(program), graph.Replayed(Step(program), captured)
-    for x, y, moment in make_steps(program, eager, 20):
-        expected = step(eager, x, y, moment).clone()
-        torch.testing.assert_close(replayed(x, y, moment), expected, rtol=1e-4, atol=1e-5)
+    step = Step(program)
+    replayed = CudaGraph(step, captured, program.sources["train"])
+    for batch in make_steps(program, eager, 20):
+        expected = step(eager, batch).clone()
+        torch.testing.assert_close(replayed.advance(batch), expected, rtol=1e-4, atol=1e-5)
     assert len(replayed._captured) == 1
     for mine, other in zip(state(captured), state(eager), strict=True):
         torch.testing.assert_close(mine, other, rtol=1e-3, atol=1e-4)
@@ -64,8 +66,8 @@ def test_capturing_leaves_the_state_as_it_was():
     program = Program.of(specs[0])
     stack = filled(program, specs)
     before = state(stack)
-    ((x, y, moment),) = make_steps(program, stack, 1)
-    graph._Captured(Step(program), stack, x, y, moment)
+    (batch,) = make_steps(program, stack, 1)
+    cuda_graph._Captured(Step(program), stack, batch)
     torch.cuda.synchronize()
     for mine, other in zip(state(stack), before, strict=True):
         assert torch.equal(mine, other)
@@ -90,7 +92,7 @@ def test_a_module_that_waits_for_the_device_runs_without_a_graph(caplog):
     assert len(result.history) == 4
     lines = [record.message for record in caplog.records if record.levelno >= logging.WARNING]
     assert len(lines) == 1
-    assert lines[0].startswith("the step cannot be a CUDA graph and runs without one: ")
+    assert lines[0].startswith("the step cannot be captured as a CUDA graph, running without one: ")
     assert "\n" not in lines[0]
     test_captured_steps_equal_eager_ones(1)  # what was given up leaves nothing behind
 

@@ -8,6 +8,7 @@ test_capturable.py.
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -15,7 +16,8 @@ import torch
 from engine_support import filled, make_steps
 from support import make_spec
 
-from iolaus.engine.executors import cuda_graph as graph
+from iolaus.engine.executors import cuda_graph
+from iolaus.engine.executors.cuda_graph import CudaGraph
 from iolaus.engine.program import Program
 from iolaus.engine.step import Step
 
@@ -37,7 +39,7 @@ class Graph:
 
 
 class Cuda:
-    """What `graph.py` asks of torch.cuda."""
+    """What `cuda_graph.py` asks of torch.cuda."""
 
     def __init__(self):
         self.captures, self.modes, self.streams = [], ["default"], []
@@ -73,9 +75,9 @@ def cuda(monkeypatch):
     }
     for name, value in made_up.items():
         monkeypatch.setattr(torch.cuda, name, value)
-    graph._aside.cache_clear()
+    cuda_graph._aside.cache_clear()
     yield fake
-    graph._aside.cache_clear()
+    cuda_graph._aside.cache_clear()
 
 
 @pytest.fixture
@@ -88,7 +90,7 @@ def stack_of(program, width):
 
 
 def state(stack):
-    return [view.clone() for bank in stack.banks for view in bank.views.values()]
+    return [view.clone() for bank in stack.banks.values() for view in bank.views.values()]
 
 
 def assert_equal(mine, other):
@@ -96,24 +98,27 @@ def assert_equal(mine, other):
         assert torch.equal(view, reference)
 
 
+def executor(step, stack):
+    return CudaGraph(step, stack, step.program.sources["train"])
+
+
 def replayed(program, stack, cuda):
-    step = Step(program)
+    class Captured(Step):
+        def __call__(self, *arguments):
+            losses = super().__call__(*arguments)
+            if cuda.capturing is not None:
+                cuda.capturing.again = (super().__call__, arguments, losses)
+            return losses
 
-    def captured(*arguments):
-        losses = step(*arguments)
-        if cuda.capturing is not None:
-            cuda.capturing.again = (step, arguments, losses)
-        return losses
-
-    return graph.Replayed(captured, stack)
+    return executor(Captured(program), stack)
 
 
 @pytest.mark.parametrize("width", [1, 3])
 def test_replayed_steps_equal_eager_ones(program, cuda, width):
     eager, mine = stack_of(program, width), stack_of(program, width)
     step, played = Step(program), replayed(program, mine, cuda)
-    for x, y, moment in make_steps(program, eager, 8):
-        assert torch.equal(played(x, y, moment), step(eager, x, y, moment))
+    for batch in make_steps(program, eager, 8):
+        assert torch.equal(played.advance(batch), step(eager, batch))
     assert len(cuda.captures) == 1
     assert_equal(state(mine), state(eager))
     assert cuda.modes == ["default", "error", "default"]
@@ -123,9 +128,10 @@ def test_replayed_steps_equal_eager_ones(program, cuda, width):
 def test_batches_of_another_shape_have_a_graph_of_their_own(program, cuda):
     eager, mine = stack_of(program, 3), stack_of(program, 3)
     step, played = Step(program), replayed(program, mine, cuda)
-    for number, (x, y, moment) in enumerate(make_steps(program, eager, 6)):
-        batch = (x[0], y[0]) if number % 2 else (x, y)
-        assert torch.equal(played(*batch, moment), step(eager, *batch, moment))
+    for number, batch in enumerate(make_steps(program, eager, 6)):
+        if number % 2:
+            batch = replace(batch, x=batch.x[0], y=batch.y[0])
+        assert torch.equal(played.advance(batch), step(eager, batch))
     assert len(cuda.captures) == 2
 
 
@@ -134,26 +140,25 @@ def test_a_step_that_no_graph_can_hold_runs_as_it_is(program, cuda, caplog, how)
     eager, mine = stack_of(program, 2), stack_of(program, 2)
     step = Step(program)
 
-    def waiting(*arguments):
-        losses = step(*arguments)
-        if how == "it waits" and cuda.refuses_waiting:
-            raise RuntimeError("called a synchronizing CUDA operation\nmore")
-        return losses
+    class Waiting(Step):
+        def __call__(self, *arguments):
+            losses = super().__call__(*arguments)
+            if how == "it waits" and cuda.refuses_waiting:
+                raise RuntimeError("called a synchronizing CUDA operation\nmore")
+            return losses
 
     cuda.ends_well = how == "it waits"
-    played = graph.Replayed(waiting, mine)
-    for x, y, moment in make_steps(program, eager, 4):
-        assert torch.equal(played(x, y, moment), step(eager, x, y, moment))
+    played = executor(Waiting(program), mine)
+    for batch in make_steps(program, eager, 4):
+        assert torch.equal(played.advance(batch), step(eager, batch))
     assert_equal(state(mine), state(eager))
     assert cuda.modes[-1] == "default"
     assert len(cuda.captures) == (how != "it waits")  # what is known beforehand is not tried
-    (line,) = [
-        record.message
-        for record in caplog.records
-        if record.name == "iolaus.engine.executors.cuda_graph"
-    ]
+    (line,) = [r.message for r in caplog.records if r.name == cuda_graph.__name__]
     reason = "called a synchronizing" if how == "it waits" else "CUDA error: operation failed"
-    assert line.startswith(f"the step cannot be a CUDA graph and runs without one: {reason}")
+    assert line.startswith(
+        f"the step cannot be captured as a CUDA graph, running without one: {reason}"
+    )
     assert "\n" not in line
 
 
@@ -164,13 +169,14 @@ def test_what_the_step_itself_raises_is_no_matter_of_graphs(program, cuda, caplo
     mine = stack_of(program, 2)
     before = state(mine)
 
-    def raising(stack, x, y, moment):
-        stack.params.groups[0].fill_(7.0)
-        raise error
+    class Raising(Step):
+        def __call__(self, stack, batch):
+            stack.params.groups[0].fill_(7.0)
+            raise error
 
-    ((x, y, moment),) = make_steps(program, mine, 1)
+    (batch,) = make_steps(program, mine, 1)
     with pytest.raises(type(error), match=str(error)):
-        graph.Replayed(raising, mine)(x, y, moment)
+        executor(Raising(program), mine).advance(batch)
     assert_equal(state(mine), before)
     assert "CUDA graph" not in caplog.text
 
@@ -178,13 +184,14 @@ def test_what_the_step_itself_raises_is_no_matter_of_graphs(program, cuda, caplo
 def test_memory_that_runs_out_in_a_capture_is_told_as_that(program, cuda):
     mine = stack_of(program, 2)
 
-    def short(*arguments):
-        if cuda.capturing is not None:
-            raise RuntimeError("CUDA error: out of memory")
-        return Step(program)(*arguments)
+    class Short(Step):
+        def __call__(self, *arguments):
+            if cuda.capturing is not None:
+                raise RuntimeError("CUDA error: out of memory")
+            return super().__call__(*arguments)
 
     before = state(mine)
-    ((x, y, moment),) = make_steps(program, mine, 1)
+    (batch,) = make_steps(program, mine, 1)
     with pytest.raises(RuntimeError, match="out of memory"):
-        graph.Replayed(short, mine)(x, y, moment)
+        executor(Short(program), mine).advance(batch)
     assert_equal(state(mine), before)

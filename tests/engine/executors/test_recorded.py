@@ -1,4 +1,4 @@
-"""Steps of a stack: from tape or not, in one part or in several by threads, always the same."""
+"""Steps of a stack: replayed or not, in one part or in several by threads, always the same."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from support import make_spec
 from torch import nn
 
 from iolaus.engine import program as programs
-from iolaus.engine.executors.recorded import Part
+from iolaus.engine.executors.recorded import _Part, _recorders
 from iolaus.engine.program import Program
 from iolaus.engine.step import Step
 from iolaus.engine.train import train
@@ -36,22 +36,22 @@ class Counting(nn.Module):
 def parts_seen(monkeypatch):
     """The width and the thread of each part's step."""
     seen = set()
-    original = Part.__call__
+    original = _Part.advance
 
-    def spy(self, x, y, moment):
+    def spy(self, batch):
         seen.add((self.stack.width, threading.current_thread().name))
-        return original(self, x, y, moment)
+        return original(self, batch)
 
-    monkeypatch.setattr(Part, "__call__", spy)
+    monkeypatch.setattr(_Part, "advance", spy)
     return seen
 
 
 @pytest.fixture(autouse=True)
 def fresh_programs():
-    """Nothing is on tape yet."""
-    programs._programs.cache_clear()
+    """Nothing is recorded yet."""
+    programs._programs.clear()
     yield
-    programs._programs.cache_clear()
+    programs._programs.clear()
 
 
 def test_parts_advance_in_threads_and_each_trial_is_itself(parts_seen, two_threads):
@@ -83,7 +83,9 @@ def test_seeds_with_one_order_share_a_batch_in_every_part(parts_seen, two_thread
     assert (2, "part_0") in parts_seen
 
 
-def test_a_module_that_no_tape_can_hold_trains_in_one_part_without(parts_seen, two_threads):
+def test_a_module_that_cannot_be_recorded_trains_in_one_part_without(
+    parts_seen, two_threads, widths_seen
+):
     words = ("data=quadratic", "model=custom", f"model._target_={HERE}.Counting")
     short = (f"trust=[{HERE}]", "training.max_steps=20", "training.eval_every=10")
     trials = [make_spec(*words, *short, f"training.seed={n}", number=n) for n in range(4)]
@@ -91,8 +93,9 @@ def test_a_module_that_no_tape_can_hold_trains_in_one_part_without(parts_seen, t
     parts_seen.clear()
     assert_same(by_number(train(trials, width=4)), alone)
     assert {name for _, name in parts_seen} == {"MainThread"}
-    assert {width for width, _ in parts_seen} == {2, 4}  # in parts until that was known
-    reasons = {reel.reason for reel in Program.of(trials[0]).reels.values()}
+    assert {width for width, _ in parts_seen} == {2}  # in parts until that was known
+    assert widths_seen[-1] == 4
+    reasons = {recorder.reason for recorder in _recorders[Program.of(trials[0])].values()}
     assert "what it does changes from call to call" in reasons
 
 
@@ -100,7 +103,7 @@ def test_what_raises_in_a_thread_fails_its_own_trial_only(monkeypatch, two_threa
     original = Step.update
     raised = []
 
-    def raising(self, stack, grads, moment):
+    def raising(self, stack, grads, batch):
         if threading.current_thread().name != "MainThread":
             bad = stack.optimizer["weight_decay"] == 0.5
             if bad.any():
@@ -108,7 +111,7 @@ def test_what_raises_in_a_thread_fails_its_own_trial_only(monkeypatch, two_threa
                 raise ValueError("singular\n matrix")
         elif stack.width == 1 and stack.optimizer["weight_decay"][0] == 0.5:
             raise ValueError("singular\n matrix")
-        return original(self, stack, grads, moment)
+        return original(self, stack, grads, batch)
 
     monkeypatch.setattr(Step, "update", raising)
     decays = [0.5 if number == 5 else 0.1 for number in range(6)]

@@ -1,4 +1,4 @@
-"""Functions on tape: the same numbers from the operations alone, and what is never on tape."""
+"""Recorded functions: the same numbers from the operations alone, and what is never recorded."""
 
 from __future__ import annotations
 
@@ -8,29 +8,32 @@ from engine_support import KINDS, SMALL_MODELS
 from support import make_spec
 from torch.func import vmap
 
-from iolaus.engine.executors.recording import Reel, recorded
+from iolaus.engine.executors.recorded import _recorders
+from iolaus.engine.executors.recording import Recorder, recorded
 from iolaus.engine.program import Program
 from iolaus.engine.train import train
 
 W, X = torch.arange(6.0).view(2, 3), torch.tensor([1.0, -2.0, 0.5])
 
 
-def taped(function, lasting, *calls, apart=False):
-    """Record a function in two calls, and run its tape on the inputs of the last one."""
-    reel = Reel()
+def replayed(function, lasting, *calls, apart=False):
+    """Record a function in two calls, and replay it on the inputs of the last one."""
+    recorder = Recorder()
     for inputs in calls[:2]:
-        reel.record(lambda inputs=inputs: function(*lasting, *inputs), lasting, inputs, apart=apart)
-    assert reel.tape is not None, reel.reason
-    return reel.tape.bind(lasting)(*calls[-1])
+        recorder.record(
+            lambda inputs=inputs: function(*lasting, *inputs), lasting, inputs, apart=apart
+        )
+    assert recorder.recording is not None, recorder.reason
+    return recorder.recording.bind(lasting)(*calls[-1])
 
 
 def reason(function, *inputs):
-    """Why a function is never on tape."""
-    reel = Reel()
-    while reel.open:
-        reel.record(lambda: function(*inputs), [], inputs)
-    assert reel.tape is None
-    return reel.reason
+    """Why a function is never recorded."""
+    recorder = Recorder()
+    while recorder.open:
+        recorder.record(lambda: function(*inputs), [], inputs)
+    assert recorder.recording is None
+    return recorder.reason
 
 
 def squared(w, x):
@@ -38,38 +41,38 @@ def squared(w, x):
     return [loss.detach(), *torch.autograd.grad(loss, [w])]
 
 
-def test_a_tape_gives_what_the_function_gives_on_other_inputs():
+def test_a_replay_gives_what_the_function_gives_on_other_inputs():
     w, other = W.clone().requires_grad_(), torch.tensor([0.3, 0.1, -0.7])
-    found = taped(squared, [w], [X], [X + 1], [other])
+    found = replayed(squared, [w], [X], [X + 1], [other])
     for one, expected in zip(found, squared(w, other), strict=True):
         assert torch.equal(one, expected)
 
 
-def test_a_tape_holds_what_vmap_made_and_not_vmap():
+def test_a_recording_holds_what_vmap_made_and_not_vmap():
     batch = torch.rand(4, 3)
-    (found,) = taped(
+    (found,) = replayed(
         lambda w, x: [vmap(lambda row: w @ row)(x)], [W], [batch], [batch], [batch + 1]
     )
     assert torch.equal(found, vmap(lambda row: W @ row)(batch + 1))
 
 
-def test_a_tape_is_bound_to_any_tensors_of_the_same_shapes():
-    reel = Reel()
+def test_a_recording_is_bound_to_any_tensors_of_the_same_shapes():
+    recorder = Recorder()
     for _ in range(2):
-        reel.record(lambda: [W.t().relu() @ torch.ones(2) + X], [W], [X])
-    assert reel.tape is not None
-    run = reel.tape.bind([2 * W])
+        recorder.record(lambda: [W.t().relu() @ torch.ones(2) + X], [W], [X])
+    assert recorder.recording is not None
+    run = recorder.recording.bind([2 * W])
     assert torch.equal(run(X)[0], 2 * W.t() @ torch.ones(2) + X)
 
 
 def test_lasting_tensors_may_change_between_runs():
     """As parameters do, of which views were made once."""
     w = W.clone()
-    reel = Reel()
+    recorder = Recorder()
     for _ in range(2):
-        reel.record(lambda: [w.t()[0] * X[:2]], [w], [X])
-    assert reel.tape is not None
-    run = reel.tape.bind([w])
+        recorder.record(lambda: [w.t()[0] * X[:2]], [w], [X])
+    assert recorder.recording is not None
+    run = recorder.recording.bind([w])
     w.mul_(10)
     assert torch.equal(run(X)[0], w[:, 0] * X[:2])
 
@@ -82,11 +85,11 @@ def test_a_first_call_that_fills_a_cache_is_no_hindrance():
             kept["one"] = torch.arange(3) + 1
         return [x * kept["one"]]
 
-    reel = Reel()
+    recorder = Recorder()
     for _ in range(3):
-        reel.record(lambda: function(X), [], [X])
-    assert reel.tape is not None
-    assert torch.equal(reel.tape.bind([])(X + 1)[0], (X + 1) * torch.tensor([1, 2, 3]))
+        recorder.record(lambda: function(X), [], [X])
+    assert recorder.recording is not None
+    assert torch.equal(recorder.recording.bind([])(X + 1)[0], (X + 1) * torch.tensor([1, 2, 3]))
 
 
 def test_changes_in_place_are_made_again():
@@ -98,7 +101,7 @@ def test_changes_in_place_are_made_again():
         halves.copy_(x).div_(2)
         return [halves]
 
-    (found,) = taped(function, [statistics], [X], [X], [4 * X])
+    (found,) = replayed(function, [statistics], [X], [X], [4 * X])
     assert torch.equal(found, 2 * X)
     assert torch.equal(statistics, 0.25 * X + 0.5 * X + 4 * X)
 
@@ -109,7 +112,7 @@ def test_what_only_puts_tensors_together_may_come_in_parts():
         kept = torch.stack([w[0], x])
         return [rows, kept, kept.sum()]
 
-    rows, kept, total = taped(function, [W], [X], [X], [X + 1], apart=True)
+    rows, kept, total = replayed(function, [W], [X], [X], [X + 1], apart=True)
     assert isinstance(rows, list)
     assert torch.equal(torch.stack(rows), W * (X + 1))
     assert torch.equal(kept, torch.stack([W[0], X + 1]))
@@ -123,12 +126,12 @@ def test_parts_that_change_after_they_were_put_together_stay_as_they_were():
         first.zero_()
         return [rows, first + second]
 
-    rows, total = taped(function, [], [X], [X], [X + 1], apart=True)
+    rows, total = replayed(function, [], [X], [X], [X + 1], apart=True)
     assert torch.equal(rows, torch.stack([2 * (X + 1), 3 * (X + 1)]))
     assert torch.equal(total, 3 * (X + 1))
 
 
-def test_an_operation_that_leaves_out_a_result_is_on_tape():
+def test_an_operation_that_leaves_out_a_result_is_recorded():
     layer = torch.nn.Conv1d(1, 2, 2)
     x = torch.rand(4, 1, 3)
 
@@ -136,26 +139,26 @@ def test_an_operation_that_leaves_out_a_result_is_on_tape():
         y = torch.nn.functional.conv1d(x, weight, layer.bias).sum()
         return torch.autograd.grad(y, [weight])
 
-    found = taped(function, [layer.weight], [x], [x], [x + 1])
+    found = replayed(function, [layer.weight], [x], [x], [x + 1])
     assert torch.equal(found[0], function(layer.weight, x + 1)[0])
 
 
-# --- what is never on tape ------------------------------------------------------------------------
+# --- what is never recorded -----------------------------------------------------------------------
 
 
-def test_what_reads_a_number_is_not_on_tape():
+def test_what_reads_a_number_is_not_recorded():
     assert "reads a number" in reason(lambda x: [x * 2 if x.sum() > 0 else x], X)
 
 
-def test_what_draws_from_torchs_generator_is_not_on_tape():
+def test_what_draws_from_torchs_generator_is_not_recorded():
     assert "draws" in reason(lambda x: [torch.nn.functional.dropout(x)], X)
 
 
-def test_a_result_whose_shape_depends_on_numbers_is_not_on_tape():
+def test_a_result_whose_shape_depends_on_numbers_is_not_recorded():
     assert "shape" in reason(lambda x: [x[x > 0].sum()], X)
 
 
-def test_what_changes_from_call_to_call_is_not_on_tape():
+def test_what_changes_from_call_to_call_is_not_recorded():
     calls = iter(range(99))
     assert reason(lambda x: [x * next(calls)], X) == "what it does changes from call to call"
     assert reason(lambda x: [x + torch.tensor(next(calls))], X) is not None
@@ -163,7 +166,7 @@ def test_what_changes_from_call_to_call_is_not_on_tape():
 
 
 def test_a_number_that_is_added_up_starts_anew_in_each_run():
-    """A tape would go on with the number that is left."""
+    """A replay would go on with the number that is left."""
 
     def function(x):
         total = torch.tensor(0.0)
@@ -201,11 +204,11 @@ PICTURES = ("data=digits", "data.subset=64", "batch.size=16", "training.max_step
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("model", SMALL_MODELS)
 @pytest.mark.parametrize("width", [1, 3])
-def test_steps_of_every_model_are_on_tape(model, kind, width):
+def test_steps_of_every_model_are_recorded(model, kind, width):
     words = (*PICTURES, *SMALL_MODELS[model], *KINDS[kind])
     specs = [make_spec(*words, f"training.seed={n}", number=n) for n in range(width)]
     assert all(result.state == "complete" for result in train(specs, width=width))
-    reels = Program.of(specs[0]).reels
-    assert reels
-    for reel in reels.values():
-        assert reel.tape is not None, reel.reason
+    recorders = _recorders[Program.of(specs[0])]
+    assert recorders
+    for recorder in recorders.values():
+        assert recorder.recording is not None, recorder.reason

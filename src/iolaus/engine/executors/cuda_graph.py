@@ -2,66 +2,64 @@
 
 A small model's step is hundreds of kernels of a few microseconds; launching them one by one from
 Python takes longer than running them. A stack's tensors keep their addresses, so that a captured
-step stays valid while trials come and go. Called by `steps.py`.
+step stays valid while trials come and go.
 """
 
 from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 
 import torch
 from torch import Tensor
 
+from iolaus.data.batches import Source
 from iolaus.engine import device
+from iolaus.engine.executors import side_effects
+from iolaus.engine.executors.executor import Eager
 from iolaus.engine.stack import Stack
-from iolaus.engine.step import Moment
+from iolaus.engine.step import Batch, Step
 from iolaus.errors import one_line
 
 log = logging.getLogger(__name__)
 
-Function = Callable[[Stack, Tensor, Tensor, Moment], Tensor]
-"""One step of a stack: (stack, x, y, moment) to losses (S,)."""
 WARM_UP = 2
 """Steps before the capture in which libraries choose their kernels and allocate; one more tries
 whether the step can be captured."""
 
 
-def captures(place: torch.device) -> bool:
-    """Whether steps on this device are captured."""
-    return place.type == "cuda"
+class CudaGraph(Eager):
+    """Captures a step at the first batch of a shape, then replays it.
 
-
-class Replayed:
-    """Steps of one stack: captured at the first call with batches of a shape, then replayed.
-
-    When a module does what no graph can hold, each call runs the step itself.
+    When a module does what no graph can hold, each step runs as it is written.
     """
 
-    def __init__(self, step: Function, stack: Stack):
-        self._step, self._stack = step, stack
+    def __init__(self, step: Step, stack: Stack, source: Source):
+        super().__init__(step, stack, source)
         self._captured: dict[torch.Size, _Captured] = {}
         self._eager = False
 
-    def __call__(self, x: Tensor, y: Tensor, moment: Moment) -> Tensor:
-        """Advance the stack by a step; returns losses (S,), overwritten by the next call."""
-        if not self._eager and x.shape not in self._captured:
-            self._capture(x, y, moment)
+    def advance(self, batch: Batch) -> Tensor:
+        """See `Eager.advance`."""
+        if not self._eager and batch.x.shape not in self._captured:
+            self._capture(batch)
         if self._eager:
-            return self._step(self._stack, x, y, moment)
-        with torch.cuda.device(self._stack.device):
-            return self._captured[x.shape].replay(x, y, moment)
+            return super().advance(batch)
+        with torch.cuda.device(self.stack.device):
+            return self._captured[batch.x.shape].replay(batch)
 
-    def _capture(self, x: Tensor, y: Tensor, moment: Moment) -> None:
+    def _capture(self, batch: Batch) -> None:
         try:
-            with torch.cuda.device(self._stack.device):  # captures are of the current device
-                self._captured[x.shape] = _Captured(self._step, self._stack, x, y, moment)
+            with torch.cuda.device(self.stack.device):  # captures are of the current device
+                self._captured[batch.x.shape] = _Captured(self.step, self.stack, batch)
         except Uncapturable as error:
             self._eager = True
-            log.warning("the step cannot be a CUDA graph and runs without one: %s", error)
+            log.warning(
+                "the step cannot be captured as a CUDA graph, running without one: %s", error
+            )
 
 
 class Uncapturable(Exception):
@@ -76,46 +74,41 @@ class _Captured:
         Exception: what the step itself raises.
     """
 
-    def __init__(self, step: Function, stack: Stack, x: Tensor, y: Tensor, moment: Moment):
-        self.x, self.y = x.clone(), y.clone()
-        keys = {name: key.clone() for name, key in moment.keys.items()}
-        self.moment = Moment(moment.lr.clone(), moment.step.clone(), keys)
+    def __init__(self, step: Step, stack: Stack, batch: Batch):
+        keys = {name: key.clone() for name, key in batch.keys.items()}
+        x, y, lr, at = (t.clone() for t in (batch.x, batch.y, batch.lr, batch.step))
+        self.batch = Batch(x, y, lr, at, keys)
         self.graph = torch.cuda.CUDAGraph()
-        views = [view for bank in stack.banks for view in bank.views.values()]
+        views = [view for bank in stack.banks.values() for view in bank.views.values()]
         before = [view.clone() for view in views]
         here, aside = torch.cuda.current_stream(stack.device), _aside(stack.device)
-
-        def run() -> Tensor:
-            return step(stack, self.x, self.y, self.moment)
-
         try:
             aside.wait_stream(here)
             with torch.cuda.stream(aside):
                 for _ in range(WARM_UP):
-                    run()
-                with _capturable(), _waiting_refused():
-                    run()
+                    step(stack, self.batch)
+                with _capturable(), _waiting_refused(), side_effects.watched(step.module) as seen:
+                    step(stack, self.batch)
             # Other threads, such as one that pins batches, may go on as they like.
             mode = "thread_local"
             with (
                 _capturable(),
                 torch.cuda.graph(self.graph, stream=aside, capture_error_mode=mode),
             ):
-                self.losses = run()
+                self.losses = step(stack, self.batch)
         finally:
             torch.cuda.set_stream(here)  # torch 2.11 stays aside where the end of a capture raises
             here.wait_stream(aside)
             for view, old in zip(views, before, strict=True):  # the warm-up has trained
                 view.copy_(old)
+        side_effects.report(step.module, seen)
 
-    def replay(self, x: Tensor, y: Tensor, moment: Moment) -> Tensor:
+    def replay(self, batch: Batch) -> Tensor:
         """A step with these numbers."""
-        self.x.copy_(x)
-        self.y.copy_(y)
-        self.moment.lr.copy_(moment.lr)
-        self.moment.step.copy_(moment.step)
-        for name, key in moment.keys.items():
-            self.moment.keys[name].copy_(key)
+        own = self.batch
+        pairs = [(own.x, batch.x), (own.y, batch.y), (own.lr, batch.lr), (own.step, batch.step)]
+        for mine, given in [*pairs, *((own.keys[n], key) for n, key in batch.keys.items())]:
+            mine.copy_(given)
         self.graph.replay()
         return self.losses
 
@@ -128,7 +121,7 @@ def _aside(place: torch.device) -> torch.cuda.Stream:
 
 @contextmanager
 def _capturable() -> Iterator[None]:
-    """What goes wrong here, but for want of memory, says that the step is not capturable."""
+    """What goes wrong here, unless memory ran out, says that the step is not capturable."""
     try:
         yield
     except RuntimeError as error:

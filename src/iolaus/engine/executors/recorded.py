@@ -1,9 +1,9 @@
-"""The steps of one stack, run the quickest way: as a CUDA graph, from tape, or as they are.
+"""Steps on a CPU: recorded operations are replayed, in parts of the stack by threads.
 
-On a CPU a step comes from tape (`tape.py`) after the first two, and a stack of several trials is
-advanced in parts, each by a thread that computes on its own share of the cores: a trial's matrix
-products are too small to be divided among cores well, but trials do not depend on each other.
-Called by `engine.py` with blocks of steps, and by `width.py`, which times them.
+After the first two steps, which are recorded, a step is its operations alone (`recording.py`). A
+stack of several trials is then advanced in parts, each by a thread that computes on its own share
+of the cores: a trial's matrix products are too small to be divided among cores well, but trials do
+not depend on each other. A module that cannot be recorded stays eager.
 
 Notation: T steps of a block, S slots of the stack, B samples of a batch.
 """
@@ -11,184 +11,142 @@ Notation: T steps of a block, S slots of the stack, B samples of a batch.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
 from threading import Barrier
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
-from iolaus.data.batches import DeviceSource, Source
-from iolaus.engine.executors import cuda_graph as graph
-from iolaus.engine.executors.recording import Reel, Run
-from iolaus.engine.kernels import fused
+from iolaus.data.batches import DeviceSource
+from iolaus.engine.executors import side_effects
+from iolaus.engine.executors.executor import Eager
+from iolaus.engine.executors.recording import Recorder
+from iolaus.engine.program import Program
 from iolaus.engine.stack import Stack
-from iolaus.engine.step import Moment, Step
+from iolaus.engine.step import Batch, Block, Step
 
 log = logging.getLogger(__name__)
 
-MOST_PARTS = 4
+MAX_PARTS = 4
 """Threads take turns in Python, so that many of them would wait for each other."""
 
-
-@dataclass(frozen=True)
-class Moments:
-    """The numbers of a block of steps: lr (T, S) float64, step (T, S) from 1, keys (T, S)."""
-
-    lr: Tensor
-    step: Tensor
-    keys: Mapping[str, Tensor]
-
-    def of(self, slots: slice) -> list[Moment]:
-        """Those of each step, for some slots."""
-        names = list(self.keys)
-        rows = [row[:, slots].unbind(0) for row in (self.lr, self.step, *self.keys.values())]
-        return [
-            Moment(lr, step, dict(zip(names, keys, strict=True)))
-            for lr, step, *keys in zip(*rows, strict=True)
-        ]
+_recorders: WeakKeyDictionary[Program, dict[Any, Recorder]] = WeakKeyDictionary()
+"""What was recorded of a program's steps: stacks of one width share it."""
 
 
-class Steps:
-    """The steps of one stack of one program.
+class Recorded(Eager):
+    """Replays the recorded steps of one stack; its parts advance in threads."""
 
-    Args:
-        step: of the program.
-        stack: whose tensors stay where they are.
-        source: of the batches.
-    """
+    _parts: tuple[_Part, ...] = ()
 
-    def __init__(self, step: Step, stack: Stack, source: Source):
-        self.step, self.stack, self.source = step, stack, source
-        self._parts: list[Part] = []
-
-    def run(self, orders: Tensor, moments: Moments) -> Tensor:
-        """Advance the stack by T steps; returns the losses (T, S).
-
-        Args:
-            orders: sample numbers, (T, S, B), or (T, B) where all slots see the same.
-            moments: the numbers of the steps.
-        """
+    def run(self, block: Block) -> Tensor:
+        """See `Executor.run`."""
         if not self._parts:  # not before a trial has brought the numbers of its slot
             self._parts = self._divided()
-        losses = torch.empty(len(orders), self.stack.width, device=self.stack.device)
-        done = 0
-        if not self._independent(orders):
-            moments_of = {part: moments.of(part.slots) for part in self._parts}
-            for number, (x, y) in enumerate(self.source.batches(orders)):
-                done = number + 1
-                for part, its in moments_of.items():
-                    batch = (x, y) if y.dim() == 1 else (x[part.slots], y[part.slots])
-                    losses[number, part.slots] = part(*batch, its[number])
-                if self._independent(orders):
+        shared, done = block.shared, 0
+        losses = torch.empty(len(block.lr), self.stack.width)
+        if not self._decided(shared):
+            for done, batch in enumerate(block.batches(self.source), 1):
+                for part in self._parts:
+                    own = batch if len(self._parts) == 1 else batch.of(part.slots)
+                    losses[done - 1, part.slots] = part.advance(own)
+                if self._decided(shared):
                     break
-                if self._refused(orders):
-                    self._parts = [Part(self.step, self.stack, self._all, plain=True)]
-                    moments_of = {part: moments.of(part.slots) for part in self._parts}
-        if done < len(orders):
-            self._in_threads(orders, moments, losses, done)
+        if done < len(losses):
+            run = super().run if self._stays_eager(shared) else self._threads
+            losses[done:] = run(block.after(done))
         return losses
 
-    @property
-    def _all(self) -> slice:
-        return slice(0, self.stack.width)
-
-    def _divided(self) -> list[Part]:
-        stack, threads = self.stack, torch.get_num_threads()
-        count = min(threads, stack.width, MOST_PARTS)
+    def _divided(self) -> tuple[_Part, ...]:
+        stack = self.stack
         resident = isinstance(self.step.program.sources["train"], DeviceSource)
-        if count < 2 or self.step.compiles or not resident or stack.device.type != "cpu":
-            return [Part(self.step, stack, self._all)]
+        count = min(torch.get_num_threads(), stack.width, MAX_PARTS) if resident else 1
+        if count < 2:
+            return (_Part(self.step, stack, slice(0, stack.width)),)
         edges = [stack.width * number // count for number in range(count + 1)]
         slots = [slice(*pair) for pair in pairwise(edges)]
-        return [Part(self.step, stack.part(some), some) for some in slots]
+        return tuple(_Part(self.step, stack.part(some), some) for some in slots)
 
-    def _independent(self, orders: Tensor) -> bool:
-        """Whether each part can go its own way: the module itself, which they share, is not
-        needed any more."""
-        shared = orders.dim() == 2
-        return len(self._parts) > 1 and all(part.on_tape(shared) for part in self._parts)
+    def _decided(self, shared: bool) -> bool:
+        """Whether several parts go on in threads (the module itself, which they share, is not
+        needed any more), or as a whole because one of them stays eager."""
+        recorders = [part.recorder(shared) for part in self._parts]
+        recorded = all(recorder.recording for recorder in recorders)
+        return len(recorders) > 1 and (recorded or self._stays_eager(shared))
 
-    def _refused(self, orders: Tensor) -> bool:
-        shared = orders.dim() == 2
-        return len(self._parts) > 1 and any(part.refused(shared) for part in self._parts)
+    def _stays_eager(self, shared: bool) -> bool:
+        return any(part.recorder(shared).reason for part in self._parts)
 
-    def _in_threads(self, orders: Tensor, moments: Moments, losses: Tensor, done: int) -> None:
-        """The steps from `done` on, each part in a thread of its own. What Python has to do between
-        them is little, since other threads wait for it."""
+    def _threads(self, block: Block) -> Tensor:
+        """Each part's steps in a thread of its own. What Python has to do between them is little,
+        since other threads wait for it."""
 
-        def advance(part: Part) -> None:
-            own = orders[done:] if orders.dim() == 2 else orders[done:, part.slots]
-            its = moments.of(part.slots)[done:]
-            pairs = zip(self.source.batches(own), its, strict=True)
-            losses[done:, part.slots] = torch.stack([part(*batch, now) for batch, now in pairs])
+        def advance(part: _Part) -> Tensor:
+            batches = block.of(part.slots).batches(self.source)
+            return torch.stack([part.advance(batch) for batch in batches])
 
         pool = _pool(len(self._parts), torch.get_num_threads())
         futures = [pool.submit(advance, part) for part in self._parts]
         wait(futures)
-        for future in futures:
-            future.result()
+        return torch.cat([future.result() for future in futures], dim=1)
 
 
-class Part:
-    """Some slots of a stack, and their steps; `plain` does without a tape."""
+class _Part:
+    """Some slots of a stack, and their steps."""
 
-    def __init__(self, step: Step, stack: Stack, slots: slice, *, plain: bool = False):
+    def __init__(self, step: Step, stack: Stack, slots: slice):
         self.slots, self.step, self.stack = slots, step, stack
-        self._plain = plain or step.compiles or stack.device.type != "cpu"
-        self._graph = graph.Replayed(step, stack) if graph.captures(stack.device) else None
-        self._runs: dict[bool, Run] = {}
-        rule = step.program.rule
-        self._apart = stack.width > 1 and fused.suits(rule.name, stack.params.groups)
+        self._replays: dict[bool, Callable[..., list[Any]]] = {}
 
-    def on_tape(self, shared: bool) -> bool:
-        """Whether steps of such batches are on tape."""
-        return self._reel(shared).tape is not None
-
-    def refused(self, shared: bool) -> bool:
-        """Whether they will never be."""
-        return self._reel(shared).reason is not None
-
-    def _reel(self, shared: bool) -> Reel:
+    def recorder(self, shared: bool) -> Recorder:
+        """What is recorded of steps with such batches."""
+        recorders = _recorders.setdefault(self.step.program, {})
         key = (self.stack.width, self.stack.one_row, shared)
-        return self.step.program.reels.setdefault(key, Reel())
+        return recorders.setdefault(key, Recorder())
 
-    def __call__(self, x: Tensor, y: Tensor, moment: Moment) -> Tensor:
-        """Advance the slots by a step; returns losses (S,), overwritten by the next call."""
-        if self._graph is not None:
-            return self._graph(x, y, moment)
-        if self._plain:
-            return self.step(self.stack, x, y, moment)
-        shared = y.dim() == 1
-        inputs = [x, y, *(moment.keys[name] for name in sorted(moment.keys))]
-        if shared not in self._runs:
-            reel = self._reel(shared)
-            if reel.open:
-                return self._recorded(reel, inputs, moment)
-            if reel.tape is None:
-                self._plain = True
-                return self.step(self.stack, x, y, moment)
-            self._runs[shared] = reel.tape.bind(self.stack.lasting)
-        with torch.no_grad():
-            losses, *grads = self._runs[shared](*inputs)
-        assert isinstance(losses, Tensor)
-        self.step.update(self.stack, grads, moment)
+    def advance(self, batch: Batch) -> Tensor:
+        """Advance the slots by a step; returns losses (S,)."""
+        inputs = [batch.x, batch.y, *(batch.keys[name] for name in sorted(batch.keys))]
+        replay = self._replays.get(batch.shared) or self._bound(batch.shared)
+        if replay is None:
+            found = self._gradients(batch, inputs)
+        else:
+            with torch.no_grad():
+                found = replay(*inputs)
+        losses: Tensor = found[0]
+        self.step.update(self.stack, found[1:], batch)
         return losses
 
-    def _recorded(self, reel: Reel, inputs: list[Tensor], moment: Moment) -> Tensor:
+    def _bound(self, shared: bool) -> Callable[..., list[Any]] | None:
+        recording = self.recorder(shared).recording
+        if recording is None:
+            return None
+        self._replays[shared] = recording.bind(self.stack.lasting)
+        return self._replays[shared]
+
+    def _gradients(self, batch: Batch, inputs: list[Tensor]) -> list[Any]:
+        """Losses and gradients by the module itself, recorded if that may be of use."""
+
         def function() -> list[Tensor]:
-            x, y = inputs[:2]
-            losses, grads = self.step.gradients(self.stack, x, y, moment.keys)
+            losses, grads = self.step.gradients(self.stack, batch.x, batch.y, batch.keys)
             return [losses, *grads]
 
-        losses, *grads = reel.record(function, self.stack.lasting, inputs, apart=self._apart)
-        if reel.reason is not None:
-            log.info("the training step is not on tape: %s", reel.reason)
-        self.step.update(self.stack, grads, moment)
-        return losses
+        recorder = self.recorder(batch.shared)
+        if not recorder.open:
+            return function()
+        apart = self.stack.width > 1 and self.step.fused
+        with side_effects.watched(self.step.module) as seen:
+            found = recorder.record(function, self.stack.lasting, inputs, apart=apart)
+        if recorder.recording is not None:
+            side_effects.report(self.step.module, seen)
+        elif recorder.reason is not None:
+            log.info("the model's steps are not recorded: %s", recorder.reason)
+        return found
 
 
 @cache

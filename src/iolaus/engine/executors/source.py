@@ -1,20 +1,20 @@
-"""Writes recorded tensor operations as a short Python function: what a tape holds.
+"""Writes recorded tensor operations as a short Python function.
 
-`bind(lasting tensors)` makes views of them once and gives `run(inputs)`, which has one line for
-each operation that something depends on, and lets each tensor go after its last use. Called by
-`tape.py`.
+`bind(lasting tensors)` makes views of them once and gives `replay(inputs)`, which has one line for
+each operation that something depends on, and lets each tensor go after its last use.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch._ops import OpOverload
+
+from iolaus.engine.executors.operations import Call
 
 _aten = torch.ops.aten
 _ALIASES = {_aten.alias.default, _aten.detach.default}
@@ -26,26 +26,10 @@ _FILLED = {
 """Operations whose result depends on shapes alone."""
 _SMALL = 2**16
 _BY_VALUE = (torch.dtype, torch.device, torch.layout, torch.memory_format)
-_REFUSED = {
-    torch.Tag.data_dependent_output: "reads a number out of a tensor",
-    torch.Tag.dynamic_output_shape: "has a result whose shape depends on numbers",
-    torch.Tag.nondeterministic_seeded: "draws from torch's generator",
-    torch.Tag.inplace_view: "changes a tensor's shape in place",
-}
 
 
 class NotRecordable(Exception):
-    """The function does what no tape can hold; says what, in a few words."""
-
-
-@dataclass(frozen=True)
-class Call:
-    """An operation as it was called, and what it gave."""
-
-    operation: Any
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
-    found: Any
+    """The function does what no recording can hold; says what, in a few words."""
 
 
 @dataclass
@@ -65,11 +49,11 @@ class _Line:
 
 
 @dataclass
-class Writer:
+class Source:
     """Turns recorded operations into source text and the objects that it names.
 
     Raises:
-        NotRecordable: an operation is among them that no tape can hold.
+        NotRecordable: an operation is among them that no recording can hold.
     """
 
     lasting: Sequence[Tensor]
@@ -95,39 +79,31 @@ class Writer:
             self._add(call)
 
     def _add(self, call: Call) -> None:
-        operation = call.operation
-        if not isinstance(operation, OpOverload):
-            raise NotRecordable(f"{operation} is no plain operation")
-        for tag, reason in _REFUSED.items():
-            if tag in operation.tags:
-                raise NotRecordable(f"{operation} {reason}")
+        if call.refusal is not None:
+            raise NotRecordable(call.refusal)
         uses: set[str] = set()
         args = [self._text(value, uses) for value in call.args]
         args += [f"{key}={self._text(value, uses)}" for key, value in call.kwargs.items()]
-        several = isinstance(call.found, tuple | list)
-        found = call.found if several else [call.found]
-        if any(not isinstance(tensor, Tensor | None) for tensor in found):
-            raise NotRecordable(f"{operation} gives other things than tensors")
         if _is_alias(call):
             self.names[id(call.found)] = self.names[id(call.args[0])]
             return
-        changed = list(_changed(call))
+        changed, found = call.changed, call.results
         if any(self._base(tensor) in self.constants for tensor in changed):
-            raise NotRecordable(f"{operation} changes a tensor that is not the trial's")
-        views, changes = _is_view(operation), bool(changed)
+            raise NotRecordable(f"{call.operation} changes a tensor that is not the trial's")
         if self._is_filled(call, uses):
             self._object_of(call.found, self.filled)
             return
-        once = not changes and views and uses <= self.fixed
-        if changes and all(id(tensor) in self.names for tensor in found):
+        once = not changed and call.is_view and uses <= self.fixed
+        if changed and all(id(tensor) in self.names for tensor in found):
             outputs = []  # an operation in place
         else:
             outputs = [self._name(tensor, "c" if once else "v") for tensor in found]
-        if views:
+        if call.is_view:
             self.bases |= dict.fromkeys(outputs, self._base(call.args[0]))
-        text = f"{self._object(getattr(operation, '_op', operation), 'f')}({', '.join(args)})"
-        line = _Line(text, outputs, uses, changes, several=several)
-        whole = operation is _aten.stack.default and len(call.args) == 1
+        text = f"{self._object(call.function, 'f')}({', '.join(args)})"
+        several = isinstance(call.found, tuple | list)
+        line = _Line(text, outputs, uses, bool(changed), several=several)
+        whole = call.operation is _aten.stack.default and len(call.args) == 1
         if whole and not any(id(tensor) in self.changed for tensor in call.args[0]):
             line.parts = [self.names[id(tensor)] for tensor in call.args[0]]
         (self.once if once else self.each).append(line)
@@ -144,9 +120,9 @@ class Writer:
         given = ", ".join(self.names[id(tensor)] for tensor in self.inputs)
         text = [f"def bind({taken}):"]
         text += [f"    {line}" for line in self.once]
-        text += [f"    def run({given}):"]
+        text += [f"    def replay({given}):"]
         text += [f"        {line}" for line in self._freeing(lines, results)]
-        text += [f"        return [{', '.join(results)}]", "    return run", ""]
+        text += [f"        return [{', '.join(results)}]", "    return replay", ""]
         return "\n".join(text)
 
     def _names_in(self, results: list[str]) -> list[str]:
@@ -247,25 +223,10 @@ def _all_changed(calls: Sequence[Call]) -> set[int]:
     bases: dict[int, int] = {}
     changed: set[int] = set()
     for call in calls:
-        if not isinstance(call.operation, OpOverload):
+        if call.refusal is not None:
             continue
-        changed |= {bases.get(id(tensor), id(tensor)) for tensor in _changed(call)}
-        if _is_view(call.operation) and isinstance(call.args[0], Tensor):
-            found = call.found if isinstance(call.found, tuple | list) else [call.found]
+        changed |= {bases.get(id(tensor), id(tensor)) for tensor in call.changed}
+        if call.is_view and isinstance(call.args[0], Tensor):
             base = bases.get(id(call.args[0]), id(call.args[0]))
-            bases |= {id(tensor): base for tensor in found if tensor is not call.args[0]}
+            bases |= {id(tensor): base for tensor in call.results if tensor is not call.args[0]}
     return changed | {tensor for tensor, base in bases.items() if base in changed}
-
-
-def _is_view(operation: OpOverload) -> bool:
-    returns = operation._schema.returns
-    return bool(returns) and all(r.alias_info is not None for r in returns)
-
-
-def _changed(call: Call) -> Iterator[Tensor]:
-    """The tensors that an operation writes to."""
-    for place, argument in enumerate(call.operation._schema.arguments):
-        if argument.alias_info is None or not argument.alias_info.is_write:
-            continue
-        given: Any = call.args[place] if place < len(call.args) else call.kwargs[argument.name]
-        yield from given if isinstance(given, list | tuple) else [given]
