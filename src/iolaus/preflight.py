@@ -1,6 +1,6 @@
 """Before Hydra makes a folder: check a run or a sweep as a whole, and claim the run's folder.
 
-Called by `app.py`. Whatever is wrong is found here, while nothing is written yet.
+Whatever is wrong is found here, while nothing is written yet.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from iolaus import config, logger, overrides, run_folder
+from iolaus import config, logger, overrides, run_folder, trust
 from iolaus.check import shown
 from iolaus.errors import EnvironmentFault, InputError, one_line
 from iolaus.spec import TrialSpec
@@ -47,15 +47,27 @@ def resumed(argv: list[str]) -> list[str]:
         raise InputError(
             f"--resume must name the folder of a run, got '{folder}' without a manifest.json"
         )
+    before = manifest["arguments"]
+    if not isinstance(before, list) or not all(isinstance(word, str) for word in before):
+        raise InputError(
+            f"{folder}/manifest.json is not what iolaus writes: arguments={shown(before)}"
+        )
     # A manifest is not the user's word: it may name no package to trust, folder of configs, or
-    # Hydra setting. What the run needs of these is given again, or the configs differ.
-    before = [str(word) for word in manifest["arguments"]]
-    dropped = [word for word in before if word.lstrip("+~").startswith(("trust=", "hydra", "-"))]
-    missing = [word for word in dropped if word == "--config-dir" and word not in argv]
-    if missing:
+    # Hydra setting, and it may not download. What the run needs of these is given again, or the
+    # configs differ.
+    if "--config-dir" in before and "--config-dir" not in argv:
         raise InputError(f"{folder} was started with --config-dir: give it again with --resume")
     given = {_key(word) for word in argv}
-    kept = [w for w in before if "=" in w and w not in dropped and _key(w) not in given]
+    unsafe = {"hydra", "trust", "download"}
+    kept = [w for w in before if "=" in w and not w.startswith("-") and _key(w) not in given]
+    kept = [word for word in kept if unsafe.isdisjoint(trust.parts(word))]
+    for word in kept:
+        why = trust.beyond_values(word)
+        if why:
+            raise InputError(
+                f"{folder}/manifest.json is refused: its override {shown(word)} {why}; if you "
+                "trust it, give it again with --resume"
+            )
     # A job of `-m +sweeps=NAME` is resumed alone, though that file asks for a sweep.
     kept += ["hydra.mode=RUN", f"hydra.run.dir={_quoted(folder)}"]
     return with_overrides([*argv[:at], *argv[at + 2 :]], kept)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from iolaus import checkpoint, config, models
-from iolaus.errors import EnvironmentFault, InputError
+from iolaus.errors import EnvironmentFault, InputError, one_line
 
 
 class Predictor(nn.Module):
@@ -45,22 +46,29 @@ def load(folder: str | Path, trust: Sequence[str] = ()) -> Predictor:
 
     Raises:
         EnvironmentFault: there is no best.pt, or it is damaged.
-        InputError: the model names a module outside of the allow list and `trust`.
+        InputError: the model names a module outside of `trust.table` and `trust`.
     """
     path = Path(folder) / "best.pt"
     if not path.is_file():
         raise EnvironmentFault(f"there is no best.pt in {folder}: only a run that ended has one")
     saved = checkpoint.load(path)
     try:
-        given, inputs, state = saved["config"], saved["inputs"], saved["model"]
-        read = config.read_plain({**given, "trust": list(trust)})
-        module = models.build(read, inputs["input_shape"], inputs["outputs"])
-        module.load_state_dict(state, strict=False)
-    except (KeyError, TypeError, RuntimeError) as error:
-        raise EnvironmentFault(f"{path} is not what iolaus writes: {error}") from error
+        return _predictor(saved, trust)
+    except InputError as error:
+        raise InputError([f"{path}: {line}" for line in error.mistakes]) from None
+    except Exception as error:  # whatever stands in the file
+        reason = f"{type(error).__name__}: {one_line(error)}"
+        raise EnvironmentFault(f"{path} is not what iolaus writes: {reason}") from error
+
+
+def _predictor(saved: Any, trust: Sequence[str]) -> Predictor:
+    given, inputs, state = saved["config"], saved["inputs"], saved["model"]
+    read = config.read_plain({**given, "trust": list(trust)})
+    module = models.build(read, inputs["input_shape"], inputs["outputs"])
+    module.load_state_dict(state, strict=False)
     missing = {name for name, _ in module.named_parameters()} - state.keys()
     if missing:
-        raise InputError(f"{path} lacks parameters of the model: {', '.join(sorted(missing))}")
+        raise InputError(f"it lacks parameters of the model: {', '.join(sorted(missing))}")
     shape = [1] * (len(inputs["input_shape"]) or 1)
     shift, scale = inputs["shift"], inputs["scale"]
     shift = torch.zeros(shape) if shift is None else shift

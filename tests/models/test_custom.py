@@ -165,7 +165,7 @@ def test_a_torchvision_network_runs_with_batch_norm_per_trial(spec):
         ("Counting", LINEAR, ["changes 'seen' while it runs"]),
         ("InPlace", LINEAR, ["changes 'seen' while it runs"]),
         ("TwoOutputs", LINEAR, ["must return one tensor in training, got tuple"]),
-        ("os.system", ["+model.command=ls"], ["model._target_ must name something in iolaus"]),
+        ("os.system", ["+model.command=ls"], ["model._target_ must name a layer of torch.nn, "]),
         (
             "torch.nn.RReLU",
             [],
@@ -201,9 +201,16 @@ def test_mistakes_are_told_in_one_line(build, name, overrides, said):
         "torch.nn.functional.relu",
         "torch.nn.Parameter",
         "torch.optim.SGD",
+        "torch.hub.load",
+        "torch.load",
+        "torch.jit.load",
         "iolaus.app.main",
+        "iolaus.saved.load",
     ],
 )
 def test_what_builds_no_module_is_not_called(build, target):
-    with pytest.raises(InputError, match=r"must name a torch\.nn\.Module or a function that"):
-        build(target, "+model.url=file:///etc/passwd", "+model.root=/tmp/stolen")
+    arguments = "+model.url=file:///etc/passwd", "+model.root=/tmp/stolen"
+    with pytest.raises(InputError, match=r"must name a layer of torch\.nn, a model of torchvision"):
+        build(target, *arguments)
+    with pytest.raises(InputError, match=r"must name a torch\.nn\.Module or a function|itself"):
+        build(target, *arguments, trust="torch,torchvision,iolaus")

@@ -184,7 +184,8 @@ def _files(
     for trial in trials:
         for name, kind in FILES.items():
             file = opened.folder / str(trial.number) / name
-            if not file.is_file() or file.is_symlink() or file.stat().st_size > MOST_BYTES:
+            elsewhere = not file.resolve().is_relative_to(opened.folder.resolve())
+            if not file.is_file() or elsewhere or file.stat().st_size > MOST_BYTES:
                 continue
             artifact = _id(opened.name, trial, name)
             key = f"dashboard:artifacts:{trial._trial_id}:{artifact}"

@@ -1,6 +1,6 @@
 """A user's own module, model=custom: found under the trust rule, built, checked, made stackable.
 
-Built by `models.build`. A module that trains beside others must take everything that is per trial
+A module that trains beside others must take everything that is per trial
 as a parameter: it may keep no state between steps (batch norm apart) and draw no random numbers
 but by its dropout layers. Both are found here by running it once.
 """
@@ -29,7 +29,7 @@ def build(
     The caller seeds torch's generator, from which the constructor draws.
 
     Args:
-        trusted: packages allowed besides `trust.ALLOWED`.
+        trusted: packages that the user trusts besides `trust.table`.
         input_shape: shape of a sample.
         outputs: C; that the module returns (B, C) is checked by the caller.
 
@@ -37,8 +37,10 @@ def build(
         InputError: a target that is not allowed, not found or no module; wrong arguments; a
             module that does not run on a batch, or that cannot train beside other trials.
     """
-    make = _maker(model.target, trusted)
-    arguments = _arguments(make, model, {"input_shape": tuple(input_shape), "outputs": outputs})
+    given: dict[str, Any] = json.loads(model.arguments)
+    make = _maker(model.target, trusted, given)
+    offered = {"input_shape": tuple(input_shape), "outputs": outputs}
+    arguments = _arguments(make, model.target, given, offered)
     try:
         module = make(**arguments)
     except Exception as error:
@@ -55,13 +57,13 @@ def build(
     return module
 
 
-def _maker(target: str, trusted: Sequence[str]) -> Callable[..., Any]:
-    found: Callable[..., Any] = trust.locate(target, trusted)
+def _maker(target: str, trusted: Sequence[str], given: Mapping[str, Any]) -> Callable[..., Any]:
+    found = trust.locate(target, trusted, given)
     if inspect.isclass(found):
         makes = issubclass(found, nn.Module)
     else:
-        # The allow list has functions that write files; only those that say they build a module.
-        makes = not trust.within(found.__module__, trust.ALLOWED) or _says_module(found)
+        # Both have functions that load and run files; only those that say they build a module.
+        makes = not trust.within(found.__module__, ("torch", "torchvision")) or _says_module(found)
     if not makes:
         raise InputError(
             "model._target_ must name a torch.nn.Module or a function that returns one, "
@@ -79,18 +81,17 @@ def _says_module(function: Callable[..., Any]) -> bool:
 
 
 def _arguments(
-    make: Callable[..., Any], model: schema.Custom, offered: Mapping[str, Any]
+    make: Callable[..., Any], target: str, given: Mapping[str, Any], offered: Mapping[str, Any]
 ) -> dict[str, Any]:
-    given: dict[str, Any] = json.loads(model.arguments)
     parameters = inspect.signature(make).parameters.values()
     named = [p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
     if not any(p.kind is p.VAR_KEYWORD for p in parameters):
         unknown = [name for name in given if name not in named]
         if unknown:
             raise InputError(
-                [f"unknown key 'model.{n}' of '{model.target}'{nearest(n, named)}" for n in unknown]
+                [f"unknown key 'model.{n}' of '{target}'{nearest(n, named)}" for n in unknown]
             )
-    return {name: value for name, value in offered.items() if name in named} | given
+    return {name: value for name, value in offered.items() if name in named} | dict(given)
 
 
 def _run(target: str, module: nn.Module, sample: Tensor) -> Any:
