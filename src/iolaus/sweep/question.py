@@ -77,9 +77,9 @@ def resolve(plan: Plan, program: Program) -> tuple[tuple[str, ...], tuple[str, .
     if twice:
         raise InputError(f"hydra.sweeper.objectives must differ, got {twice[0]} twice")
     directions = _directions(plan, objectives, known)
-    pruners.build(
-        plan.pruner.name, plan.pruner.given, directions
-    )  # says if they do not go together
+    if plan.sampler.name == "cmaes" and len(directions) > 1:
+        raise InputError("hydra.sweeper.sampler must not be cmaes with several objectives")
+    pruners.build(plan.pruner.name, plan.pruner.given, directions)
     if len(objectives) == 1 and objectives[0] != program.objective:
         _check_pruner(plan, objectives[0], program.objective)
     return objectives, directions
