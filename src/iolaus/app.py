@@ -145,7 +145,7 @@ def _run(run_config: RunConfig, folder: Path) -> float:
 
 def _words() -> list[str]:
     """Overrides of the task as typed: what they refer to is not resolved."""
-    return [str(word) for word in OmegaConf.to_container(HydraConfig.get().overrides.task)]
+    return [str(word) for word in OmegaConf.to_container(HydraConfig.get().overrides.task) or []]
 
 
 def _flags() -> list[str]:

@@ -23,7 +23,8 @@ ENDINGS = """
         def __iter__(self):
             raise RuntimeError("no items")
 
-    ENDS = {"odd": Odd(), "items": Items(), "complex": 1j, "mapping": {}, "text": "much", "nothing": None, "undefined": math.nan, "endless": -math.inf}
+    ENDS = {"odd": Odd(), "items": Items(), "complex": 1j, "mapping": {},
+            "text": "much", "nothing": None, "undefined": math.nan, "endless": -math.inf}
 
     @hydra.main(version_base=None, config_path="conf", config_name="config")
     def app(cfg):

@@ -46,7 +46,7 @@ def sweep(
         _check_places(config)
     sweeps.sweep(
         *(_plain(node), arguments, app),
-        hydra=[str(word) for word in OmegaConf.to_container(config.hydra.overrides.hydra)],
+        hydra=[str(word) for word in OmegaConf.to_container(config.hydra.overrides.hydra) or []],
         launcher=launcher,
         results=results,
     )

@@ -135,7 +135,8 @@ def parameter(override: Override) -> Parameter:
         return _choice(key, [value], False, written)
     assert isinstance(value, Glob)
     hydra = GlobalHydra.instance().hydra
-    options = hydra.config_loader.get_group_options(override.key_or_group) if hydra else []
+    loader: Any = hydra and hydra.config_loader
+    options = loader.get_group_options(override.key_or_group) if loader else []
     if not options:
         raise InputError(f"glob(...) needs a config group, got {written}")
     return _choice(key, value.filter(options), False, written)

@@ -130,7 +130,7 @@ def _forget_unfinished(session: Session, name: str) -> bool:
 
     A trial that was lost and waits again in another's place has not finished.
     """
-    study = models.StudyModel.find_by_name(name, session)
+    study = models.StudyModel.find_or_raise_by_name(name, session)
     trials = select(models.TrialModel).where(models.TrialModel.study_id == study.study_id)
     for trial in session.scalars(trials.where(models.TrialModel.state != TrialState.WAITING)):
         kept = {a.key: json.loads(a.value_json) for a in trial.user_attributes}
