@@ -115,7 +115,8 @@ def parameter(override: Override) -> Parameter:
     Raises:
         InputError: one line saying which rule the values break.
     """
-    key, value = override.get_key_element(), override.value()
+    key = override.get_key_element()
+    value: Any = override.value()
     written = str(override.input_line)
     tags = value.tags if isinstance(value, Sweep) else set()
     for tag in sorted(tags - {"log"}):
