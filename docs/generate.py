@@ -146,7 +146,7 @@ def _names(keys: Sequence[Key]) -> list[str]:
 
 def _keys(group: str, file: Path) -> Iterator[Key]:
     if (group, file.stem) == ("model", "custom"):
-        yield Key("custom", "_target_", "???", "dotted name of the module", "a word", "same")
+        yield Key("custom", "_target_", "???", "dotted name of the module", "a string", "same")
         return
     kind = schema.OPTIONS[group][file.stem] if group in schema.OPTIONS else schema.PLAIN[group]
     fields = {item.name: item for item in dataclasses.fields(kind)}

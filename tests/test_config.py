@@ -55,6 +55,7 @@ def test_defaults_are_a_run_on_digits():
         (["batch.size=2.5"], "batch.size must be a whole number, got 2.5"),
         (["batch.size=null"], "batch.size must be a whole number, got null"),
         (["model.hidden=[10,0]"], "model.hidden must hold numbers >= 1, got [10, 0]"),
+        (["optimizer.betas=[nan,1]"], "optimizer.betas must hold finite numbers, got [nan, 1]"),
         (["model.hidden=wide"], "model.hidden must be a list of whole numbers, got 'wide'"),
         (["model.hidden=null"], "model.hidden must be a list of whole numbers, got null"),
         (["optimizer.betas=[0.9]"], "optimizer.betas must be a list of 2 numbers, got [0.9]"),

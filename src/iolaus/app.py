@@ -22,7 +22,7 @@ import hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from iolaus import compat, config, overrides, preflight, seeds, usage
 from iolaus.errors import (
@@ -123,7 +123,7 @@ def _run(run_config: RunConfig, folder: Path) -> float:
     device.keep_memory()
     spec = TrialSpec(run_config, folder=folder)
     if not (folder / "manifest.json").exists():  # a job of --multirun
-        preflight.begin(folder, spec, [*_flags(), *HydraConfig.get().overrides.task])
+        preflight.begin(folder, spec, [*_flags(), *_words()])
     try:
         with Watch() as watch, _signals(watch):
             results = list(train(seeds.members(spec), logger.follow(spec, folder, watch)))
@@ -141,6 +141,11 @@ def _run(run_config: RunConfig, folder: Path) -> float:
         kept = f"; metrics so far are in {shown(folder)}" if results[0].history else ""
         raise TrainingFailed(f"the run failed: {summary['error']}{kept}")
     return float(summary[str(summary["objective"])])
+
+
+def _words() -> list[str]:
+    """Overrides of the task as typed: what they refer to is not resolved."""
+    return [str(word) for word in OmegaConf.to_container(HydraConfig.get().overrides.task) or []]
 
 
 def _flags() -> list[str]:

@@ -5,25 +5,32 @@ Whatever is wrong is found here, while nothing is written yet.
 
 from __future__ import annotations
 
+import inspect
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from iolaus import config, logger, overrides, run_folder, trust
 from iolaus.check import shown
-from iolaus.errors import EnvironmentFault, InputError, one_line
+from iolaus.errors import EnvironmentFault, InputError, nearest, one_line
 from iolaus.spec import TrialSpec
 
 if TYPE_CHECKING:
     from iolaus.program import Program
     from iolaus.schema import RunConfig
+
+
+_FOREIGN = re.compile(r"""[^][(){},:='"]*[^\x00-\x7f][^][(){},:='"]*""")
 
 
 def resumed(argv: list[str]) -> list[str]:
@@ -32,7 +39,7 @@ def resumed(argv: list[str]) -> list[str]:
     Raises:
         InputError: the folder holds no run.
     """
-    argv = [part for word in argv for part in _parted(word)]
+    argv = [part for word in argv for part in _parted(_spelled(word))]
     if "--resume" not in argv:
         return argv
     at = argv.index("--resume")
@@ -78,6 +85,18 @@ def with_overrides(argv: Sequence[str], added: Sequence[str]) -> list[str]:
     arguments, unknown = get_args_parser().parse_known_args(list(argv))
     overrides = [*arguments.overrides, *(word for word in unknown if not word.startswith("-"))]
     return [*(word for word in argv if word not in overrides), *added, *overrides]
+
+
+def _spelled(word: str) -> str:
+    """An override with quotes around the words that have letters unknown to Hydra's grammar."""
+    key, _, value = word.partition("=")
+    if word.isascii() or word.startswith("-"):
+        return word
+    try:
+        OverridesParser.create().parse_override(word)
+    except HydraException:
+        return f"{key}={_FOREIGN.sub(lambda found: _quoted(found[0].strip()), value)}"
+    return word
 
 
 def _key(word: str) -> str:
@@ -146,7 +165,7 @@ def _wanted(cfg: DictConfig) -> Path:
     finally:
         HydraConfig.instance().cfg = None
     if not given:
-        raise InputError("hydra.run.dir must name a folder, got an empty word")
+        raise InputError("hydra.run.dir must name a folder, got ''")
     return Path(given)
 
 
@@ -229,4 +248,26 @@ def _sweeper(cfg: DictConfig) -> dict[str, Any]:
         raise InputError(f"{error.full_key}: {str(error).splitlines()[0]}") from None
     finally:
         HydraConfig.instance().cfg = None
+    missing = sorted(OmegaConf.missing_keys(cfg.hydra.sweeper))
+    if missing:
+        raise InputError([f"{key} must be given, got ???" for key in missing])
+    _check_class(node)
     return dict(node)
+
+
+def _check_class(node: Mapping[str, Any]) -> None:
+    """Refuse a sweeper that Hydra cannot make, for example of a plugin that is not installed."""
+    from hydra.core.plugins import Plugins
+    from hydra.plugins.sweeper import Sweeper
+
+    known = {f"{c.__module__}.{c.__name__}": c for c in Plugins.instance().discover(Sweeper)}
+    target = str(node.get("_target_"))
+    where = "hydra.sweeper._target_ must be left to the group hydra/sweeper"
+    if target not in known:
+        near = nearest(target, known)
+        raise InputError(f"{where}: no sweeper '{target}' is installed{near}")
+    try:
+        given = {str(key): None for key in node if not str(key).startswith("_")}
+        inspect.signature(known[target]).bind(**given)
+    except TypeError as error:
+        raise InputError(f"{where}: {target} {one_line(error)}") from None

@@ -242,3 +242,16 @@ def test_a_finished_grid_with_too_many_failures_ends_again_so(main, tmp_path):
         ended = main(*sweep, "hydra.sweeper.max_failure_rate=0.1")
         assert ended.code == 1
         assert "1 trials failed, more than" in ended.err
+
+
+def test_foreign_letters_interpolations_and_globs_on_the_command_line(main, tmp_path):
+    words = [*without("hydra.sweeper.study_name"), "hydra.sweeper.study_name=ünï 🙂"]
+    glob = "init=glob([xavier*,z*],exclude=*_*)"
+    ended = main("-m", *words, glob, "hydra.sweep.subdir=j${hydra.job.num}")
+
+    assert ended.code == 0, ended.err
+    assert ended.lines[0].startswith("iolaus: hydra.sweep.subdir has no effect: trials are in")
+    found = study(tmp_path, "ünï 🙂")
+    assert [t.params["init"] for t in found.trials] == ["xavier", "zeros"]
+    assert (tmp_path / "outputs/studies/ünï 🙂/0/metrics.json").is_file()
+    assert "hydra.sweep.subdir=j${hydra.job.num}" in found.user_attrs["iolaus.sweep"]["hydra"]

@@ -7,14 +7,13 @@
     int(interval(1,32))                         int, both ends included
     tag(log, interval(1e-4,1))                  drawn from the logarithm; also int and int range
     sort(...)  shuffle(...)                     choices in that order
+    optimizer=glob(*)  glob(a*,exclude=adam)    options of a config group
 
 `shuffle` draws its order from the key and the values, so that the same command resumes the same
 space. A range that runs downwards is the same set of numbers, upwards. A YAML may also hold the
 mappings of older hydra-optuna-sweeper configs: {type: float, low:, high:, log:, step:}, the same
 with type int, and {type: categorical, choices: [...]}; their ends are included. Other than
 hydra-optuna-sweeper, whose range(1,5) includes 5, ranges mean here what they mean to Hydra.
-
-Called by `declare.py` and `space.py`.
 """
 
 from __future__ import annotations
@@ -26,6 +25,7 @@ from decimal import Decimal
 from math import ceil, inf, isfinite
 from typing import Any, Literal
 
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import (
     ChoiceSweep,
@@ -45,13 +45,17 @@ from iolaus.sweep.parameter import Label, Parameter
 
 _PARSER = OverridesParser.create()
 _PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_./-]*")
-_PARSER_WORDS = re.compile(r"no viable|mismatched input|extraneous|missing [A-Z]|token recogn")
+_PARSER_WORDS = re.compile(
+    r"Lexer|no viable|mismatched input|extraneous|missing [A-Z]|token recogn"
+)
 _RESERVED = {"null", "true", "false", "nan", "inf"}
 _FIELDS = {
     "float": {"type", "low", "high", "log", "step"},
     "int": {"type", "low", "high", "log", "step"},
     "categorical": {"type", "choices"},
 }
+FIELDS = ("type", "low", "high", "log", "step", "choices")
+"""What a mapping of older configs may hold."""
 
 
 def text_of(value: Any) -> str:
@@ -102,7 +106,7 @@ def _explain(text: str, message: str) -> str:
     reason = one_line(" ".join(lines))
     if _PARSER_WORDS.match(reason):  # what the parser expected where is no help to people
         reason = "it must look like KEY=VALUE or KEY=VALUE,VALUE, with quotes around '=' or spaces"
-    return f"'{text}' cannot be read: {reason}"
+    return f"'{one_line(text, 80)}' cannot be read: {reason}"
 
 
 def parameter(override: Override) -> Parameter:
@@ -111,7 +115,8 @@ def parameter(override: Override) -> Parameter:
     Raises:
         InputError: one line saying which rule the values break.
     """
-    key, value = override.get_key_element(), override.value()
+    key = override.get_key_element()
+    value: Any = override.value()
     written = str(override.input_line)
     tags = value.tags if isinstance(value, Sweep) else set()
     for tag in sorted(tags - {"log"}):
@@ -129,7 +134,13 @@ def parameter(override: Override) -> Parameter:
         return _choice(key, value.list, value.shuffle, written)
     if isinstance(value, list | dict | str | int | float | None):
         return _choice(key, [value], False, written)
-    raise InputError(f"glob(...) is not supported, list the options of {written} instead")
+    assert isinstance(value, Glob)
+    hydra = GlobalHydra.instance().hydra
+    loader: Any = hydra and hydra.config_loader
+    options = loader.get_group_options(override.key_or_group) if loader else []
+    if not options:
+        raise InputError(f"glob(...) needs a config group, got {written}")
+    return _choice(key, value.filter(options), False, written)
 
 
 def from_mapping(key: str, mapping: Mapping[str, Any]) -> Parameter:
