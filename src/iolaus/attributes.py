@@ -17,9 +17,9 @@ Of a trial:
     iolaus.lost         why it ended without a result of its own
     iolaus.retried      true on a FAIL that another trial replaces, so that it is not finished
     iolaus.retry_of     on a replacement: number of the first trial of the line
-    iolaus.continues    on a replacement of a lost trial: that trial's number, in whose folder a
-                        checkpoint may be
-    iolaus.retries      on a replacement: how often the line was lost
+    iolaus.continues    on a replacement: number of the replaced trial, whose folder it takes over
+    iolaus.retries      on a replacement: how often in a row the line was lost without progress
+    iolaus.progress     on a replacement: last step reported and steps checkpointed by the line
     iolaus.planned      most steps it may take, where a sweep has a budget of steps
     iolaus.effect       what it does (`effect.py`), of a trial that is or was to be trained
     equals              number of the trial of the same effect whose numbers it has
@@ -43,6 +43,7 @@ RETRIED = "iolaus.retried"
 RETRY_OF = "iolaus.retry_of"
 CONTINUES = "iolaus.continues"
 RETRIES = "iolaus.retries"
+PROGRESS = "iolaus.progress"
 PLANNED = "iolaus.planned"
 EFFECT = "iolaus.effect"
 EQUALS = "equals"

@@ -11,6 +11,7 @@ import logging
 import math
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -20,7 +21,7 @@ from iolaus import checkpoint, device, graph, streams
 from iolaus.errors import InputError, IolausError, one_line
 from iolaus.monitor import Monitor, Raised, telling
 from iolaus.program import Program
-from iolaus.slot import Slot, not_started
+from iolaus.slot import Slot, not_started, trace_of
 from iolaus.spec import State, TrialResult, TrialSpec
 from iolaus.step import Step
 from iolaus.steps import Moments, Steps
@@ -123,7 +124,8 @@ class Engine:
             if len(self.live) > 1 or self._may_be_crowded(error):
                 raise Broken([slot.spec for _, slot in self.live], error) from error
             reason = f"{type(error).__name__}: {one_line(error)}"
-            yield from [self._end(place, "failed", reason) for place, _ in self.live]
+            ended = [self._end(place, "failed", reason) for place, _ in self.live]
+            yield from [replace(result, trace=trace_of(error)) for result in ended]
         self.checkpoint(due=True)
 
     def checkpoint(self, *, due: bool) -> None:

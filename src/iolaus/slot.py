@@ -7,6 +7,7 @@ through `state`/`restore` by `checkpoint.py`.
 from __future__ import annotations
 
 import math
+import traceback
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from iolaus import optim, streams
-from iolaus.errors import EnvironmentFault, one_line
+from iolaus.errors import EnvironmentFault, IolausError, one_line
 from iolaus.program import Program
 from iolaus.spec import State, TrialResult, TrialSpec
 
@@ -196,4 +197,10 @@ def not_started(spec: TrialSpec, error: Exception) -> TrialResult:
         device="",
         objective=spec.config.objective,
         error=one_line(error),
+        trace=None if isinstance(error, IolausError) else trace_of(error),
     )
+
+
+def trace_of(error: Exception) -> str:
+    """The traceback of what a user's module raised."""
+    return "".join(traceback.format_exception(error))

@@ -21,6 +21,7 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from iolaus.attributes import RETRY_OF
 from iolaus.errors import EnvironmentFault, InputError, one_line
 from iolaus.overrides import REFUSALS
 from iolaus.sweep import points, reporting
@@ -116,6 +117,10 @@ class Other:
             self._fixed = self.compose(list(plan.space.fixed))
         return self._fixed
 
+    def checkpointed(self, folder: Path, number: int) -> int:
+        """What the app keeps is not known."""
+        return 0
+
     def runner(self, plan: Plan, folder: Path, verdicts: Verdicts) -> Caller:
         """What a worker runs its trials with."""
         return Caller(self, verdicts)
@@ -141,7 +146,9 @@ class Caller:
         except REFUSALS as error:
             return Outcome.failed(asked, one_line(error))
         with open_dict(config):
-            config.hydra.job.id, config.hydra.job.num = str(asked.number), asked.number
+            # In the folder of the first try, where the app may have checkpoints of its own.
+            number = asked.trial.user_attrs.get(RETRY_OF, asked.number)
+            config.hydra.job.id, config.hydra.job.num = str(number), number
         try:
             with reporting.running(asked, self.verdicts) as reports:
                 returned = self._called(config)
@@ -188,10 +195,10 @@ def _read(asked: Asked, returned: JobReturn) -> Outcome:
     if isinstance(value, optuna.TrialPruned):
         return Outcome(asked, "pruned")
     if returned.status == JobStatus.FAILED:
-        _keep_traceback(value)
+        trace = _keep_traceback(value)
         # The job's frame and its exception hold each other, and with them all that it allocated.
         traceback.clear_frames(value.__traceback__)
-        return Outcome.failed(asked, f"{type(value).__name__}: {_text(value, 300)}")
+        return Outcome.failed(asked, f"{type(value).__name__}: {_text(value, 300)}", trace)
     several = isinstance(value, list | tuple)
     try:
         values = tuple(float(item) for item in (value if several else [value]))
@@ -208,10 +215,14 @@ def _text(value: Any, limit: int = 80) -> str:
         return f"a {type(value).__name__}"
 
 
-def _keep_traceback(error: BaseException) -> None:
-    """Put it into the job's own log file; the console gets one line for each failed trial."""
+def _keep_traceback(error: BaseException) -> Path | None:
+    """Put it into the job's own log file, and say which that is; the console gets one line for each
+    failed trial."""
+    file = None
     trace = (type(error), error, error.__traceback__)
     record = log.makeRecord(log.name, logging.ERROR, __file__, 0, "the task raised", (), trace)
     for handler in logging.getLogger().handlers:
         if isinstance(handler, logging.FileHandler):
             handler.handle(record)
+            file = Path(handler.baseFilename)
+    return file

@@ -68,9 +68,8 @@ class Plan:
         n_jobs: workers.
         timeout_s: no trial begins later than this after the start.
         max_steps_total: no trial begins once all trials together have taken so many steps.
-        max_failure_rate: the share of failed trials above which the sweep ends; points of a grid
-            that had failed before and fail again count as a share of the whole study.
-        max_restarts: how often a trial whose worker died is run again.
+        max_failure_rate: the share of the study's trials that may fail (see `failure_rate.py`).
+        max_restarts: how often in a row a trial whose worker died is run again without progress.
         enqueue: points to try first, by parameter name, perhaps incomplete.
         constraints: what a trial must keep to be feasible.
         custom_search_space: dotted name of a function (config, trial) that suggests more.

@@ -14,6 +14,7 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,7 +25,7 @@ from optuna.trial import TrialState
 
 from iolaus import files, progress, storage
 from iolaus.analysis.read import trials_of
-from iolaus.attributes import SWEEP
+from iolaus.attributes import LOST, SWEEP
 from iolaus.errors import NothingCompleted, Stopped, TrainingFailed, one_line
 from iolaus.sweep import dry_run, plan, studies, twins, worker
 from iolaus.sweep.failure_rate import too_many_failed
@@ -116,20 +117,18 @@ def sweep(
         if SWEEP not in study.user_attrs:
             study.set_user_attr(SWEEP, _asked(chosen, arguments, hydra, app))
         folder = studies.folder_of(opened, study, STUDIES.absolute())
-        ledger = ledger_of(chosen, study)
+        ledger = ledger_of(chosen, study, partial(app.checkpointed, folder))
         _take_up(chosen, ledger)
         deadline = began + chosen.timeout_s if chosen.timeout_s else math.inf
-        before = ledger.counts() | {"again": ledger.tried_again()}
-        crew = Crew(chosen, app, folder, before, deadline)
+        crew = Crew(chosen, app, folder, deadline)
         single = chosen.directions[0] if len(chosen.directions) == 1 else None
         board = Scoreboard(ledger, journal_of(study), single, chosen.objectives[0])
         _announce(chosen, ledger)
-        code = None
-        if ledger.total is None or ledger.counts()["remaining"]:
+        code, counts = None, ledger.counts()
+        to_go = ledger.total is None or counts["remaining"]
+        if to_go and not too_many_failed(chosen, counts):
             code = launch(crew, study, board, launcher)
-        _conclude(crew, study, ledger, code, results or folder)
-        if not temporary:
-            _show(chosen, study, url)
+        _conclude(crew, study, ledger, code, results or folder, "" if temporary else url)
 
 
 def _asked(
@@ -169,25 +168,26 @@ def _announce(chosen: Plan, ledger: Ledger) -> None:
 
 
 def _conclude(
-    crew: Crew, study: optuna.Study, ledger: Ledger, code: int | None, results: Path
+    crew: Crew, study: optuna.Study, ledger: Ledger, code: int | None, results: Path, url: str
 ) -> None:
-    """Say what came of it, and end as it ended."""
+    """Show what came of it, and end as it ended; with a `url` in the dashboard and a report too."""
     counts = ledger.counts()
     if code is not None:
         raise Stopped(
             f"interrupted with {counts['remaining']} trials to go; the same command goes on", code
         )
     rate = f"hydra.sweeper.max_failure_rate={crew.plan.max_failure_rate:g}"
-    too_many = too_many_failed(crew.plan, dict(crew.before), counts)
+    too_many = too_many_failed(crew.plan, counts, ended=True)
+    hopeless = counts["remaining"] and too_many_failed(crew.plan, counts)
+    early = f"; {rate} ended it early" if hopeless else ""
+    if not counts["running"] + counts["waiting"] and crew.folder.is_dir():
+        from iolaus.sweep import trial_folder
+
+        trial_folder.tidy(crew.folder, *ledger.without_result())
     if not counts["done"]:
-        early = f"; {rate} ended it early" if too_many and counts["remaining"] else ""
         raise NothingCompleted(
             f"no trial of study {crew.plan.study} completed: {counts['pruned']} pruned, "
             f"{counts['failed']} failed{early}{_because(study)}"
-        )
-    if too_many:
-        raise TrainingFailed(
-            f"{counts['failed']} trials failed, more than {rate} allows{_because(study)}"
         )
     from iolaus.analysis import terminal
 
@@ -199,6 +199,13 @@ def _conclude(
     _write_results(study, results)
     if crew.folder.is_dir():
         _say(f"all of it is in {progress.shown(crew.folder)}")
+    if url:
+        _show(crew.plan, study, url)
+    if too_many:
+        raise TrainingFailed(
+            f"{counts['failed']} of {finished} trials failed, more than {rate} allows"
+            f"{early}{_because(study)}"
+        )
 
 
 def _say(line: str) -> None:
@@ -231,7 +238,8 @@ def _relative(url: str) -> str:
 def _because(study: optuna.Study) -> str:
     """The most frequent reason of failed trials."""
     failed = [trial for trial in trials_of(study) if trial.state == TrialState.FAIL]
-    reasons = [one_line(t.user_attrs["error"], 200) for t in failed if "error" in t.user_attrs]
+    errors = [t.user_attrs.get("error") or t.user_attrs.get(LOST) for t in failed]
+    reasons = [one_line(error, 200) for error in errors if error]
     return f"; most often: {max(set(reasons), key=reasons.count)}" if reasons else ""
 
 

@@ -1,8 +1,7 @@
 """Trains the trials of one worker: asked ones become specs, results become outcomes.
 
 The engine's monitor and Optuna's study meet here: evaluations become reports, the pruner's verdicts
-end trials. Made by `own.py`, driven by `worker.py`. Its sibling for other Hydra applications is
-`other.Caller`.
+end trials. Its sibling for other Hydra applications is `other.Caller`.
 """
 
 from __future__ import annotations
@@ -100,13 +99,17 @@ class Trainer(Monitor):
         for asked in _chain(first, rest):
             try:
                 run_config = self.equal.config_of(asked)
-                preflight.see_own_packages(run_config)
             except (IolausError, HydraException, OmegaConfBaseException) as error:
                 self.verdicts.tell(Outcome.failed(asked, one_line(error)))
                 continue
             place = TrialFolder(self.folder / str(asked.number))
             spec = TrialSpec(run_config, number=asked.number, folder=place.path)
             place.begin(spec, asked.overrides, self._line(asked))
+            try:
+                preflight.see_own_packages(run_config)
+            except IolausError as error:
+                self.verdicts.tell(Outcome.failed(asked, one_line(error)))
+                continue
             members = seeds.members(spec)
             self._members = len(members)
             self._groups[spec.number] = (asked, Group(spec, len(members)), place)
@@ -124,7 +127,7 @@ class Trainer(Monitor):
             asked.trial.set_user_attr(PLANNED, steps)
 
     def _line(self, asked: Asked) -> list[int]:
-        """Numbers of the lost trials that a trial stands for, the last one first."""
+        """Numbers of the trials that a trial replaces, the last one first."""
         numbers: list[int] = []
         number, study = asked.continues, self.verdicts.study
         storage = study._storage  # `get_trials` would read the whole study
@@ -177,7 +180,10 @@ class Trainer(Monitor):
         finite = {key: _finite(value) for key, value in attributes.items()}
         values_of = metrics | numbers
         objectives = tuple(float(values_of.get(n, math.nan)) for n in self.plan.objectives)
-        return Outcome(asked, group.state, objectives, finite, numbers=values_of)
+        trace = None
+        if group.spec.folder is not None and any(result.trace for result in results):
+            trace = group.spec.folder / "iolaus.log"
+        return Outcome(asked, group.state, objectives, finite, values_of, trace)
 
     # --- what the engine tells -------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -22,7 +23,7 @@ from iolaus.sweep.pruners import RungPruner
 class Asked:
     """A trial that this worker runs: Optuna's trial and the overrides that make it.
 
-    `continues` is the number of the lost trial whose checkpoints it may go on from.
+    `continues` is the number of the trial that it replaces, whose folder it takes over.
     """
 
     trial: optuna.Trial
@@ -45,6 +46,7 @@ class Outcome:
         values: its objectives; they count only when it is complete.
         attributes: user attributes, as JSON knows them.
         numbers: what constraints may name.
+        trace: the log file that holds the traceback of what it raised.
     """
 
     asked: Asked
@@ -52,11 +54,12 @@ class Outcome:
     values: tuple[float, ...] = ()
     attributes: Mapping[str, Any] = field(default_factory=dict)
     numbers: Mapping[str, float] = field(default_factory=dict)
+    trace: Path | None = None
 
     @classmethod
-    def failed(cls, asked: Asked, reason: str) -> Outcome:
+    def failed(cls, asked: Asked, reason: str, trace: Path | None = None) -> Outcome:
         """A trial that never got to train, or raised."""
-        return cls(asked, "failed", attributes={"error": reason})
+        return cls(asked, "failed", attributes={"error": reason}, trace=trace)
 
 
 class Stop:
