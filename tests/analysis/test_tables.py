@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from io import StringIO
 from typing import Any
 
@@ -254,3 +255,59 @@ def test_the_longer_side_of_a_pivot_goes_down():
         add(study, 0.5, "he", activation)
         add(study, 0.5, "ones", activation)
     assert "down: model.activation, across: init" in printed(study)
+
+
+def tied(direction: str) -> optuna.Study:
+    """Six trials: the best value came in twice, first with the value that was declared last."""
+    study = new(direction)
+    best = 1.0 if direction == "maximize" else 0.0
+    for number, init in enumerate(("he", "ones", "zeros", "uniform", "xavier_uniform", "normal")):
+        value = best if init in ("ones", "xavier_uniform") else 0.5
+        add(study, value, init, params={"optimizer.lr": 0.1 + 0.01 * number})
+    return study
+
+
+@pytest.mark.parametrize("direction", ["maximize", "minimize"])
+def test_of_equal_trials_the_earlier_is_first_wherever_the_best_are_picked(direction) -> None:
+    import iolaus
+    from iolaus.analysis import listing
+    from iolaus.analysis.doctor.evidence import Evidence
+    from iolaus.analysis.library import OpenStudy
+    from iolaus.analysis.plots.material import Material
+    from iolaus.analysis.ranking import best_trials
+    from iolaus.analysis.report import facts, found
+
+    study = tied(direction)
+    opened = OpenStudy(study, "memory")
+    df = opened.frame
+    expected = [1, 4, 0, 2, 3, 5]
+    assert iolaus.best(df)["number"].tolist() == expected
+    assert [trial.number for trial in best_trials(study)] == expected
+    rows = [line.split() for line in printed(study)]
+    shown = [int(row[0]) for row in rows if row and row[0].isdigit()]
+    assert shown == expected
+    assert [int(numbers[0]) for numbers in Evidence(opened).configurations["numbers"]] == expected
+    material = Material(opened)
+    assert material.best_first(material.good)["number"].tolist() == expected
+    assert "(trial 1)" in listing._line(study).best
+    assert "trial 1" in facts.tiles(df)[0].says
+    section = found.top(opened, df)
+    assert section is not None
+    numbers = re.findall(r"<tr>(?:<th[^>]*>|<td[^>]*>)(\d+)<", section.content)
+    assert [int(text) for text in numbers] == expected
+    assert found._again(opened, 1) in section.content
+    # An order of rows that a person chose is no reason for another best.
+    turned = df.iloc[::-1]
+    assert iolaus.best(turned)["number"].tolist() == expected
+
+
+def test_the_front_is_ordered_by_its_objectives_then_by_the_earlier_trial() -> None:
+    from iolaus.analysis.ranking import best_rows, best_trials
+
+    study = optuna.create_study(directions=["maximize", "minimize"], study_name="front")
+    for values in ((0.5, 1.0), (0.9, 3.0), (0.5, 1.0), (0.9, 3.0), (0.9, 4.0), (0.7, 2.0)):
+        study.add_trial(create_trial(values=values))
+    assert [trial.number for trial in best_trials(study)] == [1, 3, 5, 0, 2]
+    assert best_rows(frame(study))["number"].tolist() == [1, 3, 5, 0, 2]
+    rows = [line.split() for line in printed(study)]
+    assert [int(row[0]) for row in rows if row and row[0].isdigit()] == [1, 3, 5, 0, 2]

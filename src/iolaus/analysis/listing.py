@@ -10,12 +10,12 @@ from datetime import datetime
 
 import optuna
 from optuna.storages import BaseStorage
-from optuna.trial import TrialState
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from iolaus.analysis.frame import STATES, is_retried, objectives
+from iolaus.analysis.ranking import best_trials
 from iolaus.analysis.read import trials_of
 from iolaus.analysis.terminal import number
 
@@ -52,21 +52,11 @@ def _line(study: optuna.Study) -> Line:
     counts = {state: states.count(state) for state in ORDER if state in states}
     times = [time for t in trials for time in (t.datetime_start, t.datetime_complete) if time]
     goals = objectives(study)
-    feasible = [
-        trial
-        for trial in trials
-        if trial.state == TrialState.COMPLETE
-        and trial.values
-        and all(violation <= 0 for violation in trial.constraints.values())
-    ]
-    best = ""
-    if feasible and len(goals) > 1:
-        best = f"{', '.join(name for name, _ in goals)}: {len(study.best_trials)} on the front"
-    elif feasible:
-        [(name, direction)] = goals
-        pick = max if direction == "maximize" else min
-        first = pick(feasible, key=lambda trial: trial.values[0])
-        best = f"{name} {number(first.values[0])} (trial {first.number})"
+    found, best = best_trials(study, trials), ""
+    if found and len(goals) > 1:
+        best = f"{', '.join(name for name, _ in goals)}: {len(found)} on the front"
+    elif found:
+        best = f"{goals[0][0]} {number(found[0].values[0])} (trial {found[0].number})"
     return Line(str(study.study_name), counts, best, max(times, default=None))
 
 

@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from iolaus.analysis.frame import STATES, frame, ranks
+from iolaus.analysis.ranking import best_rows, order
 from iolaus.analysis.tables import statistics, tried_ones
 from iolaus.errors import one_line
 
@@ -61,7 +62,7 @@ def show(
     title = ", ".join(f"{name} ({direction})" for name, direction in goals.items())
     title = f"{study.study_name}: {title}"
     if len(goals) > 1:
-        _show_front(console, df, [trial.number for trial in study.best_trials], varying, title)
+        _show_front(console, df, varying, title)
     else:
         keys = [key for key in varying if key.rpartition(".")[2] != "seed"]
         if len(keys) == 2 and all(df.attrs["keys"][key]["finite"] for key in keys):
@@ -82,7 +83,7 @@ def _show_means(console: Console, df: pd.DataFrame, keys: list[str], title: str)
     numbers = tried["number"].where(tried["state"] == "complete").groupby(codes)
     stats["trial"], stats["trials"] = numbers.first(), numbers.count()
     done = stats[stats["n"] > 0]
-    done = done.sort_values("mean", ascending=direction == "minimize", kind="stable")
+    done = done.iloc[order(done["mean"], done["trial"], [direction])]
     limit = {1: MAX_ROWS, 2: MAX_SIDE}.get(len(keys), 0)
     finite = all(df.attrs["keys"][key]["finite"] for key in keys)
     is_grid = finite and all(len(side) <= limit for side in labels)
@@ -146,16 +147,9 @@ def _show_grid(
     _show_columns(console, first, rest)
 
 
-def _show_front(
-    console: Console, df: pd.DataFrame, front: list[int], keys: list[str], title: str
-) -> None:
-    """Print the trials whose numbers are in `front`, by the first objective, best first."""
-    goals = df.attrs["objectives"]
-    if not front:
-        _line(console, f"{title}: no trial keeps its constraints")
-        return
-    (value, direction), *_ = goals.items()
-    points = df[df["number"].isin(front)].sort_values(value, ascending=direction == "minimize")
+def _show_front(console: Console, df: pd.DataFrame, keys: list[str], title: str) -> None:
+    """Print the Pareto front."""
+    goals, points = df.attrs["objectives"], best_rows(df)
     shown = points.head(BEST)
     _line(console, f"{title}; {len(shown)} of {len(points)} on the Pareto front")
     first = [("trial", [Text(str(number)) for number in shown["number"]])]

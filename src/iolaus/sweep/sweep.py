@@ -23,6 +23,7 @@ from optuna.exceptions import ExperimentalWarning
 from optuna.trial import TrialState
 
 from iolaus import files, progress, storage
+from iolaus.analysis.ranking import best_trials
 from iolaus.analysis.read import trials_of
 from iolaus.attributes import SWEEP
 from iolaus.errors import NothingCompleted, Stopped, TrainingFailed, one_line
@@ -236,18 +237,17 @@ def _because(study: optuna.Study) -> str:
 
 
 def _write_results(study: optuna.Study, folder: Path) -> None:
-    """optimization_results.yaml, as hydra-optuna-sweeper writes it."""
-    if len(study.directions) == 1:
-        try:
-            best = study.best_trial
-        except ValueError:  # all are complete and none is feasible
-            _say("no trial keeps hydra.sweeper.constraints")
-            return
-        found: dict[str, Any] = {"best_params": dict(best.params), "best_value": best.value}
+    """optimization_results.yaml as hydra-optuna-sweeper writes it, its `name: optuna` included."""
+    best = best_trials(study)
+    if len(study.directions) > 1:
+        front = [{"params": dict(t.params), "values": list(t.values)} for t in best]
+        found: dict[str, Any] = {"solutions": front}
+    elif best:
+        found = {"best_params": dict(best[0].params), "best_value": best[0].value}
     else:
-        front = [{"params": dict(t.params), "values": list(t.values)} for t in study.best_trials]
-        found = {"solutions": front}
-    text = yaml.safe_dump({"name": "iolaus", **found}, sort_keys=False, allow_unicode=True)
+        _say("no trial satisfies hydra.sweeper.constraints")
+        return
+    text = yaml.safe_dump({"name": "optuna", **found}, sort_keys=False, allow_unicode=True)
     folder.mkdir(parents=True, exist_ok=True)
     files.write_bytes(folder / RESULTS, text.encode())
 

@@ -12,6 +12,7 @@ import pandas as pd
 
 from iolaus.analysis.library import OpenStudy
 from iolaus.analysis.plots.words import word
+from iolaus.analysis.ranking import order
 
 MOST_POINTS = 2_000
 """Trials that one plot draws."""
@@ -82,7 +83,7 @@ class Material:
 
     def best_first(self, df: pd.DataFrame) -> pd.DataFrame:
         """Rows by the first objective."""
-        return df.sort_values(self.value, ascending=self.minimized, kind="stable")
+        return df.iloc[order(df[self.value], df["number"], [self.direction])]
 
     @property
     def of_several(self) -> str:

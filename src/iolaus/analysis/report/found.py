@@ -13,8 +13,9 @@ import numpy as np
 import pandas as pd
 
 from iolaus.analysis.library import OpenStudy
+from iolaus.analysis.ranking import best_rows
 from iolaus.analysis.report.markup import label, number, prose, table, text
-from iolaus.analysis.tables import best, pivot
+from iolaus.analysis.tables import pivot
 from iolaus.attributes import IDENTITY
 
 BEST = 10
@@ -128,13 +129,12 @@ def top(opened: OpenStudy, df: pd.DataFrame) -> Section | None:
     if not (df["state"] == "complete").any():
         return None
     if len(goals) == 1:
-        shown = best(df, BEST)
+        shown = best_rows(df).head(BEST)
         key, title = "best", "Best trials"
         caption = f"The {len(shown)} best of {(df['state'] == 'complete').sum():,} complete trials"
     else:
-        (value, direction), *_ = goals.items()
-        front = df[df["number"].isin([trial.number for trial in opened.study.best_trials])]
-        shown = front.sort_values(value, ascending=direction == "minimize").head(BEST)
+        front = best_rows(df)
+        shown = front.head(BEST)
         key, title = "front", "Trials of the Pareto front"
         caption = f"{len(shown)} of {len(front):,} trials that no other beats in every objective"
     if shown.empty:
