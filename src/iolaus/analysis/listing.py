@@ -1,7 +1,4 @@
-"""`iolaus-study list`: the studies of a storage, a line each.
-
-Called by `cli.py`.
-"""
+"""`iolaus-study list`: the studies of a storage, a line each."""
 
 from __future__ import annotations
 
@@ -18,6 +15,7 @@ from iolaus.analysis.frame import STATES, is_retried, objectives
 from iolaus.analysis.ranking import best_trials
 from iolaus.analysis.read import trials_of
 from iolaus.analysis.terminal import number
+from iolaus.errors import printable
 
 ORDER = ("complete", "pruned", "failed", "running", "waiting")
 
@@ -76,5 +74,5 @@ def show(storage: BaseStorage, console: Console) -> None:
     for line in found:
         when = f"{line.last:%Y-%m-%d %H:%M}" if line.last else "never"
         counts = [str(line.counts.get(state, "")) for state in states]
-        table.add_row(Text(line.name), *counts, Text(line.best), when)
+        table.add_row(Text(printable(line.name)), *counts, Text(printable(line.best)), when)
     console.print(table)

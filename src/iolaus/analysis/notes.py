@@ -21,6 +21,7 @@ from iolaus.analysis.library import OpenStudy
 from iolaus.analysis.report.facts import command_of
 from iolaus.analysis.terminal import number
 from iolaus.attributes import EQUALS, LOST, OVERRIDES
+from iolaus.errors import one_line, printable_lines
 
 METRICS = (
     *("train_loss", "train_accuracy", "val_loss", "val_accuracy", "val_mse", "val_mae"),
@@ -47,7 +48,7 @@ def of_trial(study: str, goals: Sequence[str], trial: FrozenTrial, *, rerun: boo
     known = trial.user_attrs
     error = known.get("error") or known.get(LOST)
     if error:
-        parts += ["Why it ended:", fenced(str(error))]
+        parts += ["Why it ended:", fenced(one_line(error, LONGEST))]
     original = known.get(EQUALS)
     if isinstance(original, int):
         parts.append(f"Not trained again: it has the effect of trial {original}, and its numbers.")
@@ -89,6 +90,7 @@ def is_rerun_known(opened: OpenStudy) -> bool:
 
 def fenced(text: str) -> str:
     """`text` as a code block that nothing in it can end."""
+    text = printable_lines(text)
     text = text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
     longest = max((len(run) for run in re.findall("`+", text)), default=0)
     fence = "`" * max(3, longest + 1)

@@ -1,7 +1,4 @@
-"""What a sweep prints at its end: a pivot, or the best configurations.
-
-Called by the sweeper when a sweep ends.
-"""
+"""What a sweep prints at its end: a pivot, or the best configurations."""
 
 from __future__ import annotations
 
@@ -19,7 +16,7 @@ from rich.text import Text
 from iolaus.analysis.frame import STATES, frame, ranks
 from iolaus.analysis.ranking import best_rows, order
 from iolaus.analysis.tables import statistics, tried_ones
-from iolaus.errors import one_line
+from iolaus.errors import one_line, printable
 
 BEST = 10
 """How many configurations, or points of a Pareto front, are printed."""
@@ -212,7 +209,7 @@ def _label(label: Any) -> Text:
     if isinstance(label, bool | np.bool_):
         return Text(str(label).lower())
     if isinstance(label, str):
-        return Text("".join(c if c.isprintable() else "?" for c in label))
+        return Text(printable(label))
     if label is None or math.isnan(label):
         return Text("-")
     return Text(str(int(label)) if label == round(label, 0) and abs(label) < 1e7 else f"{label:g}")
@@ -232,5 +229,4 @@ def _counts(df: pd.DataFrame) -> str:
 
 
 def _line(console: Console, text: str) -> None:
-    printable = "".join(c if c.isprintable() else "?" for c in text)  # errors and names of studies
-    console.print(Text(printable), soft_wrap=True)
+    console.print(Text(printable(text)), soft_wrap=True)

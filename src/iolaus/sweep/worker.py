@@ -277,7 +277,9 @@ class Worker:
             if self.twins is not None:
                 self.twins.ended(outcome, told)
             if ending.state == TrialState.FAIL:
-                what = " ".join(w for w in asked.overrides if w not in self.plan.space.fixed)
+                what = one_line(
+                    " ".join(w for w in asked.overrides if w not in self.plan.space.fixed)
+                )
                 reason = ending.attributes.get("error")
                 log.warning("trial %d failed: %s (%s)", asked.number, reason, what)
         if any(ending.state == TrialState.FAIL for ending in endings):
