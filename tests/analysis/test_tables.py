@@ -233,7 +233,7 @@ def test_labels_are_text_and_not_markup_nor_control_codes() -> None:
     lines = printed(study)
     assert lines[0].startswith("[red]x:")
     names = [line.split()[0] for line in lines[2:]]
-    assert names == ["[bold]a", "b?[2J", "null", "true", "1e-07"]
+    assert names == ["[bold]a", "b", "null", "true", "1e-07"]
 
 
 def test_what_breaks_a_constraint_is_not_shown_as_best():

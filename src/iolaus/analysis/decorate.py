@@ -146,7 +146,7 @@ def _notes(opened: OpenStudy, trials: Iterable[FrozenTrial]) -> dict[int | None,
     rerun = notes.is_rerun_known(opened)
     texts: dict[int | None, str] = {None: notes.of_study(opened)}
     for trial in trials:
-        texts[trial._trial_id] = notes.of_trial(opened.name, goals, trial, rerun=rerun)
+        texts[trial._trial_id] = notes.of_trial(opened, goals, trial, rerun=rerun)
     return texts
 
 

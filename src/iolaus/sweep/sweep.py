@@ -22,12 +22,12 @@ import yaml
 from optuna.exceptions import ExperimentalWarning
 from optuna.trial import TrialState
 
-from iolaus import files, progress, storage
+from iolaus import commands, files, progress, storage
 from iolaus.analysis.ranking import best_trials
 from iolaus.analysis.read import trials_of
 from iolaus.attributes import SWEEP
 from iolaus.errors import NothingCompleted, Stopped, TrainingFailed, one_line
-from iolaus.sweep import dry_run, plan, studies, twins, worker
+from iolaus.sweep import dry_run, models_kept, plan, studies, twins, worker
 from iolaus.sweep.failure_rate import too_many_failed
 from iolaus.sweep.fallback import journal_of
 from iolaus.sweep.launch import Crew, Launch, launch
@@ -117,6 +117,7 @@ def sweep(
         if SWEEP not in study.user_attrs:
             study.set_user_attr(SWEEP, _asked(chosen, arguments, hydra, app))
         folder = studies.folder_of(opened, study, STUDIES.absolute())
+        models_kept.ask(study, chosen.keep_models)
         ledger = ledger_of(chosen, study)
         _take_up(chosen, ledger)
         deadline = began + chosen.timeout_s if chosen.timeout_s else math.inf
@@ -128,6 +129,8 @@ def sweep(
         code = None
         if ledger.total is None or ledger.counts()["remaining"]:
             code = launch(crew, study, board, launcher)
+        if app.origin["name"] == "iolaus":  # others keep what they want
+            models_kept.remove_others(study, folder)
         _conclude(crew, study, ledger, code, results or folder)
         if not temporary:
             _show(chosen, study, url)
@@ -219,14 +222,7 @@ def _show(chosen: Plan, study: optuna.Study, url: str) -> None:
         except Exception as error:  # the results are kept, whatever is wrong with a picture
             log.warning("the report could not be written: %s", one_line(error))
             log.debug("the report", exc_info=True)
-    place = _relative(storage.masked(url))
-    where = "" if place == storage.DEFAULT else f" --storage {place}"
-    _say(f"dashboard: iolaus-study dashboard{where}")
-
-
-def _relative(url: str) -> str:
-    prefix = f"sqlite:///{Path.cwd()}/"
-    return f"sqlite:///{url.removeprefix(prefix)}" if url.startswith(prefix) else url
+    _say(f"dashboard: {commands.study('dashboard', where=url)}")
 
 
 def _because(study: optuna.Study) -> str:

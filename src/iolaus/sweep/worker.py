@@ -277,11 +277,9 @@ class Worker:
             if self.twins is not None:
                 self.twins.ended(outcome, told)
             if ending.state == TrialState.FAIL:
-                what = one_line(
-                    " ".join(w for w in asked.overrides if w not in self.plan.space.fixed)
-                )
+                what = " ".join(w for w in asked.overrides if w not in self.plan.space.fixed)
                 reason = ending.attributes.get("error")
-                log.warning("trial %d failed: %s (%s)", asked.number, reason, what)
+                log.warning("trial %d failed: %s (%s)", asked.number, reason, one_line(what))
         if any(ending.state == TrialState.FAIL for ending in endings):
             counts = self.ledger.counts()
             self._too_many_failed = too_many_failed(self.plan, self.before, counts)

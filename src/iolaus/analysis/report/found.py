@@ -1,17 +1,14 @@
-"""Tables of what a study found: the pivot of what was swept, the best trials.
-
-Called by `page.py`.
-"""
+"""Tables of what a study found: the pivot of what was swept, the best trials."""
 
 from __future__ import annotations
 
 import math
-import shlex
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
+from iolaus import commands
 from iolaus.analysis.library import OpenStudy
 from iolaus.analysis.ranking import best_rows
 from iolaus.analysis.report.markup import label, number, prose, table, text
@@ -156,7 +153,7 @@ def _again(opened: OpenStudy, trial: int) -> str:
     """How a trial of iolaus is trained again, empty for other programs'."""
     if IDENTITY not in opened.user_attrs:
         return ""
-    command = f"iolaus-study rerun {shlex.quote(opened.name)} {trial}"
+    command = commands.study("rerun", opened.name, trial, where=opened.where)
     return f'<p class="note">Trained again alone and compared by <code>{prose(command)}</code>.</p>'
 
 
