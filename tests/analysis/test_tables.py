@@ -175,12 +175,12 @@ def test_continuous_keys_give_the_ten_best_configurations() -> None:
             add(study, i / 100 + seed, "he" if i else "ones", "relu", seed, params=lr)
     lines = printed(study)
     assert lines[0].endswith("mean ± std, n=2; the best 10 of 12")
-    assert lines[1].split() == ["val_accuracy", "init", "optimizer.lr"]
-    assert lines[2].split() == ["0.6100", "±", "0.7071", "he", "3.16228e-06"]
-    assert len(lines) == 12
+    assert lines[1].split() == ["val_accuracy", "optimizer.lr"]
+    assert lines[2].split() == ["0.6100", "±", "0.7071", "3.16228e-06"]
+    assert lines[12:] == ["the same in all: init=he"]
 
 
-def test_a_list_that_is_too_wide_drops_what_is_the_same_in_all() -> None:
+def test_a_list_has_no_column_for_a_key_of_one_value() -> None:
     study = new()
     for i in range(11):
         long = dict.fromkeys(list(DISTRIBUTIONS)[3:], i / 10) | {"optimizer.lr": 0.5}
@@ -190,7 +190,6 @@ def test_a_list_that_is_too_wide_drops_what_is_the_same_in_all() -> None:
     assert "".join(lines).count("val_accuracy") == 2  # in the title and over one table
     assert max(map(len, lines)) <= 80
     assert "…" not in "".join(lines)
-    assert "init" in printed(study, width=200)[1].split()
 
 
 def test_several_objectives_give_the_pareto_front() -> None:
@@ -311,3 +310,29 @@ def test_the_front_is_ordered_by_its_objectives_then_by_the_earlier_trial() -> N
     assert best_rows(frame(study))["number"].tolist() == [1, 3, 5, 0, 2]
     rows = [line.split() for line in printed(study)]
     assert [int(row[0]) for row in rows if row and row[0].isdigit()] == [1, 3, 5, 0, 2]
+
+
+def test_a_key_of_one_value_is_neither_a_column_nor_an_axis() -> None:
+    from iolaus.analysis.library import OpenStudy
+    from iolaus.analysis.plots.material import Material
+    from iolaus.analysis.report import facts, found
+
+    study = new()
+    for i in range(12):
+        params = {"optimizer.lr": 0.1 + 0.01 * i}
+        if i % 2:
+            params["training.seed"] = 3
+        add(study, i / 100, "he" if i else "ones", "relu", params=params)
+    lines = printed(study, 200)
+    assert lines[1].split() == ["trial", "val_accuracy", "optimizer.lr"]
+    assert lines[-1] == "the same in all: init=he"
+    opened = OpenStudy(study, "memory")
+    section = found.top(opened, opened.frame)
+    assert section is not None
+    assert ">init<" not in section.content
+    assert "the same in all: init he" in section.content
+    assert Material(opened).keys == ["init", "optimizer.lr"]
+    assert Material(opened).seeds == []
+    swept = dict(facts.listed(opened, opened.frame))["Swept"]
+    assert "model.activation" not in swept
+    assert "init" in swept

@@ -155,9 +155,9 @@ def _show_front(console: Console, df: pd.DataFrame, keys: list[str], title: str)
 
 
 def _show_list(console: Console, first: list[_Column], rest: list[_Column]) -> None:
-    """Print a row per configuration; keys that do not differ go into a line where it is tight."""
+    """Print a row per configuration; keys that have one value in all go into a line below."""
     same: list[_Column] = []
-    if _width([*first, *rest]) > console.width:
+    if len(first[0][1]) > 1:
         same = [column for column in rest if len({text.plain for text in column[1]}) == 1]
         rest = [column for column in rest if column not in same]
     if _width([*first, *rest]) > console.width:

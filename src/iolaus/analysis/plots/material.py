@@ -44,7 +44,7 @@ class Material:
         self.goals: dict[str, str] = self.df.attrs["objectives"]
         self.value, self.direction = next(iter(self.goals.items()))
         finished = self.df[self.df["state"].isin(("complete", "pruned", "failed"))]
-        varying = [key for key in self.df.attrs["keys"] if _varies(finished[key])]
+        varying = [key for key in self.df.attrs["keys"] if finished[key].nunique() > 1]
         self.seeds = [key for key in varying if key.rpartition(".")[2] == "seed"]
         self.keys = [key for key in varying if key not in self.seeds]
         good = (self.df["state"] == "complete") & (self.df[self.value].abs() < LARGEST)
@@ -109,7 +109,3 @@ def thin(material: Material, df: pd.DataFrame, most: int = MOST_POINTS) -> tuple
     chosen += list(random.choice(rest, min(len(rest), most - len(chosen)), replace=False))
     which = "the best, failed and pruned ones, others by chance"
     return df.loc[sorted(chosen)], f" Drawn are {most:,} of {len(df):,} trials: {which}."
-
-
-def _varies(values: pd.Series) -> bool:
-    return len(values.drop_duplicates()) > 1 and len(values.dropna().drop_duplicates()) > 0

@@ -106,7 +106,7 @@ def listed(opened: OpenStudy, df: pd.DataFrame) -> list[tuple[str, str]]:
             seed = entry.get("seed")
             more = f", seed {label(seed)}" if seed is not None else ""
             found.append((name.capitalize(), text(entry["name"]) + more))
-    swept = [f"<code>{text(key)}</code>" for key in df.attrs["keys"]]
+    swept = [f"<code>{text(key)}</code>" for key in df.attrs["keys"] if df[key].nunique() > 1]
     found.append(("Swept", ", ".join(swept)))
     if "device" in df:
         devices = df["device"].dropna().astype(str).unique().tolist()

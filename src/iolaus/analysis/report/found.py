@@ -138,13 +138,17 @@ def top(opened: OpenStudy, df: pd.DataFrame) -> Section | None:
         return None
     metrics = ("std", "test_accuracy", "val_loss", "steps", "seconds")
     seeds = [key for key in df.attrs["keys"] if key.rpartition(".")[2] == "seed"]
-    columns = [*goals, *varying(df), *seeds, *(name for name in metrics if name in df)]
+    same = {key for key in varying(df) if len(shown) > 1 and shown[key].nunique(dropna=False) == 1}
+    keys = [key for key in varying(df) if key not in same]
+    columns = [*goals, *keys, *seeds, *(name for name in metrics if name in df)]
     columns = [name for name in dict.fromkeys(columns) if shown[name].notna().any()]
     rows = [
         [str(row["number"]), *(_value(name, row[name], goals) for name in columns)]
         for row in shown.to_dict("records")
     ]
     head = ["trial", *(_title(name, shown[name]) for name in columns)]
+    pairs = [f"{text(key)} {label(shown[key].iloc[0])}" for key in varying(df) if key in same]
+    caption += f"; the same in all: {', '.join(pairs)}" if pairs else ""
     content = table(head, rows, caption, kind="best-of") + _again(opened, shown["number"].iloc[0])
     return Section(key, title, content)
 
