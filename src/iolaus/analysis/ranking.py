@@ -87,4 +87,5 @@ def best_trials(
 def _losses(values: npt.ArrayLike, directions: Iterable[str]) -> Floats:
     """(N, objectives), less is better."""
     signs = [1.0 if direction == "minimize" else -1.0 for direction in directions]
-    return np.asarray(values, dtype=np.float64).reshape(-1, len(signs)) * np.array(signs)
+    losses: Floats = np.asarray(values, dtype=np.float64).reshape(-1, len(signs)) * np.array(signs)
+    return losses
