@@ -336,3 +336,20 @@ def test_a_key_of_one_value_is_neither_a_column_nor_an_axis() -> None:
     swept = dict(facts.listed(opened, opened.frame))["Swept"]
     assert "model.activation" not in swept
     assert "init" in swept
+
+
+def test_one_complete_trial_of_four_gives_a_table_and_a_report(tmp_path) -> None:
+    from iolaus.analysis import report
+    from iolaus.analysis.library import OpenStudy
+
+    study = new()
+    for i in range(3):
+        attrs = {"error": "\x1b[31mtrain_loss became nan\x1b[0m"}
+        add(study, None, INITS[i], state=TrialState.FAIL, user_attrs=attrs)
+    add(study, 0.5, "ones")
+    lines = printed(study)
+    assert lines[-1] == "1 complete, 3 failed, failed most often with: train_loss became nan"
+    page = report.write(OpenStudy(study, "memory"), tmp_path / "s.html").read_text()
+    assert "\x1b" not in page
+    assert "[31m" not in page
+    assert "0.5000" in page
