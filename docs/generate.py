@@ -57,6 +57,8 @@ MEANING = {
     "custom_search_space": "dotted name of a function (config, trial) that suggests more",
     "on_mismatch": "a study of this name with other trials: refuse, or open NAME_2 (new)",
     "duplicates": "trials of equal effect: train one of them (once) or all (train)",
+    "keep_models": "trials whose best.pt is kept in the end: best (the Pareto front of "
+    "several objectives), all, none, or how many of the best",
     "trusted_storage": "allow cmaes, which unpickles from the storage",
     "report": "write outputs/reports/STUDY.html, and notes and files for the dashboard, at the end",
     "dry_run": "print what would be done, and do nothing",

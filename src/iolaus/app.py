@@ -24,7 +24,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from iolaus import compat, config, overrides, preflight, seeds, usage
+from iolaus import commands, compat, config, overrides, preflight, seeds, usage
 from iolaus.errors import (
     EXIT_INTERRUPTED,
     EXIT_TERMINATED,
@@ -129,7 +129,7 @@ def _run(run_config: RunConfig, folder: Path) -> float:
             results = list(train(seeds.members(spec), logger.follow(spec, folder, watch)))
     except Interrupted as stop:
         where = f"interrupted at step {stop.step}"
-        stop.args = (f"{where}; go on with: iolaus --resume {shown(folder)}",)
+        stop.args = (f"{where}; go on with: {commands.shell('iolaus', '--resume', shown(folder))}",)
         raise
     summary = run_folder.summary_of(spec, results)
     if summary["state"] == "complete":

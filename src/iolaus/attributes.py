@@ -5,6 +5,7 @@ Of a study:
     iolaus.identity     what makes a sweep the same question: space, objectives, config (JSON)
     iolaus.sweep        how it was first asked: arguments, hydra, sampler, pruner, total
     iolaus.folder       the folder of its trials, in outputs/studies
+    iolaus.keep_models  the most models that any command asked to keep
     iolaus.environment.KEY  versions, git commit and device of a worker (`environment.py`)
 
 Of a trial:
@@ -32,6 +33,7 @@ PREFIX = "iolaus."
 IDENTITY = "iolaus.identity"
 SWEEP = "iolaus.sweep"
 FOLDER = "iolaus.folder"
+KEEP_MODELS = "iolaus.keep_models"
 
 WORKER = "iolaus.worker"
 ENVIRONMENT = "iolaus.environment"

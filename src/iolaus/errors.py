@@ -1,14 +1,20 @@
 """Errors that people read: one line, the rule, the value, what is allowed, the nearest match.
 
 Everything that a user can cause derives from `IolausError` and carries the exit code that the
-command line ends with. Called by every module; imports nothing of iolaus.
+command line ends with. Imports nothing of iolaus.
 """
 
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Sequence
 
+_ESCAPES = re.compile(
+    r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]"  # colours, cursor
+    r"|\x1b[]PX^_][^\x07\x1b]*(?:\x07|\x1b\\)"  # titles, links
+    r"|\x1b[ -/]*[0-~]"
+)
 EXIT_TRAINING = 1
 EXIT_INPUT = 2
 EXIT_ENVIRONMENT = 3
@@ -19,9 +25,13 @@ EXIT_TERMINATED = 143
 
 
 class IolausError(Exception):
-    """Base of all errors with a message for people; `exit_code` is the process's exit status."""
+    """Base of all errors with a message for people, of printable characters; `exit_code` is the
+    process's exit status."""
 
     exit_code = EXIT_TRAINING
+
+    def __init__(self, message: object = ""):
+        super().__init__(printable_lines(message))
 
 
 class InputError(IolausError):
@@ -30,7 +40,8 @@ class InputError(IolausError):
     exit_code = EXIT_INPUT
 
     def __init__(self, mistakes: str | Sequence[str]):
-        self.mistakes = [mistakes] if isinstance(mistakes, str) else list(mistakes)
+        mistakes = [mistakes] if isinstance(mistakes, str) else mistakes
+        self.mistakes = [printable_lines(mistake) for mistake in mistakes]
         super().__init__("\n".join(self.mistakes))
 
 
@@ -72,7 +83,21 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f"; did you mean '{closest}'?"
 
 
+def printable(text: object, instead: str = "?") -> str:
+    """`text` without escape sequences of terminals, other control characters as `instead`."""
+    plain = str(text)
+    if not plain.isprintable():
+        plain = _ESCAPES.sub("", plain)
+        plain = "".join(c if c.isprintable() else instead for c in plain)
+    return plain
+
+
+def printable_lines(text: object) -> str:
+    """As `printable`, the ends of lines kept."""
+    return "\n".join(map(printable, str(text).split("\n")))
+
+
 def one_line(text: object, limit: int = 300) -> str:
-    """Fold `text` to one line of at most `limit` characters."""
-    folded = " ".join(str(text).split())
+    """Fold `text` to one line of at most `limit` characters, without control characters."""
+    folded = printable(" ".join(str(text).split()), "")
     return folded if len(folded) <= limit else folded[: limit - 1] + "…"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from iolaus import checkpoint, config, models
+from iolaus import checkpoint, commands, config, models
 from iolaus.errors import EnvironmentFault, InputError, one_line
+
+MAX_NAMED = 8
+"""Trials with a model that are named where one has none."""
 
 
 class Predictor(nn.Module):
@@ -50,7 +54,7 @@ def load(folder: str | Path, trust: Sequence[str] = ()) -> Predictor:
     """
     path = Path(folder) / "best.pt"
     if not path.is_file():
-        raise EnvironmentFault(f"there is no best.pt in {folder}: only a run that ended has one")
+        raise EnvironmentFault(f"there is no best.pt in {folder}: {_why_none(Path(folder))}")
     saved = checkpoint.load(path)
     try:
         return _predictor(saved, trust)
@@ -74,3 +78,23 @@ def _predictor(saved: Any, trust: Sequence[str]) -> Predictor:
     shift = torch.zeros(shape) if shift is None else shift
     scale = torch.ones(shape) if scale is None else scale
     return Predictor(module, inputs["classes"], shift, scale)
+
+
+def _why_none(folder: Path) -> str:
+    """Why a folder has no model, and what to do."""
+    try:
+        found = json.loads((folder / "metrics.json").read_text("utf-8"))
+        state, study, where = found["state"], str(found["study"]), str(found["storage"])
+    except (OSError, ValueError, KeyError, TypeError):  # a run of its own
+        return "only a run that has ended has one"
+    number = folder.absolute().name
+    if state != "complete":
+        return f"trial {number} did not complete"
+    trained = {path.parent.name for path in folder.absolute().parent.glob("*/best.pt")}
+    kept = ", ".join(sorted(filter(str.isdecimal, trained), key=int)[:MAX_NAMED]) or "none"
+    if str(found.get("equals")) in trained:
+        return f"trial {number} has the effect of trial {found['equals']}, which has it"
+    return (
+        f"only the models of the best trials are kept (hydra.sweeper.keep_models), here {kept}; "
+        f"train it again: {commands.study('rerun', study, number, where=where)}"
+    )

@@ -37,6 +37,7 @@ SWEEPER = {
     "custom_search_space": None,
     "on_mismatch": "refuse",
     "duplicates": "once",
+    "keep_models": "best",
     "trusted_storage": False,
     "report": True,
     "dry_run": False,

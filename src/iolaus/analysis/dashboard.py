@@ -2,7 +2,6 @@
 
 The dashboard has no login, and whoever reaches it can delete studies: it listens on this machine
 alone unless another host is named. It reads through connections that hold up no sweep.
-Called by `cli.py`.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from rich.console import Console
 from iolaus import progress, storage
 from iolaus.analysis import dashboard_rows, decorate
 from iolaus.analysis.library import OpenStudy
-from iolaus.errors import EnvironmentFault, IolausError
+from iolaus.errors import EnvironmentFault, IolausError, printable
 
 ARTIFACTS = "dashboard:artifacts:"
 """How the keys of a trial's artifacts begin in the attributes of its study."""
@@ -91,7 +90,7 @@ def _app(opened: BaseStorage, url: str) -> Any:
 
 
 def _say(console: Console, line: str) -> None:
-    console.print(line, highlight=False, markup=False, soft_wrap=True)
+    console.print(printable(line), highlight=False, markup=False, soft_wrap=True)
 
 
 def _is_loopback(host: str) -> bool:

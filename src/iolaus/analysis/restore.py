@@ -282,4 +282,4 @@ def _are_lists(*values: Any) -> bool:
 
 def said(text: object, limit: int = 300) -> str:
     """What a study says, as one line that does nothing to a terminal."""
-    return "".join(c if c.isprintable() else "?" for c in one_line(text, limit))
+    return one_line(text, limit)

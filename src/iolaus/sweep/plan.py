@@ -34,6 +34,7 @@ _RULES: settings.Rules = {
     "max_restarts": (int, {"ge": 0}),
     "on_mismatch": (Literal["refuse", "new"], {}),
     "duplicates": (Literal["once", "train"], {}),
+    "keep_models": (Literal["best", "all", "none"] | int, {"ge": 1}),
     "custom_search_space": (str | None, {}),
     "trusted_storage": (bool, {}),
     "report": (bool, {}),
@@ -76,6 +77,7 @@ class Plan:
         on_mismatch: what to do about a study of this name with other trials.
         duplicates: "once" trains one of the trials of equal effect, "train" all (`twins.py`; trials
             of other applications are all run).
+        keep_models: whose best.pt the study keeps in the end (`models_kept.py`).
         order: which values of a grid share a stack (`order.py`).
         report: whether a sweep that is over writes its report (`analysis/report`).
         dry_run: only print all this.
@@ -102,6 +104,7 @@ class Plan:
     on_mismatch: Literal["refuse", "new"] = "refuse"
     trusted_storage: bool = False
     duplicates: Literal["once", "train"] = "once"
+    keep_models: Literal["best", "all", "none"] | int = "best"
     order: order.Ranks = field(default_factory=dict)
     report: bool = True
     dry_run: bool = False
@@ -162,6 +165,7 @@ def read(
     kinds = (
         *("n_jobs", "timeout_s", "max_steps_total", "max_failure_rate", "max_restarts"),
         *("custom_search_space", "on_mismatch", "duplicates", "trusted_storage"),
+        "keep_models",
         *("report", "dry_run"),
     )
     return Plan(

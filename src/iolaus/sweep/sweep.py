@@ -23,11 +23,12 @@ import yaml
 from optuna.exceptions import ExperimentalWarning
 from optuna.trial import TrialState
 
-from iolaus import files, progress, storage
+from iolaus import commands, files, progress, storage
+from iolaus.analysis.ranking import best_trials
 from iolaus.analysis.read import trials_of
 from iolaus.attributes import LOST, SWEEP
 from iolaus.errors import NothingCompleted, Stopped, TrainingFailed, one_line
-from iolaus.sweep import dry_run, plan, studies, twins, worker
+from iolaus.sweep import dry_run, models_kept, plan, studies, twins, worker
 from iolaus.sweep.failure_rate import too_many_failed
 from iolaus.sweep.fallback import journal_of
 from iolaus.sweep.launch import Crew, Launch, launch
@@ -117,6 +118,7 @@ def sweep(
         if SWEEP not in study.user_attrs:
             study.set_user_attr(SWEEP, _asked(chosen, arguments, hydra, app))
         folder = studies.folder_of(opened, study, STUDIES.absolute())
+        models_kept.ask(study, chosen.keep_models)
         ledger = ledger_of(chosen, study, partial(app.checkpointed, folder))
         _take_up(chosen, ledger)
         deadline = began + chosen.timeout_s if chosen.timeout_s else math.inf
@@ -128,6 +130,8 @@ def sweep(
         to_go = ledger.total is None or counts["remaining"]
         if to_go and not too_many_failed(chosen, counts):
             code = launch(crew, study, board, launcher)
+        if app.origin["name"] == "iolaus":  # others keep what they want
+            models_kept.remove_others(study, folder)
         _conclude(crew, study, ledger, code, results or folder, "" if temporary else url)
 
 
@@ -225,14 +229,7 @@ def _show(chosen: Plan, study: optuna.Study, url: str) -> None:
         except Exception as error:  # the results are kept, whatever is wrong with a picture
             log.warning("the report could not be written: %s", one_line(error))
             log.debug("the report", exc_info=True)
-    place = _relative(storage.masked(url))
-    where = "" if place == storage.DEFAULT else f" --storage {place}"
-    _say(f"dashboard: iolaus-study dashboard{where}")
-
-
-def _relative(url: str) -> str:
-    prefix = f"sqlite:///{Path.cwd()}/"
-    return f"sqlite:///{url.removeprefix(prefix)}" if url.startswith(prefix) else url
+    _say(f"dashboard: {commands.study('dashboard', where=url)}")
 
 
 def _because(study: optuna.Study) -> str:
@@ -244,18 +241,17 @@ def _because(study: optuna.Study) -> str:
 
 
 def _write_results(study: optuna.Study, folder: Path) -> None:
-    """optimization_results.yaml, as hydra-optuna-sweeper writes it."""
-    if len(study.directions) == 1:
-        try:
-            best = study.best_trial
-        except ValueError:  # all are complete and none is feasible
-            _say("no trial keeps hydra.sweeper.constraints")
-            return
-        found: dict[str, Any] = {"best_params": dict(best.params), "best_value": best.value}
+    """optimization_results.yaml as hydra-optuna-sweeper writes it, its `name: optuna` included."""
+    best = best_trials(study)
+    if len(study.directions) > 1:
+        front = [{"params": dict(t.params), "values": list(t.values)} for t in best]
+        found: dict[str, Any] = {"solutions": front}
+    elif best:
+        found = {"best_params": dict(best[0].params), "best_value": best[0].value}
     else:
-        front = [{"params": dict(t.params), "values": list(t.values)} for t in study.best_trials]
-        found = {"solutions": front}
-    text = yaml.safe_dump({"name": "iolaus", **found}, sort_keys=False, allow_unicode=True)
+        _say("no trial satisfies hydra.sweeper.constraints")
+        return
+    text = yaml.safe_dump({"name": "optuna", **found}, sort_keys=False, allow_unicode=True)
     folder.mkdir(parents=True, exist_ok=True)
     files.write_bytes(folder / RESULTS, text.encode())
 

@@ -15,7 +15,7 @@ from typing import Any
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from iolaus import preflight, seeds
+from iolaus import preflight, seeds, storage
 from iolaus.attributes import CONTINUES, EFFECT, PLANNED
 from iolaus.effect import effect
 from iolaus.errors import IolausError, one_line
@@ -25,6 +25,7 @@ from iolaus.seeds import Group
 from iolaus.spec import TrialResult, TrialSpec
 from iolaus.sweep import order, samplers
 from iolaus.sweep.equal import Equal
+from iolaus.sweep.models_kept import Kept
 from iolaus.sweep.plan import Plan
 from iolaus.sweep.trial import Asked, Outcome, Verdicts
 from iolaus.sweep.trial_folder import TrialFolder
@@ -51,7 +52,8 @@ class Trainer(Monitor):
         verdicts: Verdicts,
     ) -> None:
         self.plan, self.folder, self.verdicts = plan, folder, verdicts
-        self.equal = Equal(read, folder, self._line)
+        self.kept = Kept(verdicts.study, plan.keep_models)
+        self.equal = Equal(read, self._place, self._line)
         self._groups: dict[int, tuple[Asked, Group, TrialFolder]] = {}
         self._newest, self._steps = (0, 0), 0
         self._members = 1
@@ -102,7 +104,7 @@ class Trainer(Monitor):
             except (IolausError, HydraException, OmegaConfBaseException) as error:
                 self.verdicts.tell(Outcome.failed(asked, one_line(error)))
                 continue
-            place = TrialFolder(self.folder / str(asked.number))
+            place = self._place(asked.number)
             spec = TrialSpec(run_config, number=asked.number, folder=place.path)
             place.begin(spec, asked.overrides, self._line(asked))
             try:
@@ -116,6 +118,10 @@ class Trainer(Monitor):
             if self.plan.max_steps_total is not None:
                 self._plan_steps(asked, spec)
             yield from members
+
+    def _place(self, number: int) -> TrialFolder:
+        of = {"study": self.plan.study, "storage": storage.masked(self.plan.storage or "")}
+        return TrialFolder(self.folder / str(number), of)
 
     def _plan_steps(self, asked: Asked, spec: TrialSpec) -> None:
         """Say, to the other workers too, how many steps a trial may take."""
@@ -146,9 +152,8 @@ class Trainer(Monitor):
             return
         del self._groups[asked.number]
         outcome = self._outcome(asked, group)
-        kept = all((c.violation(outcome.numbers) or 0) <= 0 for c in self.plan.constraints)
-        best = outcome.state == "complete" and kept and self.verdicts.is_best(outcome)
-        place.end(group, outcome, keep_model=best)
+        feasible = all((c.violation(outcome.numbers) or 0) <= 0 for c in self.plan.constraints)
+        place.end(group, outcome, keep_model=self.kept.wants(outcome, feasible=feasible))
         yield outcome
 
     def _outcome(self, asked: Asked, group: Group) -> Outcome:

@@ -5,7 +5,6 @@ Shared by `own.py` and `other.py`, which run trials, and `worker.py`, which asks
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -107,8 +106,6 @@ class Verdicts:
         self.planned: dict[int, int] = {}
         self._pending: list[tuple[Asked, int, float]] = []
         self._condemned: set[int] = set()
-        self._best: float | None = None
-        self._best_known = False
 
     @property
     def pruner(self) -> BasePruner:
@@ -163,17 +160,3 @@ class Verdicts:
         """A trial has ended."""
         self._condemned.discard(asked.number)
         self.planned.pop(asked.number, None)
-
-    def is_best(self, outcome: Outcome) -> bool:
-        """Whether a trial is better than all that were complete when this worker began, and all of
-        its own since; of several objectives none is best."""
-        if len(outcome.values) != 1 or math.isnan(outcome.values[0]):
-            return False
-        direction = self.study.direction.name.lower()
-        if not self._best_known:
-            self._best, self._best_known = self.journal.best(direction), True
-        sign = 1 if direction == "maximize" else -1
-        if self._best is not None and sign * outcome.values[0] <= sign * self._best:
-            return False
-        self._best = outcome.values[0]
-        return True

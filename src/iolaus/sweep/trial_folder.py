@@ -6,8 +6,8 @@
     metrics.json     what Optuna's user attributes say too; written last. `equals` names the trial
                      of the same effect that was trained in this one's place
     iolaus.log       what happened when
-    best.pt          only of a trial that was the best of its worker's when it ended
-    tensorboard/     of such a trial, with logger=tensorboard
+    best.pt          of the trials that `hydra.sweeper.keep_models` keeps
+    tensorboard/     of these trials, with logger=tensorboard
     checkpoints/     only while it is unfinished
 
 The study's database holds the same numbers durably; these files are for people, and for a trial
@@ -19,10 +19,9 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import shlex
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import is_dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -30,7 +29,7 @@ from typing import Any
 
 import yaml
 
-from iolaus import checkpoint, files, logger, run_folder
+from iolaus import checkpoint, commands, files, logger, run_folder
 from iolaus.errors import EnvironmentFault
 from iolaus.seeds import Group
 from iolaus.spec import TrialSpec, by_group, plain
@@ -43,10 +42,10 @@ _SIMPLE = re.compile(r"[a-z_][a-z_.]*=[a-z0-9_.+-]+")
 
 
 class TrialFolder:
-    """One trial's folder."""
+    """One trial's folder; `of` is what metrics.json says of its study: name, and storage."""
 
-    def __init__(self, path: Path):
-        self.path = path
+    def __init__(self, path: Path, of: Mapping[str, str] | None = None):
+        self.path, self._of = path, of or {}
         self._lines: list[str] = []
 
     def begin(
@@ -122,7 +121,7 @@ class TrialFolder:
     def _close(self, outcome: Outcome) -> None:
         """Write what every trial has, and drop the checkpoints."""
         files.write_bytes(self.path / "iolaus.log", "".join(self._lines).encode(), durable=False)
-        summary = {"state": outcome.state, **outcome.attributes}
+        summary = {"state": outcome.state, **self._of, **outcome.attributes}
         run_folder.write_json(self.path / "metrics.json", summary, durable=False)
         _clear(self.path)
 
@@ -173,7 +172,7 @@ def alone(overrides: Sequence[str]) -> str:
     words = list(overrides)
     if any(word.startswith("+sweeps=") for word in words):
         words.append("hydra.mode=RUN")  # a sweep's file asks for a sweep
-    return shlex.join(["iolaus", *words])
+    return commands.shell("iolaus", *words)
 
 
 def _yaml(key: str, value: Any) -> str:

@@ -285,7 +285,9 @@ class Worker:
                 what = " ".join(w for w in asked.overrides if w not in self.plan.space.fixed)
                 reason = ending.attributes.get("error")
                 trace = f"; traceback: {progress.shown(outcome.trace)}" if outcome.trace else ""
-                log.warning("trial %d failed: %s (%s)%s", asked.number, reason, what, trace)
+                log.warning(
+                    "trial %d failed: %s (%s)%s", asked.number, reason, one_line(what), trace
+                )
         if any(ending.state == TrialState.FAIL for ending in endings):
             counts = self.ledger.counts()
             self._too_many_failed = too_many_failed(self.plan, counts)
