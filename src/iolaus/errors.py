@@ -1,12 +1,14 @@
 """Errors that people read: one line, the rule, the value, what is allowed, the nearest match.
 
 Everything that a user can cause derives from `IolausError` and carries the exit code that the
-command line ends with. Called by every module; imports nothing of iolaus.
+command line ends with. Passwords in URLs are masked before a message exists, whoever wrote it.
+Imports nothing of iolaus.
 """
 
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Sequence
 
 EXIT_TRAINING = 1
@@ -17,11 +19,55 @@ EXIT_DIFFERENT = 5
 EXIT_INTERRUPTED = 130
 EXIT_TERMINATED = 143
 
+_END = r"""['",;:)]*(?:\s|$)"""
+_SECRETS = (
+    # scheme://user:PASSWORD@host; unquoted it may hold any letter, '@' and spaces too.
+    (re.compile(r"(://[^\s:]*:)\S*@"), r"\1***@"),
+    (re.compile(r"(://[^\s:@/]*:)(?!\*\*\*@|\d+(?:[/?\s,;)]|$)).*@"), r"\1***@"),
+    # scheme://host:PORT where the port is no number, so that it may be a password.
+    (
+        re.compile(rf"(://[^\s:@/\[]+(?:@[^\s:@/\[]+)?:)(?!\*\*\*|\d+(?:\W|$))\S+?(?={_END})"),
+        r"\1***",
+    ),
+    # ?password=..., and password=... of the parameters that drivers quote.
+    (
+        re.compile(
+            r"((?:[?&;][^=&\s]*(?:passw|pwd|secret|token|api_?key|odbc_connect)|"
+            rf"\b\w*(?:password|passwd|pwd))[^=&\s]*=)\S*?(?=&[\w.]+=|{_END})",
+            re.IGNORECASE,
+        ),
+        r"\1***",
+    ),
+)
+_QUOTED = re.compile(r"""(['"])([\w.+~/@-]*=?\w[\w+.-]*://[^\n]*?)\1(?=[\s,;:)]|$)""")
+
+
+def without_passwords(text: str) -> str:
+    """Return `text` with the passwords of all URLs in it shown as `***`, also of URLs that cannot
+    be parsed; rather more is masked than too little."""
+    if "=" not in text and "@" not in text and "://" not in text:
+        return text
+    text = _QUOTED.sub(lambda found: found[1] + masked(found[2]) + found[1], text)
+    for pattern, shown in _SECRETS:
+        text = pattern.sub(shown, text)
+    return text
+
+
+def masked(url: str) -> str:
+    """Return what is meant as a URL, whole, with its passwords shown as `***`."""
+    bare = re.sub(r"\s", "\0", url)
+    if "://" not in bare:
+        bare = re.sub(r"^(\w[\w+.-]*:/)?([^:@]*:).*@", r"\1\2***@", bare)
+    return without_passwords(bare).replace("\0", " ")
+
 
 class IolausError(Exception):
     """Base of all errors with a message for people; `exit_code` is the process's exit status."""
 
     exit_code = EXIT_TRAINING
+
+    def __init__(self, message: str = ""):
+        super().__init__(without_passwords(message))
 
 
 class InputError(IolausError):
@@ -30,7 +76,8 @@ class InputError(IolausError):
     exit_code = EXIT_INPUT
 
     def __init__(self, mistakes: str | Sequence[str]):
-        self.mistakes = [mistakes] if isinstance(mistakes, str) else list(mistakes)
+        lines = [mistakes] if isinstance(mistakes, str) else mistakes
+        self.mistakes = [without_passwords(line) for line in lines]
         super().__init__("\n".join(self.mistakes))
 
 
@@ -73,6 +120,6 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 
 def one_line(text: object, limit: int = 300) -> str:
-    """Fold `text` to one line of at most `limit` characters."""
-    folded = " ".join(str(text).split())
+    """Fold `text`, without passwords, to one line of at most `limit` characters."""
+    folded = " ".join(without_passwords(str(text)).split())
     return folded if len(folded) <= limit else folded[: limit - 1] + "…"

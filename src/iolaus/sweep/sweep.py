@@ -25,7 +25,7 @@ from optuna.trial import TrialState
 from iolaus import files, progress, storage
 from iolaus.analysis.read import trials_of
 from iolaus.attributes import SWEEP
-from iolaus.errors import NothingCompleted, Stopped, TrainingFailed, one_line
+from iolaus.errors import NothingCompleted, Stopped, TrainingFailed, masked, one_line
 from iolaus.sweep import dry_run, plan, studies, twins, worker
 from iolaus.sweep.failure_rate import too_many_failed
 from iolaus.sweep.fallback import journal_of
@@ -218,7 +218,7 @@ def _show(chosen: Plan, study: optuna.Study, url: str) -> None:
         except Exception as error:  # the results are kept, whatever is wrong with a picture
             log.warning("the report could not be written: %s", one_line(error))
             log.debug("the report", exc_info=True)
-    place = _relative(storage.masked(url))
+    place = _relative(masked(url))
     where = "" if place == storage.DEFAULT else f" --storage {place}"
     _say(f"dashboard: iolaus-study dashboard{where}")
 
