@@ -131,6 +131,19 @@ def parser() -> argparse.ArgumentParser:
         "--port", type=_port, default=8080, help="0: any that is free (default: %(default)s)"
     )
 
+    dashboard.add_argument(
+        "--allow-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a further name by which browsers call it, such as a proxy's",
+    )
+    login = dashboard.add_mutually_exclusive_group()
+    login.add_argument(
+        "--token", nargs="?", const="", help="what a browser must know; without TOKEN one is drawn"
+    )
+    login.add_argument("--no-token", action="store_true", help="let other machines in without")
+
     return top
 
 
@@ -203,7 +216,14 @@ def _rerun(options: argparse.Namespace) -> int:
 def _dashboard(options: argparse.Namespace) -> int:
     from iolaus.analysis import dashboard
 
-    return dashboard.serve(options.storage, options.host, options.port)
+    return dashboard.serve(
+        options.storage,
+        options.host,
+        options.port,
+        allowed=options.allow_host,
+        token=options.token,
+        is_open=options.no_token,
+    )
 
 
 if __name__ == "__main__":
