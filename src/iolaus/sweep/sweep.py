@@ -25,7 +25,14 @@ from optuna.trial import TrialState
 from iolaus import files, progress, storage
 from iolaus.analysis.read import trials_of
 from iolaus.attributes import SWEEP
-from iolaus.errors import NothingCompleted, Stopped, TrainingFailed, masked, one_line
+from iolaus.errors import (
+    NothingCompleted,
+    Stopped,
+    TrainingFailed,
+    masked,
+    one_line,
+    without_passwords,
+)
 from iolaus.sweep import dry_run, plan, studies, twins, worker
 from iolaus.sweep.failure_rate import too_many_failed
 from iolaus.sweep.fallback import journal_of
@@ -138,7 +145,9 @@ def _asked(
     """What a study keeps of how it was asked, for reports and reruns; no storage's password."""
     return {
         "arguments": list(arguments),
-        "hydra": [word for word in hydra if not word.lstrip("+").startswith(_UNTOLD)],
+        "hydra": [
+            without_passwords(word) for word in hydra if not word.lstrip("+").startswith(_UNTOLD)
+        ],
         "application": dict(app.origin),
         "sampler": {"name": chosen.sampler.name, **chosen.sampler.given, "seed": chosen.seed},
         "pruner": {"name": chosen.pruner.name, **chosen.pruner.given},
