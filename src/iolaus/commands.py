@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
-from iolaus.errors import printable
+from iolaus.errors import masked, printable
 
 
 def shell(*words: object) -> str:
@@ -21,7 +21,7 @@ def study(verb: str, *words: object, where: str) -> str:
     """
     from iolaus import storage  # and with it optuna
 
-    place = storage.masked(where) if "://" in where else where
+    place = masked(where) if "://" in where else where
     here = f"sqlite:///{Path.cwd()}/"
     if place.startswith(here):
         place = f"sqlite:///{place.removeprefix(here)}"

@@ -1,7 +1,8 @@
 """Errors that people read: one line, the rule, the value, what is allowed, the nearest match.
 
 Everything that a user can cause derives from `IolausError` and carries the exit code that the
-command line ends with. Imports nothing of iolaus.
+command line ends with. Passwords in URLs are masked before a message exists, whoever wrote it.
+Imports nothing of iolaus.
 """
 
 from __future__ import annotations
@@ -23,15 +24,53 @@ EXIT_DIFFERENT = 5
 EXIT_INTERRUPTED = 130
 EXIT_TERMINATED = 143
 
+_END = r"""['",;:)]*(?:\s|$)"""
+_SECRETS = (
+    # scheme://user:PASSWORD@host; unquoted it may hold any letter, '@' and spaces too.
+    (re.compile(r"(://[^\s:]*:)\S*@"), r"\1***@"),
+    (re.compile(r"(://[^\s:@/]*:)(?!\*\*\*@|\d+(?:[/?\s,;)]|$)).*@"), r"\1***@"),
+    # scheme://host:PORT where the port is no number, so that it may be a password.
+    (
+        re.compile(rf"(://[^\s:@/\[]+(?:@[^\s:@/\[]+)?:)(?!\*\*\*|\d+(?:\W|$))\S+?(?={_END})"),
+        r"\1***",
+    ),
+    # ?password=..., and password=... of the parameters that drivers quote.
+    (
+        re.compile(
+            r"((?:[?&;][^=&\s]*(?:passw|pwd|secret|token|api_?key|odbc_connect)|"
+            rf"\b\w*(?:password|passwd|pwd))[^=&\s]*=)\S*?(?=&[\w.]+=|{_END})",
+            re.IGNORECASE,
+        ),
+        r"\1***",
+    ),
+)
+_QUOTED = re.compile(r"""(['"])([\w.+~/@-]*=?\w[\w+.-]*://[^\n]*?)\1(?=[\s,;:)]|$)""")
+
+
+def without_passwords(text: str) -> str:
+    """Return `text` with the passwords of all URLs in it shown as `***`, also of URLs that cannot
+    be parsed; rather more is masked than too little."""
+    if "=" not in text and "@" not in text and "://" not in text:
+        return text
+    text = _QUOTED.sub(lambda found: found[1] + masked(found[2]) + found[1], text)
+    for pattern, shown in _SECRETS:
+        text = pattern.sub(shown, text)
+    return text
+
+
+def masked(url: str) -> str:
+    """Return what is meant as a URL, whole, with its passwords shown as `***`."""
+    bare = re.sub(r"\s", "\0", url)
+    if "://" not in bare:
+        bare = re.sub(r"^(\w[\w+.-]*:/)?([^:@]*:).*@", r"\1\2***@", bare)
+    return without_passwords(bare).replace("\0", " ")
+
 
 class IolausError(Exception):
     """Base of all errors with a message for people, of printable characters; `exit_code` is the
     process's exit status."""
 
     exit_code = EXIT_TRAINING
-
-    def __init__(self, message: object = ""):
-        super().__init__(printable_lines(message))
 
 
 class InputError(IolausError):
@@ -41,7 +80,7 @@ class InputError(IolausError):
 
     def __init__(self, mistakes: str | Sequence[str]):
         mistakes = [mistakes] if isinstance(mistakes, str) else mistakes
-        self.mistakes = [printable_lines(mistake) for mistake in mistakes]
+        self.mistakes = [shown_to_people(mistake) for mistake in mistakes]
         super().__init__("\n".join(self.mistakes))
 
 
@@ -92,12 +131,12 @@ def printable(text: object, instead: str = "?") -> str:
     return plain
 
 
-def printable_lines(text: object) -> str:
-    """As `printable`, the ends of lines kept."""
-    return "\n".join(map(printable, str(text).split("\n")))
+def shown_to_people(text: object) -> str:
+    """As `printable`, without passwords, the ends of lines kept."""
+    return "\n".join(map(printable, without_passwords(str(text)).split("\n")))
 
 
 def one_line(text: object, limit: int = 300) -> str:
-    """Fold `text` to one line of at most `limit` characters, without control characters."""
-    folded = printable(" ".join(str(text).split()), "")
+    """Fold `text`, printable and without passwords, to one line of at most `limit` characters."""
+    folded = printable(" ".join(without_passwords(str(text)).split()), "")
     return folded if len(folded) <= limit else folded[: limit - 1] + "…"

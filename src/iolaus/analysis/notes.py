@@ -21,7 +21,7 @@ from iolaus.analysis.library import OpenStudy
 from iolaus.analysis.report.facts import command_of
 from iolaus.analysis.terminal import number
 from iolaus.attributes import EQUALS, LOST, OVERRIDES
-from iolaus.errors import one_line, printable_lines
+from iolaus.errors import one_line, shown_to_people
 
 METRICS = (
     *("train_loss", "train_accuracy", "val_loss", "val_accuracy", "val_mse", "val_mae"),
@@ -90,7 +90,7 @@ def is_rerun_known(opened: OpenStudy) -> bool:
 
 def fenced(text: str) -> str:
     """`text` as a code block that nothing in it can end."""
-    text = printable_lines(text)
+    text = shown_to_people(text)
     text = text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
     longest = max((len(run) for run in re.findall("`+", text)), default=0)
     fence = "`" * max(3, longest + 1)

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from iolaus import progress, storage
 from iolaus.analysis.read import trials_of
+from iolaus.errors import masked
 from iolaus.sweep.parameter import Parameter
 from iolaus.sweep.plan import Plan
 from iolaus.sweep.settings import Choice
@@ -87,7 +88,7 @@ def _storage(plan: Plan) -> str:
     """The storage, and how far the study is if it is there already."""
     if plan.storage is None:
         return "a temporary file"
-    shown = storage.masked(plan.storage)
+    shown = masked(plan.storage)
     url = sqlalchemy.make_url(plan.storage)
     if url.get_backend_name() == "sqlite" and not Path(str(url.database)).exists():
         return f"{shown} (new)"

@@ -27,7 +27,13 @@ from iolaus import commands, files, progress, storage
 from iolaus.analysis.ranking import best_trials
 from iolaus.analysis.read import trials_of
 from iolaus.attributes import LOST, SWEEP
-from iolaus.errors import NothingCompleted, Stopped, TrainingFailed, one_line
+from iolaus.errors import (
+    NothingCompleted,
+    Stopped,
+    TrainingFailed,
+    one_line,
+    without_passwords,
+)
 from iolaus.sweep import dry_run, models_kept, plan, studies, twins, worker
 from iolaus.sweep.failure_rate import too_many_failed
 from iolaus.sweep.fallback import journal_of
@@ -141,7 +147,9 @@ def _asked(
     """What a study keeps of how it was asked, for reports and reruns; no storage's password."""
     return {
         "arguments": list(arguments),
-        "hydra": [word for word in hydra if not word.lstrip("+").startswith(_UNTOLD)],
+        "hydra": [
+            without_passwords(word) for word in hydra if not word.lstrip("+").startswith(_UNTOLD)
+        ],
         "application": dict(app.origin),
         "sampler": {"name": chosen.sampler.name, **chosen.sampler.given, "seed": chosen.seed},
         "pruner": {"name": chosen.pruner.name, **chosen.pruner.given},
