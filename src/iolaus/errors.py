@@ -1,13 +1,14 @@
 """Errors that people read: one line, the rule, the value, what is allowed, the nearest match.
 
 Everything that a user can cause derives from `IolausError` and carries the exit code that the
-command line ends with. Called by every module; imports nothing of iolaus.
+command line ends with. Imports nothing of iolaus.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 EXIT_TRAINING = 1
 EXIT_INPUT = 2
@@ -58,6 +59,31 @@ class Stopped(IolausError):
     def __init__(self, message: str, exit_code: int):
         super().__init__(message)
         self.exit_code = exit_code
+
+
+class ModuleExit(Exception):
+    """A user's module raised what would end the process, such as SystemExit."""
+
+
+@contextmanager
+def contained() -> Iterator[None]:
+    """Run a user's code, which may end its own trial but not the process.
+
+    Raises:
+        ModuleExit: in place of SystemExit and of what else is no Exception; Ctrl-C stays.
+    """
+    try:
+        yield
+    except (Exception, KeyboardInterrupt):
+        raise
+    except BaseException as error:
+        raise ModuleExit(f"{type(error).__name__}: {error}") from error
+
+
+def reason(error: BaseException) -> str:
+    """An error of a user's code in one line, with its type."""
+    said = str(error) if isinstance(error, ModuleExit) else f"{type(error).__name__}: {error}"
+    return one_line(said)
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

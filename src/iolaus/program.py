@@ -7,6 +7,7 @@ written, and by `train.py` for every new static part of a stream of specs.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Hashable
 from functools import lru_cache
@@ -19,14 +20,16 @@ from iolaus import data, device, early_stopping, linear, models, optim, schedule
 from iolaus import init as initialization
 from iolaus.data import batches
 from iolaus.data.dataset import Dataset
-from iolaus.errors import InputError, nearest, one_line
+from iolaus.errors import InputError, contained, nearest, one_line
 from iolaus.models import layers
 from iolaus.regularization import beta_table
-from iolaus.schema import Plateau
+from iolaus.schema import Custom, Plateau
 from iolaus.spec import TrialSpec
 from iolaus.stack import Numbers, Stack
 from iolaus.tape import Reel
 from iolaus.task import Task, direction_of
+
+log = logging.getLogger(__name__)
 
 _PICTURES_ONLY = {
     "cutout": "cutout",
@@ -139,6 +142,10 @@ class Program:
         config = self.config
         self.module = models.build(config, self.data.input_shape, self.data.outputs)
         self._try_module()
+        self.brought: set[str] | None = None  # of a custom module: what does not depend on a seed
+        if isinstance(config.model, Custom):
+            again = models.build(config, self.data.input_shape, self.data.outputs, seed=1)
+            self.brought = initialization.brought(self.module, again)
         linear.speed_up(self.module)
 
     def _try_module(self) -> None:
@@ -147,14 +154,14 @@ class Program:
         sample = torch.zeros(samples, *self.data.input_shape)
         wanted = (samples, self.data.outputs)
         self.module.train()
-        with torch.no_grad():
-            try:
+        try:
+            with torch.no_grad(), contained():
                 outputs = self.module(sample)
-            except Exception as error:
-                raise InputError(
-                    f"model {self.config.model.name} does not run on samples of shape "
-                    f"{tuple(self.data.input_shape)}: {one_line(error)}"
-                ) from error
+        except Exception as error:
+            raise InputError(
+                f"model {self.config.model.name} does not run on samples of shape "
+                f"{tuple(self.data.input_shape)}: {one_line(error)}"
+            ) from error
         shape = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
         if shape != wanted:
             raise InputError(
@@ -205,13 +212,23 @@ class Program:
     def initial(self, spec: TrialSpec) -> dict[str, Tensor]:
         """Initial parameters and buffers of a trial, drawn from its seed on the CPU."""
         activation = getattr(spec.config.model, "activation", None)
-        seed = spec.config.training.seed
-        module = self.module
-        if activation is None:  # a custom module's other parameters start as its constructor does
+        init, seed, kept = spec.config.init, spec.config.training.seed, self.brought or set()
+        module, drawn = self.module, initialization.drawn(self.module, kept)
+        if self.brought is not None:
+            log.info("%s", self.beginnings)
+        own_draws = self.brought is not None and module.state_dict().keys() - kept - {*drawn}
+        if own_draws or init.scheme == "keep":  # what the constructor draws is the trial's own
             config = self.config
             module = models.build(config, self.data.input_shape, self.data.outputs, seed)
-        drawn = initialization.draw(module, spec.config.init, activation, seed)
-        return dict(module.named_buffers()) | drawn
+        values = initialization.draw(module, init, activation, seed, kept)
+        return dict(module.named_buffers()) | values
+
+    @property
+    def beginnings(self) -> str:
+        """What `init` draws of a custom module and what stays as it was constructed."""
+        drawn = initialization.drawn(self.module, self.brought or ())
+        kept = [name for name, _ in self.module.named_parameters() if name not in drawn]
+        return f"init draws {_listed(drawn)}; kept as constructed: {_listed(kept)}"
 
     def numbers(self, spec: TrialSpec) -> Numbers:
         """The hyperparameters and stream keys of a trial."""
@@ -286,6 +303,14 @@ class Program:
             and not (ours and linear.suits(layer.weight, self.batch_size))
         ]
         return {f"{name}.weight".lstrip("."): (0, 2, 1) for name in names}
+
+
+def _listed(names: list[str]) -> str:
+    """Names in one line, the first ones of many."""
+    if not names:
+        return "nothing"
+    more = f" and {len(names) - 6} more" if len(names) > 6 else ""
+    return ", ".join(names[:6]) + more
 
 
 class _Held:

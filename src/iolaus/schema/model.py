@@ -67,5 +67,6 @@ class Init:
         "lecun",
         "orthogonal",
         "torch",
+        "keep",
     ] = dynamic()
     gain: float | Literal["auto"] | None = dynamic(gt=0)
