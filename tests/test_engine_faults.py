@@ -23,7 +23,7 @@ from iolaus.monitor import Monitor
 from iolaus.step import Step
 from iolaus.train import train
 
-# --- modules that would end the process -------------------------------------------------------------
+# --- modules that would end the process -----------------------------------------------------------
 
 
 class Quits(nn.Module):

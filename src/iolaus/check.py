@@ -1,7 +1,4 @@
-"""One value against one field of the schema: its type, its range, and what to say if it is wrong.
-
-Called by `config.py` for every key.
-"""
+"""One value against a field of the schema: its type, its range, and what to say if it is wrong."""
 
 from __future__ import annotations
 
@@ -26,6 +23,10 @@ def value(path: str, hint: Any, rules: Mapping[str, Any], given: Any, mistakes: 
         hint_text = nearest(given, words) if isinstance(given, str) else ""
         mistakes.append(f"{path} must be {allowed}, got {shown(given)}{hint_text}")
         return None
+    if isinstance(converted, tuple) and len(converted) > rules.get("items", math.inf):
+        mistakes.append(
+            f"{path} must have at most {rules['items']} numbers, got {len(converted):,} of them"
+        )
     numbers = converted if isinstance(converted, tuple) else (converted,)
     for number in numbers:
         if isinstance(number, bool) or not isinstance(number, int | float):

@@ -35,6 +35,10 @@ class InputError(IolausError):
         super().__init__("\n".join(self.mistakes))
 
 
+class NoMemory(InputError):
+    """A model needs more memory than there is, by a sum made before anything is allocated."""
+
+
 class EnvironmentFault(IolausError):
     """What the machine lacks: a dataset, a device, space on the disk, a readable checkpoint."""
 
