@@ -112,7 +112,7 @@ def test_defaults_are_a_run_on_digits():
         ),
         (
             ["init=kaiming"],
-            "init must be one of he, he_uniform, lecun, normal, ones, orthogonal, torch, "
+            "init must be one of he, he_uniform, keep, lecun, normal, ones, orthogonal, torch, "
             "uniform, xavier, xavier_uniform, zeros, got 'kaiming'; did you mean 'he'?",
         ),
         (
