@@ -23,6 +23,19 @@ BAD_INPUT = [
     (["model.hidden=[]", "init=he,xavier"], "init=he,xavier names several values: add -m"),
     (["--resume", "nowhere"], "--resume must name the folder of a run, got 'nowhere'"),
     (["--config-dir", "nowhere"], "--config-dir must be a folder, got 'nowhere'"),
+    (["--hydra-help", "--config-dir", "nowhere"], "--config-dir must be a folder, got 'nowhere'"),
+    (["--package", "x"], "--package must come with --cfg job, hydra or all"),
+    (["--resolve"], "--resolve must come with --cfg job, hydra or all"),
+    (["--cfg", "job", "-p", "nope"], "--package must name a part of the config, got 'nope'"),
+    (["--cfg", "job", "--config-path", "/tmp"], "--config-path is not supported"),
+    (["--cfg", "nope"], "argument --cfg/-c: invalid choice: 'nope'"),
+    (["--experimental-rerun", "x.pickle"], "--experimental-rerun is not supported"),
+    (["--run", "-m", "init=he,xavier"], "only one of --run, --multirun must be given"),
+    (["--info", "config", "model=mpl"], "model must be one of convnet, custom, mlp, resnet"),
+    (["--shell-completion"], "--shell-completion must come with one of install=, uninstall="),
+    (["model.hidden=[100000,100000]"], "model mlp of 10,007,600,010 parameters at batch.size=64"),
+    (["model=resnet", "model.depth=100000"], "model.depth must be <= 1000, got 100000"),
+    (["regularization.cutout=1000"], "regularization.cutout must be <= 8, the shorter side of"),
 ]
 
 

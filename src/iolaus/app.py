@@ -54,13 +54,16 @@ def main() -> None:
         if arguments.help:
             print(usage.text(arguments.overrides, arguments.config_dir))
             return
-        if arguments.cfg:
-            overrides.compose(
+        if arguments.cfg or arguments.info:
+            cfg = overrides.compose(
                 arguments.overrides,
                 arguments.config_dir,
                 arguments.config_name or config.CONFIG_NAME,
             )
-        elif not (arguments.hydra_help or arguments.info or arguments.shell_completion):
+            package = arguments.package
+            if package not in (None, "_global_") and OmegaConf.select(cfg, package) is None:
+                raise InputError(f"--package must name a part of the config, got '{package}'")
+        elif not (arguments.hydra_help or arguments.shell_completion):
             added = preflight.check(arguments, sys.argv[1:])
             if added is None:
                 return
@@ -75,13 +78,40 @@ def main() -> None:
 
 
 def _arguments() -> Any:
-    arguments, unknown = get_args_parser().parse_known_args()
+    arguments, unknown = preflight.parsed(sys.argv[1:])
     if unknown:
         raise InputError(
             f"there is no option {unknown[0]}: values are written KEY=VALUE, for example "
             "optimizer.lr=0.1; --help lists the options"
         )
+    if mistakes := _misused(arguments):
+        raise InputError(mistakes)
     return arguments
+
+
+def _misused(arguments: Any) -> list[str]:
+    """What is wrong with Hydra's own options: each does what it says or is refused."""
+    mistakes = []
+    if arguments.config_path is not None:
+        mistakes.append("--config-path is not supported; --config-dir adds your own groups")
+    if arguments.experimental_rerun is not None:
+        mistakes.append(
+            "--experimental-rerun is not supported: it would run code of a pickle; "
+            "--resume FOLDER goes on with a run, iolaus-study rerun repeats a trial"
+        )
+    for name in ("package", "resolve"):
+        if getattr(arguments, name) not in (None, False) and not arguments.cfg:
+            mistakes.append(f"--{name} must come with --cfg job, hydra or all")
+    kinds = ("run", "multirun", "cfg", "info", "shell_completion")
+    given = [f"--{kind.replace('_', '-')}" for kind in kinds if getattr(arguments, kind)]
+    if len(given) > 1:
+        mistakes.append(f"only one of {', '.join(given)} must be given")
+    if arguments.config_dir is not None and not Path(arguments.config_dir).is_dir():
+        mistakes.append(f"--config-dir must be a folder, got '{arguments.config_dir}'")
+    words = [f"{word}=" for word in ("install", "uninstall", "query")]
+    if arguments.shell_completion and not " ".join(arguments.overrides).startswith(tuple(words)):
+        mistakes.append(f"--shell-completion must come with one of {', '.join(words)} and a shell")
+    return mistakes
 
 
 def _complain(error: IolausError) -> NoReturn:

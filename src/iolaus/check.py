@@ -24,6 +24,10 @@ def value(path: str, hint: Any, rules: Mapping[str, Any], given: Any, mistakes: 
         mistakes.append(f"{path} must be {allowed}, got {shown(given)}{hint_text}")
         return None
     several = isinstance(converted, tuple)
+    if isinstance(converted, tuple) and len(converted) > rules.get("items", math.inf):
+        mistakes.append(
+            f"{path} must have at most {rules['items']} numbers, got {len(converted):,} of them"
+        )
     numbers = converted if several else (converted,)
     for number in numbers:
         if isinstance(number, bool) or not isinstance(number, int | float):

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from iolaus import checkpoint, device, graph, streams
-from iolaus.errors import InputError, IolausError, one_line
+from iolaus.errors import InputError, IolausError, one_line, reason
 from iolaus.monitor import Monitor, Raised, telling
 from iolaus.program import Program
 from iolaus.slot import Slot, not_started, trace_of
@@ -123,8 +123,7 @@ class Engine:
             log.info("the model raised", exc_info=True)  # to the log file, not the screen
             if len(self.live) > 1 or self._may_be_crowded(error):
                 raise Broken([slot.spec for _, slot in self.live], error) from error
-            reason = f"{type(error).__name__}: {one_line(error)}"
-            ended = [self._end(place, "failed", reason) for place, _ in self.live]
+            ended = [self._end(place, "failed", reason(error)) for place, _ in self.live]
             yield from [replace(result, trace=trace_of(error)) for result in ended]
         self.checkpoint(due=True)
 
@@ -236,9 +235,9 @@ class Engine:
             self.monitor.stepped(steps)
         ends: dict[int, tuple[State, str | None]] = {}
         for where, slot in live:
-            reason = slot.advance(columns[where], seconds / len(live))
-            if reason is not None:
-                ends[where] = ("failed", reason)
+            broke = slot.advance(columns[where], seconds / len(live))
+            if broke is not None:
+                ends[where] = ("failed", broke)
         return self._ends(ends)
 
     def _orders(self, live: list[tuple[int, Slot]], steps: int) -> Tensor:
@@ -265,8 +264,8 @@ class Engine:
             assert slot is not None
             bad = [name for name, value in metrics.items() if not math.isfinite(value)]
             if bad:
-                reason = f"{bad[0]} became {metrics[bad[0]]} at step {slot.step}"
-                ends[place] = ("failed", f"{reason} of {slot.total_steps}")
+                said = f"{bad[0]} became {metrics[bad[0]]} at step {slot.step}"
+                ends[place] = ("failed", f"{said} of {slot.total_steps}")
                 continue
             if slot.evaluated(metrics):
                 self.stack.keep_best(place)

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 _ESCAPES = re.compile(
     r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]"  # colours, cursor
@@ -84,6 +85,10 @@ class InputError(IolausError):
         super().__init__("\n".join(self.mistakes))
 
 
+class NoMemory(InputError):
+    """A model needs more memory than there is, by a sum made before anything is allocated."""
+
+
 class EnvironmentFault(IolausError):
     """What the machine lacks: a dataset, a device, space on the disk, a readable checkpoint."""
 
@@ -108,6 +113,31 @@ class Stopped(IolausError):
     def __init__(self, message: str, exit_code: int):
         super().__init__(message)
         self.exit_code = exit_code
+
+
+class ModuleExit(Exception):
+    """A user's module raised what would end the process, such as SystemExit."""
+
+
+@contextmanager
+def contained() -> Iterator[None]:
+    """Run a user's code, which may end its own trial but not the process.
+
+    Raises:
+        ModuleExit: in place of SystemExit and of what else is no Exception; Ctrl-C stays.
+    """
+    try:
+        yield
+    except (Exception, KeyboardInterrupt):
+        raise
+    except BaseException as error:
+        raise ModuleExit(f"{type(error).__name__}: {error}") from error
+
+
+def reason(error: BaseException) -> str:
+    """An error of a user's code in one line, with its type."""
+    said = str(error) if isinstance(error, ModuleExit) else f"{type(error).__name__}: {error}"
+    return one_line(said)
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

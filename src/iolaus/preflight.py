@@ -10,7 +10,7 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
@@ -80,9 +80,24 @@ def resumed(argv: list[str]) -> list[str]:
     return with_overrides([*argv[:at], *argv[at + 2 :]], kept)
 
 
+def parsed(argv: Sequence[str]) -> tuple[Any, list[str]]:
+    """The command line as Hydra's parser has it, and the options that it does not know.
+
+    Raises:
+        InputError: an option lacks its value, or has a wrong one.
+    """
+    parser = get_args_parser()
+
+    def refuse(message: str) -> NoReturn:
+        raise InputError(f"{one_line(message)}; --help lists the options")
+
+    parser.error = refuse  # type: ignore[method-assign]
+    return parser.parse_known_args(list(argv))
+
+
 def with_overrides(argv: Sequence[str], added: Sequence[str]) -> list[str]:
     """Options first, then `added`, then all overrides: Hydra wants them to stand together."""
-    arguments, unknown = get_args_parser().parse_known_args(list(argv))
+    arguments, unknown = parsed(argv)
     overrides = [*arguments.overrides, *(word for word in unknown if not word.startswith("-"))]
     return [*(word for word in argv if word not in overrides), *added, *overrides]
 
@@ -125,8 +140,6 @@ def check(arguments: Any, argv: Sequence[str]) -> list[str] | None:
     Raises:
         IolausError: something is wrong; nothing was written.
     """
-    if arguments.config_path is not None:
-        raise InputError("--config-path is not supported; --config-dir adds your own groups")
     name = arguments.config_name or config.CONFIG_NAME
     if arguments.multirun:
         _check_sweep(arguments, name)

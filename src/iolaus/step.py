@@ -2,8 +2,7 @@
 
 The model is written for one trial; `torch.func.vmap` batches it over the `S` slots, and with one
 slot it runs as it is. The gradient of the sum of the slots' losses is each slot's own gradient,
-since no slot's loss depends on another's parameters. Called by `steps.py`, and by `engine.py` and
-`width.py` for evaluations.
+since no slot's loss depends on another's parameters.
 
 Notation: x (S, B, *shape), y (S, B); everything per slot has shape (S,).
 """
@@ -22,6 +21,7 @@ from iolaus import fused, regularization, streams
 from iolaus.augment import Augmentation
 from iolaus.data.batches import Source
 from iolaus.device import autocast
+from iolaus.errors import contained
 from iolaus.program import Program
 from iolaus.stack import Row, Stack
 
@@ -101,7 +101,8 @@ class Step:
         norms' statistics are moved on. What it does depends on no number, so that a tape holds it.
         """
         x, extra = self._prepare(stack, x, y, keys)
-        losses, each, updated = self._differentiated(stack, x, y, extra)
+        with contained():
+            losses, each, updated = self._differentiated(stack, x, y, extra)
         with torch.no_grad():
             params, grads = stack.params.groups, stack.as_groups(each)
             if self.uses("l1"):
@@ -202,9 +203,9 @@ class Step:
             losses = extra["lam"] * losses + (1 - extra["lam"]) * other
         updated: Row = {}
         for name, norm in self.program.batch_norms:
-            assert norm.updated is not None
-            updated[f"{name}.running_mean"], updated[f"{name}.running_var"] = norm.updated
-            norm.updated = None
+            if norm.updated is not None:  # not frozen, nor in eval mode by the module's own train()
+                updated[f"{name}.running_mean"], updated[f"{name}.running_var"] = norm.updated
+                norm.updated = None
         return losses.mean(), updated
 
     # --- evaluation -------------------------------------------------------------------------------
@@ -221,8 +222,9 @@ class Step:
         one_by_one = len(next(iter(params.values()))) == 1 or self.program.stacking_loses
         function = self._each_sums if one_by_one else vmap(self._sums, in_dims=(0, 0, None, None))
         total: Tensor | None = None
-        with torch.no_grad(), autocast(self.program.config.training.precision, self.program.device):
-            for x, y in source.chunks(min(chunk(self.program.device), samples)):
+        precision, device = self.program.config.training.precision, self.program.device
+        with torch.no_grad(), autocast(precision, device), contained():
+            for x, y in source.chunks(min(chunk(device), samples)):
                 sums = function(params, buffers, x, y)
                 total = sums if total is None else total + sums
         assert total is not None

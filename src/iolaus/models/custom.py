@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from iolaus import schema, trust
-from iolaus.errors import InputError, nearest, one_line
+from iolaus.errors import InputError, ModuleExit, contained, nearest, reason
 from iolaus.models.layers import adapt
 
 
@@ -42,10 +42,11 @@ def build(
     offered = {"input_shape": tuple(input_shape), "outputs": outputs}
     arguments = _arguments(make, model.target, given, offered)
     try:
-        module = make(**arguments)
+        with contained():
+            module = make(**arguments)
     except Exception as error:
         raise InputError(
-            f"model._target_ '{model.target}' cannot be built: {_said(error)}"
+            f"model._target_ '{model.target}' cannot be built: {reason(error)}"
         ) from error
     if not isinstance(module, nn.Module):
         kind = type(module).__name__
@@ -58,7 +59,11 @@ def build(
 
 
 def _maker(target: str, trusted: Sequence[str], given: Mapping[str, Any]) -> Callable[..., Any]:
-    found = trust.locate(target, trusted, given)
+    try:
+        with contained():
+            found: Callable[..., Any] = trust.locate(target, trusted, given)
+    except ModuleExit as error:  # of a module that ends the process when it is imported
+        raise InputError(f"model._target_ '{target}' cannot be imported: {error}") from error
     if inspect.isclass(found):
         makes = issubclass(found, nn.Module)
     else:
@@ -97,12 +102,12 @@ def _arguments(
 def _run(target: str, module: nn.Module, sample: Tensor) -> Any:
     mode = "training" if module.training else "evaluation"
     try:
-        with torch.no_grad():
+        with torch.no_grad(), contained():
             return module(sample)
     except Exception as error:
         raise InputError(
             f"model._target_ '{target}' does not run in {mode} on a batch of shape "
-            f"{tuple(sample.shape)}: {_said(error)}"
+            f"{tuple(sample.shape)}: {reason(error)}"
         ) from error
 
 
@@ -119,8 +124,13 @@ def _check_independence(target: str, module: nn.Module, sample: Tensor) -> None:
     output = _run(target, module, sample)
     mistakes = []
     again = _run(target, module, sample)
-    same = isinstance(output, Tensor) and isinstance(again, Tensor) and torch.equal(output, again)
-    if isinstance(output, Tensor) and torch.equal(random, torch.get_rng_state()) and not same:
+    undrawn = isinstance(output, Tensor) and torch.equal(random, torch.get_rng_state())
+    if undrawn and output.isnan().any():
+        mistakes.append(
+            f"model._target_ '{target}' returns NaN for a batch of zeros: it must give finite "
+            "numbers where training begins"
+        )
+    elif undrawn and not (isinstance(again, Tensor) and torch.equal(output, again)):
         mistakes.append(
             f"model._target_ '{target}' gives another output for the same batch: a trial could "
             "neither be resumed nor trained beside others; it may keep no state while it runs"
@@ -146,7 +156,3 @@ def _check_independence(target: str, module: nn.Module, sample: Tensor) -> None:
 
 def _tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
     return [*module.named_parameters(), *module.named_buffers()]
-
-
-def _said(error: Exception) -> str:
-    return f"{type(error).__name__}: {one_line(error)}"

@@ -215,7 +215,7 @@ def _sampler(node: Any, values: Mapping[str, Any]) -> tuple[Choice, int | None]:
     given = dict(chosen.given)
     seed = given.pop("seed", None)
     mistakes: list[str] = []
-    check.value(f"{where}.seed", int | None, {"ge": 0}, seed, mistakes)
+    check.value(f"{where}.seed", int | None, {"ge": 0, "lt": 2**32}, seed, mistakes)
     if mistakes:
         raise InputError(mistakes)
     trusted = bool(values.get("trusted_storage"))

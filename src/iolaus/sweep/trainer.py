@@ -15,10 +15,10 @@ from typing import Any
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from iolaus import preflight, seeds, storage
+from iolaus import preflight, seeds
 from iolaus.attributes import CONTINUES, EFFECT, PLANNED
 from iolaus.effect import effect
-from iolaus.errors import IolausError, one_line
+from iolaus.errors import IolausError, masked, one_line
 from iolaus.monitor import Monitor
 from iolaus.schema import RunConfig
 from iolaus.seeds import Group
@@ -120,7 +120,7 @@ class Trainer(Monitor):
             yield from members
 
     def _place(self, number: int) -> TrialFolder:
-        of = {"study": self.plan.study, "storage": storage.masked(self.plan.storage or "")}
+        of = {"study": self.plan.study, "storage": masked(self.plan.storage or "")}
         return TrialFolder(self.folder / str(number), of)
 
     def _plan_steps(self, asked: Asked, spec: TrialSpec) -> None:
