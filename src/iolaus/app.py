@@ -6,31 +6,35 @@ leaves nothing behind. torch is imported only when something is about to train.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
 import math
+import os
 import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import hydra
-from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 
-from iolaus import compat, config, overrides, preflight, seeds, usage
+from iolaus import command, compat, config, preflight, seeds, usage
 from iolaus.errors import (
     EXIT_INTERRUPTED,
     EXIT_TERMINATED,
     InputError,
     IolausError,
     TrainingFailed,
+    one_line,
 )
 from iolaus.spec import TrialSpec
 
@@ -39,55 +43,83 @@ if TYPE_CHECKING:
     from iolaus.schema import RunConfig
 
 log = logging.getLogger(__name__)
+_began: list[bool] = []
+"""Whether Hydra has called `run`."""
 
 
 def main() -> None:
     """Entry point of the console script."""
+    with command.running("iolaus"):
+        _main()
+
+
+def _main() -> None:
+    if sys.argv[1:] == ["--version"]:
+        print(f"iolaus {metadata.version('iolaus')}")
+        return
+    # Until training can be interrupted in good order, Ctrl-C just ends the process.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    sys.argv[1:] = preflight.with_overrides(preflight.resumed(sys.argv[1:]), [])
+    arguments = _arguments()
+    if arguments.help:
+        print(usage.text(arguments.overrides, arguments.config_dir))
+        return
+    if arguments.cfg:
+        preflight.check_cfg(arguments)
+    if arguments.cfg or arguments.hydra_help or arguments.info or arguments.shell_completion:
+        printed = io.StringIO()
+        try:
+            with contextlib.redirect_stdout(printed):
+                _hydra()
+        finally:  # after some of it Hydra exits
+            print(printed.getvalue(), end="")
+        return
+    ready = preflight.check(arguments, sys.argv[1:])
+    if ready is None:
+        return
+    sys.argv[1:] = preflight.with_overrides(sys.argv[1:], ready.added)
     try:
-        if sys.argv[1:] == ["--version"]:
-            print(f"iolaus {metadata.version('iolaus')}")
-            return
-        # Until training can be interrupted in good order, Ctrl-C just ends the process.
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-        sys.argv[1:] = preflight.with_overrides(preflight.resumed(sys.argv[1:]), [])
-        arguments = _arguments()
-        if arguments.help:
-            print(usage.text(arguments.overrides, arguments.config_dir))
-            return
-        if arguments.cfg:
-            overrides.compose(
-                arguments.overrides,
-                arguments.config_dir,
-                arguments.config_name or config.CONFIG_NAME,
-            )
-        elif not (arguments.hydra_help or arguments.info or arguments.shell_completion):
-            added = preflight.check(arguments, sys.argv[1:])
-            if added is None:
-                return
-            sys.argv[1:] = preflight.with_overrides(sys.argv[1:], added)
-    except IolausError as error:
-        _complain(error)
-    hydra.main(
+        _hydra()
+    except Exception as error:
+        # A run of which Hydra did not even call the task: its own settings are wrong.
+        if not ready.made or _began:
+            raise
+        ready.undo()
+        raise InputError(f"Hydra cannot start: {one_line(error)}") from error
+
+
+def _hydra() -> None:
+    """Do what the command line asks of Hydra.
+
+    Raises:
+        InputError: Hydra says that it cannot.
+    """
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # or it prints a traceback itself, and exits
+    main = hydra.main(
         config_path=str(config.folder("conf")),
         config_name=config.CONFIG_NAME,
         **compat.MAIN_ARGUMENTS,
-    )(run)()
+    )
+    try:
+        main(run)()
+    except (HydraException, OmegaConfBaseException) as error:
+        raise InputError(one_line(error)) from error
 
 
 def _arguments() -> Any:
-    arguments, unknown = get_args_parser().parse_known_args()
+    arguments, unknown = preflight.parsed(sys.argv[1:])
     if unknown:
         raise InputError(
             f"there is no option {unknown[0]}: values are written KEY=VALUE, for example "
             "optimizer.lr=0.1; --help lists the options"
         )
+    names = ("run", "multirun", "cfg", "info", "shell_completion")
+    given = [f"--{name.replace('_', '-')}" for name in names if getattr(arguments, name)]
+    if len(given) > 1:
+        raise InputError(f"{' and '.join(given)} exclude each other")
+    if arguments.resolve and not arguments.cfg:
+        raise InputError("--resolve needs --cfg beside it")
     return arguments
-
-
-def _complain(error: IolausError) -> NoReturn:
-    for line in str(error).splitlines():
-        print(f"iolaus: {line}", file=sys.stderr)
-    sys.exit(error.exit_code)
 
 
 def run(cfg: DictConfig) -> float:
@@ -99,16 +131,17 @@ def run(cfg: DictConfig) -> float:
     Raises:
         SystemExit: the run failed or was interrupted; the exit code says which.
     """
+    _began.append(True)
     settings = HydraConfig.get()
     try:
         return _run(config.read(cfg), Path(settings.runtime.output_dir))
     except TrainingFailed as error:
         if settings.mode != RunMode.MULTIRUN:
-            _complain(error)
+            command.complain("iolaus", error)
         print(f"iolaus: job {settings.job.num}: {error}", file=sys.stderr)
         return math.nan
     except IolausError as error:
-        _complain(error)
+        command.complain("iolaus", error)
 
 
 def _run(run_config: RunConfig, folder: Path) -> float:
@@ -144,11 +177,11 @@ def _run(run_config: RunConfig, folder: Path) -> float:
 
 
 def _flags() -> list[str]:
-    given = get_args_parser().parse_known_args()[0].config_dir
+    given = preflight.parsed(sys.argv[1:])[0].config_dir
     return [] if given is None else ["--config-dir", given]
 
 
-@contextmanager
+@contextlib.contextmanager
 def _signals(watch: Watch) -> Iterator[None]:
     """Ctrl-C or SIGTERM once asks for a checkpoint and an end; the second time ends at once."""
     if threading.current_thread() is not threading.main_thread():

@@ -5,8 +5,12 @@ Called by `app.py`. Whatever is wrong is found here, while nothing is written ye
 
 from __future__ import annotations
 
+import argparse
+import contextlib
+import shutil
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,9 +67,35 @@ def resumed(argv: list[str]) -> list[str]:
 
 def with_overrides(argv: Sequence[str], added: Sequence[str]) -> list[str]:
     """Options first, then `added`, then all overrides: Hydra wants them to stand together."""
-    arguments, unknown = get_args_parser().parse_known_args(list(argv))
+    arguments, unknown = parsed(argv)
     overrides = [*arguments.overrides, *(word for word in unknown if not word.startswith("-"))]
     return [*(word for word in argv if word not in overrides), *added, *overrides]
+
+
+def parsed(argv: Sequence[str]) -> tuple[Any, list[str]]:
+    """Hydra's options with all overrides that stand together, and what is neither.
+
+    Raises:
+        InputError: an option lacks its value, or has another than it may have.
+    """
+    parser = get_args_parser()
+    parser.exit_on_error = False
+    try:
+        return parser.parse_known_args(list(argv))
+    except argparse.ArgumentError as error:
+        raise InputError(f"{error}; see iolaus --help") from None
+
+
+def check_cfg(arguments: Any) -> None:
+    """Check what `--cfg` is to print.
+
+    Raises:
+        InputError: the config does not compose, or has no such package.
+    """
+    name = arguments.config_name or config.CONFIG_NAME
+    cfg = overrides.compose(arguments.overrides, arguments.config_dir, name)
+    if arguments.package and OmegaConf.select(cfg, arguments.package) is None:
+        raise InputError(f"--package must be a key of the config, got '{arguments.package}'")
 
 
 def _key(word: str) -> str:
@@ -81,7 +111,24 @@ def _quoted(folder: str) -> str:
     return f"'{escaped}'"
 
 
-def check(arguments: Any, argv: Sequence[str]) -> list[str] | None:
+@dataclass(frozen=True)
+class Ready:
+    """What is about to run: overrides to `add` to the command line, and the folders that were
+    `made` for it, the run's first."""
+
+    added: Sequence[str] = ()
+    made: Sequence[Path] = ()
+
+    def undo(self) -> None:
+        """Remove the run's folder, and those that were made to hold it and are empty."""
+        for folder in self.made[:1]:
+            shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            for folder in self.made[1:]:
+                folder.rmdir()
+
+
+def check(arguments: Any, argv: Sequence[str]) -> Ready | None:
     """Check what is about to run.
 
     Args:
@@ -89,7 +136,7 @@ def check(arguments: Any, argv: Sequence[str]) -> list[str] | None:
         argv: the same as typed.
 
     Returns:
-        Overrides to add to the command line, or None when the run is finished already.
+        What to go on with, or None when the run is finished already.
 
     Raises:
         IolausError: something is wrong; nothing was written.
@@ -99,16 +146,17 @@ def check(arguments: Any, argv: Sequence[str]) -> list[str] | None:
     name = arguments.config_name or config.CONFIG_NAME
     if arguments.multirun:
         _check_sweep(arguments, name)
-        return []
+        return Ready()
     cfg = overrides.compose(arguments.overrides, arguments.config_dir, name)
     if cfg.hydra.mode == RunMode.MULTIRUN:
         _check_sweep(arguments, name)
-        return []
+        return Ready()
     spec = TrialSpec(config.read(cfg))
     program = _program(spec)
     wanted = _wanted(cfg)
     copies = 2 * (2 + len(program.rule.moments)) + 1  # two checkpoints and best.pt
     run_folder.need_space(wanted, 1 + 4e-6 * program.num_parameters * copies)
+    missing = [folder for folder in (wanted, *wanted.parents) if not folder.exists()]
     if any(text.startswith("hydra.run.dir=") for text in arguments.overrides):
         finished = run_folder.compare(wanted, spec)
         if finished is not None:
@@ -118,10 +166,12 @@ def check(arguments: Any, argv: Sequence[str]) -> list[str] | None:
             show_result(finished, wanted)
             return None
         begin(run_folder.make(wanted), spec, argv)
-        return []
+        return Ready(made=[other.absolute() for other in missing])
     folder = run_folder.claim(wanted)
     begin(folder, spec, argv)
-    return [f"hydra.run.dir={_quoted(str(folder))}"]
+    made = [folder, *(other for other in missing if other != wanted)]
+    added = [f"hydra.run.dir={_quoted(str(folder))}"]
+    return Ready(added, [other.absolute() for other in made])
 
 
 def _wanted(cfg: DictConfig) -> Path:

@@ -10,7 +10,8 @@ from hydra.core.plugins import Plugins
 from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf
 
-from iolaus.errors import EXIT_INTERRUPTED, EnvironmentFault, IolausError, one_line
+from iolaus.check import shown
+from iolaus.errors import EXIT_INTERRUPTED, EnvironmentFault, InputError, IolausError, one_line
 from iolaus.sweep import sweep as sweeps
 from iolaus.sweep.launch import Crew, Launch
 from iolaus.sweep.other import Other
@@ -33,7 +34,12 @@ def sweep(
     """
     app = _own(config) if _is_iolaus(task) else Other(context, config, task)
     results = None if isinstance(app, Own) else Path(str(config.hydra.sweep.dir))
-    launcher = None if config.hydra.launcher._target_ == _LOCAL else _carry(context, config)
+    target = OmegaConf.select(config, "hydra.launcher._target_")
+    if not isinstance(target, str):
+        raise InputError(
+            f"hydra.launcher must be a config group, got {shown(config.hydra.launcher)}"
+        )
+    launcher = None if target == _LOCAL else _carry(context, config)
     sweeps.sweep(
         *(_plain(node), arguments, app),
         hydra=list(config.hydra.overrides.hydra),
