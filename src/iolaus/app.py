@@ -50,7 +50,10 @@ _began: list[bool] = []
 def main() -> None:
     """Entry point of the console script."""
     with command.running("iolaus"):
-        _main()
+        try:
+            _main()
+        except (HydraException, OmegaConfBaseException) as error:
+            raise InputError(one_line(error)) from error
 
 
 def _main() -> None:
@@ -85,25 +88,20 @@ def _main() -> None:
         if not ready.made or _began:
             raise
         ready.undo()
-        raise InputError(f"Hydra cannot start: {one_line(error)}") from error
+        raise InputError(
+            f"Hydra cannot start: {one_line(error) or type(error).__name__}"
+        ) from error
 
 
 def _hydra() -> None:
-    """Do what the command line asks of Hydra.
-
-    Raises:
-        InputError: Hydra says that it cannot.
-    """
+    """Do what the command line asks of Hydra."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # or it prints a traceback itself, and exits
     main = hydra.main(
         config_path=str(config.folder("conf")),
         config_name=config.CONFIG_NAME,
         **compat.MAIN_ARGUMENTS,
     )
-    try:
-        main(run)()
-    except (HydraException, OmegaConfBaseException) as error:
-        raise InputError(one_line(error)) from error
+    main(run)()
 
 
 def _arguments() -> Any:

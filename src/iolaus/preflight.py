@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import configure_log
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -243,6 +244,11 @@ def _check_sweep(arguments: Any, name: str) -> None:
         mistakes += error.mistakes
     if mistakes:
         raise InputError(mistakes)
+    try:
+        configure_log(cfg.hydra.hydra_logging, cfg.hydra.verbose)  # as Hydra does next
+    except overrides.REFUSALS as error:
+        reason = one_line(error) or type(error).__name__
+        raise InputError(f"hydra.hydra_logging and hydra.verbose: {reason}") from None
     sweeper = _sweeper(cfg)
     if str(sweeper.get("_target_")).endswith(".IolausSweeper"):
         return
