@@ -6,31 +6,35 @@ leaves nothing behind. torch is imported only when something is about to train.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
 import math
+import os
 import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import hydra
-from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
-from iolaus import commands, compat, config, overrides, preflight, seeds, usage
+from iolaus import command, commands, compat, config, preflight, seeds, usage
 from iolaus.errors import (
     EXIT_INTERRUPTED,
     EXIT_TERMINATED,
     InputError,
     IolausError,
     TrainingFailed,
+    one_line,
 )
 from iolaus.spec import TrialSpec
 
@@ -39,42 +43,65 @@ if TYPE_CHECKING:
     from iolaus.schema import RunConfig
 
 log = logging.getLogger(__name__)
+_began: list[bool] = []
+"""Whether Hydra has called `run`."""
 
 
 def main() -> None:
     """Entry point of the console script."""
+    with command.running("iolaus"):
+        try:
+            _main()
+        except (HydraException, OmegaConfBaseException) as error:
+            raise InputError(one_line(error)) from error
+
+
+def _main() -> None:
+    if sys.argv[1:] == ["--version"]:
+        print(f"iolaus {metadata.version('iolaus')}")
+        return
+    # Until training can be interrupted in good order, Ctrl-C just ends the process.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    sys.argv[1:] = preflight.with_overrides(preflight.resumed(sys.argv[1:]), [])
+    arguments = _arguments()
+    if arguments.help:
+        print(usage.text(arguments.overrides, arguments.config_dir))
+        return
+    if arguments.cfg or arguments.info:
+        preflight.check_cfg(arguments)
+    if arguments.cfg or arguments.hydra_help or arguments.info or arguments.shell_completion:
+        printed = io.StringIO()
+        try:
+            with contextlib.redirect_stdout(printed):
+                _hydra()
+        finally:  # after some of it Hydra exits
+            print(printed.getvalue(), end="")
+        return
+    ready = preflight.check(arguments, sys.argv[1:])
+    if ready is None:
+        return
+    sys.argv[1:] = preflight.with_overrides(sys.argv[1:], ready.added)
     try:
-        if sys.argv[1:] == ["--version"]:
-            print(f"iolaus {metadata.version('iolaus')}")
-            return
-        # Until training can be interrupted in good order, Ctrl-C just ends the process.
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-        sys.argv[1:] = preflight.with_overrides(preflight.resumed(sys.argv[1:]), [])
-        arguments = _arguments()
-        if arguments.help:
-            print(usage.text(arguments.overrides, arguments.config_dir))
-            return
-        if arguments.cfg or arguments.info:
-            cfg = overrides.compose(
-                arguments.overrides,
-                arguments.config_dir,
-                arguments.config_name or config.CONFIG_NAME,
-            )
-            package = arguments.package
-            if package not in (None, "_global_") and OmegaConf.select(cfg, package) is None:
-                raise InputError(f"--package must name a part of the config, got '{package}'")
-        elif not (arguments.hydra_help or arguments.shell_completion):
-            added = preflight.check(arguments, sys.argv[1:])
-            if added is None:
-                return
-            sys.argv[1:] = preflight.with_overrides(sys.argv[1:], added)
-    except IolausError as error:
-        _complain(error)
-    hydra.main(
+        _hydra()
+    except Exception as error:
+        # A run of which Hydra did not even call the task: its own settings are wrong.
+        if not ready.made or _began:
+            raise
+        ready.undo()
+        raise InputError(
+            f"Hydra cannot start: {one_line(error) or type(error).__name__}"
+        ) from error
+
+
+def _hydra() -> None:
+    """Do what the command line asks of Hydra."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # or it prints a traceback itself, and exits
+    main = hydra.main(
         config_path=str(config.folder("conf")),
         config_name=config.CONFIG_NAME,
         **compat.MAIN_ARGUMENTS,
-    )(run)()
+    )
+    main(run)()
 
 
 def _arguments() -> Any:
@@ -114,12 +141,6 @@ def _misused(arguments: Any) -> list[str]:
     return mistakes
 
 
-def _complain(error: IolausError) -> NoReturn:
-    for line in str(error).splitlines():
-        print(f"iolaus: {line}", file=sys.stderr)
-    sys.exit(error.exit_code)
-
-
 def run(cfg: DictConfig) -> float:
     """Hydra's task function: train one run and return its objective.
 
@@ -129,16 +150,17 @@ def run(cfg: DictConfig) -> float:
     Raises:
         SystemExit: the run failed or was interrupted; the exit code says which.
     """
+    _began.append(True)
     settings = HydraConfig.get()
     try:
         return _run(config.read(cfg), Path(settings.runtime.output_dir))
     except TrainingFailed as error:
         if settings.mode != RunMode.MULTIRUN:
-            _complain(error)
+            command.complain("iolaus", error)
         print(f"iolaus: job {settings.job.num}: {error}", file=sys.stderr)
         return math.nan
     except IolausError as error:
-        _complain(error)
+        command.complain("iolaus", error)
 
 
 def _run(run_config: RunConfig, folder: Path) -> float:
@@ -179,11 +201,11 @@ def _words() -> list[str]:
 
 
 def _flags() -> list[str]:
-    given = get_args_parser().parse_known_args()[0].config_dir
+    given = preflight.parsed(sys.argv[1:])[0].config_dir
     return [] if given is None else ["--config-dir", given]
 
 
-@contextmanager
+@contextlib.contextmanager
 def _signals(watch: Watch) -> Iterator[None]:
     """Ctrl-C or SIGTERM once asks for a checkpoint and an end; the second time ends at once."""
     if threading.current_thread() is not threading.main_thread():

@@ -20,9 +20,15 @@ from omegaconf.errors import OmegaConfBaseException
 from iolaus import config, schema
 from iolaus.errors import InputError, nearest, one_line
 
-REFUSALS = (HydraException, OmegaConfBaseException, ValueError, yaml.YAMLError, OSError)
-"""What Hydra raises for a wrong override: ValueError for a group set to a number, YAMLError for a
-file of the user's own that does not parse, OSError for a name too long for a file."""
+UNREADABLE = (HydraException, ValueError, RecursionError)
+"""What Hydra's parser raises: ValueError for 5,000 digits, RecursionError for 1,000 brackets."""
+REFUSALS = (
+    *(*UNREADABLE, OmegaConfBaseException, yaml.YAMLError),
+    *(AssertionError, AttributeError, OSError, TypeError),
+)
+"""What Hydra raises for a wrong override: ValueError for a group set to a number, TypeError for one
+set to [null], OSError for a name of 5,000 letters, YAMLError for a file of the user's own that does
+not parse."""
 
 _OTHER_NAMES = {
     "epochs": "training.max_epochs",
@@ -144,7 +150,7 @@ def check_sweep(
     for text in [*(f"{key}={value}" for key, value in params.items()), *overrides]:
         try:
             override = parser.parse_override(text)
-        except HydraException:
+        except UNREADABLE:
             swept[text] = [text]  # `compose` says what is wrong with it
             continue
         key = override.get_key_element()
@@ -172,7 +178,7 @@ def check_sweep(
 
 def _explain(text: str, error: Exception, composed: DictConfig, config_dir: str | None) -> str:
     override: Override | None = None
-    with contextlib.suppress(HydraException):
+    with contextlib.suppress(*UNREADABLE):
         override = OverridesParser.create().parse_override(text)
     if override is None or not override.key_or_group:
         return (

@@ -5,17 +5,20 @@ Whatever is wrong is found here, while nothing is written yet.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import re
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
+from hydra.core.utils import configure_log
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -109,9 +112,24 @@ def _spelled(word: str) -> str:
         return word
     try:
         OverridesParser.create().parse_override(word)
-    except HydraException:
+    except overrides.UNREADABLE:
         return f"{key}={_FOREIGN.sub(lambda found: _quoted(found[0].strip()), value)}"
     return word
+
+
+def check_cfg(arguments: Any) -> None:
+    """Check what `--cfg` is to print.
+
+    Raises:
+        InputError: the config does not compose, or has no such package.
+    """
+    name = arguments.config_name or config.CONFIG_NAME
+    cfg = overrides.compose(arguments.overrides, arguments.config_dir, name)
+    if (
+        arguments.package not in (None, "_global_")
+        and OmegaConf.select(cfg, arguments.package) is None
+    ):
+        raise InputError(f"--package must be a key of the config, got '{arguments.package}'")
 
 
 def _key(word: str) -> str:
@@ -127,7 +145,24 @@ def _quoted(folder: str) -> str:
     return f"'{escaped}'"
 
 
-def check(arguments: Any, argv: Sequence[str]) -> list[str] | None:
+@dataclass(frozen=True)
+class Ready:
+    """What is about to run: overrides to `add` to the command line, and the folders that were
+    `made` for it, the run's first."""
+
+    added: Sequence[str] = ()
+    made: Sequence[Path] = ()
+
+    def undo(self) -> None:
+        """Remove the run's folder, and those that were made to hold it and are empty."""
+        for folder in self.made[:1]:
+            shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            for folder in self.made[1:]:
+                folder.rmdir()
+
+
+def check(arguments: Any, argv: Sequence[str]) -> Ready | None:
     """Check what is about to run.
 
     Args:
@@ -135,7 +170,7 @@ def check(arguments: Any, argv: Sequence[str]) -> list[str] | None:
         argv: the same as typed.
 
     Returns:
-        Overrides to add to the command line, or None when the run is finished already.
+        What to go on with, or None when the run is finished already.
 
     Raises:
         IolausError: something is wrong; nothing was written.
@@ -143,16 +178,17 @@ def check(arguments: Any, argv: Sequence[str]) -> list[str] | None:
     name = arguments.config_name or config.CONFIG_NAME
     if arguments.multirun:
         _check_sweep(arguments, name)
-        return []
+        return Ready()
     cfg = overrides.compose(arguments.overrides, arguments.config_dir, name)
     if cfg.hydra.mode == RunMode.MULTIRUN:
         _check_sweep(arguments, name)
-        return []
+        return Ready()
     spec = TrialSpec(config.read(cfg))
     program = _program(spec)
     wanted = _wanted(cfg)
     copies = 2 * (2 + len(program.rule.moments)) + 1  # two checkpoints and best.pt
     run_folder.need_space(wanted, 1 + 4e-6 * program.num_parameters * copies)
+    missing = [folder for folder in (wanted, *wanted.parents) if not folder.exists()]
     if any(text.startswith("hydra.run.dir=") for text in arguments.overrides):
         finished = run_folder.compare(wanted, spec)
         if finished is not None:
@@ -162,10 +198,12 @@ def check(arguments: Any, argv: Sequence[str]) -> list[str] | None:
             show_result(finished, wanted)
             return None
         begin(run_folder.make(wanted), spec, argv)
-        return []
+        return Ready(made=[other.absolute() for other in missing])
     folder = run_folder.claim(wanted)
     begin(folder, spec, argv)
-    return [f"hydra.run.dir={_quoted(str(folder))}"]
+    made = [folder, *(other for other in missing if other != wanted)]
+    added = [f"hydra.run.dir={_quoted(str(folder))}"]
+    return Ready(added, [other.absolute() for other in made])
 
 
 def _wanted(cfg: DictConfig) -> Path:
@@ -237,6 +275,11 @@ def _check_sweep(arguments: Any, name: str) -> None:
         mistakes += error.mistakes
     if mistakes:
         raise InputError(mistakes)
+    try:
+        configure_log(cfg.hydra.hydra_logging, cfg.hydra.verbose)  # as Hydra does next
+    except overrides.REFUSALS as error:
+        reason = one_line(error) or type(error).__name__
+        raise InputError(f"hydra.hydra_logging and hydra.verbose: {reason}") from None
     sweeper = _sweeper(cfg)
     if str(sweeper.get("_target_")).endswith(".IolausSweeper"):
         return

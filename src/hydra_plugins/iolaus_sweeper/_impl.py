@@ -38,7 +38,12 @@ def sweep(
         IolausError: something is wrong, nothing completed, or a signal ended the sweep.
     """
     app = _own(config) if _is_iolaus(task) else Other(context, config, task)
-    launcher = None if config.hydra.launcher._target_ == _LOCAL else _carry(context, config)
+    target = OmegaConf.select(config, "hydra.launcher._target_")
+    if not isinstance(target, str):
+        raise InputError(
+            f"hydra.launcher must be a config group, got {shown(config.hydra.launcher)}"
+        )
+    launcher = None if target == _LOCAL else _carry(context, config)
     results = None
     if not isinstance(app, Own):
         results = _results(config)

@@ -14,33 +14,19 @@ A command's module is imported when it is called, so that --help is quick.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from iolaus import STORAGE
-from iolaus.errors import (
-    EXIT_INTERRUPTED,
-    InputError,
-    IolausError,
-)
+from iolaus import STORAGE, command
+from iolaus.errors import InputError
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the console script."""
-    try:
+    with command.running("iolaus-study"):
         sys.exit(run(sys.argv[1:] if arguments is None else arguments))
-    except IolausError as error:
-        for line in str(error).splitlines():
-            print(f"iolaus-study: {line}", file=sys.stderr)
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        sys.exit(EXIT_INTERRUPTED)
-    except BrokenPipeError:  # `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -50,7 +36,7 @@ def run(arguments: Sequence[str]) -> int:
         IolausError: what is wrong, in one line.
     """
     options = parser().parse_args(arguments)
-    command = {
+    chosen = {
         "list": _list,
         "show": _show,
         "report": _report,
@@ -59,7 +45,7 @@ def run(arguments: Sequence[str]) -> int:
         "delete": _delete,
         "dashboard": _dashboard,
     }[options.command]
-    return command(options)
+    return chosen(options)
 
 
 class _Parser(argparse.ArgumentParser):

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import random
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from math import ceil, inf, isfinite
@@ -38,11 +39,13 @@ from hydra.core.override_parser.types import (
     Sweep,
     Transformer,
 )
-from hydra.errors import HydraException
 
 from iolaus.errors import InputError, nearest, one_line
+from iolaus.overrides import UNREADABLE
 from iolaus.sweep.parameter import Label, Parameter
 
+MAX_SHUFFLED = 100_000
+"""The most values of a range whose order is drawn: each of them is held, and kept in the study."""
 _PARSER = OverridesParser.create()
 _PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_./-]*")
 _PARSER_WORDS = re.compile(
@@ -82,7 +85,7 @@ def read_override(text: str) -> Override:
     """
     try:
         return _PARSER.parse_overrides([text])[0]
-    except HydraException as error:
+    except UNREADABLE as error:
         raise InputError(_explain(text, str(error))) from None
 
 
@@ -183,7 +186,7 @@ def _choice(key: str, values: Sequence[Any], shuffled: bool, written: str) -> Pa
     if any(map(_holds_sweep, values)):
         raise InputError(f"a list cannot hold another sweep, got {written}")
     texts = [text_of(value) for value in values]
-    twice = sorted({text for text in texts if texts.count(text) > 1})
+    twice = sorted(text for text, count in Counter(texts).items() if count > 1)
     if twice:
         raise InputError(f"{key.lstrip('+')} offers {twice[0]} twice in {written}")
     labels = [_label(value, text) for value, text in zip(values, texts, strict=True)]
@@ -235,7 +238,11 @@ def _range(key: str, sweep: RangeSweep, log: bool, written: str) -> Parameter:
     number = float if any(isinstance(n, float) for n in (start, stop, step)) else int
     low, high = (number(n) for n in sorted((first, last)))
     found = _number(key, low, high, number(abs(by)), log, written)
-    return _choice(key, list(found.labels()), True, written) if sweep.shuffle else found
+    if not sweep.shuffle:
+        return found
+    if found.size is None or found.size > MAX_SHUFFLED:
+        raise InputError(f"{path} can shuffle at most {MAX_SHUFFLED:,} values, got {written}")
+    return _choice(key, list(found.labels()), True, written)
 
 
 def _number(
