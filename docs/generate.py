@@ -51,12 +51,14 @@ MEANING = {
     "enqueue": "known points that are tried first",
     "timeout_s": "no trial begins later than this after the start",
     "max_steps_total": "no trial begins once all together have taken so many optimizer steps",
-    "max_failure_rate": "the sweep ends when a larger share of its trials failed",
-    "max_restarts": "how often a trial whose process died is run again",
+    "max_failure_rate": "share of trials that may fail; beyond it the exit code is 1",
+    "max_restarts": "how often in a row a trial whose process died is run again without progress",
     "constraints": 'bounds of final numbers, `{num_parameters: "<= 100000"}`',
     "custom_search_space": "dotted name of a function (config, trial) that suggests more",
     "on_mismatch": "a study of this name with other trials: refuse, or open NAME_2 (new)",
     "duplicates": "trials of equal effect: train one of them (once) or all (train)",
+    "keep_models": "trials whose best.pt is kept in the end: best (the Pareto front of "
+    "several objectives), all, none, or how many of the best",
     "trusted_storage": "allow cmaes, which unpickles from the storage",
     "report": "write outputs/reports/STUDY.html, and notes and files for the dashboard, at the end",
     "dry_run": "print what would be done, and do nothing",
@@ -146,7 +148,7 @@ def _names(keys: Sequence[Key]) -> list[str]:
 
 def _keys(group: str, file: Path) -> Iterator[Key]:
     if (group, file.stem) == ("model", "custom"):
-        yield Key("custom", "_target_", "???", "dotted name of the module", "a word", "same")
+        yield Key("custom", "_target_", "???", "dotted name of the module", "a string", "same")
         return
     kind = schema.OPTIONS[group][file.stem] if group in schema.OPTIONS else schema.PLAIN[group]
     fields = {item.name: item for item in dataclasses.fields(kind)}

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -192,3 +194,43 @@ def test_help_imports_no_torch():
     assert done.returncode == 0, done.stderr
     assert "iolaus --resume" in done.stdout
     assert "# fp32 | tf32 (CUDA) | bf16 (autocast)" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["iolaus", "--help"],
+        ["iolaus", "--version"],
+        ["iolaus", "--cfg", "job"],
+        ["iolaus", "--hydra-help"],
+        ["iolaus", "--info", "plugins"],
+        ["iolaus.analysis.cli", "--help"],
+        ["iolaus.analysis.cli", "list"],
+    ],
+)
+def test_printing_to_what_cannot_be_written_is_no_traceback(tmp_path, words):
+    def run(**given):
+        command = [sys.executable, "-m", *words]
+        settings = {"cwd": tmp_path, "stderr": subprocess.PIPE, "text": True, "timeout": 300}
+        done = subprocess.run(command, **settings, **given)
+        return done.returncode, done.stderr
+
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing) as gone:  # `| head`
+        assert run(stdout=gone) == (0, "")
+    assert run(preexec_fn=lambda: os.close(1)) == (0, "")  # `>&-`
+    if Path("/dev/full").exists():
+        with open("/dev/full", "w") as full:
+            code, said = run(stdout=full)
+        name = "iolaus" if words[0] == "iolaus" else "iolaus-study"
+        full = f"{name}: stdout: No space left on device\n"
+        assert (code, said) in [(3, full), (0, "")]  # a display ends no command
+
+
+def test_ctrl_c_while_the_command_still_loads_ends_it_without_a_traceback(tmp_path):
+    """The signal comes with the first module of Hydra that is imported."""
+    (tmp_path / "hydra.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    command = [sys.executable, "-m", "iolaus"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, "")

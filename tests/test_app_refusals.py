@@ -23,6 +23,19 @@ BAD_INPUT = [
     (["model.hidden=[]", "init=he,xavier"], "init=he,xavier names several values: add -m"),
     (["--resume", "nowhere"], "--resume must name the folder of a run, got 'nowhere'"),
     (["--config-dir", "nowhere"], "--config-dir must be a folder, got 'nowhere'"),
+    (["--hydra-help", "--config-dir", "nowhere"], "--config-dir must be a folder, got 'nowhere'"),
+    (["--package", "x"], "--package must come with --cfg job, hydra or all"),
+    (["--resolve"], "--resolve must come with --cfg job, hydra or all"),
+    (["--cfg", "job", "-p", "nope"], "--package must name a part of the config, got 'nope'"),
+    (["--cfg", "job", "--config-path", "/tmp"], "--config-path is not supported"),
+    (["--cfg", "nope"], "argument --cfg/-c: invalid choice: 'nope'"),
+    (["--experimental-rerun", "x.pickle"], "--experimental-rerun is not supported"),
+    (["--run", "-m", "init=he,xavier"], "only one of --run, --multirun must be given"),
+    (["--info", "config", "model=mpl"], "model must be one of convnet, custom, mlp, resnet"),
+    (["--shell-completion"], "--shell-completion must come with one of install=, uninstall="),
+    (["model.hidden=[100000,100000]"], "model mlp of 10,007,600,010 parameters at batch.size=64"),
+    (["model=resnet", "model.depth=100000"], "model.depth must be <= 1000, got 100000"),
+    (["regularization.cutout=1000"], "regularization.cutout must be <= 8, the shorter side of"),
 ]
 
 
@@ -86,3 +99,46 @@ def test_an_unwritable_folder(iolaus, tmp_path):
     (tmp_path / "outputs").write_text("a file where a folder should be")
     (line,) = complaint(iolaus(*SHORT), 3)
     assert line.startswith("cannot make outputs/runs/")
+
+
+def test_settings_that_hydra_itself_cannot_use_leave_no_folder(iolaus, tmp_path):
+    (tmp_path / "outputs").mkdir()
+    bad = "++hydra.job_logging.handlers.console.stream=ext://sys.nothing"
+    (line,) = complaint(iolaus(*SHORT, bad), 2)
+    assert line == "Hydra cannot start: Unable to configure handler 'console'"
+    (line,) = complaint(iolaus(*SHORT, bad, "hydra.run.dir=here/and/there"), 2)
+    assert [path.name for path in tmp_path.rglob("*")] == ["outputs"]
+
+
+@pytest.mark.parametrize("name", ["default", "disabled", "stdout"])
+def test_hydra_s_own_logging_may_be_chosen(iolaus, tmp_path, name):
+    done = iolaus(*SHORT, f"hydra/job_logging={name}")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+ODD = [
+    (["model=[null]"], 1),
+    (["--cfg", "x"], 1),
+    (["--cfg", "job", "-p", "no.such"], 1),
+    (["--cfg", "job", "-m"], 1),
+    (["--resolve"], 1),
+    (["hydra.mode=${nothing}"], 1),
+    (["--config-name"], 1),
+    (["-model=mlp"], 1),
+    (["training.eval_every=" + "1" * 5000], 1),
+    (["optimizer.lr=" + "[" * 3000], 1),
+    (["-m", "training.eval_every=" + "1" * 5000], 1),
+    (["-m", "optimizer.lr=0.1,0.2", "hydra.launcher=a"], 1),
+    (["-m", "optimizer.lr=0.1,0.2", "hydra.verbose={a:1}"], 1),
+    (["-m", "training.seed=shuffle(range(0,10000000))"], 1),
+    (["\x1b[31mred\n=1"], 1),
+    (["optimizer." + "lr" * 5000 + "=1"], 1),
+]
+
+
+@pytest.mark.parametrize(("words", "count"), ODD)
+def test_odd_words_are_refused_in_printable_lines(iolaus, tmp_path, words, count):
+    lines = complaint(iolaus(*words), 2)
+    assert len(lines) == count
+    assert all(line.isprintable() and len(line) < 1600 for line in lines)
+    assert files(tmp_path) == []

@@ -55,6 +55,7 @@ def test_defaults_are_a_run_on_digits():
         (["batch.size=2.5"], "batch.size must be a whole number, got 2.5"),
         (["batch.size=null"], "batch.size must be a whole number, got null"),
         (["model.hidden=[10,0]"], "model.hidden must hold numbers >= 1, got [10, 0]"),
+        (["optimizer.betas=[nan,1]"], "optimizer.betas must hold finite numbers, got [nan, 1]"),
         (["model.hidden=wide"], "model.hidden must be a list of whole numbers, got 'wide'"),
         (["model.hidden=null"], "model.hidden must be a list of whole numbers, got null"),
         (["optimizer.betas=[0.9]"], "optimizer.betas must be a list of 2 numbers, got [0.9]"),
@@ -112,7 +113,7 @@ def test_defaults_are_a_run_on_digits():
         ),
         (
             ["init=kaiming"],
-            "init must be one of he, he_uniform, lecun, normal, ones, orthogonal, torch, "
+            "init must be one of he, he_uniform, keep, lecun, normal, ones, orthogonal, torch, "
             "uniform, xavier, xavier_uniform, zeros, got 'kaiming'; did you mean 'he'?",
         ),
         (
@@ -128,6 +129,23 @@ def test_defaults_are_a_run_on_digits():
             ["schedule.name=[cosine]"],
             "schedule.name must be one of constant, step, exponential, cosine, one_cycle, "
             "plateau, got ['cosine']; did you mean 'cosine'?",
+        ),
+        (
+            ["training.seed=9223372036854775807", "training.seeds=2"],
+            "training.seed + training.seeds - 1 must be < 9223372036854775808, the last seed, "
+            "got 9223372036854775808",
+        ),
+        (
+            [f"data.order_seed={2**63}"],
+            "data.order_seed must be < 9223372036854775808, got 9223372036854775808",
+        ),
+        (
+            [f"model.hidden={[8] * 1001}".replace(" ", "")],
+            "model.hidden must have at most 1000 numbers, got 1,001 of them",
+        ),
+        (
+            ["model.hidden=[16777217]"],
+            "model.hidden must hold numbers <= 16777216, got [16777217]",
         ),
         (
             [f"optimizer.lr=1{'0' * 400}"],

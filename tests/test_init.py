@@ -111,16 +111,14 @@ def test_biases_are_zero_but_for_torch(scheme, kind):
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_batch_norms_start_as_the_identity_and_the_rest_as_constructed(scheme):
+def test_all_but_linear_layers_and_convolutions_start_as_constructed(scheme):
     module = layers.adapt(nn.Sequential(nn.BatchNorm1d(3), nn.Embedding(4, 3), nn.LayerNorm(3)))
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.uniform_(2, 3)
     before = {name: value.clone() for name, value in module.state_dict().items()}
     drawn = draw(module, scheme)
-    assert (drawn["0.weight"] == 1).all()
-    assert not drawn["0.bias"].any()
-    for name in ("1.weight", "2.weight", "2.bias"):
+    for name in ("0.weight", "0.bias", "1.weight", "2.weight", "2.bias"):
         assert torch.equal(drawn[name], before[name])
         drawn[name].zero_()
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
@@ -142,6 +140,38 @@ def test_a_tied_weight_starts_as_its_first_owner_says():
     drawn = draw(module, "zeros")
     assert list(drawn) == ["0.weight", "1.bias"]
     assert torch.equal(drawn["0.weight"], module[0].weight)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_what_is_frozen_or_brought_starts_as_constructed(scheme):
+    module = nn.Sequential(*(nn.Linear(3, 3) for _ in range(3)))
+    module[0].requires_grad_(False)
+    drawn = init.draw(module, Init(scheme=scheme, gain=None), "relu", 0, kept={"1.weight"})
+    for name, parameter in module.named_parameters():
+        kept = name in ("0.weight", "0.bias", "1.weight")
+        assert torch.equal(drawn[name], parameter) == kept, name
+
+
+def test_keep_draws_nothing():
+    module = nn.Sequential(nn.Linear(3, 3), nn.Conv1d(3, 3, 1))
+    drawn = draw(module, "keep")
+    assert all(torch.equal(drawn[name], p) for name, p in module.named_parameters())
+
+
+def test_what_does_not_follow_the_generator_is_brought():
+    def make(seed):
+        torch.manual_seed(seed)
+        module = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3), nn.BatchNorm1d(3))
+        nn.init.constant_(module[0].weight, math.nan)  # a loaded number is whatever it is
+        nn.init.zeros_(module[1].bias)
+        return module
+
+    assert init.brought(make(0), make(1)) - {"2.num_batches_tracked"} == {
+        *("0.weight", "1.bias"),
+        *("2.weight", "2.bias", "2.running_mean", "2.running_var"),
+    }
+    with pytest.raises(InputError, match="each time"):
+        init.brought(nn.Linear(2, 3), nn.Linear(2, 4))
 
 
 # --- seeds ----------------------------------------------------------------------------------------

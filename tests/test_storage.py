@@ -19,7 +19,7 @@ from optuna.storages import RDBStorage
 from sqlalchemy.engine.default import DefaultDialect
 
 from iolaus import storage
-from iolaus.errors import EnvironmentFault, InputError
+from iolaus.errors import EnvironmentFault, InputError, masked, one_line
 
 
 class Server(DefaultDialect):
@@ -98,14 +98,41 @@ def test_what_only_reads_so_far_already_keeps_other_writers_out(url: str) -> Non
     ("url", "shown"),
     [
         ("postgresql://ann:s3cret@db:5432/x", "postgresql://ann:***@db:5432/x"),
-        ("mysql+pymysql://db/x?user=ann&passwd=s3cret", "mysql+pymysql://db/x?passwd=***&user=ann"),
+        ("mysql+pymysql://db/x?user=ann&passwd=s3cret", "mysql+pymysql://db/x?user=ann&passwd=***"),
         ("sqlite:///outputs/studies.db", "sqlite:///outputs/studies.db"),
-        ("s3cret", "***"),
-        ("postgresql://ann:s3cret@db:port/x", "***"),
+        ("postgresql://ann:s3cret@db:port/x", "postgresql://ann:***@db:port/x"),
+        ("postgresql://ann@a.org:s3cret@[::1]:5/x", "postgresql://ann@a.org:***@[::1]:5/x"),
+        (
+            "postgresql://u:12/s3c@ret@h/x?sslpassword=s3cret",
+            "postgresql://u:***@h/x?sslpassword=***",
+        ),
+        (
+            "postgresql://u:s3 c'ret@h/x?password=s3 c&ret&a=1",
+            "postgresql://u:***@h/x?password=***&a=1",
+        ),
+        ("postgresql://u:s3cret#h/x", "postgresql://u:***"),
+        ("postgresql:/u:s3cret@h", "postgresql:/u:***@h"),
+        ("ann:s3cret@db/x", "ann:***@db/x"),
+        ("redis://:s3cret@h", "redis://:***@h"),
+        ("mssql+pyodbc:///?odbc_connect=PWD%3Ds3cret", "mssql+pyodbc:///?odbc_connect=***"),
+        ("postgresql://db:5432/x", "postgresql://db:5432/x"),
+        ("sqlite:///C:/my studies.db", "sqlite:///C:/my studies.db"),
+        ("http://[::1]:8080/x", "http://[::1]:8080/x"),
     ],
 )
 def test_passwords_are_not_shown(url: str, shown: str) -> None:
-    assert storage.masked(url) == shown
+    assert masked(url) == shown
+
+
+def test_no_message_shows_the_password_of_a_url_that_it_quotes() -> None:
+    word = "hydra.sweeper.storage=postgresql://u:s3 cret@h:port/x?password=s3 cret"
+    hidden = "'hydra.sweeper.storage=postgresql://u:***@h:port/x?password=***' cannot be read"
+    assert str(InputError([f"'{word}' cannot be read"])) == hidden
+    assert InputError(f"'{word}' cannot be read").mistakes == [hidden]
+    assert str(EnvironmentFault(f"'{word}' cannot be read")) == hidden
+    assert one_line("failed: host=x password=s3cret") == "failed: host=x password=***"
+    for harmless in ("got 'num_tokens=3', see a@b", "http://127.0.0.1:8080/ (ann@db)"):
+        assert str(InputError(harmless)) == harmless
 
 
 @pytest.mark.parametrize(
@@ -113,8 +140,10 @@ def test_passwords_are_not_shown(url: str, shown: str) -> None:
     [
         ("studies.db", "got studies.db"),
         ("", "got "),
-        ("postgres://ann:s3cret@db/x", "got postgres://..."),
+        ("postgres://ann:s3cret@db/x", "got postgres://...; did you mean 'postgresql'?"),
         ("postgresql://ann:s3cret@db:port/x", "got postgresql://..."),
+        ("postgresl://ann:s3cret@db/x", "got postgresl://...; did you mean 'postgresql'?"),
+        ("ann:s3cret@db/x", "got ann:***@db/x"),
     ],
 )
 def test_what_is_no_database_url_is_refused(url: str, shown: str) -> None:
@@ -136,6 +165,18 @@ def test_a_missing_driver_is_named_by_its_package() -> None:
         message
         == "storage mysql://ann:***@db/x needs the package mysqlclient, which is not installed"
     )
+
+
+@pytest.mark.parametrize("open_it", [storage.connect, storage.look])
+@pytest.mark.parametrize("scheme", ["postgresql", "postgresql+asyncpg", "mysql", "oracle", "mssql"])
+def test_a_driver_that_is_not_there_is_one_line(scheme: str, open_it: Any) -> None:
+    with pytest.raises(EnvironmentFault) as caught:
+        open_it(f"{scheme}://ann:s3cret@127.0.0.1:9/x?password=s3cret")
+    message = str(caught.value)
+    assert message.startswith(f"storage {scheme}://ann:***@127.0.0.1:9/x?password=*** ")
+    assert "s3cret" not in message
+    assert "\n" not in message
+    assert caught.value.__cause__ is None  # a traceback would print it
 
 
 @pytest.fixture
@@ -161,6 +202,67 @@ def test_a_server_that_refuses_is_quoted_without_the_password() -> None:
     assert message == (
         "storage fakeserver://ann:***@db/x cannot be opened: cannot reach db as ann with ***"
     )
+
+
+def test_what_a_driver_quotes_of_a_url_is_masked() -> None:
+    def refuse() -> None:
+        raise ConnectionRefusedError("bad p%40ss in user=ann pw p@ss, sslpassword 0ther")
+
+    Server.answer = refuse
+    message = refusal("fakeserver://ann:p%40ss@db/x?sslpassword=0ther")
+    assert "p@ss" not in message
+    assert "p%40ss" not in message
+    assert "0ther" not in message
+    with pytest.raises(EnvironmentFault) as caught, storage.named("x://ann:p%40ss@db/x"):
+        raise sqlalchemy.exc.SQLAlchemyError("cannot reach x://ann:p%40ss@db/x by p@ss")
+    assert "p@ss" not in str(caught.value)
+    assert "p%40ss" not in str(caught.value)
+
+
+class Held:
+    """A lock on a file that ends once who waits for it has been told to go on waiting."""
+
+    def __init__(self, path: Path, kind: str, monkeypatch: pytest.MonkeyPatch):
+        self.holder = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        self.holder.execute(f"BEGIN {kind}")
+        self.waits, self.told = 0, []
+        monkeypatch.setattr(storage.time, "sleep", self.sleep)
+        monkeypatch.setattr(storage.log, "warning", lambda *words: self.told.append(words))
+        monkeypatch.setattr(storage, "BUSY_TIMEOUT_MS", 1)
+        monkeypatch.setattr(storage, "READ_TIMEOUT_S", 0.001)
+        monkeypatch.setattr(storage, "TELL_S", 0.0)
+
+    def sleep(self, _: float) -> None:
+        self.waits += 1
+        if self.waits == 3:
+            self.holder.close()
+
+
+@pytest.mark.parametrize("journal", ["delete", "wal"])
+@pytest.mark.parametrize("open_it", [storage.connect, storage.look])
+def test_opening_a_file_waits_as_long_as_another_process_holds_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, journal: str, open_it: Any
+) -> None:
+    path = tmp_path / "studies.db"
+    RDBStorage(f"sqlite:///{path}").engine.dispose()
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.execute(f"PRAGMA journal_mode = {journal}")
+    held = Held(path, "EXCLUSIVE", monkeypatch)
+    open_it(f"sqlite:///{path}", timeout_s=0.0)
+    reads_beside_writers = journal == "wal" and open_it is storage.look
+    assert held.waits == (0 if reads_beside_writers else 3)
+    assert len(held.told) == (0 if reads_beside_writers else 1)
+
+
+def test_a_transaction_waits_as_long_as_another_process_holds_the_file(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage, "BUSY_TIMEOUT_MS", 1)
+    study = optuna.create_study(storage=storage.connect(url), study_name="kept")
+    held = Held(Path(url[10:]), "IMMEDIATE", monkeypatch)
+    study.set_user_attr("a", 1)
+    assert held.waits == 3
+    assert study.user_attrs == {"a": 1}
 
 
 def test_another_file_is_no_database(tmp_path: Path) -> None:

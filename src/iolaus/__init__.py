@@ -70,8 +70,9 @@ def history(study: str, storage: str = STORAGE) -> pd.DataFrame:
 def load(folder: str | Path, trust: Sequence[str] = ()) -> Predictor:
     """The trained model of a run's folder, in eval mode, with its normalization in front.
 
-    `load("outputs/runs/DATE_TIME")(x)` maps raw samples (B, ...), pictures in [0, 1], to outputs;
-    `.classes` are the names. See `saved.load` for arguments and errors.
+    `load("outputs/runs/DATE_TIME")(x)` maps raw samples (B, ...) to outputs: pictures are floats in
+    [0, 1], whole numbers 0..255, or a PIL image; `.classes` are the names. See `saved.load` for
+    arguments and errors.
     """
     from iolaus import saved
 

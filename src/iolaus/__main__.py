@@ -1,5 +1,15 @@
-"""`python -m iolaus` is the command `iolaus`."""
+"""The command `iolaus`, also as `python -m iolaus`."""
 
-from iolaus.app import main
+import signal
 
-main()
+
+def main() -> None:
+    """Entry point of the console script; Ctrl-C ends it at once while it is still loading."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    from iolaus.app import main
+
+    main()
+
+
+if __name__ == "__main__":
+    main()

@@ -6,25 +6,28 @@ leaves nothing behind. torch is imported only when something is about to train.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
 import math
+import os
 import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import hydra
-from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
-from iolaus import compat, config, overrides, preflight, usage
+from iolaus import command, commands, compat, config, preflight, usage
 from iolaus.engine import seeds
 from iolaus.engine.spec import TrialSpec
 from iolaus.errors import (
@@ -33,6 +36,7 @@ from iolaus.errors import (
     InputError,
     IolausError,
     TrainingFailed,
+    one_line,
 )
 
 if TYPE_CHECKING:
@@ -40,55 +44,102 @@ if TYPE_CHECKING:
     from iolaus.schema import RunConfig
 
 log = logging.getLogger(__name__)
+_began: list[bool] = []
+"""Whether Hydra has called `run`."""
 
 
 def main() -> None:
     """Entry point of the console script."""
+    with command.running("iolaus"):
+        try:
+            _main()
+        except (HydraException, OmegaConfBaseException) as error:
+            raise InputError(one_line(error)) from error
+
+
+def _main() -> None:
+    if sys.argv[1:] == ["--version"]:
+        print(f"iolaus {metadata.version('iolaus')}")
+        return
+    # Until training can be interrupted in good order, Ctrl-C just ends the process.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    sys.argv[1:] = preflight.with_overrides(preflight.resumed(sys.argv[1:]), [])
+    arguments = _arguments()
+    if arguments.help:
+        print(usage.text(arguments.overrides, arguments.config_dir))
+        return
+    if arguments.cfg or arguments.info:
+        preflight.check_cfg(arguments)
+    if arguments.cfg or arguments.hydra_help or arguments.info or arguments.shell_completion:
+        printed = io.StringIO()
+        try:
+            with contextlib.redirect_stdout(printed):
+                _hydra()
+        finally:  # after some of it Hydra exits
+            print(printed.getvalue(), end="")
+        return
+    ready = preflight.check(arguments, sys.argv[1:])
+    if ready is None:
+        return
+    sys.argv[1:] = preflight.with_overrides(sys.argv[1:], ready.added)
     try:
-        if sys.argv[1:] == ["--version"]:
-            print(f"iolaus {metadata.version('iolaus')}")
-            return
-        # Until training can be interrupted in good order, Ctrl-C just ends the process.
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-        sys.argv[1:] = preflight.with_overrides(preflight.resumed(sys.argv[1:]), [])
-        arguments = _arguments()
-        if arguments.help:
-            print(usage.text(arguments.overrides, arguments.config_dir))
-            return
-        if arguments.cfg:
-            overrides.compose(
-                arguments.overrides,
-                arguments.config_dir,
-                arguments.config_name or config.CONFIG_NAME,
-            )
-        elif not (arguments.hydra_help or arguments.info or arguments.shell_completion):
-            added = preflight.check(arguments, sys.argv[1:])
-            if added is None:
-                return
-            sys.argv[1:] = preflight.with_overrides(sys.argv[1:], added)
-    except IolausError as error:
-        _complain(error)
-    hydra.main(
+        _hydra()
+    except Exception as error:
+        # A run of which Hydra did not even call the task: its own settings are wrong.
+        if not ready.made or _began:
+            raise
+        ready.undo()
+        raise InputError(
+            f"Hydra cannot start: {one_line(error) or type(error).__name__}"
+        ) from error
+
+
+def _hydra() -> None:
+    """Do what the command line asks of Hydra."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # or it prints a traceback itself, and exits
+    main = hydra.main(
         config_path=str(config.folder("conf")),
         config_name=config.CONFIG_NAME,
         **compat.MAIN_ARGUMENTS,
-    )(run)()
+    )
+    main(run)()
 
 
 def _arguments() -> Any:
-    arguments, unknown = get_args_parser().parse_known_args()
+    arguments, unknown = preflight.parsed(sys.argv[1:])
     if unknown:
         raise InputError(
             f"there is no option {unknown[0]}: values are written KEY=VALUE, for example "
             "optimizer.lr=0.1; --help lists the options"
         )
+    if mistakes := _misused(arguments):
+        raise InputError(mistakes)
     return arguments
 
 
-def _complain(error: IolausError) -> NoReturn:
-    for line in str(error).splitlines():
-        print(f"iolaus: {line}", file=sys.stderr)
-    sys.exit(error.exit_code)
+def _misused(arguments: Any) -> list[str]:
+    """What is wrong with Hydra's own options: each does what it says or is refused."""
+    mistakes = []
+    if arguments.config_path is not None:
+        mistakes.append("--config-path is not supported; --config-dir adds your own groups")
+    if arguments.experimental_rerun is not None:
+        mistakes.append(
+            "--experimental-rerun is not supported: it would run code of a pickle; "
+            "--resume FOLDER goes on with a run, iolaus-study rerun repeats a trial"
+        )
+    for name in ("package", "resolve"):
+        if getattr(arguments, name) not in (None, False) and not arguments.cfg:
+            mistakes.append(f"--{name} must come with --cfg job, hydra or all")
+    kinds = ("run", "multirun", "cfg", "info", "shell_completion")
+    given = [f"--{kind.replace('_', '-')}" for kind in kinds if getattr(arguments, kind)]
+    if len(given) > 1:
+        mistakes.append(f"only one of {', '.join(given)} must be given")
+    if arguments.config_dir is not None and not Path(arguments.config_dir).is_dir():
+        mistakes.append(f"--config-dir must be a folder, got '{arguments.config_dir}'")
+    words = [f"{word}=" for word in ("install", "uninstall", "query")]
+    if arguments.shell_completion and not " ".join(arguments.overrides).startswith(tuple(words)):
+        mistakes.append(f"--shell-completion must come with one of {', '.join(words)} and a shell")
+    return mistakes
 
 
 def run(cfg: DictConfig) -> float:
@@ -100,16 +151,17 @@ def run(cfg: DictConfig) -> float:
     Raises:
         SystemExit: the run failed or was interrupted; the exit code says which.
     """
+    _began.append(True)
     settings = HydraConfig.get()
     try:
         return _run(config.read(cfg), Path(settings.runtime.output_dir))
     except TrainingFailed as error:
         if settings.mode != RunMode.MULTIRUN:
-            _complain(error)
+            command.complain("iolaus", error)
         print(f"iolaus: job {settings.job.num}: {error}", file=sys.stderr)
         return math.nan
     except IolausError as error:
-        _complain(error)
+        command.complain("iolaus", error)
 
 
 def _run(run_config: RunConfig, folder: Path) -> float:
@@ -125,13 +177,13 @@ def _run(run_config: RunConfig, folder: Path) -> float:
     device.keep_memory()
     spec = TrialSpec(run_config, folder=folder)
     if not (folder / "manifest.json").exists():  # a job of --multirun
-        preflight.begin(folder, spec, [*_flags(), *HydraConfig.get().overrides.task])
+        preflight.begin(folder, spec, [*_flags(), *_words()])
     try:
         with Watch() as watch, _signals(watch):
             results = list(train(seeds.members(spec), logger.follow(spec, folder, watch)))
     except Interrupted as stop:
         where = f"interrupted at step {stop.step}"
-        stop.args = (f"{where}; go on with: iolaus --resume {shown(folder)}",)
+        stop.args = (f"{where}; go on with: {commands.shell('iolaus', '--resume', shown(folder))}",)
         raise
     summary = run_folder.summary_of(spec, results)
     if summary["state"] == "complete":
@@ -145,12 +197,17 @@ def _run(run_config: RunConfig, folder: Path) -> float:
     return float(summary[str(summary["objective"])])
 
 
+def _words() -> list[str]:
+    """Overrides of the task as typed: what they refer to is not resolved."""
+    return [str(word) for word in OmegaConf.to_container(HydraConfig.get().overrides.task) or []]
+
+
 def _flags() -> list[str]:
-    given = get_args_parser().parse_known_args()[0].config_dir
+    given = preflight.parsed(sys.argv[1:])[0].config_dir
     return [] if given is None else ["--config-dir", given]
 
 
-@contextmanager
+@contextlib.contextmanager
 def _signals(watch: Watch) -> Iterator[None]:
     """Ctrl-C or SIGTERM once asks for a checkpoint and an end; the second time ends at once."""
     if threading.current_thread() is not threading.main_thread():

@@ -1,7 +1,4 @@
-"""One value against one field of the schema: its type, its range, and what to say if it is wrong.
-
-Called by `config.py` for every key.
-"""
+"""One value against one field of the schema: its type, its range, what to say if it is wrong."""
 
 from __future__ import annotations
 
@@ -26,7 +23,12 @@ def value(path: str, hint: Any, rules: Mapping[str, Any], given: Any, mistakes: 
         hint_text = nearest(given, words) if isinstance(given, str) else ""
         mistakes.append(f"{path} must be {allowed}, got {shown(given)}{hint_text}")
         return None
-    numbers = converted if isinstance(converted, tuple) else (converted,)
+    several = isinstance(converted, tuple)
+    if isinstance(converted, tuple) and len(converted) > rules.get("items", math.inf):
+        mistakes.append(
+            f"{path} must have at most {rules['items']} numbers, got {len(converted):,} of them"
+        )
+    numbers = converted if several else (converted,)
     for number in numbers:
         if isinstance(number, bool) or not isinstance(number, int | float):
             continue
@@ -35,11 +37,11 @@ def value(path: str, hint: Any, rules: Mapping[str, Any], given: Any, mistakes: 
             for name, bound in rules.items()
             if name in _SYMBOLS and not _holds(name, number, bound)
         ]
+        rule = f"{'hold numbers' if several else 'be'} {' and '.join(broken)}" if broken else ""
         if isinstance(number, float) and not math.isfinite(number):
-            broken = ["a finite number"]
-        if broken:
-            what = "hold numbers" if isinstance(converted, tuple) else "be"
-            mistakes.append(f"{path} must {what} {' and '.join(broken)}, got {shown(given)}")
+            rule = "hold finite numbers" if several else "be a finite number"
+        if rule:
+            mistakes.append(f"{path} must {rule}, got {shown(given)}")
             break
     return converted
 
@@ -112,12 +114,12 @@ def describe(hint: Any) -> str:
     if origin is Literal:
         return ("one of " if len(arguments) > 1 else "") + ", ".join(map(str, arguments))
     if origin is tuple:
-        inner = {int: "whole numbers", float: "numbers", str: "words"}[arguments[0]]
+        inner = {int: "whole numbers", float: "numbers", str: "strings"}[arguments[0]]
         return f"a list of {'' if arguments[-1] is ... else f'{len(arguments)} '}{inner}"
     return {
         type(None): "null",
         bool: "true or false",
         int: "a whole number",
         float: "a number",
-        str: "a word",
+        str: "a string",
     }[hint]

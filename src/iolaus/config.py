@@ -210,6 +210,11 @@ def _across(config: schema.RunConfig) -> list[str]:
     mistakes: list[str] = []
     if config.training.max_steps is None and config.training.max_epochs is None:
         mistakes.append("training.max_steps or training.max_epochs must be given, both are null")
+    last = config.training.seed + config.training.seeds - 1
+    if last >= 2**63:
+        mistakes.append(
+            f"training.seed + training.seeds - 1 must be < {2**63}, the last seed, got {last}"
+        )
     mistakes += config.data.mistakes()
     return mistakes
 

@@ -1,8 +1,8 @@
 """Initialization schemes: conf/init. Draws a trial's first parameters from its seed.
 
 Weights of linear layers and convolutions follow the scheme; their biases are 0 (scheme `torch`
-apart), batch norms start as the identity, and all other parameters keep what the module was
-constructed with. Called by `program.py`.
+apart). All other parameters keep what the module was constructed with, as do those that are frozen
+and those that a module of one's own brings (`brought`); with scheme `keep`, all do.
 
 Notation: fan_in and fan_out, the numbers of inputs of one output and of outputs of one input; for
 a convolution channels / groups · pixels of the kernel. The gain is the factor that makes up for
@@ -18,8 +18,9 @@ networks", ICLR 2014 (orthogonal).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
@@ -27,11 +28,11 @@ from torch import Generator, Tensor, nn
 from iolaus import schema
 from iolaus.engine import streams
 from iolaus.errors import InputError
-from iolaus.models.layers import BatchNorm
 
 _NONNEGATIVE = 2**63 - 1
+_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _OWN_GAIN = {"he": math.sqrt(2), "he_uniform": math.sqrt(2)}
-_WITHOUT_GAIN = ("zeros", "torch")
+_WITHOUT_GAIN = ("zeros", "torch", "keep")
 _SECOND_MOMENT_GAIN = {
     "gelu": 1.5335304411955353,
     "elu": 1.2451983007007064,
@@ -141,8 +142,54 @@ _SCHEMES: dict[str, Callable[[_Weight], Tensor]] = {
 }
 
 
+def brought(module: nn.Module, again: nn.Module) -> set[str]:
+    """Names of the parameters and buffers that a module brings: loaded weights and constants.
+
+    Args:
+        module, again: the same, constructed under two states of torch's generator. What comes out
+            equal does not depend on it.
+
+    Raises:
+        InputError: they differ in names or shapes.
+    """
+    one, other = module.state_dict(), again.state_dict()
+    if {name: t.shape for name, t in one.items()} != {name: t.shape for name, t in other.items()}:
+        raise InputError(
+            "the model must have the same parameters each time it is constructed, it draws their "
+            "names or shapes"
+        )
+    return {n for n, t in one.items() if torch.allclose(t, other[n], 0, 0, equal_nan=True)}
+
+
+def drawn(module: nn.Module, kept: Collection[str] = ()) -> list[str]:
+    """Names of the parameters that a scheme draws: those of linear layers and convolutions, but for
+    frozen ones and those in `kept`."""
+    owned = _owners(module)
+    return [
+        name
+        for name, parameter in module.named_parameters()
+        if isinstance(owned[parameter][0], _LAYERS)
+        and owned[parameter][1] in ("weight", "bias")
+        and parameter.requires_grad
+        and name not in kept
+    ]
+
+
+def _owners(module: nn.Module) -> dict[nn.Parameter, tuple[nn.Module, str]]:
+    """For each parameter the first layer that has it, and its name there."""
+    owners: dict[nn.Parameter, tuple[nn.Module, str]] = {}
+    for layer in module.modules():
+        for leaf, parameter in layer.named_parameters(recurse=False):
+            owners.setdefault(parameter, (layer, leaf))
+    return owners
+
+
 def draw(
-    module: nn.Module, init: schema.Init, activation: str | None, seed: int
+    module: nn.Module,
+    init: schema.Init,
+    activation: str | None,
+    seed: int,
+    kept: Collection[str] = (),
 ) -> dict[str, Tensor]:
     """Draw the initial parameters of one trial.
 
@@ -153,6 +200,7 @@ def draw(
         module: the template; it is only read.
         activation: the model's activation for `init.gain=auto`, None when it is not known.
         seed: the trial's.
+        kept: names of parameters that keep what the module was constructed with.
 
     Returns:
         A new float32 CPU tensor for every parameter, by name.
@@ -161,35 +209,19 @@ def draw(
         InputError: see `gain_of`.
     """
     gain = gain_of(init, activation)
-    owners: dict[nn.Parameter, tuple[nn.Module, str]] = {}
-    for layer in module.modules():
-        for leaf, parameter in layer.named_parameters(recurse=False):
-            owners.setdefault(parameter, (layer, leaf))
-    values = {}
+    owners, values = _owners(module), {}
+    chosen = set() if init.scheme == "keep" else set(drawn(module, kept))
     for index, (name, parameter) in enumerate(module.named_parameters()):
-        layer, leaf = owners[parameter]
+        if name not in chosen:
+            values[name] = parameter.detach().to("cpu", torch.float32, copy=True)
+            continue
         key = streams.derive(seed, streams.INIT, index) & _NONNEGATIVE
         generator = Generator().manual_seed(key)
-        if isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
-            values[name] = _draw(layer, leaf, init.scheme, gain, generator)
-        elif isinstance(layer, BatchNorm):
-            values[name] = torch.full(parameter.shape, 1.0 if leaf == "weight" else 0.0)
-        else:
-            values[name] = _constructed(parameter)
+        values[name] = _draw(*owners[parameter], init.scheme, gain, generator)
     return values
 
 
-def _constructed(parameter: Tensor) -> Tensor:
-    return parameter.detach().to("cpu", torch.float32, copy=True)
-
-
-def _draw(
-    layer: nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d,
-    leaf: str,
-    scheme: str,
-    gain: float,
-    generator: Generator,
-) -> Tensor:
+def _draw(layer: Any, leaf: str, scheme: str, gain: float, generator: Generator) -> Tensor:
     """The weight or bias of a linear layer or convolution."""
     out, inputs, *kernel = layer.weight.shape
     pixels = math.prod(kernel)
@@ -198,6 +230,4 @@ def _draw(
     weight = _Weight(shape, inputs * pixels, out // groups * pixels, gain, generator)
     if leaf == "weight":
         return _SCHEMES[scheme](weight)
-    if leaf == "bias":
-        return _torch(weight) if scheme == "torch" else torch.zeros(shape)
-    return _constructed(getattr(layer, leaf))
+    return _torch(weight) if scheme == "torch" else torch.zeros(shape)

@@ -1,7 +1,4 @@
-"""Composing what a person typed: Hydra's many ways to say no, turned into one line each.
-
-Called by `app.py` and `iolaus.compose`; the result is checked further by `config.read`.
-"""
+"""Composing what a person typed: Hydra's many ways to say no, turned into one line each."""
 
 from __future__ import annotations
 
@@ -23,9 +20,15 @@ from omegaconf.errors import OmegaConfBaseException
 from iolaus import config, schema
 from iolaus.errors import InputError, nearest, one_line
 
-REFUSALS = (HydraException, OmegaConfBaseException, ValueError, yaml.YAMLError)
-"""What Hydra raises for a wrong override: ValueError for a group set to a number, YAMLError for a
-file of the user's own that does not parse."""
+UNREADABLE = (HydraException, ValueError, RecursionError)
+"""What Hydra's parser raises: ValueError for 5,000 digits, RecursionError for 1,000 brackets."""
+REFUSALS = (
+    *(*UNREADABLE, OmegaConfBaseException, yaml.YAMLError),
+    *(AssertionError, AttributeError, OSError, TypeError),
+)
+"""What Hydra raises for a wrong override: ValueError for a group set to a number, TypeError for one
+set to [null], OSError for a name of 5,000 letters, YAMLError for a file of the user's own that does
+not parse."""
 
 _OTHER_NAMES = {
     "epochs": "training.max_epochs",
@@ -147,7 +150,7 @@ def check_sweep(
     for text in [*(f"{key}={value}" for key, value in params.items()), *overrides]:
         try:
             override = parser.parse_override(text)
-        except HydraException:
+        except UNREADABLE:
             swept[text] = [text]  # `compose` says what is wrong with it
             continue
         key = override.get_key_element()
@@ -174,14 +177,17 @@ def check_sweep(
 
 
 def _explain(text: str, error: Exception, composed: DictConfig, config_dir: str | None) -> str:
-    try:
-        override: Override = OverridesParser.create().parse_override(text)
-    except HydraException:
+    override: Override | None = None
+    with contextlib.suppress(*UNREADABLE):
+        override = OverridesParser.create().parse_override(text)
+    if override is None or not override.key_or_group:
         return (
-            f"'{text}' must have the form KEY=VALUE, in quotes if it has spaces or brackets: "
-            "'KEY=[1,2]'"
+            f"'{one_line(text, 80)}' must have the form KEY=VALUE, in quotes if it has spaces or "
+            "brackets: 'KEY=[1,2]'"
         )
     key = override.key_or_group
+    if isinstance(error, OSError) and error.strerror:  # Hydra's own have none
+        return f"{one_line(text, 80)}: {error.strerror}"
     known = _keys(OmegaConf.to_container(composed, resolve=False))
     if override.is_sweep_override():
         listed = "" if _options(key, config_dir) else f", or write a list as '{key}=[...]'"

@@ -1,29 +1,39 @@
 """Before Hydra makes a folder: check a run or a sweep as a whole, and claim the run's folder.
 
-Called by `app.py`. Whatever is wrong is found here, while nothing is written yet.
+Whatever is wrong is found here, while nothing is written yet.
 """
 
 from __future__ import annotations
 
+import contextlib
+import inspect
+import re
+import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.utils import configure_log
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from iolaus import config, logger, overrides, run_folder
+from iolaus import config, logger, overrides, run_folder, trust
 from iolaus.check import shown
 from iolaus.engine.spec import TrialSpec
-from iolaus.errors import EnvironmentFault, InputError, one_line
+from iolaus.errors import EnvironmentFault, InputError, nearest, one_line
 
 if TYPE_CHECKING:
     from iolaus.engine.program import Program
     from iolaus.schema import RunConfig
+
+
+_FOREIGN = re.compile(r"""[^][(){},:='"]*[^\x00-\x7f][^][(){},:='"]*""")
 
 
 def resumed(argv: list[str]) -> list[str]:
@@ -32,7 +42,7 @@ def resumed(argv: list[str]) -> list[str]:
     Raises:
         InputError: the folder holds no run.
     """
-    argv = [part for word in argv for part in _parted(word)]
+    argv = [part for word in argv for part in _parted(_spelled(word))]
     if "--resume" not in argv:
         return argv
     at = argv.index("--resume")
@@ -47,25 +57,79 @@ def resumed(argv: list[str]) -> list[str]:
         raise InputError(
             f"--resume must name the folder of a run, got '{folder}' without a manifest.json"
         )
+    before = manifest["arguments"]
+    if not isinstance(before, list) or not all(isinstance(word, str) for word in before):
+        raise InputError(
+            f"{folder}/manifest.json is not what iolaus writes: arguments={shown(before)}"
+        )
     # A manifest is not the user's word: it may name no package to trust, folder of configs, or
-    # Hydra setting. What the run needs of these is given again, or the configs differ.
-    before = [str(word) for word in manifest["arguments"]]
-    dropped = [word for word in before if word.lstrip("+~").startswith(("trust=", "hydra", "-"))]
-    missing = [word for word in dropped if word == "--config-dir" and word not in argv]
-    if missing:
+    # Hydra setting, and it may not download. What the run needs of these is given again, or the
+    # configs differ.
+    if "--config-dir" in before and "--config-dir" not in argv:
         raise InputError(f"{folder} was started with --config-dir: give it again with --resume")
     given = {_key(word) for word in argv}
-    kept = [w for w in before if "=" in w and w not in dropped and _key(w) not in given]
+    unsafe = {"hydra", "trust", "download"}
+    kept = [w for w in before if "=" in w and not w.startswith("-") and _key(w) not in given]
+    kept = [word for word in kept if unsafe.isdisjoint(trust.parts(word))]
+    for word in kept:
+        why = trust.beyond_values(word)
+        if why:
+            raise InputError(
+                f"{folder}/manifest.json is refused: its override {shown(word)} {why}; if you "
+                "trust it, give it again with --resume"
+            )
     # A job of `-m +sweeps=NAME` is resumed alone, though that file asks for a sweep.
     kept += ["hydra.mode=RUN", f"hydra.run.dir={_quoted(folder)}"]
     return with_overrides([*argv[:at], *argv[at + 2 :]], kept)
 
 
+def parsed(argv: Sequence[str]) -> tuple[Any, list[str]]:
+    """The command line as Hydra's parser has it, and the options that it does not know.
+
+    Raises:
+        InputError: an option lacks its value, or has a wrong one.
+    """
+    parser = get_args_parser()
+
+    def refuse(message: str) -> NoReturn:
+        raise InputError(f"{one_line(message)}; --help lists the options")
+
+    parser.error = refuse  # type: ignore[method-assign]
+    return parser.parse_known_args(list(argv))
+
+
 def with_overrides(argv: Sequence[str], added: Sequence[str]) -> list[str]:
     """Options first, then `added`, then all overrides: Hydra wants them to stand together."""
-    arguments, unknown = get_args_parser().parse_known_args(list(argv))
+    arguments, unknown = parsed(argv)
     overrides = [*arguments.overrides, *(word for word in unknown if not word.startswith("-"))]
     return [*(word for word in argv if word not in overrides), *added, *overrides]
+
+
+def _spelled(word: str) -> str:
+    """An override with quotes around the words that have letters unknown to Hydra's grammar."""
+    key, _, value = word.partition("=")
+    if word.isascii() or word.startswith("-"):
+        return word
+    try:
+        OverridesParser.create().parse_override(word)
+    except overrides.UNREADABLE:
+        return f"{key}={_FOREIGN.sub(lambda found: _quoted(found[0].strip()), value)}"
+    return word
+
+
+def check_cfg(arguments: Any) -> None:
+    """Check what `--cfg` is to print.
+
+    Raises:
+        InputError: the config does not compose, or has no such package.
+    """
+    name = arguments.config_name or config.CONFIG_NAME
+    cfg = overrides.compose(arguments.overrides, arguments.config_dir, name)
+    if (
+        arguments.package not in (None, "_global_")
+        and OmegaConf.select(cfg, arguments.package) is None
+    ):
+        raise InputError(f"--package must be a key of the config, got '{arguments.package}'")
 
 
 def _key(word: str) -> str:
@@ -81,7 +145,24 @@ def _quoted(folder: str) -> str:
     return f"'{escaped}'"
 
 
-def check(arguments: Any, argv: Sequence[str]) -> list[str] | None:
+@dataclass(frozen=True)
+class Ready:
+    """What is about to run: overrides to `add` to the command line, and the folders that were
+    `made` for it, the run's first."""
+
+    added: Sequence[str] = ()
+    made: Sequence[Path] = ()
+
+    def undo(self) -> None:
+        """Remove the run's folder, and those that were made to hold it and are empty."""
+        for folder in self.made[:1]:
+            shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            for folder in self.made[1:]:
+                folder.rmdir()
+
+
+def check(arguments: Any, argv: Sequence[str]) -> Ready | None:
     """Check what is about to run.
 
     Args:
@@ -89,26 +170,25 @@ def check(arguments: Any, argv: Sequence[str]) -> list[str] | None:
         argv: the same as typed.
 
     Returns:
-        Overrides to add to the command line, or None when the run is finished already.
+        What to go on with, or None when the run is finished already.
 
     Raises:
         IolausError: something is wrong; nothing was written.
     """
-    if arguments.config_path is not None:
-        raise InputError("--config-path is not supported; --config-dir adds your own groups")
     name = arguments.config_name or config.CONFIG_NAME
     if arguments.multirun:
         _check_sweep(arguments, name)
-        return []
+        return Ready()
     cfg = overrides.compose(arguments.overrides, arguments.config_dir, name)
     if cfg.hydra.mode == RunMode.MULTIRUN:
         _check_sweep(arguments, name)
-        return []
+        return Ready()
     spec = TrialSpec(config.read(cfg))
     program = _program(spec)
     wanted = _wanted(cfg)
     copies = 2 * (2 + len(program.rule.moments)) + 1  # two checkpoints and best.pt
     run_folder.need_space(wanted, 1 + 4e-6 * program.num_parameters * copies)
+    missing = [folder for folder in (wanted, *wanted.parents) if not folder.exists()]
     if any(text.startswith("hydra.run.dir=") for text in arguments.overrides):
         finished = run_folder.compare(wanted, spec)
         if finished is not None:
@@ -118,10 +198,12 @@ def check(arguments: Any, argv: Sequence[str]) -> list[str] | None:
             show_result(finished, wanted)
             return None
         begin(run_folder.make(wanted), spec, argv)
-        return []
+        return Ready(made=[other.absolute() for other in missing])
     folder = run_folder.claim(wanted)
     begin(folder, spec, argv)
-    return [f"hydra.run.dir={_quoted(str(folder))}"]
+    made = [folder, *(other for other in missing if other != wanted)]
+    added = [f"hydra.run.dir={_quoted(str(folder))}"]
+    return Ready(added, [other.absolute() for other in made])
 
 
 def _wanted(cfg: DictConfig) -> Path:
@@ -134,7 +216,7 @@ def _wanted(cfg: DictConfig) -> Path:
     finally:
         HydraConfig.instance().cfg = None
     if not given:
-        raise InputError("hydra.run.dir must name a folder, got an empty word")
+        raise InputError("hydra.run.dir must name a folder, got ''")
     return Path(given)
 
 
@@ -193,6 +275,11 @@ def _check_sweep(arguments: Any, name: str) -> None:
         mistakes += error.mistakes
     if mistakes:
         raise InputError(mistakes)
+    try:
+        configure_log(cfg.hydra.hydra_logging, cfg.hydra.verbose)  # as Hydra does next
+    except overrides.REFUSALS as error:
+        reason = one_line(error) or type(error).__name__
+        raise InputError(f"hydra.hydra_logging and hydra.verbose: {reason}") from None
     sweeper = _sweeper(cfg)
     if str(sweeper.get("_target_")).endswith(".IolausSweeper"):
         return
@@ -217,4 +304,26 @@ def _sweeper(cfg: DictConfig) -> dict[str, Any]:
         raise InputError(f"{error.full_key}: {str(error).splitlines()[0]}") from None
     finally:
         HydraConfig.instance().cfg = None
+    missing = sorted(OmegaConf.missing_keys(cfg.hydra.sweeper))
+    if missing:
+        raise InputError([f"{key} must be given, got ???" for key in missing])
+    _check_class(node)
     return dict(node)
+
+
+def _check_class(node: Mapping[str, Any]) -> None:
+    """Refuse a sweeper that Hydra cannot make, for example of a plugin that is not installed."""
+    from hydra.core.plugins import Plugins
+    from hydra.plugins.sweeper import Sweeper
+
+    known = {f"{c.__module__}.{c.__name__}": c for c in Plugins.instance().discover(Sweeper)}
+    target = str(node.get("_target_"))
+    where = "hydra.sweeper._target_ must be left to the group hydra/sweeper"
+    if target not in known:
+        near = nearest(target, known)
+        raise InputError(f"{where}: no sweeper '{target}' is installed{near}")
+    try:
+        given = {str(key): None for key in node if not str(key).startswith("_")}
+        inspect.signature(known[target]).bind(**given)
+    except TypeError as error:
+        raise InputError(f"{where}: {target} {one_line(error)}") from None

@@ -6,8 +6,6 @@ Called by `app.py`. Everything goes to stdout; errors go to stderr elsewhere.
 from __future__ import annotations
 
 import logging
-import os
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -17,6 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
+from iolaus import command
 from iolaus.engine.monitor import Monitor
 from iolaus.engine.spec import TrialSpec
 
@@ -157,9 +156,8 @@ class _Patient(Console):
         try:
             super().print(*objects, **settings)
         except OSError:
-            self.quiet = True
+            self.on_broken_pipe()
 
     def on_broken_pipe(self) -> None:
         self.quiet = True
-        # What is still buffered has nowhere to go either, also when Python ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        command.close_stdout()

@@ -89,8 +89,11 @@ def compare(folder: Path, spec: TrialSpec) -> dict[str, Any] | None:
         metrics.json of the run when it is complete, else None.
 
     Raises:
-        InputError: the folder holds a run with another config.
+        InputError: the folder holds a run with another config, or links out of it.
     """
+    for path in folder.rglob("*"):
+        if path.is_symlink():  # what is written to it would land elsewhere
+            raise InputError(f"{path} is a symbolic link, which the folder of a run may not hold")
     manifest = read(folder / "manifest.json")
     if manifest is None:
         return None

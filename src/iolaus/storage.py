@@ -1,24 +1,29 @@
 """Where studies live: one database, opened so that many workers can write to it at once.
 
 SQLite needs help for that. Every connection uses write-ahead logging (WAL) with
-`synchronous=NORMAL`, waits up to 60 s for its turn, and begins each transaction with
-`BEGIN IMMEDIATE`: reading a row and then changing it is one step that no other process can enter,
-so no waiting trial is handed out twice. These settings hang on the engine and are lost when a
-storage is pickled; a worker in another process connects by URL.
+`synchronous=NORMAL` and begins each transaction with `BEGIN IMMEDIATE`: reading a row and then
+changing it is one step that no other process can enter, so no waiting trial is handed out twice.
+Whoever opens a file or begins a transaction waits as long as another process holds the file: a lock
+ends with its process. These settings hang on the engine and are lost when a storage is pickled; a
+worker in another process connects by URL.
 
 Everything that can be wrong with a URL is found before Optuna touches the database, which creates
-missing tables in whatever it opens. Called by the sweeper, by its workers and by `ledger`'s users.
+missing tables in whatever it opens.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import sqlite3
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
+from urllib.parse import quote, quote_plus
 
 import optuna
 import sqlalchemy
@@ -30,15 +35,26 @@ from sqlalchemy import event
 from sqlalchemy.engine import URL, Connection, Engine
 from sqlalchemy.pool import ConnectionPoolEntry, NullPool
 
-from iolaus.errors import EnvironmentFault, InputError, IolausError, one_line
+from iolaus.errors import EnvironmentFault, InputError, IolausError, masked, nearest, one_line
+
+log = logging.getLogger(__name__)
+Result = TypeVar("Result")
 
 DEFAULT = "sqlite:///outputs/studies.db"
 BUSY_TIMEOUT_MS = 60_000
+READ_TIMEOUT_S = 1.0
+"""How long SQLite itself waits for a lock, writing and reading, before it is asked again."""
+TELL_S = 10.0
+"""After so long a person is told what is waited for."""
 # What to install where the package has another name than its module.
-PACKAGES = {"MySQLdb": "mysqlclient", "psycopg2": "psycopg2-binary"}
+PACKAGES = {
+    "MySQLdb": "mysqlclient",
+    "psycopg": "psycopg[binary]",
+    "psycopg2": "psycopg2-binary",
+}
+DIALECTS = ("sqlite", "postgresql", "mysql", "mariadb", "oracle", "mssql")
 FAILURES = (sqlalchemy.exc.SQLAlchemyError, StorageInternalError)
 """What a database that fails on the way raises, and what Optuna makes of it."""
-SECRETS = ("password", "passwd", "pwd", "secret", "token")
 
 
 def connect(url: str = DEFAULT, *, timeout_s: float = 10.0) -> RDBStorage:
@@ -55,26 +71,22 @@ def connect(url: str = DEFAULT, *, timeout_s: float = 10.0) -> RDBStorage:
     """
     parsed = _parse(url)
     path = _file_of(parsed)
-    try:
-        if path is None:
-            _within(timeout_s, lambda: _check_schema(_probe_engine(parsed), url))
-        elif path.exists():
-            engine = _reading_engine(path, timeout_s)
-            _within(timeout_s, lambda: _check_schema(engine, url))
-        else:
+
+    def attempt() -> RDBStorage:
+        if path is not None and not path.exists():
             _create(path)
-        # Optuna fills {SCHEMA_VERSION} into URLs; braces in a password are not for it.
-        storage = RDBStorage(url.replace("{", "{{").replace("}", "}}"))
+        else:
+            _check(parsed, path, url, timeout_s)
+        opened = _optunas(url, path)
         if path is not None:
-            _let_writers_take_turns(storage.engine)
-            with storage.engine.begin() as connection:
+            _let_writers_take_turns(opened.engine)
+            with opened.engine.begin() as connection:
                 # A file that cannot be written fails here, and not at the first result.
                 connection.exec_driver_sql("UPDATE version_info SET schema_version = 0 WHERE 0")
-    except IolausError:
-        raise
-    except Exception as error:  # each driver has exceptions of its own
-        raise EnvironmentFault(_explain(error, parsed)) from error
-    return storage
+        return opened
+
+    with _explained(parsed):
+        return _patiently(attempt, path)
 
 
 def look(where: str = DEFAULT, *, timeout_s: float = 10.0) -> tuple[str, BaseStorage]:
@@ -100,15 +112,60 @@ def look(where: str = DEFAULT, *, timeout_s: float = 10.0) -> tuple[str, BaseSto
     parsed = _parse(where)
     file = _file_of(parsed)
     if file is not None and not file.exists():
-        raise EnvironmentFault(f"there are no studies: {file} does not exist; a sweep makes it")
-    engine = _probe_engine(parsed) if file is None else _reading_engine(file, timeout_s)
+        named = masked(str(file))
+        raise EnvironmentFault(f"there are no studies: {named} does not exist; a sweep makes it")
+
+    def attempt() -> RDBStorage:
+        _check(parsed, file, where, timeout_s, needed=True)
+        return _optunas(where, file)
+
+    with _explained(parsed):
+        return where, _patiently(attempt, file)
+
+
+def _check(
+    parsed: URL, file: Path | None, url: str, timeout_s: float, *, needed: bool = False
+) -> None:
+    """`_check_schema`, of a server within `timeout_s` seconds."""
+    if file is not None:
+        _check_schema(_reading_engine(file), url, needed=needed)
+        return
+    engine = sqlalchemy.create_engine(parsed, poolclass=NullPool)
+    _within(timeout_s, lambda: _check_schema(engine, url, needed=needed))
+
+
+def _optunas(url: str, file: Path | None) -> RDBStorage:
+    options = {} if file is None else {"connect_args": {"timeout": BUSY_TIMEOUT_MS / 1000}}
+    # Optuna fills {SCHEMA_VERSION} into URLs; braces in a password are not for it.
+    return RDBStorage(url.replace("{", "{{").replace("}", "}}"), options)
+
+
+def _patiently(call: Callable[[], Result], file: Path | None) -> Result:
+    """Return what `call` does, which is called again as long as another process holds the file."""
+    tell_at = time.monotonic() + TELL_S
+    while True:
+        try:
+            return call()
+        except (sqlite3.OperationalError, sqlalchemy.exc.OperationalError) as error:
+            code = getattr(getattr(error, "orig", error), "sqlite_errorcode", 0)
+            if code & 0xFF != sqlite3.SQLITE_BUSY:
+                raise
+        if time.monotonic() > tell_at:
+            log.warning("waiting for another process that holds %s", file or "the database")
+            tell_at = float("inf")
+        time.sleep(0.05)
+
+
+@contextlib.contextmanager
+def _explained(parsed: URL) -> Iterator[None]:
+    """Turn what is wrong with a database into one line; what a driver says may quote a password,
+    so it is no cause that a traceback would show."""
     try:
-        _within(timeout_s, lambda: _check_schema(engine, where, needed=True))
-        return where, RDBStorage(where.replace("{", "{{").replace("}", "}}"))
+        yield
     except IolausError:
         raise
     except Exception as error:  # each driver has exceptions of its own
-        raise EnvironmentFault(_explain(error, parsed)) from error
+        raise EnvironmentFault(_explain(error, parsed)) from None
 
 
 def _is_sqlite(path: Path) -> bool:
@@ -126,17 +183,6 @@ def _journal(path: Path) -> BaseStorage:
         raise EnvironmentFault(f"{path} is neither a database nor a journal of Optuna's") from error
 
 
-def masked(url: str) -> str:
-    """Return `url` with its passwords shown as `***`."""
-    try:
-        parsed = sqlalchemy.make_url(url)
-    except (sqlalchemy.exc.ArgumentError, ValueError):
-        return "***"  # where a password would be in it is unknown
-    hidden = {k: "***" for k in parsed.query if any(word in k.lower() for word in SECRETS)}
-    shown = parsed.update_query_dict(hidden).render_as_string(hide_password=True)
-    return shown.replace("%2A%2A%2A", "***")
-
-
 @contextlib.contextmanager
 def named(url: str) -> Iterator[None]:
     """Turn what a database says when it fails on the way into one line.
@@ -148,10 +194,10 @@ def named(url: str) -> Iterator[None]:
         yield
     except FAILURES as error:
         cause = error if isinstance(error, sqlalchemy.exc.SQLAlchemyError) else error.__cause__
-        reason = one_line(getattr(cause, "orig", None) or cause or error)
+        reason = _reason(getattr(cause, "orig", None) or cause or error, url)
         raise EnvironmentFault(
             f"storage {masked(url)} failed: {reason}; the same command goes on"
-        ) from error
+        ) from None
 
 
 def _parse(url: str) -> URL:
@@ -161,10 +207,14 @@ def _parse(url: str) -> URL:
         parsed.get_dialect()
     except (sqlalchemy.exc.ArgumentError, ValueError):
         scheme, separator, _ = url.partition("://")  # the rest may hold a password
-        shown = f"{scheme}://..." if separator else one_line(url, 80)
-        raise InputError(f"storage must be a database URL such as {DEFAULT}, got {shown}") from None
+        shown = f"{scheme}://..." if separator else one_line(masked(url), 80)
+        dialect = scheme.partition("+")[0]
+        near = nearest(dialect, DIALECTS) if separator and dialect not in DIALECTS else ""
+        raise InputError(
+            f"storage must be a database URL such as {DEFAULT}, got {shown}{near}"
+        ) from None
     except ImportError as error:
-        raise EnvironmentFault(_explain(error, parsed)) from error
+        raise EnvironmentFault(_explain(error, parsed)) from None
     return parsed
 
 
@@ -175,16 +225,12 @@ def _file_of(url: URL) -> Path | None:
     return Path(str(url.database))
 
 
-def _probe_engine(url: URL) -> Engine:
-    return sqlalchemy.create_engine(url, poolclass=NullPool)
-
-
-def _reading_engine(path: Path, timeout_s: float) -> Engine:
+def _reading_engine(path: Path) -> Engine:
     """Return an engine that cannot change the file at `path`, not even its header."""
     location = f"{path.absolute().as_uri()}?mode=ro"
     return sqlalchemy.create_engine(
         "sqlite://",
-        creator=lambda: sqlite3.connect(location, uri=True, timeout=timeout_s),
+        creator=lambda: sqlite3.connect(location, uri=True, timeout=READ_TIMEOUT_S),
         poolclass=NullPool,
     )
 
@@ -287,20 +333,35 @@ def _let_writers_take_turns(engine: Engine) -> None:
 
     @event.listens_for(engine, "begin")
     def begin(connection: Connection) -> None:
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
+        file = Path(str(engine.url.database))
+        _patiently(lambda: connection.exec_driver_sql("BEGIN IMMEDIATE"), file)
 
     engine.dispose()  # connections made before have none of this
 
 
 def _explain(error: BaseException, url: URL) -> str:
     """Return the one line that a person needs about `error`, without the password."""
-    name = f"storage {masked(url.render_as_string(hide_password=False))}"
+    whole = url.render_as_string(hide_password=False)
+    name = f"storage {masked(whole)}"
     if isinstance(error, ModuleNotFoundError) and error.name:
         package = PACKAGES.get(error.name, error.name)
         return f"{name} needs the package {package}, which is not installed"
-    reason = one_line(getattr(error, "orig", None) or error)
+    reason = _reason(getattr(error, "orig", None) or error, whole)
     if "file is not a database" in reason:
         return f"{name} is not a database: the file holds something else, name another one"
-    if url.password:
-        reason = reason.replace(str(url.password), "***")
     return f"{name} cannot be opened: {reason or type(error).__name__}"
+
+
+def _reason(error: BaseException, url: str) -> str:
+    """What a driver says, in one line; the URL's passwords are masked however it quotes them."""
+    text = str(error)
+    with contextlib.suppress(sqlalchemy.exc.ArgumentError, ValueError):  # a journal's path
+        parsed = sqlalchemy.make_url(url)
+        secrets = [str(parsed.password or "")]
+        for key, value in parsed.query.items():
+            given = (value,) if isinstance(value, str) else value
+            secrets += [word for word in given if "***" in masked(f"x://?{key}={word}")]
+        for secret in filter(None, secrets):
+            for written in {secret, quote(secret), quote(secret, safe=""), quote_plus(secret)}:
+                text = text.replace(written, "***")
+    return one_line(text)

@@ -9,12 +9,14 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 
 import pytest
 from browser_support import browser, screenshots  # noqa: F401
 
 from iolaus.analysis.cli import parser, run
+from iolaus.analysis.dashboard_guard import ADDRESS, Guard
 from iolaus.errors import EnvironmentFault, InputError
 
 SWEEP = (
@@ -38,7 +40,7 @@ def started(folder, *arguments: str) -> tuple[subprocess.Popen, str, list[str]]:
     said = []
     for line in process.stdout:
         said.append(line.rstrip())
-        found = re.match(r"dashboard: (http://\S+)/ ", line)
+        found = re.match(r"dashboard: (http://[^/\s]+)/", line)
         if found:
             answers(found[1])
             return process, found[1], said
@@ -57,9 +59,8 @@ def answers(url: str) -> None:
     end = time.monotonic() + DEADLINE_S
     while True:
         try:
-            with urllib.request.urlopen(f"{url}/api/studies", timeout=DEADLINE_S) as answer:
-                assert answer.status == 200
-                return
+            assert status(f"{url}/api/studies") in (200, 401)
+            return
         except OSError:
             assert time.monotonic() < end
             time.sleep(0.1)
@@ -133,10 +134,9 @@ def test_a_port_in_use_is_one_line_that_names_a_free_one(tmp_path):
 
 
 def test_a_host_that_is_not_this_machine_is_one_line(tmp_path):
+    words = ["--host", "203.0.113.1", "--port=0", "--no-token"]
     with pytest.raises(EnvironmentFault, match=r"cannot listen on port 0 of 203\.0\.113\.1"):
-        run(
-            ["dashboard", "--storage", empty_storage(tmp_path), "--host", "203.0.113.1", "--port=0"]
-        )
+        run(["dashboard", "--storage", empty_storage(tmp_path), *words])
 
 
 @pytest.mark.parametrize("port", ["-1", "65536", "x", "8e3"])
@@ -147,7 +147,7 @@ def test_a_port_that_is_none_is_refused(port):
 
 def test_other_hosts_than_this_machine_are_warned_of_and_ctrl_c_ends_it(tmp_path):
     url = empty_storage(tmp_path)
-    process, _, said = started(tmp_path, "--storage", url, "--host", "0.0.0.0")
+    process, _, said = started(tmp_path, "--storage", url, "--host", "0.0.0.0", "--no-token")
     code, rest = ended(process)
     assert code in (0, 130)
     assert "no login" in said[0]
@@ -155,3 +155,149 @@ def test_other_hosts_than_this_machine_are_warned_of_and_ctrl_c_ends_it(tmp_path
     process, _, said = started(tmp_path, "--storage", url)
     ended(process)
     assert len(said) == 1
+
+
+class Served:
+    """The dashboard's guard before an application that notes what reaches it."""
+
+    def __init__(self, *allowed: str, token: str | None = None):
+        self.reached: list[str] = []
+        self.guard = Guard(self._app, ["127.0.0.1", *allowed], 8080, token)
+
+    def _app(self, environ, start_response):
+        self.reached.append(environ["REQUEST_METHOD"])
+        start_response("200 OK", [])
+        return [b"studies"]
+
+    def ask(self, method="GET", path="/api/studies", query="", address="127.0.0.1", **headers):
+        """Status, headers and body; header names as WSGI writes them, without HTTP_."""
+        found = []
+        environ = {
+            "REQUEST_METHOD": method,
+            "PATH_INFO": path,
+            "QUERY_STRING": query,
+            ADDRESS: address,
+            **{f"HTTP_{name}": value for name, value in headers.items()},
+        }
+        body = self.guard(environ, lambda status, given: found.extend([status, dict(given)]))
+        return int(found[0].split()[0]), found[1], b"".join(body).decode()
+
+
+METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "ODD")
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        *("evil.example:8124", "evil.example", "127.0.0.1.evil.example:8080", "", "0.0.0.0:8080"),
+        *("localhost:8080,evil.example", "localhost@evil.example", "evil.example:8080:8080"),
+        *("[::1].evil.example", "[::2]", "[]", "192.168.7.7"),
+    ],
+)
+def test_another_host_is_refused_whatever_the_method(host):
+    served = Served()
+    for method in METHODS:
+        assert served.ask(method, HOST=host)[0] == 403
+    assert served.ask()[0] == 403  # no Host at all
+    assert served.reached == []
+
+
+def test_the_dashboard_answers_to_the_names_that_it_has():
+    served = Served("Box.example", "[fd00::1]", "proxy:8443")
+    for host in ("localhost:8080", "LOCALHOST", "127.0.0.1:9999", "[::1]:8080", "[0:0::1]:80"):
+        assert served.ask(HOST=host)[0] == 200
+    for host in ("box.example:8080", "[fd00:0::1]:8080", "proxy"):
+        assert served.ask(HOST=host)[0] == 200
+    assert served.ask(HOST="10.0.0.5:8080", address="10.0.0.5")[0] == 200
+    assert "--allow-host other" in served.ask(HOST="other:1")[2]
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH", "ODD"])
+def test_a_page_of_another_origin_cannot_write(method):
+    served = Served()
+    host = {"HOST": "localhost:8080"}
+    for origin in ("http://evil.example", "null", "http://localhost:3000", "http://localhost", ""):
+        assert served.ask(method, ORIGIN=origin, **host)[0] == 403
+    assert served.ask(method, SEC_FETCH_SITE="cross-site", **host)[0] == 403
+    assert served.reached == []
+    assert served.ask(method, ORIGIN="http://localhost:8080", **host)[0] == 200
+    assert served.ask(method, SEC_FETCH_SITE="same-origin", **host)[0] == 200
+    assert served.ask(method, **host)[0] == 200  # a program
+
+
+def test_a_token_is_asked_for_and_becomes_a_cookie():
+    served = Served(token="right-token")
+    host = {"HOST": "localhost:8080"}
+    refused = [
+        {},
+        {"query": "token=wrong-token"},
+        {"query": "token="},
+        {"AUTHORIZATION": "Bearer wrong-token"},
+        {"AUTHORIZATION": "Basic right-token"},
+        {"COOKIE": "iolaus_token_8080=right-token"},
+        {"COOKIE": "iolaus_token_8080="},
+        {"COOKIE": "iolaus_token_8080=\xe9"},
+        {"COOKIE": "\x00[;=,"},
+    ]
+    for asked in refused:
+        assert served.ask(**asked, **host)[0] == 401
+    assert served.reached == []
+    assert served.ask(AUTHORIZATION="Bearer right-token", **host)[0] == 200
+    assert served.ask(HOST="evil.example", AUTHORIZATION="Bearer right-token")[0] == 403
+
+    code, headers, page = served.ask(
+        path='/dashboard/"><b>', query="token=right-token&a=1&b=2", **host
+    )
+    assert code == 200
+    cookie = headers["Set-Cookie"]
+    assert cookie.endswith("; HttpOnly; SameSite=Strict")
+    assert "right-token" not in cookie + page
+    assert "url=/dashboard/%22%3E%3Cb%3E?a=1&amp;b=2" in page
+    assert (
+        "url=/evil.example"
+        in served.ask(path="//evil.example", query="token=right-token", **host)[2]
+    )
+    assert served.ask(COOKIE=f"x=1; {cookie.partition(';')[0]}", **host)[0] == 200
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.7.7", "box.example", ""])
+def test_a_host_that_others_reach_takes_a_token_or_no_token(host, tmp_path):
+    with pytest.raises(InputError, match="--token TOKEN, or --no-token"):
+        run(["dashboard", "--storage", f"sqlite:///{tmp_path}/none.db", "--host", host])
+
+
+@pytest.mark.parametrize(
+    "words", [["--token=short"], ["--token=with a space"], ["--token", "--no-token"]]
+)
+def test_a_token_that_is_none_is_refused(words):
+    with pytest.raises(InputError, match="token") as caught:
+        run(["dashboard", *words])
+    assert "short" not in str(caught.value)
+
+
+def test_a_name_that_is_none_is_refused():
+    with pytest.raises(InputError, match="--allow-host must be"):
+        run(["dashboard", "--allow-host", "http://box/"])
+
+
+def test_the_running_dashboard_is_guarded(tmp_path):
+    words = ("--storage", empty_storage(tmp_path), "--token", "right-token")
+    process, url, said = started(tmp_path, *words)
+    try:
+        assert "right-token" not in "".join(said)
+        login = {"Authorization": "Bearer right-token"}
+        assert status(f"{url}/api/studies") == 401
+        assert status(f"{url}/api/studies", login) == 200
+        assert status(f"{url}/api/studies", {**login, "Host": "evil.example:8124"}) == 403
+        assert status(f"{url}/api/studies/1", {**login, "Origin": "http://x"}, "DELETE") == 403
+    finally:
+        ended(process)
+
+
+def status(url: str, headers=(), method: str = "GET") -> int:
+    asked = urllib.request.Request(url, headers=dict(headers), method=method)
+    try:
+        with urllib.request.urlopen(asked, timeout=DEADLINE_S) as answer:
+            return answer.status
+    except urllib.error.HTTPError as error:
+        return error.code

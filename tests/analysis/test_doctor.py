@@ -111,10 +111,13 @@ def test_no_warning_where_all_values_are_equal_or_missing():
     assert [f.kind for f in loud(made([LR], same))] in ([], ["saturated"])
 
 
-def at_the_edge(arguments=(LR,), **settings):
+SEEDED = {"seeds": 3, "std": 0.00005}
+
+
+def at_the_edge(arguments=(LR,), attrs=SEEDED, **settings):
     """Best at the upper end of the learning rates."""
     trials = [
-        {"params": {"optimizer.lr": float(lr)}, "value": 0.5 + 0.1 * np.log10(lr)}
+        {"params": {"optimizer.lr": float(lr)}, "value": 0.5 + 0.1 * np.log10(lr), "attrs": attrs}
         for lr in np.random.default_rng(0).permutation(np.geomspace(1e-4, 1, 40))
     ]
     return made(list(arguments), trials, **settings)
@@ -187,6 +190,27 @@ def test_where_the_noise_is_unknown_the_best_are_run_again_with_seeds():
     assert known == best.params
 
 
+def test_what_is_unknown_is_asked_before_more_trials_of_one_seed():
+    opened = at_the_edge(attrs={})
+    found = examine(opened)
+    assert {"edge", "seed-noise"} <= {finding.kind for finding in found}
+    found.append(Finding("curves", "fact", "", "training.eval_every=10"))
+    words = shlex.split(next_command(opened, found))
+    assert {"training.seeds=5", "training.eval_every=10", "hydra.sweeper.n_trials=5"} <= {*words}
+    assert LR in words  # no wider range
+    # What makes results unusable is mended first.
+    half = [{"params": {"optimizer.lr": 1.0}, "state": TrialState.FAIL}] * 60
+    assert "problem" in {f.level for f in examine(made([LR], half))}
+    urgent = [
+        Finding("diverged", "problem", ""),
+        Finding("diverged", "hint", "", "schedule.warmup_steps=10"),
+        *found,
+    ]
+    command = shlex.split(next_command(opened, urgent))
+    assert "schedule.warmup_steps=10" in command
+    assert "training.seeds=5" not in command
+
+
 def test_text_of_a_study_stays_one_plain_line():
     evil = "'; touch canary #\n\x1b[31m$(touch canary)`touch canary`"
     opened = at_the_edge(name=f"x{evil}")
@@ -222,6 +246,7 @@ def test_the_sweeper_takes_what_is_proposed_for_real_sweeps(iolaus, tmp_path, mo
         iolaus,
         *("data=quadratic", "optimizer=sgd", "optimizer.lr=tag(log,interval(1e-5,1e-2))"),
         *("training.max_steps=40", "training.eval_every=4", "hydra.sweeper.n_trials=24"),
+        "training.seeds=2",
         *("hydra.sweeper.study_name=low", "hydra/sweeper/sampler=random"),
     )
     run(iolaus, *("data=digits", "init=he,xavier", "training.max_steps=20"))

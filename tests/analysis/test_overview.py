@@ -62,6 +62,37 @@ def test_findings_stand_below_the_tables_with_their_commands(url, capsys):
     assert [line for line in lines if line.startswith("fact: it is unknown")]
 
 
+@pytest.mark.parametrize(
+    ("url", "code"),
+    [
+        ("postgresql+asyncpg://u:s3cret@h/x", 3),
+        ("mysql://u:s3cret@h/x?passwd=s3cret", 3),
+        ("nosuch://u:s3cret@h/x", 2),
+        ("postgresql://u:s3cret@h:port/x", 2),
+        ("u:s3cret@h/x", 3),
+    ],
+)
+@pytest.mark.parametrize(
+    "words",
+    [
+        *("list", "show s", "report s", "export s -o s.csv", "rerun s 1", "delete s --yes"),
+        "dashboard",
+    ],
+)
+def test_a_storage_that_cannot_be_opened_is_one_line_without_its_password(
+    words, url, code, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        cli.main([*words.split(), "--storage", url])
+    said = capsys.readouterr()
+    assert (ended.value.code, said.out) == (code, "")
+    assert said.err.startswith("iolaus-study: ")
+    assert said.err.count("\n") == 1
+    assert "s3cret" not in said.err
+    assert not list(tmp_path.iterdir())
+
+
 def test_an_empty_and_a_failed_study_are_one_line_each(url, capsys):
     study(url, "empty")
     assert shown(capsys, "empty", "--storage", url) == (0, "empty: no trial yet\n")

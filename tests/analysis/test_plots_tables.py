@@ -9,7 +9,7 @@ from optuna.trial import create_trial
 from plots_support import SPACE, add, drawn, new, numbers, spent, trace
 
 from iolaus.analysis.plots.contour import smooth
-from iolaus.analysis.plots.pareto import front
+from iolaus.analysis.ranking import front
 
 
 def grid(direction: str = "maximize") -> optuna.Study:

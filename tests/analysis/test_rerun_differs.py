@@ -123,7 +123,7 @@ def test_what_has_changed_around_it_is_said(stacked, again):
     said = again("s", "0")
     assert said.code == 0
     for line in (
-        "changed: torch 1.0?[2J then",
+        "changed: torch 1.0 then",
         "changed: jax 3 then, none now",
         "changed: git commit c0ffee then",
         "changed: device NVIDIA H9000 then",

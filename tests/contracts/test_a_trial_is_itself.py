@@ -43,6 +43,7 @@ MODELS = {
     ),
     "convnet": ("model=convnet", "model.width=4", "model.hidden=[16]"),
     "resnet": ("model=resnet", "model.width=4"),
+    "custom": ("model=custom", "model._target_=frozen_support.Net", "trust=[frozen_support]"),
 }
 OPTIMIZERS = {
     "sgd": ("optimizer=sgd", "optimizer.nesterov=true", "optimizer.momentum=0.9"),
@@ -99,7 +100,7 @@ def trials(*words):
             *COMMON,
             *words,
             f"optimizer.lr={lr}",
-            f"regularization.dropout={dropout}",
+            *([] if MODELS["custom"][0] in words else [f"regularization.dropout={dropout}"]),
             f"init={init}",
             f"training.max_steps={steps}",
             f"training.seed={number}",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 from engine_support import (
@@ -13,12 +15,64 @@ from engine_support import (
     specs,
 )
 from support import make_spec
+from torch import nn
 
 from iolaus.engine import program
 from iolaus.engine.monitor import Monitor
 from iolaus.engine.runner import Runner
 from iolaus.engine.step import Step
 from iolaus.engine.train import train
+
+# --- modules that would end the process -----------------------------------------------------------
+
+
+class Quits(nn.Module):
+    """Calls sys.exit when its weights are large."""
+
+    def __init__(self, input_shape, outputs):
+        super().__init__()
+        self.linear = nn.Linear(input_shape[0], outputs)
+
+    def forward(self, x):
+        return Quit.apply(self.linear(x), self.linear.weight)
+
+
+class Quit(torch.autograd.Function):
+    """Nothing, but for large weights."""
+
+    generate_vmap_rule = False
+
+    @staticmethod
+    def forward(y, weight):
+        if weight.abs().max() > 100:
+            sys.exit("enough")
+        return y.clone()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad, None
+
+    @staticmethod
+    def vmap(info, in_dims, y, weight):
+        return Quit.apply(y, weight), 0
+
+
+@pytest.mark.parametrize("width", [1, 3])
+def test_a_module_that_exits_fails_its_own_trial(width):
+    words = ("data=quadratic", "model=custom", f"model._target_={__name__}.Quits")
+    words += (f"trust=[{__name__}]", "training.max_steps=8", "training.eval_every=4")
+    trials = [
+        make_spec(*words, "init=ones", f"init.gain={gain}", number=number)
+        for number, gain in enumerate((1, 1000, 2))
+    ]
+    results = by_number(train(trials, width=width))
+    assert [results[n].state for n in range(3)] == ["complete", "failed", "complete"]
+    assert results[1].error == "SystemExit: enough"
+
 
 # --- trials that raise ----------------------------------------------------------------------------
 

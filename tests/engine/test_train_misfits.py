@@ -7,7 +7,8 @@ from support import make_spec
 
 from iolaus.engine.program import Program
 from iolaus.engine.train import train
-from iolaus.errors import InputError
+from iolaus.engine.width import Widths
+from iolaus.errors import InputError, NoMemory
 
 SHORT = ("training.max_steps=40", "training.eval_every=10", "batch.size=32")
 
@@ -37,6 +38,14 @@ def test_a_spec_that_does_not_fit_its_data_fails_alone():
             "regularization.cutout needs pictures, quadratic has none",
         ),
         (
+            ["regularization.cutout=9"],
+            "regularization.cutout must be <= 8, the shorter side of the pictures of digits, got 9",
+        ),
+        (
+            ["regularization.crop_padding=8"],
+            "regularization.crop_padding must be < 8, the shorter side of the pictures of digits",
+        ),
+        (
             ["data=quadratic", "regularization.label_smoothing=0.1"],
             "regularization.label_smoothing must be 0 for regression, got 0.1",
         ),
@@ -55,6 +64,28 @@ def test_what_does_not_fit_the_data_is_said_before_training(words, message):
         Program.of(make_spec(*words))
     assert len(caught.value.mistakes) == 1
     assert caught.value.mistakes[0].startswith(message)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["model.hidden=[100000,100000]"],
+        ["model=convnet", "model.width=60000"],
+        ["model=resnet", "model.width=60000"],
+        ["model.hidden=[16777216]", "batch.size=1024"],
+    ],
+)
+def test_a_model_that_no_memory_holds_is_refused_with_its_size(words, monkeypatch):
+    monkeypatch.setattr("iolaus.device.free_memory", lambda device: 8 * 2**30)
+    with pytest.raises(NoMemory, match=r"needs about [\d,.]+ GiB to train with adam, 8\.0 GiB are"):
+        Program.of(make_spec(*words))
+
+
+def test_a_stack_has_no_more_slots_than_memory_holds(monkeypatch):
+    spec = make_spec("model.hidden=[77]")
+    need = 4 * (7 * (64 * 77 + 77 + 770 + 10) + 64 * (77 + 10) + 64 * 64)
+    monkeypatch.setattr("iolaus.device.free_memory", lambda device: 5 * need)
+    assert Widths(1000).of(Program.of(spec)) == 4
 
 
 def test_several_misfits_come_together():

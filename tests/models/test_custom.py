@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 import torch
 from torch import nn
@@ -44,6 +46,22 @@ class Broken(nn.Module):
     def __init__(self):
         super().__init__()
         raise RuntimeError("no\nweights today")
+
+
+class Quitting(nn.Module):
+    def __init__(self):
+        super().__init__()
+        raise SystemExit(3)
+
+
+class QuittingLater(nn.Linear):
+    def forward(self, x):
+        raise asyncio.CancelledError("no more") if self.training else SystemExit
+
+
+class NotANumber(nn.Linear):
+    def forward(self, x):
+        return super().forward(x) * torch.nan
 
 
 class FunctionalDropout(nn.Linear):
@@ -153,6 +171,10 @@ def test_a_torchvision_network_runs_with_batch_norm_per_trial(spec):
         ("Net", ["+model.widht=3"], ["unknown key 'model.widht' of", "did you mean 'width'?"]),
         ("torch.nn.Linear", LINEAR[:1], ["'torch.nn.Linear' cannot be built: TypeError: "]),
         ("Broken", [], ["Broken' cannot be built: RuntimeError: no weights today"]),
+        ("Quitting", [], ["Quitting' cannot be built: SystemExit: 3"]),
+        ("QuittingLater", LINEAR, ["does not run in evaluation on a batch of", ": SystemExit"]),
+        ("quitting_module.Net", ["trust=[quitting_module]"], ["cannot be imported: SystemExit: 4"]),
+        ("NotANumber", LINEAR, ["NotANumber' returns NaN for a batch of zeros"]),
         ("make_text", [], ["must give a torch.nn.Module, got str"]),
         ("NotAModule", [], ["must name a torch.nn.Module or a function that returns one"]),
         ("Net", ["+model.outputs=x"], ["cannot be built: TypeError"]),
@@ -165,7 +187,7 @@ def test_a_torchvision_network_runs_with_batch_norm_per_trial(spec):
         ("Counting", LINEAR, ["changes 'seen' while it runs"]),
         ("InPlace", LINEAR, ["changes 'seen' while it runs"]),
         ("TwoOutputs", LINEAR, ["must return one tensor in training, got tuple"]),
-        ("os.system", ["+model.command=ls"], ["model._target_ must name something in iolaus"]),
+        ("os.system", ["+model.command=ls"], ["model._target_ must name a layer of torch.nn, "]),
         (
             "torch.nn.RReLU",
             [],
@@ -201,9 +223,16 @@ def test_mistakes_are_told_in_one_line(build, name, overrides, said):
         "torch.nn.functional.relu",
         "torch.nn.Parameter",
         "torch.optim.SGD",
+        "torch.hub.load",
+        "torch.load",
+        "torch.jit.load",
         "iolaus.app.main",
+        "iolaus.saved.load",
     ],
 )
 def test_what_builds_no_module_is_not_called(build, target):
-    with pytest.raises(InputError, match=r"must name a torch\.nn\.Module or a function that"):
-        build(target, "+model.url=file:///etc/passwd", "+model.root=/tmp/stolen")
+    arguments = "+model.url=file:///etc/passwd", "+model.root=/tmp/stolen"
+    with pytest.raises(InputError, match=r"must name a layer of torch\.nn, a model of torchvision"):
+        build(target, *arguments)
+    with pytest.raises(InputError, match=r"must name a torch\.nn\.Module or a function|itself"):
+        build(target, *arguments, trust="torch,torchvision,iolaus")

@@ -5,10 +5,9 @@ from __future__ import annotations
 import pytest
 from fault_support import rows
 from ledger_support import finish, open_ledger, run_all, suggest
-from optuna.trial import TrialState
 from twins_support import Script, told, value_of, worker
 
-from iolaus.attributes import LOST, RETRIES
+from iolaus.attributes import RETRIES
 from iolaus.sweep import processes
 
 
@@ -78,30 +77,29 @@ def test_trials_that_raise_before_they_begin_are_not_tried_without_end(tmp_path,
     assert [row.state for row in rows(tmp_path)] == ["RUNNING"]  # counted once it is found lost
 
 
-def lose(ledger, monkeypatch, times: int) -> None:
-    """Let all that is claimed be lost so often."""
-    for _ in range(times):
-        for trial in ledger.claim_many(2):
+def test_suspects_run_behind_new_trials_in_ever_smaller_company(tmp_path, monkeypatch):
+    ledger = open_ledger(f"sqlite:///{tmp_path}/studies.db", total=8)
+
+    def lose() -> list[int]:
+        trials = ledger.claim_many(16)
+        for trial in trials:
             suggest(trial)
         with monkeypatch.context() as patch:
             patch.setattr(processes, "is_gone", lambda worker: True)
-            assert ledger.recover()
+            assert ledger.recover() == len(trials)
+        return [trial.user_attrs.get(RETRIES, 0) for trial in trials]
 
-
-def test_a_last_chance_is_given_alone_and_counts_of_the_total(tmp_path, monkeypatch):
-    ledger = open_ledger(f"sqlite:///{tmp_path}/studies.db", total=4)
-    lose(ledger, monkeypatch, 3)
-
-    beside = ledger.claim_many(9, None, False)
-    assert [trial.user_attrs.get(RETRIES) for trial in beside] == [None, None]  # of 4, 2 wait
-    assert not ledger.claim_many(9, None, False)
-    [one] = ledger.claim_many(9)
-    assert ledger.is_last_chance(one)
-    assert not any(map(ledger.is_last_chance, beside))
-    for trial in (one, *beside):
+    for trial in ledger.claim_many(2):
         finish(ledger, trial)
-    assert len(run_all(ledger)) == 1
-    assert ledger.counts()["done"] == 4
-    assert ledger.counts()["remaining"] == 0
-    lost = [trial for trial in ledger.study.trials if LOST in trial.user_attrs]
-    assert {trial.state for trial in lost} == {TrialState.FAIL}
+    assert lose() == [0] * 6
+    assert lose() == [1] * 4
+    beside = ledger.claim_many(16)
+    assert [trial.user_attrs[RETRIES] for trial in beside] == [1, 1]
+    assert not ledger.claim_many(16, None, False)  # none of them beside others
+    for trial in beside:
+        finish(ledger, trial)
+    assert lose() == [2]
+    assert [trial.user_attrs[RETRIES] for trial in ledger.claim_many(16)] == [2]
+    assert len(run_all(ledger)) == 3
+    counts = ledger.counts()
+    assert (counts["done"], counts["running"], counts["remaining"]) == (7, 1, 1)

@@ -47,6 +47,8 @@ def test_the_published_example_runs_and_leaves_what_hydra_and_its_sweeper_leave(
     app.sweep("hydra.sweep.dir=sweep")
 
     results = yaml.safe_load((tmp_path / "sweep" / "optimization_results.yaml").read_text())
+    assert list(results) == ["name", "best_params", "best_value"]  # as hydra-optuna-sweeper
+    assert results["name"] == "optuna"
     values = []
     for number in range(20):
         job = tmp_path / "sweep" / str(number)
@@ -208,6 +210,7 @@ def test_several_directions_and_a_search_space_in_python(tmp_path):
     app.sweep("hydra.sweep.dir=sweep")
 
     results = yaml.safe_load((tmp_path / "sweep" / "optimization_results.yaml").read_text())
+    assert results["name"] == "optuna"
     front = results["solutions"]
     for one in front:
         x, y, w = (one["params"][name] for name in ("x", "y", "+w"))

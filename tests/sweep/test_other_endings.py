@@ -10,12 +10,28 @@ ENDINGS = """
     import sys
     import hydra
 
-    ENDS = {"text": "much", "nothing": None, "undefined": math.nan, "endless": -math.inf}
+    class Odd:
+        def __float__(self):
+            raise RuntimeError("no data")
+        __str__ = __repr__ = __float__
+
+    class Sly(Exception):
+        def __str__(self):
+            raise RuntimeError("no text")
+
+    class Items(list):
+        def __iter__(self):
+            raise RuntimeError("no items")
+
+    ENDS = {"odd": Odd(), "items": Items(), "complex": 1j, "mapping": {},
+            "text": "much", "nothing": None, "undefined": math.nan, "endless": -math.inf}
 
     @hydra.main(version_base=None, config_path="conf", config_name="config")
     def app(cfg):
         if cfg.ends == "raises":
             raise KeyError("no such layer")
+        if cfg.ends == "sly":
+            raise Sly
         if cfg.ends == "exits":
             sys.exit(7)
         return ENDS.get(cfg.ends, "1.5")
@@ -34,11 +50,12 @@ ENDINGS_CONFIG = """
 def test_a_trial_that_ends_badly_fails_alone_and_says_why(tmp_path):
     app = App(tmp_path, ENDINGS, ENDINGS_CONFIG)
     done = app.sweep(
-        "ends=raises,exits,text,nothing,undefined,endless,fine", "hydra.sweep.dir=sweep"
+        "ends=raises,exits,text,nothing,undefined,endless,odd,items,complex,mapping,sly,fine",
+        *("hydra.sweep.dir=sweep", "hydra.sweep.subdir=j${hydra.job.num}"),
     )
 
     trials = app.trials("endings")
-    assert states(trials) == [*["FAIL"] * 6, "COMPLETE"]
+    assert states(trials) == [*["FAIL"] * 11, "COMPLETE"]
     why = {trial.params["ends"]: trial.user_attrs.get("error") for trial in trials}
     assert why == {
         "raises": "KeyError: 'no such layer'",
@@ -47,13 +64,18 @@ def test_a_trial_that_ends_badly_fails_alone_and_says_why(tmp_path):
         "nothing": "the task must return a number, got None",
         "undefined": "the objective became nan",
         "endless": "the objective became -inf",
+        "odd": "the task must return a number, got a Odd",
+        "items": "the task must return a number, got []",
+        "complex": "the task must return a number, got 1j",
+        "mapping": "the task must return a number, got {}",
+        "sly": "Sly: a Sly",
         "fine": None,
     }
     assert trials[-1].value == 1.5
     results = yaml.safe_load((tmp_path / "sweep" / "optimization_results.yaml").read_text())
     assert results["best_params"] == {"ends": "fine"}
     assert "Traceback" not in done.stdout
-    job_log = (tmp_path / "sweep" / "0" / "app.log").read_text()
+    job_log = (tmp_path / "sweep" / "j0" / "app.log").read_text()
     assert 'raise KeyError("no such layer")' in job_log
 
 

@@ -148,7 +148,8 @@ def test_too_many_failures_end_a_sweep_early(main, tmp_path):
     ended = main("-m", *QUICK, *words)
 
     assert ended.code == 1
-    assert "2 trials failed, more than" in ended.err
+    assert "trials failed, more than hydra.sweeper.max_failure_rate=0.1 allows" in ended.err
+    assert "max_failure_rate=0.1 ended it early" in ended.err
     assert states(tmp_path).count("FAIL") == 2
     assert "RUNNING" not in states(tmp_path)
 
@@ -241,4 +242,17 @@ def test_a_finished_grid_with_too_many_failures_ends_again_so(main, tmp_path):
     for _ in range(2):
         ended = main(*sweep, "hydra.sweeper.max_failure_rate=0.1")
         assert ended.code == 1
-        assert "1 trials failed, more than" in ended.err
+        assert "1 of 8 trials failed, more than" in ended.err
+
+
+def test_foreign_letters_interpolations_and_globs_on_the_command_line(main, tmp_path):
+    words = [*without("hydra.sweeper.study_name"), "hydra.sweeper.study_name=ünï 🙂"]
+    glob = "init=glob([xavier*,z*],exclude=*_*)"
+    ended = main("-m", *words, glob, "hydra.sweep.subdir=j${hydra.job.num}")
+
+    assert ended.code == 0, ended.err
+    assert ended.lines[0].startswith("iolaus: hydra.sweep.subdir has no effect: trials are in")
+    found = study(tmp_path, "ünï 🙂")
+    assert [t.params["init"] for t in found.trials] == ["xavier", "zeros"]
+    assert (tmp_path / "outputs/studies/ünï 🙂/0/metrics.json").is_file()
+    assert "hydra.sweep.subdir=j${hydra.job.num}" in found.user_attrs["iolaus.sweep"]["hydra"]

@@ -113,7 +113,7 @@ def test_a_sweep_without_feasible_trials_says_so(main, tmp_path):
     )
 
     assert (ended.code, ended.err) == (0, "")
-    assert "no trial keeps hydra.sweeper.constraints" in ended.out
+    assert "no trial satisfies hydra.sweeper.constraints" in ended.out
     assert states(tmp_path) == ["COMPLETE", "COMPLETE"]
 
 

@@ -16,7 +16,9 @@ from sqlalchemy import event
 
 from iolaus.attributes import CONTINUES, LOST, POINT, RETRIED, RETRIES, RETRY_OF, WORKER
 from iolaus.sweep import processes
+from iolaus.sweep.journal import Journal, Report
 from iolaus.sweep.ledger import Ledger
+from iolaus.sweep.live_trial import LiveTrial
 
 
 @pytest.fixture
@@ -173,8 +175,82 @@ def test_a_trial_that_kills_its_workers_is_given_up(url: str) -> None:
     assert [t.user_attrs.get(CONTINUES) for t in line] == [None, 1, 2, 3]
     assert {t.user_attrs.get(RETRY_OF) for t in line[1:]} == {1}
     assert [RETRIED in t.user_attrs for t in line] == [True, True, True, False]
-    assert ledger.retry_failed() == 1  # a new start gives it another chance
+    assert ledger.retry_failed() == 0  # at most so often, in all starts of the command together
+    assert open_ledger(url, total=2, points=2, max_restarts=4).retry_failed() == 1
     assert run_all(ledger) == [1.0]
+
+
+def test_what_kills_its_worker_is_tried_again_behind_what_was_never_tried(url: str) -> None:
+    """Each start of the command loses the trial that kills it, and reaches one more point."""
+
+    def start() -> list[float]:
+        ledger = open_ledger(url, total=5, points=5, max_restarts=2)
+        ledger.recover()
+        ledger.retry_failed()
+        ran = []
+        while (trial := ledger.claim()) is not None:
+            ran.append(suggest(trial))
+            if ran[-1] == 1.0:
+                worker_dies(trial)
+                break
+            ledger.study.tell(trial, 0.0)
+        return ran
+
+    assert [start() for _ in range(5)] == [[0.0, 1.0], [2.0, 3.0, 4.0, 1.0], [1.0], [], []]
+    counts = open_ledger(url, total=5, points=5).counts()
+    assert (counts["done"], counts["failed"], counts["remaining"]) == (4, 1, 0)
+
+
+def test_without_a_total_what_kills_its_worker_is_given_up_and_others_go_on(url: str) -> None:
+    ledger = open_ledger(url, total=None, max_restarts=2)
+    x = []
+    for _ in range(4):
+        trial = ledger.claim()
+        x.append(suggest(trial))
+        worker_dies(trial)
+        ledger.recover()
+    assert x[0] == x[1] == x[2] != x[3]
+    assert ledger.counts()["failed"] == 1
+
+
+def test_failed_points_are_tried_again_behind_what_was_never_tried(url: str) -> None:
+    ledger = open_ledger(url, total=4, points=4)
+    trial = ledger.claim()
+    suggest(trial)
+    ledger.study.tell(trial, state=TrialState.FAIL)
+    assert ledger.retry_failed() == 1
+    assert run_all(ledger) == [1.0, 2.0, 3.0, 0.0]
+
+
+def reports(trial: LiveTrial, step: int) -> None:
+    Journal(trial.study).write([Report(trial, step, 0.5)])
+
+
+@pytest.mark.parametrize("how", ["reports", "checkpoints"])
+def test_only_restarts_without_progress_count(url: str, how: str) -> None:
+    steps: dict[int, int | None] = {}
+    ledger = open_ledger(url, total=1, max_restarts=1, checkpointed=lambda n: steps.get(n, 0))
+    for reached in (0, 10, 10, 30, 40, 40, 40):
+        trial = ledger.claim()
+        suggest(trial)
+        assert trial is not None
+        if how == "reports":
+            reports(trial, reached)
+        else:
+            steps[trial.number] = reached
+        worker_dies(trial)
+    assert ledger.claim() is None
+    assert ledger.counts()["failed"] == 1
+    assert [t.user_attrs.get(RETRIES) for t in ledger.study.trials] == [None, 1, 0, 1, 0, 0, 1]
+    assert "hydra.sweeper.max_restarts" in ledger.study.trials[-1].user_attrs[LOST]
+
+
+def test_a_trial_that_had_not_begun_is_not_blamed(url: str) -> None:
+    ledger = open_ledger(url, total=1, max_restarts=1, checkpointed=lambda number: None)
+    for _ in range(5):
+        worker_dies(ledger.claim())
+    finish(ledger, ledger.claim())
+    assert ledger.counts()["done"] == 1
 
 
 def test_a_trial_that_is_put_back_waits_for_the_next_start(url: str) -> None:
@@ -224,20 +300,6 @@ def test_many_trials_are_put_back_with_as_few_queries_as_one(tmp_path, monkeypat
     assert statements(30) == statements(1)
 
 
-def test_what_waits_in_the_place_of_failed_points_is_known(url):
-    ledger = open_ledger(url, total=4, points=4)
-    for _ in range(2):
-        ledger.study.tell(ledger.claim(), state=TrialState.FAIL)
-    finish(ledger, ledger.claim())
-    assert ledger.tried_again() == 0
-    ledger.release(ledger.claim())
-    assert ledger.tried_again() == 0  # put back, not failed
-
-    assert ledger.retry_failed() == 2
-    assert ledger.tried_again() == 2
-    assert ledger.counts()["waiting"] == 3
-
-
 def test_points_that_another_start_tries_again_are_not_counted_as_failed(url):
     ledger, other = open_ledger(url, total=3, points=3), open_ledger(url, total=3, points=3)
     trial = ledger.claim()
@@ -249,7 +311,7 @@ def test_points_that_another_start_tries_again_are_not_counted_as_failed(url):
     assert other.retry_failed() == 1
     assert ledger.counts() == other.counts()
     assert ledger.counts()["failed"] == 0
-    assert run_all(ledger) == [0.0, 2.0]
+    assert run_all(ledger) == [2.0, 0.0]
 
 
 def test_more_failed_trials_are_counted_than_a_query_may_name(url):

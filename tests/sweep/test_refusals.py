@@ -74,6 +74,20 @@ SWEEPER = [
     (["hydra.sweeper.max_failure_rate=2"], ["hydra.sweeper.max_failure_rate must be <= 1, got 2"]),
     (["hydra.sweeper.study_name=a/b"], ["study_name must be a name that a folder can", "'a/b'"]),
     (["hydra.sweeper.study_name=''"], ["study_name must be a name that a folder can have"]),
+    (["hydra.sweeper.study_name=.."], ["study_name must be a name that a folder can have"]),
+    ([f"hydra.sweeper.study_name={'ü' * 101}"], ["no '/', at most 200 bytes"]),
+    (["hydra.sweeper.max_restarts=???"], ["hydra.sweeper.max_restarts must be given, got ???"]),
+    (["hydra.sweeper.sampler.seed=???"], ["hydra.sweeper.sampler.seed must be given, got ???"]),
+    (["hydra.sweeper._target_=os.system"], ["no sweeper 'os.system' is installed"]),
+    (
+        ["hydra.sweeper._target_=hydra._internal.core_plugins.basic_sweeper.BasicSweeper"],
+        ["hydra.sweeper._target_ must be left to the group hydra/sweeper: "],
+    ),
+    (["hydra.launcher._target_=os.system"], ["hydra.launcher cannot be used: "]),
+    (["hydra.sweep.dir=mine"], ["must be left out, got 'mine'", "hydra.sweeper.study_name"]),
+    (["a" * 5000 + "=1"], ["aaa…: File name too long"]),
+    (["optimizer=adam," + "a" * 5000], ["aaa…: File name too long"]),
+    (["=1"], ["'=1' must have the form KEY=VALUE"]),
     (["hydra.sweeper.on_mismatch=old"], ["on_mismatch must be one of refuse, new, got 'old'"]),
     (["hydra/sweeper/sampler=cmaes", TWO], ["unpickles", "hydra.sweeper.trusted_storage=true"]),
     (["+sweeps=init_activation_gird"], ["sweeps must be one of", "'init_activation_grid'?"]),
@@ -81,6 +95,10 @@ SWEEPER = [
 ]
 QUESTION = [
     (["hydra/sweeper/pruner=median", *MULTI], ["pruner must be none with 2 objectives"]),
+    (
+        ["hydra/sweeper/pruner=median", "hydra.sweeper.objectives=[val_accuracy,val_loss]"],
+        ["pruner must be none with 2 objectives"],
+    ),
     ([MULTI[0]], ["hydra.sweeper.directions must be given: num_parameters can be"]),
     ([MULTI[1]], ["objectives and directions must be equally many, got none and maximize,"]),
     (["hydra.sweeper.objectives=[num_parameters]"], ["hydra.sweeper.direction must be given"]),
@@ -112,7 +130,7 @@ QUESTION = [
         *SPACE,
         *(([*more, SWEPT], parts) for more, parts in (*SWEEPER, *QUESTION)),
     ],
-    ids=lambda item: item[0] if isinstance(item[0], str) else None,
+    ids=lambda item: item[0][:60] if isinstance(item[0], str) else None,
 )
 def test_a_mistake_is_one_line_and_leaves_nothing(main, tmp_path, arguments, parts):
     [line] = refused(main, *arguments)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sqlite3
 import subprocess
 import sys
@@ -194,3 +195,23 @@ def test_an_optuna_with_other_tables_is_refused(tmp_path, change, missing):
     assert line.startswith(f"iolaus: Optuna {optuna.__version__} has no {missing}")
     assert line.endswith("pip install 'optuna==5.0.*'")
     assert files(tmp_path) == ["script.py"]
+
+
+@pytest.mark.parametrize(
+    ("url", "code"),
+    [
+        ("postgresql://u:s3cret@h/x", 3),
+        ("postgresql://u:s3cret@h:port/x?password=s3cret", 2),
+        ("postgresql://u:s3{cret@h/x", 2),
+        ("'postgresql://u:s3#cret@h:port/x'", 2),
+        ("mysql://h/x?passwd=s3cret", 2),
+        ("nosuch://u:s3cret@h/x", 2),
+    ],
+)
+def test_a_server_s_password_is_never_printed(main, tmp_path, url, code):
+    ended = main("-m", *QUICK, SWEPT, f"hydra.sweeper.storage={url}")
+
+    assert (ended.code, ended.out) == (code, "")
+    assert len(ended.lines) == 1
+    assert not re.search("s3|cret", ended.err)
+    assert not list(tmp_path.iterdir())

@@ -9,9 +9,12 @@ from typing import Any
 import optuna
 import pytest
 from optuna.storages import RDBStorage
+from optuna.trial import TrialState
 
 from iolaus import storage as storages
+from iolaus.attributes import RETRIED, WORKER
 from iolaus.errors import InputError
+from iolaus.sweep import processes
 from iolaus.sweep.studies import open_study
 
 IDENTITY = {
@@ -75,7 +78,7 @@ def test_a_study_is_made_once_and_gone_on_with(storage: RDBStorage) -> None:
 def test_another_question_is_refused_and_nothing_written(
     storage: RDBStorage, identity: dict[str, Any], lines: list[str]
 ) -> None:
-    open_study(storage, "grid", ["maximize"], IDENTITY)
+    open_study(storage, "grid", ["maximize"], IDENTITY).add_trial(optuna.create_trial(value=1.0))
     before = rows(storage)
     with pytest.raises(InputError) as caught:
         open_study(storage, "grid", identity["directions"], identity)
@@ -98,25 +101,41 @@ def test_another_question_can_have_a_new_study_and_finds_it_again(storage: RDBSt
     ]
 
 
-def test_an_empty_study_of_the_dashboard_is_taken_over(storage: RDBStorage) -> None:
-    optuna.create_study(storage=storage, study_name="grid", direction="maximize")
-    open_study(storage, "grid", ["maximize"], IDENTITY)
+@pytest.mark.parametrize("direction", ["maximize", "minimize"])
+def test_an_empty_study_of_the_dashboard_is_taken_over(storage: RDBStorage, direction: str) -> None:
+    optuna.create_study(storage=storage, study_name="grid", direction=direction)
+    open_study(storage, "grid", ["maximize"], IDENTITY).add_trial(optuna.create_trial(value=1.0))
     with pytest.raises(InputError):
         open_study(storage, "grid", ["maximize"], other(objective="val_loss"))
 
 
-@pytest.mark.parametrize(
-    ("direction", "trials", "line"),
-    [
-        ("maximize", 1, "it was not made by a sweep of iolaus, so its search space is not known"),
-        ("minimize", 0, 'directions: ["minimize"] in the study, now ["maximize"]'),
-    ],
-)
-def test_a_study_of_another_program_is_refused(
-    storage: RDBStorage, direction: str, trials: int, line: str
-) -> None:
-    study = optuna.create_study(storage=storage, study_name="grid", direction=direction)
-    study.add_trials([optuna.create_trial(value=1.0)] * trials)
+def test_a_study_of_another_program_is_refused(storage: RDBStorage) -> None:
+    study = optuna.create_study(storage=storage, study_name="grid", direction="maximize")
+    study.add_trial(optuna.create_trial(value=1.0))
     with pytest.raises(InputError) as caught:
         open_study(storage, "grid", ["maximize"], IDENTITY)
-    assert caught.value.mistakes[1:] == [line]
+    why = "it was not made by a sweep of iolaus, so its search space is not known"
+    assert caught.value.mistakes[1:] == [why]
+
+
+@pytest.mark.parametrize(("worker", "is_taken"), [("gone", True), ("here", False), (None, False)])
+def test_a_study_without_a_finished_trial_takes_a_new_question(
+    storage: RDBStorage, caplog: pytest.LogCaptureFixture, worker: str | None, is_taken: bool
+) -> None:
+    study = open_study(storage, "grid", ["maximize"], IDENTITY)
+    study.enqueue_trial({"lr": 0.1})
+    lost = optuna.create_trial(state=TrialState.FAIL, user_attrs={RETRIED: True})
+    study.add_trial(lost)
+    here = processes.this_process()
+    name = here if worker == "here" else f"{here}9"  # a pid's start time that never was
+    attrs = {} if worker is None else {WORKER: name}
+    study.add_trial(optuna.create_trial(state=TrialState.RUNNING, user_attrs=attrs))
+
+    if not is_taken:
+        with pytest.raises(InputError):
+            open_study(storage, "grid", ["minimize", "maximize"], other(objective="val_loss"))
+        assert len(study.get_trials()) == 3
+        return
+    again = open_study(storage, "grid", ["minimize", "maximize"], other(objective="val_loss"))
+    assert (again.trials, len(again.directions)) == ([], 2)
+    assert [r.message for r in caplog.records if "takes the new question" in r.message]

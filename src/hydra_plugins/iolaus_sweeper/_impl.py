@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,17 @@ from typing import Any
 from hydra.core.plugins import Plugins
 from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
-from iolaus.errors import EXIT_INTERRUPTED, EnvironmentFault, IolausError, one_line
+from iolaus.check import shown
+from iolaus.config import folder
+from iolaus.errors import EXIT_INTERRUPTED, EnvironmentFault, InputError, IolausError, one_line
 from iolaus.sweep import sweep as sweeps
 from iolaus.sweep.launch import Crew, Launch
 from iolaus.sweep.other import Other
 from iolaus.sweep.own import Own
+
+log = logging.getLogger("iolaus.sweep")
 
 _LOCAL = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
 
@@ -32,11 +38,20 @@ def sweep(
         IolausError: something is wrong, nothing completed, or a signal ended the sweep.
     """
     app = _own(config) if _is_iolaus(task) else Other(context, config, task)
-    results = None if isinstance(app, Own) else Path(str(config.hydra.sweep.dir))
-    launcher = None if config.hydra.launcher._target_ == _LOCAL else _carry(context, config)
+    target = OmegaConf.select(config, "hydra.launcher._target_")
+    if not isinstance(target, str):
+        raise InputError(
+            f"hydra.launcher must be a config group, got {shown(config.hydra.launcher)}"
+        )
+    launcher = None if target == _LOCAL else _carry(context, config)
+    results = None
+    if not isinstance(app, Own):
+        results = _results(config)
+    elif launcher is None:
+        _check_places(config)
     sweeps.sweep(
         *(_plain(node), arguments, app),
-        hydra=list(config.hydra.overrides.hydra),
+        hydra=[str(word) for word in OmegaConf.to_container(config.hydra.overrides.hydra) or []],
         launcher=launcher,
         results=results,
     )
@@ -56,6 +71,33 @@ def _own(config: DictConfig) -> Own:
     return Own(given[0] if given else None, config.hydra.job.config_name)
 
 
+def _results(config: DictConfig) -> Path:
+    try:
+        return Path(str(config.hydra.sweep.dir))
+    except OmegaConfBaseException as error:
+        raise InputError(f"hydra.sweep.dir: {one_line(error)}") from None
+
+
+def _check_places(config: DictConfig) -> None:
+    """Say that Hydra's settings place no trial of iolaus: its folders are numbered by trial.
+
+    Raises:
+        InputError: hydra.sweep.dir is not the default.
+    """
+    default = OmegaConf.load(folder("conf") / "config.yaml")
+    (old, new) = (OmegaConf.to_container(cfg.hydra.sweep) for cfg in (default, config))
+    assert isinstance(old, dict)
+    assert isinstance(new, dict)
+    where = "trials are in outputs/studies/STUDY/NUMBER"
+    if new["dir"] != old["dir"]:
+        raise InputError(
+            f"hydra.sweep.dir must be left out, got {shown(new['dir'])}: {where}; "
+            "name STUDY with hydra.sweeper.study_name"
+        )
+    if new["subdir"] != old["subdir"]:
+        log.warning("hydra.sweep.subdir has no effect: %s", where)
+
+
 def _plain(node: Mapping[str, Any]) -> dict[str, Any]:
     return {
         key: OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
@@ -64,13 +106,21 @@ def _plain(node: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _carry(context: HydraContext, config: DictConfig) -> Launch:
-    """Workers as jobs of the launcher that the user named."""
+    """Workers as jobs of the launcher that the user named.
+
+    Raises:
+        InputError: Hydra cannot make it, for example of a plugin that is not installed.
+    """
+    try:
+        launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=context, task_function=_not_yet, config=config
+        )
+    except Exception as error:  # each launcher checks its settings in its own way
+        raise InputError(f"hydra.launcher cannot be used: {one_line(error)}") from None
 
     def launch(crew: Any, jobs: int) -> int | None:
         assert isinstance(crew, Crew)
-        launcher = Plugins.instance().instantiate_launcher(
-            hydra_context=context, task_function=crew, config=config
-        )
+        launcher.setup(hydra_context=context, task_function=crew, config=config)
         # A worker's files must not lie in the folder of the trial with its number.
         words = [*crew.plan.space.fixed, "hydra.sweep.subdir=worker_${hydra:job.num}"]
         try:
@@ -90,3 +140,7 @@ def _carry(context: HydraContext, config: DictConfig) -> Launch:
         return next((code for code in codes if code is not None), None)
 
     return launch
+
+
+def _not_yet(job: Any) -> None:
+    """The task of a launcher that is given its workers once the study is open."""

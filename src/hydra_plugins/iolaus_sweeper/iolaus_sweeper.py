@@ -7,7 +7,6 @@ pruner's class. What each key means stands in iolaus.sweep.plan. No dataclasses 
 runs plugin modules before they are in `sys.modules`, which breaks them.
 """
 
-import sys
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
@@ -37,6 +36,7 @@ SWEEPER = {
     "custom_search_space": None,
     "on_mismatch": "refuse",
     "duplicates": "once",
+    "keep_models": "best",
     "trusted_storage": False,
     "report": True,
     "dry_run": False,
@@ -147,6 +147,7 @@ class IolausSweeper(Sweeper):
         Raises:
             SystemExit: something is wrong, nothing completed, or a signal ended the sweep.
         """
+        from iolaus import command
         from iolaus.errors import IolausError
 
         assert self.hydra_context is not None
@@ -157,6 +158,4 @@ class IolausSweeper(Sweeper):
 
             _impl.sweep(self.node, arguments, self.hydra_context, self.task_function, self.config)
         except IolausError as error:
-            for line in str(error).splitlines():
-                print(f"iolaus: {line}", file=sys.stderr)
-            sys.exit(error.exit_code)
+            command.complain("iolaus", error)

@@ -5,6 +5,7 @@
     iolaus-study report STUDY               one self-contained HTML file with every plot and table
     iolaus-study export STUDY -o x.csv      one row per trial; --history: per evaluation
     iolaus-study rerun STUDY 17             trained again alone, and compared: exit code 5 if not
+    iolaus-study delete STUDY               its rows, folder and report; asks first
     iolaus-study dashboard                  optuna-dashboard on the studies, on 127.0.0.1
 
 A command's module is imported when it is called, so that --help is quick.
@@ -13,33 +14,19 @@ A command's module is imported when it is called, so that --help is quick.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from iolaus import STORAGE
-from iolaus.errors import (
-    EXIT_INTERRUPTED,
-    InputError,
-    IolausError,
-)
+from iolaus import STORAGE, command
+from iolaus.errors import InputError
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the console script."""
-    try:
+    with command.running("iolaus-study"):
         sys.exit(run(sys.argv[1:] if arguments is None else arguments))
-    except IolausError as error:
-        for line in str(error).splitlines():
-            print(f"iolaus-study: {line}", file=sys.stderr)
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        sys.exit(EXIT_INTERRUPTED)
-    except BrokenPipeError:  # `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -49,15 +36,16 @@ def run(arguments: Sequence[str]) -> int:
         IolausError: what is wrong, in one line.
     """
     options = parser().parse_args(arguments)
-    command = {
+    chosen = {
         "list": _list,
         "show": _show,
         "report": _report,
         "export": _export,
         "rerun": _rerun,
+        "delete": _delete,
         "dashboard": _dashboard,
     }[options.command]
-    return command(options)
+    return chosen(options)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -121,6 +109,11 @@ def parser() -> argparse.ArgumentParser:
     again.add_argument("--config-dir", metavar="FOLDER", help="configs of one's own, as swept")
     again.add_argument("-o", "--output", type=Path, metavar="FOLDER", help="a new folder")
 
+    gone = commands.add_parser(
+        "delete", parents=[study], help="delete a study with the files of its trials; asks first"
+    )
+    gone.add_argument("-y", "--yes", action="store_true", help="do not ask")
+
     dashboard = commands.add_parser(
         "dashboard", parents=[common], help="optuna-dashboard on the studies, until Ctrl-C"
     )
@@ -130,6 +123,19 @@ def parser() -> argparse.ArgumentParser:
     dashboard.add_argument(
         "--port", type=_port, default=8080, help="0: any that is free (default: %(default)s)"
     )
+
+    dashboard.add_argument(
+        "--allow-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a further name by which browsers call it, such as a proxy's",
+    )
+    login = dashboard.add_mutually_exclusive_group()
+    login.add_argument(
+        "--token", nargs="?", const="", help="what a browser must know; without TOKEN one is drawn"
+    )
+    login.add_argument("--no-token", action="store_true", help="let other machines in without")
 
     return top
 
@@ -200,10 +206,23 @@ def _rerun(options: argparse.Namespace) -> int:
     )
 
 
+def _delete(options: argparse.Namespace) -> int:
+    from iolaus.analysis import delete
+
+    return delete.remove(options.study, options.storage, is_sure=options.yes)
+
+
 def _dashboard(options: argparse.Namespace) -> int:
     from iolaus.analysis import dashboard
 
-    return dashboard.serve(options.storage, options.host, options.port)
+    return dashboard.serve(
+        options.storage,
+        options.host,
+        options.port,
+        allowed=options.allow_host,
+        token=options.token,
+        is_open=options.no_token,
+    )
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """`iolaus-study dashboard`: optuna-dashboard on the right storage, with what `decorate` adds.
 
-The dashboard has no login, and whoever reaches it can delete studies: it listens on this machine
-alone unless another host is named. It reads through connections that hold up no sweep.
-Called by `cli.py`.
+Whoever reaches the dashboard can delete studies: it listens on this machine alone unless another
+host is named, which takes a token, and answers only who calls it by a name that it knows
+(`dashboard_guard.py`). It reads through connections that hold up no sweep.
 """
 
 from __future__ import annotations
@@ -10,8 +10,10 @@ from __future__ import annotations
 import errno
 import ipaddress
 import json
+import re
+import secrets
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from socketserver import ThreadingMixIn
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
@@ -24,8 +26,9 @@ from rich.console import Console
 
 from iolaus import progress, storage
 from iolaus.analysis import dashboard_rows, decorate
+from iolaus.analysis.dashboard_guard import ADDRESS, Guard, name_of
 from iolaus.analysis.library import OpenStudy
-from iolaus.errors import EnvironmentFault, IolausError
+from iolaus.errors import EnvironmentFault, InputError, IolausError, printable
 
 ARTIFACTS = "dashboard:artifacts:"
 """How the keys of a trial's artifacts begin in the attributes of its study."""
@@ -33,37 +36,68 @@ TRIED = 20
 """Ports after the one in use that are tried before any free one is named."""
 
 
-def serve(where: str = storage.DEFAULT, host: str = "127.0.0.1", port: int = 8080) -> int:
+def serve(
+    where: str = storage.DEFAULT,
+    host: str = "127.0.0.1",
+    port: int = 8080,
+    *,
+    allowed: Sequence[str] = (),
+    token: str | None = None,
+    is_open: bool = False,
+) -> int:
     """Show the studies of a storage in a browser until Ctrl-C.
 
     Args:
         where: as for `storage.look`.
         host: the address to listen on.
         port: 0 takes any that is free.
+        allowed: names besides `host` and this machine's own by which it may be called.
+        token: what a browser or program must know; "" draws one; None asks for none.
+        is_open: other machines may reach it without a token.
 
     Returns:
         The exit code, 0.
 
     Raises:
-        InputError: `where` is not a database URL.
+        InputError: `where` is not a database URL, a name in `allowed` is none, the token is no
+            token, or `host` is not this machine alone and neither `token` nor `is_open` is given.
         EnvironmentFault: the storage cannot be read, or nobody can listen there.
     """
+    for name in allowed:
+        if not name_of(name):
+            raise InputError(f"--allow-host must be a name or an address, got '{name}'")
+    if token and not re.fullmatch(r"[!-~]{8,}", token):
+        raise InputError(
+            "--token must have at least 8 letters, digits or signs without spaces; "
+            "--token alone draws one"
+        )
+    alone = _is_loopback(host)
+    if not alone and token is None and not is_open:
+        raise InputError(
+            f"--host {host} may be reached from other machines: add --token (one is drawn), "
+            "--token TOKEN, or --no-token to let everyone in"
+        )
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     console = progress.console()
     url, opened = storage.look(where)
     with _listening(host, port) as server:
         try:
-            if not _is_loopback(host):
+            if not alone:
+                rule = "has no login" if token is None else "is not encrypted"
                 _say(
                     console,
-                    f"warning: {host} may be reached from other machines, and the dashboard has "
-                    "no login: whoever reaches it can delete studies",
+                    f"warning: {host} may be reached from other machines, and the dashboard "
+                    f"{rule}: whoever gets in can delete studies",
                 )
             with storage.named(url):
                 _decorate_all(opened, url, console)
-            server.set_app(_app(opened, url))
+            shown = "" if token is None else "?token=TOKEN"
+            if token == "":
+                token = secrets.token_urlsafe(24)
+                shown = f"?token={token}"
+            server.set_app(Guard(_app(opened, url), [host, *allowed], server.server_port, token))
             name = f"[{host}]" if ":" in host else host
-            _say(console, f"dashboard: http://{name}:{server.server_port}/ (Ctrl-C ends it)")
+            _say(console, f"dashboard: http://{name}:{server.server_port}/{shown} (Ctrl-C ends it)")
             server.serve_forever()
         except KeyboardInterrupt:
             pass
@@ -91,7 +125,7 @@ def _app(opened: BaseStorage, url: str) -> Any:
 
 
 def _say(console: Console, line: str) -> None:
-    console.print(line, highlight=False, markup=False, soft_wrap=True)
+    console.print(printable(line), highlight=False, markup=False, soft_wrap=True)
 
 
 def _is_loopback(host: str) -> bool:
@@ -121,6 +155,10 @@ class _Server6(_Server):
 
 class _Silent(WSGIRequestHandler):
     """Does not print every request."""
+
+    def get_environ(self) -> dict[str, Any]:
+        """With the address that the request came to."""
+        return super().get_environ() | {ADDRESS: str(self.connection.getsockname()[0])}
 
     def log_message(self, format: str, *args: Any) -> None:
         """Nothing."""

@@ -35,8 +35,8 @@ from iolaus.analysis import dashboard_rows, notes, report
 from iolaus.analysis.dashboard_rows import Attributes, Rows
 from iolaus.analysis.frame import objectives
 from iolaus.analysis.library import OpenStudy, place
+from iolaus.analysis.ranking import best_trials
 from iolaus.analysis.read import trials_of
-from iolaus.analysis.tables import best
 from iolaus.attributes import IDENTITY, SWEEP
 from iolaus.errors import EnvironmentFault
 
@@ -106,7 +106,7 @@ def _decorate(opened: OpenStudy, rows: Rows, most_notes: int | None, written: Pa
     opened = OpenStudy(opened.study, opened.where)  # read anew
     every = trials_of(opened.study)
     trials = [trial for trial in every if trial.state.is_finished()]
-    first = _first(opened, trials)
+    first = best_trials(opened.study, trials)
     noted = _noted(trials, first, most_notes)
     state["notes"] = None if len(noted) == len(trials) else most_notes
     texts = _notes(opened, noted)
@@ -132,15 +132,6 @@ def _decorate(opened: OpenStudy, rows: Rows, most_notes: int | None, written: Pa
     return True
 
 
-def _first(opened: OpenStudy, trials: list[FrozenTrial]) -> list[FrozenTrial]:
-    """The best trials, the best first."""
-    if len(opened.study.directions) > 1:
-        return [trial for trial in opened.study.best_trials if trial.state.is_finished()]
-    by_number = {trial.number: trial for trial in trials}
-    ranked = best(opened.frame, len(opened.frame))["number"].tolist()
-    return [by_number[number] for number in ranked if number in by_number]
-
-
 def _noted(
     trials: list[FrozenTrial], first: list[FrozenTrial], most: int | None
 ) -> list[FrozenTrial]:
@@ -155,7 +146,7 @@ def _notes(opened: OpenStudy, trials: Iterable[FrozenTrial]) -> dict[int | None,
     rerun = notes.is_rerun_known(opened)
     texts: dict[int | None, str] = {None: notes.of_study(opened)}
     for trial in trials:
-        texts[trial._trial_id] = notes.of_trial(opened.name, goals, trial, rerun=rerun)
+        texts[trial._trial_id] = notes.of_trial(opened, goals, trial, rerun=rerun)
     return texts
 
 
@@ -184,7 +175,8 @@ def _files(
     for trial in trials:
         for name, kind in FILES.items():
             file = opened.folder / str(trial.number) / name
-            if not file.is_file() or file.is_symlink() or file.stat().st_size > MOST_BYTES:
+            elsewhere = not file.resolve().is_relative_to(opened.folder.resolve())
+            if not file.is_file() or elsewhere or file.stat().st_size > MOST_BYTES:
                 continue
             artifact = _id(opened.name, trial, name)
             key = f"dashboard:artifacts:{trial._trial_id}:{artifact}"

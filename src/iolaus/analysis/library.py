@@ -16,7 +16,7 @@ from sqlalchemy.exc import ArgumentError
 
 from iolaus import storage
 from iolaus.attributes import FOLDER, SWEEP
-from iolaus.errors import InputError, nearest
+from iolaus.errors import InputError, masked, nearest
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -101,7 +101,7 @@ def open_study(name: str, where: str = storage.DEFAULT) -> OpenStudy:
 
 
 def _unknown(name: str, names: list[str], url: str) -> str:
-    line = f"there is no study '{name}' in {storage.masked(url) if '://' in url else url}"
+    line = f"there is no study '{name}' in {masked(url) if '://' in url else url}"
     if not names:
         return f"{line}: it holds none"
     closest = nearest(name, names)

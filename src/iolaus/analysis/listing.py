@@ -1,7 +1,4 @@
-"""`iolaus-study list`: the studies of a storage, a line each.
-
-Called by `cli.py`.
-"""
+"""`iolaus-study list`: the studies of a storage, a line each."""
 
 from __future__ import annotations
 
@@ -10,14 +7,15 @@ from datetime import datetime
 
 import optuna
 from optuna.storages import BaseStorage
-from optuna.trial import TrialState
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from iolaus.analysis.frame import STATES, is_retried, objectives
+from iolaus.analysis.ranking import best_trials
 from iolaus.analysis.read import trials_of
 from iolaus.analysis.terminal import number
+from iolaus.errors import printable
 
 ORDER = ("complete", "pruned", "failed", "running", "waiting")
 
@@ -52,21 +50,11 @@ def _line(study: optuna.Study) -> Line:
     counts = {state: states.count(state) for state in ORDER if state in states}
     times = [time for t in trials for time in (t.datetime_start, t.datetime_complete) if time]
     goals = objectives(study)
-    feasible = [
-        trial
-        for trial in trials
-        if trial.state == TrialState.COMPLETE
-        and trial.values
-        and all(violation <= 0 for violation in trial.constraints.values())
-    ]
-    best = ""
-    if feasible and len(goals) > 1:
-        best = f"{', '.join(name for name, _ in goals)}: {len(study.best_trials)} on the front"
-    elif feasible:
-        [(name, direction)] = goals
-        pick = max if direction == "maximize" else min
-        first = pick(feasible, key=lambda trial: trial.values[0])
-        best = f"{name} {number(first.values[0])} (trial {first.number})"
+    found, best = best_trials(study, trials), ""
+    if found and len(goals) > 1:
+        best = f"{', '.join(name for name, _ in goals)}: {len(found)} on the front"
+    elif found:
+        best = f"{goals[0][0]} {number(found[0].values[0])} (trial {found[0].number})"
     return Line(str(study.study_name), counts, best, max(times, default=None))
 
 
@@ -86,5 +74,5 @@ def show(storage: BaseStorage, console: Console) -> None:
     for line in found:
         when = f"{line.last:%Y-%m-%d %H:%M}" if line.last else "never"
         counts = [str(line.counts.get(state, "")) for state in states]
-        table.add_row(Text(line.name), *counts, Text(line.best), when)
+        table.add_row(Text(printable(line.name)), *counts, Text(printable(line.best)), when)
     console.print(table)

@@ -10,17 +10,18 @@ from __future__ import annotations
 
 import hashlib
 import re
-import shlex
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
+from iolaus import commands
 from iolaus.analysis.frame import STATES
 from iolaus.analysis.library import OpenStudy
 from iolaus.analysis.report.facts import command_of
 from iolaus.analysis.terminal import number
 from iolaus.attributes import EQUALS, LOST, OVERRIDES
+from iolaus.errors import one_line, shown_to_people
 
 METRICS = (
     *("train_loss", "train_accuracy", "val_loss", "val_accuracy", "val_mse", "val_mae"),
@@ -34,11 +35,11 @@ LONGEST = 4000
 _SIGNATURE = re.compile(r"\n\n\[//\]: # \(iolaus ([0-9a-f]{16})\)\n\Z")
 
 
-def of_trial(study: str, goals: Sequence[str], trial: FrozenTrial, *, rerun: bool) -> str:
+def of_trial(opened: OpenStudy, goals: Sequence[str], trial: FrozenTrial, *, rerun: bool) -> str:
     """A finished trial's note: how it ended, its numbers, what Hydra was told, how to run it again.
 
     Args:
-        study: the name of its study.
+        opened: its study.
         goals: names of the objectives.
         trial: in any state.
         rerun: whether `iolaus-study rerun` knows the application.
@@ -47,7 +48,7 @@ def of_trial(study: str, goals: Sequence[str], trial: FrozenTrial, *, rerun: boo
     known = trial.user_attrs
     error = known.get("error") or known.get(LOST)
     if error:
-        parts += ["Why it ended:", fenced(str(error))]
+        parts += ["Why it ended:", fenced(one_line(error, LONGEST))]
     original = known.get(EQUALS)
     if isinstance(original, int):
         parts.append(f"Not trained again: it has the effect of trial {original}, and its numbers.")
@@ -58,7 +59,7 @@ def of_trial(study: str, goals: Sequence[str], trial: FrozenTrial, *, rerun: boo
     if isinstance(words, list) and words:
         parts += ["What Hydra was told:", fenced("\n".join(map(str, words)))]
         if rerun:
-            command = shlex.join(["iolaus-study", "rerun", study, str(trial.number)])
+            command = commands.study("rerun", opened.name, trial.number, where=opened.where)
             parts += ["Trained again alone, and compared:", fenced(command)]
     elif trial.params:
         parts += ["Its parameters:", _table(trial.params.items())]
@@ -74,8 +75,8 @@ def of_study(opened: OpenStudy) -> str:
     settings += [("trials", asked.get("n_trials"))]
     known = [(kind, value) for kind, value in settings if value is not None]
     parts += [_table(known)] if known else []
-    report = shlex.join(["iolaus-study", "report", name])
-    table = shlex.join(["iolaus-study", "export", name, "-o", "trials.csv"])
+    report = commands.study("report", name, where=opened.where)
+    table = commands.study("export", name, "-o", "trials.csv", where=opened.where)
     parts += ["### More of it", "All plots and tables as one file, and one row per trial:"]
     parts.append(fenced(f"{report}\n{table}"))
     return signed("\n\n".join(parts))
@@ -89,6 +90,7 @@ def is_rerun_known(opened: OpenStudy) -> bool:
 
 def fenced(text: str) -> str:
     """`text` as a code block that nothing in it can end."""
+    text = shown_to_people(text)
     text = text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
     longest = max((len(run) for run in re.findall("`+", text)), default=0)
     fence = "`" * max(3, longest + 1)

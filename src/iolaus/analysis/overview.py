@@ -1,8 +1,5 @@
 """`iolaus-study show`: how far a study is, its best trials, the pivot of what was swept, and what
-the doctor finds.
-
-Called by `cli.py`.
-"""
+the doctor finds."""
 
 from __future__ import annotations
 
@@ -21,6 +18,7 @@ from iolaus.analysis import doctor, terminal
 from iolaus.analysis.frame import STATES, objectives
 from iolaus.analysis.library import OpenStudy, open_study
 from iolaus.analysis.read import trials_of
+from iolaus.errors import printable
 
 QUIET_S = 30.0
 """Seconds without a sign of life after which a sweep that did not reach its total is over."""
@@ -129,7 +127,7 @@ def _latest(trial: FrozenTrial, goal: str) -> str:
 
 def _print(opened: OpenStudy, console: Console) -> None:
     if opened.frame.empty:
-        _line(console, f"{doctor.plain(opened.name)}: no trial yet")
+        _line(console, f"{opened.name}: no trial yet")
     else:
         terminal.show(opened.study, console, opened.frame)
 
@@ -152,4 +150,4 @@ def _print_findings(opened: OpenStudy, console: Console) -> None:
 
 
 def _line(console: Console, text: str, style: str = "") -> None:
-    console.print(Text(text, style=style), soft_wrap=True)
+    console.print(Text(printable(text), style=style), soft_wrap=True)

@@ -53,7 +53,7 @@ def rerun(
         opened: the study.
         number: the trial's.
         overrides: on top of the recorded config, as typed.
-        trust: packages that `model._target_` may name besides the allow list.
+        trust: packages that `model._target_` may name besides the closed table.
         folder: a new one for the run; by default outputs/reruns/STUDY-NUMBER.
         config_dir: the folder of configs of one's own, as for the sweep.
 

@@ -10,8 +10,6 @@ resolver, a package to trust, or a file that is run or unpickled:
 - `--config-dir` of the sweep is not taken from the study: its configs may name further folders.
   Whoever needs it gives it again.
 - `trust` is what the user says now. `data.download` and checkpoints are off: they write files.
-
-Called by `rerun.py`. Imports neither torch nor the engine.
 """
 
 from __future__ import annotations
@@ -31,7 +29,7 @@ from iolaus.attributes import OVERRIDES
 from iolaus.engine.spec import TrialSpec
 from iolaus.errors import InputError, one_line
 from iolaus.schema import Custom, RunConfig
-from iolaus.trust import ALLOWED, within
+from iolaus.trust import beyond_values, check_target, parts
 
 Plain = dict[str, Any]
 
@@ -39,10 +37,6 @@ LARGEST = 1_000_000
 """Bytes of a config.yaml that is read."""
 MOST_NAMED = 6
 """Keys that a line names."""
-
-_WORD = re.compile(r"(?:\+\+?|~)?(?P<key>[A-Za-z_][\w./@-]*)(?:=(?P<value>.*))?")
-_OPTION = re.compile(r"'?[\w+-]+(?:[./][\w+-]+)*'?")
-_REFERENCE = re.compile(r"\$\{[\w.]+\}")
 
 
 @dataclass(frozen=True)
@@ -75,7 +69,7 @@ def restore(
         opened: the study.
         trial: a trial of it.
         given: the user's overrides, on top.
-        trust: packages that `model._target_` may name besides `trust.ALLOWED`.
+        trust: packages that `model._target_` may name besides `trust.table`.
         config_dir: the user's folder of configs.
 
     Raises:
@@ -138,12 +132,14 @@ def _with_own(
 
 def _check_target(trial: FrozenTrial, found: RunConfig, trust: Sequence[str]) -> None:
     """Refuse a custom model that nobody trusts, before anything of it is looked at."""
-    if isinstance(found.model, Custom) and not within(found.model.target, (*ALLOWED, *trust)):
-        raise InputError(
-            f"trial {trial.number} names model._target_ '{said(found.model.target)}', which is "
-            f"not in {', '.join(ALLOWED)}: a study is not trusted; if you do trust it, say "
-            "--trust PACKAGE"
-        )
+    if isinstance(found.model, Custom):
+        try:
+            check_target(found.model.target, trust)
+        except InputError as error:
+            raise InputError(
+                f"trial {trial.number}: {said(error)}: a study is not trusted; if you trust it, "
+                "add --trust PACKAGE"
+            ) from None
 
 
 def _hash(trial: FrozenTrial) -> str | None:
@@ -182,28 +178,16 @@ def _words(trial: FrozenTrial) -> tuple[list[str], list[str]]:
         )
     kept, dropped = list[str](), list[str]()
     for word in found:
-        match = _WORD.fullmatch(word)
-        if match is None or not word.isprintable():
-            raise InputError(_refused(trial, word, "is not of the form KEY=VALUE"))
-        key, value = match["key"], match["value"] or ""
-        if ".." in key or "${" in _REFERENCE.sub("", value):
-            raise InputError(_refused(trial, word, "calls a resolver or leaves its folder"))
-        if "." not in key.partition("@")[0] and key != "trust" and not _is_option(value):
-            raise InputError(_refused(trial, word, "does not name an option of a group"))
-        parts = re.split(r"[./@]", key)
-        (dropped if "hydra" in parts else kept).append(word)
+        why = beyond_values(word)
+        if why:
+            raise InputError(
+                f"trial {trial.number} is refused: its recorded override '{said(word, 80)}' {why}"
+            )
+        (dropped if "hydra" in parts(word) else kept).append(word)
     if not dropped:
         return kept, []
     names = ", ".join(said(word.partition("=")[0], 60) for word in dropped[:MOST_NAMED])
     return kept, [f"left out, as a study may not set Hydra: {names}"]
-
-
-def _is_option(value: str) -> bool:
-    return not value or (".." not in value and _OPTION.fullmatch(value) is not None)
-
-
-def _refused(trial: FrozenTrial, word: str, why: str) -> str:
-    return f"trial {trial.number} is refused: its recorded override '{said(word, 80)}' {why}"
 
 
 def _composed(
@@ -298,4 +282,4 @@ def _are_lists(*values: Any) -> bool:
 
 def said(text: object, limit: int = 300) -> str:
     """What a study says, as one line that does nothing to a terminal."""
-    return "".join(c if c.isprintable() else "?" for c in one_line(text, limit))
+    return one_line(text, limit)

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from iolaus.analysis.frame import ranks
+from iolaus.analysis.ranking import best_rows
 from iolaus.errors import InputError, nearest
 
 
@@ -65,8 +66,8 @@ def pivot(
 
 
 def best(df: pd.DataFrame, n: int = 10) -> pd.DataFrame:
-    """The `n` best complete trials, the best first; of a study with constraints those that keep
-    them. The rows and columns are those of `df`.
+    """The `n` best complete trials, the best first, of equal ones the earlier; of a study with
+    constraints those that keep them. The rows and columns are those of `df`.
 
     Raises:
         InputError: the frame no longer knows its objective, or the study has several.
@@ -75,11 +76,7 @@ def best(df: pd.DataFrame, n: int = 10) -> pd.DataFrame:
     if len(goals) != 1:
         which = f"has several: {', '.join(goals)}" if goals else "no longer knows its objective"
         raise InputError(f"best needs a frame of one objective, this one {which}")
-    [(value, direction)] = goals.items()
-    kept = df[(df["state"] == "complete") & df[value].notna()]
-    if "feasible" in kept:
-        kept = kept[kept["feasible"]]
-    return kept.sort_values(value, ascending=direction == "minimize", kind="stable").head(n)
+    return best_rows(df).head(n)
 
 
 def tried_ones(df: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:

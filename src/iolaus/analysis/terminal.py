@@ -1,7 +1,4 @@
-"""What a sweep prints at its end: a pivot, or the best configurations.
-
-Called by the sweeper when a sweep ends.
-"""
+"""What a sweep prints at its end: a pivot, or the best configurations."""
 
 from __future__ import annotations
 
@@ -17,8 +14,9 @@ from rich.table import Table
 from rich.text import Text
 
 from iolaus.analysis.frame import STATES, frame, ranks
+from iolaus.analysis.ranking import best_rows, order
 from iolaus.analysis.tables import statistics, tried_ones
-from iolaus.errors import one_line
+from iolaus.errors import one_line, printable
 
 BEST = 10
 """How many configurations, or points of a Pareto front, are printed."""
@@ -61,7 +59,7 @@ def show(
     title = ", ".join(f"{name} ({direction})" for name, direction in goals.items())
     title = f"{study.study_name}: {title}"
     if len(goals) > 1:
-        _show_front(console, df, [trial.number for trial in study.best_trials], varying, title)
+        _show_front(console, df, varying, title)
     else:
         keys = [key for key in varying if key.rpartition(".")[2] != "seed"]
         if len(keys) == 2 and all(df.attrs["keys"][key]["finite"] for key in keys):
@@ -82,7 +80,7 @@ def _show_means(console: Console, df: pd.DataFrame, keys: list[str], title: str)
     numbers = tried["number"].where(tried["state"] == "complete").groupby(codes)
     stats["trial"], stats["trials"] = numbers.first(), numbers.count()
     done = stats[stats["n"] > 0]
-    done = done.sort_values("mean", ascending=direction == "minimize", kind="stable")
+    done = done.iloc[order(done["mean"], done["trial"], [direction])]
     limit = {1: MAX_ROWS, 2: MAX_SIDE}.get(len(keys), 0)
     finite = all(df.attrs["keys"][key]["finite"] for key in keys)
     is_grid = finite and all(len(side) <= limit for side in labels)
@@ -146,16 +144,9 @@ def _show_grid(
     _show_columns(console, first, rest)
 
 
-def _show_front(
-    console: Console, df: pd.DataFrame, front: list[int], keys: list[str], title: str
-) -> None:
-    """Print the trials whose numbers are in `front`, by the first objective, best first."""
-    goals = df.attrs["objectives"]
-    if not front:
-        _line(console, f"{title}: no trial keeps its constraints")
-        return
-    (value, direction), *_ = goals.items()
-    points = df[df["number"].isin(front)].sort_values(value, ascending=direction == "minimize")
+def _show_front(console: Console, df: pd.DataFrame, keys: list[str], title: str) -> None:
+    """Print the Pareto front."""
+    goals, points = df.attrs["objectives"], best_rows(df)
     shown = points.head(BEST)
     _line(console, f"{title}; {len(shown)} of {len(points)} on the Pareto front")
     first = [("trial", [Text(str(number)) for number in shown["number"]])]
@@ -164,9 +155,9 @@ def _show_front(
 
 
 def _show_list(console: Console, first: list[_Column], rest: list[_Column]) -> None:
-    """Print a row per configuration; keys that do not differ go into a line where it is tight."""
+    """Print a row per configuration; keys that have one value in all go into a line below."""
     same: list[_Column] = []
-    if _width([*first, *rest]) > console.width:
+    if len(first[0][1]) > 1:
         same = [column for column in rest if len({text.plain for text in column[1]}) == 1]
         rest = [column for column in rest if column not in same]
     if _width([*first, *rest]) > console.width:
@@ -218,7 +209,7 @@ def _label(label: Any) -> Text:
     if isinstance(label, bool | np.bool_):
         return Text(str(label).lower())
     if isinstance(label, str):
-        return Text("".join(c if c.isprintable() else "?" for c in label))
+        return Text(printable(label))
     if label is None or math.isnan(label):
         return Text("-")
     return Text(str(int(label)) if label == round(label, 0) and abs(label) < 1e7 else f"{label:g}")
@@ -238,5 +229,4 @@ def _counts(df: pd.DataFrame) -> str:
 
 
 def _line(console: Console, text: str) -> None:
-    printable = "".join(c if c.isprintable() else "?" for c in text)  # errors and names of studies
-    console.print(Text(printable), soft_wrap=True)
+    console.print(Text(printable(text)), soft_wrap=True)

@@ -10,7 +10,6 @@ axes.
 
 from __future__ import annotations
 
-import os
 import signal
 import weakref
 from collections.abc import Iterable, Iterator
@@ -22,6 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from iolaus.data.dataset import Split, TensorSplit
+from iolaus.engine.device import free_memory
 from iolaus.errors import EnvironmentFault, one_line
 
 Pair = tuple[Tensor, Tensor]
@@ -63,21 +63,6 @@ def source(split: Split, device: torch.device, placement: str, workers: int) -> 
             f"{free / 2**30:.1f} GiB are free: data.placement=stream needs little"
         )
     return DeviceSource(split.tensor(), device)
-
-
-def free_memory(device: torch.device) -> int | None:
-    """Bytes that are free on `device`; None where the system does not say."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    try:
-        with open("/proc/meminfo", encoding="ascii") as file:
-            values = dict(line.split(":", 1) for line in file)
-        return int(values["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError):
-        names = getattr(os, "sysconf_names", {})
-        if "SC_PHYS_PAGES" not in names:
-            return None
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 class DeviceSource:

@@ -1,4 +1,4 @@
-"""Where and how numbers are computed: device, precision, determinism."""
+"""Where and how numbers are computed: device, precision, determinism, memory."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from iolaus import schema
-from iolaus.errors import EnvironmentFault, InputError
+from iolaus.errors import EnvironmentFault, InputError, NoMemory
 
 _NO_MEMORY = (
     "CUDA out of memory",
@@ -23,6 +23,19 @@ _NO_MEMORY = (
     "DefaultCPUAllocator: can't allocate memory",
 )
 """What errors say that are no `torch.OutOfMemoryError`."""
+_GROUPS = (
+    (
+        "/sys/fs/cgroup/memory.max",
+        "/sys/fs/cgroup/memory.current",
+        "inactive_file",
+    ),
+    (
+        "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+        "/sys/fs/cgroup/memory/memory.usage_in_bytes",
+        "total_inactive_file",
+    ),
+)
+"""Files of control groups, version 2 and 1: the limit, what is taken, and what of it is cache."""
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 """Names of glibc's mallopt(3)."""
 
@@ -102,10 +115,41 @@ def autocast(precision: str, device: torch.device) -> Any:
     return nullcontext()
 
 
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that are free on `device`, on a CPU within the limit of the control group; None where
+    the system does not say."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    found = _read_numbers("/proc/meminfo", "MemAvailable", 1024)
+    if found is None:
+        names = getattr(os, "sysconf_names", {})
+        if "SC_PHYS_PAGES" not in names:
+            return None
+        found = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    for limit, used, reclaimable in _GROUPS:
+        most, now = _read_numbers(limit), _read_numbers(used)
+        if most is not None and now is not None:
+            folder = os.path.dirname(limit)
+            cached = _read_numbers(f"{folder}/memory.stat", reclaimable) or 0
+            found = min(found, max(0, most - now + cached))
+    return found
+
+
+def _read_numbers(path: str, name: str | None = None, unit: int = 1) -> int | None:
+    """The number in a file of the kernel, or on its line `name`; None where there is none."""
+    try:
+        with open(path, encoding="ascii") as file:
+            lines = [line.replace(":", " ").split() for line in file]
+        word = next(line[-1 if name is None else 1] for line in lines if name in (None, line[0]))
+        return int(word) * unit
+    except (OSError, ValueError, StopIteration, IndexError):
+        return None
+
+
 def out_of_memory(error: BaseException) -> bool:
     """Whether an error says that the device, or the machine, has no memory left."""
     text = str(error)
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(
+    return isinstance(error, torch.OutOfMemoryError | MemoryError | NoMemory) or any(
         words in text for words in _NO_MEMORY
     )
 

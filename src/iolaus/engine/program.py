@@ -7,7 +7,9 @@ before training is found here, all mistakes together.
 
 from __future__ import annotations
 
+import logging
 import math
+from contextlib import suppress
 from functools import lru_cache
 from typing import Any
 
@@ -21,11 +23,13 @@ from iolaus.data.dataset import Dataset
 from iolaus.engine import device, streams
 from iolaus.engine.spec import TrialSpec
 from iolaus.engine.stack import Numbers, Stack
-from iolaus.errors import InputError, nearest, one_line
+from iolaus.errors import InputError, NoMemory, contained, nearest, one_line
 from iolaus.models import layers
 from iolaus.regularization import beta_table
-from iolaus.schema import Plateau
+from iolaus.schema import Custom, Plateau
 from iolaus.task import Task, direction_of
+
+log = logging.getLogger(__name__)
 
 _PICTURES_ONLY = {
     "cutout": "cutout",
@@ -80,12 +84,15 @@ class Program:
         automatic = config.objective == "auto"
         self.objective = self.task.default_objective if automatic else config.objective
         self.direction = direction_of(self.objective)
+        self.fits: int | None = None  # about how many trials fit into memory, where that is known
         self.rule = optim.RULES[config.optimizer.name](decays=spec.uses("weight_decay"))
         mistakes = self._mistakes()
         for attempt in (self._build, lambda: self.check(spec)):
             try:
                 attempt()
             except InputError as error:
+                if isinstance(error, NoMemory) and not mistakes:
+                    raise
                 mistakes += error.mistakes
         if mistakes:
             raise InputError(mistakes)
@@ -143,8 +150,55 @@ class Program:
 
     def _build(self) -> None:
         config = self.config
+        own = isinstance(config.model, Custom)
+        if not own:
+            with torch.device("meta"):
+                template = models.build(config, self.data.input_shape, self.data.outputs)
+            self._check_memory(template, self._activations(template))
         self.module = models.build(config, self.data.input_shape, self.data.outputs)
+        if own:
+            self._check_memory(self.module, 0)
         self._try_module()
+        self.brought: set[str] | None = None  # of a custom module: what does not depend on a seed
+        if own:
+            again = models.build(config, self.data.input_shape, self.data.outputs, seed=1)
+            self.brought = initialization.brought(self.module, again)
+
+    def _activations(self, template: nn.Module) -> int:
+        """Numbers that a step keeps of a batch, at least: what layers with parameters give."""
+        found = 0
+
+        def count(_layer: nn.Module, _inputs: Any, output: Any) -> None:
+            nonlocal found
+            found += output.numel()
+
+        for layer in template.modules():
+            if next(layer.parameters(recurse=False), None) is not None:
+                layer.register_forward_hook(count)
+        with suppress(Exception):  # what is wrong with it is found later
+            template.eval()(torch.zeros(self.batch_size, *self.data.input_shape, device="meta"))
+        return found
+
+    def _check_memory(self, module: nn.Module, activations: int) -> None:
+        """Refuse what one trial cannot have, before any of it is allocated.
+
+        Raises:
+            NoMemory: the sum is more than the device has.
+        """
+        count = sum(parameter.numel() for parameter in module.parameters())
+        inputs = self.batch_size * math.prod(self.data.input_shape)
+        # The template, the trial, its best state, gradients, a copy on its way, and moments.
+        need = 4 * ((5 + len(self.rule.moments)) * count + activations + inputs)
+        free = device.free_memory(self.device)
+        if self.device.type == "cuda":  # others' share may come free
+            free = torch.cuda.get_device_properties(self.device).total_memory
+        self.fits = None if free is None else max(1, int(0.9 * free / need))
+        if free is not None and need > free:
+            raise NoMemory(
+                f"model {self.config.model.name} of {count:,} parameters at "
+                f"batch.size={self.batch_size} needs about {need / 2**30:,.1f} GiB to train with "
+                f"{self.config.optimizer.name}, {free / 2**30:,.1f} GiB are free on {self.device}"
+            )
 
     def _try_module(self) -> None:
         """Run the template once on zero samples, in training mode."""
@@ -152,14 +206,14 @@ class Program:
         sample = torch.zeros(samples, *self.data.input_shape)
         wanted = (samples, self.data.outputs)
         self.module.train()
-        with torch.no_grad():
-            try:
+        try:
+            with torch.no_grad(), contained():
                 outputs = self.module(sample)
-            except Exception as error:
-                raise InputError(
-                    f"model {self.config.model.name} does not run on samples of shape "
-                    f"{tuple(self.data.input_shape)}: {one_line(error)}"
-                ) from error
+        except Exception as error:
+            raise InputError(
+                f"model {self.config.model.name} does not run on samples of shape "
+                f"{tuple(self.data.input_shape)}: {one_line(error)}"
+            ) from error
         shape = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
         if shape != wanted:
             raise InputError(
@@ -173,9 +227,21 @@ class Program:
         """Find what is wrong with the dynamic part of a spec.
 
         Raises:
-            InputError: the schedule does not fit the run's steps, or init its activation.
+            InputError: the schedule does not fit the run's steps, init its activation, or an
+                augmentation the pictures.
         """
         mistakes = []
+        if self.data.is_image:
+            side, given = min(self.data.input_shape[1:]), spec.config.regularization
+            mistakes += [
+                f"regularization.{key} must be {rule} {side}, the shorter side of the pictures of "
+                f"{self.data.name}, got {value}"
+                for key, rule, value, most in (
+                    ("cutout", "<=", given.cutout, side),
+                    ("crop_padding", "<", given.crop_padding, side - 1),
+                )
+                if value > most
+            ]
         activation = getattr(spec.config.model, "activation", None)
         try:
             initialization.gain_of(spec.config.init, activation)
@@ -210,13 +276,23 @@ class Program:
     def initial(self, spec: TrialSpec) -> dict[str, Tensor]:
         """Initial parameters and buffers of a trial, drawn from its seed on the CPU."""
         activation = getattr(spec.config.model, "activation", None)
-        seed = spec.config.training.seed
-        module = self.module
-        if activation is None:  # a custom module's other parameters start as its constructor does
+        init, seed, kept = spec.config.init, spec.config.training.seed, self.brought or set()
+        module, drawn = self.module, initialization.drawn(self.module, kept)
+        if self.brought is not None:
+            log.info("%s", self.beginnings)
+        own_draws = self.brought is not None and module.state_dict().keys() - kept - {*drawn}
+        if own_draws or init.scheme == "keep":  # what the constructor draws is the trial's own
             config = self.config
             module = models.build(config, self.data.input_shape, self.data.outputs, seed)
-        drawn = initialization.draw(module, spec.config.init, activation, seed)
-        return dict(module.named_buffers()) | drawn
+        values = initialization.draw(module, init, activation, seed, kept)
+        return dict(module.named_buffers()) | values
+
+    @property
+    def beginnings(self) -> str:
+        """What `init` draws of a custom module and what stays as it was constructed."""
+        drawn = initialization.drawn(self.module, self.brought or ())
+        kept = [name for name, _ in self.module.named_parameters() if name not in drawn]
+        return f"init draws {_listed(drawn)}; kept as constructed: {_listed(kept)}"
 
     def numbers(self, spec: TrialSpec) -> Numbers:
         """The hyperparameters and stream keys of a trial."""
@@ -286,3 +362,11 @@ class Program:
         named = self.module.named_modules()
         linear = [name for name, layer in named if isinstance(layer, nn.Linear)]
         return {f"{name}.weight".lstrip("."): (0, 2, 1) for name in linear}
+
+
+def _listed(names: list[str]) -> str:
+    """Names in one line, the first ones of many."""
+    if not names:
+        return "nothing"
+    more = f" and {len(names) - 6} more" if len(names) > 6 else ""
+    return ", ".join(names[:6]) + more

@@ -10,6 +10,7 @@ import logging
 import math
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -19,10 +20,10 @@ from iolaus.engine import checkpoint, device, executors, streams
 from iolaus.engine.executors.executor import Executor
 from iolaus.engine.monitor import Monitor, Raised, telling
 from iolaus.engine.program import Program
-from iolaus.engine.slot import Slot, not_started
+from iolaus.engine.slot import Slot, not_started, trace_of
 from iolaus.engine.spec import State, TrialResult, TrialSpec
 from iolaus.engine.step import Block, Step
-from iolaus.errors import InputError, IolausError, one_line
+from iolaus.errors import InputError, IolausError, one_line, reason
 
 log = logging.getLogger(__name__)
 
@@ -121,8 +122,8 @@ class Runner:
             log.info("the model raised", exc_info=True)  # to the log file, not the screen
             if len(self.live) > 1 or self._may_be_crowded(error):
                 raise Broken([slot.spec for _, slot in self.live], error) from error
-            reason = f"{type(error).__name__}: {one_line(error)}"
-            yield from [self._end(place, "failed", reason) for place, _ in self.live]
+            ended = [self._end(place, "failed", reason(error)) for place, _ in self.live]
+            yield from [replace(result, trace=trace_of(error)) for result in ended]
         self.checkpoint(due=True)
 
     def checkpoint(self, *, due: bool) -> None:
@@ -236,9 +237,9 @@ class Runner:
             self.monitor.stepped(steps)
         ends: dict[int, tuple[State, str | None]] = {}
         for where, slot in live:
-            reason = slot.advance(columns[where], seconds / len(live))
-            if reason is not None:
-                ends[where] = ("failed", reason)
+            broke = slot.advance(columns[where], seconds / len(live))
+            if broke is not None:
+                ends[where] = ("failed", broke)
         return self._ends(ends)
 
     def _samples(self, live: list[tuple[int, Slot]], steps: int) -> Tensor:
@@ -265,8 +266,8 @@ class Runner:
             assert slot is not None
             bad = [name for name, value in metrics.items() if not math.isfinite(value)]
             if bad:
-                reason = f"{bad[0]} became {metrics[bad[0]]} at step {slot.step}"
-                ends[place] = ("failed", f"{reason} of {slot.total_steps}")
+                said = f"{bad[0]} became {metrics[bad[0]]} at step {slot.step}"
+                ends[place] = ("failed", f"{said} of {slot.total_steps}")
                 continue
             if slot.evaluated(metrics):
                 self.stack.keep_best(place)

@@ -6,6 +6,7 @@ Holds Python numbers only; the tensors are the stack's.
 from __future__ import annotations
 
 import math
+import traceback
 from collections.abc import Mapping
 from copy import copy
 from typing import Any
@@ -17,7 +18,7 @@ from iolaus import optim
 from iolaus.engine import streams
 from iolaus.engine.program import Program
 from iolaus.engine.spec import State, TrialResult, TrialSpec
-from iolaus.errors import EnvironmentFault, one_line
+from iolaus.errors import EnvironmentFault, IolausError, one_line
 
 _SAVED = ("step", "loss_sum", "loss_steps", "history", "best", "seconds")
 
@@ -177,4 +178,11 @@ def not_started(spec: TrialSpec, error: Exception) -> TrialResult:
     """
     if isinstance(error, EnvironmentFault):
         raise error
-    return TrialResult(spec, "failed", spec.config.objective, error=one_line(error))
+    trace = None if isinstance(error, IolausError) else trace_of(error)
+    objective = spec.config.objective
+    return TrialResult(spec, "failed", objective, error=one_line(error), trace=trace)
+
+
+def trace_of(error: Exception) -> str:
+    """The traceback of what a user's module raised."""
+    return "".join(traceback.format_exception(error))

@@ -103,7 +103,8 @@ class TrialResult:
     evaluation; `history` has one row per evaluation; `best_state` maps parameter and buffer names
     to CPU tensors; `inputs` says what the model takes and gives (input_shape, outputs, classes,
     shift, scale); `seconds` is the trial's share of the stack's wall time; `stopped` says why early
-    stopping ended it and `error` why it failed, in one line.
+    stopping ended it and `error` why it failed, in one line; `trace` is the traceback of what a
+    module raised.
     """
 
     spec: TrialSpec
@@ -121,6 +122,7 @@ class TrialResult:
     inputs: Mapping[str, Any] = field(default_factory=dict)
     stopped: str | None = None
     error: str | None = None
+    trace: str | None = None
 
     def __repr__(self) -> str:
         """Number, state, steps and metrics; not the tensors."""

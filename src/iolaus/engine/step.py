@@ -26,6 +26,7 @@ from iolaus.engine.device import autocast
 from iolaus.engine.kernels import fused
 from iolaus.engine.program import Program
 from iolaus.engine.stack import Row, Stack
+from iolaus.errors import contained
 
 EVALUATION_CHUNK = {"cpu": 256, "cuda": 1024}
 """Samples of a split that are evaluated at once: on a CPU what its cache holds, on a GPU enough to
@@ -148,7 +149,8 @@ class Step:
         norms' statistics are moved on. What it does depends on no number, so that it can be
         recorded."""
         x, extra = self._prepare(stack, x, y, keys)
-        losses, each, updated = self._differentiated(stack, x, y, extra)
+        with contained():
+            losses, each, updated = self._differentiated(stack, x, y, extra)
         with torch.no_grad():
             params, grads = stack.params.groups, stack.as_groups(each)
             if self.uses("l1"):
@@ -252,9 +254,9 @@ class Step:
             losses = extra["lam"] * losses + (1 - extra["lam"]) * other
         updated: Row = {}
         for name, norm in self.program.batch_norms:
-            assert norm.updated is not None
-            updated[f"{name}.running_mean"], updated[f"{name}.running_var"] = norm.updated
-            norm.updated = None
+            if norm.updated is not None:  # not frozen, nor in eval mode by the module's own train()
+                updated[f"{name}.running_mean"], updated[f"{name}.running_var"] = norm.updated
+                norm.updated = None
         return losses.mean(), updated
 
     # --- evaluation -------------------------------------------------------------------------------
@@ -271,8 +273,9 @@ class Step:
         one_by_one = len(next(iter(params.values()))) == 1 or self.program.stacking_loses
         function = self._each_sums if one_by_one else vmap(self._sums, in_dims=(0, 0, None, None))
         total: Tensor | None = None
-        with torch.no_grad(), autocast(self.program.config.training.precision, self.program.device):
-            for x, y in source.chunks(min(chunk(self.program.device), samples)):
+        precision, device = self.program.config.training.precision, self.program.device
+        with torch.no_grad(), autocast(precision, device), contained():
+            for x, y in source.chunks(min(chunk(device), samples)):
                 sums = function(params, buffers, x, y)
                 total = sums if total is None else total + sums
         assert total is not None

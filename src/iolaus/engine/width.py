@@ -94,7 +94,8 @@ class Widths:
         key = _key(program)
         if key not in self._known:
             self._known[key] = self._found(program, key)
-        return min(self._known[key], self.most, self._lowered.get(key, self.most))
+        most = min(self.most, program.fits or self.most, self._lowered.get(key, self.most))
+        return min(self._known[key], most)
 
     def lower(self, program: Program, width: int) -> None:
         """A stack of more than `width` slots does not fit into memory."""

@@ -1,6 +1,6 @@
 """A user's own module, model=custom: found under the trust rule, built, checked, made stackable.
 
-Built by `models.build`. A module that trains beside others must take everything that is per trial
+A module that trains beside others must take everything that is per trial
 as a parameter: it may keep no state between steps (batch norm apart) and draw no random numbers
 but by its dropout layers. Both are found here by running it once.
 """
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from iolaus import schema, trust
-from iolaus.errors import InputError, nearest, one_line
+from iolaus.errors import InputError, ModuleExit, contained, nearest, reason
 from iolaus.models.layers import adapt
 
 
@@ -29,7 +29,7 @@ def build(
     The caller seeds torch's generator, from which the constructor draws.
 
     Args:
-        trusted: packages allowed besides `trust.ALLOWED`.
+        trusted: packages that the user trusts besides `trust.table`.
         input_shape: shape of a sample.
         outputs: C; that the module returns (B, C) is checked by the caller.
 
@@ -37,13 +37,16 @@ def build(
         InputError: a target that is not allowed, not found or no module; wrong arguments; a
             module that does not run on a batch, or that cannot train beside other trials.
     """
-    make = _maker(model.target, trusted)
-    arguments = _arguments(make, model, {"input_shape": tuple(input_shape), "outputs": outputs})
+    given: dict[str, Any] = json.loads(model.arguments)
+    make = _maker(model.target, trusted, given)
+    offered = {"input_shape": tuple(input_shape), "outputs": outputs}
+    arguments = _arguments(make, model.target, given, offered)
     try:
-        module = make(**arguments)
+        with contained():
+            module = make(**arguments)
     except Exception as error:
         raise InputError(
-            f"model._target_ '{model.target}' cannot be built: {_said(error)}"
+            f"model._target_ '{model.target}' cannot be built: {reason(error)}"
         ) from error
     if not isinstance(module, nn.Module):
         kind = type(module).__name__
@@ -55,13 +58,17 @@ def build(
     return module
 
 
-def _maker(target: str, trusted: Sequence[str]) -> Callable[..., Any]:
-    found: Callable[..., Any] = trust.locate(target, trusted)
+def _maker(target: str, trusted: Sequence[str], given: Mapping[str, Any]) -> Callable[..., Any]:
+    try:
+        with contained():
+            found: Callable[..., Any] = trust.locate(target, trusted, given)
+    except ModuleExit as error:  # of a module that ends the process when it is imported
+        raise InputError(f"model._target_ '{target}' cannot be imported: {error}") from error
     if inspect.isclass(found):
         makes = issubclass(found, nn.Module)
     else:
-        # The allow list has functions that write files; only those that say they build a module.
-        makes = not trust.within(found.__module__, trust.ALLOWED) or _says_module(found)
+        # Both have functions that load and run files; only those that say they build a module.
+        makes = not trust.within(found.__module__, ("torch", "torchvision")) or _says_module(found)
     if not makes:
         raise InputError(
             "model._target_ must name a torch.nn.Module or a function that returns one, "
@@ -79,29 +86,28 @@ def _says_module(function: Callable[..., Any]) -> bool:
 
 
 def _arguments(
-    make: Callable[..., Any], model: schema.Custom, offered: Mapping[str, Any]
+    make: Callable[..., Any], target: str, given: Mapping[str, Any], offered: Mapping[str, Any]
 ) -> dict[str, Any]:
-    given: dict[str, Any] = json.loads(model.arguments)
     parameters = inspect.signature(make).parameters.values()
     named = [p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
     if not any(p.kind is p.VAR_KEYWORD for p in parameters):
         unknown = [name for name in given if name not in named]
         if unknown:
             raise InputError(
-                [f"unknown key 'model.{n}' of '{model.target}'{nearest(n, named)}" for n in unknown]
+                [f"unknown key 'model.{n}' of '{target}'{nearest(n, named)}" for n in unknown]
             )
-    return {name: value for name, value in offered.items() if name in named} | given
+    return {name: value for name, value in offered.items() if name in named} | dict(given)
 
 
 def _run(target: str, module: nn.Module, sample: Tensor) -> Any:
     mode = "training" if module.training else "evaluation"
     try:
-        with torch.no_grad():
+        with torch.no_grad(), contained():
             return module(sample)
     except Exception as error:
         raise InputError(
             f"model._target_ '{target}' does not run in {mode} on a batch of shape "
-            f"{tuple(sample.shape)}: {_said(error)}"
+            f"{tuple(sample.shape)}: {reason(error)}"
         ) from error
 
 
@@ -118,8 +124,13 @@ def _check_independence(target: str, module: nn.Module, sample: Tensor) -> None:
     output = _run(target, module, sample)
     mistakes = []
     again = _run(target, module, sample)
-    same = isinstance(output, Tensor) and isinstance(again, Tensor) and torch.equal(output, again)
-    if isinstance(output, Tensor) and torch.equal(random, torch.get_rng_state()) and not same:
+    undrawn = isinstance(output, Tensor) and torch.equal(random, torch.get_rng_state())
+    if undrawn and output.isnan().any():
+        mistakes.append(
+            f"model._target_ '{target}' returns NaN for a batch of zeros: it must give finite "
+            "numbers where training begins"
+        )
+    elif undrawn and not (isinstance(again, Tensor) and torch.equal(output, again)):
         mistakes.append(
             f"model._target_ '{target}' gives another output for the same batch: a trial could "
             "neither be resumed nor trained beside others; it may keep no state while it runs"
@@ -145,7 +156,3 @@ def _check_independence(target: str, module: nn.Module, sample: Tensor) -> None:
 
 def _tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
     return [*module.named_parameters(), *module.named_buffers()]
-
-
-def _said(error: Exception) -> str:
-    return f"{type(error).__name__}: {one_line(error)}"

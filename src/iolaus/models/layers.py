@@ -51,6 +51,7 @@ class Dropout(nn.Module):
     Args:
         p: the module's own probability, or None when every trial brings its own.
         channels: zero whole channels of x (B, C, *).
+        kind: the layer of torch that does the same.
 
     Attributes:
         p: 0-dim float32 buffer; replaced per trial unless `fixed`.
@@ -62,10 +63,13 @@ class Dropout(nn.Module):
     p: Tensor
     key: Tensor
 
-    def __init__(self, p: float | None, channels: bool = False):
+    def __init__(
+        self, p: float | None, channels: bool = False, kind: type[_DropoutNd] | None = None
+    ):
         super().__init__()
         self.fixed = p is not None
         self.channels = channels
+        self.kind = kind or (nn.Dropout2d if channels else nn.Dropout)
         self.call = 0
         self.register_buffer("p", torch.tensor(p or 0.0), persistent=False)
         self.register_buffer("key", torch.tensor(0), persistent=False)
@@ -107,6 +111,8 @@ class BatchNorm(nn.Module):
         running_mean, running_var: buffers (C,).
         updated: after a forward pass in training mode, what the running statistics become; the
             caller puts them in place.
+        frozen: whether its parameters are frozen: then it always runs as in eval mode, and its
+            statistics stay.
     """
 
     running_mean: Tensor
@@ -122,6 +128,7 @@ class BatchNorm(nn.Module):
         self.register_buffer("running_mean", torch.zeros(channels))
         self.register_buffer("running_var", torch.ones(channels))
         self.updated: tuple[Tensor, Tensor] | None = None
+        self.frozen = False
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalize x (B, C) or (B, C, *).
@@ -130,7 +137,8 @@ class BatchNorm(nn.Module):
             ValueError: in training mode, a batch with one value per channel has no variance.
         """
         mean, var = self.running_mean, self.running_var
-        if self.training:
+        training = self.training and not self.frozen
+        if training:
             if x.numel() == x.shape[1]:
                 raise ValueError(
                     "batch norm must see more than one value per channel to train, got a batch of "
@@ -145,7 +153,7 @@ class BatchNorm(nn.Module):
             var,
             self.weight,
             self.bias,
-            self.training,
+            training,
             self.momentum,
             self.eps,
         )
@@ -212,6 +220,14 @@ def adapt(module: nn.Module) -> nn.Module:
     return module
 
 
+def restore_dropout(module: nn.Module, p: float) -> None:
+    """Put torch's dropout layers, which draw from torch's generator, back into an adapted module;
+    those without a p of their own get `p`."""
+    for name, layer in dropouts(module):
+        new = layer.kind(float(layer.p) if layer.fixed else p).train(layer.training)
+        module.set_submodule(name, new)
+
+
 def _refusal(layer: nn.Module) -> str | None:
     """Why a layer cannot train beside other trials, or None."""
     kind = type(layer).__name__
@@ -241,7 +257,7 @@ def _replacement(layer: nn.Module, known: dict[nn.Module, nn.Module]) -> nn.Modu
     if layer in known:
         return known[layer]
     if isinstance(layer, _DropoutNd):
-        new: nn.Module = Dropout(layer.p, channels=_DROPOUTS[type(layer)])
+        new: nn.Module = Dropout(layer.p, _DROPOUTS[type(layer)], type(layer))
     elif isinstance(layer, _BatchNorm):
         new = _batch_norm(layer)
     else:
@@ -257,6 +273,7 @@ def _batch_norm(layer: _BatchNorm) -> BatchNorm:
     new = BatchNorm(layer.num_features, layer.eps, layer.momentum, layer.affine)
     new.weight, new.bias = layer.weight, layer.bias
     new.running_mean, new.running_var = layer.running_mean, layer.running_var
+    new.frozen = layer.affine and not any(p.requires_grad for p in layer.parameters())
     return new
 
 

@@ -84,7 +84,7 @@ _NO_LOGGER = NoLogger(name="none")
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """A whole run. `objective` is a metric's name or `auto` (the task's own); `trust` lists the
-    packages whose modules `model._target_` may name besides the allow list. What an older
+    packages whose modules `model._target_` may name besides the closed table. What an older
     best.pt or study holds may lack `logger`, which changes no number."""
 
     data: Data

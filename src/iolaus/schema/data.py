@@ -28,7 +28,7 @@ class Data:
     subset: int | None = rule(ge=1)
     order_seed: int | None = rule(ge=0, lt=2**63)
     placement: Literal["auto", "device", "stream"]
-    workers: int = rule(ge=0)
+    workers: int = rule(ge=0, le=1024)
 
     def mistakes(self) -> list[str]:
         """Rules between keys, or that need more than a bound: one line for each broken one."""
@@ -73,13 +73,13 @@ class ImageFolder(Data):
     train_folder: str
     val_folder: str | None
     test_folder: str | None
-    image_size: int | None = rule(ge=1)
+    image_size: int | None = rule(ge=1, le=2**14)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Quadratic(Data):
     """The small 1-D regression set y = x² + x·noise, x ~ U(-1, 1), noise ~ N(0, noise_std²)."""
 
-    samples: int = rule(ge=8)
+    samples: int = rule(ge=8, le=10**8)
     noise_std: float = rule(ge=0)
     test: float = rule(gt=0)

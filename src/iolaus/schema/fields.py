@@ -7,7 +7,8 @@ from typing import Any
 
 
 def rule(**rules: Any) -> Any:
-    """Declare a static field; `rules` are ge, gt, le, lt, the bounds of each number."""
+    """Declare a static field; `rules` are ge, gt, le, lt, the bounds of each number, and items, the
+    most numbers of a list."""
     return field(metadata=rules)
 
 

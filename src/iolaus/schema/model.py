@@ -15,7 +15,7 @@ class Mlp:
     """A multilayer perceptron; `hidden` lists the units of each hidden layer."""
 
     name: str
-    hidden: tuple[int, ...] = rule(ge=1)
+    hidden: tuple[int, ...] = rule(ge=1, le=2**24, items=1000)
     activation: Activation
 
 
@@ -25,10 +25,10 @@ class ConvNet:
     the first and twice as many in each next, each followed by a 2x2 max pool, then `hidden`."""
 
     name: str
-    width: int = rule(ge=1)
-    depth: int = rule(ge=1)
-    kernel_size: int = rule(ge=1)
-    hidden: tuple[int, ...] = rule(ge=1)
+    width: int = rule(ge=1, le=2**16)
+    depth: int = rule(ge=1, le=32)
+    kernel_size: int = rule(ge=1, le=1001)
+    hidden: tuple[int, ...] = rule(ge=1, le=2**24, items=1000)
     activation: Activation
 
 
@@ -37,8 +37,8 @@ class ResNet:
     """`depth` residual blocks with batch norm in up to three stages; `width` channels at first."""
 
     name: str
-    width: int = rule(ge=1)
-    depth: int = rule(ge=1)
+    width: int = rule(ge=1, le=2**16)
+    depth: int = rule(ge=1, le=1000)
     activation: Activation
 
 
@@ -67,5 +67,6 @@ class Init:
         "lecun",
         "orthogonal",
         "torch",
+        "keep",
     ] = dynamic()
     gain: float | Literal["auto"] | None = dynamic(gt=0)

@@ -6,6 +6,7 @@ The YAML under `hydra.sweeper`, without Python:
       optimizer: adam,sgd                       # values as on the command line
       optimizer.momentum: interval(0,0.99)
       training.max_steps: 500                   # one value: the same in every trial
+      model.hidden: [[50], [50, 50]]            # a list of lists: each of them
       optimizer.lr:                             # cases: one parameter in Optuna for each
         - {when: {optimizer: sgd}, values: "tag(log, interval(1e-3,1))"}
         - {when: {optimizer: adam}, values: "tag(log, interval(1e-5,1e-2))"}
@@ -17,8 +18,6 @@ holds the key keeps its value from the config. A command-line value replaces wha
 of that key, cases included; `conditions` hold for it all the same, so that
 `optimizer.momentum=0.9` reaches sgd alone. A parent that the command line narrows to fewer choices
 or to one value takes the parameters of the choices left out with it.
-
-Called by `space.parse`.
 """
 
 from __future__ import annotations
@@ -32,6 +31,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from iolaus.check import shown
 from iolaus.errors import InputError, nearest, one_line
 from iolaus.sweep import grammar
 from iolaus.sweep.parameter import Parameter, When
@@ -131,17 +131,31 @@ def _from_params(params: Mapping[str, Any], mistakes: list[str]) -> _Drafts:
 
 def _case(key: str, case: Any) -> _Draft:
     if not (isinstance(case, Mapping) and set(case) == {"when", "values"}):
-        raise InputError(f"{key}: a case must be {{when: ..., values: ...}}, got {case}")
+        near = _nearest_field(case) if isinstance(case, Mapping) else ""
+        raise InputError(f"{key}: a case must be {{when: ..., values: ...}}, got {case}{near}")
     if not (isinstance(case["when"], Mapping) and case["when"]):
         raise InputError(f"{key}: when must name a parent and its values, got {case['when']}")
     return replace(_values(key, case["values"]), when=case["when"])
 
 
 def _values(key: str, values: Any) -> _Draft:
-    if isinstance(values, Mapping) and "type" in values:
-        return _Draft(grammar.from_mapping(key, values))
-    line = f"{key}={values if isinstance(values, str) else grammar.text_of(values)}"
-    return _draft(line)
+    if isinstance(values, Mapping):
+        if "type" in values:
+            return _Draft(grammar.from_mapping(key, values))
+        raise InputError(
+            f"{key} must be values, {{type: float, low: ..., high: ...}} or {{when: ..., values: "
+            f"...}}, got {shown(values)}{_nearest_field(values)}; a mapping that is itself the "
+            f'value is quoted: "{one_line(grammar.text_of(values), 80)}"'
+        )
+    if isinstance(values, list) and values and all(isinstance(item, list) for item in values):
+        return _draft(f"{key}={','.join(map(grammar.text_of, values))}")
+    return _draft(f"{key}={values if isinstance(values, str) else grammar.text_of(values)}")
+
+
+def _nearest_field(mapping: Mapping[str, Any]) -> str:
+    """What the first unknown field of a mapping was probably meant to be."""
+    known = ["when", "values", *grammar.FIELDS]
+    return next((nearest(str(k), known) for k in mapping if k not in known), "")
 
 
 def _attach(conditions: Mapping[str, Any], drafts: _Drafts, mistakes: list[str]) -> None:

@@ -12,6 +12,8 @@ from rich.table import Table
 
 from iolaus import progress, storage
 from iolaus.analysis.read import trials_of
+from iolaus.errors import masked
+from iolaus.sweep.parameter import Parameter
 from iolaus.sweep.plan import Plan
 from iolaus.sweep.settings import Choice
 
@@ -25,8 +27,10 @@ def show(plan: Plan, repeats: int | None = None) -> None:
     space = Table(box=None, pad_edge=False)
     space.add_column("parameter")
     space.add_column("values", overflow="fold")
+    constant = {parameter.name for parameter in _constant(plan)}
     for name, values in plan.space.describe():
-        space.add_row(name, values)
+        if name not in constant:
+            space.add_row(name, values)
     console.print(space)
     facts = Table(box=None, pad_edge=False, show_header=False)
     facts.add_column()
@@ -38,8 +42,14 @@ def show(plan: Plan, repeats: int | None = None) -> None:
     console.print("nothing was run (hydra.sweeper.dry_run=true)", highlight=False)
 
 
+def _constant(plan: Plan) -> list[Parameter]:
+    """Parameters that have one value in all trials."""
+    return [found for found in plan.space.parameters if found.size == 1 and not found.when]
+
+
 def _facts(plan: Plan, repeats: int | None) -> dict[str, str]:
     objectives = zip(plan.objectives, plan.directions, strict=True)
+    constant = [f"{p.path}={p.text(label)}" for p in _constant(plan) for label in p.labels()]
     facts = {
         "study": plan.study,
         "trials": _trials(plan, repeats),
@@ -50,7 +60,7 @@ def _facts(plan: Plan, repeats: int | None) -> dict[str, str]:
         "pruner": _chosen(plan.pruner),
         "storage": _storage(plan),
         "workers": str(plan.n_jobs),
-        "fixed": " ".join(plan.space.fixed) or "nothing besides the defaults",
+        "fixed": " ".join([*plan.space.fixed, *constant]) or "nothing besides the defaults",
     }
     if plan.enqueue:
         facts["tried first"] = f"{len(plan.enqueue)} known points"
@@ -78,7 +88,7 @@ def _storage(plan: Plan) -> str:
     """The storage, and how far the study is if it is there already."""
     if plan.storage is None:
         return "a temporary file"
-    shown = storage.masked(plan.storage)
+    shown = masked(plan.storage)
     url = sqlalchemy.make_url(plan.storage)
     if url.get_backend_name() == "sqlite" and not Path(str(url.database)).exists():
         return f"{shown} (new)"

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from hydra.errors import HydraException
@@ -56,17 +55,17 @@ class Equal:
 
     Args:
         read: the typed config of overrides; raises what `own.Own.read` does.
-        folder: where trials leave their files.
+        place: a trial's folder, by its number.
         line: numbers of the lost trials that a trial stands for.
     """
 
     def __init__(
         self,
         read: Callable[[Sequence[str]], RunConfig],
-        folder: Path,
+        place: Callable[[int], TrialFolder],
         line: Callable[[Asked], list[int]],
     ):
-        self._read, self._folder, self._line = read, folder, line
+        self._read, self._place, self._line = read, place, line
         self._configs: dict[int, RunConfig] = {}
 
     def effect_of(self, asked: Asked) -> str | None:
@@ -95,7 +94,7 @@ class Equal:
         Raises:
             EnvironmentFault: the disk is full or the folder cannot be made.
         """
-        place = TrialFolder(self._folder / str(asked.number))
+        place = self._place(asked.number)
         spec = TrialSpec(self.config_of(asked), number=asked.number, folder=place.path)
         attributes = {
             key: value

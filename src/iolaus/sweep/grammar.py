@@ -7,25 +7,26 @@
     int(interval(1,32))                         int, both ends included
     tag(log, interval(1e-4,1))                  drawn from the logarithm; also int and int range
     sort(...)  shuffle(...)                     choices in that order
+    optimizer=glob(*)  glob(a*,exclude=adam)    options of a config group
 
 `shuffle` draws its order from the key and the values, so that the same command resumes the same
 space. A range that runs downwards is the same set of numbers, upwards. A YAML may also hold the
 mappings of older hydra-optuna-sweeper configs: {type: float, low:, high:, log:, step:}, the same
 with type int, and {type: categorical, choices: [...]}; their ends are included. Other than
 hydra-optuna-sweeper, whose range(1,5) includes 5, ranges mean here what they mean to Hydra.
-
-Called by `declare.py` and `space.py`.
 """
 
 from __future__ import annotations
 
 import random
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from math import ceil, inf, isfinite
 from typing import Any, Literal
 
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import (
     ChoiceSweep,
@@ -38,20 +39,26 @@ from hydra.core.override_parser.types import (
     Sweep,
     Transformer,
 )
-from hydra.errors import HydraException
 
 from iolaus.errors import InputError, nearest, one_line
+from iolaus.overrides import UNREADABLE
 from iolaus.sweep.parameter import Label, Parameter
 
+MAX_SHUFFLED = 100_000
+"""The most values of a range whose order is drawn: each of them is held, and kept in the study."""
 _PARSER = OverridesParser.create()
 _PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_./-]*")
-_PARSER_WORDS = re.compile(r"no viable|mismatched input|extraneous|missing [A-Z]|token recogn")
+_PARSER_WORDS = re.compile(
+    r"Lexer|no viable|mismatched input|extraneous|missing [A-Z]|token recogn"
+)
 _RESERVED = {"null", "true", "false", "nan", "inf"}
 _FIELDS = {
     "float": {"type", "low", "high", "log", "step"},
     "int": {"type", "low", "high", "log", "step"},
     "categorical": {"type", "choices"},
 }
+FIELDS = ("type", "low", "high", "log", "step", "choices")
+"""What a mapping of older configs may hold."""
 
 
 def text_of(value: Any) -> str:
@@ -78,7 +85,7 @@ def read_override(text: str) -> Override:
     """
     try:
         return _PARSER.parse_overrides([text])[0]
-    except HydraException as error:
+    except UNREADABLE as error:
         raise InputError(_explain(text, str(error))) from None
 
 
@@ -102,7 +109,7 @@ def _explain(text: str, message: str) -> str:
     reason = one_line(" ".join(lines))
     if _PARSER_WORDS.match(reason):  # what the parser expected where is no help to people
         reason = "it must look like KEY=VALUE or KEY=VALUE,VALUE, with quotes around '=' or spaces"
-    return f"'{text}' cannot be read: {reason}"
+    return f"'{one_line(text, 80)}' cannot be read: {reason}"
 
 
 def parameter(override: Override) -> Parameter:
@@ -111,7 +118,8 @@ def parameter(override: Override) -> Parameter:
     Raises:
         InputError: one line saying which rule the values break.
     """
-    key, value = override.get_key_element(), override.value()
+    key = override.get_key_element()
+    value: Any = override.value()
     written = str(override.input_line)
     tags = value.tags if isinstance(value, Sweep) else set()
     for tag in sorted(tags - {"log"}):
@@ -129,7 +137,13 @@ def parameter(override: Override) -> Parameter:
         return _choice(key, value.list, value.shuffle, written)
     if isinstance(value, list | dict | str | int | float | None):
         return _choice(key, [value], False, written)
-    raise InputError(f"glob(...) is not supported, list the options of {written} instead")
+    assert isinstance(value, Glob)
+    hydra = GlobalHydra.instance().hydra
+    loader: Any = hydra and hydra.config_loader
+    options = loader.get_group_options(override.key_or_group) if loader else []
+    if not options:
+        raise InputError(f"glob(...) needs a config group, got {written}")
+    return _choice(key, value.filter(options), False, written)
 
 
 def from_mapping(key: str, mapping: Mapping[str, Any]) -> Parameter:
@@ -172,7 +186,7 @@ def _choice(key: str, values: Sequence[Any], shuffled: bool, written: str) -> Pa
     if any(map(_holds_sweep, values)):
         raise InputError(f"a list cannot hold another sweep, got {written}")
     texts = [text_of(value) for value in values]
-    twice = sorted({text for text in texts if texts.count(text) > 1})
+    twice = sorted(text for text, count in Counter(texts).items() if count > 1)
     if twice:
         raise InputError(f"{key.lstrip('+')} offers {twice[0]} twice in {written}")
     labels = [_label(value, text) for value, text in zip(values, texts, strict=True)]
@@ -224,7 +238,11 @@ def _range(key: str, sweep: RangeSweep, log: bool, written: str) -> Parameter:
     number = float if any(isinstance(n, float) for n in (start, stop, step)) else int
     low, high = (number(n) for n in sorted((first, last)))
     found = _number(key, low, high, number(abs(by)), log, written)
-    return _choice(key, list(found.labels()), True, written) if sweep.shuffle else found
+    if not sweep.shuffle:
+        return found
+    if found.size is None or found.size > MAX_SHUFFLED:
+        raise InputError(f"{path} can shuffle at most {MAX_SHUFFLED:,} values, got {written}")
+    return _choice(key, list(found.labels()), True, written)
 
 
 def _number(

@@ -1,7 +1,7 @@
 """Starting the workers of a sweep and watching over them.
 
 One worker runs in this process; several are local processes of their own, each with its share of
-the cores and a GPU; any other Hydra launcher carries them as its jobs. Called by `sweep.py`.
+the cores and a GPU; any other Hydra launcher carries them as its jobs.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from multiprocessing import connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import optuna
 from sqlalchemy.exc import SQLAlchemyError
@@ -40,8 +40,8 @@ log = logging.getLogger(__name__)
 PATIENCE_S = 25.0
 """Seconds that workers get to checkpoint their trials after Ctrl-C."""
 MOST_FALSE_STARTS = 3
-"""Workers in a row that may die before they ask for a trial. Those that die with one in hand need
-no limit here: the trial's restarts and max_failure_rate are theirs."""
+"""Workers in a row that may die before they begin a trial. Those that die with one begun need no
+limit here: the trial's restarts and max_failure_rate are theirs."""
 
 Launch = Callable[[Callable[[Any], int | None], int], int | None]
 """Another launcher: runs a function as that many Hydra jobs; returns the first exit code of a
@@ -55,10 +55,15 @@ class Crew:
     plan: Plan
     app: App
     folder: Path
-    before: Mapping[str, int]
     deadline: float
 
-    def worker(self, study: optuna.Study, stop: Stop, notify: Callable[[str], object]) -> Worker:
+    def worker(
+        self,
+        study: optuna.Study,
+        stop: Stop,
+        notify: Callable[[str], object],
+        began: Callable[[], object] = lambda: None,
+    ) -> Worker:
         """A worker in this process."""
         return Worker(
             self.plan,
@@ -66,9 +71,9 @@ class Crew:
             study,
             self.folder,
             stop,
-            before=dict(self.before),
             deadline=self.deadline,
             notify=notify,
+            began=began,
         )
 
     def __call__(self, job: Any = None) -> int | None:
@@ -130,7 +135,7 @@ class _Child:
     told: connection.Connection
 
     def last_words(self) -> tuple[bool, IolausError | None]:
-        """Whether it came to ask for trials, and the error that it ended with."""
+        """Whether it began a trial, and the error that it ended with."""
         began, error = False, None
         with contextlib.suppress(EOFError, OSError):  # or it was killed while it spoke
             while self.told.poll():
@@ -160,7 +165,7 @@ class _Processes:
                     connection.wait([c.process.sentinel for c in self.children.values()], 0.2)
                     self._look()
                     counts = self.board.refresh()
-                    if counts and too_many_failed(self.crew.plan, dict(self.crew.before), counts):
+                    if counts and too_many_failed(self.crew.plan, counts):
                         break
             finally:
                 self._end()
@@ -172,7 +177,9 @@ class _Processes:
         context = multiprocessing.get_context("spawn")
         told, telling = context.Pipe(duplex=False)
         process = context.Process(
-            target=_child, args=(self.crew, os.getpid(), telling), name=f"iolaus-worker-{place}"
+            target=_child,
+            args=(self.crew, place, os.getpid(), telling),
+            name=f"iolaus-worker-{place}",
         )
         with telling, share.environment(place, self.crew.plan), deaf():
             process.start()
@@ -196,7 +203,7 @@ class _Processes:
                 log.warning("%s; another goes on", how)
                 self._start(place)
             elif not self.children:
-                raise EnvironmentFault(f"{how} before it could begin, as the ones before it")
+                raise EnvironmentFault(f"{how} before it began a trial, as the ones before it")
 
     def _end(self) -> None:
         """Ask the workers to put back their trials, and end those that do not."""
@@ -240,11 +247,33 @@ class _WorkerFailed(IolausError):
         self.exit_code = exit_code
 
 
-def _child(crew: Crew, parent: int, telling: connection.Connection) -> None:
+class _Numbered:
+    """A stream whose lines begin with the number of the worker that writes them."""
+
+    def __init__(self, stream: TextIO, place: int):
+        self._stream, self._prefix, self._left = stream, f"worker {place}: ", ""
+
+    def write(self, text: str) -> int:
+        *lines, self._left = (self._left + text).split("\n")
+        self._stream.write("".join(f"{self._prefix}{line}\n" for line in lines))
+        return len(text)
+
+    def flush(self) -> None:
+        if self._left:
+            self.write("\n")
+        self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def _child(crew: Crew, place: int, parent: int, telling: connection.Connection) -> None:
     """Main function of a local worker.
 
-    Sends None once it begins to ask for trials, and (message, exit code) of what stopped it.
+    Sends None once it begins a trial, and (message, exit code) of what stopped it.
     """
+    for name in ("stdout", "stderr"):
+        setattr(sys, name, _Numbered(getattr(sys, name), place))
     stop = Stop()
     # Ctrl-C reaches the whole group; the parent passes it on as SIGTERM, once.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -266,9 +295,7 @@ def _child(crew: Crew, parent: int, telling: connection.Connection) -> None:
             telling.send(word)
 
     try:
-        worker = crew.worker(_open_shared(crew.plan), stop, _silent)
-        say(None)
-        worker.work()
+        crew.worker(_open_shared(crew.plan), stop, _silent, lambda: say(None)).work()
     except IolausError as error:
         say((str(error), error.exit_code))
         raise SystemExit(error.exit_code) from None

@@ -8,8 +8,6 @@ transaction per row and per value.
 
 A trial never goes back to waiting. It becomes FAIL, and a new trial with the same parameters waits
 in its place (`put_back.py`).
-
-Called by the sweeper (`retry_failed`) and by every worker (the rest).
 """
 
 from __future__ import annotations
@@ -27,7 +25,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import Connection, func, select, update
 from sqlalchemy.orm import Session
 
-from iolaus.attributes import CONTINUES, ENQUEUED, RETRIES, RETRY_OF
+from iolaus.attributes import ENQUEUED, LOST, RETRIED, RETRIES
 from iolaus.errors import InputError
 from iolaus.sweep import processes, records
 from iolaus.sweep.layout import Layout
@@ -51,10 +49,11 @@ class Ledger:
 
     `total` is the number of trials to finish; None for no limit. `points` are a grid's parameters,
     the same in the same order in every process: each is run once, and nothing besides; those
-    that are also in `first` before the others. A trial whose worker died is run again at most
-    `max_restarts` times. A worker that has not called `beat` for `grace_s` seconds counts as dead,
-    unless this machine just woke up; one on this host also as soon as its process is gone. One that
-    was only held up finds that `Study.tell` refuses its trial: another runs in its place.
+    that are also in `first` before the others. A trial whose worker died is run again, but not more
+    than `max_restarts` times in a row without progress, of which `checkpointed` tells what the
+    reports do not (see `PutBack`). A worker that has not called `beat` for `grace_s` seconds counts
+    as dead, unless this machine just woke up; one on this host also as soon as its process is gone.
+    One that was only held up finds that `Study.tell` refuses its trial: another runs in its place.
     `sampler_of` gives the sampler of a trial by its number, where it is not the study's. Of what is
     left, one of `workers` takes no more than its share at once.
 
@@ -73,6 +72,7 @@ class Ledger:
         grace_s: float = 120.0,
         sampler_of: Callable[[int], BaseSampler] | None = None,
         workers: int = 1,
+        checkpointed: Callable[[int], int | None] = lambda number: 0,
     ):
         # Optuna wraps a database in a cache of trials, without a public way to what it wraps.
         backend = getattr(study._storage, "_backend", None)
@@ -92,7 +92,7 @@ class Ledger:
         self._study_id = study._study_id
         self._tally = Tally(study._study_id)
         self._waking = Waking()
-        self._put_back = PutBack(self._tally, max_restarts)
+        self._put_back = PutBack(self._tally, max_restarts, checkpointed)
         self._layout: Layout | None = None
 
     def claim(self) -> LiveTrial | None:
@@ -105,54 +105,50 @@ class Ledger:
         """Return the next trials to run, which are now RUNNING and this process's.
 
         Waiting trials come first, in order; then a grid's next points, or else new trials, whose
-        parameters the sampler gives when they are suggested. None at all means that finished and
-        running trials make up the total, or the grid: ask again while `counts()` knows running
-        ones, which may yet be lost. `may` says, in the transaction that claims them, whether any
-        may begin.
+        parameters the sampler gives when they are suggested; then waiting trials that failed or
+        were lost without progress (without a total, these come first). None at all means that
+        finished and running trials make up the total, or the grid: ask again while `counts()` knows
+        running ones, which may yet be lost. `may` says, in the transaction that claims them,
+        whether any may begin.
 
-        A trial that is run for the last time (see `is_last_chance`) is returned by itself, and only
-        to who is `alone` with it, having no other in hand.
+        Suspects (see `is_suspect`) go only to who is `alone` with them, having no other in hand:
+        the more often they were lost, the fewer at once, so that it is found out which of them
+        kills its worker.
         """
         trials = self._take_next(most, may, alone)
         if not trials and self.recover():
             trials = self._take_next(most, may, alone)
         return [self._live(trial) for trial in trials]
 
-    def is_last_chance(self, trial: optuna.Trial) -> bool:
-        """Whether a trial was lost so often that it is not run again once more.
-
-        It may be what ends its worker, or only have been beside what does: it is run with nothing
-        beside it, so that it is found out which.
-        """
-        return bool(trial.user_attrs.get(RETRIES, 0) >= self._put_back.max_restarts > 0)
+    def is_suspect(self, trial: optuna.Trial) -> bool:
+        """Whether a trial was lost without progress: it may be what ended its worker, or only have
+        been beside what did. It is run with no others than its like beside it."""
+        return bool(trial.user_attrs.get(RETRIES, 0))
 
     def retry_failed(self) -> int:
         """Let a grid's failed points wait again and return how many; the sweeper's, once a start.
 
-        They have all their restarts before them again, and begin anew.
+        Those that were lost `max_restarts` times stay failed.
         """
         with self._books() as session:
             return self._put_back.failed(session)
 
-    def tried_again(self) -> int:
-        """How many trials wait in the place of failed points, as `retry_failed` made them."""
-        mine = (
-            select(func.count())
-            .select_from(Trials)
-            .where(
-                Trials.study_id == self._study_id,
-                Trials.state == TrialState.WAITING,
-                Trials.user_attributes.any(UserAttributes.key == RETRY_OF),
-                ~Trials.user_attributes.any(UserAttributes.key == CONTINUES),
-            )
-        )
+    def without_result(self) -> tuple[list[int], list[int]]:
+        """Numbers of the trials that others replaced, and of those that were lost."""
+        numbers = select(Trials.number).where(Trials.study_id == self._study_id)
+        has = Trials.user_attributes.any
         with self._engine.begin() as connection:
-            return int(connection.scalar(mine) or 0)
+            replaced, lost = (
+                list(connection.scalars(numbers.where(has(UserAttributes.key == key))))
+                for key in (RETRIED, LOST)
+            )
+        return replaced, lost
 
     def recover(self) -> int:
         """Put back the running trials whose worker is gone; return how many were lost.
 
-        One that has been lost more than `max_restarts` times stays FAIL and counts as finished.
+        One that was lost more than `max_restarts` times in a row without progress stays FAIL and
+        counts as finished.
         """
         with self._books() as session:
             silence_counts = not self._waking.within(self.grace_s)
@@ -229,19 +225,30 @@ class Ledger:
             if may is not None and not may(connection):
                 return []
             found = self._tally.read(connection)
-            waiting, last = found.waiting, self._put_back.last_chances(connection, found.waiting)
-            if alone and waiting and waiting[0] in last:
-                most, waiting, last = 1, waiting[:1], set()
-            if self.total is not None:
+            tried = self._put_back.tried(connection, found.waiting)
+            fresh = [trial_id for trial_id in found.waiting if trial_id not in tried]
+            again = self._company(tried, most) if alone or not all(tried.values()) else []
+            if self.total is None:
+                if self.points is None and tried:  # new ones have no end
+                    fresh, again, most = again, [], len(again)
+            else:
                 counts = self._counts(found)
-                left = max(0, counts["remaining"] - counts["running"] - len(last))
-                most = min(most, -(-left // self._workers))
-            waiting = [trial_id for trial_id in waiting if trial_id not in last]
-            trials = records.begin_waiting(connection, waiting[:most])
+                left = counts["remaining"] - counts["running"]
+                again = again[: max(0, -(-left // self._workers))]
+                most = min(most, -(-max(0, left - len(tried)) // self._workers))
+            trials = records.begin_waiting(connection, fresh[:most])
             rows = self._new(connection, most - len(trials))
             trials += records.begin_new(connection, self._study_id, rows, found.size, found.last)
+            trials = trials or records.begin_waiting(connection, again)
             records.hand_to(connection, trials, processes.this_process())
         return trials
+
+    def _company(self, tried: Mapping[int, int], most: int) -> list[int]:
+        """Those of the tried trials that may run together next, least suspected first."""
+        retries = min(tried.values(), default=0)
+        last = retries and retries >= self._put_back.max_restarts
+        most = 1 if last else max(1, most >> 2 * retries)
+        return [trial_id for trial_id, count in tried.items() if count == retries][:most]
 
     def _new(self, connection: Connection, most: int) -> Sequence[Row]:
         """What new trials are to be, at most `most`."""

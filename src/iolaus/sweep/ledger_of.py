@@ -5,6 +5,7 @@ Called by `worker.py`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import optuna
@@ -16,8 +17,8 @@ from iolaus.sweep.ledger import Ledger
 from iolaus.sweep.plan import Plan
 
 
-def ledger_of(plan: Plan, study: optuna.Study) -> Ledger:
-    """The books of the plan's study."""
+def ledger_of(plan: Plan, study: optuna.Study, checkpointed: Callable[[int], int | None]) -> Ledger:
+    """The books of the plan's study; `checkpointed` as `PutBack` has it."""
 
     def sampler_of(number: int) -> BaseSampler:
         """Each trial's own, seeded by its number: whoever asks, it draws the same."""
@@ -50,4 +51,5 @@ def ledger_of(plan: Plan, study: optuna.Study) -> Ledger:
         first=plan.enqueue if plan.grid else (),
         sampler_of=None if plan.grid else sampler,
         workers=plan.n_jobs,
+        checkpointed=checkpointed,
     )

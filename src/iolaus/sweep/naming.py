@@ -1,17 +1,17 @@
-"""The name of a study that the user gave no name: the same command finds its study again.
-
-Called by `plan.py`.
-"""
+"""The name of a study that the user gave no name: the same command finds its study again."""
 
 from __future__ import annotations
 
 import hashlib
 import re
+import unicodedata
 from collections.abc import Sequence
 
+from iolaus.check import shown
 from iolaus.errors import InputError
 
 LONGEST = 80
+"""Bytes."""
 PLACES = frozenset(
     {
         *("data.root", "data.download", "data.workers", "data.placement", "trust"),
@@ -34,9 +34,11 @@ def automatic(prefix: str, arguments: Sequence[str]) -> str:
     if len(words) > 1 and words[0] == "iolaus":
         words = words[1:]
     name = re.sub(r"[^\w.=,-]+", "-", "_".join(words)).strip("-")
-    if len(name) <= LONGEST:
+    encoded = name.encode(errors="replace")
+    if len(encoded) <= LONGEST:
         return name
-    return f"{name[: LONGEST - 9]}-{hashlib.sha256(' '.join(words).encode()).hexdigest()[:8]}"
+    begin = encoded[: LONGEST - 9].decode(errors="ignore")
+    return f"{begin}-{hashlib.sha256(' '.join(words).encode(errors='replace')).hexdigest()[:8]}"
 
 
 def check(where: str, name: str) -> None:
@@ -45,8 +47,9 @@ def check(where: str, name: str) -> None:
     Raises:
         InputError: it cannot.
     """
-    if not name or name in (".", "..") or "/" in name or "\0" in name or len(name) > 200:
+    odd = any(unicodedata.category(letter) in ("Cc", "Cs") for letter in name)
+    if not name.strip() or name in (".", "..") or "/" in name or odd or len(name.encode()) > 200:
         raise InputError(
-            f"{where} must be a name that a folder can have (no '/', at most 200 letters), "
-            f"got '{name}'"
+            f"{where} must be a name that a folder can have (no '/', at most 200 bytes), "
+            f"got {shown(name)}"
         )

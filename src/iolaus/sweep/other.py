@@ -1,8 +1,7 @@
 """Trials of any other Hydra application: each is a call of its task function, as a Hydra job.
 
 `Other` says what such a sweep asks; `Caller` runs the trials of one worker. Its sibling for iolaus
-itself is `own.py`; `by_name.py` takes an `Other` to a local worker process. Called by `sweep.py`
-and `worker.py`.
+itself is `own.py`; `by_name.py` takes an `Other` to a local worker process.
 """
 
 from __future__ import annotations
@@ -22,7 +21,9 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from iolaus.attributes import RETRY_OF
 from iolaus.errors import EnvironmentFault, InputError, one_line
+from iolaus.overrides import REFUSALS
 from iolaus.sweep import points, reporting
 from iolaus.sweep.plan import Plan
 from iolaus.sweep.space import Space
@@ -96,7 +97,7 @@ class Other:
         for words in islice(points.to_check(space), CHECKED):
             try:
                 self.compose([*space.fixed, *words])
-            except (HydraException, OmegaConfBaseException, ValueError) as error:
+            except REFUSALS as error:
                 line = one_line(error)
                 mistakes.setdefault(line.partition(". ")[0], line)
         if mistakes:
@@ -115,6 +116,10 @@ class Other:
         if self._fixed is None:
             self._fixed = self.compose(list(plan.space.fixed))
         return self._fixed
+
+    def checkpointed(self, folder: Path, number: int) -> int:
+        """What the app keeps is not known."""
+        return 0
 
     def runner(self, plan: Plan, folder: Path, verdicts: Verdicts) -> Caller:
         """What a worker runs its trials with."""
@@ -138,10 +143,12 @@ class Caller:
     def _outcome(self, asked: Asked) -> Outcome:
         try:
             config = self.app.compose(asked.overrides)
-        except (HydraException, OmegaConfBaseException, ValueError) as error:
+        except REFUSALS as error:
             return Outcome.failed(asked, one_line(error))
         with open_dict(config):
-            config.hydra.job.id, config.hydra.job.num = str(asked.number), asked.number
+            # In the folder of the first try, where the app may have checkpoints of its own.
+            number = asked.trial.user_attrs.get(RETRY_OF, asked.number)
+            config.hydra.job.id, config.hydra.job.num = str(number), number
         try:
             with reporting.running(asked, self.verdicts) as reports:
                 returned = self._called(config)
@@ -188,22 +195,34 @@ def _read(asked: Asked, returned: JobReturn) -> Outcome:
     if isinstance(value, optuna.TrialPruned):
         return Outcome(asked, "pruned")
     if returned.status == JobStatus.FAILED:
-        _keep_traceback(value)
+        trace = _keep_traceback(value)
         # The job's frame and its exception hold each other, and with them all that it allocated.
         traceback.clear_frames(value.__traceback__)
-        return Outcome.failed(asked, f"{type(value).__name__}: {one_line(value)}")
+        return Outcome.failed(asked, f"{type(value).__name__}: {_text(value, 300)}", trace)
     several = isinstance(value, list | tuple)
     try:
         values = tuple(float(item) for item in (value if several else [value]))
-    except (TypeError, ValueError):
-        return Outcome.failed(asked, f"the task must return a number, got {one_line(value, 80)}")
+    except Exception:  # whatever the user's object raises
+        return Outcome.failed(asked, f"the task must return a number, got {_text(value)}")
     return Outcome(asked, "complete", values)
 
 
-def _keep_traceback(error: BaseException) -> None:
-    """Put it into the job's own log file; the console gets one line for each failed trial."""
+def _text(value: Any, limit: int = 80) -> str:
+    """What a task returned or raised, of which even `str` may raise."""
+    try:
+        return one_line(value, limit)
+    except Exception:
+        return f"a {type(value).__name__}"
+
+
+def _keep_traceback(error: BaseException) -> Path | None:
+    """Put it into the job's own log file, and say which that is; the console gets one line for each
+    failed trial."""
+    file = None
     trace = (type(error), error, error.__traceback__)
     record = log.makeRecord(log.name, logging.ERROR, __file__, 0, "the task raised", (), trace)
     for handler in logging.getLogger().handlers:
         if isinstance(handler, logging.FileHandler):
             handler.handle(record)
+            file = Path(handler.baseFilename)
+    return file

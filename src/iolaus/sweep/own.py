@@ -1,8 +1,7 @@
 """Trials of iolaus itself: composed, checked, and trained by the engine as one stream of specs.
 
 `Own` says what a sweep of iolaus asks, before any trial exists; `Trainer` runs the trials of one
-worker. Its sibling for other Hydra applications is `other.py`. Called by `sweep.py` and
-`worker.py`.
+worker. Its sibling for other Hydra applications is `other.py`.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from iolaus import config, overrides
 from iolaus.engine.spec import TrialSpec
 from iolaus.errors import InputError
 from iolaus.schema import RunConfig
-from iolaus.sweep import equal, order, points, question
+from iolaus.sweep import equal, order, points, put_back, question
 from iolaus.sweep.composition import Composition
 from iolaus.sweep.naming import PLACES
 from iolaus.sweep.plan import Plan
@@ -83,6 +82,10 @@ class Own:
     def runner(self, plan: Plan, folder: Path, verdicts: Verdicts) -> Trainer:
         """What a worker runs its trials with."""
         return Trainer(partial(self.read, self.composition), plan, folder, verdicts)
+
+    def checkpointed(self, folder: Path, number: int) -> int | None:
+        """Steps that the checkpoints of a trial hold, None if it never began."""
+        return put_back.checkpointed(folder, number)
 
     @cached_property
     def composition(self) -> Composition:

@@ -34,6 +34,7 @@ _RULES: settings.Rules = {
     "max_restarts": (int, {"ge": 0}),
     "on_mismatch": (Literal["refuse", "new"], {}),
     "duplicates": (Literal["once", "train"], {}),
+    "keep_models": (Literal["best", "all", "none"] | int, {"ge": 1}),
     "custom_search_space": (str | None, {}),
     "trusted_storage": (bool, {}),
     "report": (bool, {}),
@@ -68,15 +69,15 @@ class Plan:
         n_jobs: workers.
         timeout_s: no trial begins later than this after the start.
         max_steps_total: no trial begins once all trials together have taken so many steps.
-        max_failure_rate: the share of failed trials above which the sweep ends; points of a grid
-            that had failed before and fail again count as a share of the whole study.
-        max_restarts: how often a trial whose worker died is run again.
+        max_failure_rate: the share of the study's trials that may fail (see `failure_rate.py`).
+        max_restarts: how often in a row a trial whose worker died is run again without progress.
         enqueue: points to try first, by parameter name, perhaps incomplete.
         constraints: what a trial must keep to be feasible.
         custom_search_space: dotted name of a function (config, trial) that suggests more.
         on_mismatch: what to do about a study of this name with other trials.
         duplicates: "once" trains one of the trials of equal effect, "train" all (`twins.py`; trials
             of other applications are all run).
+        keep_models: whose best.pt the study keeps in the end (`models_kept.py`).
         order: which values of a grid share a stack (`order.py`).
         report: whether a sweep that is over writes its report (`analysis/report`).
         dry_run: only print all this.
@@ -103,6 +104,7 @@ class Plan:
     on_mismatch: Literal["refuse", "new"] = "refuse"
     trusted_storage: bool = False
     duplicates: Literal["once", "train"] = "once"
+    keep_models: Literal["best", "all", "none"] | int = "best"
     order: order.Ranks = field(default_factory=dict)
     report: bool = True
     dry_run: bool = False
@@ -163,6 +165,7 @@ def read(
     kinds = (
         *("n_jobs", "timeout_s", "max_steps_total", "max_failure_rate", "max_restarts"),
         *("custom_search_space", "on_mismatch", "duplicates", "trusted_storage"),
+        "keep_models",
         *("report", "dry_run"),
     )
     return Plan(
@@ -212,7 +215,7 @@ def _sampler(node: Any, values: Mapping[str, Any]) -> tuple[Choice, int | None]:
     given = dict(chosen.given)
     seed = given.pop("seed", None)
     mistakes: list[str] = []
-    check.value(f"{where}.seed", int | None, {"ge": 0}, seed, mistakes)
+    check.value(f"{where}.seed", int | None, {"ge": 0, "lt": 2**32}, seed, mistakes)
     if mistakes:
         raise InputError(mistakes)
     trusted = bool(values.get("trusted_storage"))

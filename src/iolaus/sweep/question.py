@@ -1,7 +1,4 @@
-"""What a sweep of iolaus optimizes: its objectives, their directions, and what constraints name.
-
-Called by `own.py` before any trial exists.
-"""
+"""What a sweep of iolaus optimizes: its objectives, their directions, and what constraints name."""
 
 from __future__ import annotations
 
@@ -12,6 +9,7 @@ from typing import TYPE_CHECKING
 from iolaus import logger, preflight
 from iolaus.engine.spec import TrialSpec
 from iolaus.errors import InputError, nearest
+from iolaus.sweep import pruners
 from iolaus.sweep.plan import Plan
 
 if TYPE_CHECKING:
@@ -79,6 +77,9 @@ def resolve(plan: Plan, program: Program) -> tuple[tuple[str, ...], tuple[str, .
     if twice:
         raise InputError(f"hydra.sweeper.objectives must differ, got {twice[0]} twice")
     directions = _directions(plan, objectives, known)
+    if plan.sampler.name == "cmaes" and len(directions) > 1:
+        raise InputError("hydra.sweeper.sampler must not be cmaes with several objectives")
+    pruners.build(plan.pruner.name, plan.pruner.given, directions)
     if len(objectives) == 1 and objectives[0] != program.objective:
         _check_pruner(plan, objectives[0], program.objective)
     return objectives, directions

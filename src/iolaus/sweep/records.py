@@ -47,6 +47,7 @@ def _table(name: str, *columns: str) -> Any:
 Trials = _table("TrialModel", "trial_id", "study_id", "number", "state", "datetime_start")
 UserAttributes = _table("TrialUserAttributeModel", "trial_id", "key", "value_json")
 SystemAttributes = _table("TrialSystemAttributeModel", "trial_id", "key", "value_json")
+Reports = _table("TrialIntermediateValueModel", "trial_id", "step")
 Heartbeats = _table("TrialHeartbeatModel", "trial_id", "heartbeat")
 
 Row = tuple[Mapping[str, Any], Mapping[str, Any]]

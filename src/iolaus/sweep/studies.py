@@ -2,12 +2,13 @@
 
 What makes it the same question is the sweep's identity (search space, objective, directions), kept
 as the study's user attribute `iolaus.identity`. Optuna itself accepts changed ranges and a flipped
-direction in silence. Called by the sweeper before any trial exists, and by its workers.
+direction in silence.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import count
 from pathlib import Path
@@ -17,11 +18,15 @@ import optuna
 from optuna.storages import RDBStorage
 from optuna.storages._rdb import models
 from optuna.study import StudyDirection
+from optuna.trial import TrialState
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from iolaus.attributes import FOLDER, IDENTITY
+from iolaus.attributes import FOLDER, IDENTITY, RETRIED, WORKER
 from iolaus.errors import InputError, one_line
+from iolaus.sweep import processes
+
+log = logging.getLogger(__name__)
 
 
 def open_study(
@@ -35,7 +40,8 @@ def open_study(
 
     `directions` are "minimize" or "maximize", one per objective; `identity` must be JSON. With
     `on_mismatch="new"` a study of another identity is left alone and NAME_2, NAME_3 ... is opened,
-    the first that is free or has this identity.
+    the first that is free or has this identity. Otherwise a study in which no trial has finished
+    or runs takes the new question: it is made anew, and a line says so.
 
     Raises:
         InputError: the study has another identity; one line per difference, nothing is written.
@@ -48,6 +54,10 @@ def open_study(
             if not differences:
                 break
             if on_mismatch == "refuse":
+                if _forget_unfinished(session, candidate):
+                    log.warning("study %s had no finished trial and takes the new question", name)
+                    _open(session, candidate, ways, wanted)
+                    break
                 raise InputError(
                     [
                         f"study '{name}' has trials of another sweep; choose another study name, "
@@ -113,6 +123,24 @@ def _open(
         return list(_differences(there, here, "directions"))
     study.user_attributes.append(record)  # empty, for example made in the dashboard: take it over
     return []
+
+
+def _forget_unfinished(session: Session, name: str) -> bool:
+    """Delete the study `name` if no trial of it has finished, or runs in a process that may live.
+
+    A trial that was lost and waits again in another's place has not finished.
+    """
+    study = models.StudyModel.find_or_raise_by_name(name, session)
+    trials = select(models.TrialModel).where(models.TrialModel.study_id == study.study_id)
+    for trial in session.scalars(trials.where(models.TrialModel.state != TrialState.WAITING)):
+        kept = {a.key: json.loads(a.value_json) for a in trial.user_attributes}
+        running = trial.state == TrialState.RUNNING
+        gone = running and WORKER in kept and processes.is_gone(kept[WORKER])
+        if not (gone if running else RETRIED in kept):
+            return False
+    session.delete(study)
+    session.flush()
+    return True
 
 
 def _differences(there: Any, here: Any, name: str = "") -> Iterator[str]:

@@ -14,6 +14,7 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,11 +23,18 @@ import yaml
 from optuna.exceptions import ExperimentalWarning
 from optuna.trial import TrialState
 
-from iolaus import files, progress, storage
+from iolaus import commands, files, progress, storage
+from iolaus.analysis.ranking import best_trials
 from iolaus.analysis.read import trials_of
-from iolaus.attributes import SWEEP
-from iolaus.errors import NothingCompleted, Stopped, TrainingFailed, one_line
-from iolaus.sweep import dry_run, plan, studies, twins, worker
+from iolaus.attributes import LOST, SWEEP
+from iolaus.errors import (
+    NothingCompleted,
+    Stopped,
+    TrainingFailed,
+    one_line,
+    without_passwords,
+)
+from iolaus.sweep import dry_run, models_kept, plan, studies, twins, worker
 from iolaus.sweep.failure_rate import too_many_failed
 from iolaus.sweep.fallback import journal_of
 from iolaus.sweep.launch import Crew, Launch, launch
@@ -116,20 +124,21 @@ def sweep(
         if SWEEP not in study.user_attrs:
             study.set_user_attr(SWEEP, _asked(chosen, arguments, hydra, app))
         folder = studies.folder_of(opened, study, STUDIES.absolute())
-        ledger = ledger_of(chosen, study)
+        models_kept.ask(study, chosen.keep_models)
+        ledger = ledger_of(chosen, study, partial(app.checkpointed, folder))
         _take_up(chosen, ledger)
         deadline = began + chosen.timeout_s if chosen.timeout_s else math.inf
-        before = ledger.counts() | {"again": ledger.tried_again()}
-        crew = Crew(chosen, app, folder, before, deadline)
+        crew = Crew(chosen, app, folder, deadline)
         single = chosen.directions[0] if len(chosen.directions) == 1 else None
         board = Scoreboard(ledger, journal_of(study), single, chosen.objectives[0])
         _announce(chosen, ledger)
-        code = None
-        if ledger.total is None or ledger.counts()["remaining"]:
+        code, counts = None, ledger.counts()
+        to_go = ledger.total is None or counts["remaining"]
+        if to_go and not too_many_failed(chosen, counts):
             code = launch(crew, study, board, launcher)
-        _conclude(crew, study, ledger, code, results or folder)
-        if not temporary:
-            _show(chosen, study, url)
+        if app.origin["name"] == "iolaus":  # others keep what they want
+            models_kept.remove_others(study, folder)
+        _conclude(crew, study, ledger, code, results or folder, "" if temporary else url)
 
 
 def _asked(
@@ -138,7 +147,9 @@ def _asked(
     """What a study keeps of how it was asked, for reports and reruns; no storage's password."""
     return {
         "arguments": list(arguments),
-        "hydra": [word for word in hydra if not word.lstrip("+").startswith(_UNTOLD)],
+        "hydra": [
+            without_passwords(word) for word in hydra if not word.lstrip("+").startswith(_UNTOLD)
+        ],
         "application": dict(app.origin),
         "sampler": {"name": chosen.sampler.name, **chosen.sampler.given, "seed": chosen.seed},
         "pruner": {"name": chosen.pruner.name, **chosen.pruner.given},
@@ -169,25 +180,26 @@ def _announce(chosen: Plan, ledger: Ledger) -> None:
 
 
 def _conclude(
-    crew: Crew, study: optuna.Study, ledger: Ledger, code: int | None, results: Path
+    crew: Crew, study: optuna.Study, ledger: Ledger, code: int | None, results: Path, url: str
 ) -> None:
-    """Say what came of it, and end as it ended."""
+    """Show what came of it, and end as it ended; with a `url` in the dashboard and a report too."""
     counts = ledger.counts()
     if code is not None:
         raise Stopped(
             f"interrupted with {counts['remaining']} trials to go; the same command goes on", code
         )
     rate = f"hydra.sweeper.max_failure_rate={crew.plan.max_failure_rate:g}"
-    too_many = too_many_failed(crew.plan, dict(crew.before), counts)
+    too_many = too_many_failed(crew.plan, counts, ended=True)
+    hopeless = counts["remaining"] and too_many_failed(crew.plan, counts)
+    early = f"; {rate} ended it early" if hopeless else ""
+    if not counts["running"] + counts["waiting"] and crew.folder.is_dir():
+        from iolaus.sweep import trial_folder
+
+        trial_folder.tidy(crew.folder, *ledger.without_result())
     if not counts["done"]:
-        early = f"; {rate} ended it early" if too_many and counts["remaining"] else ""
         raise NothingCompleted(
             f"no trial of study {crew.plan.study} completed: {counts['pruned']} pruned, "
             f"{counts['failed']} failed{early}{_because(study)}"
-        )
-    if too_many:
-        raise TrainingFailed(
-            f"{counts['failed']} trials failed, more than {rate} allows{_because(study)}"
         )
     from iolaus.analysis import terminal
 
@@ -199,6 +211,13 @@ def _conclude(
     _write_results(study, results)
     if crew.folder.is_dir():
         _say(f"all of it is in {progress.shown(crew.folder)}")
+    if url:
+        _show(crew.plan, study, url)
+    if too_many:
+        raise TrainingFailed(
+            f"{counts['failed']} of {finished} trials failed, more than {rate} allows"
+            f"{early}{_because(study)}"
+        )
 
 
 def _say(line: str) -> None:
@@ -218,36 +237,29 @@ def _show(chosen: Plan, study: optuna.Study, url: str) -> None:
         except Exception as error:  # the results are kept, whatever is wrong with a picture
             log.warning("the report could not be written: %s", one_line(error))
             log.debug("the report", exc_info=True)
-    place = _relative(storage.masked(url))
-    where = "" if place == storage.DEFAULT else f" --storage {place}"
-    _say(f"dashboard: iolaus-study dashboard{where}")
-
-
-def _relative(url: str) -> str:
-    prefix = f"sqlite:///{Path.cwd()}/"
-    return f"sqlite:///{url.removeprefix(prefix)}" if url.startswith(prefix) else url
+    _say(f"dashboard: {commands.study('dashboard', where=url)}")
 
 
 def _because(study: optuna.Study) -> str:
     """The most frequent reason of failed trials."""
     failed = [trial for trial in trials_of(study) if trial.state == TrialState.FAIL]
-    reasons = [one_line(t.user_attrs["error"], 200) for t in failed if "error" in t.user_attrs]
+    errors = [t.user_attrs.get("error") or t.user_attrs.get(LOST) for t in failed]
+    reasons = [one_line(error, 200) for error in errors if error]
     return f"; most often: {max(set(reasons), key=reasons.count)}" if reasons else ""
 
 
 def _write_results(study: optuna.Study, folder: Path) -> None:
-    """optimization_results.yaml, as hydra-optuna-sweeper writes it."""
-    if len(study.directions) == 1:
-        try:
-            best = study.best_trial
-        except ValueError:  # all are complete and none is feasible
-            _say("no trial keeps hydra.sweeper.constraints")
-            return
-        found: dict[str, Any] = {"best_params": dict(best.params), "best_value": best.value}
+    """optimization_results.yaml as hydra-optuna-sweeper writes it, its `name: optuna` included."""
+    best = best_trials(study)
+    if len(study.directions) > 1:
+        front = [{"params": dict(t.params), "values": list(t.values)} for t in best]
+        found: dict[str, Any] = {"solutions": front}
+    elif best:
+        found = {"best_params": dict(best[0].params), "best_value": best[0].value}
     else:
-        front = [{"params": dict(t.params), "values": list(t.values)} for t in study.best_trials]
-        found = {"solutions": front}
-    text = yaml.safe_dump({"name": "iolaus", **found}, sort_keys=False, allow_unicode=True)
+        _say("no trial satisfies hydra.sweeper.constraints")
+        return
+    text = yaml.safe_dump({"name": "optuna", **found}, sort_keys=False, allow_unicode=True)
     folder.mkdir(parents=True, exist_ok=True)
     files.write_bytes(folder / RESULTS, text.encode())
 

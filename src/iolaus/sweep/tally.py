@@ -2,7 +2,7 @@
 
 A finished trial stays finished: each trial is read until it is, then it is only counted. What is
 read again is what waited or ran the last time, and what is new; all of it, once failed trials have
-got others in their place. Called by `ledger.py` and `put_back.py`.
+got others in their place.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from optuna.trial import TrialState
-from sqlalchemy import Connection, exists, select, union_all
+from sqlalchemy import Connection, select, union_all
 
-from iolaus.attributes import CONTINUES, RETRIED, RETRY_OF
+from iolaus.attributes import RETRIED, RETRY_OF
 from iolaus.sweep import records
 from iolaus.sweep.records import Row, Trials, UserAttributes
 
@@ -82,15 +82,13 @@ class Tally:
         return Counts(self._settled + states, self._size, self._last, waiting)
 
     def _unsettled(self, connection: Connection) -> bool:
-        """Whether trials that had failed for good are replaced since: a sweep was started again,
+        """Whether trials that had failed for good may be replaced since: a sweep was started again,
         here or elsewhere, and let the failed points of a grid wait."""
         if not self._settled[TrialState.FAIL]:
             return False
-        other = UserAttributes.__table__.alias().c
-        goes_on = exists().where(other.trial_id == _ATTRIBUTES.trial_id, other.key == CONTINUES)
         query = select(_ATTRIBUTES.trial_id).join(Trials, _ROWS.trial_id == _ATTRIBUTES.trial_id)
         query = query.where(_ROWS.study_id == self.study_id, _ROWS.trial_id > self._last)
-        query = query.where(_ATTRIBUTES.key == RETRY_OF, ~goes_on)
+        query = query.where(_ATTRIBUTES.key == RETRY_OF)
         return connection.scalar(query.limit(1)) is not None
 
     def add_waiting(self, connection: Connection, rows: Sequence[Row]) -> None:

@@ -1,8 +1,7 @@
 """Trains the trials of one worker: asked ones become specs, results become outcomes.
 
 The engine's monitor and Optuna's study meet here: evaluations become reports, the pruner's verdicts
-end trials. Made by `own.py`, driven by `worker.py`. Its sibling for other Hydra applications is
-`other.Caller`.
+end trials. Its sibling for other Hydra applications is `other.Caller`.
 """
 
 from __future__ import annotations
@@ -24,10 +23,11 @@ from iolaus.engine.monitor import Monitor
 from iolaus.engine.seeds import Group
 from iolaus.engine.spec import TrialResult, TrialSpec
 from iolaus.engine.width import MANY, Widths
-from iolaus.errors import IolausError, one_line
+from iolaus.errors import IolausError, masked, one_line
 from iolaus.schema import RunConfig
 from iolaus.sweep import order, samplers
 from iolaus.sweep.equal import Equal
+from iolaus.sweep.models_kept import Kept
 from iolaus.sweep.plan import Plan
 from iolaus.sweep.trial import Asked, Outcome, Verdicts
 from iolaus.sweep.trial_folder import TrialFolder
@@ -53,7 +53,8 @@ class Trainer(Monitor):
         verdicts: Verdicts,
     ) -> None:
         self.plan, self.folder, self.verdicts = plan, folder, verdicts
-        self.equal = Equal(read, folder, self._line)
+        self.kept = Kept(verdicts.study, plan.keep_models)
+        self.equal = Equal(read, self._place, self._line)
         self._groups: dict[int, tuple[Asked, Group, TrialFolder]] = {}
         self._newest, self._steps = (0, 0), 0
         self._members = 1
@@ -101,19 +102,27 @@ class Trainer(Monitor):
         for asked in _chain(first, rest):
             try:
                 run_config = self.equal.config_of(asked)
-                preflight.see_own_packages(run_config)
             except (IolausError, HydraException, OmegaConfBaseException) as error:
                 self.verdicts.tell(Outcome.failed(asked, one_line(error)))
                 continue
-            place = TrialFolder(self.folder / str(asked.number))
+            place = self._place(asked.number)
             spec = TrialSpec(run_config, number=asked.number, folder=place.path)
             place.begin(spec, asked.overrides, self._line(asked))
+            try:
+                preflight.see_own_packages(run_config)
+            except IolausError as error:
+                self.verdicts.tell(Outcome.failed(asked, one_line(error)))
+                continue
             members = seeds.members(spec)
             self._members = len(members)
             self._groups[spec.number] = (asked, Group(spec, len(members)), place)
             if self.plan.max_steps_total is not None:
                 self._plan_steps(asked, spec)
             yield from members
+
+    def _place(self, number: int) -> TrialFolder:
+        of = {"study": self.plan.study, "storage": masked(self.plan.storage or "")}
+        return TrialFolder(self.folder / str(number), of)
 
     def _plan_steps(self, asked: Asked, spec: TrialSpec) -> None:
         """Say, to the other workers too, how many steps a trial may take."""
@@ -125,7 +134,7 @@ class Trainer(Monitor):
             asked.trial.set_user_attr(PLANNED, steps)
 
     def _line(self, asked: Asked) -> list[int]:
-        """Numbers of the lost trials that a trial stands for, the last one first."""
+        """Numbers of the trials that a trial replaces, the last one first."""
         numbers: list[int] = []
         number, study = asked.continues, self.verdicts.study
         storage = study._storage  # `get_trials` would read the whole study
@@ -144,9 +153,8 @@ class Trainer(Monitor):
             return
         del self._groups[asked.number]
         outcome = self._outcome(asked, group)
-        kept = all((c.violation(outcome.numbers) or 0) <= 0 for c in self.plan.constraints)
-        best = outcome.state == "complete" and kept and self.verdicts.is_best(outcome)
-        place.end(group, outcome, keep_model=best)
+        feasible = all((c.violation(outcome.numbers) or 0) <= 0 for c in self.plan.constraints)
+        place.end(group, outcome, keep_model=self.kept.wants(outcome, feasible=feasible))
         yield outcome
 
     def _outcome(self, asked: Asked, group: Group) -> Outcome:
@@ -178,7 +186,10 @@ class Trainer(Monitor):
         finite = {key: _finite(value) for key, value in attributes.items()}
         values_of = metrics | numbers
         objectives = tuple(float(values_of.get(n, math.nan)) for n in self.plan.objectives)
-        return Outcome(asked, group.state, objectives, finite, numbers=values_of)
+        trace = None
+        if group.spec.folder is not None and any(result.trace for result in results):
+            trace = group.spec.folder / "iolaus.log"
+        return Outcome(asked, group.state, objectives, finite, values_of, trace)
 
     # --- what the engine tells -------------------------------------------------------------------
 

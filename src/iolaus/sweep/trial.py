@@ -5,9 +5,9 @@ Shared by `own.py` and `other.py`, which run trials, and `worker.py`, which asks
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -22,7 +22,7 @@ from iolaus.sweep.pruners import RungPruner
 class Asked:
     """A trial that this worker runs: Optuna's trial and the overrides that make it.
 
-    `continues` is the number of the lost trial whose checkpoints it may go on from.
+    `continues` is the number of the trial that it replaces, whose folder it takes over.
     """
 
     trial: optuna.Trial
@@ -45,6 +45,7 @@ class Outcome:
         values: its objectives; they count only when it is complete.
         attributes: user attributes, as JSON knows them.
         numbers: what constraints may name.
+        trace: the log file that holds the traceback of what it raised.
     """
 
     asked: Asked
@@ -52,11 +53,12 @@ class Outcome:
     values: tuple[float, ...] = ()
     attributes: Mapping[str, Any] = field(default_factory=dict)
     numbers: Mapping[str, float] = field(default_factory=dict)
+    trace: Path | None = None
 
     @classmethod
-    def failed(cls, asked: Asked, reason: str) -> Outcome:
+    def failed(cls, asked: Asked, reason: str, trace: Path | None = None) -> Outcome:
         """A trial that never got to train, or raised."""
-        return cls(asked, "failed", attributes={"error": reason})
+        return cls(asked, "failed", attributes={"error": reason}, trace=trace)
 
 
 class Stop:
@@ -104,8 +106,6 @@ class Verdicts:
         self.planned: dict[int, int] = {}
         self._pending: list[tuple[Asked, int, float]] = []
         self._condemned: set[int] = set()
-        self._best: float | None = None
-        self._best_known = False
 
     @property
     def pruner(self) -> BasePruner:
@@ -160,17 +160,3 @@ class Verdicts:
         """A trial has ended."""
         self._condemned.discard(asked.number)
         self.planned.pop(asked.number, None)
-
-    def is_best(self, outcome: Outcome) -> bool:
-        """Whether a trial is better than all that were complete when this worker began, and all of
-        its own since; of several objectives none is best."""
-        if len(outcome.values) != 1 or math.isnan(outcome.values[0]):
-            return False
-        direction = self.study.direction.name.lower()
-        if not self._best_known:
-            self._best, self._best_known = self.journal.best(direction), True
-        sign = 1 if direction == "maximize" else -1
-        if self._best is not None and sign * outcome.values[0] <= sign * self._best:
-            return False
-        self._best = outcome.values[0]
-        return True

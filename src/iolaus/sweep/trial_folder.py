@@ -6,12 +6,12 @@
     metrics.json     what Optuna's user attributes say too; written last. `equals` names the trial
                      of the same effect that was trained in this one's place
     iolaus.log       what happened when
-    best.pt          only of a trial that was the best of its worker's when it ended
-    tensorboard/     of such a trial, with logger=tensorboard
+    best.pt          of the trials that `hydra.sweeper.keep_models` keeps
+    tensorboard/     of these trials, with logger=tensorboard
     checkpoints/     only while it is unfinished
 
 The study's database holds the same numbers durably; these files are for people, and for a trial
-that goes on after an interruption. Called by `own.py`.
+that goes on after an interruption. A trial that replaces another takes over its folder.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import shlex
+import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import is_dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -29,7 +29,7 @@ from typing import Any
 
 import yaml
 
-from iolaus import files, logger, run_folder
+from iolaus import commands, files, logger, run_folder
 from iolaus.engine import checkpoint
 from iolaus.engine.seeds import Group
 from iolaus.engine.spec import TrialSpec, by_group, plain
@@ -43,36 +43,39 @@ _SIMPLE = re.compile(r"[a-z_][a-z_.]*=[a-z0-9_.+-]+")
 
 
 class TrialFolder:
-    """One trial's folder."""
+    """One trial's folder; `of` is what metrics.json says of its study: name, and storage."""
 
-    def __init__(self, path: Path):
-        self.path = path
+    def __init__(self, path: Path, of: Mapping[str, str] | None = None):
+        self.path, self._of = path, of or {}
         self._lines: list[str] = []
 
     def begin(
         self, spec: TrialSpec, overrides: Sequence[str], continues: Sequence[int] = ()
     ) -> None:
-        """Make the folder, write what the trial is, and take over checkpoints.
+        """Make the folder or take over that of a trial before it, and write what the trial is.
 
         Args:
             spec: the trial.
             overrides: what Hydra was told.
-            continues: numbers of the lost trials that it stands for, the last one first. More than
-                one may have checkpoints: one that died at its very beginning had taken none over.
+            continues: numbers of the trials that it replaces, the last one first; one that never
+                began has no folder.
 
         Raises:
             EnvironmentFault: the disk is full or the folder cannot be made.
         """
+        text = "".join(by_group(spec.config, "_yaml", _yaml).values())
         try:
+            for number in continues:
+                old = self.path.with_name(str(number))
+                if old.is_dir() and not self.path.exists():
+                    os.replace(old, self.path)
+                    self._take_over(text)
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise EnvironmentFault(f"cannot make {self.path}: {error.strerror or error}") from error
         words = "".join(f"- {text}\n" for text in map(_yaml_word, overrides))
         files.write_bytes(self.path / "overrides.yaml", words.encode(), durable=False)
-        text = "".join(by_group(spec.config, "_yaml", _yaml).values())
         files.write_bytes(self.path / "config.yaml", text.encode(), durable=False)
-        for number in continues:
-            self._take_over(self.path.with_name(str(number)), text)
         went_on = f", goes on from trial {continues[0]}" if continues else ""
         self.log(f"trial {spec.number} begins, config {spec.config_hash}{went_on}")
         self.log(f"the same alone: {alone(overrides)}")
@@ -87,6 +90,8 @@ class TrialFolder:
         Raises:
             EnvironmentFault: the disk is full or the folder cannot be written.
         """
+        if not self.path.is_dir():  # presumed dead: another goes on with it
+            return
         several = group.size > 1
         rows = [
             {"seed": result.spec.config.training.seed, **row} if several else row
@@ -99,6 +104,7 @@ class TrialFolder:
             run_folder.write_model(self.path, group.results[0])
             logger.write(self.path, group.spec.config, group.results)
         self.log(f"{outcome.state}" + (f": {group.error}" if group.error else ""))
+        self._lines += [result.trace for result in group.results if result.trace]
         self._close(outcome)
 
     def equal(self, outcome: Outcome, number: int) -> None:
@@ -116,37 +122,40 @@ class TrialFolder:
     def _close(self, outcome: Outcome) -> None:
         """Write what every trial has, and drop the checkpoints."""
         files.write_bytes(self.path / "iolaus.log", "".join(self._lines).encode(), durable=False)
-        summary = {"state": outcome.state, **outcome.attributes}
+        summary = {"state": outcome.state, **self._of, **outcome.attributes}
         run_folder.write_json(self.path / "metrics.json", summary, durable=False)
-        for place in [self.path / "checkpoints", *self.path.glob("seed_*/checkpoints")]:
-            checkpoint.clear_trial(place)
-            if place.parent != self.path and not any(place.parent.iterdir()):
-                place.parent.rmdir()
+        _clear(self.path)
 
-    def _take_over(self, old: Path, config: str) -> None:
-        """Move the checkpoints of a lost trial here, if it had the very same config: the command
-        may have another `training.device` now, for example, and then the trial begins anew.
-
-        Raises:
-            EnvironmentFault: they cannot be moved.
+    def _take_over(self, config: str) -> None:
+        """Keep of a trial before this one its checkpoints, if it had the very same config: the
+        command may have another `training.device` now, for example, and then the trial begins anew.
         """
-        try:
-            if not _equal_configs((old / "config.yaml").read_text("utf-8"), config):
-                return
-        except (
-            OSError,
-            UnicodeDecodeError,
-            yaml.YAMLError,
-        ):  # it died before it was written, or someone cleaned
-            return
-        try:
-            for place in old.glob("**/checkpoints"):
-                new = self.path / place.relative_to(old)
-                if not new.exists():
-                    new.parent.mkdir(parents=True, exist_ok=True)
-                    os.replace(place, new)
-        except OSError as error:
-            raise EnvironmentFault(f"cannot move {old}: {error.strerror or error}") from error
+        same = False
+        with contextlib.suppress(OSError, UnicodeDecodeError, yaml.YAMLError):  # it died too soon
+            same = _equal_configs((self.path / "config.yaml").read_text("utf-8"), config)
+        if not same:
+            _clear(self.path)
+        (self.path / "metrics.json").unlink(missing_ok=True)  # of one that failed
+
+
+def _clear(folder: Path) -> None:
+    """Drop a trial's checkpoints, and files that a killed process left half written."""
+    for left in folder.glob(".*.tmp"):
+        left.unlink(missing_ok=True)
+    for place in [folder / "checkpoints", *folder.glob("seed_*/checkpoints")]:
+        checkpoint.clear_trial(place)
+        if place.parent != folder and not any(place.parent.iterdir()):
+            place.parent.rmdir()
+
+
+def tidy(study: Path, replaced: Sequence[int], lost: Sequence[int]) -> None:
+    """Remove what trials without a result left in a study's folder, once no trial needs it: all of
+    those that others replaced, the checkpoints of those that were lost for good."""
+    with contextlib.suppress(OSError, EnvironmentFault):  # of no importance
+        for number in replaced:
+            shutil.rmtree(study / str(number), ignore_errors=True)
+        for number in lost:
+            _clear(study / str(number))
 
 
 def _equal_configs(one: str, other: str) -> bool:
@@ -164,7 +173,7 @@ def alone(overrides: Sequence[str]) -> str:
     words = list(overrides)
     if any(word.startswith("+sweeps=") for word in words):
         words.append("hydra.mode=RUN")  # a sweep's file asks for a sweep
-    return shlex.join(["iolaus", *words])
+    return commands.shell("iolaus", *words)
 
 
 def _yaml(key: str, value: Any) -> str:

@@ -1,7 +1,7 @@
 """What makes a trial the one it is: overrides of the values that are suggested to it.
 
 They are the sweep's own (`space.py`), the same in every trial or suggested by the sampler, and
-those of the user's function (`hook.py`). Called by `worker.py`, once for each trial that it claims.
+those of the user's function (`hook.py`).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 import optuna
 from omegaconf import OmegaConf
 
+from iolaus import trust
 from iolaus.errors import IolausError
 from iolaus.storage import FAILURES
 from iolaus.sweep import grammar, hook
@@ -60,8 +61,9 @@ class Words:
             raise ValueError(
                 f"custom_search_space raised {type(error).__name__}: {error}"
             ) from error
+        # A waiting trial brings parameters from the study, which may not say what is trusted.
         return [
             f"{name}={grammar.text_of(value)}"
             for name, value in trial.params.items()
-            if name not in known
+            if name not in known and "trust" not in trust.parts(name)
         ]

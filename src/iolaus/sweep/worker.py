@@ -1,7 +1,7 @@
 """A worker: asks the study for a trial, runs it, tells what came of it, until the total is met.
 
-Launched once per process by `launch.py`, by any Hydra launcher, or run in the sweeper's own
-process. Any number of them share a study through its database alone.
+Runs in the sweeper's own process, in local processes or in a Hydra launcher's jobs. Any number of
+them share a study through its database alone.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from optuna.samplers import RandomSampler
 from optuna.trial import TrialState
 from sqlalchemy import Connection
 
-from iolaus import storage
+from iolaus import progress, storage
 from iolaus.attributes import CONTINUES
 from iolaus.errors import EXIT_INTERRUPTED, IolausError, one_line
 from iolaus.sweep import pruners, samplers, step_budget
@@ -61,6 +61,10 @@ class App(Protocol):
         """What this worker runs its trials with."""
         ...
 
+    def checkpointed(self, folder: Path, number: int) -> int | None:
+        """Steps that the checkpoints of a trial hold, None if it never began; 0 if nobody knows."""
+        ...
+
     def config(self, plan: Plan) -> Any:
         """The config without the swept values, for a custom search space."""
         ...
@@ -75,10 +79,9 @@ class Worker:
         study: opened, of the plan's storage.
         folder: where trials leave their files.
         stop: asked by signals.
-        before: the study's counts when the sweep started; failures since then are judged. `again`
-            are those of its waiting trials that stand in for failed ones.
         deadline: `time.time()` after which no trial begins.
         notify: told after every trial, and now and then what the running ones are at.
+        began: told when the first trial begins.
     """
 
     def __init__(
@@ -89,15 +92,15 @@ class Worker:
         folder: Path,
         stop: Stop,
         *,
-        before: dict[str, int] | None = None,
         deadline: float = math.inf,
         notify: Callable[[str], object] = lambda status: None,
+        began: Callable[[], object] = lambda: None,
     ):
         self.plan, self.app, self.study, self.stop = plan, app, study, stop
-        self.before, self.deadline, self.notify = before or {}, deadline, notify
+        self.deadline, self.notify, self._began = deadline, notify, began
         study.sampler = RandomSampler(0)  # of a grid, whose points are laid out
         study.pruner = pruners.build(plan.pruner.name, plan.pruner.given, plan.directions)
-        self.ledger = ledger_of(plan, study)
+        self.ledger = ledger_of(plan, study, functools.partial(app.checkpointed, folder))
         self.journal = journal_of(study)
         self.verdicts = Verdicts(study, self.journal, stop, notify, self._write, self._tell)
         self.runner = app.runner(plan, folder, self.verdicts)
@@ -207,6 +210,8 @@ class Worker:
                 self.verdicts.room -= 1
                 asked = self._claimed.popleft()
                 self._begun.add(asked.number)
+                self._began()
+                self._began = lambda: None
                 yield asked
 
     def _claim(self) -> bool:
@@ -223,10 +228,10 @@ class Worker:
         several = self.plan.grid or self.plan.sampler.name in samplers.BLIND
         several = several and self.plan.max_steps_total is None
         room = max(1, self.verdicts.room) if several else 1
-        in_hand = list(self._running.values())
-        if len(in_hand) == 1 and self.ledger.is_last_chance(in_hand[0].trial):
-            return False  # nothing beside it
-        trials = self.ledger.claim_many(room, self._budget, not in_hand)
+        begun = [self._running[number].trial for number in self._begun]
+        if any(map(self.ledger.is_suspect, begun)):
+            return False  # nothing beside them
+        trials = self.ledger.claim_many(room, self._budget, alone=not begun)
         self._running |= {trial.number: Asked(trial, []) for trial in trials}
         claimed: list[Asked] = []
         for trial in trials:
@@ -279,10 +284,13 @@ class Worker:
             if ending.state == TrialState.FAIL:
                 what = " ".join(w for w in asked.overrides if w not in self.plan.space.fixed)
                 reason = ending.attributes.get("error")
-                log.warning("trial %d failed: %s (%s)", asked.number, reason, what)
+                trace = f"; traceback: {progress.shown(outcome.trace)}" if outcome.trace else ""
+                log.warning(
+                    "trial %d failed: %s (%s)%s", asked.number, reason, one_line(what), trace
+                )
         if any(ending.state == TrialState.FAIL for ending in endings):
             counts = self.ledger.counts()
-            self._too_many_failed = too_many_failed(self.plan, self.before, counts)
+            self._too_many_failed = too_many_failed(self.plan, counts)
         if ended:
             self._steps = None
             self.notify("")

@@ -16,7 +16,7 @@
 The questions are those of the Deep Learning Tuning Playbook (Godbole, Dahl, Gilmer, Shallue and
 Nado 2023, "Extracting insight from experiment results"); each check's docstring says its rule, its
 thresholds and its statistics. A healthy study has facts only, and where there are too few trials
-it is said that something is unknown. Called by `overview.py` and by reports.
+it is said that something is unknown.
 """
 
 from __future__ import annotations
@@ -48,8 +48,9 @@ def examine(opened: OpenStudy) -> list[Finding]:
 
 
 def next_command(opened: OpenStudy, findings: list[Finding]) -> str | None:
-    """One line for a shell that acts on the findings; None where there is nothing to do, or where
-    it is not known how the study was made.
+    """One line for a shell that acts on the findings, the most important first: problems, seed
+    noise that is unknown or hides which is the best, then other hints. None where there is nothing
+    to do, or where it is not known how the study was made.
 
     Other values, more steps or seeds are another question, to which the sweeper gives a study of
     its own: an unnamed one finds a name from its arguments, a named one gets NAME_2.

@@ -3,20 +3,21 @@
 It is made of the arguments that the study keeps of its sweep, which are text from a database:
 every word is quoted for a shell and without control characters. What Hydra itself was told
 (`hydra.sweeper.n_trials=60 hydra/sweeper/pruner=asha`) is not among the arguments; it is put
-together again from what else the study keeps. Called by `examine` and `next_command`.
+together again from what else the study keeps.
 """
 
 from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from iolaus.analysis.doctor import overrides
 from iolaus.analysis.doctor.evidence import Evidence
 from iolaus.analysis.doctor.finding import Finding
 from iolaus.analysis.library import OpenStudy
+from iolaus.commands import shell
 
 ACTED_ON = (
     "diverged",
@@ -28,18 +29,13 @@ ACTED_ON = (
     "pruning",
     "idle-parameter",
 )
-"""Kinds whose commands are put together; the first that sets a key decides it."""
+"""Kinds whose commands are put together, the most important first."""
 TOP = 5
 """Configurations that are run again with more seeds."""
 SEEDS = 5
 NUMBERS = {"num_parameters", "steps", "seconds", "samples_per_s"}
 """Objectives that no config names, so that the sweeper was told of them."""
 _PARAMS = "hydra.sweeper.params="
-
-
-def shell(words: Iterable[str]) -> str:
-    """Words as one line of a shell, quoted, without control characters."""
-    return " ".join(shlex.quote(_printable(word)) for word in words)
 
 
 def propose(opened: OpenStudy, findings: Sequence[Finding]) -> str | None:
@@ -54,17 +50,26 @@ def propose(opened: OpenStudy, findings: Sequence[Finding]) -> str | None:
     states = set(evidence.frame["state"])
     if states & {"running", "waiting"} or not states:
         return None  # it is at work
-    chosen = [f for kind in ACTED_ON for f in findings if f.kind == kind and f.command]
+    known = [finding for finding in findings if finding.command]
+    chosen = [f for kind in ACTED_ON for f in known if f.kind == kind and f.level != "fact"]
+    curves = _words([finding for finding in known if finding.kind == "curves"])
+    problems = {finding.kind for finding in findings if finding.level == "problem"}
+    is_urgent = any(finding.kind in problems for finding in chosen)
+    if not is_urgent and any(finding.kind == "seed-noise" for finding in known):
+        # Before more trials of one seed each, of which the best may only be the luckiest.
+        command = _more_seeds(evidence, arguments, curves)
+        if command or not chosen:
+            return command
+    return _again(evidence, arguments, curves | _words(chosen)) if chosen else None
+
+
+def _words(findings: Sequence[Finding]) -> dict[str, str]:
+    """The overrides of findings by their keys; the first that sets a key decides it."""
     changes: dict[str, str] = {}
-    for finding in chosen:
-        if finding.level != "fact":
-            for word in shlex.split(finding.command or ""):
-                changes.setdefault(_path(word), word)
-    if changes:
-        return _again(evidence, arguments, changes)
-    if any(f.kind == "seed-noise" and f.command for f in findings):
-        return _more_seeds(evidence, arguments)
-    return None
+    for finding in findings:
+        for word in shlex.split(finding.command or ""):
+            changes.setdefault(_path(word), word)
+    return changes
 
 
 def _again(evidence: Evidence, arguments: list[str], changes: Mapping[str, str]) -> str | None:
@@ -77,16 +82,16 @@ def _again(evidence: Evidence, arguments: list[str], changes: Mapping[str, str])
     words = _merged([*arguments, *missing], plain)
     continuous = evidence.opened.asked.get("grid") is False
     words += [*_settings(evidence, grid=not continuous), *_one(cased)]
-    return shell(["iolaus", "-m", *_place(evidence), *words, *_name(evidence, bool(plain))])
+    return shell("iolaus", "-m", *_place(evidence), *words, *_name(evidence, bool(plain)))
 
 
-def _more_seeds(evidence: Evidence, arguments: list[str]) -> str | None:
+def _more_seeds(evidence: Evidence, arguments: list[str], changes: Mapping[str, str]) -> str | None:
     """The best configurations alone, each with several seeds, in a study of their own."""
     best = evidence.configurations.head(TOP)
     points = [overrides.of_point(evidence, row) for row in best.to_dict("records")]
     if len(points) < 2 or None in points:
         return None
-    changes = {"training.seeds": f"training.seeds={SEEDS}"}
+    changes = {**changes, "training.seeds": f"training.seeds={SEEDS}"}
     for key in evidence.seeds:
         # A seed that was swept is the first of those that now make one trial.
         changes[key] = f"{key}=0"
@@ -101,7 +106,7 @@ def _more_seeds(evidence: Evidence, arguments: list[str]) -> str | None:
         f"hydra.sweeper.enqueue=[{','.join(map(str, points))}]",
         f"hydra.sweeper.n_trials={len(points)}",
     ]
-    return shell(["iolaus", "-m", *_place(evidence), *words, *_name(evidence, False)])
+    return shell("iolaus", "-m", *_place(evidence), *words, *_name(evidence, False))
 
 
 def _undeclared(
@@ -214,7 +219,3 @@ def _value(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     return overrides.quoted(value) if isinstance(value, str) else str(value)
-
-
-def _printable(text: str) -> str:
-    return "".join(c if c.isprintable() else " " for c in text)

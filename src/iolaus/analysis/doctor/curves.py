@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from iolaus.analysis.doctor.chance import Mask
-from iolaus.analysis.doctor.command import shell
 from iolaus.analysis.doctor.evidence import Evidence
 from iolaus.analysis.doctor.finding import Finding, count
 from iolaus.analysis.doctor.shapes import FEWEST_STEPS, Curves, Losses
+from iolaus.commands import shell
 
 Act = Callable[[Evidence], str | None]
 
@@ -82,7 +82,7 @@ def _oftener(evidence: Evidence) -> str | None:
     steps = evidence.config("training.max_steps")
     if not isinstance(steps, int) or steps < 10 or "training.eval_every" in evidence.keys:
         return None
-    return shell([f"training.eval_every={steps // 10}"])
+    return shell(f"training.eval_every={steps // 10}")
 
 
 def _longer(evidence: Evidence) -> str | None:
@@ -101,7 +101,7 @@ def _budget(evidence: Evidence, factor: float) -> str | None:
             return None  # it is swept, and an edge if it is too small
         value = evidence.config(key)
         if isinstance(value, int) and not isinstance(value, bool) and value > 1:
-            return shell([f"{key}={max(1, int(value * factor))}"])
+            return shell(f"{key}={max(1, int(value * factor))}")
     return None
 
 
@@ -112,7 +112,7 @@ def _regularized(evidence: Evidence) -> str | None:
         ("regularization.weight_decay", "0.0,0.0001,0.001"),
     ):
         if key not in evidence.keys and evidence.config(key) == 0:
-            return shell([f"{key}={values}"])
+            return shell(f"{key}={values}")
     return None
 
 
@@ -120,4 +120,4 @@ def _decayed(evidence: Evidence) -> str | None:
     """A cosine, where the learning rate is constant."""
     constant = evidence.config("schedule.name") == "constant"
     swept = any(key.partition(".")[0] == "schedule" for key in evidence.keys)
-    return shell(["schedule=cosine"]) if constant and not swept else None
+    return shell("schedule=cosine") if constant and not swept else None

@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 
 from iolaus.analysis.doctor import chance, overrides
-from iolaus.analysis.doctor.command import shell
 from iolaus.analysis.doctor.evidence import Case, Evidence, best_of
 from iolaus.analysis.doctor.finding import Finding, count, percent, short
+from iolaus.commands import shell
 
 NEAR = 0.1
 """The share of a range that counts as its edge."""
@@ -94,7 +94,7 @@ def _of(evidence: Evidence, case: Case, rows: pd.DataFrame) -> Iterator[Finding]
                 "edge",
                 "hint",
                 _text(case, listed is not None, upper, bound, low, high, there, best),
-                None if wider is None else shell([wider]),
+                None if wider is None else shell(wider),
             )
 
 

@@ -21,6 +21,7 @@ import pandas as pd
 from iolaus.analysis.doctor.chance import Array
 from iolaus.analysis.frame import ranks
 from iolaus.analysis.library import OpenStudy
+from iolaus.analysis.ranking import order
 from iolaus.attributes import IDENTITY
 
 FEWEST, MOST = 5, 25
@@ -148,7 +149,8 @@ class Evidence:
         for place, number in zip(grouped.ngroup(), done["number"], strict=True):
             numbers.setdefault(int(place), []).append(int(number))
         found["numbers"] = [numbers[place] for place in range(len(found))]
-        return found.sort_values("score", ascending=False, kind="stable", ignore_index=True)
+        places = order(found["score"], found["numbers"].map(min), ["maximize"])
+        return found.iloc[places].reset_index(drop=True)
 
     def codes(self, frame: pd.DataFrame, keys: list[str]) -> list[pd.Series]:
         """What `frame` is grouped by so that values of any kind, and missing ones, are kept."""

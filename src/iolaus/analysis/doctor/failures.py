@@ -10,9 +10,9 @@ import pandas as pd
 
 from iolaus.analysis.doctor import overrides
 from iolaus.analysis.doctor.chance import Array
-from iolaus.analysis.doctor.command import shell
 from iolaus.analysis.doctor.evidence import FINISHED, Case, Evidence
 from iolaus.analysis.doctor.finding import Finding, Level, count, percent, plain, short
+from iolaus.commands import shell
 
 HINT, PROBLEM = 0.1, 0.5
 """Shares of failed trials from which it is worth a look, and from which it is a problem."""
@@ -168,4 +168,4 @@ def _remedy(evidence: Evidence, case: Case, upper: bool) -> str | None:
     steps, warmup = evidence.config("training.max_steps"), evidence.config("schedule.warmup_steps")
     if case.column != "optimizer.lr" or not upper or warmup != 0 or not isinstance(steps, int):
         return None
-    return shell([f"schedule.warmup_steps={max(1, steps // 10)}"])
+    return shell(f"schedule.warmup_steps={max(1, steps // 10)}")

@@ -1,4 +1,4 @@
-"""What the doctor says, and the words that its checks share. Called by every check."""
+"""What the doctor says, and the words that its checks share."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Finding:
 
 def plain(text: object, limit: int = 120) -> str:
     """Text of a study in one line, without control characters."""
-    return one_line("".join(c if c.isprintable() else " " for c in str(text)), limit)
+    return one_line(text, limit)
 
 
 def short(value: Any) -> str:

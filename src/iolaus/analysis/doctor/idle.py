@@ -9,9 +9,9 @@ import pandas as pd
 
 from iolaus.analysis.doctor import chance, overrides
 from iolaus.analysis.doctor.chance import Array
-from iolaus.analysis.doctor.command import shell
 from iolaus.analysis.doctor.evidence import Case, Evidence
 from iolaus.analysis.doctor.finding import Finding, count, percent, plain
+from iolaus.commands import shell
 
 FEWEST = 40
 """Trials below which an effect may hide."""
@@ -141,7 +141,7 @@ def _fixing(evidence: Evidence, key: str) -> str | None:
     if is_number and cases[0].entry.get("kind") == "float":
         value = float(f"{float(value):.2g}")
     found = overrides.fixed(cases[0], value)
-    return None if found is None else shell([found])
+    return None if found is None else shell(found)
 
 
 def _twins(evidence: Evidence) -> Iterator[Finding]:

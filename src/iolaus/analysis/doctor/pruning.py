@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 
 from iolaus.analysis.doctor.chance import roughness
-from iolaus.analysis.doctor.command import shell
 from iolaus.analysis.doctor.evidence import Evidence
 from iolaus.analysis.doctor.finding import Finding, count, percent, short
+from iolaus.commands import shell
 
 FEWEST, SHARE = 3, 0.1
 """Pruned trials, and their share of all pruned, that must look better than the best did."""
@@ -124,4 +124,4 @@ def _later(evidence: Evidence, steps: np.ndarray) -> str | None:
     key = {"asha": "min_resource", "median": "n_warmup_steps", "percentile": "n_warmup_steps"}
     if name not in key:
         return None
-    return shell([f"hydra.sweeper.pruner.{key[name]}={first}"])
+    return shell(f"hydra.sweeper.pruner.{key[name]}={first}")

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from iolaus.analysis.doctor.command import SEEDS, shell
+from iolaus.analysis.doctor.command import SEEDS
 from iolaus.analysis.doctor.evidence import Evidence
 from iolaus.analysis.doctor.finding import Finding, count, short
+from iolaus.commands import shell
 
 LEVEL = 2.0
 """Standard errors of a difference below which two configurations are not told apart."""
@@ -32,7 +33,7 @@ def check(evidence: Evidence) -> Iterator[Finding]:
     done = evidence.configurations
     if evidence.goal is None or len(done) < 2:
         return
-    more = shell([f"training.seeds={SEEDS}"]) if evidence.identity.get("config") else None
+    more = shell(f"training.seeds={SEEDS}") if evidence.identity.get("config") else None
     head = evidence.best
     several = head[head["runs"] > 1]
     freedom = int((several["runs"] - 1).sum())

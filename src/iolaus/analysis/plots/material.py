@@ -12,6 +12,7 @@ import pandas as pd
 
 from iolaus.analysis.library import OpenStudy
 from iolaus.analysis.plots.words import word
+from iolaus.analysis.ranking import order
 
 MOST_POINTS = 2_000
 """Trials that one plot draws."""
@@ -43,7 +44,7 @@ class Material:
         self.goals: dict[str, str] = self.df.attrs["objectives"]
         self.value, self.direction = next(iter(self.goals.items()))
         finished = self.df[self.df["state"].isin(("complete", "pruned", "failed"))]
-        varying = [key for key in self.df.attrs["keys"] if _varies(finished[key])]
+        varying = [key for key in self.df.attrs["keys"] if finished[key].nunique() > 1]
         self.seeds = [key for key in varying if key.rpartition(".")[2] == "seed"]
         self.keys = [key for key in varying if key not in self.seeds]
         good = (self.df["state"] == "complete") & (self.df[self.value].abs() < LARGEST)
@@ -82,7 +83,7 @@ class Material:
 
     def best_first(self, df: pd.DataFrame) -> pd.DataFrame:
         """Rows by the first objective."""
-        return df.sort_values(self.value, ascending=self.minimized, kind="stable")
+        return df.iloc[order(df[self.value], df["number"], [self.direction])]
 
     @property
     def of_several(self) -> str:
@@ -108,7 +109,3 @@ def thin(material: Material, df: pd.DataFrame, most: int = MOST_POINTS) -> tuple
     chosen += list(random.choice(rest, min(len(rest), most - len(chosen)), replace=False))
     which = "the best, failed and pruned ones, others by chance"
     return df.loc[sorted(chosen)], f" Drawn are {most:,} of {len(df):,} trials: {which}."
-
-
-def _varies(values: pd.Series) -> bool:
-    return len(values.drop_duplicates()) > 1 and len(values.dropna().drop_duplicates()) > 0

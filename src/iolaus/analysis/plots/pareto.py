@@ -9,13 +9,13 @@ from __future__ import annotations
 import itertools
 
 import numpy as np
-import numpy.typing as npt
 import plotly.graph_objects as go
 
 from iolaus.analysis.plots import Plot
 from iolaus.analysis.plots.common import GREY, PALETTE, chooser, floats, styled, value_axis, whole
 from iolaus.analysis.plots.material import Material, thin
 from iolaus.analysis.plots.words import pair_title, word
+from iolaus.analysis.ranking import best as best_of
 
 MOST_PAIRS = 10
 
@@ -26,10 +26,8 @@ def plot(material: Material) -> Plot | None:
     good = material.good[np.isfinite(material.good[names]).all(axis=1)]
     if len(names) < 2 or good.empty:
         return None
-    signs = np.array([1 if material.goals[name] == "minimize" else -1 for name in names])
-    is_best = front(good[names].to_numpy() * signs)
-    best = good[is_best].sort_values(names[0])
-    others, left_out = thin(material, good[~is_best])
+    best = good.iloc[best_of(good[names], good["number"], list(material.goals.values()))]
+    others, left_out = thin(material, good.drop(best.index))
     fig, options = go.Figure(), []
     pairs = list(itertools.combinations(names, 2))[:MOST_PAIRS]
     for index, (x, y) in enumerate(pairs):
@@ -61,20 +59,3 @@ def plot(material: Material) -> Plot | None:
     says = f"{goals}: {len(best)} of {len(good):,} trials are on the Pareto front, those that no"
     says += f" other beats in all objectives.{left_out}"
     return Plot("pareto", "Pareto front", says, fig)
-
-
-def front(losses: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
-    """Which rows no other row beats: losses (N, objectives), less is better.
-
-    Rows are compared in lexicographic order: what beats a row comes before it.
-    """
-    order = np.lexsort(losses.T[::-1])
-    kept = losses[:0]
-    result = np.zeros(len(losses), dtype=bool)
-    for row in order:
-        point = losses[row]
-        beaten = ((kept <= point).all(axis=1) & (kept < point).any(axis=1)).any()
-        if not beaten:
-            result[row] = True
-            kept = np.vstack([kept, point])
-    return result

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import html
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from iolaus.analysis.terminal import number
+from iolaus.errors import printable
 
 MOST_LETTERS = 24
 NOT_SET = "not set"
@@ -20,7 +22,7 @@ def label(value: Any, letters: int = MOST_LETTERS) -> str:
     if isinstance(value, bool | np.bool_):
         return str(value).lower()
     if isinstance(value, str):
-        text = "".join(c if c.isprintable() else "?" for c in value)
+        text = printable(value)
         if len(text) > letters:  # what tells names apart is often at their end
             text = f"{text[: letters // 2]}…{text[-((letters - 1) // 2) :]}"
         # A brace would be a variable in a hover text.
@@ -35,7 +37,7 @@ def label(value: Any, letters: int = MOST_LETTERS) -> str:
 def word(name: str) -> str:
     """A name of the study within a sentence: harmless in HTML whether the page escapes it or
     not."""
-    return "".join(c if c.isprintable() and c not in "<>&\"'" else "?" for c in name[:60])
+    return re.sub("[<>&\"']", "?", printable(name[:60]))
 
 
 def key_title(key: str, letters: int = 20) -> dict[str, Any]:

@@ -1,15 +1,15 @@
-"""What a study is: objective, trials by state, when, command, versions. Called by `page.py`."""
+"""What a study is: objective, trials by state, when, command, versions."""
 
 from __future__ import annotations
 
 import math
-import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
+from iolaus import commands
 from iolaus.analysis.frame import STATES
 from iolaus.analysis.library import OpenStudy
 from iolaus.analysis.report.markup import label, number, prose, text
@@ -106,7 +106,7 @@ def listed(opened: OpenStudy, df: pd.DataFrame) -> list[tuple[str, str]]:
             seed = entry.get("seed")
             more = f", seed {label(seed)}" if seed is not None else ""
             found.append((name.capitalize(), text(entry["name"]) + more))
-    swept = [f"<code>{text(key)}</code>" for key in df.attrs["keys"]]
+    swept = [f"<code>{text(key)}</code>" for key in df.attrs["keys"] if df[key].nunique() > 1]
     found.append(("Swept", ", ".join(swept)))
     if "device" in df:
         devices = df["device"].dropna().astype(str).unique().tolist()
@@ -127,10 +127,10 @@ def command_of(asked: Mapping[str, Any]) -> str:
     if not isinstance(arguments, list) or not isinstance(application, Mapping):
         return ""
     name = str(application.get("name") or "iolaus")
-    program = name if name == "iolaus" else f"python {shlex.quote(name + '.py')}"
+    program = [name] if name == "iolaus" else ["python", f"{name}.py"]
     told = asked.get("hydra")
     words = [*arguments, *(told if isinstance(told, list) else [])]
-    return " ".join([program, "-m", *(shlex.quote(str(word)) for word in words)])
+    return commands.shell(*program, "-m", *words)
 
 
 def _environment(found: Any) -> str:

@@ -1,20 +1,18 @@
-"""Tables of what a study found: the pivot of what was swept, the best trials.
-
-Called by `page.py`.
-"""
+"""Tables of what a study found: the pivot of what was swept, the best trials."""
 
 from __future__ import annotations
 
 import math
-import shlex
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
+from iolaus import commands
 from iolaus.analysis.library import OpenStudy
+from iolaus.analysis.ranking import best_rows
 from iolaus.analysis.report.markup import label, number, prose, table, text
-from iolaus.analysis.tables import best, pivot
+from iolaus.analysis.tables import pivot
 from iolaus.attributes import IDENTITY
 
 BEST = 10
@@ -128,26 +126,29 @@ def top(opened: OpenStudy, df: pd.DataFrame) -> Section | None:
     if not (df["state"] == "complete").any():
         return None
     if len(goals) == 1:
-        shown = best(df, BEST)
+        shown = best_rows(df).head(BEST)
         key, title = "best", "Best trials"
         caption = f"The {len(shown)} best of {(df['state'] == 'complete').sum():,} complete trials"
     else:
-        (value, direction), *_ = goals.items()
-        front = df[df["number"].isin([trial.number for trial in opened.study.best_trials])]
-        shown = front.sort_values(value, ascending=direction == "minimize").head(BEST)
+        front = best_rows(df)
+        shown = front.head(BEST)
         key, title = "front", "Trials of the Pareto front"
         caption = f"{len(shown)} of {len(front):,} trials that no other beats in every objective"
     if shown.empty:
         return None
     metrics = ("std", "test_accuracy", "val_loss", "steps", "seconds")
     seeds = [key for key in df.attrs["keys"] if key.rpartition(".")[2] == "seed"]
-    columns = [*goals, *varying(df), *seeds, *(name for name in metrics if name in df)]
+    same = {key for key in varying(df) if len(shown) > 1 and shown[key].nunique(dropna=False) == 1}
+    keys = [key for key in varying(df) if key not in same]
+    columns = [*goals, *keys, *seeds, *(name for name in metrics if name in df)]
     columns = [name for name in dict.fromkeys(columns) if shown[name].notna().any()]
     rows = [
         [str(row["number"]), *(_value(name, row[name], goals) for name in columns)]
         for row in shown.to_dict("records")
     ]
     head = ["trial", *(_title(name, shown[name]) for name in columns)]
+    pairs = [f"{text(key)} {label(shown[key].iloc[0])}" for key in varying(df) if key in same]
+    caption += f"; the same in all: {', '.join(pairs)}" if pairs else ""
     content = table(head, rows, caption, kind="best-of") + _again(opened, shown["number"].iloc[0])
     return Section(key, title, content)
 
@@ -156,7 +157,7 @@ def _again(opened: OpenStudy, trial: int) -> str:
     """How a trial of iolaus is trained again, empty for other programs'."""
     if IDENTITY not in opened.user_attrs:
         return ""
-    command = f"iolaus-study rerun {shlex.quote(opened.name)} {trial}"
+    command = commands.study("rerun", opened.name, trial, where=opened.where)
     return f'<p class="note">Trained again alone and compared by <code>{prose(command)}</code>.</p>'
 
 

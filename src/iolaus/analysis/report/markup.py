@@ -1,7 +1,4 @@
-"""What is written into a page: text made safe, numbers for people, data packed.
-
-Called by the other modules of this package.
-"""
+"""What is written into a page: text made safe, numbers for people, data packed."""
 
 from __future__ import annotations
 
@@ -17,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from iolaus.analysis.terminal import number as number
+from iolaus.errors import printable
 
 LONGEST = 400
 """Letters of a text that are shown."""
@@ -24,7 +22,7 @@ LONGEST = 400
 
 def clean(value: object) -> str:
     """One line of printable text, cut after `LONGEST` letters; not yet safe in HTML."""
-    line = _printable(" ".join(str(value).split()))
+    line = printable(" ".join(str(value).split()))
     return line if len(line) <= LONGEST else f"{line[:LONGEST]}…"
 
 
@@ -35,13 +33,7 @@ def text(value: object) -> str:
 
 def prose(value: str) -> str:
     """As `text`, never cut and with the spaces that it has: sentences, and commands to copy."""
-    return html.escape(_printable(value.replace("\n", " ")), quote=True)
-
-
-def _printable(line: str) -> str:
-    if line.isprintable():
-        return line
-    return "".join(letter if letter.isprintable() else "?" for letter in line)
+    return html.escape(printable(value.replace("\n", " ")), quote=True)
 
 
 def label(value: Any) -> str:
