@@ -27,7 +27,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from iolaus import command, commands, compat, config, preflight, usage
+from iolaus import commands, compat, config, preflight, trust, usage
 from iolaus.engine import seeds
 from iolaus.engine.spec import TrialSpec
 from iolaus.errors import (
@@ -50,7 +50,7 @@ _began: list[bool] = []
 
 def main() -> None:
     """Entry point of the console script."""
-    with command.running("iolaus"):
+    with commands.running("iolaus"):
         try:
             _main()
         except (HydraException, OmegaConfBaseException) as error:
@@ -157,11 +157,11 @@ def run(cfg: DictConfig) -> float:
         return _run(config.read(cfg), Path(settings.runtime.output_dir))
     except TrainingFailed as error:
         if settings.mode != RunMode.MULTIRUN:
-            command.complain("iolaus", error)
+            commands.complain("iolaus", error)
         print(f"iolaus: job {settings.job.num}: {error}", file=sys.stderr)
         return math.nan
     except IolausError as error:
-        command.complain("iolaus", error)
+        commands.complain("iolaus", error)
 
 
 def _run(run_config: RunConfig, folder: Path) -> float:
@@ -170,14 +170,14 @@ def _run(run_config: RunConfig, folder: Path) -> float:
     from iolaus.engine.train import Interrupted, train
     from iolaus.progress import Watch, show_result, shown
 
-    preflight.see_own_packages(run_config)
+    trust.see_own_packages(run_config.trust)
     logger.check(run_config)
     for line in config.inert(run_config):
         log.warning("%s", line)
     device.keep_memory()
     spec = TrialSpec(run_config, folder=folder)
     if not (folder / "manifest.json").exists():  # a job of --multirun
-        preflight.begin(folder, spec, [*_flags(), *_words()])
+        run_folder.begin(folder, spec, [*_flags(), *_words()])
     try:
         with Watch() as watch, _signals(watch):
             results = list(train(seeds.members(spec), logger.follow(spec, folder, watch)))

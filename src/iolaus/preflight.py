@@ -9,7 +9,6 @@ import contextlib
 import inspect
 import re
 import shutil
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,11 +25,10 @@ from omegaconf.errors import OmegaConfBaseException
 from iolaus import config, logger, overrides, run_folder, trust
 from iolaus.check import shown
 from iolaus.engine.spec import TrialSpec
-from iolaus.errors import EnvironmentFault, InputError, nearest, one_line
+from iolaus.errors import InputError, nearest, one_line
 
 if TYPE_CHECKING:
     from iolaus.engine.program import Program
-    from iolaus.schema import RunConfig
 
 
 _FOREIGN = re.compile(r"""[^][(){},:='"]*[^\x00-\x7f][^][(){},:='"]*""")
@@ -197,10 +195,10 @@ def check(arguments: Any, argv: Sequence[str]) -> Ready | None:
             print("this very run is finished already:")
             show_result(finished, wanted)
             return None
-        begin(run_folder.make(wanted), spec, argv)
+        run_folder.begin(run_folder.make(wanted), spec, argv)
         return Ready(made=[other.absolute() for other in missing])
     folder = run_folder.claim(wanted)
-    begin(folder, spec, argv)
+    run_folder.begin(folder, spec, argv)
     made = [folder, *(other for other in missing if other != wanted)]
     added = [f"hydra.run.dir={_quoted(str(folder))}"]
     return Ready(added, [other.absolute() for other in made])
@@ -220,31 +218,8 @@ def _wanted(cfg: DictConfig) -> Path:
     return Path(given)
 
 
-def begin(folder: Path, spec: TrialSpec, arguments: Sequence[str]) -> None:
-    """Write the manifest of a run; a folder that cannot even hold that is removed again.
-
-    Raises:
-        EnvironmentFault: the folder cannot be written.
-    """
-    from iolaus.engine import device
-
-    try:
-        name = device.describe(_program(spec).device)
-        run_folder.write_manifest(folder, spec, arguments, name)
-    except EnvironmentFault:
-        if not any(folder.iterdir()):
-            folder.rmdir()
-        raise
-
-
-def see_own_packages(run_config: RunConfig) -> None:
-    """Let `trust=[mypackage]` find a package in the working folder, as `python -m` does."""
-    if run_config.trust and str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
-
-
 def _program(spec: TrialSpec) -> Program:
-    see_own_packages(spec.config)
+    trust.see_own_packages(spec.config.trust)
     logger.check(spec.config)
     from iolaus.engine.program import Program
 

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
-from iolaus import command
+from iolaus import commands
 from iolaus.engine.monitor import Monitor
 from iolaus.engine.spec import TrialSpec
 
@@ -160,4 +160,4 @@ class _Patient(Console):
 
     def on_broken_pipe(self) -> None:
         self.quiet = True
-        command.close_stdout()
+        commands.close_stdout()

@@ -136,6 +136,24 @@ def read(path: Path) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
+def begin(folder: Path, spec: TrialSpec, arguments: Sequence[str]) -> None:
+    """Write the manifest of a run; a folder that cannot even hold that is removed again.
+
+    Raises:
+        EnvironmentFault: the folder cannot be written.
+    """
+    from iolaus.engine import device
+    from iolaus.engine.program import Program
+
+    try:
+        name = device.describe(Program.of(spec).device)
+        write_manifest(folder, spec, arguments, name)
+    except EnvironmentFault:
+        if not any(folder.iterdir()):
+            folder.rmdir()
+        raise
+
+
 def write_manifest(folder: Path, spec: TrialSpec, arguments: Sequence[str], device: str) -> None:
     """Write manifest.json: all that is needed to run this again.
 

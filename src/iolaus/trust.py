@@ -19,9 +19,11 @@ from __future__ import annotations
 import importlib
 import inspect
 import re
+import sys
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -227,3 +229,9 @@ def beyond_values(word: str) -> str | None:
     if "." not in key.partition("@")[0] and key != "trust" and not is_option:
         return "does not name an option of a group"
     return None
+
+
+def see_own_packages(packages: Sequence[str]) -> None:
+    """Let `trust=[mypackage]` find a package in the working folder, as `python -m` does."""
+    if packages and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))

@@ -147,7 +147,7 @@ class IolausSweeper(Sweeper):
         Raises:
             SystemExit: something is wrong, nothing completed, or a signal ended the sweep.
         """
-        from iolaus import command
+        from iolaus import commands
         from iolaus.errors import IolausError
 
         assert self.hydra_context is not None
@@ -158,4 +158,4 @@ class IolausSweeper(Sweeper):
 
             _impl.sweep(self.node, arguments, self.hydra_context, self.task_function, self.config)
         except IolausError as error:
-            command.complain("iolaus", error)
+            commands.complain("iolaus", error)

@@ -19,13 +19,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from iolaus import STORAGE, command
+from iolaus import STORAGE, commands
 from iolaus.errors import InputError
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the console script."""
-    with command.running("iolaus-study"):
+    with commands.running("iolaus-study"):
         sys.exit(run(sys.argv[1:] if arguments is None else arguments))
 
 

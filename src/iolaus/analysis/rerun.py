@@ -18,7 +18,8 @@ from pathlib import Path
 
 from optuna.trial import FrozenTrial
 
-from iolaus import preflight, run_folder
+from iolaus import run_folder
+from iolaus import trust as trust_rule
 from iolaus.analysis.compare import FLOORS, OTHER_DEVICE, PROBES, Given, Tolerance, compare
 from iolaus.analysis.library import OpenStudy
 from iolaus.analysis.recorded import cut_of, given_of, recorded_of, trial_of
@@ -68,7 +69,7 @@ def rerun(
     restored = restore(opened, trial, overrides, trust, config_dir)
     restored = _on_this_machine(restored)
     found = restored.config
-    preflight.see_own_packages(found)
+    trust_rule.see_own_packages(found.trust)
     program = Program.of(TrialSpec(found))
     say = console()
     for line in [
@@ -79,7 +80,7 @@ def rerun(
         say.print(line, markup=False, highlight=False, soft_wrap=True)
     place = run_folder.claim(folder or PLACE / _folder_name(opened.name, number))
     spec = TrialSpec(found, number=number, folder=place)
-    preflight.begin(place, spec, _command(restored.words))
+    run_folder.begin(place, spec, _command(restored.words))
     recorded = recorded_of(opened, trial, restored, program.objective)
     cuts = cut_of(trial, recorded)
     with Watch(say) as watch:

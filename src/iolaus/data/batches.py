@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from iolaus.data.dataset import Split, TensorSplit
-from iolaus.engine.device import free_memory
+from iolaus.data.memory import free_memory
 from iolaus.errors import EnvironmentFault, one_line
 
 Pair = tuple[Tensor, Tensor]

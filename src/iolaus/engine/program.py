@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from iolaus import data, early_stopping, models, optim, schedule
 from iolaus import init as initialization
-from iolaus.data import batches
+from iolaus.data import batches, memory
 from iolaus.data.dataset import Dataset
 from iolaus.engine import device, streams
 from iolaus.engine.spec import TrialSpec
@@ -189,7 +189,7 @@ class Program:
         inputs = self.batch_size * math.prod(self.data.input_shape)
         # The template, the trial, its best state, gradients, a copy on its way, and moments.
         need = 4 * ((5 + len(self.rule.moments)) * count + activations + inputs)
-        free = device.free_memory(self.device)
+        free = memory.free_memory(self.device)
         if self.device.type == "cuda":  # others' share may come free
             free = torch.cuda.get_device_properties(self.device).total_memory
         self.fits = None if free is None else max(1, int(0.9 * free / need))

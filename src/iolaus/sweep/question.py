@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from iolaus import logger, preflight
+from iolaus import logger, trust
 from iolaus.engine.spec import TrialSpec
 from iolaus.errors import InputError, nearest
 from iolaus.sweep import pruners
@@ -36,7 +36,7 @@ def meet(configs: Sequence[RunConfig]) -> Program:
     """
     from iolaus.engine.program import Program
 
-    preflight.see_own_packages(configs[0])
+    trust.see_own_packages(configs[0].trust)
     for config in configs:
         logger.check(config)
     specs = {spec.static: spec for spec in map(TrialSpec, configs)}

@@ -15,7 +15,7 @@ from typing import Any
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from iolaus import preflight
+from iolaus import trust
 from iolaus.attributes import CONTINUES, EFFECT, PLANNED
 from iolaus.effect import effect
 from iolaus.engine import seeds
@@ -109,7 +109,7 @@ class Trainer(Monitor):
             spec = TrialSpec(run_config, number=asked.number, folder=place.path)
             place.begin(spec, asked.overrides, self._line(asked))
             try:
-                preflight.see_own_packages(run_config)
+                trust.see_own_packages(run_config.trust)
             except IolausError as error:
                 self.verdicts.tell(Outcome.failed(asked, one_line(error)))
                 continue
