@@ -15,14 +15,14 @@ from pathlib import Path
 
 from variants import PATHS
 
-import iolaus
-from iolaus.engine import executors
-from iolaus.engine.executors import recorded
-from iolaus.engine.kernels import fused
-from iolaus.engine.program import Program
-from iolaus.engine.spec import TrialSpec
-from iolaus.engine.train import train
-from iolaus.engine.width import Widths
+import sweepstack
+from sweepstack.engine import executors
+from sweepstack.engine.executors import recorded
+from sweepstack.engine.kernels import fused
+from sweepstack.engine.program import Program
+from sweepstack.engine.spec import TrialSpec
+from sweepstack.engine.train import train
+from sweepstack.engine.width import Widths
 
 
 def take_away(path: str) -> None:
@@ -43,7 +43,7 @@ def trials(given: argparse.Namespace) -> list[TrialSpec]:
         *(f"training.max_steps={given.steps}", f"training.eval_every={given.steps}"),
         *("training.device=cpu", *given.overrides),
     ]
-    return [iolaus.compose(*words, f"training.seed={n}") for n in range(given.trials)]
+    return [sweepstack.compose(*words, f"training.seed={n}") for n in range(given.trials)]
 
 
 def main() -> None:

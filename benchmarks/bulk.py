@@ -23,15 +23,16 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import iolaus.engine.train
-from iolaus import storage
-from iolaus.engine.spec import TrialResult
-from iolaus.sweep import own, studies, worker
-from iolaus.sweep import plan as plans
-from iolaus.sweep.journal import Journal
-from iolaus.sweep.ledger import Ledger
-from iolaus.sweep.trial import Stop
-from iolaus.sweep.trial_folder import TrialFolder
+import sweepstack.engine.train
+from sweepstack.engine.spec import TrialResult
+from sweepstack.study import storage
+from sweepstack.sweep import plan as plans
+from sweepstack.sweep.book import studies
+from sweepstack.sweep.book.journal import Journal
+from sweepstack.sweep.book.ledger import Ledger
+from sweepstack.sweep.worker import own, worker
+from sweepstack.sweep.worker.trial import Stop
+from sweepstack.sweep.worker.trial_folder import TrialFolder
 
 WIDTH = 64
 SPACE = {
@@ -110,7 +111,7 @@ def main() -> None:
     seeds = f"training.seed=range(0,{max(2, -(-trials // SIZE))})"
     words = ["data=quadratic", "training.device=cpu", seeds]
     node = {"params": SPACE, "sampler": "grid", "n_trials": trials, "storage": None}
-    iolaus.engine.train.train = at_once  # type: ignore[assignment]
+    sweepstack.engine.train.train = at_once  # type: ignore[assignment]
     for method in ("claim_many", "counts", "recover", "others_at_work", "beat"):
         timed(Ledger, method, "database")
     for method in ("parameters", "write"):
@@ -121,7 +122,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         os.chdir(name)
         app = own.Own()
-        plan, question = app.prepare(plans.read(node, words, "iolaus", app.check))
+        plan, question = app.prepare(plans.read(node, words, "sweepstack", app.check))
         opened = storage.connect(f"sqlite:///{name}/studies.db")
         study = studies.open_study(opened, plan.study, plan.directions, question)
         runner = worker.Worker(plan, app, study, Path(name) / "trials", Stop())

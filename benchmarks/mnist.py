@@ -1,6 +1,6 @@
-"""MNIST as numpy arrays, for the programs that throughput.py compares iolaus with.
+"""MNIST as numpy arrays, for the programs that throughput.py compares sweepstack with.
 
-They run in environments that have neither iolaus nor torchvision, so the files are read here.
+They run in environments that have neither sweepstack nor torchvision, so the files are read here.
 """
 
 from __future__ import annotations

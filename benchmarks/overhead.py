@@ -1,4 +1,4 @@
-"""What a trial costs besides its training: iolaus beside hydra-optuna-sweeper.
+"""What a trial costs besides its training: sweepstack beside hydra-optuna-sweeper.
 
     uv run python benchmarks/overhead.py [--trials 20 200 2000] [--other PYTHON]
     uv run python benchmarks/overhead.py --bulk [1000 10000]
@@ -7,10 +7,11 @@ The first two of three measurements are each a sweep of `n` trials in a process 
 of its own, on the default SQLite storage:
 
 1. The same Hydra application, whose task returns (x - 2)^2 at once, swept over x with the random
-   sampler, by `hydra/sweeper=iolaus` and by `hydra/sweeper=optuna`. PYTHON is the interpreter of an
-   environment that has hydra-optuna-sweeper (`pip install --pre hydra-optuna-sweeper`); without it
-   that row is left out. This is Hydra's own cost of a job plus the sweeper's.
-2. iolaus itself: `iolaus -m data=quadratic`, three swept parameters, five evaluations a trial. Its
+   sampler, by `hydra/sweeper=sweepstack` and by `hydra/sweeper=optuna`. PYTHON is the interpreter
+   of an environment that has hydra-optuna-sweeper (`pip install --pre hydra-optuna-sweeper`);
+   without it that row is left out. This is Hydra's own cost of a job plus the sweeper's.
+2. sweepstack itself: `sweepstack -m data=quadratic`, three swept parameters, five evaluations a
+trial. Its
    bookkeeping is the sweep's time, from the second trial's start to the last one's end, less the
    seconds that the engine spent training and evaluating (which every trial records).
 3. `--bulk`: the bookkeeping of stacks of 64 that train nothing (`bulk.py`), in parts.
@@ -73,7 +74,7 @@ def other_app(python: str, sweeper: str, trials: int) -> float:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         version = (
-            "{}" if sweeper == "optuna" else "__import__('iolaus.compat').compat.MAIN_ARGUMENTS"
+            "{}" if sweeper == "optuna" else "__import__('sweepstack.compat').compat.MAIN_ARGUMENTS"
         )
         (folder / "app.py").write_text(APP.replace("OPTIONS", version))
         words = [
@@ -87,10 +88,10 @@ def other_app(python: str, sweeper: str, trials: int) -> float:
 
 
 def own(trials: int) -> tuple[float, float]:
-    """Milliseconds per trial of iolaus: bookkeeping, and training."""
+    """Milliseconds per trial of sweepstack: bookkeeping, and training."""
     with tempfile.TemporaryDirectory() as name:
         words = [
-            *("-m", "iolaus", "-m", "data=quadratic", "optimizer=sgd", "training.max_steps=5"),
+            *("-m", "sweepstack", "-m", "data=quadratic", "optimizer=sgd", "training.max_steps=5"),
             *("training.eval_every=1", "hydra/sweeper/sampler=random"),
             *(f"hydra.sweeper.n_trials={trials}", "optimizer.lr=interval(0.001,0.01)"),
             *("regularization.weight_decay=interval(0.0,0.1)", "init=he,xavier"),
@@ -126,9 +127,9 @@ def main() -> None:
     if given.bulk is not None:
         bulk(given.bulk or [1000, 10000])
         return
-    print("trials   app: iolaus   app: optuna   iolaus itself: bookkeeping   (training)")
+    print("trials   app: sweepstack   app: optuna   sweepstack itself: bookkeeping   (training)")
     for trials in given.trials:
-        mine = other_app(sys.executable, "iolaus", trials)
+        mine = other_app(sys.executable, "sweepstack", trials)
         theirs = f"{other_app(given.other, 'optuna', trials):.1f}" if given.other else "not run"
         bookkeeping, training = own(trials)
         print(

@@ -39,7 +39,7 @@ def sweep(pruner: str, seed: int, trials: int, root: str, folder: Path) -> optun
         f"hydra.sweeper.study_name={name}",
     ]
     subprocess.run(
-        [sys.executable, "-m", "iolaus", "-m", *words],
+        [sys.executable, "-m", "sweepstack", "-m", *words],
         cwd=folder,
         check=True,
         stdout=subprocess.DEVNULL,

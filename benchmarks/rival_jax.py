@@ -4,9 +4,9 @@
 
 Prints one line of JSON: for each width the median seconds of a trial in the stacks that make up
 `--trials` trials (weights, batch order, 200 steps, validation) and, apart, the seconds of compiling
-the stack's one program. Every trial has an order of batches of its own, as trials of iolaus have;
-`--shared-order` gives all trials of a stack the same batches, as iolaus's data.order_seed does.
-`--test` measures the test samples too.
+the stack's one program. Every trial has an order of batches of its own, as trials of sweepstack
+have; `--shared-order` gives all trials of a stack the same batches, as sweepstack's data.order_seed
+does. `--test` measures the test samples too.
 
 Notation: S trials of a stack, B samples of a batch, T steps.
 """

@@ -25,12 +25,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from iolaus import config, data
-from iolaus.data.dataset import Dataset, TensorSplit
-from iolaus.engine.device import describe
-from iolaus.engine.program import Program
-from iolaus.engine.spec import TrialSpec
-from iolaus.engine.train import train
+from sweepstack import data
+from sweepstack.config import reading as config
+from sweepstack.data.dataset import Dataset, TensorSplit
+from sweepstack.engine.device import describe
+from sweepstack.engine.program import Program
+from sweepstack.engine.spec import TrialSpec
+from sweepstack.engine.train import train
 
 
 def made_up(shape: tuple[int, ...], train_samples: int) -> Dataset:

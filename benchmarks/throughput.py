@@ -1,4 +1,5 @@
-"""Trials per second: hand-written PyTorch, hydra-optuna-sweeper, JAX, iolaus one by one, stacked.
+"""Trials per second: hand-written PyTorch, hydra-optuna-sweeper, JAX, sweepstack one by one,
+stacked.
 
     uv run python benchmarks/throughput.py --root FOLDER_WITH_MNIST [--hos PYTHON] [--jax PYTHON]
     uv run python benchmarks/throughput.py --grid --root FOLDER [-- data.subset=2000]
@@ -15,9 +16,10 @@ round runs, in a process of its own, on the same device and number of threads:
     each, training as (a) does (rival_hydra.py; PYTHON also needs torch and hydra-joblib-launcher);
 (d) JAX, vmap over a stack and lax.scan over steps (rival_jax.py), compiled outside of the clock;
     the ratios take the width that was best over all rounds;
-(e) `iolaus -m` at training.width=1 and (f) at training.width=auto, random sampler, an empty folder
-    each time, so that (f) measures the width anew. iolaus measures the 10,000 test samples of each
-    trial as well; the others do so only with `--test`.
+(e) `sweepstack -m` at training.width=1 and (f) at training.width=auto, random sampler, an empty
+folder
+    each time, so that (f) measures the width anew. sweepstack measures the 10,000 test samples of
+    each trial as well; the others do so only with `--test`.
 
 `training` is the engine's own time (the attribute `seconds` in e and f), `after start-up` runs from
 the first trial's start to the last one's end as the study's database tells, `whole` is the
@@ -28,9 +30,9 @@ against.
 `--grid`: sweeps/mlp_mnist_200_steps, all 10,368 runs, once. `--memory`: grids, and random samplers,
 of 100, 1,000 and 10,000 trials of 5 steps on data=quadratic; growth is that of the cost after a
 tenth of the trials, which start-up does not hide. `--models`: (e) and (f) in turn for
-every model of iolaus on data=digits, 50 steps. `--ablate`: (f)'s training on the CPU without each
-fast path, widths measured anew each time; one that gains under 10% goes. Overrides after `--` are
-added to iolaus's own.
+every model of sweepstack on data=digits, 50 steps. `--ablate`: (f)'s training on the CPU without
+each fast path, widths measured anew each time; one that gains under 10% goes. Overrides after `--`
+are added to sweepstack's own.
 """
 
 from __future__ import annotations
@@ -130,7 +132,7 @@ def jax_rows(benchmark: Benchmark, measures: list[Measure]) -> None:
 def grid(given: argparse.Namespace) -> None:
     """The published grid, every run."""
     words = ["+sweeps=mlp_mnist_200_steps", f"data.root={Path(given.root).resolve()}"]
-    found = Benchmark(given).iolaus(words, GRID)
+    found = Benchmark(given).sweepstack(words, GRID)
     whole, after = (GRID * (value or 0.0) for value in (found.whole, found.after_start))
     print(
         f"{GRID} runs with validation and test: {after:.1f} s after start-up, {whole:.1f} s in all"
@@ -152,7 +154,7 @@ def memory(given: argparse.Namespace) -> None:
             points = f"training.seed=range(0,{trials // 10})", f"optimizer.lr={rates}"
             drawn = "optimizer.lr=interval(0.001,0.01)", f"hydra.sweeper.n_trials={trials}"
             words = [*fixed, *(points if sampler == "grid" else drawn)]
-            row = benchmark.iolaus([*words, f"hydra/sweeper/sampler={sampler}"], trials)
+            row = benchmark.sweepstack([*words, f"hydra/sweeper/sampler={sampler}"], trials)
             cells = number(row.after_start, 1e3, 28), number(row.steady, 1e3, 16)
             rest = number(row.whole, 1e3, 9), number(row.peak_mib, 1, 11, 0)
             print(f"{trials:14d}{''.join((*cells, *rest))}", flush=True)
@@ -184,7 +186,7 @@ def models(given: argparse.Namespace) -> None:
                     *(f"hydra.sweeper.n_trials={n}", "hydra/sweeper/sampler=random"),
                     "hydra.sweeper.sampler.seed=0",
                 ]
-                measures.append(benchmark.iolaus(words, n))
+                measures.append(benchmark.sweepstack(words, n))
         cells = "".join(number(ratio, 1, 15) for ratio in ratios(found["1"], found["auto"]))
         print(f"{name:10s}{cells}", flush=True)
 
@@ -227,7 +229,9 @@ def main() -> None:
     parser.add_argument("--widths", type=int, nargs="+", default=[1, 8, 16, 32, 64], help="of JAX")
     parser.add_argument("--test", action="store_true", help="the others measure test data too")
     parser.add_argument("--sizes", type=int, nargs="+", default=[100, 1_000, 10_000])
-    parser.add_argument("overrides", nargs="*", help="after --: overrides of every iolaus sweep")
+    parser.add_argument(
+        "overrides", nargs="*", help="after --: overrides of every sweepstack sweep"
+    )
     given = parser.parse_args()
     print(hardware(), flush=True)
     chosen = {

@@ -31,10 +31,10 @@ class Benchmark:
         self.jax: dict[int, list[dict[str, float]]] = {}
         self.versions: dict[str, str] = {}
 
-    def iolaus(self, words: list[str], trials: int) -> Measure:
-        """One sweep of iolaus."""
+    def sweepstack(self, words: list[str], trials: int) -> Measure:
+        """One sweep of sweepstack."""
         device = f"training.device={self.given.device}"
-        command = [sys.executable, "-m", "iolaus", "-m", *words, device, *self.given.overrides]
+        command = [sys.executable, "-m", "sweepstack", "-m", *words, device, *self.given.overrides]
         return sweep(command, trials, variables={"OMP_NUM_THREADS": str(self.threads)})
 
     def stack(self, width: str) -> Measure:
@@ -47,7 +47,7 @@ class Benchmark:
             *(f"optimizer.lr={RATES}", f"hydra.sweeper.n_trials={n}"),
             *("hydra/sweeper/sampler=random", "hydra.sweeper.sampler.seed=0"),
         ]
-        return self.iolaus(words, n)
+        return self.sweepstack(words, n)
 
     def without(self, path: str) -> dict[str, float]:
         """Training without a fast path: seconds per trial, and the width."""
@@ -118,6 +118,6 @@ class Benchmark:
             rivals["(c) the same, joblib n_jobs=2"] = lambda: self.hydra(2)
         if self.given.jax:
             rivals["(d) JAX vmap+scan"] = self.scan
-        rivals["(e) iolaus, width=1"] = lambda: self.stack("1")
-        rivals["(f) iolaus, width=auto"] = lambda: self.stack("auto")
+        rivals["(e) sweepstack, width=1"] = lambda: self.stack("1")
+        rivals["(f) sweepstack, width=auto"] = lambda: self.stack("auto")
         return rivals

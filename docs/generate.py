@@ -1,7 +1,7 @@
 """Writes docs/config.md, the reference of every config key: `python docs/generate.py`.
 
-Keys, defaults and comments come from the files of conf/, types and ranges from iolaus.schema and
-from the rules of the sweeper; nothing is written twice. A test fails when the page is stale.
+Keys, defaults and comments come from the files of conf/, types and ranges from sweepstack.schema
+and from the rules of the sweeper; nothing is written twice. A test fails when the page is stale.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hydra_plugins.iolaus_sweeper.iolaus_sweeper import PRUNERS, SAMPLERS, SWEEPER
-from iolaus import check, config, schema
-from iolaus.sweep import plan, pruners, samplers, settings
+from hydra_plugins.sweepstack_sweeper.sweepstack_sweeper import PRUNERS, SAMPLERS, SWEEPER
+from sweepstack.config import check, schema
+from sweepstack.config import reading as config
+from sweepstack.sweep import plan, pruners, samplers, settings
 
 PAGE = Path(__file__).with_name("config.md")
 CONF = config.folder("conf")
@@ -25,8 +26,8 @@ HEAD = """\
 # Every config key
 
 Written by `python docs/generate.py` from `conf/` and the schema; do not edit. A group's option is
-chosen with `GROUP=OPTION`, a value with `GROUP.KEY=VALUE`. `iolaus --help GROUP=OPTION` prints the
-same comments, `iolaus --cfg job` the composed config.
+chosen with `GROUP=OPTION`, a value with `GROUP.KEY=VALUE`. `sweepstack --help GROUP=OPTION` prints
+the same comments, `sweepstack --cfg job` the composed config.
 
 *Stack* says whether trials that differ in a key can be trained in one stack (*own*: each slot has
 its own value) or not (*same*). What is off at 0, false or null (a weight decay, dropout, clipping,

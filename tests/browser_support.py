@@ -1,7 +1,7 @@
 """Fixtures for pages that are opened in a real browser: Debian's chromium, driven by playwright.
 
 Where one of the two is missing the tests are skipped and say so. Screenshots stay with pytest's
-temporary files, or go to the folder that IOLAUS_SCREENSHOTS names. Imported by the tests of the
+temporary files, or go to the folder that SWEEPSTACK_SCREENSHOTS names. Imported by the tests of the
 report and of the dashboard:
 
     from browser_support import browser, eventually, screenshots
@@ -56,6 +56,6 @@ def eventually(locator: Any) -> Any:
 @pytest.fixture
 def screenshots(tmp_path: Path) -> Path:
     """The folder for screenshots."""
-    folder = Path(os.environ.get("IOLAUS_SCREENSHOTS", tmp_path))
+    folder = Path(os.environ.get("SWEEPSTACK_SCREENSHOTS", tmp_path))
     folder.mkdir(parents=True, exist_ok=True)
     return folder

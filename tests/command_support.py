@@ -26,6 +26,6 @@ def complaint(done, code):
     assert code == 1 or done.stdout == "", done.stdout
     lines = done.stderr.splitlines()
     assert lines, done
-    assert all(line.startswith("iolaus: ") for line in lines), done.stderr
+    assert all(line.startswith("sweepstack: ") for line in lines), done.stderr
     assert "Traceback" not in done.stderr
-    return [line.removeprefix("iolaus: ") for line in lines]
+    return [line.removeprefix("sweepstack: ") for line in lines]

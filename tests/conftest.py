@@ -39,14 +39,14 @@ def spec():
 
 
 @pytest.fixture
-def iolaus(tmp_path):
-    """Run the command line in an empty folder: `iolaus("optimizer.lr=-1")`.
+def sweepstack(tmp_path):
+    """Run the command line in an empty folder: `sweepstack("optimizer.lr=-1")`.
 
     `cold=True` starts a new interpreter, as a shell does.
     """
 
     def run(*arguments: str, cwd=tmp_path, env=(), cold: bool = False):
-        words = ["-m", "iolaus", *without_report(arguments)]
+        words = ["-m", "sweepstack", *without_report(arguments)]
         environment = {**os.environ, "COLUMNS": "100", **dict(env)}
         if not cold:
             return warm.run(words, cwd, environment)

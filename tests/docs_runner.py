@@ -24,13 +24,13 @@ def run(kind: str, words: list[str]) -> None:
         sys.argv = words
         runpy.run_path(words[0], run_name="__main__")
     elif kind == "study":
-        from iolaus.analysis import cli
+        from sweepstack.cli import study as cli
 
         cli.main(words)
     else:
-        from iolaus import app
+        from sweepstack.cli import app
 
-        sys.argv = ["iolaus", *words]
+        sys.argv = ["sweepstack", *words]
         app.main()
 
 

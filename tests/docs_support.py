@@ -11,7 +11,7 @@ import re
 import shlex
 from dataclasses import dataclass
 
-from iolaus.sweep.naming import automatic
+from sweepstack.sweep.naming import automatic
 
 NOT_RUN = re.compile(r"not run here:$", re.IGNORECASE)
 FILE = re.compile(r"# ([\w./]+\.(?:py|yaml))$")
@@ -62,7 +62,7 @@ def blocks(page: str) -> list[Block]:
 
 
 def shortened(words: list[str]) -> list[str]:
-    """The words of `iolaus ...` with little to train, under the study name of the long command."""
+    """The words of `sweepstack ...` with little to train, under the study name of the long command."""
     if "--resume" in words:
         return words
     given = [word for word in words if "=" in word]
@@ -71,7 +71,7 @@ def shortened(words: list[str]) -> list[str]:
         added += SHORTER.get(word.removeprefix("+sweeps="), [])
     if "-m" in words and not any(word.startswith("hydra.sweeper.study_name=") for word in words):
         sweep = [w for w in given if not w.startswith(("hydra.", "hydra/"))]
-        added.append(f"hydra.sweeper.study_name={automatic('iolaus', sweep)!r}")
+        added.append(f"hydra.sweeper.study_name={automatic('sweepstack', sweep)!r}")
     keys = {word.partition("=")[0] for word in given}
     if "-m" in words:
         # A report, or measuring how wide stacks are to be, takes longer than two steps.
@@ -84,7 +84,7 @@ def composed(line: str) -> list[str] | None:
     words = shlex.split(line)
     while "=" in words[0]:  # environment
         del words[0]
-    if words[:3] != ["uv", "run", "iolaus"]:
+    if words[:3] != ["uv", "run", "sweepstack"]:
         return None
     missing = ("hydra/launcher=", "hydra.launcher.", "hydra.sweeper.storage=")
     kept = [word for word in words[3:] if not word.startswith(missing)]

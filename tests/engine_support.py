@@ -7,10 +7,10 @@ import pytest
 import torch
 from support import make_spec
 
-from iolaus.engine import streams
-from iolaus.engine.program import Program
-from iolaus.engine.step import Batch, Step
-from iolaus.engine.train import train
+from sweepstack.data import streams
+from sweepstack.engine.program import Program
+from sweepstack.engine.step import Batch, Step
+from sweepstack.engine.train import train
 
 SHORT = ("data=quadratic", "model.hidden=[8]", "training.max_steps=12", "training.eval_every=4")
 ADAMW = (*SHORT, "optimizer=adamw")
@@ -109,7 +109,7 @@ def program():
 def widths_seen(monkeypatch):
     """The width of the stack at every step, those aside that try whether the model stacks."""
     seen = []
-    monkeypatch.setattr("iolaus.engine.width.why_not_stacked", lambda program: None)
+    monkeypatch.setattr("sweepstack.engine.width.why_not_stacked", lambda program: None)
     original = Step.update
 
     def spy(self, stack, *arguments):
@@ -150,7 +150,7 @@ def measured(monkeypatch):
                 raise torch.OutOfMemoryError("CUDA out of memory")
             return 1e-6 * taken
 
-        monkeypatch.setattr("iolaus.engine.width._time", take)
+        monkeypatch.setattr("sweepstack.engine.width._time", take)
         return tried
 
     return give

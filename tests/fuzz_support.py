@@ -24,11 +24,11 @@ import warm
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
-from hydra_plugins.iolaus_sweeper import iolaus_sweeper
-from iolaus import config
+from hydra_plugins.sweepstack_sweeper import sweepstack_sweeper
+from sweepstack.config import reading as config
 
 LIMIT_S = 20
-STUDY = Path(sysconfig.get_path("scripts"), "iolaus-study")
+STUDY = Path(sysconfig.get_path("scripts"), "sweepstack-study")
 ALLOWED = {0, 1, 2, 3, 4, 5}
 """Exit codes that a command which nobody interrupts may have."""
 
@@ -136,7 +136,7 @@ GROUPS = {
     "early_stopping": ("none", "patience"),
     "training": ("default",),
     "logger": ("none", "tensorboard"),
-    "hydra/sweeper": ("iolaus", "basic"),
+    "hydra/sweeper": ("sweepstack", "basic"),
     "hydra/launcher": ("basic", "joblib"),
     "hydra/sweeper/sampler": ("tpe", "random", "grid", "gp", "cmaes", "qmc", "brute_force"),
     "hydra/sweeper/pruner": ("none", "median", "asha", "hyperband", "patient", "threshold"),
@@ -256,7 +256,7 @@ STUDY_WORDS = (
     ),
     *("--trust", "os", "--config-dir", "--nothing", "--output", "--port", "--host"),
 )
-"""Words of `iolaus-study`; `dashboard`, which serves until Ctrl-C, has tests of its own."""
+"""Words of `sweepstack-study`; `dashboard`, which serves until Ctrl-C, has tests of its own."""
 STUDY_LINES = (
     *(("list",), ("show", "s"), ("report", "s"), ("report", "s", "-o", "x.html")),
     *(("export", "s", "-o", "x.csv"), ("export", "s", "--history", "-o", "x.csv")),
@@ -274,7 +274,7 @@ APP = """
         main()
 """
 APP_CONFIG = """
-    defaults: [override hydra/sweeper: iolaus, _self_]
+    defaults: [override hydra/sweeper: sweepstack, _self_]
     x: 1.0
     y: {a: 1, b: [1, 2]}
     z: null
@@ -284,7 +284,7 @@ APP_CONFIG = """
 
 @dataclass(frozen=True)
 class Line:
-    """One command line: the `program` (iolaus, iolaus-study, app) and its words."""
+    """One command line: the `program` (sweepstack, sweepstack-study, app) and its words."""
 
     program: str
     words: tuple[str, ...]
@@ -298,8 +298,10 @@ class Line:
 def line_of(seed: int, number: int) -> Line:
     """The line of that number: the same one on every machine."""
     rng = random.Random(f"{seed} {number}")
-    program = rng.choices(["iolaus", "iolaus -m", "iolaus-study", "app"], [40, 35, 15, 10])[0]
-    if program == "iolaus-study":
+    program = rng.choices(
+        ["sweepstack", "sweepstack -m", "sweepstack-study", "app"], [40, 35, 15, 10]
+    )[0]
+    if program == "sweepstack-study":
         return Line(program, _study_words(rng))
     if program == "app":
         words = [_app_word(rng) for _ in range(rng.randint(1, 3))]
@@ -308,13 +310,13 @@ def line_of(seed: int, number: int) -> Line:
     given = ["training.device=cpu", "hydra.sweeper.report=false"]
     keys = {word.partition("=")[0] for word in words}
     given += [] if "training.max_steps" in keys else ["training.max_steps=1"]
-    if program == "iolaus -m":
+    if program == "sweepstack -m":
         given += ["hydra.sweeper.n_trials=2", "hydra.sweeper.timeout_s=9"]
         given += ["hydra.sweeper.dry_run=true"] if rng.random() < 0.8 else []
         given.insert(0, "-m")
     if rng.random() < 0.12:
         words += rng.choice(FLAGS)
-    return Line("iolaus", (*given, *words))
+    return Line("sweepstack", (*given, *words))
 
 
 def _word(rng: random.Random, program: str) -> str:
@@ -330,7 +332,7 @@ def _word(rng: random.Random, program: str) -> str:
     else:
         key = rng.choice(_keys()) if kind < 0.95 else rng.choice(ODD)
         value = _odd(rng, key)
-    if program == "iolaus -m" and rng.random() < 0.4:
+    if program == "sweepstack -m" and rng.random() < 0.4:
         value = rng.choice(SWEPT)
     return _misspelt(rng, key, value)
 
@@ -401,7 +403,7 @@ def _keys() -> list[str]:
 
 def _sweeper_keys() -> list[str]:
     assert ConfigStore.instance()
-    keys = [key for key in iolaus_sweeper.SWEEPER if key not in ("defaults", "report")]
+    keys = [key for key in sweepstack_sweeper.SWEEPER if key not in ("defaults", "report")]
     keys += ["sampler", "sampler.name", "sampler.seed", "sampler.n_startup_trials", "params.x"]
     return [f"hydra.sweeper.{key}" for key in [*keys, "pruner", "pruner.name", "nothing"]]
 
@@ -417,7 +419,7 @@ def furnish(folder: Path, line: Line, studies: Path) -> None:
     folder.mkdir()
     (folder / "a folder").mkdir()
     (folder / "a file").write_text("not: [what\n")
-    if line.program == "iolaus-study":
+    if line.program == "sweepstack-study":
         (folder / "outputs").mkdir()
         (folder / "outputs" / "studies.db").write_bytes(studies.read_bytes())
     elif line.program == "app":
@@ -431,7 +433,11 @@ def faults(line: Line, folder: Path, studies: Path) -> list[str]:
     furnish(folder, line, studies)
     before = _contents(folder)
     out, err = folder.with_suffix(".out"), folder.with_suffix(".err")
-    first = {"iolaus": ["-m", "iolaus"], "iolaus-study": [f"{STUDY}"], "app": ["app.py"]}
+    first = {
+        "sweepstack": ["-m", "sweepstack"],
+        "sweepstack-study": [f"{STUDY}"],
+        "app": ["app.py"],
+    }
     words = [*first[line.program], *line.words]
     began = time.monotonic()
     process = warm.start(words, folder, out, err, {**os.environ, "COLUMNS": "100"})
@@ -444,7 +450,9 @@ def faults(line: Line, folder: Path, studies: Path) -> list[str]:
     found = []
     if process.exitcode not in ALLOWED:
         found.append(f"exit code {process.exitcode}")
-    own = line.program != "app" or "iolaus: " in said or "iolaus_sweeper" in said  # or Hydra's own
+    own = (
+        line.program != "app" or "sweepstack: " in said or "sweepstack_sweeper" in said
+    )  # or Hydra's own
     if own and "Traceback" in said + out.read_text("utf-8", "backslashreplace"):
         found.append("a traceback")
     if process.exitcode in (2, 3) and own:
@@ -461,7 +469,7 @@ def faults(line: Line, folder: Path, studies: Path) -> list[str]:
 
 
 def _name(line: Line) -> str:
-    return "iolaus-study" if line.program == "iolaus-study" else "iolaus"
+    return "sweepstack-study" if line.program == "sweepstack-study" else "sweepstack"
 
 
 def _contents(folder: Path) -> dict[str, bytes | None]:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from iolaus import config
-from iolaus.engine.spec import TrialSpec
+from sweepstack.config import reading as config
+from sweepstack.engine.spec import TrialSpec
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SHARED_DATA = REPOSITORY.parent / "shared" / "data"
@@ -25,7 +25,7 @@ needs_pictures = pytest.mark.skipif(
 
 
 def make_spec(*overrides: str, number: int = 0, folder: Path | None = None) -> TrialSpec:
-    """A trial as `iolaus OVERRIDES` would train it, on `DEVICE`."""
+    """A trial as `sweepstack OVERRIDES` would train it, on `DEVICE`."""
     cfg = config.compose([f"training.device={DEVICE}", *overrides])
     return TrialSpec(config.read(cfg), number=number, folder=folder)
 

@@ -19,8 +19,8 @@ from docs_support import Block, blocks, composed, shortened
 from PIL import Image
 from support import REPOSITORY, SHARED_DATA
 
-from hydra_plugins.iolaus_sweeper.iolaus_sweeper import PRUNERS, SAMPLERS, SWEEPER
-from iolaus import schema
+from hydra_plugins.sweepstack_sweeper.sweepstack_sweeper import PRUNERS, SAMPLERS, SWEEPER
+from sweepstack.config import schema
 
 DOCS = REPOSITORY / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
@@ -36,7 +36,7 @@ def steps(page) -> list[tuple[str, list[str]]]:
         elif block.kind == "commands":
             found += [step for line in block.lines if (step := command(line)) is not None]
         elif block.kind == "composed":
-            found += [("iolaus", words) for words in map(composed, block.lines) if words]
+            found += [("sweepstack", words) for words in map(composed, block.lines) if words]
     return found
 
 
@@ -50,12 +50,12 @@ def command(line: str) -> tuple[str, list[str]] | None:
     if "logger=tensorboard" in rest and importlib.util.find_spec("tensorboard") is None:
         return None
     rest = [word.replace("../shared/data", str(SHARED_DATA)) for word in rest]
-    if program == "iolaus-study":
+    if program == "sweepstack-study":
         return "study", rest
     if program == "python":
         return "script", rest
-    assert program == "iolaus", line
-    return "iolaus", shortened(rest)
+    assert program == "sweepstack", line
+    return "sweepstack", shortened(rest)
 
 
 def pictures(folder):
@@ -98,12 +98,12 @@ def test_what_a_page_shows_runs(page, tmp_path):
 def test_a_page_is_taken_apart_as_its_convention_says():
     page = """Text.
 
-    uv run iolaus init=he
-    uv run iolaus init=zeros
+    uv run sweepstack init=he
+    uv run sweepstack init=zeros
 
 Slurm. Not run here:
 
-    A=1 uv run iolaus -m init=he,zeros hydra/launcher=slurm
+    A=1 uv run sweepstack -m init=he,zeros hydra/launcher=slurm
     pip install x
 
 ```python
@@ -116,7 +116,9 @@ out
 """
     found = blocks(page)
     assert [block.kind for block in found] == ["commands", "composed", "python", "text"]
-    assert found[0] == Block("commands", ("uv run iolaus init=he", "uv run iolaus init=zeros"))
+    assert found[0] == Block(
+        "commands", ("uv run sweepstack init=he", "uv run sweepstack init=zeros")
+    )
     assert found[2].file == "mynet.py"
     words = composed(found[1].lines[0])
     assert words is not None

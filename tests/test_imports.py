@@ -1,78 +1,111 @@
-"""Imports point one way: what a trial is made of and the engine know neither Hydra nor Optuna."""
+"""Imports point one way, down the list of packages; the engine knows neither Hydra nor Optuna."""
 
 from __future__ import annotations
 
 import ast
-import re
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from support import REPOSITORY
 
-PACKAGE = REPOSITORY / "src" / "iolaus"
-ABOVE = {"hydra", "omegaconf", "optuna", "optuna_dashboard", "pandas", "plotly"}
-KNOW_HYDRA = {"app", "compat", "config", "overrides", "preflight"}
-KNOW_SWEEP = {"app", "preflight"}
-TRAINS = {"rerun.py"}
-KNOW_BOOKS = {"delete.py"}  # which workers live, and how a study is held
-BOOKS = ("iolaus.sweep.processes", "iolaus.sweep.records")
+PACKAGE = REPOSITORY / "src" / "sweepstack"
+ORDER = (
+    *("config", "data", "models", "training", "engine", "runs"),
+    *("study", "reporting", "sweep", "cli"),
+)
+"""Each package may import those before it."""
+NEVER = {"study": {"data", "models", "training", "engine", "runs"}}
 MAY_KNOW = {
-    "analysis": {"optuna", "optuna_dashboard", "pandas", "plotly"},
-    "storage": {"optuna"},
+    "config": {"hydra", "omegaconf"},
+    "study": {"optuna", "pandas", "sqlalchemy"},
+    "reporting": {"hydra", "omegaconf", "optuna", "optuna_dashboard", "pandas", "plotly", "sqlalchemy"},
+    "sweep": {"hydra", "omegaconf", "optuna", "sqlalchemy", "pandas"},
+    "cli": {"hydra", "omegaconf"},
     "__init__": {"pandas"},
 }
-LIGHT = {"spec.py", "monitor.py", "seeds.py", "__init__.py"}
-TRAINING = {"init", "optim", "schedule", "regularization", "task", "augment", "early_stopping"}
-NO_TORCH = {"errors", "check", "files", "schema", "effect"}
+"""Packages of others besides torch that a package may import."""
+ABOVE = set().union(*MAY_KNOW.values())
+TRAINS = {"rerun"}
+"""Packages of reporting that may train."""
+FILES = sorted(PACKAGE.rglob("*.py"))
 
 
-def imported(path):
+def imported(path: Path) -> Iterator[str]:
     """Names of all modules that a file imports anywhere."""
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
-            yield node.module
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-FILES = sorted(
-    path for path in PACKAGE.rglob("*.py") if "sweep" not in path.relative_to(PACKAGE).parts
-)
+def room(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def test_the_top_of_the_package_is_small():
+    entries = {path.name for path in PACKAGE.iterdir()} - {"__pycache__"}
+    packages = {name for name in entries if (PACKAGE / name).is_dir()}
+    assert packages == set(ORDER)
+    assert len(entries) <= 12
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_a_module_imports_nothing_from_above(path):
-    room = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-    names = set(imported(path))
-    tops = {name.partition(".")[0] for name in names}
-    if room not in KNOW_HYDRA:
-        assert not tops & (ABOVE - MAY_KNOW.get(room, set()))
-    if room in NO_TORCH or (path.parent.name == "engine" and path.name in LIGHT):
-        assert "torch" not in tops
-    if room not in KNOW_SWEEP:
-        known = ("iolaus.sweep", *BOOKS) if path.name in KNOW_BOOKS else ()
-        others = {name for name in names if name.startswith("iolaus.sweep")} - set(known)
-        assert all(name.startswith(BOOKS) and known for name in others)
-    if room == "analysis" and path.name not in TRAINS:
-        assert "torch" not in tops
-        assert not {
-            name for name in names if name.startswith(("iolaus.engine.train", "iolaus.app"))
-        }
-    if room in {"data", "models", *TRAINING}:  # the streams of random numbers alone
-        engine = {name.split(".")[2] for name in names if name.startswith("iolaus.engine.")}
-        assert engine <= {"streams"}
-    if room == "engine" and "executors" not in path.parts:  # who runs a step is chosen in one place
-        assert not {name for name in names if name.startswith("iolaus.engine.executors.")} - {
-            "iolaus.engine.executors.executor",
-            "iolaus.engine.executors.executor.Executor",
-        }
+    here, names = room(path), set(imported(path))
+    ours = {name.split(".")[1] for name in names if name.startswith("sweepstack.")}
+    if here in ORDER:
+        later = set(ORDER[ORDER.index(here) + 1 :]) | NEVER.get(here, set())
+        assert not ours & later
+    theirs = {name.partition(".")[0] for name in names}
+    assert not theirs & (ABOVE - MAY_KNOW.get(here, set()))
+    parts = path.relative_to(PACKAGE).parts
+    if here in {"config", "study"} or (here == "reporting" and parts[1] not in TRAINS):
+        assert "torch" not in theirs
+    if here == "reporting" and parts[1] not in TRAINS:
+        assert not ours & {"data", "models", "training", "engine"}
 
 
-def test_what_torch_keeps_to_itself_is_used_in_two_tested_files():
-    private = re.compile(r"torch(\.\w+)*\._[a-z]|from torch\S* import _|\._schema|\"_op\"|_fused_")
-    found = {
-        str(path.relative_to(PACKAGE))
-        for path in (PACKAGE / "engine").rglob("*.py")
-        if private.search(path.read_text("utf-8"))
+def test_modules_import_each_other_in_no_circle():
+    known = {
+        ".".join(("sweepstack", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(
+            ".__init__"
+        ): path
+        for path in FILES
     }
-    assert found == {"engine/executors/operations.py", "engine/kernels/fused.py"}
+    edges = {
+        name: {
+            target if target in known else target.rpartition(".")[0]
+            for target in at_import(path)
+            if target.startswith("sweepstack.")
+        }
+        & set(known) - {name}
+        for name, path in known.items()
+    }
+    done: set[str] = set()
+
+    def visit(name: str, trail: tuple[str, ...]) -> None:
+        assert name not in trail, " -> ".join((*trail[trail.index(name) :], name))
+        if name not in done:
+            for target in sorted(edges[name]):
+                visit(target, (*trail, name))
+            done.add(name)
+
+    for name in sorted(known):
+        visit(name, ())
+
+
+def at_import(path: Path) -> Iterator[str]:
+    """Names that a file imports when it is imported itself: not inside functions or for types."""
+    pending: list[ast.stmt] = list(ast.parse(path.read_text("utf-8")).body)
+    while pending:
+        node = pending.pop()
+        if isinstance(node, ast.ImportFrom) and node.module:
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.If) and "TYPE_CHECKING" not in ast.dump(node.test):
+            pending += [*node.body, *node.orelse]
+        elif isinstance(node, ast.Try | ast.With):
+            pending += node.body

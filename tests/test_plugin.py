@@ -8,12 +8,13 @@ import sys
 
 import pytest
 
-from hydra_plugins.iolaus_sweeper.iolaus_sweeper import PRUNERS, SAMPLERS, SWEEPER
-from iolaus.sweep import plan, pruners, samplers
+from hydra_plugins.sweepstack_sweeper.sweepstack_sweeper import PRUNERS, SAMPLERS, SWEEPER
+from sweepstack.sweep import plan, pruners, samplers
 
 HEAVY = """
-heavy = {"torch", "optuna", "iolaus", "sqlalchemy", "pandas", "hydra_plugins.iolaus_sweeper._impl"}
-assert not heavy & set(sys.modules), heavy & set(sys.modules)
+heavy = {"torch", "optuna", "sweepstack", "sqlalchemy", "pandas",
+"hydra_plugins.sweepstack_sweeper._impl"} assert not heavy & set(sys.modules), heavy &
+set(sys.modules)
 """
 DISCOVERY = """
 import sys
@@ -22,8 +23,8 @@ from hydra.core.plugins import Plugins
 from hydra.plugins.sweeper import Sweeper
 
 names = [plugin.__name__ for plugin in Plugins.instance().discover(Sweeper)]
-assert "IolausSweeper" in names, names
-assert "iolaus.yaml" in ConfigStore.instance().repo["hydra"]["sweeper"]
+assert "SweepstackSweeper" in names, names
+assert "sweepstack.yaml" in ConfigStore.instance().repo["hydra"]["sweeper"]
 """
 APP = """
 import sys
@@ -37,9 +38,9 @@ app()
 """
 REPORTS = """
 import sys
-import iolaus
+import sweepstack
 
-assert iolaus.report(0.5, 1) is None
+assert sweepstack.report(0.5, 1) is None
 assert not {"torch", "optuna"} & set(sys.modules)
 """
 

@@ -9,13 +9,13 @@ import shutil
 import pytest
 from support import REPOSITORY, SHARED_DATA
 
-import iolaus as package
-from iolaus.analysis import cli
+import sweepstack as package
+from sweepstack.cli import study as cli
 
 README = (REPOSITORY / "README.md").read_text("utf-8")
-COMMANDS = re.findall(r"^    uv run iolaus (.+)$", README, re.MULTILINE)
-STUDY_COMMANDS = re.findall(r"^    uv run iolaus-study (.+)$", README, re.MULTILINE)
-PYTHON = re.findall(r"^    (df = .+|iolaus\.pivot.+)$", README, re.MULTILINE)
+COMMANDS = re.findall(r"^    uv run sweepstack (.+)$", README, re.MULTILINE)
+STUDY_COMMANDS = re.findall(r"^    uv run sweepstack-study (.+)$", README, re.MULTILINE)
+PYTHON = re.findall(r"^    (df = .+|sweepstack\.pivot.+)$", README, re.MULTILINE)
 
 NET = """
 from torch import nn
@@ -27,7 +27,7 @@ class Net(nn.Sequential):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_command_of_the_readme_runs(iolaus, tmp_path, command):
+def test_a_command_of_the_readme_runs(sweepstack, tmp_path, command):
     words = shlex.split(command)
     if "../shared/data" in command and not (SHARED_DATA / "MNIST").is_dir():
         pytest.skip("MNIST is not at ../shared/data/MNIST")
@@ -37,25 +37,26 @@ def test_a_command_of_the_readme_runs(iolaus, tmp_path, command):
         copy_pictures(tmp_path / "mydata")
     if "--resume" in words:
         assert (
-            iolaus("training.max_steps=2", "hydra.run.dir=outputs/runs/DATE_TIME").returncode == 0
+            sweepstack("training.max_steps=2", "hydra.run.dir=outputs/runs/DATE_TIME").returncode
+            == 0
         )
     else:
         words.append("training.max_steps=2")
-    done = iolaus(*words)
+    done = sweepstack(*words)
     assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.slow
-def test_what_the_readme_does_with_results_runs(iolaus, tmp_path, monkeypatch, capsys):
+def test_what_the_readme_does_with_results_runs(sweepstack, tmp_path, monkeypatch, capsys):
     words = ("-m", "+sweeps=init_activation_grid", "training.max_steps=2", "training.eval_every=2")
-    done = iolaus(*words, "hydra.sweeper.study_name=init_activation_grid")
+    done = sweepstack(*words, "hydra.sweeper.study_name=init_activation_grid")
     assert done.returncode == 0, done.stderr
     monkeypatch.chdir(tmp_path)
     for command in STUDY_COMMANDS:
         assert cli.run(shlex.split(command)) == 0, capsys.readouterr()
     assert len((tmp_path / "trials.csv").read_text().splitlines()) == 91
     assert (tmp_path / "outputs/reports/init_activation_grid.html").exists()
-    known: dict[str, object] = {"iolaus": package}
+    known: dict[str, object] = {"sweepstack": package}
     exec("\n".join(PYTHON), known)
     assert len(known["df"]) == 90
 

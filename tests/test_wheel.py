@@ -11,7 +11,7 @@ from support import REPOSITORY
 
 
 @pytest.mark.slow
-def test_a_wheel_runs_in_an_empty_folder(iolaus, tmp_path):
+def test_a_wheel_runs_in_an_empty_folder(sweepstack, tmp_path):
     dist = str(tmp_path / "dist")
     build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", dist]
     subprocess.run(build, cwd=REPOSITORY, check=True, capture_output=True)
@@ -19,22 +19,22 @@ def test_a_wheel_runs_in_an_empty_folder(iolaus, tmp_path):
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
         archive.extractall(tmp_path / "site")
-    assert "iolaus/conf/config.yaml" in names
-    assert any(name.startswith("iolaus/sweeps/") for name in names)
-    assert "hydra_plugins/iolaus_sweeper/iolaus_sweeper.py" in names
-    report = "iolaus/analysis/report"
+    assert "sweepstack/conf/config.yaml" in names
+    assert any(name.startswith("sweepstack/sweeps/") for name in names)
+    assert "hydra_plugins/sweepstack_sweeper/sweepstack_sweeper.py" in names
+    report = "sweepstack/reporting/report"
     assert {f"{report}/report.css", f"{report}/report.js", f"{report}/page.py"} <= set(names)
     empty = tmp_path / "empty"
     empty.mkdir()
     site = {"PYTHONPATH": str(tmp_path / "site")}
     words = ("training.max_steps=3", "training.device=cpu")
-    done = iolaus(*words, cwd=empty, env=site, cold=True)
+    done = sweepstack(*words, cwd=empty, env=site, cold=True)
     assert done.returncode == 0, done.stderr
     assert list(empty.glob("outputs/runs/*/metrics.json"))
     grid = ("-m", "+sweeps=init_activation_grid", "init=he,ones", "model.activation=relu")
-    swept = iolaus(*grid, *words, cwd=empty, env=site, cold=True)
+    swept = sweepstack(*grid, *words, cwd=empty, env=site, cold=True)
     assert swept.returncode == 0, swept.stderr
     assert "10/10 trials" in swept.stdout
     assert (empty / "outputs" / "studies.db").exists()
-    shown = iolaus("--info", "searchpath", cwd=empty, env=site, cold=True)
-    assert str(tmp_path / "site" / "iolaus" / "conf") in shown.stdout
+    shown = sweepstack("--info", "searchpath", cwd=empty, env=site, cold=True)
+    assert str(tmp_path / "site" / "sweepstack" / "conf") in shown.stdout

@@ -3,7 +3,7 @@
 A new interpreter takes seconds to import torch and Optuna. These are forks of a small server that
 has imported them once, and otherwise what `python WORDS` starts: a folder, an environment, two
 files, a session and an exit code of its own. What a first import does is seen by the tests that
-start a real interpreter (`iolaus(..., cold=True)`, `test_wheel.py`, `test_workers.py`).
+start a real interpreter (`sweepstack(..., cold=True)`, `test_wheel.py`, `test_workers.py`).
 """
 
 from __future__ import annotations

@@ -10,13 +10,13 @@ import sklearn.datasets
 import torch
 import torchvision
 
-import iolaus.analysis.cli
-import iolaus.analysis.tables
-import iolaus.app
-import iolaus.engine.program
-import iolaus.engine.train
-import iolaus.sweep.own
-import iolaus.sweep.sweep
-from hydra_plugins.iolaus_sweeper import _impl
+import sweepstack.cli.app
+import sweepstack.cli.study
+import sweepstack.engine.program
+import sweepstack.engine.train
+import sweepstack.study.tables
+import sweepstack.sweep.sweep
+import sweepstack.sweep.worker.own
+from hydra_plugins.sweepstack_sweeper import _impl
 
-__all__ = ["_impl", "alembic", "iolaus", "optuna", "sklearn", "torch", "torchvision"]
+__all__ = ["_impl", "alembic", "optuna", "sklearn", "sweepstack", "torch", "torchvision"]

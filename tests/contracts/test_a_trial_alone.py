@@ -10,18 +10,18 @@ import pytest
 
 
 @pytest.mark.slow
-def test_any_trial_of_a_sweep_runs_again_alone(iolaus, tmp_path):
+def test_any_trial_of_a_sweep_runs_again_alone(sweepstack, tmp_path):
     words = ("init=he,uniform", "model.activation=tanh", "training.seed=3,4")
     short = ("training.max_steps=40", "regularization.dropout=0.2")
-    done = iolaus("-m", "+sweeps=init_activation_grid", *words, *short)
+    done = sweepstack("-m", "+sweeps=init_activation_grid", *words, *short)
     assert done.returncode == 0, done.stderr
     (study,) = (path for path in (tmp_path / "outputs" / "studies").iterdir())
     for number in ("0", "3"):
-        lines = (study / number / "iolaus.log").read_text().splitlines()
+        lines = (study / number / "sweepstack.log").read_text().splitlines()
         (line,) = (line for line in lines if "the same alone: " in line)
         command = shlex.split(line.partition("the same alone: ")[2])
-        assert command[0] == "iolaus"
-        run = iolaus(*command[1:], f"hydra.run.dir=alone_{number}")
+        assert command[0] == "sweepstack"
+        run = sweepstack(*command[1:], f"hydra.run.dir=alone_{number}")
         assert run.returncode == 0, run.stderr
         alone = json.loads((tmp_path / f"alone_{number}" / "metrics.json").read_text())
         swept = json.loads((study / number / "metrics.json").read_text())
@@ -34,6 +34,6 @@ def test_any_trial_of_a_sweep_runs_again_alone(iolaus, tmp_path):
         history = pandas.read_csv(study / number / "history.csv")
         other = pandas.read_csv(tmp_path / f"alone_{number}" / "history.csv")
         pandas.testing.assert_frame_equal(history, other, rtol=1e-4)
-    refused = iolaus("--resume", str(study / "0"))
+    refused = sweepstack("--resume", str(study / "0"))
     assert refused.returncode == 2
     assert "holds a trial of a sweep" in refused.stderr

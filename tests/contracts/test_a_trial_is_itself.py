@@ -18,13 +18,13 @@ import pytest
 import torch
 from support import make_spec
 
-from iolaus.engine import streams
-from iolaus.engine.executors.recorded import _Part
-from iolaus.engine.monitor import Monitor
-from iolaus.engine.program import Program
-from iolaus.engine.slot import Slot
-from iolaus.engine.step import Step
-from iolaus.engine.train import train
+from sweepstack.data import streams
+from sweepstack.engine.executors.recorded import _Part
+from sweepstack.engine.monitor import Monitor
+from sweepstack.engine.program import Program
+from sweepstack.engine.slot import Slot
+from sweepstack.engine.step import Step
+from sweepstack.engine.train import train
 
 pytestmark = pytest.mark.slow
 no_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
@@ -286,7 +286,7 @@ def test_initial_weights_and_batches_are_equal_to_the_last_bit():
 @pytest.mark.parametrize("model", MODELS)
 def test_a_checkpoint_of_a_stack_goes_on_alone(model, tmp_path):
     """Trained in a stack of three, interrupted, continued alone."""
-    from iolaus.engine.train import Interrupted
+    from sweepstack.engine.train import Interrupted
 
     class Signal(PruneOne):
         steps = 0

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from iolaus import data, schema
+from sweepstack import data
+from sweepstack.config import schema
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 

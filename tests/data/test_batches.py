@@ -8,11 +8,11 @@ from multiprocessing import active_children
 import pytest
 import torch
 
-from iolaus import data
-from iolaus.data import batches
-from iolaus.data.batches import DeviceSource, StreamSource
-from iolaus.data.dataset import TensorSplit
-from iolaus.errors import EnvironmentFault
+from sweepstack import data
+from sweepstack.config.errors import EnvironmentFault
+from sweepstack.data import batches
+from sweepstack.data.batches import DeviceSource, StreamSource
+from sweepstack.data.dataset import TensorSplit
 
 CPU = torch.device("cpu")
 DEVICES = [

@@ -6,8 +6,8 @@ import sys
 import torch
 from sklearn.datasets import load_digits
 
-from iolaus import data
-from iolaus.data import digits as digits_module
+from sweepstack import data
+from sweepstack.data import digits as digits_module
 
 
 def test_digits_are_gray_pictures_of_ten_classes(configure):
@@ -51,5 +51,5 @@ def test_where_the_file_lies_elsewhere_scikit_learn_is_asked(configure, monkeypa
 
 
 def test_loading_them_does_not_import_scikit_learn(tmp_path):
-    code = "import sys, iolaus.data.digits as d; d._read(); sys.exit('sklearn' in sys.modules)"
+    code = "import sys, sweepstack.data.digits as d; d._read(); sys.exit('sklearn' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=tmp_path).returncode == 0

@@ -7,10 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
-from iolaus import data
-from iolaus.data import image_folder
-from iolaus.data.dataset import LazySplit, TensorSplit
-from iolaus.errors import EnvironmentFault, InputError
+from sweepstack import data
+from sweepstack.config.errors import EnvironmentFault, InputError
+from sweepstack.data import image_folder
+from sweepstack.data.dataset import LazySplit, TensorSplit
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from iolaus import data
+from sweepstack import data
 
 
 def _all(dataset):

@@ -5,11 +5,11 @@ import math
 import pytest
 import torch
 
-from iolaus import data
-from iolaus.data import splits
-from iolaus.data.dataset import TensorSplit
-from iolaus.data.splits import normalize, partition
-from iolaus.errors import InputError
+from sweepstack import data
+from sweepstack.config.errors import InputError
+from sweepstack.data import splits
+from sweepstack.data.dataset import TensorSplit
+from sweepstack.data.splits import normalize, partition
 
 
 @pytest.mark.parametrize(

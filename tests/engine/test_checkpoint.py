@@ -9,8 +9,8 @@ import subprocess
 import pytest
 import torch
 
-from iolaus.engine import checkpoint
-from iolaus.errors import EnvironmentFault, InputError
+from sweepstack.config.errors import EnvironmentFault, InputError
+from sweepstack.engine import checkpoint
 
 
 def trial(step, config_hash="abc"):

@@ -12,10 +12,10 @@ import pytest
 import torch
 from engine_support import specs
 
-from iolaus.engine import checkpoint
-from iolaus.engine.monitor import Monitor
-from iolaus.engine.train import Interrupted, train
-from iolaus.errors import EnvironmentFault
+from sweepstack.config.errors import EnvironmentFault
+from sweepstack.engine import checkpoint
+from sweepstack.engine.monitor import Monitor
+from sweepstack.engine.train import Interrupted, train
 
 
 def interrupted(folder):

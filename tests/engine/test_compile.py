@@ -7,8 +7,8 @@ import shutil
 import pytest
 from support import make_spec
 
-from iolaus.engine.step import Step
-from iolaus.engine.train import train
+from sweepstack.engine.step import Step
+from sweepstack.engine.train import train
 
 
 @pytest.mark.slow
@@ -38,7 +38,7 @@ def test_compiled_steps_give_the_same_numbers_alone_and_stacked(monkeypatch):
     assert not any(compiled)
     compiled.clear()
     # One compilation less: the try at width two.
-    monkeypatch.setattr("iolaus.engine.width.why_not_stacked", lambda program: None)
+    monkeypatch.setattr("sweepstack.engine.width.why_not_stacked", lambda program: None)
     results = [*train(trials("true")[:1]), *train(trials("true"), width=3)]
     assert compiled
     assert all(compiled)

@@ -11,10 +11,10 @@ import torch
 from engine_support import ADAMW, DECAY, SHORT, assert_same, by_number, specs
 from support import make_spec
 
-from iolaus.engine.program import Program
-from iolaus.engine.stack import Stack
-from iolaus.engine.step import Step
-from iolaus.engine.train import train
+from sweepstack.engine.program import Program
+from sweepstack.engine.stack import Stack
+from sweepstack.engine.step import Step
+from sweepstack.engine.train import train
 
 
 class Memory:
@@ -42,7 +42,7 @@ class Memory:
 
         monkeypatch.setattr(Stack, "__init__", remember)
         monkeypatch.setattr(Step, "update", stepping)
-        monkeypatch.setattr("iolaus.engine.width.why_not_stacked", lambda program: None)
+        monkeypatch.setattr("sweepstack.engine.width.why_not_stacked", lambda program: None)
 
     def _taken(self):
         return sum(stack.width for stack in self._stacks)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from iolaus.engine.device import out_of_memory
+from sweepstack.engine.device import out_of_memory
 
 
 @pytest.mark.parametrize(

@@ -14,11 +14,11 @@ from engine_support import (
 from support import make_spec
 from torch import nn
 
-from iolaus.engine import executors
-from iolaus.engine.executors import cuda_graph
-from iolaus.engine.monitor import Monitor
-from iolaus.engine.runner import Runner
-from iolaus.engine.train import Interrupted, train
+from sweepstack.engine import executors
+from sweepstack.engine.executors import cuda_graph
+from sweepstack.engine.monitor import Monitor
+from sweepstack.engine.runner import Runner
+from sweepstack.engine.train import Interrupted, train
 
 HERE = __name__
 

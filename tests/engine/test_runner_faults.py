@@ -17,11 +17,11 @@ from engine_support import (
 from support import make_spec
 from torch import nn
 
-from iolaus.engine import program
-from iolaus.engine.monitor import Monitor
-from iolaus.engine.runner import Runner
-from iolaus.engine.step import Step
-from iolaus.engine.train import train
+from sweepstack.engine import program
+from sweepstack.engine.monitor import Monitor
+from sweepstack.engine.runner import Runner
+from sweepstack.engine.step import Step
+from sweepstack.engine.train import train
 
 # --- modules that would end the process -----------------------------------------------------------
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from support import make_spec
 
-from iolaus.engine.program import Program
-from iolaus.engine.slot import Slot
+from sweepstack.engine.program import Program
+from sweepstack.engine.slot import Slot
 
 DIGITS = ("data=digits", "data.subset=100", "batch.size=16", "model.hidden=[8]")
 

@@ -11,10 +11,10 @@ import pytest
 import yaml
 from support import make_spec
 
-from iolaus import config
-from iolaus.engine.spec import TrialSpec
-from iolaus.errors import InputError
-from iolaus.sweep.trial_folder import TrialFolder
+from sweepstack.config import reading as config
+from sweepstack.config.errors import InputError
+from sweepstack.engine.spec import TrialSpec
+from sweepstack.sweep.worker.trial_folder import TrialFolder
 
 CHANGES = [
     [],

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from iolaus.engine.program import Program
-from iolaus.engine.stack import Stack
-from iolaus.engine.step import Step
+from sweepstack.engine.program import Program
+from sweepstack.engine.stack import Stack
+from sweepstack.engine.step import Step
 
 COURSE = {
     "hidden.0.weight": [[1.0], [-1.0]],

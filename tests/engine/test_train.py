@@ -7,9 +7,9 @@ import torch
 from engine_support import one
 from support import SHARED_DATA, make_spec, needs_mnist, needs_pictures
 
-from iolaus.engine.program import Program
-from iolaus.engine.train import train
-from iolaus.errors import InputError
+from sweepstack.config.errors import InputError
+from sweepstack.engine.program import Program
+from sweepstack.engine.train import train
 
 SHORT = ("training.max_steps=40", "training.eval_every=10", "batch.size=32")
 
@@ -63,7 +63,7 @@ def test_history_has_a_row_per_evaluation_and_the_best_is_reported():
 
 def test_metrics_are_means_over_samples_with_a_short_last_batch(monkeypatch):
     whole = one(*SHORT)
-    monkeypatch.setattr("iolaus.engine.step.EVALUATION_CHUNK", {"cpu": 7})
+    monkeypatch.setattr("sweepstack.engine.step.EVALUATION_CHUNK", {"cpu": 7})
     pieces = one(*SHORT)
     for name in ("val_loss", "val_accuracy", "test_loss"):
         assert pieces.metrics[name] == pytest.approx(whole.metrics[name], rel=1e-6)
@@ -78,7 +78,7 @@ def test_best_state_is_the_state_of_the_best_step():
 
 
 def test_test_data_is_measured_once_at_the_best_state(monkeypatch):
-    from iolaus.engine import runner as module
+    from sweepstack.engine import runner as module
 
     asked = []
     original = module.Runner._measure
@@ -113,7 +113,7 @@ def test_deterministic_runs_are_bit_equal():
 
 
 def test_deterministic_algorithms_are_asked_for_while_such_a_trial_trains(monkeypatch):
-    from iolaus.engine.step import Step
+    from sweepstack.engine.step import Step
 
     seen = []
 
@@ -145,7 +145,7 @@ def test_another_seed_gives_other_numbers():
 
 
 def test_an_order_seed_fixes_the_batches_of_all_seeds():
-    from iolaus.engine.slot import Slot
+    from sweepstack.engine.slot import Slot
 
     def batches(*words):
         spec = make_spec(*SHORT, *words)
@@ -166,14 +166,16 @@ def test_streamed_data_gives_the_same_numbers_as_resident():
 
 
 def test_a_run_from_python():
-    import iolaus
-    from iolaus.errors import TrainingFailed
+    import sweepstack
+    from sweepstack.config.errors import TrainingFailed
 
-    result = iolaus.run("training.device=cpu", *SHORT)
+    result = sweepstack.run("training.device=cpu", *SHORT)
     assert result.history == one(*SHORT).history
     with pytest.raises(InputError, match=r"optimizer\.lr must be > 0"):
-        iolaus.run("optimizer.lr=-1")
+        sweepstack.run("optimizer.lr=-1")
     with pytest.raises(InputError, match=r"batch\.size must be <="):
-        iolaus.run("batch.size=5000")
+        sweepstack.run("batch.size=5000")
     with pytest.raises(TrainingFailed, match="became"):
-        iolaus.run("data=quadratic", "optimizer=sgd", "optimizer.lr=1e4", "training.max_steps=50")
+        sweepstack.run(
+            "data=quadratic", "optimizer=sgd", "optimizer.lr=1e4", "training.max_steps=50"
+        )

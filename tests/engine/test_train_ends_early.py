@@ -10,8 +10,8 @@ import torch
 from engine_support import one
 from support import make_spec
 
-from iolaus.engine.monitor import Monitor
-from iolaus.engine.train import Interrupted, train
+from sweepstack.engine.monitor import Monitor
+from sweepstack.engine.train import Interrupted, train
 
 SHORT = ("training.max_steps=40", "training.eval_every=10", "batch.size=32")
 
@@ -97,7 +97,7 @@ def test_a_loss_that_is_not_finite_fails_its_trial(lr, eval_every, broken, step)
 
 
 def test_a_trial_whose_weights_break_keeps_the_metrics_and_the_state_so_far(monkeypatch):
-    from iolaus.engine.step import Step
+    from sweepstack.engine.step import Step
 
     words = ("schedule=constant", "training.eval_every=2", "batch.size=32")
     whole = one(*words, "training.max_steps=4")
@@ -123,7 +123,7 @@ def test_a_trial_whose_weights_break_keeps_the_metrics_and_the_state_so_far(monk
 
 
 def test_a_module_that_raises_fails_its_trial_and_the_stream_goes_on(monkeypatch):
-    from iolaus.engine.step import Step
+    from sweepstack.engine.step import Step
 
     original = Step.update
 
@@ -141,7 +141,7 @@ def test_a_module_that_raises_fails_its_trial_and_the_stream_goes_on(monkeypatch
 
 
 def test_a_module_that_raises_in_evaluation_fails_its_trial(monkeypatch):
-    from iolaus.engine.step import Step
+    from sweepstack.engine.step import Step
 
     def raising(self, *arguments):
         raise RuntimeError("not today")

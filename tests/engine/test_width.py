@@ -11,11 +11,11 @@ from engine_support import SHORT
 from support import make_spec
 from torch import nn
 
-from iolaus.engine import width as module
-from iolaus.engine.executors.recorded import Recorded
-from iolaus.engine.program import Program
-from iolaus.engine.train import train
-from iolaus.engine.width import Widths
+from sweepstack.engine import width as module
+from sweepstack.engine.executors.recorded import Recorded
+from sweepstack.engine.program import Program
+from sweepstack.engine.train import train
+from sweepstack.engine.width import Widths
 
 HERE = __name__
 
@@ -128,7 +128,7 @@ def test_a_limit_of_wide_stacks_bounds_the_width(program, monkeypatch):
             raise RuntimeError("too many groups")
         return 1 / width
 
-    monkeypatch.setattr("iolaus.engine.width._time", take)
+    monkeypatch.setattr("sweepstack.engine.width._time", take)
     assert Widths("auto").of(program) == 4
 
 
@@ -136,7 +136,7 @@ def test_what_fails_at_width_one_is_no_limit(program, monkeypatch):
     def take(program, width):
         raise RuntimeError("shapes do not match")
 
-    monkeypatch.setattr("iolaus.engine.width._time", take)
+    monkeypatch.setattr("sweepstack.engine.width._time", take)
     with pytest.raises(RuntimeError, match="shapes"):
         Widths("auto").of(program)
 

@@ -9,9 +9,9 @@ import torch
 from engine_support import SHORT
 from support import make_spec
 
-from iolaus.engine import width as module
-from iolaus.engine.program import Program
-from iolaus.engine.width import Widths
+from sweepstack.engine import width as module
+from sweepstack.engine.program import Program
+from sweepstack.engine.width import Widths
 
 
 @pytest.fixture

@@ -9,9 +9,9 @@ import pytest
 from engine_support import SHORT
 from support import make_spec
 
-from iolaus.engine import width as module
-from iolaus.engine.program import Program
-from iolaus.engine.width import Widths
+from sweepstack.engine import width as module
+from sweepstack.engine.program import Program
+from sweepstack.engine.width import Widths
 
 
 def test_what_was_measured_is_kept_for_the_next_sweep(program, measured, tmp_path):

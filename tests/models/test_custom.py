@@ -10,9 +10,9 @@ from torch import nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from iolaus import models
-from iolaus.errors import InputError
-from iolaus.models.layers import Dropout, batch_norms, dropouts
+from sweepstack import models
+from sweepstack.config.errors import InputError
+from sweepstack.models.layers import Dropout, batch_norms, dropouts
 
 HERE = __name__
 
@@ -226,8 +226,8 @@ def test_mistakes_are_told_in_one_line(build, name, overrides, said):
         "torch.hub.load",
         "torch.load",
         "torch.jit.load",
-        "iolaus.app.main",
-        "iolaus.saved.load",
+        "sweepstack.cli.app.main",
+        "sweepstack.runs.prediction.load",
     ],
 )
 def test_what_builds_no_module_is_not_called(build, target):
@@ -235,4 +235,4 @@ def test_what_builds_no_module_is_not_called(build, target):
     with pytest.raises(InputError, match=r"must name a layer of torch\.nn, a model of torchvision"):
         build(target, *arguments)
     with pytest.raises(InputError, match=r"must name a torch\.nn\.Module or a function|itself"):
-        build(target, *arguments, trust="torch,torchvision,iolaus")
+        build(target, *arguments, trust="torch,torchvision,sweepstack")

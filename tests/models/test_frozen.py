@@ -7,10 +7,10 @@ import torch
 from frozen_support import Net
 from support import make_spec
 
-from iolaus import saved
-from iolaus.engine.program import Program
-from iolaus.engine.train import train
-from iolaus.run_folder import write_model
+from sweepstack.engine.program import Program
+from sweepstack.engine.train import train
+from sweepstack.runs import prediction as saved
+from sweepstack.runs.folder import write_model
 
 ALL = (
     *("optimizer=adamw", "regularization.weight_decay=0.5", "regularization.l1=0.1"),

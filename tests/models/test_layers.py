@@ -9,9 +9,9 @@ import torch
 from torch import nn
 from torch.func import functional_call, vmap
 
-from iolaus.engine import streams
-from iolaus.errors import InputError
-from iolaus.models.layers import BatchNorm, Dropout, activation, adapt, batch_norms, dropouts
+from sweepstack.config.errors import InputError
+from sweepstack.data import streams
+from sweepstack.models.layers import BatchNorm, Dropout, activation, adapt, batch_norms, dropouts
 
 # --- activations ----------------------------------------------------------------------------------
 

@@ -7,11 +7,12 @@ import torch
 from torch import nn
 from torch.func import functional_call, vmap
 
-from iolaus import init, models
-from iolaus.errors import InputError
-from iolaus.models.layers import BatchNorm, batch_norms, dropouts
-from iolaus.models.mlp import Mlp
-from iolaus.schema import Init
+from sweepstack import models
+from sweepstack.config.errors import InputError
+from sweepstack.config.schema import Init
+from sweepstack.models.layers import BatchNorm, batch_norms, dropouts
+from sweepstack.models.mlp import Mlp
+from sweepstack.training import init
 
 MODELS = {
     "mlp": ["model=mlp", "model.hidden=[12,9]", "model.activation=tanh"],

@@ -12,7 +12,7 @@ import optuna
 import warm
 from support import without_report
 
-from iolaus import storage
+from sweepstack.study import storage
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -54,5 +54,5 @@ def states(trials: list[Any]) -> list[str]:
 def complaint(done: subprocess.CompletedProcess[str]) -> str:
     """The one line that a sweep ended with."""
     assert "Traceback" not in done.stderr, done.stderr
-    (line,) = [text for text in done.stderr.splitlines() if text.startswith("iolaus: ")]
+    (line,) = [text for text in done.stderr.splitlines() if text.startswith("sweepstack: ")]
     return line

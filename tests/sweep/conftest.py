@@ -15,7 +15,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.singleton import Singleton
 from support import without_report
 
-from iolaus import app
+from sweepstack.cli import app
 
 
 @dataclass
@@ -44,7 +44,7 @@ def main(tmp_path, monkeypatch, capsys):
     cwd = Path.cwd()
 
     def run(*arguments: str) -> Ended:
-        monkeypatch.setattr(sys, "argv", ["iolaus", *without_report(arguments)])
+        monkeypatch.setattr(sys, "argv", ["sweepstack", *without_report(arguments)])
         GlobalHydra.instance().clear()
         HydraConfig.instance().cfg = None
         capsys.readouterr()

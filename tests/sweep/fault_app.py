@@ -19,7 +19,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig
 
 NODE = {
-    "defaults": [{"override hydra/sweeper": "iolaus"}, "_self_"],
+    "defaults": [{"override hydra/sweeper": "sweepstack"}, "_self_"],
     "x": 0,
     "trouble": {"die": [], "exit": [], "wait": [], "stay": [], "hold": False},
 }

@@ -17,7 +17,7 @@ from typing import Any
 import warm
 
 APP = [str(Path(__file__).with_name("fault_app.py"))]
-IOLAUS = ["-m", "iolaus"]
+SWEEPSTACK = ["-m", "sweepstack"]
 PATIENCE_S = 120  # for a hung process only
 
 
@@ -34,12 +34,12 @@ class Row:
 
     @property
     def is_retried(self) -> bool:
-        return "iolaus.retried" in self.attributes
+        return "sweepstack.retried" in self.attributes
 
     @property
     def worker(self) -> int:
         """The process that runs it."""
-        return int(self.attributes["iolaus.worker"].rsplit(":", 2)[1])
+        return int(self.attributes["sweepstack.worker"].rsplit(":", 2)[1])
 
 
 def rows(folder: Path) -> list[Row]:
@@ -180,5 +180,5 @@ class Sweep:
 
 
 def finish(arguments: list[str], folder: Path) -> None:
-    """Run `iolaus ARGUMENTS` to its end, which must be a good one."""
-    Sweep([*IOLAUS, *arguments], folder).succeeds()
+    """Run `sweepstack ARGUMENTS` to its end, which must be a good one."""
+    Sweep([*SWEEPSTACK, *arguments], folder).succeeds()

@@ -6,11 +6,11 @@ from typing import Any
 
 import optuna
 
-from iolaus import storage
-from iolaus.sweep.journal import Journal
-from iolaus.sweep.ledger import Ledger
-from iolaus.sweep.live_trial import LiveTrial
-from iolaus.sweep.studies import open_study
+from sweepstack.study import storage
+from sweepstack.sweep.book.journal import Journal
+from sweepstack.sweep.book.ledger import Ledger
+from sweepstack.sweep.book.live_trial import LiveTrial
+from sweepstack.sweep.book.studies import open_study
 
 
 def open_ledger(url: str, total: int | None, points: int | None = None, **options: Any) -> Ledger:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from iolaus.errors import InputError
-from iolaus.sweep import plan
+from sweepstack.config.errors import InputError
+from sweepstack.sweep import plan
 
 LISTS = ["init=he,xavier", "optimizer.lr=0.1,0.2,0.3"]
 INTERVAL = ["optimizer.lr=interval(0.1,1)"]
 
 
 def read(arguments=LISTS, **node):
-    return plan.read(node, arguments, "iolaus")
+    return plan.read(node, arguments, "sweepstack")
 
 
 def refused(arguments=LISTS, **node):
@@ -49,7 +49,7 @@ def test_what_is_null_is_the_default():
 @pytest.mark.parametrize(
     ("arguments", "name"),
     [
-        ([], "iolaus"),
+        ([], "sweepstack"),
         (["init=he,xavier"], "init=he,xavier"),
         (["init=he,xavier", "data=mnist"], "init=he,xavier_data=mnist"),
         (["+sweeps=init_activation_grid"], "init_activation_grid"),
@@ -258,7 +258,7 @@ def test_the_values_of_the_space_are_checked_beside_other_mistakes():
         raise InputError(f"{space.parameters[0].path} is bad")
 
     with pytest.raises(InputError) as caught:
-        plan.read({"n_trials": 0}, LISTS, "iolaus", check)
+        plan.read({"n_trials": 0}, LISTS, "sweepstack", check)
 
     assert caught.value.mistakes == [
         "hydra.sweeper.n_trials must be >= 1, got 0",

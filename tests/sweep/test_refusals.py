@@ -1,4 +1,4 @@
-"""What `iolaus -m` says to a mistake: one line each, its exit code, and nothing is left behind."""
+"""What `sweepstack -m` says to a mistake: one line each, its exit code, and nothing is left behind."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ MANY = ("hydra.sweeper.n_trials=0", "optimizer.lr=0.1,-1", "batch.size=0", "init
 
 
 def refused(main, *arguments, code=2):
-    """The lines that are said, without "iolaus: "; there is nothing but them."""
+    """The lines that are said, without "sweepstack: "; there is nothing but them."""
     ended = main("-m", *arguments)
     assert (ended.code, ended.out) == (code, ""), ended
-    assert all(line.startswith("iolaus: ") for line in ended.lines), ended.err
-    return [line.removeprefix("iolaus: ") for line in ended.lines]
+    assert all(line.startswith("sweepstack: ") for line in ended.lines), ended.err
+    return [line.removeprefix("sweepstack: ") for line in ended.lines]
 
 
 # arguments, and parts of the one line
@@ -64,7 +64,10 @@ SWEEPER = [
     (["hydra.sweeper.sampler.name=tpee"], [SAMPLERS, "did you mean 'tpe'?"]),
     (["hydra/sweeper/pruner=medain"], ["hydra/sweeper/pruner must be one of", "'median'?"]),
     (["hydra.sweeper.pruner.name=medain"], [PRUNERS, "did you mean 'median'?"]),
-    (["hydra/sweeper=iolauss"], ["must be one of basic, iolaus, got", "mean 'iolaus'?"]),
+    (
+        ["hydra/sweeper=sweepstacks"],
+        ["must be one of basic, sweepstack, got", "mean 'sweepstack'?"],
+    ),
     (["hydra.sweeper.n_trails=5"], ["n_trails'; did you mean 'hydra.sweeper.n_trials'?"]),
     (["+hydra.sweeper.n_trails=5"], ["n_trails', it has study_name,", "did you mean 'n_trials'?"]),
     (["hydra.sweeper.n_trials=0"], ["hydra.sweeper.n_trials must be >= 1, got 0"]),
@@ -175,9 +178,9 @@ def test_missing_data_are_said_before_any_trial_of_theirs(main, tmp_path, data):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_user_sees_the_line_and_the_code(iolaus, tmp_path):
-    ended = iolaus("-m", "optimizer.lr=0.1,-1", "data=quadratic")
+def test_a_user_sees_the_line_and_the_code(sweepstack, tmp_path):
+    ended = sweepstack("-m", "optimizer.lr=0.1,-1", "data=quadratic")
 
     assert (ended.returncode, ended.stdout) == (2, "")
-    assert ended.stderr == "iolaus: optimizer.lr must be > 0, got -1\n"
+    assert ended.stderr == "sweepstack: optimizer.lr must be > 0, got -1\n"
     assert list(tmp_path.iterdir()) == []

@@ -11,7 +11,7 @@ import optuna
 import pytest
 from optuna.storages import RDBStorage
 
-from iolaus import storage
+from sweepstack.study import storage
 
 QUICK = ("data=quadratic", "optimizer=sgd", "training.max_steps=4", "training.device=cpu")
 NAMED = (*QUICK, "hydra.sweeper.study_name=mine")
@@ -44,7 +44,7 @@ def test_what_is_no_database_stays_as_it_was(main, tmp_path):
 
     assert (ended.code, ended.out) == (3, "")
     [line] = ended.lines
-    assert line.startswith("iolaus: storage sqlite:///")
+    assert line.startswith("sweepstack: storage sqlite:///")
     assert "notes.txt is not a database: the file holds something else" in line
     assert notes.read_text() == "lr 0.1 was too high\n" * 100
     assert files(tmp_path) == ["notes.txt"]
@@ -91,10 +91,10 @@ def test_a_study_of_another_sweep_is_refused_with_the_difference(main, tmp_path)
         ended = main("-m", *NAMED, *arguments)
 
         assert (ended.code, ended.out) == (2, ""), what
-        assert ended.lines[0].startswith("iolaus: study 'mine' has trials of another sweep;")
+        assert ended.lines[0].startswith("sweepstack: study 'mine' has trials of another sweep;")
         assert "hydra.sweeper.on_mismatch=new" in ended.lines[0]
         assert any(first in line and second in line for line in ended.lines[1:]), ended.err
-        assert all(line.startswith("iolaus: ") for line in ended.lines)
+        assert all(line.startswith("sweepstack: ") for line in ended.lines)
     assert rows(tmp_path) == there
     assert files(tmp_path) == left
 
@@ -120,7 +120,7 @@ def test_a_fixed_value_inside_of_a_swept_group_counts(main, tmp_path):
     ended = main(*words, "optimizer.lr=0.02")
 
     assert ended.code == 2
-    assert ended.lines[1:] == ["iolaus: config.optimizer.lr: 0.01 in the study, now 0.02"]
+    assert ended.lines[1:] == ["sweepstack: config.optimizer.lr: 0.01 in the study, now 0.02"]
     assert rows(tmp_path) == there
 
 
@@ -144,7 +144,7 @@ def test_a_study_of_the_dashboard_s_is_taken_only_if_it_is_empty(main, tmp_path)
     ended = main("-m", *NAMED, SWEPT)
 
     assert ended.code == 2
-    assert "it was not made by a sweep of iolaus" in ended.lines[-1]
+    assert "it was not made by a sweep of sweepstack" in ended.lines[-1]
     assert rows(tmp_path) == there
 
 
@@ -165,7 +165,7 @@ from optuna.storages._rdb import models
 
 {change}
 
-from iolaus import app
+from sweepstack.cli import app
 
 app.main()
 """
@@ -192,7 +192,7 @@ def test_an_optuna_with_other_tables_is_refused(tmp_path, change, missing):
     assert ended.returncode == 3
     assert ended.stdout == ""
     (line,) = ended.stderr.splitlines()
-    assert line.startswith(f"iolaus: Optuna {optuna.__version__} has no {missing}")
+    assert line.startswith(f"sweepstack: Optuna {optuna.__version__} has no {missing}")
     assert line.endswith("pip install 'optuna==5.0.*'")
     assert files(tmp_path) == ["script.py"]
 

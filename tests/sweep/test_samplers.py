@@ -8,8 +8,8 @@ import inspect
 import optuna
 import pytest
 
-from iolaus.errors import EnvironmentFault, InputError
-from iolaus.sweep.samplers import NAMES, build_sampler
+from sweepstack.config.errors import EnvironmentFault, InputError
+from sweepstack.sweep.samplers import NAMES, build_sampler
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 

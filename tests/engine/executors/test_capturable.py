@@ -13,12 +13,12 @@ from engine_support import KINDS, SMALL_MODELS, filled
 from support import make_spec
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from iolaus.engine import program as programs
-from iolaus.engine import streams
-from iolaus.engine.executors.recording import Recorder
-from iolaus.engine.kernels import fused
-from iolaus.engine.program import Program
-from iolaus.engine.step import Batch, Step
+from sweepstack.data import streams
+from sweepstack.engine import program as programs
+from sweepstack.engine.executors.recording import Recorder
+from sweepstack.engine.kernels import fused
+from sweepstack.engine.program import Program
+from sweepstack.engine.step import Batch, Step
 
 WIDTH = 3
 COMMON = ("data=digits", "data.subset=64", "batch.size=8")

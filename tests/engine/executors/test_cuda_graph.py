@@ -10,11 +10,11 @@ from engine_support import filled, make_steps
 from support import make_spec
 from torch import nn
 
-from iolaus.engine.executors import cuda_graph
-from iolaus.engine.executors.cuda_graph import CudaGraph
-from iolaus.engine.program import Program
-from iolaus.engine.step import Step
-from iolaus.engine.train import train
+from sweepstack.engine.executors import cuda_graph
+from sweepstack.engine.executors.cuda_graph import CudaGraph
+from sweepstack.engine.program import Program
+from sweepstack.engine.step import Step
+from sweepstack.engine.train import train
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 

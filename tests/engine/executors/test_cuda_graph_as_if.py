@@ -16,10 +16,10 @@ import torch
 from engine_support import filled, make_steps
 from support import make_spec
 
-from iolaus.engine.executors import cuda_graph
-from iolaus.engine.executors.cuda_graph import CudaGraph
-from iolaus.engine.program import Program
-from iolaus.engine.step import Step
+from sweepstack.engine.executors import cuda_graph
+from sweepstack.engine.executors.cuda_graph import CudaGraph
+from sweepstack.engine.program import Program
+from sweepstack.engine.step import Step
 
 WORDS = (
     *("model.hidden=[16]", "batch.size=16", "optimizer=adamw", "regularization.dropout=0.2"),

@@ -10,11 +10,11 @@ from engine_support import ADAMW, DECAY, assert_same, by_number, specs
 from support import make_spec
 from torch import nn
 
-from iolaus.engine import program as programs
-from iolaus.engine.executors.recorded import _Part, _recorders
-from iolaus.engine.program import Program
-from iolaus.engine.step import Step
-from iolaus.engine.train import train
+from sweepstack.engine import program as programs
+from sweepstack.engine.executors.recorded import _Part, _recorders
+from sweepstack.engine.program import Program
+from sweepstack.engine.step import Step
+from sweepstack.engine.train import train
 
 HERE = __name__
 

@@ -8,10 +8,10 @@ from engine_support import KINDS, SMALL_MODELS
 from support import make_spec
 from torch.func import vmap
 
-from iolaus.engine.executors.recorded import _recorders
-from iolaus.engine.executors.recording import Recorder, recorded
-from iolaus.engine.program import Program
-from iolaus.engine.train import train
+from sweepstack.engine.executors.recorded import _recorders
+from sweepstack.engine.executors.recording import Recorder, recorded
+from sweepstack.engine.program import Program
+from sweepstack.engine.train import train
 
 W, X = torch.arange(6.0).view(2, 3), torch.tensor([1.0, -2.0, 0.5])
 

@@ -6,10 +6,10 @@ import pytest
 from support import make_spec
 from torch import nn
 
-from iolaus.engine import executors
-from iolaus.engine.executors import operations
-from iolaus.engine.program import Program, _programs
-from iolaus.engine.train import train
+from sweepstack.engine import executors
+from sweepstack.engine.executors import operations
+from sweepstack.engine.program import Program, _programs
+from sweepstack.engine.train import train
 
 HERE = __name__
 WORDS = ("data=quadratic", "model=custom", f"trust=[{HERE}]", "training.max_steps=20")

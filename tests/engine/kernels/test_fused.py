@@ -7,12 +7,12 @@ import torch
 from engine_support import ADAMW, DECAY, assert_same, by_number
 from support import make_spec
 
-from iolaus import optim
-from iolaus.engine.kernels import fused
-from iolaus.engine.program import Program
-from iolaus.engine.stack import Bank
-from iolaus.engine.step import Step
-from iolaus.engine.train import train
+from sweepstack.engine.kernels import fused
+from sweepstack.engine.program import Program
+from sweepstack.engine.stack import Bank
+from sweepstack.engine.step import Step
+from sweepstack.engine.train import train
+from sweepstack.training import optimizer as optim
 
 HYPER = {
     "sgd": {"momentum": [0.9, 0.9, 0.0], "nesterov": [1.0, 0.0, 0.0]},

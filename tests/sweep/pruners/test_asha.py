@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from pruner_support import pruned, study_of
 
-from iolaus.sweep.pruners import AshaPruner
+from sweepstack.sweep.pruners import AshaPruner
 
 
 @pytest.mark.parametrize("factor", [2, 3, 4])

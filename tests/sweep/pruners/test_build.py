@@ -8,9 +8,9 @@ import optuna
 import pytest
 from pruner_support import EAGER, at_step, study_of
 
-from iolaus.errors import InputError
-from iolaus.sweep import pruners
-from iolaus.sweep.pruners import AshaPruner, MedianPruner, PercentilePruner
+from sweepstack.config.errors import InputError
+from sweepstack.sweep import pruners
+from sweepstack.sweep.pruners import AshaPruner, MedianPruner, PercentilePruner
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pruner_support import EAGER, at_step, pruned, study_of
 
-from iolaus.sweep.pruners import MedianPruner, PercentilePruner
+from sweepstack.sweep.pruners import MedianPruner, PercentilePruner
 
 
 @given(

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from optuna.trial import TrialState
 from pruner_support import COMPLETE, EAGER, PRUNED, RUNNING, at_step, pruned, study_of
 
-from iolaus.sweep.pruners import AshaPruner, MedianPruner, PercentilePruner
+from sweepstack.sweep.pruners import AshaPruner, MedianPruner, PercentilePruner
 
 PRUNERS = {
     "median": lambda: MedianPruner(**EAGER),

@@ -1,1 +1,0 @@
-"""Hydra's plugin `hydra/sweeper=iolaus`: see `iolaus_sweeper.py`."""

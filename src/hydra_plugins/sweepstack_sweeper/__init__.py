@@ -1,0 +1,1 @@
+"""Hydra's plugin `hydra/sweeper=sweepstack`: see `sweepstack_sweeper.py`."""

@@ -1,0 +1,152 @@
+"""From Hydra's sweeper to `sweepstack.sweep`: whose sweep it is, and who carries the workers."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.plugins import Plugins
+from hydra.types import HydraContext
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from sweepstack.config.check import shown
+from sweepstack.config.errors import (
+    EXIT_INTERRUPTED,
+    EnvironmentFault,
+    InputError,
+    SweepstackError,
+    one_line,
+)
+from sweepstack.config.reading import folder
+from sweepstack.sweep import sweep as sweeps
+from sweepstack.sweep.worker.launch import Crew, Launch
+from sweepstack.sweep.worker.other import Other
+from sweepstack.sweep.worker.own import Own
+
+log = logging.getLogger("sweepstack.sweep")
+
+_LOCAL = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
+
+
+def sweep(
+    node: Mapping[str, Any],
+    arguments: Sequence[str],
+    context: HydraContext,
+    task: Callable[[DictConfig], Any],
+    config: DictConfig,
+) -> None:
+    """Run a sweep.
+
+    Raises:
+        SweepstackError: something is wrong, nothing completed, or a signal ended the sweep.
+    """
+    app = _own(config) if _is_sweepstack(task) else Other(context, config, task)
+    target = OmegaConf.select(config, "hydra.launcher._target_")
+    if not isinstance(target, str):
+        raise InputError(
+            f"hydra.launcher must be a config group, got {shown(config.hydra.launcher)}"
+        )
+    launcher = None if target == _LOCAL else _carry(context, config)
+    results = None
+    if not isinstance(app, Own):
+        results = _results(config)
+    elif launcher is None:
+        _check_places(config)
+    sweeps.sweep(
+        *(_plain(node), arguments, app),
+        hydra=[str(word) for word in OmegaConf.to_container(config.hydra.overrides.hydra) or []],
+        launcher=launcher,
+        results=results,
+    )
+
+
+def _is_sweepstack(task: Callable[[DictConfig], Any]) -> bool:
+    return getattr(task, "__module__", None) == "sweepstack.cli.app"
+
+
+def _own(config: DictConfig) -> Own:
+    """sweepstack with the folder of `--config-dir` and the primary config."""
+    given = [
+        source.path
+        for source in config.hydra.runtime.config_sources
+        if source.provider == "command-line"
+    ]
+    return Own(given[0] if given else None, config.hydra.job.config_name)
+
+
+def _results(config: DictConfig) -> Path:
+    try:
+        return Path(str(config.hydra.sweep.dir))
+    except OmegaConfBaseException as error:
+        raise InputError(f"hydra.sweep.dir: {one_line(error)}") from None
+
+
+def _check_places(config: DictConfig) -> None:
+    """Say that Hydra's settings place no trial of sweepstack: its folders are numbered by trial.
+
+    Raises:
+        InputError: hydra.sweep.dir is not the default.
+    """
+    default = OmegaConf.load(folder("conf") / "config.yaml")
+    (old, new) = (OmegaConf.to_container(cfg.hydra.sweep) for cfg in (default, config))
+    assert isinstance(old, dict)
+    assert isinstance(new, dict)
+    where = "trials are in outputs/studies/STUDY/NUMBER"
+    if new["dir"] != old["dir"]:
+        raise InputError(
+            f"hydra.sweep.dir must be left out, got {shown(new['dir'])}: {where}; "
+            "name STUDY with hydra.sweeper.study_name"
+        )
+    if new["subdir"] != old["subdir"]:
+        log.warning("hydra.sweep.subdir has no effect: %s", where)
+
+
+def _plain(node: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        key: OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+        for key, value in node.items()
+    }
+
+
+def _carry(context: HydraContext, config: DictConfig) -> Launch:
+    """Workers as jobs of the launcher that the user named.
+
+    Raises:
+        InputError: Hydra cannot make it, for example of a plugin that is not installed.
+    """
+    try:
+        launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=context, task_function=_not_yet, config=config
+        )
+    except Exception as error:  # each launcher checks its settings in its own way
+        raise InputError(f"hydra.launcher cannot be used: {one_line(error)}") from None
+
+    def launch(crew: Any, jobs: int) -> int | None:
+        assert isinstance(crew, Crew)
+        launcher.setup(hydra_context=context, task_function=crew, config=config)
+        # A worker's files must not lie in the folder of the trial with its number.
+        words = [*crew.plan.space.fixed, "hydra.sweep.subdir=worker_${hydra:job.num}"]
+        try:
+            returned = launcher.launch([words] * jobs, initial_job_idx=0)
+            codes = [job.return_value for job in returned]  # raises what the worker raised
+        except SweepstackError:
+            raise
+        except KeyboardInterrupt:
+            return EXIT_INTERRUPTED
+        except Exception as error:  # each launcher has exceptions of its own
+            name = str(config.hydra.launcher._target_).rpartition(".")[2]
+            reason = f"{type(error).__name__}: {one_line(error)}"
+            raise EnvironmentFault(
+                f"the workers that {name} started ended early ({reason}); "
+                "the same command goes on with a study that has a storage"
+            ) from error
+        return next((code for code in codes if code is not None), None)
+
+    return launch
+
+
+def _not_yet(job: Any) -> None:
+    """The task of a launcher that is given its workers once the study is open."""

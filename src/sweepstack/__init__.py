@@ -1,0 +1,167 @@
+"""Hyperparameter sweeps for PyTorch: Hydra composes a run, one function trains it.
+
+    import sweepstack
+    result = sweepstack.run("model=convnet", "optimizer.lr=0.01")
+    result.metrics["val_accuracy"], result.history, result.best_state
+
+`sweepstack.engine.train.train(specs, monitor)` is the function underneath, for a stream of trials.
+What studies found:
+
+    df = sweepstack.results("init_activation_grid")
+    sweepstack.best(df), sweepstack.pivot(df, "init", "model.activation"), sweepstack.history("...")
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    import pandas as pd
+
+    from sweepstack.engine.spec import TrialResult, TrialSpec
+    from sweepstack.runs.prediction import Predictor
+
+
+STORAGE = "sqlite:///outputs/studies.db"
+
+
+def best(df: pd.DataFrame, n: int = 10) -> pd.DataFrame:
+    """The `n` best complete trials of a frame of `results`, the best first.
+
+    Raises:
+        InputError: the study has several objectives.
+    """
+    from sweepstack.study import tables
+
+    return tables.best(df, n)
+
+
+def compose(*overrides: str, config_dir: str | None = None) -> TrialSpec:
+    """The trial that `sweepstack OVERRIDES` would train, checked.
+
+    Args:
+        overrides: as on the command line, for example "optimizer.lr=0.01".
+        config_dir: a folder with groups of your own.
+
+    Raises:
+        InputError: every mistake in the overrides, one line each.
+    """
+    from sweepstack.config import overrides as typed
+    from sweepstack.config import reading as config
+    from sweepstack.engine.spec import TrialSpec
+
+    return TrialSpec(config.read(typed.compose(overrides, config_dir)))
+
+
+def history(study: str, storage: str = STORAGE) -> pd.DataFrame:
+    """A study's evaluations, one row per trial, seed and step: the learning rate and metrics.
+
+    See `analysis.history.history` for the columns, `results` for arguments and errors.
+    """
+    from sweepstack.study import library
+
+    return library.open_study(study, storage).history
+
+
+def load(folder: str | Path, trust: Sequence[str] = ()) -> Predictor:
+    """The trained model of a run's folder, in eval mode, with its normalization in front.
+
+    `load("outputs/runs/DATE_TIME")(x)` maps raw samples (B, ...) to outputs: pictures are floats in
+    [0, 1], whole numbers 0..255, or a PIL image; `.classes` are the names. See `saved.load` for
+    arguments and errors.
+    """
+    from sweepstack.runs import prediction as saved
+
+    return saved.load(folder, trust)
+
+
+def pivot(
+    df: pd.DataFrame, rows: str, columns: str | None = None, value: str | None = None
+) -> pd.DataFrame:
+    """Mean, std and n of the objective (or of the column `value`) for each value of a key, or of
+    two: `pivot(df, "init", "model.activation")["mean"]` is a matrix, ready for a heatmap.
+
+    See `analysis.tables.pivot` for the statistics and errors.
+    """
+    from sweepstack.study import tables
+
+    return tables.pivot(df, rows, columns, value)
+
+
+def report(value: float, step: int) -> None:
+    """Report how far a trial of a sweep has come, in any `@hydra.main` application.
+
+        @hydra.main(config_path="conf", config_name="config")
+        def app(cfg):
+            for epoch in range(cfg.epochs):
+                loss = train_one_epoch(cfg)
+                sweepstack.report(loss, epoch)
+            return loss
+
+    With `hydra/sweeper=sweepstack` the value is kept in the study, and where the pruner of
+    `hydra/sweeper/pruner` says so the trial ends here, as PRUNED. Outside of a sweep, and with
+    several objectives, it does nothing.
+
+    Args:
+        value: what the sweep optimizes, as it is now.
+        step: how much has been spent on it: epochs, batches, folds. A step that was reported
+            before keeps its first value.
+
+    Raises:
+        optuna.TrialPruned: the trial is to end; let it pass, the sweeper catches it.
+        InputError: value or step is no number.
+    """
+    reporting = sys.modules.get("sweepstack.sweep.worker.report")
+    if reporting is not None:
+        reporting.report(value, step)
+
+
+def results(study: str, storage: str = STORAGE) -> pd.DataFrame:
+    """A study as a frame: one row per trial, a column per swept key, metric and attribute.
+
+    See `analysis.frame.frame` for the columns. Units are in their names: duration_s, seconds (of
+    training), gpu_seconds, samples_per_s.
+
+    Args:
+        study: its name.
+        storage: a database's URL, or the path of a SQLite file or of an Optuna journal.
+
+    Raises:
+        InputError: there is no such study.
+        EnvironmentFault: the storage cannot be read.
+    """
+    from sweepstack.study import library
+
+    return library.open_study(study, storage).frame
+
+
+def run(*overrides: str, config_dir: str | None = None) -> TrialResult:
+    """Train one run in this process and return its result; nothing is written.
+
+    Args:
+        overrides, config_dir: as for `compose`.
+
+    Raises:
+        InputError: the config is wrong or does not fit its data.
+        EnvironmentFault: the dataset or the device is missing.
+        TrainingFailed: the loss became NaN, or the model raised.
+    """
+    from sweepstack.config.errors import InputError, TrainingFailed
+    from sweepstack.engine.program import Program
+    from sweepstack.engine.train import train
+
+    spec = compose(*overrides, config_dir=config_dir)
+    if spec.config.training.seeds > 1:
+        raise InputError(
+            "sweepstack.run trains one seed, training.seeds must be 1, got "
+            f"{spec.config.training.seeds}: call it with training.seed=0, 1, ..."
+        )
+    Program.of(spec)
+    (result,) = train([spec])
+    if result.state == "failed":
+        raise TrainingFailed(f"the run failed: {result.error}")
+    return result

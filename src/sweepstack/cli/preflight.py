@@ -1,0 +1,307 @@
+"""Before Hydra makes a folder: check a run or a sweep as a whole, and claim the run's folder.
+
+Whatever is wrong is found here, while nothing is written yet.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from hydra._internal.utils import get_args_parser
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.utils import configure_log
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from sweepstack.config import overrides, trust
+from sweepstack.config import reading as config
+from sweepstack.config.check import shown
+from sweepstack.config.errors import InputError, nearest, one_line
+from sweepstack.engine.spec import TrialSpec
+from sweepstack.runs import folder as run_folder
+from sweepstack.runs import logger
+
+if TYPE_CHECKING:
+    from sweepstack.engine.program import Program
+
+
+_FOREIGN = re.compile(r"""[^][(){},:='"]*[^\x00-\x7f][^][(){},:='"]*""")
+
+
+def resumed(argv: list[str]) -> list[str]:
+    """Replace `--resume FOLDER` by the arguments which that run was started with.
+
+    Raises:
+        InputError: the folder holds no run.
+    """
+    argv = [part for word in argv for part in _parted(_spelled(word))]
+    if "--resume" not in argv:
+        return argv
+    at = argv.index("--resume")
+    folder = argv[at + 1] if at + 1 < len(argv) else ""
+    manifest = run_folder.read(Path(folder) / "manifest.json") if folder else None
+    if manifest is None and folder and (Path(folder) / "overrides.yaml").exists():
+        raise InputError(
+            f"{folder} holds a trial of a sweep: the sweep's own command goes on with it, and "
+            "sweepstack.log there says how to run it alone"
+        )
+    if manifest is None or "arguments" not in manifest:
+        raise InputError(
+            f"--resume must name the folder of a run, got '{folder}' without a manifest.json"
+        )
+    before = manifest["arguments"]
+    if not isinstance(before, list) or not all(isinstance(word, str) for word in before):
+        raise InputError(
+            f"{folder}/manifest.json is not what sweepstack writes: arguments={shown(before)}"
+        )
+    # A manifest is not the user's word: it may name no package to trust, folder of configs, or
+    # Hydra setting, and it may not download. What the run needs of these is given again, or the
+    # configs differ.
+    if "--config-dir" in before and "--config-dir" not in argv:
+        raise InputError(f"{folder} was started with --config-dir: give it again with --resume")
+    given = {_key(word) for word in argv}
+    unsafe = {"hydra", "trust", "download"}
+    kept = [w for w in before if "=" in w and not w.startswith("-") and _key(w) not in given]
+    kept = [word for word in kept if unsafe.isdisjoint(trust.parts(word))]
+    for word in kept:
+        why = trust.beyond_values(word)
+        if why:
+            raise InputError(
+                f"{folder}/manifest.json is refused: its override {shown(word)} {why}; if you "
+                "trust it, give it again with --resume"
+            )
+    # A job of `-m +sweeps=NAME` is resumed alone, though that file asks for a sweep.
+    kept += ["hydra.mode=RUN", f"hydra.run.dir={_quoted(folder)}"]
+    return with_overrides([*argv[:at], *argv[at + 2 :]], kept)
+
+
+def parsed(argv: Sequence[str]) -> tuple[Any, list[str]]:
+    """The command line as Hydra's parser has it, and the options that it does not know.
+
+    Raises:
+        InputError: an option lacks its value, or has a wrong one.
+    """
+    parser = get_args_parser()
+
+    def refuse(message: str) -> NoReturn:
+        raise InputError(f"{one_line(message)}; --help lists the options")
+
+    parser.error = refuse  # type: ignore[method-assign]
+    return parser.parse_known_args(list(argv))
+
+
+def with_overrides(argv: Sequence[str], added: Sequence[str]) -> list[str]:
+    """Options first, then `added`, then all overrides: Hydra wants them to stand together."""
+    arguments, unknown = parsed(argv)
+    overrides = [*arguments.overrides, *(word for word in unknown if not word.startswith("-"))]
+    return [*(word for word in argv if word not in overrides), *added, *overrides]
+
+
+def _spelled(word: str) -> str:
+    """An override with quotes around the words that have letters unknown to Hydra's grammar."""
+    key, _, value = word.partition("=")
+    if word.isascii() or word.startswith("-"):
+        return word
+    try:
+        OverridesParser.create().parse_override(word)
+    except overrides.UNREADABLE:
+        return f"{key}={_FOREIGN.sub(lambda found: _quoted(found[0].strip()), value)}"
+    return word
+
+
+def check_cfg(arguments: Any) -> None:
+    """Check what `--cfg` is to print.
+
+    Raises:
+        InputError: the config does not compose, or has no such package.
+    """
+    name = arguments.config_name or config.CONFIG_NAME
+    cfg = overrides.compose(arguments.overrides, arguments.config_dir, name)
+    if (
+        arguments.package not in (None, "_global_")
+        and OmegaConf.select(cfg, arguments.package) is None
+    ):
+        raise InputError(f"--package must be a key of the config, got '{arguments.package}'")
+
+
+def _key(word: str) -> str:
+    return word.partition("=")[0].lstrip("+~")
+
+
+def _parted(word: str) -> list[str]:
+    return word.split("=", 1) if word.startswith("--resume=") else [word]
+
+
+def _quoted(folder: str) -> str:
+    escaped = folder.replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"
+
+
+@dataclass(frozen=True)
+class Ready:
+    """What is about to run: overrides to `add` to the command line, and the folders that were
+    `made` for it, the run's first."""
+
+    added: Sequence[str] = ()
+    made: Sequence[Path] = ()
+
+    def undo(self) -> None:
+        """Remove the run's folder, and those that were made to hold it and are empty."""
+        for folder in self.made[:1]:
+            shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            for folder in self.made[1:]:
+                folder.rmdir()
+
+
+def check(arguments: Any, argv: Sequence[str]) -> Ready | None:
+    """Check what is about to run.
+
+    Args:
+        arguments: the command line as Hydra's parser has it.
+        argv: the same as typed.
+
+    Returns:
+        What to go on with, or None when the run is finished already.
+
+    Raises:
+        SweepstackError: something is wrong; nothing was written.
+    """
+    name = arguments.config_name or config.CONFIG_NAME
+    if arguments.multirun:
+        _check_sweep(arguments, name)
+        return Ready()
+    cfg = overrides.compose(arguments.overrides, arguments.config_dir, name)
+    if cfg.hydra.mode == RunMode.MULTIRUN:
+        _check_sweep(arguments, name)
+        return Ready()
+    spec = TrialSpec(config.read(cfg))
+    program = _program(spec)
+    wanted = _wanted(cfg)
+    copies = 2 * (2 + len(program.rule.moments)) + 1  # two checkpoints and best.pt
+    run_folder.need_space(wanted, 1 + 4e-6 * program.num_parameters * copies)
+    missing = [folder for folder in (wanted, *wanted.parents) if not folder.exists()]
+    if any(text.startswith("hydra.run.dir=") for text in arguments.overrides):
+        finished = run_folder.compare(wanted, spec)
+        if finished is not None:
+            from sweepstack.runs.progress import show_result
+
+            print("this very run is finished already:")
+            show_result(finished, wanted)
+            return None
+        run_folder.begin(run_folder.make(wanted), spec, argv)
+        return Ready(made=[other.absolute() for other in missing])
+    folder = run_folder.claim(wanted)
+    run_folder.begin(folder, spec, argv)
+    made = [folder, *(other for other in missing if other != wanted)]
+    added = [f"hydra.run.dir={_quoted(str(folder))}"]
+    return Ready(added, [other.absolute() for other in made])
+
+
+def _wanted(cfg: DictConfig) -> Path:
+    """The run's folder as hydra.run.dir says."""
+    HydraConfig.instance().set_config(cfg)  # for ${hydra:...}
+    try:
+        given = cfg.hydra.run.dir
+    except OmegaConfBaseException as error:
+        raise InputError(f"hydra.run.dir: {one_line(error)}") from None
+    finally:
+        HydraConfig.instance().cfg = None
+    if not given:
+        raise InputError("hydra.run.dir must name a folder, got ''")
+    return Path(given)
+
+
+def _program(spec: TrialSpec) -> Program:
+    trust.see_own_packages(spec.config.trust)
+    logger.check(spec.config)
+    from sweepstack.engine.program import Program
+
+    return Program.of(spec)
+
+
+def _check_sweep(arguments: Any, name: str) -> None:
+    """Check a sweep as far as the sweeper does not: sweepstack's own checks the values itself."""
+    from sweepstack.sweep.space import grammar
+
+    fixed: list[str] = []
+    mistakes: list[str] = []
+    for text in arguments.overrides:
+        try:
+            override = grammar.read_override(text)
+        except InputError as error:
+            mistakes += error.mistakes
+            continue
+        if not override.is_sweep_override():
+            fixed.append(text)
+        elif grammar.path_of(override).startswith(("hydra.", "hydra/")):
+            mistakes.append(f"{grammar.path_of(override)} must have one value, got {text}")
+    try:
+        cfg = overrides.compose(fixed, arguments.config_dir, name)
+        if mistakes:
+            config.read(cfg)
+    except InputError as error:
+        mistakes += error.mistakes
+    if mistakes:
+        raise InputError(mistakes)
+    try:
+        configure_log(cfg.hydra.hydra_logging, cfg.hydra.verbose)  # as Hydra does next
+    except overrides.REFUSALS as error:
+        reason = one_line(error) or type(error).__name__
+        raise InputError(f"hydra.hydra_logging and hydra.verbose: {reason}") from None
+    sweeper = _sweeper(cfg)
+    if str(sweeper.get("_target_")).endswith(".SweepstackSweeper"):
+        return
+    params = sweeper.get("params") or {}
+    first = overrides.check_sweep(
+        arguments.overrides, params, config_dir=arguments.config_dir, config_name=name
+    )
+    _program(TrialSpec(config.read(first)))
+
+
+def _sweeper(cfg: DictConfig) -> dict[str, Any]:
+    """`hydra.sweeper` as plain values."""
+    if not isinstance(cfg.hydra.sweeper, DictConfig):
+        raise InputError(
+            f"hydra.sweeper must be a group of settings, got {shown(cfg.hydra.sweeper)}; its keys "
+            "are set one by one, for example hydra.sweeper.n_trials=20"
+        )
+    HydraConfig.instance().set_config(cfg)  # for ${hydra:...}
+    try:
+        node: Any = OmegaConf.to_container(cfg.hydra.sweeper, resolve=True)
+    except OmegaConfBaseException as error:
+        raise InputError(f"{error.full_key}: {str(error).splitlines()[0]}") from None
+    finally:
+        HydraConfig.instance().cfg = None
+    missing = sorted(OmegaConf.missing_keys(cfg.hydra.sweeper))
+    if missing:
+        raise InputError([f"{key} must be given, got ???" for key in missing])
+    _check_class(node)
+    return dict(node)
+
+
+def _check_class(node: Mapping[str, Any]) -> None:
+    """Refuse a sweeper that Hydra cannot make, for example of a plugin that is not installed."""
+    from hydra.core.plugins import Plugins
+    from hydra.plugins.sweeper import Sweeper
+
+    known = {f"{c.__module__}.{c.__name__}": c for c in Plugins.instance().discover(Sweeper)}
+    target = str(node.get("_target_"))
+    where = "hydra.sweeper._target_ must be left to the group hydra/sweeper"
+    if target not in known:
+        near = nearest(target, known)
+        raise InputError(f"{where}: no sweeper '{target}' is installed{near}")
+    try:
+        given = {str(key): None for key in node if not str(key).startswith("_")}
+        inspect.signature(known[target]).bind(**given)
+    except TypeError as error:
+        raise InputError(f"{where}: {target} {one_line(error)}") from None

@@ -1,0 +1,234 @@
+"""The command `sweepstack-study`: what studies found, for people at a terminal.
+
+    sweepstack-study list                       studies, trials by state, best, when
+    sweepstack-study show STUDY                 tables of what was swept, and what the doctor finds
+    sweepstack-study report STUDY               one HTML file with every plot and table
+    sweepstack-study export STUDY -o x.csv      one row per trial; --history: per evaluation
+    sweepstack-study rerun STUDY 17             train it again alone and compare (exit code 5)
+    sweepstack-study delete STUDY               its rows, folder and report; asks first
+    sweepstack-study dashboard                  optuna-dashboard on the studies, on 127.0.0.1
+
+A command's module is imported when it is called, so that --help is quick.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from sweepstack import STORAGE
+from sweepstack.config import commands
+from sweepstack.config.errors import InputError
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of the console script."""
+    with commands.running("sweepstack-study"):
+        sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command and return its exit code.
+
+    Raises:
+        SweepstackError: what is wrong, in one line.
+    """
+    options = parser().parse_args(arguments)
+    chosen = {
+        "list": _list,
+        "show": _show,
+        "report": _report,
+        "export": _export,
+        "rerun": _rerun,
+        "delete": _delete,
+        "dashboard": _dashboard,
+    }[options.command]
+    return chosen(options)
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse whose mistakes are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong."""
+        raise InputError(f"{message}; see {self.prog} --help")
+
+
+def parser() -> argparse.ArgumentParser:
+    """All commands and their options."""
+    common = _Parser(add_help=False)
+    common.add_argument(
+        "--storage",
+        default=STORAGE,
+        metavar="URL",
+        help="database URL, SQLite file or Optuna journal (default: %(default)s)",
+    )
+    study = _Parser(add_help=False, parents=[common])
+    study.add_argument("study", metavar="STUDY", help="the study's name, as `list` shows it")
+    top = _Parser(prog="sweepstack-study", description="What studies found.")
+    commands = top.add_subparsers(
+        dest="command", required=True, metavar="COMMAND", parser_class=_Parser
+    )
+    commands.add_parser("list", parents=[common], help="studies, trials by state, best, when")
+
+    show = commands.add_parser("show", parents=[study], help="tables and what the doctor finds")
+    show.add_argument("--watch", action="store_true", help="again and again while a sweep runs")
+    show.add_argument(
+        "--every", type=_seconds, default=2.0, metavar="SECONDS", help="with --watch (default: 2)"
+    )
+
+    report = commands.add_parser("report", parents=[study], help="all plots and tables, as a file")
+    report.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        metavar="FILE.html",
+        help="where to (default: outputs/reports/STUDY.html)",
+    )
+
+    export = commands.add_parser("export", parents=[study], help="a row per trial, as a file")
+    export.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.csv|.parquet")
+    export.add_argument("--history", action="store_true", help="a row per evaluation instead")
+
+    again = commands.add_parser(
+        "rerun",
+        parents=[study],
+        help="train a trial again alone and compare it with what is recorded",
+        description="Train a trial again alone, from what the study keeps, and compare. "
+        "Exit code 0: it agrees within the tolerance; 5: it differs.",
+    )
+    again.add_argument("number", type=int, metavar="NUMBER", help="the trial's")
+    again.add_argument(
+        "overrides", nargs="*", metavar="KEY=VALUE", help="on top, such as training.device=cpu"
+    )
+    again.add_argument(
+        "--trust", action="append", default=[], metavar="PACKAGE", help="whose modules may run"
+    )
+    again.add_argument("--config-dir", metavar="FOLDER", help="configs of one's own, as swept")
+    again.add_argument("-o", "--output", type=Path, metavar="FOLDER", help="a new folder")
+
+    gone = commands.add_parser(
+        "delete", parents=[study], help="delete a study with the files of its trials; asks first"
+    )
+    gone.add_argument("-y", "--yes", action="store_true", help="do not ask")
+
+    dashboard = commands.add_parser(
+        "dashboard", parents=[common], help="optuna-dashboard on the studies, until Ctrl-C"
+    )
+    dashboard.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on (default: %(default)s)"
+    )
+    dashboard.add_argument(
+        "--port", type=_port, default=8080, help="0: any that is free (default: %(default)s)"
+    )
+
+    dashboard.add_argument(
+        "--allow-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a further name by which browsers call it, such as a proxy's",
+    )
+    login = dashboard.add_mutually_exclusive_group()
+    login.add_argument(
+        "--token", nargs="?", const="", help="what a browser must know; without TOKEN one is drawn"
+    )
+    login.add_argument("--no-token", action="store_true", help="let other machines in without")
+
+    return top
+
+
+def _port(text: str) -> int:
+    if not (text.isdecimal() and int(text) < 65536):
+        raise argparse.ArgumentTypeError(f"must be 0 to 65535, got {text}")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0.1 <= seconds <= 3600:
+        raise argparse.ArgumentTypeError(f"must be 0.1 to 3600 seconds, got {text}")
+    return seconds
+
+
+def _list(options: argparse.Namespace) -> int:
+    from sweepstack.reporting import listing
+    from sweepstack.runs import progress
+    from sweepstack.study import storage
+
+    url, opened = storage.look(options.storage)
+    with storage.named(url):
+        listing.show(opened, progress.console())
+    return 0
+
+
+def _show(options: argparse.Namespace) -> int:
+    from sweepstack.reporting import overview
+
+    return overview.show(options.study, options.storage, options.every if options.watch else None)
+
+
+def _report(options: argparse.Namespace) -> int:
+    from sweepstack.reporting import report
+    from sweepstack.runs.progress import console, shown
+    from sweepstack.study import library
+
+    if options.output is not None:
+        report.check(options.output)
+    opened = library.open_study(options.study, options.storage)
+    path = report.write(opened, options.output or report.place_of(opened))
+    console().print(f"report: {shown(path)}", highlight=False, soft_wrap=True, markup=False)
+    return 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    from sweepstack.reporting import export
+    from sweepstack.runs.progress import console, shown
+    from sweepstack.study import library
+
+    export.check(options.output)
+    opened = library.open_study(options.study, options.storage)
+    table = opened.history if options.history else opened.frame
+    export.write(table, options.output)
+    console().print(f"{len(table)} rows: {shown(options.output)}", highlight=False, soft_wrap=True)
+    return 0
+
+
+def _rerun(options: argparse.Namespace) -> int:
+    from sweepstack.reporting.rerun import rerun
+    from sweepstack.study import library
+
+    return rerun.rerun(
+        library.open_study(options.study, options.storage),
+        options.number,
+        overrides=options.overrides,
+        trust=options.trust,
+        folder=options.output,
+        config_dir=options.config_dir,
+    )
+
+
+def _delete(options: argparse.Namespace) -> int:
+    from sweepstack.sweep.book import delete
+
+    return delete.remove(options.study, options.storage, is_sure=options.yes)
+
+
+def _dashboard(options: argparse.Namespace) -> int:
+    from sweepstack.reporting.dashboard import dashboard
+
+    return dashboard.serve(
+        options.storage,
+        options.host,
+        options.port,
+        allowed=options.allow_host,
+        token=options.token,
+        is_open=options.no_token,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,125 @@
+"""One value against one field of the schema: its type, its range, what to say if it is wrong."""
+
+from __future__ import annotations
+
+import math
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from sweepstack.config.errors import nearest, one_line
+
+_SYMBOLS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
+
+
+def value(path: str, hint: Any, rules: Mapping[str, Any], given: Any, mistakes: list[str]) -> Any:
+    """Convert `given` to the annotated type and check its range; add what is wrong."""
+    try:
+        converted = _convert(hint, given)
+    except ValueError:
+        allowed = describe(hint)
+        words = [str(word) for word in _literals(hint)]
+        hint_text = nearest(given, words) if isinstance(given, str) else ""
+        mistakes.append(f"{path} must be {allowed}, got {shown(given)}{hint_text}")
+        return None
+    several = isinstance(converted, tuple)
+    if isinstance(converted, tuple) and len(converted) > rules.get("items", math.inf):
+        mistakes.append(
+            f"{path} must have at most {rules['items']} numbers, got {len(converted):,} of them"
+        )
+    numbers = converted if several else (converted,)
+    for number in numbers:
+        if isinstance(number, bool) or not isinstance(number, int | float):
+            continue
+        broken = [
+            f"{_SYMBOLS[name]} {bound}"
+            for name, bound in rules.items()
+            if name in _SYMBOLS and not _holds(name, number, bound)
+        ]
+        rule = f"{'hold numbers' if several else 'be'} {' and '.join(broken)}" if broken else ""
+        if isinstance(number, float) and not math.isfinite(number):
+            rule = "hold finite numbers" if several else "be a finite number"
+        if rule:
+            mistakes.append(f"{path} must {rule}, got {shown(given)}")
+            break
+    return converted
+
+
+def _holds(name: str, number: float, bound: float) -> bool:
+    return {
+        "gt": number > bound,
+        "ge": number >= bound,
+        "lt": number < bound,
+        "le": number <= bound,
+    }[name]
+
+
+def shown(value: Any) -> str:
+    """A value as an error shows it."""
+    return "null" if value is None else one_line(repr(value), 80)
+
+
+def _convert(hint: Any, value: Any) -> Any:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        # The most specific first: null, words, truth values, whole numbers.
+        for option in arguments:
+            try:
+                return _convert(option, value)
+            except ValueError:
+                continue
+    elif origin is Literal:
+        if value in arguments and not isinstance(value, bool):
+            return value
+    elif origin is tuple:
+        if arguments[-1] is ... and not isinstance(value, list | tuple | type(None)):
+            value = [value]  # hidden=100 is [100]
+        if isinstance(value, list | tuple):
+            if arguments[-1] is ...:
+                return tuple(_convert(arguments[0], item) for item in value)
+            if len(value) == len(arguments):
+                return tuple(_convert(a, item) for a, item in zip(arguments, value, strict=True))
+    elif hint is type(None):
+        if value is None:
+            return None
+    elif hint is bool:
+        if isinstance(value, bool):
+            return value
+    elif hint is int:
+        if isinstance(value, int) and not isinstance(value, bool):
+            return value
+    elif hint is float:
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            try:
+                return float(value)
+            except OverflowError:
+                raise ValueError(value) from None
+    elif hint is str and isinstance(value, str):
+        return value
+    raise ValueError(value)
+
+
+def _literals(hint: Any) -> list[Any]:
+    if typing.get_origin(hint) is Literal:
+        return list(typing.get_args(hint))
+    return [word for part in typing.get_args(hint) for word in _literals(part)]
+
+
+def describe(hint: Any) -> str:
+    """Say in words what a type annotation allows, for errors and the key reference."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(describe(option) for option in arguments)
+    if origin is Literal:
+        return ("one of " if len(arguments) > 1 else "") + ", ".join(map(str, arguments))
+    if origin is tuple:
+        inner = {int: "whole numbers", float: "numbers", str: "strings"}[arguments[0]]
+        return f"a list of {'' if arguments[-1] is ... else f'{len(arguments)} '}{inner}"
+    return {
+        type(None): "null",
+        bool: "true or false",
+        int: "a whole number",
+        float: "a number",
+        str: "a string",
+    }[hint]

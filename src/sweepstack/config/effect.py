@@ -1,0 +1,146 @@
+"""What a config does, without what changes nothing: trials of equal effect give equal numbers.
+
+`effect` hashes a config but for the keys that the table below leaves out. Each line of it is a
+promise about the engine's code: two configs that differ only there train alike to the bit, on the
+same device (a test trains both for every line). Called by the sweeper, which trains such trials
+once. Imports neither torch nor Hydra.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from sweepstack.config import schema
+from sweepstack.config.schema import INERT, RunConfig
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Keys that change nothing where `holds` says so, and why: the place in the code."""
+
+    keys: tuple[str, ...]
+    holds: Callable[[RunConfig], bool]
+    why: str
+
+
+def _is_plain_rate(config: RunConfig) -> bool:
+    """Whether the schedule's factor is 1 at every step after the warmup."""
+    match config.schedule:
+        case schema.Constant():
+            return True
+        case schema.StepDecay(gamma=gamma) | schema.Exponential(gamma=gamma):
+            return gamma == 1  # 1.0**t is 1.0
+        case schema.Cosine(min_factor=least):
+            return least == 1  # 1 + (1 - 1)·... is 1.0
+    return False
+
+
+def _is_own_gain(config: RunConfig) -> bool:
+    """Whether `init.gain` is what the scheme takes by itself."""
+    gain, he = config.init.gain, config.init.scheme in ("he", "he_uniform")
+    if gain is None:
+        return True
+    if gain == "auto":  # torch.nn.init.calculate_gain: relu √2, sigmoid 1
+        return getattr(config.model, "activation", None) == ("relu" if he else "sigmoid")
+    return gain == (math.sqrt(2) if he else 1.0)
+
+
+def _is_own_norm(config: RunConfig) -> bool:
+    """Whether `regularization.batch_norm` is what `auto` means for the model."""
+    given, resnet = config.regularization.batch_norm, isinstance(config.model, schema.ResNet)
+    return not isinstance(config.model, schema.Custom) and given in ("auto", resnet)
+
+
+def _is_linear(config: RunConfig) -> bool:
+    return isinstance(config.model, schema.Mlp) and not config.model.hidden
+
+
+RULES: tuple[Rule, ...] = (
+    Rule(("training.width",), lambda c: True, "train.train: a trial's numbers never depend on it"),
+    Rule(("logger.name",), lambda c: True, "logger.py: it writes down what was measured"),
+    *(
+        Rule(
+            tuple(f"optimizer.{key}" for key in sorted(keys)),
+            lambda c, name=name: c.optimizer.name == name,  # type: ignore[misc]
+            f"optim.py: the rule of {name} does not read them",
+        )
+        for name, keys in INERT.items()
+    ),
+    Rule(
+        ("optimizer.nesterov",),
+        lambda c: c.optimizer.name == "sgd" and c.optimizer.momentum == 0,
+        "optim.Sgd: with μ = 0 the buffer is g, and the direction g + 0·b is the buffer's",
+    ),
+    Rule(
+        ("optimizer.name",),
+        lambda c: isinstance(c.optimizer, schema.Adam) and c.regularization.weight_decay == 0,
+        "optim.AdamW: adam but for its weight decay, which is not computed where it is 0",
+    ),
+    Rule(
+        ("batch.lr_scaling", "batch.base_size"),
+        lambda c: c.batch.lr_scaling == "none" or c.batch.size == c.batch.base_size,
+        "optim.scaled_lr: lr times 1.0, the only reader of both",
+    ),
+    Rule(
+        ("schedule.name", "schedule.gamma", "schedule.step_size", "schedule.min_factor"),
+        _is_plain_rate,
+        "schedule.py: the factor is 1.0 at every step after the warmup, which all have",
+    ),
+    Rule(
+        ("training.max_epochs",),
+        lambda c: c.training.max_steps is not None,
+        "Program.total_steps: max_steps wins",
+    ),
+    Rule(
+        ("data.minmax_range",),
+        lambda c: c.data.normalization != "minmax",
+        "normalization.fit: read for minmax only",
+    ),
+    Rule(
+        ("init.gain",),
+        _is_own_gain,
+        "init.gain_of: the gain that the scheme has by itself",
+    ),
+    Rule(
+        ("regularization.batch_norm",),
+        _is_own_norm,
+        "models.build: auto is true for a resnet and false for the others of ours",
+    ),
+    Rule(
+        ("regularization.batch_norm", "regularization.dropout"),
+        _is_linear,
+        "models.Mlp: both stand behind hidden layers, and there are none",
+    ),
+    Rule(
+        ("model.activation",),
+        lambda c: _is_linear(c) and c.init.gain != "auto",
+        "models.Mlp: it stands behind hidden layers; init.gain=auto reads it besides",
+    ),
+)
+"""What changes nothing. Seeds are not here: every trial's order of batches is its seed's own."""
+
+
+def effect(config: RunConfig) -> str:
+    """SHA-256 of what a config does (first 16 hex digits), equal for configs that train alike."""
+    kept: dict[str, Any] = {}
+    for group, values in vars(config).items():  # twenty times as fast as dataclasses.asdict
+        fields = vars(values).items() if hasattr(values, "__dict__") else None
+        # What is kept in a group's object besides its fields begins with an underscore.
+        kept[group] = values if fields is None else {k: v for k, v in fields if k[0] != "_"}
+    for key in idle(config):
+        group, _, name = key.partition(".")
+        kept[group].pop(name, None)
+        if not kept[group]:
+            del kept[group]
+    text = json.dumps(kept, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def idle(config: RunConfig) -> Iterable[str]:
+    """The keys that change nothing in a config."""
+    return (key for rule in RULES if rule.holds(config) for key in rule.keys)

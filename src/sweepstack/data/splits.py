@@ -1,0 +1,85 @@
+"""From raw samples to splits: hold out validation and test, keep a subset, normalize.
+
+The random order that decides who goes where is `torch.randperm` of a generator seeded with
+`data.split_seed`. Test samples are taken first, then validation, then the training subset, each
+from the front of what is left: another subset changes neither test nor validation. Called by the
+modules of the datasets.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from sweepstack.config.errors import InputError
+from sweepstack.config.schema import Data
+from sweepstack.data.dataset import Split
+from sweepstack.data.normalization import Affine, fit
+
+S = TypeVar("S", bound=Split)
+
+_CHUNK = 2**22
+"""Numbers (samples times features) that the statistics take at once: 32 MiB as float64."""
+
+
+def partition(config: Data, total: int, held_out: Mapping[str, float]) -> list[Tensor]:
+    """Deal `total` samples out, in an order drawn from `split_seed`.
+
+    Args:
+        config: `split_seed` and `subset` are read.
+        total: how many samples there are.
+        held_out: key of `data` -> share (below 1) or number of the samples still left there.
+
+    Returns:
+        int64 index tensors: the training samples, then one for each entry of `held_out`.
+
+    Raises:
+        InputError: an entry holds out nothing or leaves nothing to train on, or `subset` asks
+            for more than is left.
+    """
+    order = torch.randperm(total, generator=torch.Generator().manual_seed(config.split_seed))
+    parts = []
+    for key, amount in held_out.items():
+        left = len(order)
+        count = round(amount * left) if amount < 1 else int(amount)
+        if not 0 < count < left:
+            rule = "leave at least one training sample" if count else "hold out at least one sample"
+            raise InputError(f"data.{key} must {rule}, got {amount:.15g} of {left}")
+        parts.append(order[:count])
+        order = order[count:]
+    if config.subset is not None and config.subset > len(order):
+        raise InputError(
+            f"data.subset must be <= the {len(order)} training samples, got {config.subset}"
+        )
+    return [order[: config.subset], *parts]
+
+
+def normalize(
+    config: Data, train: S, *others: S, at_most: int | None = None
+) -> tuple[Affine | None, list[S]]:
+    """Normalize all splits by the statistics of the raw training split.
+
+    Args:
+        config: `normalization` and `minmax_range` are read.
+        train, others: raw splits; pictures in [0, 1].
+        at_most: take the statistics from the first so many training samples, which `partition`
+            left in random order; None takes all.
+
+    Returns:
+        The map that was applied (None for none), and the normalized splits.
+    """
+    affine = fit(config, train.shape, _chunks(train, at_most))
+    splits = [train, *others]
+    return affine, splits if affine is None else [split.normalized(affine) for split in splits]
+
+
+def _chunks(split: Split, at_most: int | None) -> Iterator[Tensor]:
+    index = torch.arange(len(split))[:at_most]
+    rows = max(1, _CHUNK // math.prod(split.shape))
+    for start in range(0, len(index), rows):
+        # As a split of its own, so that pictures are decoded in threads.
+        yield split.take(index[start : start + rows]).tensor().x

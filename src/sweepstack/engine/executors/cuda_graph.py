@@ -1,0 +1,144 @@
+"""A training step as a CUDA graph: captured once for a stack, replayed with other numbers.
+
+A small model's step is hundreds of kernels of a few microseconds; launching them one by one from
+Python takes longer than running them. A stack's tensors keep their addresses, so that a captured
+step stays valid while trials come and go.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from sweepstack.config.errors import one_line
+from sweepstack.data.batches import Source
+from sweepstack.engine import device
+from sweepstack.engine.executors import side_effects
+from sweepstack.engine.executors.executor import Eager
+from sweepstack.engine.stack import Stack
+from sweepstack.engine.step import Batch, Step
+
+log = logging.getLogger(__name__)
+
+WARM_UP = 2
+"""Steps before the capture in which libraries choose their kernels and allocate; one more tries
+whether the step can be captured."""
+
+
+class CudaGraph(Eager):
+    """Captures a step at the first batch of a shape, then replays it.
+
+    When a module does what no graph can hold, each step runs as it is written.
+    """
+
+    def __init__(self, step: Step, stack: Stack, source: Source):
+        super().__init__(step, stack, source)
+        self._captured: dict[torch.Size, _Captured] = {}
+        self._eager = False
+
+    def advance(self, batch: Batch) -> Tensor:
+        """See `Eager.advance`."""
+        if not self._eager and batch.x.shape not in self._captured:
+            self._capture(batch)
+        if self._eager:
+            return super().advance(batch)
+        with torch.cuda.device(self.stack.device):
+            return self._captured[batch.x.shape].replay(batch)
+
+    def _capture(self, batch: Batch) -> None:
+        try:
+            with torch.cuda.device(self.stack.device):  # captures are of the current device
+                self._captured[batch.x.shape] = _Captured(self.step, self.stack, batch)
+        except Uncapturable as error:
+            self._eager = True
+            log.warning(
+                "the step cannot be captured as a CUDA graph, running without one: %s", error
+            )
+
+
+class Uncapturable(Exception):
+    """A step does what no graph can hold."""
+
+
+class _Captured:
+    """A captured step with the tensors that it reads.
+
+    Raises:
+        Uncapturable: the step waits for the device, or does what else no graph can hold.
+        Exception: what the step itself raises.
+    """
+
+    def __init__(self, step: Step, stack: Stack, batch: Batch):
+        keys = {name: key.clone() for name, key in batch.keys.items()}
+        x, y, lr, at = (t.clone() for t in (batch.x, batch.y, batch.lr, batch.step))
+        self.batch = Batch(x, y, lr, at, keys)
+        self.graph = torch.cuda.CUDAGraph()
+        views = [view for bank in stack.banks.values() for view in bank.views.values()]
+        before = [view.clone() for view in views]
+        here, aside = torch.cuda.current_stream(stack.device), _aside(stack.device)
+        try:
+            aside.wait_stream(here)
+            with torch.cuda.stream(aside):
+                for _ in range(WARM_UP):
+                    step(stack, self.batch)
+                with _capturable(), _waiting_refused(), side_effects.watched(step.module) as seen:
+                    step(stack, self.batch)
+            # Other threads, such as one that pins batches, may go on as they like.
+            mode = "thread_local"
+            with (
+                _capturable(),
+                torch.cuda.graph(self.graph, stream=aside, capture_error_mode=mode),
+            ):
+                self.losses = step(stack, self.batch)
+        finally:
+            torch.cuda.set_stream(here)  # torch 2.11 stays aside where the end of a capture raises
+            here.wait_stream(aside)
+            for view, old in zip(views, before, strict=True):  # the warm-up has trained
+                view.copy_(old)
+        side_effects.report(step.module, seen)
+
+    def replay(self, batch: Batch) -> Tensor:
+        """A step with these numbers."""
+        own = self.batch
+        pairs = [(own.x, batch.x), (own.y, batch.y), (own.lr, batch.lr), (own.step, batch.step)]
+        for mine, given in [*pairs, *((own.keys[n], key) for n, key in batch.keys.items())]:
+            mine.copy_(given)
+        self.graph.replay()
+        return self.losses
+
+
+@cache
+def _aside(place: torch.device) -> torch.cuda.Stream:
+    """The stream of a device's captures: each stream has a workspace of cuBLAS that stays."""
+    return torch.cuda.Stream(place)  # type: ignore[no-untyped-call]
+
+
+@contextmanager
+def _capturable() -> Iterator[None]:
+    """What goes wrong here, unless memory ran out, says that the step is not capturable."""
+    try:
+        yield
+    except RuntimeError as error:
+        if device.out_of_memory(error):
+            raise
+        raise Uncapturable(one_line(error)) from error
+
+
+@contextmanager
+def _waiting_refused() -> Iterator[None]:
+    """Make it an error to wait for the device. A capture would end by it too, but leave the memory
+    of the process in disorder (torch 2.11)."""
+    before = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch calls the mode a prototype
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            yield
+        finally:
+            torch.cuda.set_sync_debug_mode(before)

@@ -1,0 +1,137 @@
+"""torch.optim's fused CPU kernels on a stack: one pass over memory instead of one per operation.
+
+The kernels take one learning rate and one set of hyperparameters for a list of tensors, so slots
+that agree in all of them are updated by one call, others by a call each. They are torch's own
+(`torch._fused_*`): `works` compares them with the rules of `optim.py`, which do the same on any
+device, before they are used.
+
+Notation: S trials; a group is a tuple of numbers and the slots that share it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sweepstack.config.errors import one_line
+from sweepstack.engine.stack import Bank
+from sweepstack.training import optimizer as optim
+
+log = logging.getLogger(__name__)
+
+Grad = Tensor | list[Tensor]
+"""A gradient (S, *shape), or the same slot by slot."""
+
+KERNELS = ("sgd", "adam", "adamw")
+"""Names of the optimizers that have one."""
+_TRIED = {
+    "sgd": {"momentum": (0.9, 0.0), "nesterov": (1.0, 0.0)},
+    "adam": {"beta1": (0.9, 0.5), "beta2": (0.999, 0.9), "eps": (1e-8, 1e-3)},
+}
+_TRIED["adamw"] = _TRIED["adam"]
+
+
+@cache
+def works(name: str) -> bool:
+    """Whether torch has a kernel for the optimizer `name` on the CPU that moves two small trials as
+    its rule does."""
+    if name not in KERNELS:
+        return False
+    try:
+        agrees = all(_agrees(name, slots) for slots in ([0, 1], [0, 0], [1, 1]))
+        reason = "other numbers than its rule"
+    except Exception as error:  # torch has changed what it keeps to itself
+        agrees, reason = False, one_line(error)
+    if not agrees:
+        log.info("%s runs without torch's fused kernel: %s", name, reason)
+    return agrees
+
+
+def _agrees(name: str, slots: list[int]) -> bool:
+    """Three steps of two trials with the hyperparameters of these slots of `_TRIED`."""
+    rule = optim.RULES[name](decays=True)
+    start = torch.linspace(-1, 1, 6).view(2, 3)
+    columns = {**_TRIED[name], "weight_decay": (0.1, 0.0)}
+    hyper = {key: torch.tensor(pair, dtype=torch.float64)[slots] for key, pair in columns.items()}
+    lr = torch.tensor([0.1, 0.01], dtype=torch.float64)[slots]
+    kernels, rules = [
+        {key: Bank({key: start[0]}, 2, start.device) for key in ("param", *rule.moments)}
+        for _ in range(2)
+    ]
+    for banks in (kernels, rules):
+        banks["param"].groups[0].copy_(start)
+    for number in (1, 2, 3):
+        grad, step = (number * start).cos(), torch.full((2,), number)
+        moments = [kernels[key] for key in rule.moments]
+        update(name, kernels["param"], [grad.clone()], moments, hyper, lr, step)
+        ordered = {key: rules[key].groups for key in rule.moments}
+        rule.update(rules["param"].groups, [grad.clone()], ordered, hyper, lr, step)
+    # SGD without momentum leaves its moment alone.
+    return torch.allclose(kernels["param"].groups[0], rules["param"].groups[0], 1e-4, 1e-6)
+
+
+def update(
+    name: str,
+    params: Bank,
+    grads: Sequence[Grad],
+    moments: Sequence[Bank],
+    hyper: Mapping[str, Tensor],
+    lr: Tensor,
+    step: Tensor,
+) -> None:
+    """One step in place; see `optim.Rule.update`. `moments` come in the rule's order."""
+    banks = (params, *moments)
+    groups = list(_groups({**hyper, "lr": lr}, step))
+    whole = [grad.contiguous() for grad in grads if isinstance(grad, Tensor)]
+    if len(groups) == 1 and len(whole) == len(grads):
+        numbers, number, _ = groups[0]
+        p, *m = [list(bank.groups) for bank in banks]
+        _run(name, p, whole, m, numbers, number)
+        return
+    rows = [_rows(grads), *(bank.rows for bank in banks)]
+    for numbers, number, slots in groups:
+        g, p, *m = [[tensor for slot in slots for tensor in kind[slot]] for kind in rows]
+        _run(name, p, g, m, numbers, number)
+
+
+def _run(
+    name: str,
+    params: list[Tensor],
+    grads: list[Tensor],
+    moments: list[list[Tensor]],
+    hyper: dict[str, float],
+    step: float,
+) -> None:
+    """torch's kernel on tensors that share their numbers."""
+    kernel: Any = getattr(torch, f"_fused_{name}_")
+    numbers: dict[str, Any] = {"weight_decay": 0.0, **hyper, "maximize": False}
+    if name == "sgd":
+        numbers["nesterov"] = bool(hyper["nesterov"] and hyper["momentum"])
+        buffers = moments[0] if hyper["momentum"] else []
+        # The moments start at zero, so that the first step is as any other.
+        kernel(params, grads, buffers, **numbers, dampening=0.0, is_first_step=False)
+    else:
+        steps = [torch.tensor(step)] * len(params)
+        kernel(params, grads, *moments, [], steps, **numbers, amsgrad=False)
+
+
+def _groups(
+    hyper: Mapping[str, Tensor], step: Tensor
+) -> Iterator[tuple[dict[str, float], float, list[int]]]:
+    columns = [*(values.tolist() for values in hyper.values()), step.tolist()]
+    found: dict[tuple[float, ...], list[int]] = {}
+    for slot, numbers in enumerate(zip(*columns, strict=True)):
+        found.setdefault(numbers, []).append(slot)
+    for numbers, slots in found.items():
+        yield dict(zip(hyper, numbers[:-1], strict=True)), float(numbers[-1]), slots
+
+
+def _rows(grads: Sequence[Grad]) -> list[tuple[Tensor, ...]]:
+    """For each slot its gradients."""
+    each = [t.contiguous().unbind(0) if isinstance(t, Tensor) else t for t in grads]
+    return list(zip(*each, strict=True))

@@ -1,0 +1,135 @@
+"""What goes into the engine and what comes out: `TrialSpec` and `TrialResult`.
+
+A spec has a *static* part (equal for all trials of a stack); the rest, per slot, is *dynamic*.
+Which is which stands in the schema. Imports neither torch nor Hydra.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from sweepstack.config.schema import FEATURES, RunConfig
+
+State = Literal["complete", "pruned", "failed"]
+
+
+@dataclass(frozen=True)
+class TrialSpec:
+    """One trial: its config, its number in the study, and where its checkpoints go.
+
+    `folder` is None for a trial that keeps no checkpoints.
+    """
+
+    config: RunConfig
+    number: int = 0
+    folder: Path | None = None
+
+    @cached_property
+    def static(self) -> tuple[tuple[str, Any], ...]:
+        """All that must be equal inside one stack, as (dotted key, value) pairs; hashable."""
+        features = tuple((f"uses.{name}", test(self.config)) for name, test in FEATURES.items())
+        groups = by_group(self.config, "_static", _static)
+        pairs = [pair for found in groups.values() for pair in found]
+        return tuple(pairs) + features
+
+    def uses(self, feature: str) -> bool:
+        """Whether a feature of `schema.FEATURES` is on for this trial."""
+        return FEATURES[feature](self.config)
+
+    @cached_property
+    def config_hash(self) -> str:
+        """SHA-256 of the config (first 16 hex digits), the same for equal configs anywhere."""
+        parts = by_group(self.config, "_json", _json)
+        kept = sorted(filter(None, parts.values()))
+        text = f"{{{', '.join(kept)}}}"  # as json.dumps writes the whole
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def by_group(config: RunConfig, name: str, make: Callable[[str, Any], Any]) -> dict[str, Any]:
+    """What `make` gives for each key of a config and its value. Of a group, which many trials of a
+    sweep share, it is made once and kept in the object under `name`."""
+    found = {}
+    for item in fields(config):
+        value = getattr(config, item.name)
+        if not is_dataclass(value):
+            found[item.name] = make(item.name, value)
+            continue
+        kept = vars(value)
+        if name not in kept:
+            kept[name] = make(item.name, value)
+        found[item.name] = kept[name]
+    return found
+
+
+def plain(value: Any) -> Any:
+    """A group as nested mappings; any other value as it is."""
+    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
+
+
+def _json(name: str, value: Any) -> str:
+    """A key as JSON; an empty word for a group of which nothing counts."""
+    node = plain(value)
+    for item in fields(value) if is_dataclass(value) else ():
+        if item.metadata.get("place"):  # it changes nothing about the trial
+            del node[item.name]
+    if node == {}:
+        return ""
+    return f'"{name}": {json.dumps(node, sort_keys=True, default=str)}'
+
+
+def _static(key: str, value: Any) -> list[tuple[str, Any]]:
+    """The static fields of a group, or the value of a key that is none."""
+    if not is_dataclass(value):
+        return [(key, value)]
+    return [
+        pair
+        for item in fields(value)
+        if not item.metadata.get("dynamic")
+        for pair in _static(f"{key}.{item.name}", getattr(value, item.name))
+    ]
+
+
+@dataclass(repr=False)
+class TrialResult:
+    """What a trial gave.
+
+    `metrics` are those of the best state (validation and, once, test) plus `train_loss` at that
+    evaluation; `history` has one row per evaluation; `best_state` maps parameter and buffer names
+    to CPU tensors; `inputs` says what the model takes and gives (input_shape, outputs, classes,
+    shift, scale); `seconds` is the trial's share of the stack's wall time; `stopped` says why early
+    stopping ended it and `error` why it failed, in one line; `trace` is the traceback of what a
+    module raised.
+    """
+
+    spec: TrialSpec
+    state: State
+    objective: str
+    metrics: dict[str, float] = field(default_factory=dict)
+    history: list[dict[str, float]] = field(default_factory=list)
+    steps: int = 0
+    best_step: int = 0
+    seconds: float = 0.0
+    num_parameters: int = 0
+    samples_per_s: float = 0.0
+    device: str = ""
+    best_state: Mapping[str, Any] = field(default_factory=dict)
+    inputs: Mapping[str, Any] = field(default_factory=dict)
+    stopped: str | None = None
+    error: str | None = None
+    trace: str | None = None
+
+    def __repr__(self) -> str:
+        """Number, state, steps and metrics; not the tensors."""
+        metrics = ", ".join(f"{name}={value:.4g}" for name, value in self.metrics.items())
+        return f"TrialResult({self.spec.number}, {self.state}, steps={self.steps}, {metrics})"
+
+    @property
+    def value(self) -> float:
+        """The objective at the best state; NaN when there was none."""
+        return self.metrics.get(self.objective, float("nan"))

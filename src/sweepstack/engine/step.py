@@ -1,0 +1,296 @@
+"""One training step and one evaluation of a stack.
+
+The model is written for one trial; `torch.func.vmap` batches it over the `S` slots, and with one
+slot it runs as it is. The gradient of the sum of the slots' losses is each slot's own gradient,
+since no slot's loss depends on another's parameters.
+
+Notation: x (S, B, *shape), y (S, B); everything per slot has shape (S,).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass
+from types import FunctionType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import functional_call, vmap
+
+from sweepstack.config.errors import contained
+from sweepstack.data import streams
+from sweepstack.data.batches import Source
+from sweepstack.engine.device import autocast
+from sweepstack.engine.kernels import fused
+from sweepstack.engine.program import Program
+from sweepstack.engine.stack import Row, Stack
+from sweepstack.training import regularization
+from sweepstack.training.augmentation import Augmentation
+
+EVALUATION_CHUNK = {"cpu": 256, "cuda": 1024}
+"""Samples of a split that are evaluated at once: on a CPU what its cache holds, on a GPU enough to
+be worth its launches."""
+
+
+def chunk(device: torch.device) -> int:
+    """Samples of a split that are evaluated at once on `device`."""
+    return EVALUATION_CHUNK[device.type]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one step takes: samples, and the numbers of this step for each slot.
+
+    x (S, B, *shape) and y (S, B), or one batch that all slots share, (B, *shape) and (B,); lr (S,)
+    float64, after schedule and scaling; step (S,) counted from 1; keys (S,) of random streams.
+    """
+
+    x: Tensor
+    y: Tensor
+    lr: Tensor
+    step: Tensor
+    keys: Row
+
+    @property
+    def shared(self) -> bool:
+        """Whether all slots see the same samples."""
+        return self.y.dim() == 1
+
+    def of(self, slots: slice) -> Batch:
+        """That of some slots."""
+        x, y = (self.x, self.y) if self.shared else (self.x[slots], self.y[slots])
+        keys = {name: key[slots] for name, key in self.keys.items()}
+        return Batch(x, y, self.lr[slots], self.step[slots], keys)
+
+
+@dataclass(frozen=True)
+class Block:
+    """T steps: the numbers of their samples, (T, S, B), or (T, B) where all slots see the same;
+    lr, step and keys (T, S) as in `Batch`."""
+
+    samples: Tensor
+    lr: Tensor
+    step: Tensor
+    keys: Row
+
+    @property
+    def shared(self) -> bool:
+        """Whether all slots see the same samples."""
+        return self.samples.dim() == 2
+
+    def of(self, slots: slice) -> Block:
+        """That of some slots."""
+        samples = self.samples if self.shared else self.samples[:, slots]
+        keys = {name: key[:, slots] for name, key in self.keys.items()}
+        return Block(samples, self.lr[:, slots], self.step[:, slots], keys)
+
+    def after(self, steps: int) -> Block:
+        """What is left after some steps."""
+        keys = {name: key[steps:] for name, key in self.keys.items()}
+        return Block(self.samples[steps:], self.lr[steps:], self.step[steps:], keys)
+
+    def batches(self, source: Source) -> Iterator[Batch]:
+        """One batch after the other."""
+        rows = zip(
+            *(row.unbind(0) for row in (self.lr, self.step, *self.keys.values())), strict=True
+        )
+        for (x, y), (lr, step, *keys) in zip(source.batches(self.samples), rows, strict=True):
+            yield Batch(x, y, lr, step, dict(zip(self.keys, keys, strict=True)))
+
+
+class Step:
+    """A program's forward, backward and update; `compiles` overrules `training.compile`."""
+
+    def __init__(self, program: Program, *, compiles: bool | None = None):
+        self.compiles = program.config.training.compile if compiles is None else compiles
+        self.program, self.module, self.task = program, program.module, program.task
+        self.rule, self.uses = program.rule, program.spec.uses
+        uses = self.uses
+        self.augment = Augmentation(
+            crop=uses("crop"),
+            flip=uses("flip"),
+            affine=uses("rotation") or uses("translation"),
+            cutout=uses("cutout"),
+        )
+        parameters = sum(1 for _ in self.module.parameters())
+        every = sum(1 for _ in self.module.named_parameters(remove_duplicate=False))
+        self.tied = parameters != every
+        on_cpu = program.device.type == "cpu" and not self.compiles
+        self.fused = on_cpu and fused.works(self.rule.name)
+        self._compiled: dict[Hashable, Callable[..., Any]] = {}
+
+    @property
+    def shares_batches(self) -> bool:
+        """Whether slots that see the same samples can see the same tensor: nothing changes it."""
+        return not (self.augment.any or self.uses("mixup"))
+
+    def streams(self) -> list[str]:
+        """Names of the random streams that this program draws from."""
+        names = {
+            "dropout": bool(self.program.dropouts),
+            "augment": self.augment.any,
+            "mixup": self.uses("mixup"),
+        }
+        return [name for name, used in names.items() if used]
+
+    # --- training -------------------------------------------------------------------------------
+
+    def __call__(self, stack: Stack, batch: Batch) -> Tensor:
+        """Advance every slot by one step in place; return the losses (S,), detached."""
+        losses, grads = self.gradients(stack, batch.x, batch.y, batch.keys)
+        self.update(stack, grads, batch)
+        return losses
+
+    def gradients(
+        self, stack: Stack, x: Tensor, y: Tensor, keys: Row
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Losses (S,) and gradients, as `stack.params.groups` lie, with L1 and clipping; batch
+        norms' statistics are moved on. What it does depends on no number, so that it can be
+        recorded."""
+        x, extra = self._prepare(stack, x, y, keys)
+        with contained():
+            losses, each, updated = self._differentiated(stack, x, y, extra)
+        with torch.no_grad():
+            params, grads = stack.params.groups, stack.as_groups(each)
+            if self.uses("l1"):
+                regularization.add_l1(grads, params, stack.traits["l1"])
+            if self.uses("clip_value"):
+                regularization.clip_by_value(grads, stack.traits["clip_value"])
+            if self.uses("clip_norm"):
+                regularization.clip_by_norm(grads, stack.traits["clip_norm"])
+            for name, value in updated.items():
+                stack.live_buffers[name].copy_(value)
+        return losses, grads
+
+    def update(self, stack: Stack, grads: Sequence[fused.Grad], batch: Batch) -> None:
+        """Move the parameters in place; see `optim.Rule.update`."""
+        rule, hyper = self.rule, stack.optimizer
+        with torch.no_grad():
+            if self.fused:
+                moments = [stack.moments[name] for name in rule.moments]
+                known = {key: hyper[key] for key in hyper if rule.decays or key != "weight_decay"}
+                fused.update(rule.name, stack.params, grads, moments, known, batch.lr, batch.step)
+                return
+            update = self._compiled_for(("update", stack.width), rule.update)
+            groups = {name: bank.groups for name, bank in stack.moments.items()}
+            update(stack.params.groups, grads, groups, hyper, batch.lr, batch.step)
+
+    def _prepare(
+        self, stack: Stack, x: Tensor, y: Tensor, keys: Row
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Augment and mix the batch; collect what the loss needs per slot."""
+        extra: dict[str, Tensor] = {}
+        if self.augment.any:
+            x = self.augment(x, keys["augment"], stack.traits)
+        if self.uses("mixup"):
+            assert stack.mixup is not None
+            lam = regularization.mixup_lambda(keys["mixup"], stack.mixup)
+            x, partner = regularization.mix_inputs(x, lam), regularization.partners(y)
+            extra |= {"lam": lam, "partner": partner}
+        if self.program.dropouts:
+            extra |= {"key": keys["dropout"], "dropout": stack.traits["dropout"]}
+        if self.uses("label_smoothing"):
+            extra["smoothing"] = stack.traits["label_smoothing"]
+        return x, extra
+
+    def _differentiated(
+        self, stack: Stack, x: Tensor, y: Tensor, extra: dict[str, Tensor]
+    ) -> tuple[Tensor, list[Tensor], Row]:
+        """Losses (S,), gradients in the order of the parameters, and new batch-norm statistics.
+
+        With one slot, gradients and statistics come without the slot axis.
+        """
+        self.module.train()
+        leaves, buffers = stack.leaves, stack.live_buffers
+        with autocast(self.program.config.training.precision, stack.device):
+            shared = y.dim() == 1
+            if stack.width == 1:
+                only = {name: value[0] for name, value in extra.items()}
+                batch = (x, y) if shared else (x[0], y[0])
+                forward = self._compiled_for(("loss", 1, shared), self._loss)
+                total, updated = forward(leaves, buffers, *batch, only)
+                losses = total.detach().unsqueeze(0)
+            else:
+                axis = None if shared else 0
+                stacked = vmap(self._loss, in_dims=(0, 0, axis, axis, 0))
+                forward = self._compiled_for(("loss", stack.width, shared), stacked)
+                each, updated = forward(leaves, buffers, x, y, extra)
+                total, losses = each.sum(), each.detach()
+        grads = torch.autograd.grad(
+            total, list(leaves.values()), allow_unused=True, materialize_grads=True
+        )
+        return losses, list(grads), updated
+
+    def _compiled_for(self, key: Hashable, function: Callable[..., Any]) -> Callable[..., Any]:
+        """A function compiled for one kind of call, or as it is.
+
+        torch counts recompilations of a code object, and stops at 8: each kind has one of its own.
+        """
+        if not self.compiles:
+            return function
+        if key not in self._compiled:
+
+            def call(*given: Any) -> Any:
+                return function(*given)
+
+            own = FunctionType(call.__code__.replace(), call.__globals__, closure=call.__closure__)
+            self._compiled[key] = torch.compile(own, dynamic=False)
+        return self._compiled[key]
+
+    def _loss(
+        self, params: Row, buffers: Row, x: Tensor, y: Tensor, extra: Row
+    ) -> tuple[Tensor, Row]:
+        """Mean loss of one trial's batch, written without the slot axis."""
+        tensors = {**params, **buffers}
+        for index, (name, layer) in enumerate(self.program.dropouts):
+            tensors[f"{name}.key"] = streams.split(extra["key"], index)
+            if not layer.fixed:
+                tensors[f"{name}.p"] = extra["dropout"]
+        outputs = functional_call(self.module, tensors, (x,), tie_weights=self.tied).float()
+        losses = self.task.losses(outputs, y, extra.get("smoothing"))
+        if "lam" in extra:
+            other = self.task.losses(outputs, extra["partner"], extra.get("smoothing"))
+            losses = extra["lam"] * losses + (1 - extra["lam"]) * other
+        updated: Row = {}
+        for name, norm in self.program.batch_norms:
+            if norm.updated is not None:  # not frozen, nor in eval mode by the module's own train()
+                updated[f"{name}.running_mean"], updated[f"{name}.running_var"] = norm.updated
+                norm.updated = None
+        return losses.mean(), updated
+
+    # --- evaluation -------------------------------------------------------------------------------
+
+    def measure(self, params: Row, buffers: Row, source: Source, samples: int) -> list[list[float]]:
+        """Sums of every measure over a split, for each slot, in eval mode without gradients.
+
+        Args:
+            params, buffers: tensors (S, *shape) by name.
+            source: the split, in chunks with a short last one.
+            samples: N, only to choose the chunk.
+        """
+        self.module.eval()
+        one_by_one = len(next(iter(params.values()))) == 1 or self.program.stacking_loses
+        function = self._each_sums if one_by_one else vmap(self._sums, in_dims=(0, 0, None, None))
+        total: Tensor | None = None
+        precision, device = self.program.config.training.precision, self.program.device
+        with torch.no_grad(), autocast(precision, device), contained():
+            for x, y in source.chunks(min(chunk(device), samples)):
+                sums = function(params, buffers, x, y)
+                total = sums if total is None else total + sums
+        assert total is not None
+        return [[float(value) for value in row] for row in total.tolist()]
+
+    def _each_sums(self, params: Row, buffers: Row, x: Tensor, y: Tensor) -> Tensor:
+        """`_sums` of every slot, without vmap."""
+
+        def of(row: Row, slot: int) -> Row:
+            return {name: view[slot] for name, view in row.items()}
+
+        slots = range(len(next(iter(params.values()))))
+        return torch.stack([self._sums(of(params, n), of(buffers, n), x, y) for n in slots])
+
+    def _sums(self, params: Row, buffers: Row, x: Tensor, y: Tensor) -> Tensor:
+        tensors = {**params, **buffers}
+        outputs = functional_call(self.module, tensors, (x,), tie_weights=self.tied)
+        return self.task.sums(outputs.float(), y)

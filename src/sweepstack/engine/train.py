@@ -1,0 +1,268 @@
+"""The core training function: a stream of specs in, a stream of results out.
+
+`train` pulls specs whenever there is room, hands them to the runner of their static part, lets the
+runners advance in turn, and yields each trial's result as it ends. A single run is a stream of one
+spec.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from sweepstack.config.errors import SweepstackError
+from sweepstack.engine import device
+from sweepstack.engine.monitor import Monitor
+from sweepstack.engine.program import Program
+from sweepstack.engine.runner import Broken, Runner
+from sweepstack.engine.slot import not_started
+from sweepstack.engine.spec import TrialResult, TrialSpec
+from sweepstack.engine.width import Widths
+
+log = logging.getLogger(__name__)
+
+
+class Interrupted(SweepstackError):
+    """A signal asked to stop, at `step`; the trials that have a folder are checkpointed."""
+
+    def __init__(self, exit_code: int, step: int):
+        super().__init__(f"interrupted at step {step}")
+        self.exit_code, self.step = exit_code, step
+
+
+def train(
+    specs: Iterable[TrialSpec],
+    monitor: Monitor | None = None,
+    *,
+    width: int | Widths = 1,
+    together: int = 1,
+) -> Iterator[TrialResult]:
+    """Train every spec, as many of them at a time as the width allows.
+
+    Trials with an equal static part share a stack; those of several static parts that have been
+    pulled advance in turn. A trial's numbers depend on its config, the kind of device and the
+    precision, never on its slot, the width, its neighbours or a resume. A trial with a folder
+    continues from the newest checkpoint that lies there.
+
+    Args:
+        specs: pulled lazily, whenever there is room for one.
+        monitor: told of every evaluation; may prune.
+        width: number of slots S, or how to find it.
+        together: as many trials advance together even where stacks are narrower.
+
+    Yields:
+        One result per spec, in the order in which the trials end. A trial that fails (a loss that
+        is not finite, a model that raises) yields a result with state "failed".
+
+    Raises:
+        Interrupted: the monitor reported a signal while trials were left.
+        EnvironmentFault: a checkpoint could not be written.
+        Exception: whatever the monitor raised.
+    """
+    widths = Widths(width) if isinstance(width, int) else width
+    yield from _Run(specs, monitor or Monitor(), widths, together).results()
+
+
+class _Pull:
+    """An iterator of specs with a look at the next one, and a way to put some back."""
+
+    def __init__(self, specs: Iterable[TrialSpec]):
+        self._specs = iter(specs)
+        self.held: list[TrialSpec] = []
+
+    def peek(self) -> TrialSpec | None:
+        if not self.held:
+            self.held += [spec for spec in [next(self._specs, None)] if spec is not None]
+        return self.held[0] if self.held else None
+
+    def next(self) -> TrialSpec:
+        return self.held.pop(0)
+
+    def put_back(self, specs: list[TrialSpec]) -> None:
+        self.held[:0] = specs
+
+
+@dataclass
+class _Group:
+    """Trials of a stack that raised. `of` is how many of them a full stack has, and so which share
+    of the device they take."""
+
+    specs: list[TrialSpec]
+    of: int
+
+
+class _Run:
+    """One call of `train`: the runners at work and the trials that wait for them."""
+
+    def __init__(
+        self, specs: Iterable[TrialSpec], monitor: Monitor, widths: Widths, together: int
+    ) -> None:
+        self.pull, self.monitor, self.widths = _Pull(specs), monitor, widths
+        self.together = together
+        self.runners: list[Runner] = []
+        self.suspects: list[_Group] = []  # in each of which one trial raised
+        self.trying: Runner | None = None  # at work on such a group
+        self._full = 1  # trials that a full stack has in place of `trying`
+        self.crowded: list[TrialSpec] = []  # each had no memory beside others
+        self.lone: Runner | None = None  # at work on one of them, with nothing beside it
+        self._last_width = 1
+
+    def results(self) -> Iterator[TrialResult]:
+        """Run until the stream has no more."""
+        while True:
+            yield from self._fill()
+            if not self.runners and not self.suspects and not self.crowded:
+                return
+            yield from self._turns()
+
+    def _turns(self) -> Iterator[TrialResult]:
+        """Let each runner advance to its next evaluation: who comes in when depends on steps and
+        not on how long they take, so that a seeded sampler is asked the same again, and slots that
+        are refilled stay in step with the others. No name of an runner outlives this: the memory
+        of one that broke has to be free before the next begins."""
+        turns = deque(self.runners)
+        while turns:
+            runner = turns.popleft()
+            evaluated = False
+            while runner.live and runner in self.runners and not evaluated:
+                yield from self._gathered(runner, runner.advance())
+                self._heed_signals()
+                evaluated = runner.evaluated
+        self.runners = [runner for runner in self.runners if runner.live]
+        self.trying = self.trying if self.trying in self.runners else None
+        self.lone = self.lone if self.lone in self.runners else None
+
+    def _heed_signals(self) -> None:
+        code = self.monitor.interrupted()
+        if code is None:
+            return
+        live = [slot for runner in self.runners for _, slot in runner.live]
+        if live or self.suspects or self.crowded or self.pull.peek() is not None:
+            for runner in self.runners:
+                runner.checkpoint(due=False)
+            raise Interrupted(code, max((slot.step for slot in live), default=0))
+
+    def _gathered(self, runner: Runner, results: Iterator[TrialResult]) -> list[TrialResult]:
+        """What an runner gives, under its settings; it is taken apart if it breaks."""
+        found: list[TrialResult] = []
+        runner.alone = self.runners == [runner]
+        try:
+            with device.settings(runner.program.config.training):
+                found.extend(results)
+        except Broken as broken:
+            self._take_apart(runner, broken)
+        return found
+
+    def _take_apart(self, runner: Runner, broken: Broken) -> None:
+        """A step of several trials raised. They go on from their checkpoints or begin again, in
+        narrower stacks if memory ran out, or else in two halves: so it is found out whose fault
+        it is, and the others hardly suffer. A single one for which memory ran out had neighbours;
+        it is tried again without."""
+        self.runners.remove(runner)
+        suspected, full = runner is self.trying, runner.limit
+        if suspected:
+            self.trying, full = None, self._full
+        count, half = len(broken.specs), len(broken.specs) // 2
+        if broken.memory and not half:
+            number = broken.specs[0].number
+            log.warning("trial %d: out of memory in the stack, training it alone", number)
+            self.crowded += broken.specs
+            self.together = max(1, min(self.together, sum(len(e.live) for e in self.runners)))
+            return
+        if broken.memory:
+            log.warning(
+                "out of memory with %d trials in the stack, continuing with %d", count, half
+            )
+            self.widths.lower(runner.program, half)
+            self.together = min(self.together, half)
+        if broken.memory and not suspected:
+            self.pull.put_back(broken.specs)
+        else:
+            halves = (broken.specs[:half], broken.specs[half:])
+            self.suspects[:0] = [_Group(specs, full) for specs in halves]
+
+    # --- who comes in ----------------------------------------------------------------------------
+
+    def _fill(self) -> Iterator[TrialResult]:
+        if self.lone is not None:
+            return
+        while self.suspects and self.trying not in self.runners:
+            group = self.suspects.pop(0)
+            specs, self._full = group.specs, group.of
+            self.trying = Runner(Program.of(specs[0]), self.monitor, len(specs))
+            yield from self._admit(self.trying, specs)
+        while self.crowded and not self.runners:
+            yield from self._admit_alone(self.crowded.pop(0))
+        if not self.crowded and self.lone not in self.runners:
+            yield from self._pull_in()
+
+    def _admit_alone(self, spec: TrialSpec) -> Iterator[TrialResult]:
+        try:
+            self.lone = Runner(Program.of(spec), self.monitor, 1)
+        except (SweepstackError, RuntimeError) as error:
+            yield not_started(spec, error)
+        else:
+            yield from self._admit(self.lone, [spec])
+
+    def _pull_in(self) -> Iterator[TrialResult]:
+        """Let trials of the stream in while there is room."""
+        while True:
+            if not self.pull.held:
+                room = self._room(self._last_width)
+                if room < 1:
+                    return
+                self.monitor.room(room)
+            head = self.pull.peek()
+            if head is None:
+                return
+            try:
+                program = Program.of(head)
+                with device.settings(head.config.training):
+                    self._last_width = self.widths.of(program)
+            except (SweepstackError, RuntimeError) as error:
+                spec = self.pull.next()
+                if self.runners and device.out_of_memory(error):
+                    self.crowded.append(spec)
+                    return
+                yield not_started(spec, error)
+                continue
+            room = self._room(self._last_width)
+            if room < 1:
+                return
+            yield from self._admit_next(program, room)
+
+    def _admit_next(self, program: Program, room: int) -> Iterator[TrialResult]:
+        """Let up to `room` of the next trials into one stack: those with this static part."""
+        width, static = self._last_width, program.spec.static
+        for runner in self.runners:
+            open_to_all = runner is not self.trying and len(runner.live) < min(width, runner.limit)
+            if open_to_all and runner.program.spec.static == static:
+                break
+        else:
+            runner = Runner(program, self.monitor, width)
+        specs: list[TrialSpec] = []
+        room = min(room, runner.limit - len(runner.live))
+        while len(specs) < room and (spec := self.pull.peek()) and spec.static == static:
+            specs.append(self.pull.next())
+        yield from self._admit(runner, specs)
+
+    def _admit(self, runner: Runner, specs: list[TrialSpec]) -> Iterator[TrialResult]:
+        if runner not in self.runners:
+            self.runners.append(runner)
+        yield from self._gathered(runner, runner.admit(specs))
+        if not runner.live and runner in self.runners:  # none of them could begin
+            self.runners.remove(runner)
+
+    def _load(self) -> float:
+        """The share of the device that is taken, or kept for suspects: a full stack takes all."""
+        full = {id(self.trying): self._full}
+        at_work = sum(len(e.live) / full.get(id(e), e.limit) for e in self.runners)
+        return at_work + sum(len(group.specs) / group.of for group in self.suspects)
+
+    def _room(self, width: int) -> int:
+        """How many more trials with stacks of this width may begin."""
+        live = sum(len(runner.live) for runner in self.runners)
+        live += sum(len(group.specs) for group in self.suspects)
+        return max(int((1 - self._load()) * width + 1e-9), self.together - live)

@@ -1,0 +1,302 @@
+"""How many trials are trained together: as many as measurement says, once per static part.
+
+`training.width=auto` times a few steps at growing widths, once more in turns those that come near
+the best, and takes the smallest width whose time per trial is within a few percent of the best;
+where stacking loses (convolutions on a CPU), that is 1. What was found is kept in a file, so that
+the next sweep does not measure again.
+
+Notation: S slots, B samples of a batch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import platform
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from sweepstack.config import files
+from sweepstack.config.errors import EnvironmentFault, one_line
+from sweepstack.data.batches import DeviceSource
+from sweepstack.data.dataset import TensorSplit
+from sweepstack.engine import device, executors
+from sweepstack.engine.program import Program
+from sweepstack.engine.stack import Stack
+from sweepstack.engine.step import Block, Step, chunk
+
+log = logging.getLogger(__name__)
+
+TRIED = {"cpu": (1, 2, 4, 8, 16, 32, 64), "cuda": (1, 16, 64, 256, 1024)}
+"""Widths that are measured, up to the trials that there are, until one is past the best."""
+MANY = 2**20
+"""As many trials as there is room for."""
+ALIKE = ("data.root", "model.activation", "training.eval_every", "objective")
+"""Static keys that hardly change how long a step takes: what differs in them shares a width."""
+WORTH = 0.95
+"""Wider stacks are tried as long as they take at most this share of the time of narrower ones."""
+NEARLY = 0.97
+"""A width is as good as the best if the best takes at least this share of its time."""
+ALONE = 1.05
+"""A trial that is trained alone takes so much longer than its steps: its beginning, its evaluations
+and its end are its own."""
+WORTH_A_TRY = 16
+"""Up to here a gain may yet come: vmap costs a fixed time per step."""
+LONG_STEP_S = 0.02
+"""Beside a step of so many seconds that time is nothing."""
+TIMED_S = 0.008
+"""Seconds that a timing takes, if a step is not longer: what else the machine does has to meet
+wide stacks and narrow ones alike."""
+TIMINGS = 5
+"""At each width. The least counts: other work can only make a step slower."""
+ENOUGH_S = 0.08
+"""Seconds after which three timings are enough."""
+NOISE = 1.4
+"""A timing may be so many times too long, where the machine has other work: widths that are slower
+than the best by less than this are timed again."""
+ROUNDS = 3
+"""How often, at most."""
+CALM = 0.95
+"""If a round's timings are as the ones before, within this share, they are not repeated."""
+AGAIN_S = 0.7
+"""Seconds after which no other round begins."""
+
+
+@dataclass
+class Widths:
+    """The widths of a sweep's stacks.
+
+    Args:
+        wanted: `training.width`: a number of slots, or `auto`.
+        most: never more than this many, whatever was measured.
+        file: where measured widths are kept; None keeps them in memory.
+        measures: whether `auto` measures. If not, it is `most` but where stacking is known to lose:
+            the same whenever it is asked for.
+    """
+
+    wanted: int | str = 1
+    most: int = MANY
+    file: Path | None = None
+    measures: bool = True
+    _known: dict[str, int] = field(default_factory=dict)
+    _lowered: dict[str, int] = field(default_factory=dict)
+
+    def of(self, program: Program) -> int:
+        """Most slots of a stack of `program`."""
+        if self.wanted == 1 or self.most == 1:
+            return 1
+        key = _key(program)
+        if key not in self._known:
+            self._known[key] = self._found(program, key)
+        most = min(self.most, program.fits or self.most, self._lowered.get(key, self.most))
+        return min(self._known[key], most)
+
+    def lower(self, program: Program, width: int) -> None:
+        """A stack of more than `width` slots does not fit into memory."""
+        self._lowered[_key(program)] = max(1, width)
+
+    def _found(self, program: Program, key: str) -> int:
+        kept = _read(self.file) if self.wanted == "auto" and self.measures else {}
+        limited = f"{key}/{self.most}"
+        # 1 may have been an unlucky moment's, for which all later sweeps would pay.
+        for name in (key, limited):
+            if kept.get(name, 1) > 1 or (name in kept and program.stacking_loses):
+                return kept[name]
+        reason = why_not_stacked(program)
+        if reason is not None:
+            name = program.config.model.name
+            log.warning("model %s cannot be stacked, its trials train one by one: %s", name, reason)
+            return 1
+        if self.wanted != "auto":
+            return int(self.wanted)
+        if not self.measures:
+            return 1 if program.stacking_loses else self.most
+        width, whole = measured(program, self.most)
+        if self.file is not None and width:
+            _keep(self.file, {**_read(self.file), key if whole else limited: width})
+        return max(width, 1)
+
+
+def why_not_stacked(program: Program) -> str | None:
+    """Try a step and an evaluation of two trials: what vmap says against it, or None."""
+    try:
+        stepper = _Stepper(program, 2, compiles=False)  # what compiles is seen when it trains
+        stepper.once()
+        stepper.evaluate()
+    except Exception as error:  # a user's module may raise anything
+        if device.out_of_memory(error):
+            return "two trials do not fit into memory"
+        return one_line(error)
+    return None
+
+
+def measured(program: Program, most: int) -> tuple[int, bool]:
+    """The width, up to `most`, at which a trial's step takes the least time, or hardly more, 0 if
+    there is no memory for one trial; and whether a larger `most` would have given the same."""
+    times: dict[int, float] = {}
+    widths = TRIED[program.device.type]
+    whole, past = most >= widths[-1], False
+    for width in sorted({min(width, most) for width in widths}):
+        try:
+            times[width] = _time(program, width)
+        except Exception as error:
+            if not _is_too_wide(error, times):
+                raise
+            whole = True
+            break
+        if _is_past_its_best(times):
+            _time_again(program, times)
+            if _is_past_its_best(times):  # and not by bad luck
+                whole = past = True
+                break
+    if not times:
+        return 0, False
+    if not past:
+        _time_again(program, times)
+    counted = {width: ALONE * s if width == 1 else s for width, s in times.items()}
+    best = min(counted.values())
+    chosen = min(width for width, seconds in counted.items() if seconds * NEARLY <= best)
+    each = ", ".join(f"{width}: {1e6 * seconds:.0f}" for width, seconds in times.items())
+    log.debug("training.width=auto: %d (microseconds per trial and step at %s)", chosen, each)
+    return chosen, whole
+
+
+def _is_too_wide(error: Exception, times: dict[int, float]) -> bool:
+    """Whether a width failed because memory ran out, or for a limit of some library where narrower
+    stacks have none (grouped convolutions, 32-bit indices)."""
+    if device.out_of_memory(error):
+        return True
+    if times and isinstance(error, RuntimeError):
+        log.info("stacks wider than %d fail: %s", max(times), one_line(error))
+        return True
+    return False
+
+
+def _is_past_its_best(times: dict[int, float]) -> bool:
+    """Whether wider stacks than the last one are not worth a try: it gained nothing, and neither
+    did the one before it, or its step takes so long that what vmap costs once is nothing to it."""
+    *_, width = times
+    if width == 1:
+        return False
+    gains = [times[w] <= WORTH * min(times[v] for v in times if v < w) for w in times if w > 1]
+    long = times[width] * width > LONG_STEP_S
+    return not any(gains[-1:] if long else [True] if width < WORTH_A_TRY else gains[-2:])
+
+
+def _time_again(program: Program, times: dict[int, float]) -> None:
+    """Time once more the widths that may be best, in turns, so that a busy moment of the machine
+    meets all of them; the least time of each counts."""
+    began = time.perf_counter()
+    for _ in range(0 if program.config.training.compile else ROUNDS):  # compiling takes longer
+        best = min(times.values())
+        near = [width for width, seconds in times.items() if seconds <= NOISE * best]
+        if len(near) == 1 or time.perf_counter() - began > AGAIN_S:
+            return
+        calm = True
+        for width in near:
+            try:
+                again = _time(program, width)
+            except Exception as error:
+                if not _is_too_wide(error, times):
+                    raise
+            else:
+                calm = calm and CALM <= again / times[width] <= 1 / CALM
+                times[width] = min(times[width], again)
+        if calm:
+            return
+
+
+def _time(program: Program, width: int) -> float:
+    """Seconds that one step takes per trial."""
+    stepper = _Stepper(program, width)
+    stepper.seconds(executors.WARM_UP)
+    stepper.evaluate()  # it has to fit, too, beside what a step has kept
+    steps = max(1, round(TIMED_S / stepper.seconds(1)))
+    taken: list[float] = []
+    while len(taken) < 3 or (len(taken) < TIMINGS and sum(taken) < ENOUGH_S):
+        taken.append(stepper.seconds(steps))
+    return min(taken) / steps / width
+
+
+class _Stepper:
+    """A stack of equal trials whose steps are timed."""
+
+    def __init__(self, program: Program, width: int, *, compiles: bool | None = None):
+        self.program, self.step = program, Step(program, compiles=compiles)
+        one = program.stack(1)
+        one.insert(0, program.initial(program.spec), program.numbers(program.spec))
+        self.stack: Stack = one.moved([0] * width, width)
+        place = program.device
+        samples, shape = program.batch_size, program.data.input_shape
+        self.y = program.data.train.y[:samples].to(place)
+        self.drawn = torch.Generator().manual_seed(0)
+        self.x = torch.rand(samples, *shape, generator=self.drawn).to(place)
+        self.made_up, kept = DeviceSource(TensorSplit(self.x, self.y), place), program.sources
+        resident = isinstance(kept["train"], DeviceSource)
+        self.source = kept["train"] if resident else self.made_up
+        self.among = len(program.data.train) if resident else samples
+        self.executor = executors.choose(self.step, self.stack, self.source)
+
+    def seconds(self, count: int) -> float:
+        """What a few steps take, on other samples each time: what lies in a cache already is too
+        quick."""
+        size = (count, self.stack.width, self.program.batch_size)
+        block = self._block(torch.randint(self.among, size, generator=self.drawn))
+        began = time.perf_counter()
+        self.executor.run(block)
+        if self.program.device.type == "cuda":
+            torch.cuda.synchronize(self.program.device)
+        return time.perf_counter() - began
+
+    def once(self) -> None:
+        """A step, batched by vmap whatever the machine."""
+        shape = (1, self.stack.width, self.program.batch_size)
+        block = self._block(torch.zeros(shape, dtype=torch.int64))
+        self.step(self.stack, next(block.batches(self.made_up)))
+
+    def _block(self, samples: Tensor) -> Block:
+        shape, place = samples.shape[:2], self.stack.device
+        steps = torch.ones(shape, dtype=torch.int64, device=place)
+        lr = torch.full(shape, 1e-4, dtype=torch.float64, device=place)
+        keys = {name: self.stack.keys[name].expand_as(steps) for name in self.step.streams()}
+        return Block(samples.to(place), lr, steps, keys)
+
+    def evaluate(self) -> None:
+        """A chunk of a split."""
+        samples = min(chunk(self.program.device), len(self.program.data.val))
+        rows = torch.arange(samples, device=self.x.device) % len(self.x)
+        source = DeviceSource(TensorSplit(self.x[rows], self.y[rows]), self.program.device)
+        params, buffers = self.stack.params.views, self.stack.buffers.views
+        self.step.measure(params, buffers, source, samples)
+
+
+def _key(program: Program) -> str:
+    """What a width depends on: the static part, the device and torch."""
+    static = [(key, value) for key, value in program.spec.static if key not in ALIKE]
+    place = device.describe(program.device)
+    text = repr((static, place, torch.__version__, platform.python_version()))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _read(file: Path | None) -> dict[str, int]:
+    """The widths that are kept; none where the file is missing or not ours."""
+    if file is None:
+        return {}
+    try:
+        kept = json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    if not isinstance(kept, dict):
+        return {}
+    return {key: width for key, width in kept.items() if isinstance(width, int) and width > 0}
+
+
+def _keep(file: Path, kept: dict[str, int]) -> None:
+    with suppress(OSError, EnvironmentFault):  # it only saves measuring again
+        files.write_bytes(file, json.dumps(kept, indent=0).encode(), durable=False)

@@ -1,0 +1,158 @@
+"""A user's own module, model=custom: found under the trust rule, built, checked, made stackable.
+
+A module that trains beside others must take everything that is per trial
+as a parameter: it may keep no state between steps (batch norm apart) and draw no random numbers
+but by its dropout layers. Both are found here by running it once.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sweepstack.config import schema, trust
+from sweepstack.config.errors import InputError, ModuleExit, contained, nearest, reason
+from sweepstack.models.layers import adapt
+
+
+def build(
+    model: schema.Custom, trusted: Sequence[str], input_shape: Sequence[int], outputs: int
+) -> nn.Module:
+    """Build `model.target` with its arguments, and `input_shape` and `outputs` if it has them.
+
+    The caller seeds torch's generator, from which the constructor draws.
+
+    Args:
+        trusted: packages that the user trusts besides `trust.table`.
+        input_shape: shape of a sample.
+        outputs: C; that the module returns (B, C) is checked by the caller.
+
+    Raises:
+        InputError: a target that is not allowed, not found or no module; wrong arguments; a
+            module that does not run on a batch, or that cannot train beside other trials.
+    """
+    given: dict[str, Any] = json.loads(model.arguments)
+    make = _maker(model.target, trusted, given)
+    offered = {"input_shape": tuple(input_shape), "outputs": outputs}
+    arguments = _arguments(make, model.target, given, offered)
+    try:
+        with contained():
+            module = make(**arguments)
+    except Exception as error:
+        raise InputError(
+            f"model._target_ '{model.target}' cannot be built: {reason(error)}"
+        ) from error
+    if not isinstance(module, nn.Module):
+        kind = type(module).__name__
+        raise InputError(f"model._target_ '{model.target}' must give a torch.nn.Module, got {kind}")
+    sample = torch.zeros(2, *input_shape)
+    _run(model.target, module.eval(), sample)  # lazy layers get their shapes here
+    module = adapt(module)
+    _check_independence(model.target, module.train(), sample)
+    return module
+
+
+def _maker(target: str, trusted: Sequence[str], given: Mapping[str, Any]) -> Callable[..., Any]:
+    try:
+        with contained():
+            found: Callable[..., Any] = trust.locate(target, trusted, given)
+    except ModuleExit as error:  # of a module that ends the process when it is imported
+        raise InputError(f"model._target_ '{target}' cannot be imported: {error}") from error
+    if inspect.isclass(found):
+        makes = issubclass(found, nn.Module)
+    else:
+        # Both have functions that load and run files; only those that say they build a module.
+        makes = not trust.within(found.__module__, ("torch", "torchvision")) or _says_module(found)
+    if not makes:
+        raise InputError(
+            "model._target_ must name a torch.nn.Module or a function that returns one, "
+            f"got '{target}'"
+        )
+    return found
+
+
+def _says_module(function: Callable[..., Any]) -> bool:
+    try:
+        returned = typing.get_type_hints(function).get("return")
+    except Exception:  # an annotation may be any expression
+        return False
+    return inspect.isclass(returned) and issubclass(returned, nn.Module)
+
+
+def _arguments(
+    make: Callable[..., Any], target: str, given: Mapping[str, Any], offered: Mapping[str, Any]
+) -> dict[str, Any]:
+    parameters = inspect.signature(make).parameters.values()
+    named = [p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+        unknown = [name for name in given if name not in named]
+        if unknown:
+            raise InputError(
+                [f"unknown key 'model.{n}' of '{target}'{nearest(n, named)}" for n in unknown]
+            )
+    return {name: value for name, value in offered.items() if name in named} | dict(given)
+
+
+def _run(target: str, module: nn.Module, sample: Tensor) -> Any:
+    mode = "training" if module.training else "evaluation"
+    try:
+        with torch.no_grad(), contained():
+            return module(sample)
+    except Exception as error:
+        raise InputError(
+            f"model._target_ '{target}' does not run in {mode} on a batch of shape "
+            f"{tuple(sample.shape)}: {reason(error)}"
+        ) from error
+
+
+def _check_independence(target: str, module: nn.Module, sample: Tensor) -> None:
+    """Run one training batch and see what it leaves behind."""
+    wrong = [n for n, p in module.named_parameters() if p.dtype != torch.float32]
+    if wrong:
+        raise InputError(
+            f"model._target_ '{target}' must have float32 parameters, '{wrong[0]}' is not; "
+            "training.precision=bf16 computes in bf16"
+        )
+    before = {name: (tensor, tensor._version) for name, tensor in _tensors(module)}
+    random = torch.get_rng_state()
+    output = _run(target, module, sample)
+    mistakes = []
+    again = _run(target, module, sample)
+    undrawn = isinstance(output, Tensor) and torch.equal(random, torch.get_rng_state())
+    if undrawn and output.isnan().any():
+        mistakes.append(
+            f"model._target_ '{target}' returns NaN for a batch of zeros: it must give finite "
+            "numbers where training begins"
+        )
+    elif undrawn and not (isinstance(again, Tensor) and torch.equal(output, again)):
+        mistakes.append(
+            f"model._target_ '{target}' gives another output for the same batch: a trial could "
+            "neither be resumed nor trained beside others; it may keep no state while it runs"
+        )
+    if not isinstance(output, Tensor):
+        kind = type(output).__name__
+        mistakes.append(f"model._target_ '{target}' must return one tensor in training, got {kind}")
+    if not torch.equal(random, torch.get_rng_state()):
+        mistakes.append(
+            f"model._target_ '{target}' draws random numbers that are not the trial's own; "
+            "use torch.nn.Dropout layers instead of functions such as F.dropout"
+        )
+    for name, tensor in _tensors(module):
+        kept, version = before.get(name, (None, 0))
+        if tensor is not kept or tensor._version != version:
+            mistakes.append(
+                f"model._target_ '{target}' changes '{name}' while it runs, which trials would "
+                "share; only BatchNorm layers may keep state between steps"
+            )
+    if mistakes:
+        raise InputError(mistakes)
+
+
+def _tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
+    return [*module.named_parameters(), *module.named_buffers()]

@@ -1,0 +1,286 @@
+"""Layers that can be batched over trials: everything per trial comes in as a parameter or buffer.
+
+torch's own Dropout draws from the process's generator and its BatchNorm writes its running
+statistics in place; both would tie a trial to its neighbours. The layers here compute the same
+from what `torch.func.functional_call` hands them, so that `torch.func.vmap` can run them for many
+trials at once. `adapt` puts them into a user's module. Used by the other modules of this package;
+`program.py` and `step.py` find them by `dropouts` and `batch_norms` and feed them.
+
+Notation: x is one trial's input, (B, C) or (B, C, *), with B samples and C features or channels.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
+from torch.nn.modules.instancenorm import _InstanceNorm
+
+from sweepstack.config.errors import InputError
+from sweepstack.config.schema import Activation
+from sweepstack.data import streams
+
+_ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "relu": nn.ReLU,
+    "leaky_relu": nn.LeakyReLU,
+    "tanh": nn.Tanh,
+    "sigmoid": nn.Sigmoid,
+    "gelu": nn.GELU,
+    "elu": nn.ELU,
+    "silu": nn.SiLU,
+    "selu": nn.SELU,
+}
+
+
+def activation(name: Activation) -> nn.Module:
+    """The activation of that name; leaky_relu has slope 0.01, elu α = 1, gelu is the exact one."""
+    return _ACTIVATIONS[name]()
+
+
+class Dropout(nn.Module):
+    """Zero each number, or each channel, with probability p; divide what stays by 1 - p.
+
+    Srivastava et al., "Dropout", JMLR 2014; by channels: Tompson et al., CVPR 2015. The mask is a
+    pure function of `key`, the shape of x and `call`, the same at any width. In eval mode x is
+    returned as it is.
+
+    Args:
+        p: the module's own probability, or None when every trial brings its own.
+        channels: zero whole channels of x (B, C, *).
+        kind: the layer of torch that does the same.
+
+    Attributes:
+        p: 0-dim float32 buffer; replaced per trial unless `fixed`.
+        key: 0-dim int64 buffer, the key of this layer's stream at this step; replaced per trial.
+        fixed: whether p is the module's own.
+        call: how often the layer ran before in the same forward pass; kept by `adapt`.
+    """
+
+    p: Tensor
+    key: Tensor
+
+    def __init__(
+        self, p: float | None, channels: bool = False, kind: type[_DropoutNd] | None = None
+    ):
+        super().__init__()
+        self.fixed = p is not None
+        self.channels = channels
+        self.kind = kind or (nn.Dropout2d if channels else nn.Dropout)
+        self.call = 0
+        self.register_buffer("p", torch.tensor(p or 0.0), persistent=False)
+        self.register_buffer("key", torch.tensor(0), persistent=False)
+        self._counters: dict[tuple[int, torch.device], Tensor] = {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Mask x (B, *), or x (B, C, *) by channels; the result has the shape and type of x."""
+        if not self.training:
+            return x
+        drawn = (*x.shape[:2], *[1] * (x.dim() - 2)) if self.channels else tuple(x.shape)
+        n = x.shape[0] * x.shape[1] if self.channels else x.numel()
+        key = streams.split(self.key, self.call) if self.call else self.key
+        p = self.p.float()
+        keep = streams.uniform(key, self._steps(n, x.device)) >= p
+        # where, not a product: p = 1 must give 0, not 0 · inf.
+        return x * torch.where(keep, 1 / (1 - p), 0.0).to(x.dtype).view(drawn)
+
+    def _steps(self, n: int, device: torch.device) -> Tensor:
+        if (n, device) not in self._counters:
+            self._counters[n, device] = streams.counters(n, device)
+        return self._counters[n, device]
+
+    def extra_repr(self) -> str:
+        """p (when it is the module's own) and the kind, for print(module)."""
+        p = f"p={float(self.p):g}" if self.fixed else "p per trial"
+        return f"{p}, channels={self.channels}"
+
+
+class BatchNorm(nn.Module):
+    """Batch norm over all axes but the channels': (x - mean) / √(var + eps) · weight + bias.
+
+    Ioffe and Szegedy, "Batch Normalization", ICML 2015, with torch's conventions: the batch is
+    normalized by its biased variance, the running variance averages the unbiased one. In eval mode
+    the running statistics are used. Low-precision x is normalized in the statistics' precision. A
+    layer that runs twice in one forward pass keeps the statistics of its last run.
+
+    Attributes:
+        weight, bias: parameters (C,), or None without `affine`.
+        running_mean, running_var: buffers (C,).
+        updated: after a forward pass in training mode, what the running statistics become; the
+            caller puts them in place.
+        frozen: whether its parameters are frozen: then it always runs as in eval mode, and its
+            statistics stay.
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(
+        self, channels: int, eps: float = 1e-5, momentum: float = 0.1, affine: bool = True
+    ):
+        super().__init__()
+        self.channels, self.eps, self.momentum = channels, eps, momentum
+        self.weight = nn.Parameter(torch.ones(channels)) if affine else None
+        self.bias = nn.Parameter(torch.zeros(channels)) if affine else None
+        self.register_buffer("running_mean", torch.zeros(channels))
+        self.register_buffer("running_var", torch.ones(channels))
+        self.updated: tuple[Tensor, Tensor] | None = None
+        self.frozen = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalize x (B, C) or (B, C, *).
+
+        Raises:
+            ValueError: in training mode, a batch with one value per channel has no variance.
+        """
+        mean, var = self.running_mean, self.running_var
+        training = self.training and not self.frozen
+        if training:
+            if x.numel() == x.shape[1]:
+                raise ValueError(
+                    "batch norm must see more than one value per channel to train, got a batch of "
+                    f"shape {tuple(x.shape)}; use batch.size >= 2"
+                )
+            mean, var = mean.clone(), var.clone()
+            self.updated = (mean, var)
+        # The clones are written in place by F.batch_norm; the buffers stay as they are.
+        y = F.batch_norm(
+            x.to(mean.dtype),
+            mean,
+            var,
+            self.weight,
+            self.bias,
+            training,
+            self.momentum,
+            self.eps,
+        )
+        return y.to(x.dtype)
+
+    def extra_repr(self) -> str:
+        """Channels and constants, for print(module)."""
+        return f"{self.channels}, eps={self.eps}, momentum={self.momentum}"
+
+
+def optional(layer: nn.Module, on: bool) -> nn.Module:
+    """`layer` or nothing, so that a forward pass reads the same with and without it."""
+    return layer if on else nn.Identity()
+
+
+def dropouts(module: nn.Module) -> list[tuple[str, Dropout]]:
+    """All dropout layers with their dotted names, in module order."""
+    return [(name, layer) for name, layer in module.named_modules() if isinstance(layer, Dropout)]
+
+
+def batch_norms(module: nn.Module) -> list[tuple[str, BatchNorm]]:
+    """All batch norms with their dotted names, in module order."""
+    return [(name, layer) for name, layer in module.named_modules() if isinstance(layer, BatchNorm)]
+
+
+# --- a user's module ------------------------------------------------------------------------------
+
+_DROPOUTS = {nn.Dropout: False, nn.Dropout1d: True, nn.Dropout2d: True, nn.Dropout3d: True}
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+_RANDOM = (nn.RReLU, nn.FractionalMaxPool2d, nn.FractionalMaxPool3d)
+
+
+def adapt(module: nn.Module) -> nn.Module:
+    """Put this file's Dropout and BatchNorm into `module` in the place of torch's.
+
+    Parameters, running statistics, constants and names stay; `num_batches_tracked` goes. A dropout
+    layer that runs several times in one forward pass has a mask of its own each time.
+
+    Returns:
+        The same module, changed; wrapped in a Sequential when it was itself replaced.
+
+    Raises:
+        InputError: layers that share state or random numbers between trials, one line each.
+    """
+    mistakes = [
+        f"the model's layer '{name}' {reason}"
+        for name, layer in module.named_modules()
+        if (reason := _refusal(layer)) is not None
+    ]
+    if mistakes:
+        raise InputError(mistakes)
+    # By identity, because one layer may stand in several places.
+    known: dict[nn.Module, nn.Module] = {}
+    for parent in list(module.modules()):
+        for name, child in parent._modules.items():
+            if child is not None and (layer := _replacement(child, known)) is not None:
+                parent._modules[name] = layer
+    if (whole := _replacement(module, known)) is not None:
+        module = nn.Sequential(whole)
+    for _, dropout in dropouts(module):
+        dropout.register_forward_hook(_count_call)
+    if dropouts(module):
+        module.register_forward_pre_hook(_start_calls)
+    return module
+
+
+def restore_dropout(module: nn.Module, p: float) -> None:
+    """Put torch's dropout layers, which draw from torch's generator, back into an adapted module;
+    those without a p of their own get `p`."""
+    for name, layer in dropouts(module):
+        new = layer.kind(float(layer.p) if layer.fixed else p).train(layer.training)
+        module.set_submodule(name, new)
+
+
+def _refusal(layer: nn.Module) -> str | None:
+    """Why a layer cannot train beside other trials, or None."""
+    kind = type(layer).__name__
+    if isinstance(layer, _RANDOM) or (
+        isinstance(layer, _DropoutNd) and type(layer) not in _DROPOUTS
+    ):
+        return (
+            f"is {kind}, whose random numbers cannot be drawn from the trial's seed; "
+            "use Dropout, Dropout1d, Dropout2d or Dropout3d"
+        )
+    if isinstance(layer, nn.RNNBase | nn.MultiheadAttention) and layer.dropout > 0:
+        return (
+            f"is {kind} with dropout {layer.dropout}, which cannot be drawn from the trial's seed; "
+            "use dropout=0 and Dropout layers around it"
+        )
+    if isinstance(layer, _BatchNorm):
+        if type(layer) not in _BATCH_NORMS:
+            return f"is {kind}; use BatchNorm1d, BatchNorm2d or BatchNorm3d"
+        if layer.momentum is None or not layer.track_running_stats:
+            return f"is {kind}, which must have a momentum and track_running_stats=True"
+    if isinstance(layer, _InstanceNorm) and layer.track_running_stats:
+        return f"is {kind}, which must have track_running_stats=False"
+    return None
+
+
+def _replacement(layer: nn.Module, known: dict[nn.Module, nn.Module]) -> nn.Module | None:
+    if layer in known:
+        return known[layer]
+    if isinstance(layer, _DropoutNd):
+        new: nn.Module = Dropout(layer.p, _DROPOUTS[type(layer)], type(layer))
+    elif isinstance(layer, _BatchNorm):
+        new = _batch_norm(layer)
+    else:
+        return None
+    known[layer] = new.train(layer.training)
+    return new
+
+
+def _batch_norm(layer: _BatchNorm) -> BatchNorm:
+    assert layer.momentum is not None
+    assert layer.running_mean is not None
+    assert layer.running_var is not None
+    new = BatchNorm(layer.num_features, layer.eps, layer.momentum, layer.affine)
+    new.weight, new.bias = layer.weight, layer.bias
+    new.running_mean, new.running_var = layer.running_mean, layer.running_var
+    new.frozen = layer.affine and not any(p.requires_grad for p in layer.parameters())
+    return new
+
+
+def _start_calls(module: nn.Module, _inputs: Any) -> None:
+    for _, layer in dropouts(module):
+        layer.call = 0
+
+
+def _count_call(layer: Dropout, _inputs: Any, _output: Any) -> None:
+    layer.call += 1

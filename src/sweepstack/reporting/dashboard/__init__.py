@@ -1,0 +1,1 @@
+"""optuna-dashboard with notes, report and the best models."""

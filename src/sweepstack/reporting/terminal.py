@@ -1,0 +1,232 @@
+"""What a sweep prints at its end: a pivot, or the best configurations."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, TypeAlias
+
+import numpy as np
+import optuna
+import pandas as pd
+from rich.cells import cell_len
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from sweepstack.config.errors import one_line, printable
+from sweepstack.study.frame import STATES, frame, ranks
+from sweepstack.study.ranking import best_rows, order
+from sweepstack.study.tables import statistics, tried_ones
+
+BEST = 10
+"""How many configurations, or points of a Pareto front, are printed."""
+MAX_SIDE = 12
+"""The longest side of a printed pivot."""
+MAX_ROWS = 30
+"""The most values of a single key that are printed one per row."""
+GAP = 2
+"""Characters between two printed columns."""
+
+_Column: TypeAlias = tuple[str, list[Text]]
+
+
+def show(
+    study: optuna.Study, console: Console | None = None, df: pd.DataFrame | None = None
+) -> None:
+    """Print what a sweep found: means over seeds, the best bold and with a star.
+
+    One or two keys of finitely many values: a row per value of the one with more of them and a
+    column per value of the other. More, or continuous ones: the `BEST` best configurations.
+    Several objectives: the Pareto front. Nothing is cut off: columns that do not fit the width
+    continue below.
+
+    Args:
+        study: of sweepstack or of any other program, in any state.
+        console: where to; stdout by default.
+        df: the study's frame, where it has been read before.
+    """
+    console = console or Console()
+    df = frame(study) if df is None else df.copy()
+    if "feasible" in df:  # what breaks a constraint is not what was looked for
+        df.loc[(df["state"] == "complete") & ~df["feasible"], "state"] = "infeasible"
+    complete = df["state"] == "complete"
+    if not complete.any():
+        _line(console, f"{study.study_name}: no trial has completed: {_counts(df)}")
+        return
+    finished = df[~df["state"].isin(("running", "waiting"))]
+    varying = [key for key in df.attrs["keys"] if finished[key].nunique() > 1]
+    goals: dict[str, str] = df.attrs["objectives"]
+    title = ", ".join(f"{name} ({direction})" for name, direction in goals.items())
+    title = f"{study.study_name}: {title}"
+    if len(goals) > 1:
+        _show_front(console, df, varying, title)
+    else:
+        keys = [key for key in varying if key.rpartition(".")[2] != "seed"]
+        if len(keys) == 2 and all(df.attrs["keys"][key]["finite"] for key in keys):
+            # The longer side goes down: terminals are narrow.
+            keys.sort(key=lambda key: -finished[key].nunique())
+        _show_means(console, df, keys, title)
+    if not complete.all():
+        _line(console, _counts(df))
+
+
+def _show_means(console: Console, df: pd.DataFrame, keys: list[str], title: str) -> None:
+    """Print the means of a study with one objective, over all keys but `keys`."""
+    [(value, direction)] = df.attrs["objectives"].items()
+    tried = tried_ones(df, keys)
+    codes, labels = ranks(tried, keys)
+    codes = codes or [pd.Series(0, index=tried.index)]
+    stats = statistics(tried, codes, value)
+    numbers = tried["number"].where(tried["state"] == "complete").groupby(codes)
+    stats["trial"], stats["trials"] = numbers.first(), numbers.count()
+    done = stats[stats["n"] > 0]
+    done = done.iloc[order(done["mean"], done["trial"], [direction])]
+    limit = {1: MAX_ROWS, 2: MAX_SIDE}.get(len(keys), 0)
+    finite = all(df.attrs["keys"][key]["finite"] for key in keys)
+    is_grid = finite and all(len(side) <= limit for side in labels)
+    shown = done if is_grid else done.head(BEST)
+    with_n = shown["n"].nunique() > 1
+    title += ", mean ± std" if shown["std"].notna().any() else ""
+    title += "" if with_n else f", n={shown['n'].iloc[0]}"
+    if not keys:
+        _line(console, f"{title}: {_estimate(shown.iloc[0])}")
+    elif is_grid:
+        stats["states"] = tried["state"].groupby(codes).agg(lambda s: ", ".join(sorted(set(s))))
+        stats["best"] = stats["mean"] == shown["mean"].iloc[0]
+        cells = {_tuple(code): _cell(row, with_n) for code, row in stats.iterrows()}
+        _line(console, title)
+        if len(keys) > 1:
+            _line(console, f"down: {keys[0]}, across: {keys[1]}")
+        _show_grid(console, keys[0], labels, cells, value)
+    else:
+        _line(console, f"{title}; the best {len(shown)} of {len(done)}")
+        first = [(value, [Text(_estimate(row)) for _, row in shown.iterrows()])]
+        if with_n:
+            first.append(("n", [Text(str(n)) for n in shown["n"]]))
+        if shown["trials"].max() == 1:
+            first.insert(0, ("trial", [Text(f"{number:.0f}") for number in shown["trial"]]))
+        points = [_tuple(code) for code in shown.index]
+        rest = [
+            (key, [_label(labels[level][point[level]]) for point in points])
+            for level, key in enumerate(keys)
+        ]
+        _show_list(console, first, rest)
+
+
+def _tuple(code: Any) -> tuple[int, ...]:
+    return code if isinstance(code, tuple) else (code,)
+
+
+def _cell(row: pd.Series, with_n: bool) -> Text:
+    """One cell of a grid: an estimate, or how its trials ended where none is complete."""
+    if not row["n"]:
+        return Text(row["states"], style="dim")
+    text = _estimate(row) + (f" (n={row['n']})" if with_n else "")
+    return Text(f"{text}*", style="bold") if row["best"] else Text(text)
+
+
+def _show_grid(
+    console: Console,
+    key: str,
+    labels: list[list[Any]],
+    cells: dict[tuple[int, ...], Text],
+    value: str,
+) -> None:
+    rows = range(len(labels[0]))
+    first = [(key, [_label(label) for label in labels[0]])]
+    if len(labels) == 1:
+        rest = [(value, [cells[(row,)] for row in rows])]
+    else:
+        rest = [
+            (_label(label).plain, [cells.get((row, column), Text()) for row in rows])
+            for column, label in enumerate(labels[1])
+        ]
+    _show_columns(console, first, rest)
+
+
+def _show_front(console: Console, df: pd.DataFrame, keys: list[str], title: str) -> None:
+    """Print the Pareto front."""
+    goals, points = df.attrs["objectives"], best_rows(df)
+    shown = points.head(BEST)
+    _line(console, f"{title}; {len(shown)} of {len(points)} on the Pareto front")
+    first = [("trial", [Text(str(number)) for number in shown["number"]])]
+    first += [(name, [Text(number(x)) for x in shown[name]]) for name in goals]
+    _show_list(console, first, [(key, [_label(x) for x in shown[key]]) for key in keys])
+
+
+def _show_list(console: Console, first: list[_Column], rest: list[_Column]) -> None:
+    """Print a row per configuration; keys that have one value in all go into a line below."""
+    same: list[_Column] = []
+    if len(first[0][1]) > 1:
+        same = [column for column in rest if len({text.plain for text in column[1]}) == 1]
+        rest = [column for column in rest if column not in same]
+    if _width([*first, *rest]) > console.width:
+        rest = [(key.replace(".", ".\n"), texts) for key, texts in rest]
+    _show_columns(console, first, rest)
+    if same:
+        pairs = (f"{key}={texts[0].plain}" for key, texts in same if texts[0].plain != "-")
+        _line(console, f"the same in all: {', '.join(pairs)}")
+
+
+def _show_columns(console: Console, first: list[_Column], rest: list[_Column]) -> None:
+    """Print a table; where `rest` is too wide, one table below the other, each with `first`."""
+    count = len(rest)
+    while count > 1 and _width([*first, *rest[:count]]) > console.width:
+        count -= 1
+    columns = [*first, *rest[:count]]
+    table = Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0))
+    for header, _ in columns:
+        table.add_column(Text(header), vertical="bottom", overflow="fold")
+    for row in zip(*(texts for _, texts in columns), strict=True):
+        table.add_row(*row)
+    console.print(table)
+    if rest[count:]:
+        console.print()
+        _show_columns(console, first, rest[count:])
+
+
+def _width(columns: list[_Column]) -> int:
+    """Characters of the widest line of a table of `columns`."""
+    lines = ([*header.split("\n"), *(text.plain for text in texts)] for header, texts in columns)
+    return sum(max(map(cell_len, column)) for column in lines) + GAP * (len(columns) - 1)
+
+
+def _estimate(row: pd.Series) -> str:
+    """For example "0.9286 ± 0.0041"; "0.9286" where n is 1."""
+    mean, std = row["mean"], row["std"]
+    return number(mean) if math.isnan(std) else f"{number(mean)} ± {number(std, mean)}"
+
+
+def number(value: float, like: float | None = None) -> str:
+    """A metric for people: four decimals, or four digits where the size of `like` (by default
+    `value`) asks for it."""
+    size = abs(value if like is None else like)
+    return f"{value:.4f}" if size == 0 or 1e-3 <= size < 1e5 else f"{value:.4g}"
+
+
+def _label(label: Any) -> Text:
+    """The value of a key, short: numbers as %g, without control characters."""
+    if isinstance(label, bool | np.bool_):
+        return Text(str(label).lower())
+    if isinstance(label, str):
+        return Text(printable(label))
+    if label is None or math.isnan(label):
+        return Text("-")
+    return Text(str(int(label)) if label == round(label, 0) and abs(label) < 1e7 else f"{label:g}")
+
+
+def _counts(df: pd.DataFrame) -> str:
+    """For example "3 complete, 2 failed, failed most often with: loss is nan"."""
+    if df.empty:
+        return "there are no trials"
+    counts = df["state"].value_counts()
+    states = [*STATES.values(), "infeasible"]
+    parts = [f"{counts[state]} {state}" for state in states if state in counts]
+    errors: Any = df.loc[df["state"] == "failed", "error"].dropna() if "error" in df else []
+    if len(errors):
+        parts.append(f"failed most often with: {one_line(errors.astype(str).mode().iloc[0])}")
+    return ", ".join(parts)
+
+
+def _line(console: Console, text: str) -> None:
+    console.print(Text(printable(text)), soft_wrap=True)

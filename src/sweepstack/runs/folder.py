@@ -1,0 +1,307 @@
+"""What a run leaves behind, and what a folder says of the run that it holds.
+
+    manifest.json   before training: command, config, versions, git commit, device, seed
+    metrics.json    metrics of the best state, steps, seconds; written last
+    history.csv     one row per evaluation
+    best.pt         the best state's tensors and the config, with best.pt.sha256
+    checkpoints/    only while the run is unfinished
+    tensorboard/    with logger=tensorboard
+    .hydra/         what Hydra composed, and sweepstack.log
+
+Called by `app.py`.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import shlex
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from sweepstack.config import files
+from sweepstack.config.errors import EnvironmentFault, InputError, one_line
+from sweepstack.engine import seeds
+from sweepstack.engine.spec import TrialResult, TrialSpec
+from sweepstack.runs.environment import environment
+
+
+def claim(wanted: Path) -> Path:
+    """Make a new folder called `wanted`, or `wanted_2` and so on when it exists, atomically.
+
+    Raises:
+        EnvironmentFault: the folder cannot be made.
+    """
+    try:
+        wanted.parent.mkdir(parents=True, exist_ok=True)
+        for number in range(1, 10_000):
+            path = wanted if number == 1 else wanted.with_name(f"{wanted.name}_{number}")
+            try:
+                path.mkdir()
+            except FileExistsError:
+                continue
+            return path
+    except OSError as error:
+        raise EnvironmentFault(f"cannot make {wanted}: {error.strerror or error}") from error
+    raise EnvironmentFault(f"{wanted} and 9,999 folders after it exist already")
+
+
+def make(folder: Path) -> Path:
+    """Make a folder that a person named, if it is not there.
+
+    Raises:
+        EnvironmentFault: the folder cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise EnvironmentFault(f"cannot make {folder}: {error.strerror or error}") from error
+    return folder
+
+
+def need_space(folder: Path, megabytes: float) -> None:
+    """Check that a run's files will fit.
+
+    Raises:
+        EnvironmentFault: fewer than `megabytes` (10^6 bytes) are free where `folder` lies.
+    """
+    place = folder.resolve()
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free / 1e6
+    if free < megabytes:
+        raise EnvironmentFault(
+            f"no space on disk: a run needs about {megabytes:.1f} MB in {folder}, "
+            f"{free:.1f} MB are free"
+        )
+
+
+def compare(folder: Path, spec: TrialSpec) -> dict[str, Any] | None:
+    """Check that a folder is free for this run, or holds this very run.
+
+    Returns:
+        metrics.json of the run when it is complete, else None.
+
+    Raises:
+        InputError: the folder holds a run with another config, or links out of it.
+    """
+    for path in folder.rglob("*"):
+        if path.is_symlink():  # what is written to it would land elsewhere
+            raise InputError(f"{path} is a symbolic link, which the folder of a run may not hold")
+    manifest = read(folder / "manifest.json")
+    if manifest is None:
+        return None
+    if manifest.get("config_hash") != spec.config_hash:
+        changed = _differences(manifest.get("config", {}), _plain(spec))
+        raise InputError(
+            f"{folder} holds a run with another config ({'; '.join(changed[:5])}): go on with "
+            "the same one, or choose another hydra.run.dir"
+        )
+    metrics = read(folder / "metrics.json")
+    return metrics if metrics and metrics.get("state") == "complete" else None
+
+
+def _differences(old: Any, new: Any, path: str = "") -> list[str]:
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        return [
+            line
+            for key in sorted({*old, *new})
+            for line in _differences(old.get(key), new.get(key), f"{path}.{key}".lstrip("."))
+        ]
+    return [] if old == new else [f"{path} is {old} there, {new} here"]
+
+
+def _plain(spec: TrialSpec) -> Any:
+    return json.loads(json.dumps(asdict(spec.config), default=str))
+
+
+def read(path: Path) -> dict[str, Any] | None:
+    """A JSON object from a file, None where there is no file.
+
+    Raises:
+        EnvironmentFault: the file cannot be read.
+    """
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise EnvironmentFault(f"cannot read {path}: {one_line(error)}") from error
+    return found if isinstance(found, dict) else None
+
+
+def begin(folder: Path, spec: TrialSpec, arguments: Sequence[str]) -> None:
+    """Write the manifest of a run; a folder that cannot even hold that is removed again.
+
+    Raises:
+        EnvironmentFault: the folder cannot be written.
+    """
+    from sweepstack.engine import device
+    from sweepstack.engine.program import Program
+
+    try:
+        name = device.describe(Program.of(spec).device)
+        write_manifest(folder, spec, arguments, name)
+    except EnvironmentFault:
+        if not any(folder.iterdir()):
+            folder.rmdir()
+        raise
+
+
+def write_manifest(folder: Path, spec: TrialSpec, arguments: Sequence[str], device: str) -> None:
+    """Write manifest.json: all that is needed to run this again.
+
+    That of a run which is resumed stays; when and with what it goes on is added to it.
+
+    Raises:
+        EnvironmentFault: the folder cannot be written.
+    """
+    started = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+    before = read(folder / "manifest.json")
+    if before is not None:
+        part = {"started": started, "device": device, **environment()}
+        before["resumed"] = [*before.get("resumed", []), part]
+        write_json(folder / "manifest.json", before)
+        return
+    write_json(
+        folder / "manifest.json",
+        {
+            "command": shlex.join(["sweepstack", *arguments]),
+            "arguments": list(arguments),
+            "config_hash": spec.config_hash,
+            "config": _plain(spec),
+            "seed": spec.config.training.seed,
+            "device": device,
+            **environment(),
+            "started": started,
+        },
+    )
+
+
+def write_results(folder: Path, spec: TrialSpec, results: Sequence[TrialResult]) -> None:
+    """Write a run of one or several seeds; each of several has a folder seed_N inside.
+
+    Raises:
+        EnvironmentFault: the disk is full or the folder cannot be written.
+    """
+    if spec.config.training.seeds == 1:
+        write_result(folder, results[0])
+        return
+    for result in results:
+        assert result.spec.folder is not None
+        make(result.spec.folder)
+        write_result(result.spec.folder, result)
+    write_json(folder / "metrics.json", summary_of(spec, results))
+
+
+def write_result(folder: Path, result: TrialResult) -> None:
+    """Write history.csv, best.pt and, last, metrics.json; then drop the checkpoints.
+
+    Raises:
+        EnvironmentFault: the disk is full or the folder cannot be written.
+    """
+    from sweepstack.engine import checkpoint  # imports torch, which --help does not need
+
+    if result.history:
+        write_history(folder, result.history)
+    if result.best_state:
+        write_model(folder, result)
+    write_json(folder / "metrics.json", summary(result))
+    if result.state == "complete":
+        checkpoint.clear_trial(folder / "checkpoints")
+
+
+def write_history(folder: Path, rows: Sequence[Mapping[str, Any]], *, durable: bool = True) -> None:
+    """Write history.csv, one row per evaluation.
+
+    Raises:
+        EnvironmentFault: the disk is full or the folder cannot be written.
+    """
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    files.write_bytes(folder / "history.csv", text.getvalue().encode(), durable=durable)
+
+
+def write_model(folder: Path, result: TrialResult) -> None:
+    """Write best.pt, which `sweepstack.load` reads.
+
+    Raises:
+        EnvironmentFault: the disk is full or the folder cannot be written.
+    """
+    from sweepstack.engine import checkpoint
+
+    best = {
+        "model": dict(result.best_state),
+        "config": _plain(result.spec),
+        "inputs": dict(result.inputs),
+        "step": result.best_step,
+        "metrics": result.metrics,
+    }
+    checkpoint.save(folder / "best.pt", best)
+
+
+def summary(result: TrialResult) -> dict[str, Any]:
+    """What metrics.json holds."""
+    return {
+        **result.metrics,
+        "state": result.state,
+        "objective": result.objective,
+        "best_step": result.best_step,
+        "steps": result.steps,
+        "num_parameters": result.num_parameters,
+        "seconds": round(result.seconds, 4),
+        "samples_per_s": round(result.samples_per_s, 1),
+        "device": result.device,
+        "seed": result.spec.config.training.seed,
+        "stopped": result.stopped,
+        "error": result.error,
+    }
+
+
+def summary_of(spec: TrialSpec, results: Sequence[TrialResult]) -> dict[str, Any]:
+    """What metrics.json holds of a run: of several seeds the means, with the standard deviation
+    and each value of the objective."""
+    if spec.config.training.seeds == 1:
+        return summary(results[0])
+    group = seeds.Group(spec, spec.config.training.seeds)
+    for result in results:
+        group.end(result)
+    values = [result.value for result in results]
+    return {
+        **summary(results[0]),
+        **group.metrics(),
+        "state": group.state,
+        "steps": sum(result.steps for result in results),
+        "seconds": round(sum(result.seconds for result in results), 4),
+        "seeds": len(results),
+        "values": values,
+        "std": seeds.spread(values),
+        "stopped": next((result.stopped for result in results if result.stopped), None),
+        "error": group.error,
+    }
+
+
+def write_json(path: Path, value: Mapping[str, Any], *, durable: bool = True) -> None:
+    """Write a JSON object. JSON has no NaN or infinity: they are written as null.
+
+    Raises:
+        EnvironmentFault: the disk is full or the folder cannot be written.
+    """
+    clean = {
+        key: [_finite(part) for part in item] if isinstance(item, list) else _finite(item)
+        for key, item in value.items()
+    }
+    text = json.dumps(clean, indent=2, ensure_ascii=False, allow_nan=False)
+    files.write_bytes(path, (text + "\n").encode(), durable=durable)
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,163 @@
+"""What a person sees of a run: a progress bar with ETA, or plain lines, and a table at the end.
+
+Called by `app.py`. Everything goes to stdout; errors go to stderr elsewhere.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column, Table
+
+from sweepstack.config import commands
+from sweepstack.engine.monitor import Monitor
+from sweepstack.engine.spec import TrialSpec
+
+log = logging.getLogger(__name__)
+
+PLAIN_LINES = 10
+"""About how many evaluations of a run are printed where nobody watches."""
+
+
+class Watch(Monitor):
+    """Shows one run: a bar on a terminal, about ten lines elsewhere. A context manager."""
+
+    def __init__(self, console: Console | None = None):
+        self.console = console or _Patient()
+        self.stop_code: int | None = None
+        self._total, self._last_line = 1, -1.0
+        self._bar = Progress(
+            MofNCompleteColumn(table_column=Column(no_wrap=True)),
+            BarColumn(bar_width=20),
+            TextColumn("ETA", table_column=Column(no_wrap=True)),
+            TimeRemainingColumn(table_column=Column(no_wrap=True)),
+            TextColumn("{task.fields[latest]}", table_column=Column(no_wrap=True, ratio=1)),
+            console=self.console,
+            disable=not self.console.is_terminal,
+            expand=True,
+        )
+        self._task = self._bar.add_task("train", total=None, latest="")
+
+    def __enter__(self) -> Watch:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._bar.stop()
+
+    def started(
+        self, spec: TrialSpec, step: int, total_steps: int, history: Sequence[Mapping[str, float]]
+    ) -> None:
+        """Say what begins; set the bar's length."""
+        config = spec.config
+        what = f"{config.model.name} on {config.data.name}, {config.optimizer.name}"
+        self._print(f"training {what}, {total_steps} steps, seed {config.training.seed}")
+        self._total, self._last_line = total_steps, -1.0
+        self._bar.update(self._task, total=total_steps, completed=step)
+        if step:
+            self._print(f"resumed at step {step} of {total_steps}")
+
+    def stepped(self, steps: int) -> None:
+        """Move the bar."""
+        self._bar.advance(self._task, steps)
+
+    def report(self, spec: TrialSpec, row: Mapping[str, float]) -> None:
+        """Show the metrics of an evaluation."""
+        names = [name for name in row if name.startswith(("train_", "val_"))]
+        # The last one first: it is the one that a narrow terminal has room for.
+        latest = "  ".join(f"{name} {row[name]:.4f}" for name in reversed(names))
+        self._bar.update(self._task, latest=latest)
+        metrics = "  ".join(f"{name} {row[name]:.4f}" for name in names)
+        line = f"step {row['step']}/{self._total}  epoch {row['epoch']:.1f}  {metrics}"
+        log.info("%s", line)
+        done = row["step"] / self._total
+        due = self._last_line < 0 or done >= 1 or done - self._last_line >= 1 / PLAIN_LINES
+        if not self.console.is_terminal and due:
+            self._last_line = done
+            self._print(line)
+
+    def interrupted(self) -> int | None:
+        """The exit code that a signal handler left in `stop_code`."""
+        return self.stop_code
+
+    def _print(self, line: str) -> None:
+        _line(self.console, line)
+
+
+def show_result(summary: Mapping[str, Any], folder: Path, console: Console | None = None) -> None:
+    """Print the table of validation and test metrics of the best state, and where all lies.
+
+    Args:
+        summary: what metrics.json holds.
+        folder: the run's folder, as a person would type it.
+        console: where to; stdout by default.
+    """
+    console = console or _Patient()
+    measures = [name[4:] for name in summary if name.startswith("val_")]
+    splits = {"validation": "val", "test": "test"}
+    table = Table(box=None, pad_edge=False)
+    table.add_column("best state")
+    for measure in measures:
+        table.add_column(measure, justify="right")
+    for title, split in splits.items():
+        values = [summary.get(f"{split}_{measure}") for measure in measures]
+        if any(value is not None for value in values):
+            table.add_row(title, *("" if v is None else f"{v:.4f}" for v in values))
+    console.print(table)
+    if "seeds" in summary:
+        each = ", ".join(f"{value:.4f}" for value in summary["values"])
+        _line(
+            console,
+            f"means over {summary['seeds']} seeds; {summary['objective']}: "
+            f"{each} (standard deviation {summary['std']:.4f})",
+        )
+    if summary["stopped"]:
+        _line(console, f"stopped early: {summary['stopped']}")
+    where = "the first seed's best" if "seeds" in summary else "best"
+    _line(
+        console,
+        f"{where} {summary['objective']} at step {summary['best_step']} of {summary['steps']}, "
+        f"{summary['num_parameters']:,} parameters, {summary['seconds']:.1f} s on "
+        f"{summary['device']}",
+    )
+    _line(console, f"all of it is in {folder}")
+
+
+def console() -> Console:
+    """Stdout, whose reader may go away: a display must not end a run."""
+    return _Patient()
+
+
+def shown(folder: Path) -> Path:
+    """The folder as a person would type it."""
+    here = Path.cwd()
+    return folder.relative_to(here) if folder.is_relative_to(here) else folder
+
+
+def _line(console: Console, text: str) -> None:
+    console.print(text, highlight=False, soft_wrap=True)
+
+
+class _Patient(Console):
+    """A console whose reader may go away: a display must not end a run."""
+
+    def print(self, *objects: Any, **settings: Any) -> None:
+        try:
+            super().print(*objects, **settings)
+        except OSError:
+            self.on_broken_pipe()
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        commands.close_stdout()

@@ -1,0 +1,1 @@
+"""Reading studies: never imports the engine or the sweeper."""

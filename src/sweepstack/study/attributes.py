@@ -1,0 +1,51 @@
+"""Names of the user attributes by which studies and trials say what is known of them.
+
+Of a study:
+
+    sweepstack.identity     what makes a sweep the same question: space, objectives, config (JSON)
+    sweepstack.sweep        how it was first asked: arguments, hydra, sampler, pruner, total
+    sweepstack.folder       the folder of its trials, in outputs/studies
+    sweepstack.keep_models  the most models that any command asked to keep
+    sweepstack.environment.KEY  versions, git commit and device of a worker (`environment.py`)
+
+Of a trial:
+
+    sweepstack.worker       the process that runs it (`sweep.processes.this_process`)
+    sweepstack.environment  KEY of where it was trained
+    sweepstack.overrides    what Hydra was told, of a trial that ended
+    sweepstack.point        its grid point as JSON; passed on to its replacement
+    sweepstack.enqueued     the point that a person asked to be tried first, as JSON
+    sweepstack.lost         why it ended without a result of its own
+    sweepstack.retried      true on a FAIL that another trial replaces, so that it is not finished
+    sweepstack.retry_of     on a replacement: number of the first trial of the line
+    sweepstack.continues    on a replacement: the replaced trial, whose folder it takes over
+    sweepstack.retries      on a replacement: how often in a row the line was lost without progress
+    sweepstack.progress     on a replacement: last step reported and steps checkpointed by the line
+    sweepstack.planned      most steps it may take, where a sweep has a budget of steps
+    sweepstack.effect       what it does (`effect.py`), of a trial that is or was to be trained
+    equals              number of the trial of the same effect whose numbers it has
+
+Written by `sweep`, read by `results`. Imports nothing.
+"""
+
+PREFIX = "sweepstack."
+
+IDENTITY = "sweepstack.identity"
+SWEEP = "sweepstack.sweep"
+FOLDER = "sweepstack.folder"
+KEEP_MODELS = "sweepstack.keep_models"
+
+WORKER = "sweepstack.worker"
+ENVIRONMENT = "sweepstack.environment"
+OVERRIDES = "sweepstack.overrides"
+POINT = "sweepstack.point"
+ENQUEUED = "sweepstack.enqueued"
+LOST = "sweepstack.lost"
+RETRIED = "sweepstack.retried"
+RETRY_OF = "sweepstack.retry_of"
+CONTINUES = "sweepstack.continues"
+RETRIES = "sweepstack.retries"
+PROGRESS = "sweepstack.progress"
+PLANNED = "sweepstack.planned"
+EFFECT = "sweepstack.effect"
+EQUALS = "equals"

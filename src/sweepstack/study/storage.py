@@ -1,0 +1,374 @@
+"""Where studies live: one database, opened so that many workers can write to it at once.
+
+SQLite needs help for that. Every connection uses write-ahead logging (WAL) with
+`synchronous=NORMAL` and begins each transaction with `BEGIN IMMEDIATE`: reading a row and then
+changing it is one step that no other process can enter, so no waiting trial is handed out twice.
+Whoever opens a file or begins a transaction waits as long as another process holds the file: a lock
+ends with its process. These settings hang on the engine and are lost when a storage is pickled; a
+worker in another process connects by URL.
+
+Everything that can be wrong with a URL is found before Optuna touches the database, which creates
+missing tables in whatever it opens.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sqlite3
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+from urllib.parse import quote, quote_plus
+
+import optuna
+import sqlalchemy
+from optuna.exceptions import StorageInternalError
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage
+from optuna.storages._rdb import models
+from optuna.storages.journal import JournalFileBackend
+from sqlalchemy import event
+from sqlalchemy.engine import URL, Connection, Engine
+from sqlalchemy.pool import ConnectionPoolEntry, NullPool
+
+from sweepstack.config.errors import (
+    EnvironmentFault,
+    InputError,
+    SweepstackError,
+    masked,
+    nearest,
+    one_line,
+)
+
+log = logging.getLogger(__name__)
+Result = TypeVar("Result")
+
+DEFAULT = "sqlite:///outputs/studies.db"
+BUSY_TIMEOUT_MS = 60_000
+READ_TIMEOUT_S = 1.0
+"""How long SQLite itself waits for a lock, writing and reading, before it is asked again."""
+TELL_S = 10.0
+"""After so long a person is told what is waited for."""
+# What to install where the package has another name than its module.
+PACKAGES = {
+    "MySQLdb": "mysqlclient",
+    "psycopg": "psycopg[binary]",
+    "psycopg2": "psycopg2-binary",
+}
+DIALECTS = ("sqlite", "postgresql", "mysql", "mariadb", "oracle", "mssql")
+FAILURES = (sqlalchemy.exc.SQLAlchemyError, StorageInternalError)
+"""What a database that fails on the way raises, and what Optuna makes of it."""
+
+
+def connect(url: str = DEFAULT, *, timeout_s: float = 10.0) -> RDBStorage:
+    """Open the database at `url` (SQLAlchemy's form); a missing SQLite file is made.
+
+    Heartbeats need no setting here: `ledger.Ledger` records and judges them itself, since
+    Optuna's own are tied to `Study.optimize`.
+
+    Raises:
+        InputError: `url` is not a database URL.
+        EnvironmentFault: the server gave no answer within `timeout_s` seconds, its driver is not
+            installed, the file is not a database, cannot be written, or has the schema of another
+            Optuna (then it is left as it was).
+    """
+    parsed = _parse(url)
+    path = _file_of(parsed)
+
+    def attempt() -> RDBStorage:
+        if path is not None and not path.exists():
+            _create(path)
+        else:
+            _check(parsed, path, url, timeout_s)
+        opened = _optunas(url, path)
+        if path is not None:
+            _let_writers_take_turns(opened.engine)
+            with opened.engine.begin() as connection:
+                # A file that cannot be written fails here, and not at the first result.
+                connection.exec_driver_sql("UPDATE version_info SET schema_version = 0 WHERE 0")
+        return opened
+
+    with _explained(parsed):
+        return _patiently(attempt, path)
+
+
+def look(where: str = DEFAULT, *, timeout_s: float = 10.0) -> tuple[str, BaseStorage]:
+    """Open studies only to read them: nothing is made, and no sweep that writes there waits.
+
+    Args:
+        where: a URL as for `connect`, the path of a SQLite file, or that of a journal file of
+            Optuna's (`JournalFileBackend`).
+        timeout_s: seconds after which a server is given up.
+
+    Returns:
+        What it is called (the URL, a journal's path) and the storage.
+
+    Raises:
+        InputError: `where` is not a database URL.
+        EnvironmentFault: there is no such file, it holds no studies, or as for `connect`.
+    """
+    if "://" not in where:
+        path = Path(where)
+        if path.is_file() and not _is_sqlite(path):
+            return where, _journal(path)
+        where = f"sqlite:///{where}"
+    parsed = _parse(where)
+    file = _file_of(parsed)
+    if file is not None and not file.exists():
+        named = masked(str(file))
+        raise EnvironmentFault(f"there are no studies: {named} does not exist; a sweep makes it")
+
+    def attempt() -> RDBStorage:
+        _check(parsed, file, where, timeout_s, needed=True)
+        return _optunas(where, file)
+
+    with _explained(parsed):
+        return where, _patiently(attempt, file)
+
+
+def _check(
+    parsed: URL, file: Path | None, url: str, timeout_s: float, *, needed: bool = False
+) -> None:
+    """`_check_schema`, of a server within `timeout_s` seconds."""
+    if file is not None:
+        _check_schema(_reading_engine(file), url, needed=needed)
+        return
+    engine = sqlalchemy.create_engine(parsed, poolclass=NullPool)
+    _within(timeout_s, lambda: _check_schema(engine, url, needed=needed))
+
+
+def _optunas(url: str, file: Path | None) -> RDBStorage:
+    options = {} if file is None else {"connect_args": {"timeout": BUSY_TIMEOUT_MS / 1000}}
+    # Optuna fills {SCHEMA_VERSION} into URLs; braces in a password are not for it.
+    return RDBStorage(url.replace("{", "{{").replace("}", "}}"), options)
+
+
+def _patiently(call: Callable[[], Result], file: Path | None) -> Result:
+    """Return what `call` does, which is called again as long as another process holds the file."""
+    tell_at = time.monotonic() + TELL_S
+    while True:
+        try:
+            return call()
+        except (sqlite3.OperationalError, sqlalchemy.exc.OperationalError) as error:
+            code = getattr(getattr(error, "orig", error), "sqlite_errorcode", 0)
+            if code & 0xFF != sqlite3.SQLITE_BUSY:
+                raise
+        if time.monotonic() > tell_at:
+            log.warning("waiting for another process that holds %s", file or "the database")
+            tell_at = float("inf")
+        time.sleep(0.05)
+
+
+@contextlib.contextmanager
+def _explained(parsed: URL) -> Iterator[None]:
+    """Turn what is wrong with a database into one line; what a driver says may quote a password,
+    so it is no cause that a traceback would show."""
+    try:
+        yield
+    except SweepstackError:
+        raise
+    except Exception as error:  # each driver has exceptions of its own
+        raise EnvironmentFault(_explain(error, parsed)) from None
+
+
+def _is_sqlite(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(16) in (b"SQLite format 3\0", b"")
+    except OSError as error:
+        raise EnvironmentFault(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def _journal(path: Path) -> BaseStorage:
+    try:
+        return JournalStorage(JournalFileBackend(str(path)))
+    except Exception as error:  # whatever else a file may hold
+        raise EnvironmentFault(f"{path} is neither a database nor a journal of Optuna's") from error
+
+
+@contextlib.contextmanager
+def named(url: str) -> Iterator[None]:
+    """Turn what a database says when it fails on the way into one line.
+
+    Raises:
+        EnvironmentFault: it did.
+    """
+    try:
+        yield
+    except FAILURES as error:
+        cause = error if isinstance(error, sqlalchemy.exc.SQLAlchemyError) else error.__cause__
+        reason = _reason(getattr(cause, "orig", None) or cause or error, url)
+        raise EnvironmentFault(
+            f"storage {masked(url)} failed: {reason}; the same command goes on"
+        ) from None
+
+
+def _parse(url: str) -> URL:
+    """Return the parts of `url`, or raise an InputError that shows what one looks like."""
+    try:
+        parsed = sqlalchemy.make_url(url)
+        parsed.get_dialect()
+    except (sqlalchemy.exc.ArgumentError, ValueError):
+        scheme, separator, _ = url.partition("://")  # the rest may hold a password
+        shown = f"{scheme}://..." if separator else one_line(masked(url), 80)
+        dialect = scheme.partition("+")[0]
+        near = nearest(dialect, DIALECTS) if separator and dialect not in DIALECTS else ""
+        raise InputError(
+            f"storage must be a database URL such as {DEFAULT}, got {shown}{near}"
+        ) from None
+    except ImportError as error:
+        raise EnvironmentFault(_explain(error, parsed)) from None
+    return parsed
+
+
+def _file_of(url: URL) -> Path | None:
+    """Return the file of a SQLite URL; None for a server and for SQLite in memory."""
+    if url.get_backend_name() != "sqlite" or url.database in (None, "", ":memory:"):
+        return None
+    return Path(str(url.database))
+
+
+def _reading_engine(path: Path) -> Engine:
+    """Return an engine that cannot change the file at `path`, not even its header."""
+    location = f"{path.absolute().as_uri()}?mode=ro"
+    return sqlalchemy.create_engine(
+        "sqlite://",
+        creator=lambda: sqlite3.connect(location, uri=True, timeout=READ_TIMEOUT_S),
+        poolclass=NullPool,
+    )
+
+
+def _within(timeout_s: float, call: Callable[[], None]) -> None:
+    """Run `call` for at most `timeout_s` seconds and raise what it raises, else TimeoutError.
+
+    In a thread, because what a driver calls its timeout, and whether it has one, differs.
+    """
+    raised: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            call()
+        except BaseException as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=run, name="sweepstack-storage", daemon=True)
+    thread.start()
+    thread.join(timeout_s)
+    if thread.is_alive():
+        raise TimeoutError(f"no answer within {timeout_s:g} s")
+    if raised:
+        raise raised[0]
+
+
+def _check_schema(engine: Engine, url: str, *, needed: bool = False) -> None:
+    """Raise an EnvironmentFault where the tables in a database are not this Optuna's, or where
+    there are none and they are `needed`."""
+    with engine.connect() as connection:
+        inspector = sqlalchemy.inspect(connection)
+        if not inspector.has_table("version_info"):
+            if needed:
+                raise EnvironmentFault(f"storage {masked(url)} holds no studies of Optuna's")
+            return
+        found = None
+        if inspector.has_table("alembic_version"):
+            found = connection.scalar(sqlalchemy.text("SELECT version_num FROM alembic_version"))
+        # Optuna numbered its first schemas itself; without a row its tables are being made.
+        numbered = connection.scalar(sqlalchemy.select(models.VersionInfoModel.schema_version))
+    with _example() as example:
+        newest, *upgradable = example.get_all_versions()
+    if found is None:
+        found = newest if numbered in (None, models.SCHEMA_VERSION) else upgradable[-1]
+    if found == newest:
+        return
+    age, remedy = "a newer", "update optuna"
+    if found in upgradable:
+        age, remedy = "an older", "upgrade it with `optuna storage upgrade --storage URL`"
+    raise EnvironmentFault(
+        f"storage {masked(url)} was written by {age} Optuna "
+        f"(schema {found}, Optuna {optuna.__version__} needs {newest}); "
+        f"{remedy} or name another storage"
+    )
+
+
+@contextlib.contextmanager
+def _example() -> Iterator[RDBStorage]:
+    """Open a database in memory as the installed Optuna makes it."""
+    example = RDBStorage("sqlite://")
+    try:
+        yield example
+    finally:
+        example.engine.dispose()
+
+
+def _create(path: Path) -> None:
+    """Make an empty study file that appears at `path` whole or not at all.
+
+    Workers that start together then never meet a file with half of its tables.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        workshop = tempfile.TemporaryDirectory(dir=path.parent, prefix=".new-")
+    except OSError as error:
+        raise OSError(f"no file can be made in {path.parent}: {error.strerror}") from error
+    with workshop as folder:
+        fresh = Path(folder) / "studies.db"
+        with _example() as example, example.engine.connect() as memory:
+            memory.exec_driver_sql("VACUUM INTO ?", (str(fresh),))
+        with contextlib.closing(sqlite3.connect(fresh)) as connection:
+            connection.execute("PRAGMA journal_mode = WAL")
+        # Fails where another process was first, and where there are no hard links; either way
+        # `RDBStorage` finds or makes the tables.
+        with contextlib.suppress(OSError):
+            os.link(fresh, path)
+
+
+def _let_writers_take_turns(engine: Engine) -> None:
+    """Give every later connection of a SQLite `engine` the settings that the module names."""
+
+    @event.listens_for(engine, "connect")
+    def configure(connection: sqlite3.Connection, _: ConnectionPoolEntry) -> None:
+        connection.isolation_level = None  # or sqlite3 would begin transactions, too late
+        connection.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
+        connection.execute("PRAGMA synchronous = NORMAL")
+        # Leaving another mode needs the file for oneself; the next connection tries again.
+        with contextlib.suppress(sqlite3.OperationalError):
+            connection.execute("PRAGMA journal_mode = WAL")
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: Connection) -> None:
+        file = Path(str(engine.url.database))
+        _patiently(lambda: connection.exec_driver_sql("BEGIN IMMEDIATE"), file)
+
+    engine.dispose()  # connections made before have none of this
+
+
+def _explain(error: BaseException, url: URL) -> str:
+    """Return the one line that a person needs about `error`, without the password."""
+    whole = url.render_as_string(hide_password=False)
+    name = f"storage {masked(whole)}"
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        package = PACKAGES.get(error.name, error.name)
+        return f"{name} needs the package {package}, which is not installed"
+    reason = _reason(getattr(error, "orig", None) or error, whole)
+    if "file is not a database" in reason:
+        return f"{name} is not a database: the file holds something else, name another one"
+    return f"{name} cannot be opened: {reason or type(error).__name__}"
+
+
+def _reason(error: BaseException, url: str) -> str:
+    """What a driver says, in one line; the URL's passwords are masked however it quotes them."""
+    text = str(error)
+    with contextlib.suppress(sqlalchemy.exc.ArgumentError, ValueError):  # a journal's path
+        parsed = sqlalchemy.make_url(url)
+        secrets = [str(parsed.password or "")]
+        for key, value in parsed.query.items():
+            given = (value,) if isinstance(value, str) else value
+            secrets += [word for word in given if "***" in masked(f"x://?{key}={word}")]
+        for secret in filter(None, secrets):
+            for written in {secret, quote(secret), quote(secret, safe=""), quote_plus(secret)}:
+                text = text.replace(written, "***")
+    return one_line(text)

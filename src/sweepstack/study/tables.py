@@ -1,0 +1,102 @@
+"""Pivots of a study (mean, std and n for each cell) and its best trials.
+
+std is the sample standard deviation (divisor n - 1) over the n runs of a cell: its trials, or the
+seeds of its trials where a trial is itself a mean over seeds. Called by `terminal.py`, plots,
+`sweepstack.pivot` and `sweepstack.best`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from sweepstack.config.errors import InputError, nearest
+from sweepstack.study.frame import ranks
+from sweepstack.study.ranking import best_rows
+
+
+def pivot(
+    df: pd.DataFrame, rows: str, columns: str | None = None, value: str | None = None
+) -> pd.DataFrame:
+    """Average the complete trials of each cell.
+
+    Without `columns` the result has the columns mean, std and n. With it each of the three is a
+    whole matrix: `pivot(df, "init", "model.activation")["mean"]` is ready for a heatmap.
+
+    Rows and columns stand in the order in which choices were declared, numbers and what has no
+    such order ascending, a key that does not exist in a trial last, as NaN. A cell without a
+    complete trial has mean NaN and n 0; std is NaN where n < 2.
+
+    Where `value` is the only objective and trials are means over seeds themselves (attributes
+    "seeds" and "std"), n counts seeds, and mean and std are those of all of them together:
+    (n - 1) std^2 = sum_i (n_i - 1) std_i^2 + n_i (mean_i - mean)^2.
+
+    Args:
+        df: from `frame`, filtered at will.
+        rows: a column of `df`.
+        columns: another column of `df`.
+        value: the column to average; the first objective by default.
+
+    Raises:
+        InputError: `df` has no such column, or `value` is not of numbers.
+    """
+    by = [rows] if columns is None else [rows, columns]
+    value = value or next(iter(df.attrs.get("objectives", {})), None)
+    if value is None:
+        raise InputError("value must be said: this frame no longer knows its objective")
+    unknown = [name for name in (*by, value) if name not in df]
+    if unknown:
+        raise InputError([f"no trial has {name}{nearest(name, df)}" for name in unknown])
+    if not pd.api.types.is_numeric_dtype(df[value]) and df[value].notna().any():
+        raise InputError(f"{value} does not hold numbers and cannot be averaged")
+    tried = tried_ones(df, by)
+    codes, labels = ranks(tried, by)
+    table = statistics(tried, codes, value)
+    if columns is not None:
+        table = table.unstack(level=-1)
+        pairs = [(statistic, labels[1][code]) for statistic, code in table.columns]
+        table.columns = pd.MultiIndex.from_tuples(pairs, names=[None, columns])
+        counts = [pair for pair in table.columns if pair[0] == "n"]
+        table[counts] = table[counts].fillna(0)
+        table = table.astype(dict.fromkeys(counts, "int64"))
+    table.index = pd.Index([labels[0][code] for code in table.index], name=rows)
+    return table
+
+
+def best(df: pd.DataFrame, n: int = 10) -> pd.DataFrame:
+    """The `n` best complete trials, the best first, of equal ones the earlier; of a study with
+    constraints those that keep them. The rows and columns are those of `df`.
+
+    Raises:
+        InputError: the frame no longer knows its objective, or the study has several.
+    """
+    goals = df.attrs.get("objectives", {})
+    if len(goals) != 1:
+        which = f"has several: {', '.join(goals)}" if goals else "no longer knows its objective"
+        raise InputError(f"best needs a frame of one objective, this one {which}")
+    return best_rows(df).head(n)
+
+
+def tried_ones(df: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
+    """Finished trials, without those that failed before they had values."""
+    ended = df["state"].isin(("pruned", "failed")) & df[list(by)].notna().any(axis=1)
+    return df[(df["state"] == "complete") | ended]
+
+
+def statistics(df: pd.DataFrame, codes: list[pd.Series], value: str) -> pd.DataFrame:
+    """mean, std and n of each group of `codes`, sorted by them."""
+    values = pd.to_numeric(df[value]).astype("float64").where(df["state"] == "complete")
+    runs, within = values.notna().astype("int64"), 0.0
+    if list(df.attrs.get("objectives", ())) == [value] and {"seeds", "std"} <= set(df):
+        seeds, std = (pd.to_numeric(df[name], errors="coerce") for name in ("seeds", "std"))
+        several = values.notna() & (seeds > 1) & std.notna()
+        runs = runs.where(~several, seeds.fillna(0)).astype("int64")
+        within = ((runs - 1) * std**2).where(several, 0.0)
+    groups = runs.groupby(codes)
+    n = groups.sum()
+    mean = (values * runs).groupby(codes).sum() / n.where(n > 0)
+    from_mean = values - mean.to_numpy()[groups.ngroup()]
+    squares = (within + runs * from_mean**2).groupby(codes).sum()
+    return pd.DataFrame({"mean": mean, "std": np.sqrt(squares / (n - 1).where(n > 1)), "n": n})

@@ -1,0 +1,1 @@
+"""The study's records: claims, reports, ends, recovery."""

@@ -1,0 +1,1 @@
+"""What a sweep tries: grammar, parameters, cases, conditions."""

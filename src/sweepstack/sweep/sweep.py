@@ -1,0 +1,287 @@
+"""A sweep from beginning to end: plan, study, workers, results.
+
+Called by the Hydra plugin, for sweepstack itself and for any other application.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import shutil
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+import optuna
+import yaml
+from optuna.exceptions import ExperimentalWarning
+from optuna.trial import TrialState
+
+from sweepstack.config import commands, files
+from sweepstack.config.errors import (
+    NothingCompleted,
+    Stopped,
+    TrainingFailed,
+    one_line,
+    without_passwords,
+)
+from sweepstack.runs import progress
+from sweepstack.study import storage
+from sweepstack.study.attributes import LOST, SWEEP
+from sweepstack.study.ranking import best_trials
+from sweepstack.study.read import trials_of
+from sweepstack.sweep import dry_run, plan
+from sweepstack.sweep.book import duplicates as twins
+from sweepstack.sweep.book import studies
+from sweepstack.sweep.book.fallback import journal_of
+from sweepstack.sweep.book.ledger import Ledger
+from sweepstack.sweep.book.ledger_of import ledger_of
+from sweepstack.sweep.plan import Plan
+from sweepstack.sweep.space.space import Space
+from sweepstack.sweep.worker import models_kept, worker
+from sweepstack.sweep.worker.failure_rate import too_many_failed
+from sweepstack.sweep.worker.launch import Crew, Launch, launch
+from sweepstack.sweep.worker.scoreboard import Scoreboard
+
+log = logging.getLogger(__name__)
+
+STUDIES = Path("outputs/studies")
+RESULTS = "optimization_results.yaml"
+_UNTOLD = ("hydra.mode=", "hydra.sweeper.storage=")
+"""Overrides that a study does not keep: what goes without saying, and what may hold a password."""
+
+
+class App(worker.App, Protocol):
+    """What is swept."""
+
+    @property
+    def prefix(self) -> str:
+        """What an unnamed study's name begins with."""
+        ...
+
+    @property
+    def origin(self) -> Mapping[str, str | None]:
+        """Where its configs come from: `name`, and of sweepstack itself `config_dir`,
+        `config_name`.
+        """
+        ...
+
+    def check(self, space: Space) -> None:
+        """Check the values of a space."""
+        ...
+
+    def prepare(self, plan: Plan) -> tuple[Plan, dict[str, Any]]:
+        """Check the space; add objectives and directions, and what identifies the question."""
+        ...
+
+    def repeats(self, plan: Plan) -> int | None:
+        """How many points of a grid do what another does, if that is soon known."""
+        ...
+
+
+def sweep(
+    node: Mapping[str, Any],
+    arguments: Sequence[str],
+    app: App,
+    *,
+    hydra: Sequence[str] = (),
+    launcher: Launch | None = None,
+    results: Path | None = None,
+) -> None:
+    """Run a sweep until its study is complete.
+
+    Args:
+        node: `hydra.sweeper` as plain values.
+        arguments: the command line's overrides.
+        app: what is swept.
+        hydra: the command line's overrides of Hydra's own node.
+        launcher: carries the workers, where it is not this module's own.
+        results: folder of optimization_results.yaml; the study's own by default.
+
+    Raises:
+        InputError: something is wrong; no trial was made.
+        EnvironmentFault: the storage cannot be reached, or the disk is full.
+        Stopped: Ctrl-C or SIGTERM; the same command goes on.
+        NothingCompleted: no trial came to its end.
+        TrainingFailed: more trials failed than `max_failure_rate` allows.
+    """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    warnings.simplefilter("ignore", ExperimentalWarning)
+    began = time.time()
+    chosen, question = app.prepare(plan.read(node, arguments, app.prefix, app.check))
+    if chosen.dry_run:
+        dry_run.show(chosen, app.repeats(chosen) if chosen.duplicates == "once" else None)
+        return
+    with _storage(chosen) as (url, opened), storage.named(url):
+        # The trials of a grid are its points; others would count, and not be among them.
+        identity = {"grid": chosen.grid, "space": chosen.space.signature(), **question}
+        study = studies.open_study(
+            opened, chosen.study, chosen.directions, identity, chosen.on_mismatch
+        )
+        temporary = chosen.storage is None
+        chosen = replace(chosen, study=study.study_name, storage=url)
+        if list(study.metric_names or ()) != list(chosen.objectives):
+            study.set_metric_names(list(chosen.objectives))
+        if SWEEP not in study.user_attrs:
+            study.set_user_attr(SWEEP, _asked(chosen, arguments, hydra, app))
+        folder = studies.folder_of(opened, study, STUDIES.absolute())
+        models_kept.ask(study, chosen.keep_models)
+        ledger = ledger_of(chosen, study, partial(app.checkpointed, folder))
+        _take_up(chosen, ledger)
+        deadline = began + chosen.timeout_s if chosen.timeout_s else math.inf
+        crew = Crew(chosen, app, folder, deadline)
+        single = chosen.directions[0] if len(chosen.directions) == 1 else None
+        board = Scoreboard(ledger, journal_of(study), single, chosen.objectives[0])
+        _announce(chosen, ledger)
+        code, counts = None, ledger.counts()
+        to_go = ledger.total is None or counts["remaining"]
+        if to_go and not too_many_failed(chosen, counts):
+            code = launch(crew, study, board, launcher)
+        if app.origin["name"] == "sweepstack":  # others keep what they want
+            models_kept.remove_others(study, folder)
+        _conclude(crew, study, ledger, code, results or folder, "" if temporary else url)
+
+
+def _asked(
+    chosen: Plan, arguments: Sequence[str], hydra: Sequence[str], app: App
+) -> dict[str, Any]:
+    """What a study keeps of how it was asked, for reports and reruns; no storage's password."""
+    return {
+        "arguments": list(arguments),
+        "hydra": [
+            without_passwords(word) for word in hydra if not word.lstrip("+").startswith(_UNTOLD)
+        ],
+        "application": dict(app.origin),
+        "sampler": {"name": chosen.sampler.name, **chosen.sampler.given, "seed": chosen.seed},
+        "pruner": {"name": chosen.pruner.name, **chosen.pruner.given},
+        "n_trials": chosen.total,
+        "grid": chosen.grid,
+    }
+
+
+def _take_up(chosen: Plan, ledger: Ledger) -> None:
+    """Put back what earlier workers left, and let known points and failed grid points wait."""
+    ledger.recover()
+    if chosen.grid:
+        ledger.retry_failed()
+    else:
+        ledger.enqueue(chosen.enqueue)
+
+
+def _announce(chosen: Plan, ledger: Ledger) -> None:
+    counts = ledger.counts()
+    finished = counts["done"] + counts["pruned"] + counts["failed"]
+    what = "every point of the grid once" if chosen.grid else f"sampler {chosen.sampler.name}"
+    pruner = "" if chosen.pruner.name == "none" else f", pruner {chosen.pruner.name}"
+    before = finished if ledger.total is None else min(finished, ledger.total)
+    so_far = f", {before} of them done before" if finished else ""
+    total = "trials" if ledger.total is None else f"{ledger.total} trials{so_far}"
+    line = f"study {chosen.study}: {total}, {what}{pruner}"
+    _say(line)
+
+
+def _conclude(
+    crew: Crew, study: optuna.Study, ledger: Ledger, code: int | None, results: Path, url: str
+) -> None:
+    """Show what came of it, and end as it ended; with a `url` in the dashboard and a report too."""
+    counts = ledger.counts()
+    if code is not None:
+        raise Stopped(
+            f"interrupted with {counts['remaining']} trials to go; the same command goes on", code
+        )
+    rate = f"hydra.sweeper.max_failure_rate={crew.plan.max_failure_rate:g}"
+    too_many = too_many_failed(crew.plan, counts, ended=True)
+    hopeless = counts["remaining"] and too_many_failed(crew.plan, counts)
+    early = f"; {rate} ended it early" if hopeless else ""
+    if not counts["running"] + counts["waiting"] and crew.folder.is_dir():
+        from sweepstack.sweep.worker import trial_folder
+
+        trial_folder.tidy(crew.folder, *ledger.without_result())
+    if not counts["done"]:
+        raise NothingCompleted(
+            f"no trial of study {crew.plan.study} completed: {counts['pruned']} pruned, "
+            f"{counts['failed']} failed{early}{_because(study)}"
+        )
+    from sweepstack.reporting import terminal
+
+    terminal.show(study, progress.console())
+    finished = counts["done"] + counts["pruned"] + counts["failed"]
+    if equal := twins.recorded(study):
+        had = f"{equal:,} of {finished:,} trials had the same effect as another"
+        _say(f"{had} and {'was' if equal == 1 else 'were'} not trained again")
+    _write_results(study, results)
+    if crew.folder.is_dir():
+        _say(f"all of it is in {progress.shown(crew.folder)}")
+    if url:
+        _show(crew.plan, study, url)
+    if too_many:
+        raise TrainingFailed(
+            f"{counts['failed']} of {finished} trials failed, more than {rate} allows"
+            f"{early}{_because(study)}"
+        )
+
+
+def _say(line: str) -> None:
+    progress.console().print(line, highlight=False, soft_wrap=True)
+
+
+def _show(chosen: Plan, study: optuna.Study, url: str) -> None:
+    """Write the report, dress the study for the dashboard, and say where both are."""
+    if chosen.report:
+        from sweepstack.reporting import report
+        from sweepstack.reporting.dashboard import decorate
+        from sweepstack.study import library
+
+        try:
+            opened = library.open_study(study.study_name, url)  # to read: others may write
+            written = report.write(opened, report.place_of(opened))
+            _say(f"report: {progress.shown(written)}")
+            decorate.decorate(opened, written=written)
+        except Exception as error:  # the results are kept, whatever is wrong with a picture
+            log.warning("the report could not be written: %s", one_line(error))
+            log.debug("the report", exc_info=True)
+    _say(f"dashboard: {commands.study('dashboard', where=url)}")
+
+
+def _because(study: optuna.Study) -> str:
+    """The most frequent reason of failed trials."""
+    failed = [trial for trial in trials_of(study) if trial.state == TrialState.FAIL]
+    errors = [t.user_attrs.get("error") or t.user_attrs.get(LOST) for t in failed]
+    reasons = [one_line(error, 200) for error in errors if error]
+    return f"; most often: {max(set(reasons), key=reasons.count)}" if reasons else ""
+
+
+def _write_results(study: optuna.Study, folder: Path) -> None:
+    """optimization_results.yaml as hydra-optuna-sweeper writes it, its `name: optuna` included."""
+    best = best_trials(study)
+    if len(study.directions) > 1:
+        front = [{"params": dict(t.params), "values": list(t.values)} for t in best]
+        found: dict[str, Any] = {"solutions": front}
+    elif best:
+        found = {"best_params": dict(best[0].params), "best_value": best[0].value}
+    else:
+        _say("no trial satisfies hydra.sweeper.constraints")
+        return
+    text = yaml.safe_dump({"name": "optuna", **found}, sort_keys=False, allow_unicode=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    files.write_bytes(folder / RESULTS, text.encode())
+
+
+@contextlib.contextmanager
+def _storage(chosen: Plan) -> Iterator[tuple[str, Any]]:
+    """The URL and the opened storage; one that nobody named goes away again."""
+    if chosen.storage is not None:
+        yield chosen.storage, storage.connect(chosen.storage)
+        return
+    place = tempfile.mkdtemp(prefix="sweepstack-")
+    try:
+        url = f"sqlite:///{place}/studies.db"
+        yield url, storage.connect(url)
+    finally:
+        shutil.rmtree(place, ignore_errors=True)

@@ -1,0 +1,1 @@
+"""Who runs trials: launching, the loop, our own trainer, other applications."""

@@ -1,0 +1,162 @@
+"""A trial between asking and telling: what it is to be, what came of it, whether it goes on.
+
+Shared by `own.py` and `other.py`, which run trials, and `worker.py`, which asks and tells.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.pruners import BasePruner, NopPruner
+
+from sweepstack.engine.spec import State
+from sweepstack.sweep.book.journal import Ending, Journal, Report
+from sweepstack.sweep.pruners import RungPruner
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A trial that this worker runs: Optuna's trial and the overrides that make it.
+
+    `continues` is the number of the trial that it replaces, whose folder it takes over.
+    """
+
+    trial: optuna.Trial
+    overrides: list[str]
+    continues: int | None = None
+
+    @property
+    def number(self) -> int:
+        """Its number in the study."""
+        return self.trial.number
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a trial ended.
+
+    Attributes:
+        asked: the trial.
+        state: complete, pruned or failed.
+        values: its objectives; they count only when it is complete.
+        attributes: user attributes, as JSON knows them.
+        numbers: what constraints may name.
+        trace: the log file that holds the traceback of what it raised.
+    """
+
+    asked: Asked
+    state: State
+    values: tuple[float, ...] = ()
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+    numbers: Mapping[str, float] = field(default_factory=dict)
+    trace: Path | None = None
+
+    @classmethod
+    def failed(cls, asked: Asked, reason: str, trace: Path | None = None) -> Outcome:
+        """A trial that never got to train, or raised."""
+        return cls(asked, "failed", attributes={"error": reason}, trace=trace)
+
+
+class Stop:
+    """Whether this worker is to stop, and with which exit code.
+
+    `interrupts` is set while code runs that knows nothing of this and has to be interrupted.
+    """
+
+    def __init__(self) -> None:
+        self.interrupts = False
+        self.code: int | None = None
+
+    def ask(self, code: int) -> None:
+        """Ask it to stop in good order. Takes no lock: signal handlers call it."""
+        self.code = self.code or code
+
+
+class Verdicts:
+    """Reports go in, and once all of an evaluation are in, the pruner's verdicts come out.
+
+    Args:
+        study: with its pruner set.
+        journal: writes the reports.
+        stop: whether a signal asks to stop.
+        notify: told what the running trials are at.
+        settle: makes last what waits to be written, results included.
+        tell: told how a trial ended that never got to train.
+
+    `room` is how many trials whoever runs them has places for, so that as many are claimed at once;
+    `planned` the steps of running trials, by number, where there is a budget of steps.
+    """
+
+    def __init__(
+        self,
+        study: optuna.Study,
+        journal: Journal,
+        stop: Stop,
+        notify: Callable[[str], object],
+        settle: Callable[[], None],
+        tell: Callable[[Outcome], None],
+    ) -> None:
+        self.study, self.journal, self.stop = study, journal, stop
+        self.notify, self.settle, self.tell = notify, settle, tell
+        self.room = 1
+        self.planned: dict[int, int] = {}
+        self._pending: list[tuple[Asked, int, float]] = []
+        self._condemned: set[int] = set()
+
+    @property
+    def pruner(self) -> BasePruner:
+        """The study's."""
+        return self.study.pruner
+
+    @property
+    def prunes(self) -> bool:
+        """Whether anything is judged by reports, which then must be written before."""
+        return not isinstance(self.pruner, NopPruner)
+
+    def report(self, asked: Asked, step: int, value: float) -> None:
+        """Note a report; it is written with the others of its evaluation."""
+        self._pending.append((asked, step, value))
+
+    def condemn(self, asked: Asked) -> None:
+        """Let all that is left of a trial end."""
+        self._condemned.add(asked.number)
+
+    def is_condemned(self, asked: Asked) -> bool:
+        """Whether a trial is known to end, without a look at the reports that wait."""
+        return asked.number in self._condemned
+
+    def ends(self, asked: Asked) -> bool:
+        """Whether a trial is to end now."""
+        self.flush()
+        return asked.number in self._condemned
+
+    def flush(self) -> None:
+        """Write the reports that wait and judge the trials which they are of."""
+        trials = {asked.number: asked.trial for asked, _, _ in self._pending}
+        if trials:
+            self.write(())
+            ends = self._judged(trials).items()
+            self._condemned.update(number for number, is_over in ends if is_over)
+
+    def write(self, endings: Sequence[Ending]) -> list[int]:
+        """Write the reports that wait, and how trials ended; see `Journal.write`."""
+        lost = self.journal.write((Report(a.trial, s, v) for a, s, v in self._pending), endings)
+        self._pending.clear()
+        return lost
+
+    def _judged(self, trials: Mapping[int, optuna.Trial]) -> dict[int, bool]:
+        if not self.prunes:
+            return {}
+        if isinstance(self.pruner, RungPruner):
+            frozen = [trial._cached_frozen_trial for trial in trials.values()]
+            return dict(zip(trials, self.pruner.verdicts(self.study, frozen), strict=True))
+        return {number: trial.should_prune() for number, trial in trials.items()}
+
+    def forget(self, asked: Asked) -> None:
+        """A trial has ended."""
+        self._condemned.discard(asked.number)
+        self.planned.pop(asked.number, None)

@@ -1,0 +1,298 @@
+"""A worker: asks the study for a trial, runs it, tells what came of it, until the total is met.
+
+Runs in the sweeper's own process, in local processes or in a Hydra launcher's jobs. Any number of
+them share a study through its database alone.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import optuna
+from optuna.samplers import RandomSampler
+from optuna.trial import TrialState
+from sqlalchemy import Connection
+
+from sweepstack.config.errors import EXIT_INTERRUPTED, SweepstackError, one_line
+from sweepstack.runs import progress
+from sweepstack.study import storage
+from sweepstack.study.attributes import CONTINUES
+from sweepstack.sweep import pruners, samplers
+from sweepstack.sweep.book import step_budget
+from sweepstack.sweep.book.duplicates import Twins
+from sweepstack.sweep.book.endings import Endings
+from sweepstack.sweep.book.fallback import journal_of
+from sweepstack.sweep.book.heartbeat import Heart
+from sweepstack.sweep.book.ledger_of import ledger_of
+from sweepstack.sweep.plan import Plan
+from sweepstack.sweep.space.overrides import Words
+from sweepstack.sweep.worker.equal import Equal
+from sweepstack.sweep.worker.failure_rate import too_many_failed
+from sweepstack.sweep.worker.trial import Asked, Outcome, Stop, Verdicts
+
+log = logging.getLogger(__name__)
+
+RECOVER_S = 2.0
+"""Seconds between two looks for dead workers while as many are held aside as may be."""
+
+
+class Runner(Protocol):
+    """What runs trials: `own.Trainer` or `other.Caller`."""
+
+    @property
+    def equal(self) -> Equal | None:
+        """What knows which trials do the same; None where nobody can know."""
+        ...
+
+    def run(self, asked: Iterator[Asked]) -> Iterator[Outcome]:
+        """Run trials until no more are asked; each ends in one outcome."""
+        ...
+
+
+class App(Protocol):
+    """What is swept, as far as a worker knows it; it can be pickled."""
+
+    def runner(self, plan: Plan, folder: Path, verdicts: Verdicts) -> Runner:
+        """What this worker runs its trials with."""
+        ...
+
+    def checkpointed(self, folder: Path, number: int) -> int | None:
+        """Steps that the checkpoints of a trial hold, None if it never began; 0 if nobody knows."""
+        ...
+
+    def config(self, plan: Plan) -> Any:
+        """The config without the swept values, for a custom search space."""
+        ...
+
+
+class Worker:
+    """One worker of a study.
+
+    Args:
+        plan: the sweep's.
+        app: what is swept.
+        study: opened, of the plan's storage.
+        folder: where trials leave their files.
+        stop: asked by signals.
+        deadline: `time.time()` after which no trial begins.
+        notify: told after every trial, and now and then what the running ones are at.
+        began: told when the first trial begins.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        app: App,
+        study: optuna.Study,
+        folder: Path,
+        stop: Stop,
+        *,
+        deadline: float = math.inf,
+        notify: Callable[[str], object] = lambda status: None,
+        began: Callable[[], object] = lambda: None,
+    ):
+        self.plan, self.app, self.study, self.stop = plan, app, study, stop
+        self.deadline, self.notify, self._began = deadline, notify, began
+        study.sampler = RandomSampler(0)  # of a grid, whose points are laid out
+        study.pruner = pruners.build(plan.pruner.name, plan.pruner.given, plan.directions)
+        self.ledger = ledger_of(plan, study, functools.partial(app.checkpointed, folder))
+        self.journal = journal_of(study)
+        self.verdicts = Verdicts(study, self.journal, stop, notify, self._write, self._tell)
+        self.runner = app.runner(plan, folder, self.verdicts)
+        # Without a total a sweep ends by what it trains: twins alone would never end it.
+        once = plan.duplicates == "once" and plan.total is not None
+        equal = self.runner.equal if once else None
+        self.twins = None if equal is None else Twins(study, self.verdicts.report, equal)
+        self._running: dict[int, Asked] = {}
+        """Trials in hand, by number: those that wait in `_claimed` or `_ended` too."""
+        self._claimed: deque[Asked] = deque()
+        self._begun: set[int] = set()
+        self._ended: list[Outcome] = []
+        self._too_many_failed = False
+        self._paused = False  # so many wait for their twins that no others were asked for
+        self._recovered = -math.inf
+        self._steps: int | None = None
+        most, study_id = plan.max_steps_total, study._study_id
+        self._budget: Callable[[Connection], bool] | None = None
+        if most is not None and self.runner.equal is not None:  # other apps have no steps
+            self._budget = functools.partial(step_budget.allows, study_id=study_id, most=most)
+        self._endings = Endings(plan, study)
+        self._words = Words(plan, lambda: app.config(plan))
+
+    def work(self) -> None:
+        """Run trials until the study has its total, a budget is spent, or a signal asks to stop.
+
+        Raises:
+            EnvironmentFault: the storage or the disk is gone; trials in hand are put back.
+        """
+        from sweepstack.engine.train import Interrupted
+
+        named = functools.partial(storage.named, self.plan.storage or "")
+        with named(), Heart(self.ledger, self._running):
+            try:
+                with named():  # within, so that trials are put back when it has failed for once
+                    self._work()
+            except (Interrupted, KeyboardInterrupt):
+                self.stop.ask(EXIT_INTERRUPTED)  # unless a signal has: then its own code
+            except SweepstackError:
+                self._put_back(self._running.values())
+                raise
+            except Exception:
+                # It may be a trial's doing: left RUNNING, they count as lost, which is bounded.
+                begun = self._begun  # but for those that have not begun
+                if begun:  # else it may be the doing of these, again and again
+                    self._put_back(a for a in self._running.values() if a.number not in begun)
+                raise
+            self._put_back(self._running.values())
+
+    def _work(self) -> None:
+        while self._more():
+            self._paused = False
+            self._run()
+            if self._more():  # others run what is left: they may yet be lost
+                if not self._paused and self._nothing_left():
+                    return
+                time.sleep(0.02 if self._paused else 0.2)
+
+    def _run(self) -> None:
+        """Run trials until no more are to be had; whatever happens, what ended lasts."""
+        try:
+            for outcome in self.runner.run(self._asked()):
+                self._tell(outcome)
+        finally:
+            self._write()
+
+    def _put_back(self, trials: Iterable[Asked]) -> None:
+        found = list(trials)
+        if found:
+            self.ledger.release(*(asked.trial for asked in found))
+        for asked in found:
+            del self._running[asked.number]
+        self._claimed.clear()
+
+    def _more(self) -> bool:
+        """Whether this worker is to look for another trial."""
+        return self.stop.code is None and not self._too_many_failed and not self._spent()
+
+    def _nothing_left(self) -> bool:
+        """Whether no trial waits, and none runs that may yet be lost and wait again."""
+        counts = self.ledger.counts()
+        waits = counts["waiting"] > 0 and counts["remaining"] > 0
+        return not waits and not self.ledger.others_at_work()
+
+    def _spent(self) -> bool:
+        """Whether a budget other than the total is used up."""
+        if time.time() >= self.deadline:
+            return True
+        most = self.plan.max_steps_total
+        if most is None:
+            return False
+        if self._steps is None:  # new trials may have ended
+            self._steps = self.journal.steps()
+        return self._steps + sum(self.verdicts.planned.values()) >= most
+
+    def _asked(self) -> Iterator[Asked]:
+        """Trials of the study, each now this worker's."""
+        while True:
+            if not self._claimed:
+                self._write()
+                self._steps = None
+                if not self._more() or not self._claim():
+                    return
+            elif not self._more():
+                return  # those that have not begun are put back
+            else:
+                self.verdicts.room -= 1
+                asked = self._claimed.popleft()
+                self._begun.add(asked.number)
+                self._began()
+                self._began = lambda: None
+                yield asked
+
+    def _claim(self) -> bool:
+        """Make the trials that there is room for this worker's; whether there was any."""
+        if self.twins is not None:
+            self._claimed.extend(self.twins.ready())
+            if self._claimed or self.twins.full:
+                self._paused = self.twins.full
+                if not self._claimed:
+                    self._recover_at_times()
+                return bool(self._claimed)
+        # A sampler that learns is asked for one at a time, so that it sees those before.
+        # And with a budget of steps, so that what those before will take is known.
+        several = self.plan.grid or self.plan.sampler.name in samplers.BLIND
+        several = several and self.plan.max_steps_total is None
+        room = max(1, self.verdicts.room) if several else 1
+        begun = [self._running[number].trial for number in self._begun]
+        if any(map(self.ledger.is_suspect, begun)):
+            return False  # nothing beside them
+        trials = self.ledger.claim_many(room, self._budget, alone=not begun)
+        self._running |= {trial.number: Asked(trial, []) for trial in trials}
+        claimed: list[Asked] = []
+        for trial in trials:
+            try:
+                asked = Asked(trial, self._words.of(trial), trial.user_attrs.get(CONTINUES))
+            except (SweepstackError, ValueError) as error:
+                failed = Outcome.failed(self._running[trial.number], one_line(error))
+                self._tell(failed)
+                continue
+            self._running[asked.number] = asked
+            claimed.append(asked)
+        self.journal.parameters(trials)
+        self._claimed.extend(claimed if self.twins is None else self.twins.admitted(claimed))
+        return bool(trials)
+
+    def _recover_at_times(self) -> None:
+        """Put back what dead workers ran: nobody else may be there for whom others wait here."""
+        if time.monotonic() >= self._recovered + RECOVER_S:
+            self.ledger.recover()
+            self._recovered = time.monotonic()
+
+    def _tell(self, outcome: Outcome) -> None:
+        """Note a result; it is written with the others of its block."""
+        self._ended.append(outcome)
+
+    def _write(self) -> None:
+        """Make last what waits to be written; from here on it is acknowledged."""
+        self._write_ended()
+        if self.twins is not None:  # what has ended may be what others wait for
+            while settled := list(self.twins.settled()):
+                self._ended += settled
+                self._write_ended()
+
+    def _write_ended(self) -> None:
+        if self.verdicts.prunes:
+            self.verdicts.flush()
+        endings = [self._endings.of(outcome) for outcome in self._ended]
+        lost = self.verdicts.write(endings)
+        ended, self._ended = self._ended, []
+        for number in lost:
+            log.warning("trial %d was taken for dead; another runs in its place", number)
+        for outcome, ending in zip(ended, endings, strict=True):
+            asked = outcome.asked
+            self._running.pop(asked.number, None)
+            self._begun.discard(asked.number)
+            self.verdicts.forget(asked)
+            told = TrialState.FAIL if asked.number in lost else ending.state
+            if self.twins is not None:
+                self.twins.ended(outcome, told)
+            if ending.state == TrialState.FAIL:
+                what = " ".join(w for w in asked.overrides if w not in self.plan.space.fixed)
+                reason = ending.attributes.get("error")
+                trace = f"; traceback: {progress.shown(outcome.trace)}" if outcome.trace else ""
+                log.warning(
+                    "trial %d failed: %s (%s)%s", asked.number, reason, one_line(what), trace
+                )
+        if any(ending.state == TrialState.FAIL for ending in endings):
+            counts = self.ledger.counts()
+            self._too_many_failed = too_many_failed(self.plan, counts)
+        if ended:
+            self._steps = None
+            self.notify("")

@@ -1,0 +1,1 @@
+"""What one trial's training is made of."""

@@ -1,0 +1,233 @@
+"""Initialization schemes: conf/init. Draws a trial's first parameters from its seed.
+
+Weights of linear layers and convolutions follow the scheme; their biases are 0 (scheme `torch`
+apart). All other parameters keep what the module was constructed with, as do those that are frozen
+and those that a module of one's own brings (`brought`); with scheme `keep`, all do.
+
+Notation: fan_in and fan_out, the numbers of inputs of one output and of outputs of one input; for
+a convolution channels / groups · pixels of the kernel. The gain is the factor that makes up for
+the activation after the layer.
+
+Sources: Glorot and Bengio, "Understanding the difficulty of training deep feedforward neural
+networks", AISTATS 2010 (xavier); He et al., "Delving deep into rectifiers", ICCV 2015 (he); LeCun
+et al., "Efficient BackProp", 1998, and Klambauer et al., "Self-normalizing neural networks", 2017
+(lecun); Saxe et al., "Exact solutions to the nonlinear dynamics of learning in deep linear neural
+networks", ICLR 2014 (orthogonal).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Generator, Tensor, nn
+
+from sweepstack.config import schema
+from sweepstack.config.errors import InputError
+from sweepstack.data import streams
+
+_NONNEGATIVE = 2**63 - 1
+_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_OWN_GAIN = {"he": math.sqrt(2), "he_uniform": math.sqrt(2)}
+_WITHOUT_GAIN = ("zeros", "torch", "keep")
+_SECOND_MOMENT_GAIN = {
+    "gelu": 1.5335304411955353,
+    "elu": 1.2451983007007064,
+    "silu": 1.6765324703310913,
+}
+
+
+def gain_of(init: schema.Init, activation: str | None) -> float:
+    """The gain that `init` means for a model with that activation (None: unknown).
+
+    null is the scheme's own: √2 for he and he_uniform, otherwise 1. `auto` is the activation's:
+    that of `torch.nn.init.calculate_gain` where it knows one, and for gelu, elu and silu
+    1 / √E[f(z)²] with z ~ N(0, 1), integrated numerically: 1.5335, 1.2452 and 1.6765. (By the
+    same rule relu has √2.)
+
+    Raises:
+        InputError: a gain with a scheme that has none, or `auto` without a known activation.
+    """
+    if init.gain is None:
+        return _OWN_GAIN.get(init.scheme, 1.0)
+    if init.scheme in _WITHOUT_GAIN:
+        raise InputError(
+            f"init.gain must be null with init={init.scheme}, where it has no effect, "
+            f"got {init.gain}"
+        )
+    if init.gain != "auto":
+        return init.gain
+    if activation is None:
+        raise InputError(
+            "init.gain must be a number or null with model=custom, whose activation is not known, "
+            "got auto"
+        )
+    if activation in _SECOND_MOMENT_GAIN:
+        return _SECOND_MOMENT_GAIN[activation]
+    return nn.init.calculate_gain(activation)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class _Weight:
+    """What a scheme needs to know: the weight's shape (out, in / groups, *kernel), its fans, the
+    gain and where random numbers come from."""
+
+    shape: torch.Size
+    fan_in: int
+    fan_out: int
+    gain: float
+    generator: Generator
+
+    def normal(self, std: float) -> Tensor:
+        return torch.empty(self.shape).normal_(0.0, std, generator=self.generator)
+
+    def uniform(self, bound: float) -> Tensor:
+        return torch.empty(self.shape).uniform_(-bound, bound, generator=self.generator)
+
+
+def _xavier(w: _Weight) -> Tensor:
+    """N(0, gain² · 2 / (fan_in + fan_out)) (Glorot and Bengio 2010)."""
+    return w.normal(w.gain * math.sqrt(2 / (w.fan_in + w.fan_out)))
+
+
+def _xavier_uniform(w: _Weight) -> Tensor:
+    """U(-a, a), a = gain · √(6 / (fan_in + fan_out)) (Glorot and Bengio 2010)."""
+    return w.uniform(w.gain * math.sqrt(6 / (w.fan_in + w.fan_out)))
+
+
+def _fan_in_normal(w: _Weight) -> Tensor:
+    """N(0, gain² / fan_in): he with gain √2 (He et al. 2015), lecun with gain 1."""
+    return w.normal(w.gain / math.sqrt(w.fan_in))
+
+
+def _he_uniform(w: _Weight) -> Tensor:
+    """U(-a, a), a = gain · √(3 / fan_in) (He et al. 2015)."""
+    return w.uniform(w.gain * math.sqrt(3 / w.fan_in))
+
+
+def _orthogonal(w: _Weight) -> Tensor:
+    """gain · Q: orthonormal rows, or columns, of the weight as an (out, rest) matrix.
+
+    Q of the QR decomposition of a normal matrix, with the signs of R's diagonal, is uniform over
+    the orthogonal matrices (Saxe et al. 2014; Mezzadri 2007).
+    """
+    out, rest = w.shape[0], w.shape.numel() // w.shape[0]
+    tall = torch.empty(max(out, rest), min(out, rest)).normal_(generator=w.generator)
+    q, r = torch.linalg.qr(tall)
+    q *= torch.where(r.diagonal() < 0, -w.gain, w.gain)
+    matrix: Tensor = q if out >= rest else q.T
+    return matrix.reshape(w.shape)
+
+
+def _torch(w: _Weight) -> Tensor:
+    """U(-a, a), a = 1 / √fan_in, as the layers of torch construct themselves; no gain."""
+    return w.uniform(1 / math.sqrt(w.fan_in))
+
+
+_SCHEMES: dict[str, Callable[[_Weight], Tensor]] = {
+    "xavier": _xavier,
+    "xavier_uniform": _xavier_uniform,
+    "he": _fan_in_normal,
+    "he_uniform": _he_uniform,
+    "lecun": _fan_in_normal,
+    "normal": lambda w: w.normal(w.gain),
+    "uniform": lambda w: w.uniform(w.gain),
+    "zeros": lambda w: torch.zeros(w.shape),
+    "ones": lambda w: torch.full(w.shape, w.gain),
+    "orthogonal": _orthogonal,
+    "torch": _torch,
+}
+
+
+def brought(module: nn.Module, again: nn.Module) -> set[str]:
+    """Names of the parameters and buffers that a module brings: loaded weights and constants.
+
+    Args:
+        module, again: the same, constructed under two states of torch's generator. What comes out
+            equal does not depend on it.
+
+    Raises:
+        InputError: they differ in names or shapes.
+    """
+    one, other = module.state_dict(), again.state_dict()
+    if {name: t.shape for name, t in one.items()} != {name: t.shape for name, t in other.items()}:
+        raise InputError(
+            "the model must have the same parameters each time it is constructed, it draws their "
+            "names or shapes"
+        )
+    return {n for n, t in one.items() if torch.allclose(t, other[n], 0, 0, equal_nan=True)}
+
+
+def drawn(module: nn.Module, kept: Collection[str] = ()) -> list[str]:
+    """Names of the parameters that a scheme draws: those of linear layers and convolutions, but for
+    frozen ones and those in `kept`."""
+    owned = _owners(module)
+    return [
+        name
+        for name, parameter in module.named_parameters()
+        if isinstance(owned[parameter][0], _LAYERS)
+        and owned[parameter][1] in ("weight", "bias")
+        and parameter.requires_grad
+        and name not in kept
+    ]
+
+
+def _owners(module: nn.Module) -> dict[nn.Parameter, tuple[nn.Module, str]]:
+    """For each parameter the first layer that has it, and its name there."""
+    owners: dict[nn.Parameter, tuple[nn.Module, str]] = {}
+    for layer in module.modules():
+        for leaf, parameter in layer.named_parameters(recurse=False):
+            owners.setdefault(parameter, (layer, leaf))
+    return owners
+
+
+def draw(
+    module: nn.Module,
+    init: schema.Init,
+    activation: str | None,
+    seed: int,
+    kept: Collection[str] = (),
+) -> dict[str, Tensor]:
+    """Draw the initial parameters of one trial.
+
+    Each parameter has a stream of its own, by its place in `module.named_parameters()`, so the
+    numbers depend on nothing but the module's shapes, `init` and `seed`.
+
+    Args:
+        module: the template; it is only read.
+        activation: the model's activation for `init.gain=auto`, None when it is not known.
+        seed: the trial's.
+        kept: names of parameters that keep what the module was constructed with.
+
+    Returns:
+        A new float32 CPU tensor for every parameter, by name.
+
+    Raises:
+        InputError: see `gain_of`.
+    """
+    gain = gain_of(init, activation)
+    owners, values = _owners(module), {}
+    chosen = set() if init.scheme == "keep" else set(drawn(module, kept))
+    for index, (name, parameter) in enumerate(module.named_parameters()):
+        if name not in chosen:
+            values[name] = parameter.detach().to("cpu", torch.float32, copy=True)
+            continue
+        key = streams.derive(seed, streams.INIT, index) & _NONNEGATIVE
+        generator = Generator().manual_seed(key)
+        values[name] = _draw(*owners[parameter], init.scheme, gain, generator)
+    return values
+
+
+def _draw(layer: Any, leaf: str, scheme: str, gain: float, generator: Generator) -> Tensor:
+    """The weight or bias of a linear layer or convolution."""
+    out, inputs, *kernel = layer.weight.shape
+    pixels = math.prod(kernel)
+    groups = 1 if isinstance(layer, nn.Linear) else layer.groups
+    shape = getattr(layer, leaf).shape
+    weight = _Weight(shape, inputs * pixels, out // groups * pixels, gain, generator)
+    if leaf == "weight":
+        return _SCHEMES[scheme](weight)
+    return _torch(weight) if scheme == "torch" else torch.zeros(shape)

@@ -1,0 +1,211 @@
+"""Learning-rate schedules: a factor on `optimizer.lr` for every step of a trial.
+
+Reads the `schedule` config group. One `LrSchedule` per trial, in Python floats on the host;
+`train.py` asks it for the factors of the next steps, tells it the metrics of each evaluation, and
+keeps its state in checkpoints. The factors are those of torch.optim.lr_scheduler stepped once a
+training step (a contract test holds them together).
+
+Notation: t the step after the warmup, counted from 0; T the number of such steps.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from sweepstack.config import schema
+from sweepstack.config.errors import InputError
+
+
+@dataclass
+class LrSchedule(ABC):
+    """One trial's schedule; `steps` is T, the steps that remain after the warmup (>= 1)."""
+
+    config: schema.Schedule
+    steps: int
+
+    @property
+    def metric(self) -> str | None:
+        """The metric that `observe` reads; None when the factors follow from the step alone."""
+        return None
+
+    @abstractmethod
+    def shape(self, t: int) -> float:
+        """The factor at step `t` after the warmup, 0 <= t < T."""
+
+    def factor(self, step: int) -> float:
+        """The factor on lr for the step with 0-based index `step`.
+
+        The W = `warmup_steps` first steps ramp up linearly to the schedule's start:
+        (step + 1) / W · shape(0), as in Goyal et al. 2017.
+        """
+        warmup = self.config.warmup_steps
+        if step < warmup:
+            return (step + 1) / warmup * self.shape(0)
+        return self.shape(step - warmup)
+
+    def factors(self, start: int, n: int) -> list[float]:
+        """The factors of the `n` steps from `start` on, with no evaluation between them."""
+        return [self.factor(step) for step in range(start, start + n)]
+
+    def observe(self, metrics: Mapping[str, float]) -> None:  # noqa: B027 (only plateau listens)
+        """Take note of an evaluation's metrics."""
+
+    def state(self) -> dict[str, float]:
+        """What a checkpoint must keep besides the step."""
+        return {}
+
+    def restore(self, state: Mapping[str, float]) -> None:  # noqa: B027 (only plateau has state)
+        """Continue from what `state` returned."""
+
+
+class Constant(LrSchedule):
+    """1."""
+
+    def shape(self, t: int) -> float:
+        """See the class."""
+        return 1.0
+
+
+@dataclass
+class StepDecay(LrSchedule):
+    """γ^⌊t / step_size⌋."""
+
+    config: schema.StepDecay
+
+    def shape(self, t: int) -> float:
+        """See the class."""
+        return self.config.gamma ** (t // self.config.step_size)
+
+
+@dataclass
+class Exponential(LrSchedule):
+    """γ^t."""
+
+    config: schema.Exponential
+
+    def shape(self, t: int) -> float:
+        """See the class."""
+        return self.config.gamma**t
+
+
+@dataclass
+class Cosine(LrSchedule):
+    """m + (1 - m)·(1 + cos(πt / T)) / 2 with m = min_factor. Loshchilov & Hutter 2017, without
+    restarts."""
+
+    config: schema.Cosine
+
+    def shape(self, t: int) -> float:
+        """See the class."""
+        return _anneal(1.0, self.config.min_factor, t / self.steps)
+
+
+@dataclass
+class OneCycle(LrSchedule):
+    """From 1 / div_factor along a cosine to 1 at t = pct_start·T - 1, then along another to
+    1 / div_factor / final_div_factor at t = T - 1. Smith & Topin 2018."""
+
+    config: schema.OneCycle
+
+    def shape(self, t: int) -> float:
+        """See the class; a peak before step 0 is skipped, one at step 0 is the start."""
+        start = 1 / self.config.div_factor
+        end = start / self.config.final_div_factor
+        peak, last = self.config.pct_start * self.steps - 1, self.steps - 1
+        if t <= peak:
+            return _anneal(start, 1.0, t / peak if peak else 1.0)
+        return _anneal(1.0, end, (t - peak) / (last - peak))
+
+
+@dataclass
+class Plateau(LrSchedule):
+    """Times `factor` when `metric` has been worse than its best for more than `patience`
+    evaluations in a row; the count then starts again.
+
+    Better is < best·(1 - min_delta), or > best·(1 + min_delta) for a metric that is maximized; NaN
+    is never better. Evaluations during the warmup count. As torch's ReduceLROnPlateau with
+    threshold_mode "rel", but without its `eps`, which ends the reductions below 1e-8.
+    """
+
+    config: schema.Plateau
+    maximize: bool
+    current: float = field(default=1.0, init=False)
+    best: float = field(init=False)
+    bad_evaluations: int = field(default=0, init=False)
+
+    def __post_init__(self) -> None:
+        self.best = -math.inf if self.maximize else math.inf
+
+    @property
+    def metric(self) -> str:
+        """The metric that must not stand still."""
+        return self.config.metric
+
+    def shape(self, t: int) -> float:
+        """The product of the reductions so far."""
+        return self.current
+
+    def observe(self, metrics: Mapping[str, float]) -> None:
+        """Compare `metric` with its best; KeyError when it is not among `metrics`."""
+        value = metrics[self.metric]
+        if self._is_better(value):
+            self.best, self.bad_evaluations = value, 0
+            return
+        self.bad_evaluations += 1
+        if self.bad_evaluations > self.config.patience:
+            self.current *= self.config.factor
+            self.bad_evaluations = 0
+
+    def _is_better(self, value: float) -> bool:
+        if self.maximize:
+            return value > self.best * (1 + self.config.min_delta)
+        return value < self.best * (1 - self.config.min_delta)
+
+    def state(self) -> dict[str, float]:
+        """The factor, the best value and the evaluations since."""
+        return {
+            "factor": self.current,
+            "best": self.best,
+            "bad_evaluations": self.bad_evaluations,
+        }
+
+    def restore(self, state: Mapping[str, float]) -> None:
+        """Continue from what `state` returned."""
+        self.current, self.best = state["factor"], state["best"]
+        self.bad_evaluations = int(state["bad_evaluations"])
+
+
+_SCHEDULES: dict[type[schema.Schedule], type[LrSchedule]] = {
+    schema.Constant: Constant,
+    schema.StepDecay: StepDecay,
+    schema.Exponential: Exponential,
+    schema.Cosine: Cosine,
+    schema.OneCycle: OneCycle,
+}
+
+
+def build(
+    config: schema.Schedule, total_steps: int, direction_of: Callable[[str], str]
+) -> LrSchedule:
+    """The schedule of a trial of `total_steps` steps.
+
+    `direction_of` says of a metric whether to "maximize" or "minimize" it. Raises InputError when
+    the warmup leaves no step to the schedule.
+    """
+    steps = total_steps - config.warmup_steps
+    if steps < 1:
+        raise InputError(
+            f"schedule.warmup_steps must be < the run's steps ({total_steps}), "
+            f"got {config.warmup_steps}"
+        )
+    if isinstance(config, schema.Plateau):
+        return Plateau(config, steps, maximize=direction_of(config.metric) == "maximize")
+    return _SCHEDULES[type(config)](config, steps)
+
+
+def _anneal(start: float, end: float, share: float) -> float:
+    """Half a cosine from `start` at share 0 to `end` at share 1."""
+    return end + (start - end) * (1 + math.cos(math.pi * share)) / 2

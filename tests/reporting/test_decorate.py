@@ -1,0 +1,242 @@
+"""What a study shows in optuna-dashboard: notes and plots, written once and kept current; of which
+studies and trials."""
+
+from __future__ import annotations
+
+import json
+
+import optuna
+import pytest
+from decorate_support import (
+    add,
+    connected,
+    contents,
+    decorated,
+    new,
+    note,
+    quick_report,
+    rows,
+    where,
+)
+from optuna.trial import TrialState, create_trial
+from optuna_dashboard import get_note, save_note, save_plotly_graph_object
+from optuna_dashboard._note import get_note_from_system_attrs
+from optuna_dashboard.artifact._backend import list_trial_artifacts
+
+from sweepstack.reporting.dashboard import dashboard, dashboard_rows, decorate, notes
+from sweepstack.study.library import OpenStudy, open_study
+
+FIXTURES = (quick_report, where)
+EVIL = "x=```\n````<img src=x onerror=alert(1)>\n```` \n[a](javascript:alert(1))"
+
+
+def test_a_note_says_what_a_trial_was_and_how_to_run_it_again(where):
+    study = new(where, name="my study")
+    add(study, 0.75)
+    add(study, user_attrs={"equals": 0})
+    add(study, None, state=TrialState.FAIL, user_attrs={"error": "loss is nan at step 7"})
+    assert decorated(where, "my study")
+    complete = note(study, 0)
+    assert "init=he\noptimizer.lr=0.1" in complete
+    assert "val_accuracy  0.7500\nval_loss      1.2500" in complete
+    assert "sweepstack-study rerun 'my study' 0" in complete
+    assert "effect of trial 0" in note(study, 1)
+    assert "loss is nan at step 7" in note(study, 2)
+    assert "val_accuracy" not in note(study, 2)
+    of_study = get_note(study)
+    assert "sweepstack -m init=he,xavier 'optimizer.lr=tag(log, interval(1e-4,1))'" in of_study
+    assert "sweepstack-study report 'my study'" in of_study
+
+
+def test_notes_are_kept_as_the_dashboards_own_function_keeps_them(where):
+    study, other = new(where), new(where, "other")
+    for words in ([], ["x" * 5000, "y" * 300]):
+        add(study, user_attrs={"sweepstack.overrides": words, "error": "z" * len("".join(words))})
+        add(other)
+    assert decorated(where)
+    save_note(other, get_note(study))
+    for number in range(2):
+        trial = optuna.Trial(other, other.trials[number]._trial_id)
+        save_note(trial, note(study, number))
+
+    def kept(one: optuna.Study) -> dict[str, object]:
+        """The notes' attributes; a trial's row is told by its number."""
+        names = {f":{trial._trial_id}:": f":#{trial.number}:" for trial in one.trials}
+        found = {key: value for key, value in rows(one).items() if "note_" in key}
+        for old, new_name in names.items():
+            found = {key.replace(old, new_name): value for key, value in found.items()}
+        return found
+
+    assert kept(study) == kept(other)
+    assert "dashboard:#1:note_str:1" in kept(study)  # one of them is of several parts
+
+
+def test_a_heatmap_is_kept_as_the_dashboards_own_function_keeps_it(where):
+    from sweepstack.reporting.plots import heatmap
+    from sweepstack.reporting.plots.material import Material
+
+    study, other = new(where), new(where, "other")
+    for index in range(8):
+        add(study, index / 10)
+    assert decorated(where)
+    plot = heatmap.plot(Material(open_study("s", where)))
+    drawn = json.loads(next(iter(dashboards_plots(study).values())))
+    save_plotly_graph_object(other, plot.figure, graph_object_id="heatmap")
+    expected = json.loads(dashboards_plots(other)["heatmap"])
+    assert list(dashboards_plots(study)) == ["heatmap"]
+    assert drawn["data"] == expected["data"]
+    assert "val_accuracy" in drawn["layout"]["title"]["text"]
+
+
+def dashboards_plots(study: optuna.Study) -> dict[str, str]:
+    from optuna_dashboard._custom_plot_data import get_plotly_graph_objects
+
+    return get_plotly_graph_objects(rows(study))
+
+
+def test_decorating_again_changes_nothing_until_the_study_has_grown(where, tmp_path):
+    study = new(where)
+    for index in range(4):
+        add(study, index / 10)
+    assert decorated(where)
+    before, files = rows(study), contents(tmp_path)
+    assert not decorated(where)
+    assert rows(study) == before
+    add(study, 0.9)
+    assert decorated(where)
+    after = rows(study)
+    assert [key for key in before if key not in after] == []
+    assert {key: after[key] for key in before if "note" in key} == {
+        key: value for key, value in before.items() if "note" in key
+    }
+    assert "init=he" in note(study, 4)
+    assert dashboards_plots(study)["heatmap"] != ""
+    assert contents(tmp_path).keys() == files.keys()  # one report, written anew
+    assert contents(tmp_path) != files
+
+
+def test_what_a_person_wrote_or_deleted_stays(where):
+    study = new(where)
+    add(study)
+    add(study)
+    assert decorated(where)
+    trial = optuna.Trial(study, study.trials[0]._trial_id)
+    save_note(trial, "mine\n" + note(study, 0))
+    save_note(study, "")
+    report = next(key for key in rows(study) if key.startswith("artifacts:"))
+    study._storage.set_study_system_attr(study._study_id, report, "null")
+    add(study)
+    assert decorated(where)
+    assert note(study, 0).startswith("mine\n")
+    assert get_note(study) == ""
+    assert rows(study)[report] == "null"
+    assert "init" in note(study, 2)
+
+
+def test_a_note_that_is_out_of_date_is_written_anew_with_the_next_version(where, monkeypatch):
+    study = new(where)
+    add(study)
+    long = "w" * 5000
+    monkeypatch.setattr(notes, "of_trial", lambda *_, **__: notes.signed(long))
+    assert decorated(where)
+    monkeypatch.undo()
+    add(study)
+    assert decorated(where)
+    assert "init=he" in note(study, 0)
+    assert "www" not in note(study, 0)
+    trial_id = study.trials[0]._trial_id
+    assert get_note_from_system_attrs(rows(study), trial_id)["version"] == 2
+
+
+def test_text_of_a_study_cannot_leave_its_code_block(where):
+    study = new(where, name="a`b```c")
+    add(study, user_attrs={"sweepstack.overrides": [EVIL], "error": EVIL, "device": EVIL})
+    assert decorated(where, "a`b```c")
+    outside, fence = [], ""
+    for line in note(study, 0).splitlines():
+        ticks = line[: len(line) - len(line.lstrip("`"))]
+        if not fence and len(ticks) >= 3:
+            fence = ticks
+        elif fence and len(ticks) >= len(fence) and not line.strip("` "):
+            fence = ""
+        elif not fence:
+            outside.append(line)
+    assert not fence
+    assert not [line for line in outside if any(c in line for c in "<`") or "javascript" in line]
+
+
+def test_of_a_large_study_the_best_trials_have_notes_and_the_others_on_demand(where):
+    study = new(where)
+    for index in range(6):
+        add(study, index / 10)
+    assert decorated(where, most_notes=2)
+    assert [bool(note(study, number)) for number in range(6)] == [False] * 4 + [True] * 2
+    assert not decorated(where, most_notes=2)
+    assert decorated(where, most_notes=None)
+    assert all(note(study, number) for number in range(6))
+    assert not decorated(where, most_notes=2)
+
+
+@pytest.mark.parametrize("kind", ["other", "several", "empty", "failed", "running", "odd"])
+def test_studies_of_any_kind_are_decorated_or_left_alone(where, kind):
+    directions = ["maximize"] * (2 if kind == "several" else 1)
+    study = optuna.create_study(storage=connected(where), study_name="s", directions=directions)
+    if kind != "other":
+        study.set_user_attr("sweepstack.sweep", {"arguments": "odd"} if kind == "odd" else {})
+    if kind == "failed":
+        add(study, None, state=TrialState.FAIL)
+    elif kind == "running":
+        study.ask()
+    elif kind == "odd":
+        add(study, float("inf"), user_attrs={"sweepstack.overrides": {"a": 1}, "equals": "0"})
+    elif kind != "empty":
+        study.add_trial(create_trial(values=[1.0] * len(directions), params={}, distributions={}))
+    before = rows(study)
+    assert decorated(where) == (kind != "other")
+    assert (rows(study) == before) == (kind == "other")
+
+
+def test_all_notes_are_one_transaction(tmp_path, monkeypatch):
+    where = f"sqlite:///{tmp_path}/studies.db"
+    study = new(where)
+    study.add_trials([create_trial(value=0.1, params={}, distributions={}) for _ in range(3)])
+    begun = []
+    original = dashboard_rows._write_rows
+    monkeypatch.setattr(
+        dashboard_rows, "_write_rows", lambda *given: begun.append(1) or original(*given)
+    )
+    assert decorated(where)
+    assert len(begun) == 1
+    assert all(note(study, number) for number in range(3))
+
+
+def test_the_dashboards_reading_is_replaced_by_one_that_finds_the_same(where, tmp_path):
+    study = new(where, folder="s")
+    for index in range(3):
+        add(study, index / 10, user_attrs={"error": "e" * 3000 * index})
+        folder = tmp_path / "outputs" / "studies" / "s" / str(index)
+        folder.mkdir(parents=True)
+        (folder / "history.csv").write_text("step\n1\n")
+    assert decorated(where)
+    known, own = rows(study), dashboard._Artifacts()
+    deleted = next(key for key in known if key.startswith(dashboard.ARTIFACTS))
+    known[deleted] = "null"
+    given = {"artifacts:a": '{"artifact_id": "a"}', "artifacts:b": "null", "other": 1}
+    for trial in study.trials:
+        row = trial._trial_id
+        assert dashboard.note_of(known, row) == get_note_from_system_attrs(known, row)
+        assert own(known, given, trial) == list_trial_artifacts(known, given, trial)
+        assert dashboard.note_of({}, row) == get_note_from_system_attrs({}, row)
+    assert dashboard.note_of(known, None) == get_note_from_system_attrs(known, None)
+
+
+def test_opened_is_read_anew(where):
+    study = new(where)
+    add(study)
+    opened = open_study("s", where)
+    assert isinstance(opened, OpenStudy)
+    assert len(opened.frame) == 1
+    assert decorate.decorate(opened)
+    add(study)
+    assert decorate.decorate(opened)
+    assert note(study, 1)

@@ -1,0 +1,58 @@
+"""The report's table of all trials, and the names and columns of the published one."""
+
+from __future__ import annotations
+
+import json
+
+import optuna
+import pandas as pd
+import pytest
+from report_support import new, opened, published_grid
+
+from sweepstack.config.errors import InputError
+from sweepstack.reporting.report import table
+from sweepstack.study.published import applies, published
+
+
+def test_the_table_has_the_published_columns_and_the_rest():
+    columns, same = table.data(published_grid(256).frame)
+    columns = json.loads(columns)["columns"]
+    titles = [column["t"] for column in columns]
+    expected = "name val_accuracy test_accuracy activation init batch layers hidden lr momentum"
+    assert titles[:12] == ["number", *expected.split(), "optimizer"]
+    assert titles[12:] == ["nesterov", "state", "val_loss", "train_loss", "test_loss", "worker"]
+    assert [column["t"] for column in columns if column.get("x")] == ["test_loss", "worker"]
+    assert same.startswith("<code>device</code> cpu, ")
+    assert same.endswith("<code>started</code> 2026-11-22 04:23:00")
+
+
+def test_the_table_keeps_infinity_and_what_is_missing():
+    study = new()
+    for value in (1.5, float("inf"), -float("inf")):
+        study.add_trial(optuna.create_trial(value=value))
+    study.add_trial(optuna.create_trial(state=optuna.trial.TrialState.PRUNED))
+    columns = json.loads(table.data(opened(study).frame)[0])["columns"]
+    [values] = [column["v"] for column in columns if column["t"] == "value"]
+    assert values == [1.5, "Infinity", "-Infinity", None]
+
+
+def test_published_rows_are_named_as_in_the_course():
+    df = published_grid(256).frame
+    assert applies(df)
+    rows = published(df)
+    assert rows["name"][0] == "he-relu-1-0.1-0.0-64-100-adam-False"
+    assert rows["name"].nunique() == 256
+    two = rows[rows["layers"] == 2]
+    assert set(two["hidden"]) == {50}
+    assert len(two) == 128
+    with pytest.raises(InputError, match=r"no trial has optimizer\.lr"):
+        published(df.drop(columns="optimizer.lr"))
+
+
+def test_published_rows_name_layers_of_different_widths():
+    df = published_grid(2).frame
+    df["model.hidden"] = ["[100,50]", "deep"]
+    rows = published(df)
+    assert rows["hidden"].tolist() == ["100-50", "deep"]
+    assert rows["layers"][0] == 2
+    assert pd.isna(rows["layers"][1])

@@ -1,0 +1,336 @@
+"""Databases open so that workers take turns, and what is wrong with one is said in one line."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import sqlite3
+import threading
+import types
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+import sqlalchemy
+from optuna.storages import RDBStorage
+from sqlalchemy.engine.default import DefaultDialect
+
+from sweepstack.config.errors import EnvironmentFault, InputError, masked, one_line
+from sweepstack.study import storage
+
+
+class Server(DefaultDialect):
+    """A database server whose driver answers as a test says; `fakeserver://` in URLs."""
+
+    name = "fakeserver"
+    driver = "fake"
+    supports_statement_cache = True
+    answer: Any = None
+
+    @classmethod
+    def import_dbapi(cls) -> Any:
+        return types.SimpleNamespace(
+            paramstyle="qmark", Error=Exception, connect=lambda **_: Server.answer()
+        )
+
+
+sqlalchemy.dialects.registry.register("fakeserver", __name__, "Server")
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path}/new/folder/studies.db"
+
+
+def refusal(url: str, **options: Any) -> str:
+    with pytest.raises(EnvironmentFault) as caught:
+        storage.connect(url, **options)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert caught.value.exit_code == 3
+    return message
+
+
+def test_a_new_file_is_made_with_its_folder_and_keeps_what_is_written(url: str) -> None:
+    optuna.create_study(storage=storage.connect(url), study_name="kept")
+    assert optuna.get_all_study_names(storage.connect(url)) == ["kept"]
+    assert {path.name.partition("-")[0] for path in Path(url[10:]).parent.iterdir()} == {
+        "studies.db"
+    }
+
+
+def test_every_connection_has_the_settings(url: str) -> None:
+    engine = storage.connect(url).engine
+    with engine.connect() as one, engine.connect() as other:
+        assert one.connection.dbapi_connection is not other.connection.dbapi_connection
+        for connection in (one, other):
+            raw = connection.connection.dbapi_connection
+            assert raw is not None
+            settings = [
+                raw.execute(f"PRAGMA {name}").fetchone()[0]
+                for name in ("journal_mode", "synchronous", "busy_timeout")
+            ]
+            assert settings == ["wal", 1, 60_000]
+
+
+def test_a_file_that_plain_optuna_made_gets_the_settings_too(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/plain.db"
+    RDBStorage(url).engine.dispose()
+    with storage.connect(url).engine.connect() as connection:
+        assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
+
+
+def test_what_only_reads_so_far_already_keeps_other_writers_out(url: str) -> None:
+    engine = storage.connect(url).engine
+    other = sqlite3.connect(url[10:], timeout=0, isolation_level=None)
+    with engine.begin() as connection:
+        connection.exec_driver_sql("SELECT count(*) FROM trials").scalar()
+        with pytest.raises(sqlite3.OperationalError, match="locked"):
+            other.execute("BEGIN IMMEDIATE")
+    other.execute("BEGIN IMMEDIATE")
+    other.close()
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("postgresql://ann:s3cret@db:5432/x", "postgresql://ann:***@db:5432/x"),
+        ("mysql+pymysql://db/x?user=ann&passwd=s3cret", "mysql+pymysql://db/x?user=ann&passwd=***"),
+        ("sqlite:///outputs/studies.db", "sqlite:///outputs/studies.db"),
+        ("postgresql://ann:s3cret@db:port/x", "postgresql://ann:***@db:port/x"),
+        ("postgresql://ann@a.org:s3cret@[::1]:5/x", "postgresql://ann@a.org:***@[::1]:5/x"),
+        (
+            "postgresql://u:12/s3c@ret@h/x?sslpassword=s3cret",
+            "postgresql://u:***@h/x?sslpassword=***",
+        ),
+        (
+            "postgresql://u:s3 c'ret@h/x?password=s3 c&ret&a=1",
+            "postgresql://u:***@h/x?password=***&a=1",
+        ),
+        ("postgresql://u:s3cret#h/x", "postgresql://u:***"),
+        ("postgresql:/u:s3cret@h", "postgresql:/u:***@h"),
+        ("ann:s3cret@db/x", "ann:***@db/x"),
+        ("redis://:s3cret@h", "redis://:***@h"),
+        ("mssql+pyodbc:///?odbc_connect=PWD%3Ds3cret", "mssql+pyodbc:///?odbc_connect=***"),
+        ("postgresql://db:5432/x", "postgresql://db:5432/x"),
+        ("sqlite:///C:/my studies.db", "sqlite:///C:/my studies.db"),
+        ("http://[::1]:8080/x", "http://[::1]:8080/x"),
+    ],
+)
+def test_passwords_are_not_shown(url: str, shown: str) -> None:
+    assert masked(url) == shown
+
+
+def test_no_message_shows_the_password_of_a_url_that_it_quotes() -> None:
+    word = "hydra.sweeper.storage=postgresql://u:s3 cret@h:port/x?password=s3 cret"
+    hidden = "'hydra.sweeper.storage=postgresql://u:***@h:port/x?password=***' cannot be read"
+    assert str(InputError([f"'{word}' cannot be read"])) == hidden
+    assert InputError(f"'{word}' cannot be read").mistakes == [hidden]
+    assert str(EnvironmentFault(f"'{word}' cannot be read")) == hidden
+    assert one_line("failed: host=x password=s3cret") == "failed: host=x password=***"
+    for harmless in ("got 'num_tokens=3', see a@b", "http://127.0.0.1:8080/ (ann@db)"):
+        assert str(InputError(harmless)) == harmless
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("studies.db", "got studies.db"),
+        ("", "got "),
+        ("postgres://ann:s3cret@db/x", "got postgres://...; did you mean 'postgresql'?"),
+        ("postgresql://ann:s3cret@db:port/x", "got postgresql://..."),
+        ("postgresl://ann:s3cret@db/x", "got postgresl://...; did you mean 'postgresql'?"),
+        ("ann:s3cret@db/x", "got ann:***@db/x"),
+    ],
+)
+def test_what_is_no_database_url_is_refused(url: str, shown: str) -> None:
+    with pytest.raises(InputError) as caught:
+        storage.connect(url)
+    assert (
+        str(caught.value)
+        == "storage must be a database URL such as sqlite:///outputs/studies.db, " + shown
+    )
+
+
+def test_a_missing_driver_is_named_by_its_package() -> None:
+    with contextlib.suppress(ImportError):
+        import MySQLdb  # noqa: F401
+
+        pytest.skip("mysqlclient is installed here")
+    message = refusal("mysql://ann:s3cret@db/x")
+    assert (
+        message
+        == "storage mysql://ann:***@db/x needs the package mysqlclient, which is not installed"
+    )
+
+
+@pytest.mark.parametrize("open_it", [storage.connect, storage.look])
+@pytest.mark.parametrize("scheme", ["postgresql", "postgresql+asyncpg", "mysql", "oracle", "mssql"])
+def test_a_driver_that_is_not_there_is_one_line(scheme: str, open_it: Any) -> None:
+    with pytest.raises(EnvironmentFault) as caught:
+        open_it(f"{scheme}://ann:s3cret@127.0.0.1:9/x?password=s3cret")
+    message = str(caught.value)
+    assert message.startswith(f"storage {scheme}://ann:***@127.0.0.1:9/x?password=*** ")
+    assert "s3cret" not in message
+    assert "\n" not in message
+    assert caught.value.__cause__ is None  # a traceback would print it
+
+
+@pytest.fixture
+def silent_server() -> Iterator[None]:
+    over = threading.Event()
+    Server.answer = over.wait
+    yield
+    over.set()
+
+
+@pytest.mark.usefixtures("silent_server")
+def test_a_server_that_does_not_answer_is_given_up() -> None:
+    message = refusal("fakeserver://ann:s3cret@db/x", timeout_s=0.05)
+    assert message == "storage fakeserver://ann:***@db/x cannot be opened: no answer within 0.05 s"
+
+
+def test_a_server_that_refuses_is_quoted_without_the_password() -> None:
+    def refuse() -> None:
+        raise ConnectionRefusedError("cannot reach db\nas ann with s3cret")
+
+    Server.answer = refuse
+    message = refusal("fakeserver://ann:s3cret@db/x")
+    assert message == (
+        "storage fakeserver://ann:***@db/x cannot be opened: cannot reach db as ann with ***"
+    )
+
+
+def test_what_a_driver_quotes_of_a_url_is_masked() -> None:
+    def refuse() -> None:
+        raise ConnectionRefusedError("bad p%40ss in user=ann pw p@ss, sslpassword 0ther")
+
+    Server.answer = refuse
+    message = refusal("fakeserver://ann:p%40ss@db/x?sslpassword=0ther")
+    assert "p@ss" not in message
+    assert "p%40ss" not in message
+    assert "0ther" not in message
+    with pytest.raises(EnvironmentFault) as caught, storage.named("x://ann:p%40ss@db/x"):
+        raise sqlalchemy.exc.SQLAlchemyError("cannot reach x://ann:p%40ss@db/x by p@ss")
+    assert "p@ss" not in str(caught.value)
+    assert "p%40ss" not in str(caught.value)
+
+
+class Held:
+    """A lock on a file that ends once who waits for it has been told to go on waiting."""
+
+    def __init__(self, path: Path, kind: str, monkeypatch: pytest.MonkeyPatch):
+        self.holder = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        self.holder.execute(f"BEGIN {kind}")
+        self.waits, self.told = 0, []
+        monkeypatch.setattr(storage.time, "sleep", self.sleep)
+        monkeypatch.setattr(storage.log, "warning", lambda *words: self.told.append(words))
+        monkeypatch.setattr(storage, "BUSY_TIMEOUT_MS", 1)
+        monkeypatch.setattr(storage, "READ_TIMEOUT_S", 0.001)
+        monkeypatch.setattr(storage, "TELL_S", 0.0)
+
+    def sleep(self, _: float) -> None:
+        self.waits += 1
+        if self.waits == 3:
+            self.holder.close()
+
+
+@pytest.mark.parametrize("journal", ["delete", "wal"])
+@pytest.mark.parametrize("open_it", [storage.connect, storage.look])
+def test_opening_a_file_waits_as_long_as_another_process_holds_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, journal: str, open_it: Any
+) -> None:
+    path = tmp_path / "studies.db"
+    RDBStorage(f"sqlite:///{path}").engine.dispose()
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.execute(f"PRAGMA journal_mode = {journal}")
+    held = Held(path, "EXCLUSIVE", monkeypatch)
+    open_it(f"sqlite:///{path}", timeout_s=0.0)
+    reads_beside_writers = journal == "wal" and open_it is storage.look
+    assert held.waits == (0 if reads_beside_writers else 3)
+    assert len(held.told) == (0 if reads_beside_writers else 1)
+
+
+def test_a_transaction_waits_as_long_as_another_process_holds_the_file(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage, "BUSY_TIMEOUT_MS", 1)
+    study = optuna.create_study(storage=storage.connect(url), study_name="kept")
+    held = Held(Path(url[10:]), "IMMEDIATE", monkeypatch)
+    study.set_user_attr("a", 1)
+    assert held.waits == 3
+    assert study.user_attrs == {"a": 1}
+
+
+def test_another_file_is_no_database(tmp_path: Path) -> None:
+    notes = tmp_path / "notes.txt"
+    notes.write_text("lr 0.1 was too high\n" * 100)
+    assert "notes.txt is not a database" in refusal(f"sqlite:///{notes}")
+    assert notes.read_text() == "lr 0.1 was too high\n" * 100
+
+
+def test_an_empty_file_becomes_a_database(tmp_path: Path) -> None:
+    (tmp_path / "empty.db").touch()
+    assert optuna.get_all_study_names(storage.connect(f"sqlite:///{tmp_path}/empty.db")) == []
+
+
+@pytest.mark.parametrize("journal", ["delete", "wal", "wal of a killed process"])
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("UPDATE alembic_version SET version_num = 'v3.0.0.a'", "an older Optuna (schema v3.0.0.a"),
+        (
+            "UPDATE alembic_version SET version_num = 'v99.0.0.a'",
+            "a newer Optuna (schema v99.0.0.a",
+        ),
+        (
+            "DROP TABLE alembic_version; UPDATE version_info SET schema_version = 11",
+            "an older Optuna (schema v0.9.0.a",
+        ),
+    ],
+)
+def test_a_schema_of_another_optuna_is_left_as_it_was(
+    tmp_path: Path, journal: str, change: str, said: str
+) -> None:
+    made = tmp_path / "made.db"
+    RDBStorage(f"sqlite:///{made}").engine.dispose()
+    connection = sqlite3.connect(made)
+    connection.executescript(f"PRAGMA journal_mode = {journal.split()[0]}; {change}")
+    connection.execute("DROP TABLE trial_heartbeats")  # Optuna would create it again
+    connection.commit()
+    if "killed" not in journal:
+        connection.close()
+    path = tmp_path / "other.db"
+    for suffix in ("", "-wal"):
+        if (made.parent / f"made.db{suffix}").exists():
+            shutil.copy(f"{made}{suffix}", f"{path}{suffix}")
+    connection.close()
+    before = path.read_bytes()
+    assert said in refusal(f"sqlite:///{path}")
+    assert path.read_bytes() == before
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    message = refusal(f"sqlite:///{tmp_path}/file/studies.db")
+    assert f"no file can be made in {tmp_path}/file" in message
+
+
+@pytest.mark.parametrize("what", ["folder", "file"])
+def test_what_may_not_be_written_is_refused(tmp_path: Path, what: str) -> None:
+    folder = tmp_path / "shared"
+    folder.mkdir()
+    file = folder / "studies.db"
+    if what == "file":
+        RDBStorage(f"sqlite:///{file}").engine.dispose()
+        file.chmod(0o444)
+    folder.chmod(0o555)
+    if os.access(folder, os.W_OK):
+        pytest.skip("root may write everywhere")
+    try:
+        assert f"storage sqlite:///{file} cannot be opened: " in refusal(f"sqlite:///{file}")
+    finally:
+        folder.chmod(0o755)

@@ -1,0 +1,277 @@
+"""What the journal writes is, row for row, what Optuna's public functions write."""
+
+from __future__ import annotations
+
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+import sqlalchemy
+from optuna.samplers import RandomSampler, TPESampler
+from optuna.trial import TrialState
+
+from sweepstack.study import storage
+from sweepstack.study.attributes import POINT, WORKER
+from sweepstack.sweep.book.fallback import PublicJournal
+from sweepstack.sweep.book.journal import Ending, Journal, Report
+from sweepstack.sweep.book.layout import canonical
+from sweepstack.sweep.book.ledger import Ledger
+from sweepstack.sweep.book.live_trial import LiveTrial
+from sweepstack.sweep.book.studies import open_study
+
+TABLES = (
+    "trials",
+    "trial_params",
+    "trial_values",
+    "trial_intermediate_values",
+    "trial_user_attributes",
+    "trial_system_attributes",
+)
+REPORTS = {1: 0.5, 2: math.nan, 3: math.inf, 4: 0.25}
+ATTRIBUTES = {"val_loss": 0.1, "device": "cpu", "values": [1.0, 2.0], "nothing": None}
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path}/studies.db"
+
+
+def ours(url: str, sampler: optuna.samplers.BaseSampler | None = None) -> Ledger:
+    study = open_study(storage.connect(url), "study", ["maximize"], {})
+    study.sampler = sampler or RandomSampler(seed=1)
+    return Ledger(study, 100)
+
+
+def rows(url: str) -> dict[str, list[tuple[Any, ...]]]:
+    """All rows but the times, and but what only a ledger writes."""
+    found = {}
+    with sqlalchemy.create_engine(url).connect() as connection:
+        for table in TABLES:
+            names = [column["name"] for column in sqlalchemy.inspect(connection).get_columns(table)]
+            kept = [n for n in names if not n.startswith("datetime") and not n.endswith("_id")]
+            kept += ["trial_id"]
+            query = f"SELECT {', '.join(kept)} FROM {table} ORDER BY {', '.join(kept)}"
+            lines = [tuple(row) for row in connection.execute(sqlalchemy.text(query))]
+            found[table] = [line for line in lines if WORKER not in line]
+    return found
+
+
+def beats(url: str) -> list[Any]:
+    with sqlalchemy.create_engine(url).connect() as connection:
+        return list(connection.execute(sqlalchemy.text("SELECT * FROM trial_heartbeats")))
+
+
+def suggest(trial: optuna.Trial) -> None:
+    trial.suggest_float("lr", 1e-4, 1.0, log=True)
+    trial.suggest_int("layers", 1, 3)
+    trial.suggest_categorical("init", ["he", None, True, 1.5])
+
+
+@pytest.mark.parametrize("kind", [Journal, PublicJournal])
+@pytest.mark.parametrize("state", [TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL])
+def test_the_rows_are_those_of_the_public_functions(
+    tmp_path: Path, state: TrialState, kind: type[Journal]
+) -> None:
+    mine, theirs = (f"sqlite:///{tmp_path}/{name}.db" for name in ("mine", "theirs"))
+    values = [0.75] if state == TrialState.COMPLETE else None
+
+    ledger = ours(mine)
+    journal = kind(ledger.study)
+    live = ledger.claim()
+    assert live is not None
+    suggest(live)
+    journal.parameters([live])
+    reports = [Report(live, step, value) for step, value in REPORTS.items()]
+    journal.write(reports, [Ending(live, state, values, ATTRIBUTES, {"num_parameters": -5.0})])
+
+    study = optuna.create_study(
+        storage=theirs, study_name="study", direction="maximize", sampler=RandomSampler(seed=1)
+    )
+    trial = study.ask()
+    suggest(trial)
+    for step, value in REPORTS.items():
+        trial.report(value, step)
+    for key, item in ATTRIBUTES.items():
+        trial.set_user_attr(key, item)
+    trial.set_constraint("num_parameters", -5.0)
+    study.tell(trial, values, state=state)
+
+    assert rows(mine) == rows(theirs)
+    (kept,) = ledger.study.trials
+    assert kept.params == study.trials[0].params
+    assert kept.constraints == study.trials[0].constraints == {"num_parameters": -5.0}
+    assert kept.datetime_start is not None
+    assert kept.datetime_complete is not None
+    assert abs((kept.datetime_start - study.trials[0].datetime_start).total_seconds()) < 3600
+
+
+def test_the_rows_of_many_trials_at_once_are_those_of_the_public_functions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TZ", "Asia/Tokyo")  # Optuna keeps its times in UTC
+    time.tzset()
+    mine, theirs = (f"sqlite:///{tmp_path}/{name}.db" for name in ("mine", "theirs"))
+    points = [{"layers": layers, "init": init} for layers in (1, 2) for init in ("he", None)]
+    ends = [TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL, TrialState.COMPLETE]
+    values = [0.5, None, None, math.inf]
+
+    study = open_study(storage.connect(mine), "study", ["maximize"], {})
+    study.sampler = RandomSampler(seed=1)
+    ledger, journal = Ledger(study, 4, points=points), Journal(study)
+    study.enqueue_trial(points[0], {POINT: canonical(points[0])})  # as a trial that was put back
+    trials = ledger.claim_many(64)
+    for live in trials:
+        suggest(live)
+    journal.parameters(trials)
+    journal.write(
+        [Report(live, step, value) for live in trials[1:] for step, value in REPORTS.items()],
+        [
+            Ending(live, state, value and [value], ATTRIBUTES, {"num_parameters": -5.0})
+            for live, state, value in zip(trials, ends, values, strict=True)
+        ],
+    )
+
+    study = optuna.create_study(
+        storage=theirs, study_name="study", direction="maximize", sampler=RandomSampler(seed=1)
+    )
+    for place, point in enumerate(points):
+        study.enqueue_trial(point, {POINT: canonical(point)})
+        trial = study.ask()
+        suggest(trial)
+        for step, value in REPORTS.items() if place else ():
+            trial.report(value, step)
+        for key, item in ATTRIBUTES.items():
+            trial.set_user_attr(key, item)
+        trial.set_constraint("num_parameters", -5.0)
+        study.tell(trial, values[place], state=ends[place])
+
+    assert rows(mine) == rows(theirs)
+    assert len(beats(mine)) == 4
+    for ours, public in zip(ledger.study.trials, study.trials, strict=True):
+        assert ours.params == public.params
+        for moment in ("datetime_start", "datetime_complete"):
+            apart = getattr(ours, moment) - getattr(public, moment)
+            assert abs(apart.total_seconds()) < 600
+    monkeypatch.undo()
+    time.tzset()
+
+
+@pytest.mark.parametrize("kind", [Journal, PublicJournal])
+def test_of_a_batch_with_a_trial_taken_for_dead_the_others_are_written(
+    url: str, kind: type[Journal]
+) -> None:
+    ledger = ours(url)
+    trials = ledger.claim_many(3)
+    ledger.release(trials[1])
+    endings = [Ending(live, TrialState.COMPLETE, [1.0], {"x": 1}, {}) for live in trials]
+    reports = [Report(live, 1, 0.5) for live in trials]
+    assert kind(ledger.study).write(reports, endings) == [1]
+    first, lost, last, _ = ledger.study.trials
+    assert [t.values for t in (first, lost, last)] == [[1.0], None, [1.0]]
+    assert [t.intermediate_values for t in (first, lost, last)] == [{1: 0.5}, {}, {1: 0.5}]
+    assert lost.state == TrialState.FAIL
+
+
+def test_what_could_not_be_written_can_be_written_later(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger = ours(url)
+    trials = ledger.claim_many(2)
+    endings = [Ending(live, TrialState.COMPLETE, [1.0], {}, {}) for live in trials]
+    reports = [Report(live, 1, 0.5) for live in trials]
+
+    def full(*_: object) -> None:
+        raise OSError("the disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("sweepstack.sweep.book.journal.add_attributes", full)
+        with pytest.raises(OSError, match="disk is full"):
+            Journal(ledger.study).write(reports, endings)
+    assert {t.state for t in ledger.study.trials} == {TrialState.RUNNING}
+    assert Journal(ledger.study).write(reports, endings) == []
+    assert [t.intermediate_values for t in ledger.study.trials] == [{1: 0.5}, {1: 0.5}]
+
+
+def test_a_live_trial_has_all_that_optunas_has(url: str) -> None:
+    ledger = ours(url)
+    live = ledger.claim()
+    assert live is not None
+    theirs = optuna.Trial(ledger.study, live._trial_id)
+    assert set(vars(theirs)) == set(vars(live)) - {"_unwritten", "_sampler"}
+    assert live._cached_frozen_trial == theirs._cached_frozen_trial
+    assert live.number == theirs.number
+    assert live.user_attrs == theirs.user_attrs
+
+
+def test_parameters_are_unwritten_until_the_journal_writes_them(url: str) -> None:
+    ledger = ours(url)
+    live = ledger.claim()
+    assert live is not None
+    suggest(live)
+    assert ledger.study.trials[0].params == {}
+    Journal(ledger.study).parameters([live])
+    assert ledger.study.trials[0].params == live.params
+    Journal(ledger.study).parameters([live])  # once
+
+
+def test_a_sampler_learns_from_what_the_journal_writes(url: str) -> None:
+    """TPE through the ledger and journal draws what it draws through Optuna alone."""
+
+    def objective(lr: float) -> float:
+        return -((math.log10(lr) + 2) ** 2)
+
+    ledger = ours(url, TPESampler(seed=3, n_startup_trials=5))
+    journal, drawn = Journal(ledger.study), []
+    for _ in range(15):
+        live = ledger.claim()
+        assert isinstance(live, LiveTrial)
+        drawn.append(live.suggest_float("lr", 1e-4, 1.0, log=True))
+        journal.parameters([live])
+        journal.write(endings=[Ending(live, TrialState.COMPLETE, [objective(drawn[-1])], {}, {})])
+    study = optuna.create_study(
+        direction="maximize", sampler=TPESampler(seed=3, n_startup_trials=5)
+    )
+    study.optimize(lambda trial: objective(trial.suggest_float("lr", 1e-4, 1.0, log=True)), 15)
+    assert drawn == [trial.params["lr"] for trial in study.trials]
+
+
+def test_a_trial_that_was_taken_for_dead_is_not_told(url: str) -> None:
+    ledger = ours(url)
+    live = ledger.claim()
+    assert live is not None
+    ledger.release(live)
+    ending = Ending(live, TrialState.COMPLETE, [1.0], {"x": 1}, {})
+    assert Journal(ledger.study).write(endings=[ending]) == [live.number]
+    assert ledger.study.trials[0].state == TrialState.FAIL
+    assert "x" not in ledger.study.trials[0].user_attrs
+
+
+def test_a_step_is_reported_once(url: str) -> None:
+    ledger = ours(url)
+    live = ledger.claim()
+    assert live is not None
+    journal = Journal(ledger.study)
+    journal.write([Report(live, 1, 0.5)])
+    journal.write([Report(live, 1, 0.7), Report(live, 2, 0.9)])
+    assert ledger.study.trials[0].intermediate_values == {1: 0.5, 2: 0.9}
+
+
+@pytest.mark.parametrize("kind", [Journal, PublicJournal])
+def test_best_and_steps_are_of_finished_trials_of_this_study(url: str, kind: type[Journal]) -> None:
+    ledger = ours(url)
+    journal = kind(ledger.study)
+    assert journal.best("maximize") is None
+    assert journal.steps() == 0
+    for value, state in ((0.5, TrialState.COMPLETE), (0.9, TrialState.COMPLETE)):
+        live = ledger.claim()
+        assert live is not None
+        journal.write(endings=[Ending(live, state, [value], {"steps": 100}, {})])
+    live = ledger.claim()
+    assert live is not None
+    journal.write([Report(live, 1, 5.0)])
+    journal.write(endings=[Ending(live, TrialState.PRUNED, None, {"steps": 10}, {})])
+    assert (journal.best("maximize"), journal.best("minimize")) == (0.9, 0.5)
+    assert journal.steps() == 210
