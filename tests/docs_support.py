@@ -62,7 +62,7 @@ def blocks(page: str) -> list[Block]:
 
 
 def shortened(words: list[str]) -> list[str]:
-    """The words of `sweepstack ...` with little to train, under the study name of the long command."""
+    """The words of `sweepstack ...` with little to train, and the long command's study name."""
     if "--resume" in words:
         return words
     given = [word for word in words if "=" in word]

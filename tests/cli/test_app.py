@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import optuna
 import pytest
 import torch
 from command_support import SHORT, complaint, only_run
@@ -217,6 +218,9 @@ def test_printing_to_what_cannot_be_written_is_no_traceback(tmp_path, words):
         done = subprocess.run(command, **settings, **given)
         return done.returncode, done.stderr
 
+    if "list" in words:
+        (tmp_path / "outputs").mkdir()
+        optuna.create_study(storage=f"sqlite:///{tmp_path}/outputs/studies.db")
     reading, writing = os.pipe()
     os.close(reading)
     with os.fdopen(writing) as gone:  # `| head`

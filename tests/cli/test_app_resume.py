@@ -91,7 +91,7 @@ def test_resume_takes_no_trust_from_the_folder(sweepstack, tmp_path):
     words += ["+model.cmd='touch canary'", "hydra.callbacks.x._target_=subprocess.Popen"]
     (run / "manifest.json").write_text(json.dumps({"arguments": words}))
     (line,) = complaint(sweepstack("--resume", "evil"), 2)
-    assert line.startswith("model._target_ must name something in")
+    assert line.startswith("model._target_ must name a layer of torch.nn")
     assert not (tmp_path / "canary").exists()
     (run / "manifest.json").write_text(json.dumps({"arguments": ["--config-dir", "/evil"]}))
     (line,) = complaint(sweepstack("--resume", "evil"), 2)

@@ -55,7 +55,7 @@ def test_a_spec_that_does_not_fit_its_data_fails_alone():
         ),
         (
             ["model=custom", "+model.x=1", "model._target_=os.system"],
-            "model._target_ must name something in",
+            "model._target_ must name a layer of torch.nn",
         ),
     ],
 )

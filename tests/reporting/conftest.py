@@ -1,4 +1,4 @@
-"""Fixtures of the tests of `sweepstack-study rerun`: sweeps in this process, and trials run again."""
+"""Fixtures of the tests of `sweepstack-study rerun`: sweeps in this process, trials run again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What tests of `sweepstack-study rerun` share: the command in this process, and edits of a study."""
+"""What tests of `sweepstack-study rerun` share: the command in this process, edits of a study."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `sweepstack -m` says to a mistake: one line each, its exit code, and nothing is left behind."""
+"""What `sweepstack -m` says to a mistake: one line each, its exit code, nothing left behind."""
 
 from __future__ import annotations
 

@@ -99,13 +99,19 @@ def _main() -> None:
 
 def _hydra() -> None:
     """Do what the command line asks of Hydra."""
+    before = os.environ.get("HYDRA_FULL_ERROR")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # or it prints a traceback itself, and exits
     main = hydra.main(
         config_path=str(config.folder("conf")),
         config_name=config.CONFIG_NAME,
         **compat.MAIN_ARGUMENTS,
     )
-    main(run)()
+    try:
+        main(run)()
+    finally:
+        os.environ.pop("HYDRA_FULL_ERROR")
+        if before is not None:
+            os.environ["HYDRA_FULL_ERROR"] = before
 
 
 def _arguments() -> Any:

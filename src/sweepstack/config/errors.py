@@ -73,6 +73,9 @@ class SweepstackError(Exception):
 
     exit_code = EXIT_TRAINING
 
+    def __init__(self, message: object = ""):
+        super().__init__(shown_to_people(message))
+
 
 class InputError(SweepstackError):
     """One or several mistakes in what the user asked for; `mistakes` holds one line each."""

@@ -20,7 +20,10 @@ def test_this_process_lives() -> None:
 
 @needs_proc
 def test_a_process_is_gone_once_it_is_dead_even_before_its_parent_looked() -> None:
-    code = "from sweepstack.sweep.book import processes as p; print(p.this_process(), flush=True); input()"
+    code = (
+        "from sweepstack.sweep.book import processes as p\n"
+        "print(p.this_process(), flush=True); input()"
+    )
     child = subprocess.Popen(
         [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )

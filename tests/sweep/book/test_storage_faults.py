@@ -62,7 +62,7 @@ def test_results_that_cannot_be_written_put_trials_back(main, tmp_path, monkeypa
 def test_a_claim_that_fails_puts_back_what_is_in_hand(main, tmp_path, monkeypatch):
     claim, calls = Ledger.claim_many, []
 
-    def failing(self, *arguments):
+    def failing(self, *arguments, **given):
         calls.append(arguments)
         return locked() if len(calls) == 2 else claim(self, *arguments)
 

@@ -45,6 +45,9 @@ class App:
         settings = {"job": {"id": "", "num": 0}, "hydra_logging": None, "verbose": False}
         return OmegaConf.create({"x": x, "hydra": settings})
 
+    def checkpointed(self, folder: Path, number: int) -> int:
+        return 0
+
     def runner(self, plan: Any, folder: Path, verdicts: Any) -> Caller:
         return Caller(self, verdicts)  # type: ignore[arg-type]
 

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from fault_support import SWEEPSTACK, Row, Sweep, rows, running, states
+from fault_support import SWEEPSTACK, Row, Sweep, rows, states
 
 pytestmark = pytest.mark.slow
 
@@ -34,11 +34,15 @@ def test_a_sweep_killed_10_times_ends_as_if_nothing_had_happened(
     moments = random.Random(jobs)
     acknowledged: dict[int, Row] = {}
     for _ in range(KILLS):
+        last = max((row.number for row in rows(tmp_path)), default=-1)
         sweep = Sweep(words, tmp_path)
         wanted = len(acknowledged) + moments.choice([0, 0, 1, 1, 2])
         sweep.until(
-            lambda wanted=wanted: running(tmp_path) and len(finished(tmp_path)) >= wanted,
-            "the moment to kill",
+            lambda wanted=wanted, last=last: (
+                len(finished(tmp_path)) >= wanted
+                and any(row.number > last for row in rows(tmp_path) if row.state == "RUNNING")
+            ),
+            "it had trials of its own in hand",
         )
         time.sleep(moments.uniform(0, 0.2))
         assert sweep.process.is_alive(), "the sweep was over before it was killed 10 times"

@@ -1,4 +1,4 @@
-"""hydra/sweeper=sweepstack in applications of others: configs of hydra-optuna-sweeper keep working."""
+"""hydra/sweeper=sweepstack in other applications: configs of hydra-optuna-sweeper keep working."""
 
 from __future__ import annotations
 
@@ -248,7 +248,8 @@ def test_mistakes_and_a_dry_run_leave_nothing(tmp_path):
         "sweepstack: hydra.sweeper.direction must be one of minimize, maximize, got 'maximise'; "
         "did you mean 'maximize'?",
         "sweepstack: hydra.sweeper.custom_search_space must name a function (config, trial), such "
-        "as mypackage.space.suggest, got 'app.configure': module 'app' has no attribute 'configure'",
+        "as mypackage.space.suggest, got 'app.configure': "
+        "module 'app' has no attribute 'configure'",
         "sweepstack: Could not override 'z'. To append to your config use +z=1",
     ]
 

@@ -1,4 +1,4 @@
-"""Sweeps of sweepstack in which trials do the same: what a user sees of those that are not trained."""
+"""Sweeps of sweepstack in which trials do the same: what a user sees of the untrained ones."""
 
 from __future__ import annotations
 

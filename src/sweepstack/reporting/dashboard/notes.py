@@ -83,7 +83,7 @@ def of_study(opened: OpenStudy) -> str:
 
 
 def is_rerun_known(opened: OpenStudy) -> bool:
-    """Whether the study's trials are sweepstack's own runs, and not those of another application."""
+    """Whether the study's trials are runs of sweepstack, not of another application."""
     application = opened.asked.get("application")
     return isinstance(application, dict) and application.get("name") == "sweepstack"
 

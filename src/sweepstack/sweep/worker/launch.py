@@ -27,6 +27,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sweepstack.config.errors import EXIT_TERMINATED, EnvironmentFault, SweepstackError
 from sweepstack.study import storage
 from sweepstack.sweep.plan import Plan
+from sweepstack.sweep.worker import by_name as by_name  # registers how an application is pickled
 from sweepstack.sweep.worker import (
     share,
 )
