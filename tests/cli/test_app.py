@@ -207,8 +207,8 @@ def test_help_imports_no_torch():
         ["sweepstack", "--cfg", "job"],
         ["sweepstack", "--hydra-help"],
         ["sweepstack", "--info", "plugins"],
-        ["sweepstack.analysis.cli", "--help"],
-        ["sweepstack.analysis.cli", "list"],
+        ["sweepstack.cli.study", "--help"],
+        ["sweepstack.cli.study", "list"],
     ],
 )
 def test_printing_to_what_cannot_be_written_is_no_traceback(tmp_path, words):

@@ -1,4 +1,4 @@
-"""Keys of the `model` and `init` groups, read by `sweepstack.models` and `sweepstack.init`."""
+"""Keys of the `model` and `init` groups, read by `models` and `training.init`."""
 
 from __future__ import annotations
 
