@@ -1,6 +1,4 @@
-"""Keys of the `optimizer` and `schedule` groups, read by `sweepstack.optim` and
-`sweepstack.schedule`.
-"""
+"""Keys of the `optimizer` and `schedule` groups, read by `training`."""
 
 from __future__ import annotations
 
