@@ -1,7 +1,4 @@
-"""The text of `sweepstack --help`: how to call it, the groups, and every key with its comment.
-
-Called by `app.py`; imports no torch.
-"""
+"""The text of `sweepstack --help`: how to call it, the groups, and every key with its comment."""
 
 from __future__ import annotations
 

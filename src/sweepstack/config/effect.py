@@ -2,8 +2,7 @@
 
 `effect` hashes a config but for the keys that the table below leaves out. Each line of it is a
 promise about the engine's code: two configs that differ only there train alike to the bit, on the
-same device (a test trains both for every line). Called by the sweeper, which trains such trials
-once. Imports neither torch nor Hydra.
+same device (a test trains both for every line). Imports neither torch nor Hydra.
 """
 
 from __future__ import annotations

@@ -1,5 +1,4 @@
-"""Files that survive a crash: written beside, synced, renamed. Called by `checkpoint.py` and
-`run_folder.py`."""
+"""Files that survive a crash: written beside, synced, renamed."""
 
 from __future__ import annotations
 

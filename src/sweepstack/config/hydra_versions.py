@@ -1,7 +1,4 @@
-"""The two calls in which Hydra 1.3 (OmegaConf 2.3) and 1.4 (OmegaConf 2.4) differ.
-
-Called by `config.py` and `app.py`.
-"""
+"""The two calls in which Hydra 1.3 (OmegaConf 2.3) and 1.4 (OmegaConf 2.4) differ."""
 
 from __future__ import annotations
 

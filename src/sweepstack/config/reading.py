@@ -1,7 +1,7 @@
 """From a composed Hydra config to a typed `RunConfig`, with all mistakes at once.
 
 `compose` asks Hydra for a config as the command line would; `read` checks every value against
-`schema.py` and builds the config. Called by `app.py` before anything is loaded or written.
+`schema.py` and builds the config.
 """
 
 from __future__ import annotations

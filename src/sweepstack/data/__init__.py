@@ -1,7 +1,7 @@
 """Datasets: `load(config.data)` reads, splits and normalizes what `data.name` says.
 
 One module for each source; `dataset.py` says what they return, `batches.py` brings it to the
-training loop. Called by `program.py`.
+training loop.
 """
 
 from __future__ import annotations

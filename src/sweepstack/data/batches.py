@@ -2,7 +2,6 @@
 
 `DeviceSource` keeps a whole split on the device; `StreamSource` has worker processes gather, or
 decode, a few batches ahead. Both give bit-equal batches in exactly the order that is asked for.
-Called by `program.py` (`source`) and `step.py`, `train.py` (the sources).
 
 Notation: S trials in the stack, B samples of a batch, M samples of a chunk, shape = a sample's
 axes.

@@ -1,7 +1,7 @@
 """`data=digits`: scikit-learn's 1,797 handwritten digits of 8x8 pixels, bundled with it.
 
-Source: the test set of E. Alpaydin and C. Kaynak, "Optical Recognition of Handwritten Digits",
-UCI Machine Learning Repository, 1998. Called by `data.load`.
+Source: the test set of E. Alpaydin and C. Kaynak, "Optical Recognition of Handwritten Digits", UCI
+Machine Learning Repository, 1998.
 """
 
 from __future__ import annotations

@@ -4,8 +4,7 @@ Two zero bytes, the type of the numbers (8: unsigned bytes), the number of axes,
 axis as a big-endian 32-bit integer, then the numbers, the last axis running fastest (Y. LeCun,
 C. Cortes and C. Burges, "The MNIST database of handwritten digits", 1998).
 
-torchvision reads it as well, but importing torchvision takes seconds. Called by
-`torchvision_sets.py`.
+torchvision reads it as well, but importing torchvision takes seconds.
 """
 
 from __future__ import annotations

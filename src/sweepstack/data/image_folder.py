@@ -2,7 +2,7 @@
 
 ROOT/train/CLASS/* and the same class folders under ROOT/val and, if there is one, ROOT/test. Every
 file in a class folder must be a picture; names that start with a dot are skipped. Two classes make
-a binary task, more a multiclass one. Called by `data.load`.
+a binary task, more a multiclass one.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """`data.normalization`: what is subtracted from and divided out of every sample.
 
 All statistics come from the training split and are applied to all splits. A picture's statistics
-are per channel, any other sample's per feature. Called by `splits.py`; `dataset.py` applies them.
+are per channel, any other sample's per feature.
 
 Notation: M samples of a chunk, D features; `scale` and `shift` broadcast over the sample axis.
 """

@@ -1,7 +1,7 @@
 """`data=quadratic`: a 1-D regression set made on the spot, y = x² + x·noise.
 
 x ~ U(-1, 1) and noise ~ N(0, noise_std²): the noise of y grows with |x|, so that the lowest mean
-squared error is noise_std² · E[x²] = noise_std² / 3. Called by `data.load`.
+squared error is noise_std² · E[x²] = noise_std² / 3.
 """
 
 from __future__ import annotations

@@ -2,8 +2,7 @@
 
 The random order that decides who goes where is `torch.randperm` of a generator seeded with
 `data.split_seed`. Test samples are taken first, then validation, then the training subset, each
-from the front of what is left: another subset changes neither test nor validation. Called by the
-modules of the datasets.
+from the front of what is left: another subset changes neither test nor validation.
 """
 
 from __future__ import annotations

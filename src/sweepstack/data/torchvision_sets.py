@@ -1,7 +1,7 @@
 """`data=mnist`, `fashion_mnist` and `cifar10`, laid out as torchvision does under its root.
 
-torchvision, which takes seconds to import, is asked to fetch them and to read cifar10; the files
-of the other two are plain bytes (`idx.py`). Called by `data.load`.
+torchvision, which takes seconds to import, is asked to fetch them and to read cifar10; the files of
+the other two are plain bytes (`idx.py`).
 """
 
 from __future__ import annotations

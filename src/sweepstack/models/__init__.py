@@ -1,7 +1,7 @@
 """Models: conf/model. `build` makes the template module that all trials of a static part share.
 
 A template is written for one trial, x (B, *input_shape) to (B, C); `step.py` runs it with each
-trial's parameters and buffers, and for many trials under vmap. Called by `program.py`.
+trial's parameters and buffers, and for many trials under vmap.
 """
 
 from __future__ import annotations

@@ -1,10 +1,9 @@
 """Layers that can be batched over trials: everything per trial comes in as a parameter or buffer.
 
 torch's own Dropout draws from the process's generator and its BatchNorm writes its running
-statistics in place; both would tie a trial to its neighbours. The layers here compute the same
-from what `torch.func.functional_call` hands them, so that `torch.func.vmap` can run them for many
-trials at once. `adapt` puts them into a user's module. Used by the other modules of this package;
-`program.py` and `step.py` find them by `dropouts` and `batch_norms` and feed them.
+statistics in place; both would tie a trial to its neighbours. The layers here compute the same from
+what `torch.func.functional_call` hands them, so that `torch.func.vmap` can run them for many trials
+at once. `adapt` puts them into a user's module.
 
 Notation: x is one trial's input, (B, C) or (B, C, *), with B samples and C features or channels.
 """

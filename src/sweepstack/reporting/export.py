@@ -1,4 +1,4 @@
-"""`sweepstack-study export`: a frame as a CSV or Parquet file. Called by `cli.py`."""
+"""`sweepstack-study export`: a frame as a CSV or Parquet file."""
 
 from __future__ import annotations
 

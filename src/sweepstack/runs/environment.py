@@ -1,7 +1,6 @@
 """What numbers may depend on besides the config: versions, git commit, platform.
 
 A run's manifest.json and every worker of a sweep keep it, so that a rerun can say what has changed.
-Called by `run_folder.py`, `sweep/endings.py` and `analysis/rerun.py`.
 """
 
 from __future__ import annotations

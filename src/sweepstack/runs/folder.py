@@ -1,14 +1,12 @@
 """What a run leaves behind, and what a folder says of the run that it holds.
 
-    manifest.json   before training: command, config, versions, git commit, device, seed
-    metrics.json    metrics of the best state, steps, seconds; written last
-    history.csv     one row per evaluation
-    best.pt         the best state's tensors and the config, with best.pt.sha256
-    checkpoints/    only while the run is unfinished
-    tensorboard/    with logger=tensorboard
-    .hydra/         what Hydra composed, and sweepstack.log
-
-Called by `app.py`.
+manifest.json   before training: command, config, versions, git commit, device, seed
+metrics.json    metrics of the best state, steps, seconds; written last
+history.csv     one row per evaluation
+best.pt         the best state's tensors and the config, with best.pt.sha256
+checkpoints/    only while the run is unfinished
+tensorboard/    with logger=tensorboard
+.hydra/         what Hydra composed, and sweepstack.log
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What a person sees of a run: a progress bar with ETA, or plain lines, and a table at the end.
 
-Called by `app.py`. Everything goes to stdout; errors go to stderr elsewhere.
+Everything goes to stdout; errors go to stderr elsewhere.
 """
 
 from __future__ import annotations

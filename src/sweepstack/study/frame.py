@@ -4,8 +4,6 @@ A swept key may have several parameters in Optuna, one for each of its cases, su
 `optimizer.lr[optimizer=sgd]` and `optimizer.lr[optimizer=adam]`; here they are one column. Which
 belong together is in the study's attribute `sweepstack.identity`, written by the sweeper. A study
 of another program has none: there a key is a parameter's name, known from the trials.
-
-Called by `library.py`, `tables.py`, plots, reports and notebooks.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 What the database keeps of an evaluation is the objective alone; the trials' folders
 (outputs/studies/STUDY/NUMBER/history.csv) have every metric. A trial whose folder is gone, and any
-of another program, has rows with the objective only. Called by `library.py`, plots, the doctor.
+of another program, has rows with the objective only.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""Studies found by name and opened for reading, with the folder in which their trials lie.
-
-Called by `sweepstack.results`, `sweepstack.history` and every command of `cli.py`.
-"""
+"""Studies found by name and opened for reading, with the folder in which their trials lie."""
 
 from __future__ import annotations
 

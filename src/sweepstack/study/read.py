@@ -2,7 +2,7 @@
 
 Optuna's `get_trials` builds an object for every row: 10,000 trials take several seconds and half a
 gigabyte. This reads the same (a test compares) in a fraction of both; of a storage that is no
-database, or whose tables are not as here, Optuna is asked. Called by `frame.py`.
+database, or whose tables are not as here, Optuna is asked.
 """
 
 from __future__ import annotations

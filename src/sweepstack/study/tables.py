@@ -1,8 +1,7 @@
 """Pivots of a study (mean, std and n for each cell) and its best trials.
 
 std is the sample standard deviation (divisor n - 1) over the n runs of a cell: its trials, or the
-seeds of its trials where a trial is itself a mean over seeds. Called by `terminal.py`, plots,
-`sweepstack.pivot` and `sweepstack.best`.
+seeds of its trials where a trial is itself a mean over seeds.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Which values a trial tries: reads `hydra.sweeper.sampler`.
 
-All are Optuna's, with Optuna's defaults except that qmc scrambles. Called by the sweeper's worker.
+All are Optuna's, with Optuna's defaults except that qmc scrambles.
 """
 
 from __future__ import annotations

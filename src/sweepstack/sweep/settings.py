@@ -2,7 +2,7 @@
 
 A sampler or pruner declares for each of its settings the type and the range that `check.value`
 understands. Only what the user gave is passed on, so that what is left out is the default of the
-class itself. Called by `samplers.py` and `pruners`.
+class itself.
 """
 
 from __future__ import annotations

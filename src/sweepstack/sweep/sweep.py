@@ -1,7 +1,4 @@
-"""A sweep from beginning to end: plan, study, workers, results.
-
-Called by the Hydra plugin, for sweepstack itself and for any other application.
-"""
+"""A sweep from beginning to end: plan, study, workers, results."""
 
 from __future__ import annotations
 

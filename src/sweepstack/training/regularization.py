@@ -1,9 +1,7 @@
 """What the `regularization` config group does to gradients and targets: L1, clipping and mixup.
 
-Called by `step.py` on a whole stack; every function takes one value per slot and leaves a slot
-whose value is off (l1 = 0, a bound of inf, α = 0) exactly as it was, whatever its neighbours do.
-Weight decay belongs to `optim.py`, label smoothing to `task.py`, dropout to the models and
-pictures to `augment.py`.
+Weight decay belongs to `optim.py`, label smoothing to `task.py`, dropout to the models and pictures
+to `augment.py`.
 
 Notation: `S` trials, `B` samples; gradients and parameters are lists of tensors (S, ...).
 """

@@ -4,8 +4,6 @@ Notes and plots stand in several attributes each, as the dashboard's `save_note`
 `save_plotly_graph_object` write them, since it keeps every one of them short. Those functions cost
 a transaction per attribute; here all that is written of a study is one, in which it is also decided
 what to write: of two processes that decorate a study at once, one sees what the other has written.
-
-Called by `decorate.py`, which says what is to stand there; `dashboard.py` reads by `chunks`.
 """
 
 from __future__ import annotations

@@ -11,8 +11,6 @@ have the keys that the dashboard gives them in the study, since Optuna lets noth
 trial that has ended. Every key and every name of a file follows from what it is of: decorating
 again adds nothing twice, also when two processes do it at once, and what a person has changed or
 deleted stays so.
-
-Called by `dashboard.py`, and by a sweep that ends (`sweep/sweep.py`).
 """
 
 from __future__ import annotations

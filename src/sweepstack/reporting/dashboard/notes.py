@@ -3,7 +3,7 @@
 A note is rendered in a browser, and names, overrides and errors come from the study: all such text
 stands in code blocks, whose fences are longer than any in it. A note ends with a line that is not
 shown and holds the hash of what is above it, by which one that a person has changed is told from
-one that may be written anew. Called by `decorate.py` and `dashboard_rows.py`.
+one that may be written anew.
 """
 
 from __future__ import annotations

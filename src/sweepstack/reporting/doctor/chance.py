@@ -1,4 +1,4 @@
-"""The few statistics that the checks use, on NumPy arrays. Called by the checks."""
+"""The few statistics that the checks use, on NumPy arrays."""
 
 from __future__ import annotations
 

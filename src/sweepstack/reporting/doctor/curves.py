@@ -1,6 +1,6 @@
 """Learning curves: still improving, saturated early, overfitting, noisy late, and what to do then.
 
-Which trials have which shape is in `shapes.py`. Called by `examine`.
+Which trials have which shape is in `shapes.py`.
 """
 
 from __future__ import annotations

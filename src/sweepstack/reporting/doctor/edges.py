@@ -1,4 +1,4 @@
-"""Are the best trials near an edge of the space? Called by `examine`."""
+"""Are the best trials near an edge of the space?"""
 
 from __future__ import annotations
 

@@ -2,9 +2,8 @@
 
 A configuration is what trials share that differ in their seed alone; its value is their mean. A
 trial that was recorded with the numbers of another (attribute `equals`) is no evidence of its own
-and counts once. "The best" are as many of the top configurations as a tenth of all that were
-tried (pruned trials too), at least 5 and at most 25.
-Called by the checks.
+and counts once. "The best" are as many of the top configurations as a tenth of all that were tried
+(pruned trials too), at least 5 and at most 25.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How many trials failed or diverged, and do the best lie next to them? Called by `examine`."""
+"""How many trials failed or diverged, and do the best lie next to them?"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which parameters did nothing? Called by `examine`."""
+"""Which parameters did nothing?"""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 A key with cases (`optimizer.lr[optimizer=sgd]` and another for adam) cannot be widened by its own
 override, which would hold for all cases: there all of its cases are written into
-`hydra.sweeper.params`. Called by the checks and by `command.py`.
+`hydra.sweeper.params`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What pruning saved, and whether it was too early. Called by `examine`."""
+"""What pruning saved, and whether it was too early."""
 
 from __future__ import annotations
 

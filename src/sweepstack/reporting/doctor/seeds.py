@@ -1,4 +1,4 @@
-"""Do the best configurations differ by more than seed noise? Called by `examine`."""
+"""Do the best configurations differ by more than seed noise?"""
 
 from __future__ import annotations
 

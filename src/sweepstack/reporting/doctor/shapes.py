@@ -2,8 +2,8 @@
 are noisy late.
 
 A curve is a trial's metric at its evaluations, the mean over its seeds. Each shape is a mask over
-the trials, and its rule stands with it. Called by `curves.py`, which says what is to be said of
-them. Notation: `T` trials, `E` evaluations; NaN where there was none.
+the trials, and its rule stands with it. Notation: `T` trials, `E` evaluations; NaN where there was
+none.
 """
 
 from __future__ import annotations

@@ -16,8 +16,7 @@
     isolation       the best and the median of each value of a key
 
 Figures have no fixed width, transparent backgrounds and no colours but those of data, so that a
-report sets fonts, grids and light or dark by a template. Called by the report and the dashboard;
-plotly is loaded when `plots` is called.
+report sets fonts, grids and light or dark by a template.
 """
 
 from __future__ import annotations

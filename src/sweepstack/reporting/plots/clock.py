@@ -1,7 +1,6 @@
 """The time of a study without its pauses: when trials began and ended, in seconds of work.
 
 A study that was stopped and resumed the next day would else be a night with a little at its ends.
-Called by `optimization.py` and `timeline.py`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""What all plots share: colours, axes, numbers for plotly, the layout.
-
-Called by the plots beside it.
-"""
+"""What all plots share: colours, axes, numbers for plotly, the layout."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """What is drawn of a study: its keys, its good trials, and how many of them.
 
-Notation: `df` is a frame of `frame.frame` or some rows of it. Called by the plots beside it.
+Notation: `df` is a frame of `frame.frame` or some rows of it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Texts of a study as plots show them. Called by the plots beside it."""
+"""Texts of a study as plots show them."""
 
 from __future__ import annotations
 

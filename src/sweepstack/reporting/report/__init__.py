@@ -7,8 +7,7 @@
     markup.py   text made safe, numbers for people, data packed into the file
     report.css, report.js   how it looks, and the plots and the table in the browser
 
-Everything that comes from a study is untrusted text. Called by `cli.py`, by a sweep that ends and
-by the dashboard.
+Everything that comes from a study is untrusted text.
 """
 
 from __future__ import annotations

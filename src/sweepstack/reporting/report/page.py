@@ -1,4 +1,4 @@
-"""The report as one document, from top to bottom. Called by `report.write`."""
+"""The report as one document, from top to bottom."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 A column is {"t": title, "v": values}; "x": 1 hides it at first. Of text, "l" holds the different
 texts and "v" an index into them, -1 where there is none; of numbers, "v" holds them with six
-digits, null where there is none, "Infinity" as text. Called by `page.py`.
+digits, null where there is none, "Infinity" as text.
 """
 
 from __future__ import annotations

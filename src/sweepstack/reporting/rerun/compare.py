@@ -19,7 +19,7 @@ drift apart by 10% within hundreds of steps. No fixed tolerance suits both, so t
 So a trial that amplifies is compared closely as long as its numbers mean anything, and hardly
 after: what then agrees is said to be chaotic. Nothing that is not finite agrees with a number.
 
-Called by `rerun.py`. Imports neither torch nor the engine.
+Imports neither torch nor the engine.
 """
 
 from __future__ import annotations

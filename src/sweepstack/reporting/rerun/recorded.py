@@ -1,7 +1,4 @@
-"""All numbers of a trial, as its study keeps them and as a rerun gave them, by the same keys.
-
-Called by `rerun.py`, which hands both to `compare.py`.
-"""
+"""All numbers of a trial, as its study keeps them and as a rerun gave them, by the same keys."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@
     told       what has changed around it, the table and the verdict
 
 The database alone suffices; where the trial's folder is there too, every metric of every evaluation
-is compared. Called by `cli.py`. The only module of `analysis` that imports the engine.
+is compared. The only module of `analysis` that imports the engine.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""What a person is told of a rerun: what has changed around it, the table, rerun.json.
-
-Called by `rerun.py`.
-"""
+"""What a person is told of a rerun: what has changed around it, the table, rerun.json."""
 
 from __future__ import annotations
 

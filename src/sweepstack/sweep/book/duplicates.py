@@ -5,8 +5,6 @@ The worker that is to train a trial writes the trial's effect (`effect.py`) into
 trains each effect. A trial whose effect another has is its *twin*. It is recorded with the other's
 numbers (`equal.py`) once that has ended; until then it is held aside, RUNNING. A trial that fails
 lets go of its effect: the next twin is trained, by whoever asks first.
-
-Called by `worker.py` and, for what a sweep says at its end, `sweep.py`.
 """
 
 from __future__ import annotations

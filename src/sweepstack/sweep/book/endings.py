@@ -2,7 +2,7 @@
 
 An outcome is what a runner says of its trial; an ending is what `journal.py` writes. Between them
 lies what the sweep has to say: an objective that is not finite is a failure, constraints are
-judged, and every trial keeps what Hydra was told and where it was trained. Called by `worker.py`.
+judged, and every trial keeps what Hydra was told and where it was trained.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 `journal.py` writes rows of Optuna 5's tables directly, many in one transaction. Another version may
 have other tables; then the same is done by what every version has, one transaction for each value:
-slower, and with the same rows (a test compares them). Called by `worker.py` and `sweep.py`.
+slower, and with the same rows (a test compares them).
 """
 
 from __future__ import annotations

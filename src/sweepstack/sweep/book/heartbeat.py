@@ -1,4 +1,4 @@
-"""Signs of life of a worker, so that nobody takes its trials for dead. Used by `worker.py`."""
+"""Signs of life of a worker, so that nobody takes its trials for dead."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """What trials are, report and end with, written in one transaction each.
 
-Optuna's public functions take a transaction per value; a stack of trials has many at once. The
-rows are those that `Trial.suggest_*`, `Trial.report`, `Trial.set_user_attr`, `Trial.set_constraint`
-and `Study.tell` write (a test compares them). Left out is the samplers' `after_trial`: what it does
-concerns `constraints_func`, which we do not use, and `Study.stop`. Called by the workers.
+Optuna's public functions take a transaction per value; a stack of trials has many at once. The rows
+are those that `Trial.suggest_*`, `Trial.report`, `Trial.set_user_attr`, `Trial.set_constraint` and
+`Study.tell` write (a test compares them). Left out is the samplers' `after_trial`: what it does
+concerns `constraints_func`, which we do not use, and `Study.stop`.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Every trial of a grid carries its point as a user attribute (`attributes.POINT`). Trials are only
 ever added, under the study's lock, so each process reads the attributes of those that were added
-since it last looked, by whomever, and goes on where it was in the list. Called by `ledger.py`.
+since it last looked, by whomever, and goes on where it was in the list.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""The books of a plan's study: its total, its grid in order, and each trial's own sampler.
-
-Called by `worker.py`.
-"""
+"""The books of a plan's study: its total, its grid in order, and each trial's own sampler."""
 
 from __future__ import annotations
 

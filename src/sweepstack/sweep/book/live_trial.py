@@ -3,7 +3,7 @@
 `Study.ask` writes a row and reads it back, and each `suggest_*` is a transaction. Here the ledger,
 which has just written the row, says what is in it, and the parameters are kept until `journal.py`
 writes them, before the trial begins. Samplers, pruners and the user's own functions see no
-difference. Called by `ledger.py`.
+difference.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Names for processes that tell whether one is still there. Called by `ledger`.
+"""Names for processes that tell whether one is still there.
 
 A name is "host:pid:start time". The start time tells a process from a later one that was given the
 same pid. The host carries the number of its pid namespace, because containers of one machine may

@@ -3,7 +3,7 @@
 No trial begins once what the finished ones took and the running ones may take makes up the budget:
 it is overshot by less than one trial, however many workers there are. For that a trial that begins
 says how many steps it may take (`attributes.PLANNED`), and who claims one looks at all of them in
-the same transaction. Called by `worker.py` and `journal.py`.
+the same transaction.
 """
 
 from __future__ import annotations

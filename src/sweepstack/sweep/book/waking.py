@@ -1,4 +1,4 @@
-"""Whether this machine has just woken up. Called by `ledger.py`.
+"""Whether this machine has just woken up.
 
 A laptop that slept for an hour finds every running trial silent for an hour, its own and those of
 its other processes, until each has shown a sign of life again.

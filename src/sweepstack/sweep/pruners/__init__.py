@@ -3,7 +3,7 @@
 median, percentile and asha are ours and judge a trial against all trials that have reported at its
 rung, running ones too; one file each, what they share is in `rungs.py`. The others are Optuna's:
 hyperband and wilcoxon compare in the order of asking or with finished trials only, patient and
-threshold look at one trial. Called by the sweeper before the study is opened.
+threshold look at one trial.
 """
 
 from __future__ import annotations

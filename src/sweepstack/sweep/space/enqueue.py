@@ -1,11 +1,9 @@
 """Known configurations that a sweep tries first: reads `hydra.sweeper.enqueue`.
 
-    enqueue:
-      - {optimizer.lr: 0.1, init: he}
-      - [optimizer.lr=0.1, init=he]
-      - optimizer.lr=0.1                 # the sampler chooses the rest
-
-Called by `plan.py`.
+enqueue:
+  - {optimizer.lr: 0.1, init: he}
+  - [optimizer.lr=0.1, init=he]
+  - optimizer.lr=0.1                 # the sampler chooses the rest
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
         trial.suggest_int("model.hidden", 8, 64)
 
 `hydra.sweeper.custom_search_space=mypackage.space.suggest` names it. What it suggests becomes an
-override of the trial. Called by `plan.py`, which checks that it is there, and by `words.py`.
+override of the trial.
 """
 
 from __future__ import annotations

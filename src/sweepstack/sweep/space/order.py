@@ -5,8 +5,6 @@ looks at each value of a parameter with the others at their first. `arranged` so
 them, stably. What it cannot see, such as two parameters that decide only together, costs speed and
 nothing else. The order follows from the space alone, so every process has the same; a study that
 began in another goes on properly, because the ledger knows points by their values.
-
-Called by `own.py` (ranks, once for a sweep) and `worker.py` (the grid).
 """
 
 from __future__ import annotations

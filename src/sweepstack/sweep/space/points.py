@@ -2,7 +2,7 @@
 
 Every value of every parameter is in some point, beside the first values of the others, and the
 bounds of every range are; so are all combinations of config groups, since each composes its own
-config. Called by `own.py`; `order.py` uses the parts.
+config.
 """
 
 from __future__ import annotations

@@ -3,8 +3,6 @@
 A point maps the name of each parameter that exists in it to a label (`parameter.py`). Parameters
 stand parents before children, and the first varies slowest in the grid; `order.py` says in which
 order it is visited.
-
-Called by the sweeper's plugin and by `worker.py`; knows Hydra's grammar, never Optuna.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ function itself) and OmegaConf's resolvers (closures). A resolver has to be a fu
 imported, or be registered when the main module is imported.
 
 Other launchers (joblib, submitit, ray) use cloudpickle, which carries functions by value, and take
-Hydra's state along themselves; they do not come here. Imported by `launch.py`.
+Hydra's state along themselves; they do not come here.
 """
 
 from __future__ import annotations

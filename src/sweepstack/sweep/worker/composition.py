@@ -1,9 +1,9 @@
 """Composing thousands of trials: Hydra composes each set of group choices once.
 
 A Hydra composition costs tens of milliseconds, most of it for the defaults list. Trials of a sweep
-differ mostly in plain values, which change nothing in that list: the composition of everything
-else is kept, and the values are put into a copy of it. The result is that of a full composition
-(a property test compares them). Called by the sweeper's worker.
+differ mostly in plain values, which change nothing in that list: the composition of everything else
+is kept, and the values are put into a copy of it. The result is that of a full composition (a
+property test compares them).
 """
 
 from __future__ import annotations

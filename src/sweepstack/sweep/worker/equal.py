@@ -2,7 +2,7 @@
 
 A trial's folder then says whose numbers it has, and holds the other's history; its attributes are
 the other's but for what is its own: seed, config_hash, `seconds` 0, and `equals`, the other's
-number. Used by `own.py`, asked by `twins.py`.
+number.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """What a person sees of a sweep while it runs: done, pruned, failed, best so far and ETA.
 
 A bar on a terminal, a line now and then elsewhere. Fed from the study, whoever runs the trials.
-Called by `launch.py`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a local worker gets of this machine: its threads, and a GPU. Called by `launch.py`."""
+"""What a local worker gets of this machine: its threads, and a GPU."""
 
 from __future__ import annotations
 

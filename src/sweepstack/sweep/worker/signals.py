@@ -1,5 +1,4 @@
-"""Ctrl-C and SIGTERM while a sweep runs. Called by `launch.py`, in the sweeper and its workers, and
-by `reporting.py`."""
+"""Ctrl-C and SIGTERM while a sweep runs."""
 
 from __future__ import annotations
 
