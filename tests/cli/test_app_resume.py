@@ -47,7 +47,7 @@ def test_a_killed_run_resumes_and_ends_with_the_same_numbers(sweepstack, tmp_pat
     assert not (tmp_path / "killed" / "checkpoints").exists()
     again = sweepstack("--resume", "killed", cold=True)
     assert again.returncode == 0
-    assert "this very run is finished already" in again.stdout
+    assert "this run has already finished" in again.stdout
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

@@ -195,7 +195,7 @@ def check(arguments: Any, argv: Sequence[str]) -> Ready | None:
         if finished is not None:
             from sweepstack.runs.progress import show_result
 
-            print("this very run is finished already:")
+            print("this run has already finished:")
             show_result(finished, wanted)
             return None
         run_folder.begin(run_folder.make(wanted), spec, argv)

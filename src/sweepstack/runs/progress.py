@@ -131,7 +131,7 @@ def show_result(summary: Mapping[str, Any], folder: Path, console: Console | Non
         f"{summary['num_parameters']:,} parameters, {summary['seconds']:.1f} s on "
         f"{summary['device']}",
     )
-    _line(console, f"all of it is in {folder}")
+    _line(console, f"results: {folder}")
 
 
 def console() -> Console:

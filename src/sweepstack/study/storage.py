@@ -203,7 +203,7 @@ def named(url: str) -> Iterator[None]:
         cause = error if isinstance(error, sqlalchemy.exc.SQLAlchemyError) else error.__cause__
         reason = _reason(getattr(cause, "orig", None) or cause or error, url)
         raise EnvironmentFault(
-            f"storage {masked(url)} failed: {reason}; the same command goes on"
+            f"storage {masked(url)} failed: {reason}; run the same command again to resume"
         ) from None
 
 

@@ -104,7 +104,7 @@ def sweep(
     Raises:
         InputError: something is wrong; no trial was made.
         EnvironmentFault: the storage cannot be reached, or the disk is full.
-        Stopped: Ctrl-C or SIGTERM; the same command goes on.
+        Stopped: Ctrl-C or SIGTERM; run the same command again to resume.
         NothingCompleted: no trial came to its end.
         TrainingFailed: more trials failed than `max_failure_rate` allows.
     """
@@ -190,7 +190,8 @@ def _conclude(
     counts = ledger.counts()
     if code is not None:
         raise Stopped(
-            f"interrupted with {counts['remaining']} trials to go; the same command goes on", code
+            f"interrupted with {counts['remaining']} trials to go; run the same command again to resume",
+            code,
         )
     rate = f"hydra.sweeper.max_failure_rate={crew.plan.max_failure_rate:g}"
     too_many = too_many_failed(crew.plan, counts, ended=True)
@@ -214,7 +215,7 @@ def _conclude(
         _say(f"{had} and {'was' if equal == 1 else 'were'} not trained again")
     _write_results(study, results)
     if crew.folder.is_dir():
-        _say(f"all of it is in {progress.shown(crew.folder)}")
+        _say(f"results: {progress.shown(crew.folder)}")
     if url:
         _show(crew.plan, study, url)
     if too_many:

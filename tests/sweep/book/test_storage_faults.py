@@ -44,7 +44,7 @@ def test_results_that_cannot_be_written_put_trials_back(main, tmp_path, monkeypa
 
     assert ended.code == 3
     [line] = ended.lines
-    assert line.endswith("failed: database is locked; the same command goes on")
+    assert line.endswith("failed: database is locked; run the same command again to resume")
     trials = study(tmp_path).trials
     assert {"RUNNING", "COMPLETE"}.isdisjoint(states(tmp_path))
     put_back = [t for t in trials if t.state.name == "FAIL"]
@@ -86,5 +86,5 @@ def test_a_database_that_fails_within_optuna_is_named_too(main, tmp_path, monkey
 
     assert ended.code == 3
     [line] = ended.lines
-    assert line.endswith("failed: disk I/O error; the same command goes on")
+    assert line.endswith("failed: disk I/O error; run the same command again to resume")
     assert "RUNNING" not in states(tmp_path)

@@ -111,7 +111,7 @@ def check_stopped(sweep: Sweep, code: int, stopped: int) -> list[Row]:
     """It ended with the code and put back what it ran; returns what waits to go on."""
     assert sweep.ends() == code, sweep.err
     assert "Traceback" not in sweep.err
-    assert "the same command goes on" in sweep.err
+    assert "run the same command again to resume" in sweep.err
     left = rows(sweep.folder)
     assert not [row for row in left if row.state == "RUNNING"]
     waiting = [r for r in left if r.state == "WAITING" and "sweepstack.continues" in r.attributes]

@@ -107,7 +107,7 @@ def rerun(
         comparison = compare(recorded, now, tolerance, probes)
     show(say, comparison)
     write_verdict(place, opened, number, comparison)
-    say.print(f"all of it is in {typed(place)}", markup=False, highlight=False, soft_wrap=True)
+    say.print(f"results: {typed(place)}", markup=False, highlight=False, soft_wrap=True)
     say.print(said(comparison.verdict), markup=False, highlight=False, soft_wrap=True)
     return 0 if comparison.agrees else EXIT_DIFFERENT
 

@@ -142,10 +142,11 @@ def _values(key: str, values: Any) -> _Draft:
     if isinstance(values, Mapping):
         if "type" in values:
             return _Draft(grammar.from_mapping(key, values))
+        quoted = one_line(grammar.text_of(values), 80)
         raise InputError(
             f"{key} must be values, {{type: float, low: ..., high: ...}} or {{when: ..., values: "
-            f"...}}, got {shown(values)}{_nearest_field(values)}; a mapping that is itself the "
-            f'value is quoted: "{one_line(grammar.text_of(values), 80)}"'
+            f"...}} (a mapping as the value itself in quotes: "
+            f"'{quoted}'), got {shown(values)}{_nearest_field(values)}"
         )
     if isinstance(values, list) and values and all(isinstance(item, list) for item in values):
         return _draft(f"{key}={','.join(map(grammar.text_of, values))}")
