@@ -189,10 +189,8 @@ def _conclude(
     """Show what came of it, and end as it ended; with a `url` in the dashboard and a report too."""
     counts = ledger.counts()
     if code is not None:
-        raise Stopped(
-            f"interrupted with {counts['remaining']} trials to go; run the same command again to resume",
-            code,
-        )
+        again = "run the same command again to resume"
+        raise Stopped(f"interrupted with {counts['remaining']} trials to go; {again}", code)
     rate = f"hydra.sweeper.max_failure_rate={crew.plan.max_failure_rate:g}"
     too_many = too_many_failed(crew.plan, counts, ended=True)
     hopeless = counts["remaining"] and too_many_failed(crew.plan, counts)
