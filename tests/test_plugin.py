@@ -12,9 +12,9 @@ from hydra_plugins.sweepstack_sweeper.sweepstack_sweeper import PRUNERS, SAMPLER
 from sweepstack.sweep import plan, pruners, samplers
 
 HEAVY = """
-heavy = {"torch", "optuna", "sweepstack", "sqlalchemy", "pandas",
-"hydra_plugins.sweepstack_sweeper._impl"} assert not heavy & set(sys.modules), heavy &
-set(sys.modules)
+heavy = {"torch", "optuna", "sweepstack", "sqlalchemy", "pandas"}
+heavy.add("hydra_plugins.sweepstack_sweeper._impl")
+assert not heavy & set(sys.modules), heavy & set(sys.modules)
 """
 DISCOVERY = """
 import sys

@@ -100,7 +100,7 @@ def test_reading_mnist_does_not_import_torchvision(configure, mnist):
     # It takes seconds, more than a short run.
     config = asdict(configure("mnist", root=str(mnist), download=True))
     program = (
-        "import sys; from sweepstack import data, schema;"
+        "import sys; from sweepstack import data; from sweepstack.config import schema;"
         f"data.load(schema.Torchvision(**{config!r}));"
         "sys.exit('torchvision' in sys.modules)"
     )
