@@ -184,7 +184,8 @@ def test_checking_a_name_imports_nothing():
         "import sys\nfrom sweepstack.config import trust\n"
         "trust.check_target('mine.Net', ['mine'])\n"
         "try: trust.check_target('theirs.Net')\n"
-        "except Exception: pass\n"
+        "except trust.InputError: pass\n"
+        "else: raise SystemExit('accepted')\n"
         "assert not {'torch', 'mine', 'theirs'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

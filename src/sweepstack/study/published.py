@@ -2,7 +2,7 @@
 
 The course's rows are called such as `he-relu-1-0.01-0.0-64-100-adam-False`: init, activation,
 number of hidden layers, lr, momentum, batch size, hidden units, optimizer, nesterov. The sweep
-`mlp_mnist_200_steps` asks the same question. Called by `report/table.py` and notebooks:
+`mlp_mnist_200_steps` asks the same question. For example:
 
     published(sweepstack.results("mlp_mnist_200_steps")).sort_values("val_accuracy")
 """
