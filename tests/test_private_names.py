@@ -15,7 +15,6 @@ ALLOWED = {
     "sweepstack/config/overrides.py",
     "sweepstack/config/reading.py",
     "sweepstack/engine/executors/operations.py",
-    "sweepstack/models/layers.py",
     "sweepstack/reporting/dashboard/dashboard.py",
     "sweepstack/reporting/dashboard/dashboard_rows.py",
     "sweepstack/study/read.py",
