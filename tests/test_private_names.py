@@ -18,8 +18,6 @@ ALLOWED = {
     "sweepstack/models/layers.py",
     "sweepstack/reporting/dashboard/dashboard.py",
     "sweepstack/reporting/dashboard/dashboard_rows.py",
-    "sweepstack/study/read.py",
-    "sweepstack/study/storage.py",
     "sweepstack/sweep/book/delete.py",
     "sweepstack/sweep/book/duplicates.py",
     "sweepstack/sweep/book/journal.py",
