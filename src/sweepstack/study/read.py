@@ -16,7 +16,7 @@ from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution, json_to_distribution
-from optuna.storages import RDBStorage
+from optuna.storages import BaseStorage, RDBStorage
 from optuna.trial import FrozenTrial
 from sqlalchemy import Connection, select
 from sqlalchemy.exc import SQLAlchemyError
@@ -24,14 +24,18 @@ from sqlalchemy.exc import SQLAlchemyError
 Rows = dict[int, list[Any]]
 
 
-def trials_of(study: optuna.Study) -> list[FrozenTrial]:
-    """The trials in the order of their numbers; not to be changed."""
-    storage = study._storage
-    backend = getattr(storage, "_backend", storage)
-    if isinstance(backend, RDBStorage):
+def trials_of(study: optuna.Study, storage: BaseStorage | None = None) -> list[FrozenTrial]:
+    """The trials in the order of their numbers; not to be changed.
+
+    Args:
+        study: to be read.
+        storage: the one that it was loaded from, where it is known; a database is then read here.
+    """
+    if isinstance(storage, RDBStorage):
+        study_id = storage.get_study_id_from_name(study.study_name)
         try:
-            with backend.engine.connect() as connection:
-                return _read(connection, study._study_id)
+            with storage.engine.connect() as connection:
+                return _read(connection, study_id)
         except (SQLAlchemyError, AttributeError, ImportError):  # another Optuna's tables
             pass
     return study.get_trials(deepcopy=False)

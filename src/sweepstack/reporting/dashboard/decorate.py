@@ -34,7 +34,7 @@ from sweepstack.reporting.dashboard import dashboard_rows, notes
 from sweepstack.reporting.dashboard.dashboard_rows import Attributes, Rows
 from sweepstack.study import storage
 from sweepstack.study.attributes import IDENTITY, SWEEP
-from sweepstack.study.frame import objectives
+from sweepstack.study.keys import objectives
 from sweepstack.study.library import OpenStudy, place
 from sweepstack.study.ranking import best_trials
 from sweepstack.study.read import trials_of
@@ -141,7 +141,7 @@ def _noted(
 
 def _notes(opened: OpenStudy, trials: Iterable[FrozenTrial]) -> dict[int | None, str]:
     """The note of each trial by its row; of the study, by None."""
-    goals = [name for name, _ in objectives(opened.study)]
+    goals = list(objectives(opened.study))
     rerun = notes.is_rerun_known(opened)
     texts: dict[int | None, str] = {None: notes.of_study(opened)}
     for trial in trials:
