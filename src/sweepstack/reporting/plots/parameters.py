@@ -124,7 +124,8 @@ def importance(view: StudyView) -> tuple[Plot | None, list[str]]:
 
 def _study_of_keys(view: StudyView, keys: list[str]) -> optuna.Study:
     """The good trials as a study in memory whose parameters are `keys`."""
-    good, columns = view.good, {}
+    good = view.good
+    columns: dict[str, tuple[Any, dict[Any, Any]]] = {}
     for key in keys:
         known = good[key].notna()
         if view.is_number(key):

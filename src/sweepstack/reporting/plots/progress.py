@@ -275,6 +275,7 @@ def _row(
     known = set(means.index.get_level_values("number"))
     cut = {int(number): _fewer(means.loc[number]) for number in pruned if number in known}
     line = {"color": GREY, "width": 1}
+    hover = "%{y}, step %{x}"
     traces = _cut(cut, metrics[0], showlegend=is_first, line=line, opacity=0.6) if cut else []
     for place, number in enumerate(best):
         if number not in known:
@@ -292,7 +293,7 @@ def _row(
                 name=f"trial {number}",
                 legendgroup=f"trial {number}",
                 showlegend=is_first and dash == "solid",
-                hovertemplate=f"trial {number}, {label(metric)}: %{{y}}, step %{{x}}<extra></extra>",
+                hovertemplate=f"trial {number}, {label(metric)}: {hover}<extra></extra>",
             )
             traces.append(trace)
     return traces
@@ -303,19 +304,13 @@ def _cut(
 ) -> list[go.Scatter]:
     """Lines of pruned trials, one trace, and crosses where they ended."""
     x, y, who = joined([*cut], [(curve.index, curve[metric]) for curve in cut.values()])
-    ends = [(curve.index[-1], curve[metric].iloc[-1]) for curve in cut.values()]
-    hover = ", pruned: %{y}, step %{x}"
+    steps = [curve.index[-1] for curve in cut.values()]
+    ends = [curve[metric].iloc[-1] for curve in cut.values()]
+    hover, at_end = ", pruned: %{y}, step %{x}", ", pruned at step %{x}: %{y}"
     marker = {"color": STATE_COLOURS["pruned"], "symbol": "x", "size": 7}
     return [
         points(x, y, who, "pruned", hover, mode="lines", showlegend=False, **lines),
-        points(
-            *zip(*ends, strict=True),
-            [*cut],
-            "pruned",
-            ", pruned at step %{x}: %{y}",
-            marker=marker,
-            showlegend=showlegend,
-        ),
+        points(steps, ends, [*cut], "pruned", at_end, marker=marker, showlegend=showlegend),
     ]
 
 

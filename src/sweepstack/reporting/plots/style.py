@@ -145,7 +145,7 @@ def value_axis(view: StudyView, values: Any, name: str) -> dict[str, Any]:
 
 def finite(values: Any) -> npt.NDArray[np.float64]:
     """The finite numbers among some values."""
-    known = np.asarray(values, dtype="float64")
+    known: npt.NDArray[np.float64] = np.asarray(values, dtype="float64")
     return known[np.isfinite(known)]
 
 

@@ -33,6 +33,7 @@ from sweepstack.reporting.plots.style import (
     styled,
     thin,
     value_axis,
+    whole,
     with_menu,
 )
 from sweepstack.reporting.terminal import number
@@ -182,8 +183,9 @@ def isolation(view: StudyView, keys: list[str]) -> Plot | None:
     )
     for name, colour, symbol in (("best", PALETTE[5], "circle"), ("median", PALETTE[0], "diamond")):
         marker = {"color": colour, "symbol": symbol, "size": 8}
-        fig.add_trace(points(table[name], at, table["n"], name, marker=marker))
-        fig.data[-1].hovertemplate = f"{name} %{{x}}, n=%{{customdata}}<extra></extra>"
+        trace = points(table[name], at, table["n"], name, marker=marker)
+        hover = f"{name} %{{x}}, n=%{{customdata}}<extra></extra>"
+        fig.add_trace(trace.update(y=whole(at), hovertemplate=hover))
     styled(fig, 90 + 22 * len(texts))
     fig.update_xaxes(**value_axis(view, values, view.objective))
     fig.update_yaxes(**rows_axis(texts))
