@@ -96,6 +96,6 @@ def _storage(plan: Plan) -> str:
     opened = storage.connect(plan.storage)
     if plan.study not in optuna.get_all_study_names(opened):
         return f"{shown} (the study is new)"
-    trials = trials_of(optuna.load_study(study_name=plan.study, storage=opened))
+    trials = trials_of(optuna.load_study(study_name=plan.study, storage=opened), opened)
     finished = sum(trial.state.is_finished() for trial in trials)
     return f"{shown} (the study has {finished} finished trials)"
