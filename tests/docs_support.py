@@ -25,7 +25,12 @@ SMALLER = {
 }
 """Overrides that leave fewer trials of a study."""
 
-SHORTER = {"training.max_steps": 2, "training.eval_every": 1, "training.checkpoint_every": 1}
+SHORTER = {
+    "training.max_steps": 2,
+    "training.eval_every": 1,
+    "training.checkpoint_every": 1,
+    "hydra.sweeper.max_steps_total": 4,
+}
 """Values that a test uses in place of those of a page."""
 
 
