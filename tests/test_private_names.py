@@ -10,7 +10,6 @@ from support import REPOSITORY
 SOURCE = REPOSITORY / "src"
 PRIVATE = re.compile(r"_[a-z]\w*")
 ALLOWED = {
-    "hydra_plugins/sweepstack_sweeper/_impl.py",
     "sweepstack/cli/preflight.py",
     "sweepstack/config/overrides.py",
     "sweepstack/config/reading.py",

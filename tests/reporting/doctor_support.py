@@ -18,7 +18,7 @@ from optuna.trial import TrialState, create_trial
 
 from sweepstack.reporting.doctor import Finding, examine
 from sweepstack.study.library import OpenStudy
-from sweepstack.sweep.space import space
+from sweepstack.sweep.space import declare
 
 STEPS = 100
 CONFIG: dict[str, Any] = {
@@ -46,7 +46,7 @@ def made(
         params: `hydra.sweeper.params`.
         asked: changes what the study keeps of how it was asked.
     """
-    parsed = space.parse(arguments, params)
+    parsed = declare.parse(arguments, params)
     study = optuna.create_study(direction=direction, storage=storage, study_name=name)
     signature = parsed.signature()
     identity = {"space": signature, "objectives": ["val_accuracy"], "config": CONFIG}
