@@ -7,9 +7,15 @@ python or yaml that begins with a comment of a file's name is that file; other P
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import shlex
+import sys
 from dataclasses import dataclass
+from functools import cache
+from types import ModuleType
+
+from support import REPOSITORY
 
 from sweepstack.sweep.naming import automatic
 
@@ -32,6 +38,17 @@ SHORTER = {
     "hydra.sweeper.max_steps_total": 4,
 }
 """Values that a test uses in place of those of a page."""
+
+
+@cache
+def generator() -> ModuleType:
+    """docs/generate.py."""
+    spec = importlib.util.spec_from_file_location("generate", REPOSITORY / "docs" / "generate.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules["generate"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @dataclass(frozen=True)

@@ -8,21 +8,22 @@ import importlib.util
 import os
 import re
 import shlex
-import sys
 
 import numpy as np
 import pytest
 import warm
 import yaml
-from docs_support import Block, blocks, composed, shortened
+from docs_support import Block, blocks, composed, generator, shortened
 from PIL import Image
 from support import REPOSITORY, SHARED_DATA
 
-from hydra_plugins.sweepstack_sweeper.sweepstack_sweeper import PRUNERS, SAMPLERS, SWEEPER
-from sweepstack.config import schema
+from sweepstack.config import schema, sweeper
 
 DOCS = REPOSITORY / "docs"
 PAGES = [*sorted(DOCS.glob("*.md")), REPOSITORY / "README.md"]
+SHARED = [DOCS / "results.md", DOCS / "own-model.md", REPOSITORY / "README.md"]
+"""Pages on the same study and files: they are run in one folder."""
+FOLDERS = [SHARED, *([page] for page in PAGES if page not in SHARED and page.name != "config.md")]
 
 
 def page_name(page) -> str:
@@ -60,30 +61,32 @@ def pictures(folder):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", PAGES, ids=page_name)
-def test_what_a_page_shows_runs(page, tmp_path):
+@pytest.mark.parametrize("pages", FOLDERS, ids=lambda pages: page_name(pages[-1]))
+def test_what_a_page_shows_runs(pages, tmp_path):
     pictures(tmp_path / "mydata")
-    found = blocks(page.read_text("utf-8"))
-    for block in found:
-        if block.file is not None:
-            (tmp_path / block.file).parent.mkdir(parents=True, exist_ok=True)
-            (tmp_path / block.file).write_text(block.text, "utf-8")
-    for block in found:
-        for words in to_run(block, tmp_path):
-            done = warm.run(words, tmp_path, {**os.environ, "COLUMNS": "120"})
-            assert done.returncode == 0, f"{words}\n{done.stdout[-3000:]}{done.stderr[-3000:]}"
+    earlier: list[list[str]] = []  # run for another page: not run again
+    for page in pages:
+        found = blocks(page.read_text("utf-8"))
+        for number, block in enumerate(found):
+            file = block.file or (f"block{number}.py" if block.kind == "python" else None)
+            if file is not None:
+                (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+                (tmp_path / file).write_text(block.text, "utf-8")
+        new = [words for number, block in enumerate(found) for words in to_run(block, number)]
+        for words in new:
+            if words not in earlier:
+                done = warm.run(words, tmp_path, {**os.environ, "COLUMNS": "120"})
+                assert done.returncode == 0, f"{words}\n{done.stdout[-3000:]}{done.stderr[-3000:]}"
+        earlier += [words for words in new if words[0] == "-m"]
 
 
-def to_run(block: Block, folder) -> list[list[str]]:
-    """The arguments of `python` for each command of a block."""
+def to_run(block: Block, number: int) -> list[list[str]]:
+    """The arguments of `python` for each command of a page's block."""
     if block.kind == "commands":
         return [words for words in map(arguments, block.lines) if words is not None]
     if block.kind == "composed":
         return [["-m", "sweepstack", *words] for words in map(composed, block.lines) if words]
-    if block.kind == "python" and block.file is None:
-        (folder / "block.py").write_text(block.text, "utf-8")
-        return [["block.py"]]
-    return []
+    return [[f"block{number}.py"]] if block.kind == "python" and block.file is None else []
 
 
 def test_a_page_is_taken_apart_as_its_convention_says():
@@ -150,10 +153,10 @@ def known_keys() -> set[str]:
     for group, options in {**schema.OPTIONS, **plain}.items():
         for kind in options.values():
             found |= {f"{group}.{item.name}" for item in dataclasses.fields(kind)}
-    found |= {f"hydra.sweeper.{key}" for key in SWEEPER}
-    for group, options in (("sampler", SAMPLERS), ("pruner", PRUNERS)):
-        settings = {key for node in options.values() for key in node} | {"seed", "name"}
-        found |= {f"hydra.sweeper.{group}"} | {f"hydra.sweeper.{group}.{key}" for key in settings}
+    found |= {f"hydra.sweeper.{key}" for key in sweeper.defaults(sweeper.Sweeper)}
+    for group, options in (("sampler", sweeper.SAMPLERS), ("pruner", sweeper.PRUNERS)):
+        settings = {key for kind in options.values() for key in sweeper.defaults(kind)} | {"name"}
+        found |= {f"hydra.sweeper.{group}.{key}" for key in settings}
     return found | {"hydra.sweeper"}
 
 
@@ -185,20 +188,15 @@ def test_every_sweep_and_option_is_documented():
         assert f"+sweeps={file.stem}" in page
     tasks = [page for page in PAGES if page.name != "config.md"]
     text = "\n".join(page.read_text("utf-8") for page in tasks)
-    for name in (*SAMPLERS, *PRUNERS):
+    for name in (*sweeper.SAMPLERS, *sweeper.PRUNERS):
         assert f"`{name}`" in text, name
-    for key in SWEEPER:
-        if not key.startswith("_") and key not in ("defaults", "storage", "direction", "params"):
+    for key in sweeper.defaults(sweeper.Sweeper):
+        if key not in ("storage", "direction", "params"):
             assert re.search(rf"\b{key}\b", text), key
 
 
 def test_the_reference_is_what_conf_and_schema_say():
-    spec = importlib.util.spec_from_file_location("generate", DOCS / "generate.py")
-    assert spec is not None
-    assert spec.loader is not None
-    generate = importlib.util.module_from_spec(spec)
-    sys.modules["generate"] = generate
-    spec.loader.exec_module(generate)
+    generate = generator()
     written = generate.PAGE.read_text("utf-8")
     assert written == generate.page(), "stale: run python docs/generate.py"
     unnamed = ("name", "scheme", "target", "arguments")  # what an option is chosen by, custom's own
