@@ -7,15 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
-
-import sqlalchemy
 
 from sweepstack.config import check
 from sweepstack.config.check import shown
 from sweepstack.config.errors import InputError, nearest
-from sweepstack.study.storage import DEFAULT
+from sweepstack.study.storage import DEFAULT, absolute
 from sweepstack.sweep import naming, pruners, samplers, settings
 from sweepstack.sweep.settings import Choice
 from sweepstack.sweep.space import constraints, hook, order, space
@@ -172,7 +169,7 @@ def read(
     )
     return Plan(
         study=name,
-        storage=_absolute(values.get("storage", DEFAULT)),
+        storage=absolute(values.get("storage", DEFAULT)),
         space=found,
         objectives=objectives,
         directions=directions,
@@ -282,18 +279,3 @@ def _check_sampler_of(found: Space, sampler: Choice) -> None:
             f"{_WHERE}.sampler {sampler.name} needs lists or ranges, got an interval for "
             f"{', '.join(continuous)}"
         )
-
-
-def _absolute(url: str | None) -> str | None:
-    """Workers may have another working folder."""
-    if url is None:
-        return None
-    try:
-        parsed = sqlalchemy.make_url(url)
-    except (sqlalchemy.exc.ArgumentError, ValueError):
-        return url  # `storage.connect` says what is wrong
-    if parsed.get_backend_name() != "sqlite":
-        return url
-    if parsed.database in (None, "", ":memory:"):
-        return None  # workers could not share it
-    return f"sqlite:///{Path(str(parsed.database)).absolute()}"

@@ -110,7 +110,8 @@ def rows_of(opened: OpenStudy) -> Iterator[Rows]:
     try:
         yield Rows(target, target.get_study_id_from_name(opened.name), opened.where)
     finally:
-        target.engine.dispose()
+        if isinstance(target, RDBStorage):
+            target.engine.dispose()
 
 
 def _write_rows(
