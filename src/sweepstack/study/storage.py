@@ -32,7 +32,6 @@ import optuna
 import sqlalchemy
 from optuna.exceptions import ExperimentalWarning, StorageInternalError
 from optuna.storages import BaseStorage, GrpcStorageProxy, JournalStorage, RDBStorage
-from optuna.storages._rdb import models
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from sqlalchemy import event
 from sqlalchemy.engine import URL, Connection, Engine
@@ -67,6 +66,7 @@ WITHOUT_TABLES = ("journal", "grpc")
 """Schemes of the storages that are no databases."""
 GRPC_PORT = 13000
 """Optuna's."""
+_FIRST_SCHEMAS = "SELECT schema_version FROM version_info"
 FAILURES = (sqlalchemy.exc.SQLAlchemyError, StorageInternalError)
 """What a database that fails on the way raises, and what Optuna makes of it."""
 
@@ -401,11 +401,12 @@ def _check_schema(engine: Engine, url: str, *, needed: bool = False) -> None:
         if inspector.has_table("alembic_version"):
             found = connection.scalar(sqlalchemy.text("SELECT version_num FROM alembic_version"))
         # Optuna numbered its first schemas itself; without a row its tables are being made.
-        numbered = connection.scalar(sqlalchemy.select(models.VersionInfoModel.schema_version))
-    with _example() as example:
+        numbered = connection.scalar(sqlalchemy.text(_FIRST_SCHEMAS))
+    with _example() as example, example.engine.connect() as memory:
         newest, *upgradable = example.get_all_versions()
+        ours = memory.scalar(sqlalchemy.text(_FIRST_SCHEMAS))
     if found is None:
-        found = newest if numbered in (None, models.SCHEMA_VERSION) else upgradable[-1]
+        found = newest if numbered in (None, ours) else upgradable[-1]
     if found == newest:
         return
     age, remedy = "a newer", "update optuna"

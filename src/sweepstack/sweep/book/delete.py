@@ -23,8 +23,8 @@ from sweepstack.reporting.dashboard import decorate
 from sweepstack.runs.progress import console, shown
 from sweepstack.study import storage
 from sweepstack.study.attributes import FOLDER
-from sweepstack.study.library import OpenStudy, open_study
 from sweepstack.study.read import trials_of
+from sweepstack.study.view import StudyView, open_study
 from sweepstack.sweep.book.book import Book
 from sweepstack.sweep.book.studies import book_of
 
@@ -65,7 +65,7 @@ def remove(name: str, where: str = storage.DEFAULT, *, is_sure: bool = False) ->
 
 
 @contextlib.contextmanager
-def _book(opened: OpenStudy) -> Iterator[Book]:
+def _book(opened: StudyView) -> Iterator[Book]:
     """The records of a study, opened to write."""
     where = opened.where if "://" in opened.where else f"journal:///{opened.where}"
     target = storage.connect(where)
@@ -86,7 +86,7 @@ def _refuse_while_running(alive: Sequence[str], name: str) -> None:
         )
 
 
-def _paths(opened: OpenStudy, book: Book) -> Iterator[Path]:
+def _paths(opened: StudyView, book: Book) -> Iterator[Path]:
     """The folder of the study's trials, unless another study has it too, and the report."""
     folder = opened.folder
     studies = optuna.get_all_study_summaries(book.storage, include_best_trial=False)
@@ -97,7 +97,7 @@ def _paths(opened: OpenStudy, book: Book) -> Iterator[Path]:
         yield page
 
 
-def _artifacts(opened: OpenStudy, book: Book) -> Iterator[Path]:
+def _artifacts(opened: StudyView, book: Book) -> Iterator[Path]:
     """The files that the dashboard shows of a study; their names come from the database."""
     known = book.storage.get_study_system_attrs(book.study_id)
     for key in known:

@@ -31,7 +31,7 @@ from sweepstack.sweep.book import processes
 from sweepstack.sweep.book.book import Book
 from sweepstack.sweep.book.public import PublicBook, held, lock_file
 from sweepstack.sweep.plan import Plan
-from sweepstack.sweep.space import order
+from sweepstack.sweep.space import points
 
 log = logging.getLogger(__name__)
 
@@ -101,7 +101,7 @@ def open_book(
         storage,
         plan.total,
         plan.max_restarts,
-        points=order.arranged(plan.space, plan.order) if plan.grid else None,
+        points=points.arranged(plan.space, plan.order) if plan.grid else None,
         first=plan.enqueue if plan.grid else (),
         workers=plan.n_jobs,
         checkpointed=checkpointed,

@@ -28,7 +28,7 @@ from sweepstack.sweep.book.book import Book, Ending, is_suspect
 from sweepstack.sweep.book.duplicates import Duplicates
 from sweepstack.sweep.book.processes import Heartbeat
 from sweepstack.sweep.plan import Plan
-from sweepstack.sweep.space.overrides import Words
+from sweepstack.sweep.space.points import Overrides
 from sweepstack.sweep.worker.equal import Equal
 from sweepstack.sweep.worker.trial import Asked, Outcome, Stop, Verdicts
 
@@ -119,7 +119,7 @@ class Worker:
         self._steps: int | None = None
         self._max_steps = plan.max_steps_total if self.runner.equal else None  # others have none
         self._environment = _recorded_environment(self.study)
-        self._words = Words(plan, lambda: app.config(plan))
+        self._overrides = Overrides(plan.space, plan.custom_search_space, lambda: app.config(plan))
 
     def work(self) -> None:
         """Run trials until the study has its total, a budget is spent, or a signal asks to stop.
@@ -236,7 +236,7 @@ class Worker:
         claimed: list[Asked] = []
         for trial in trials:
             try:
-                asked = Asked(trial, self._words.of(trial), trial.user_attrs.get(CONTINUES))
+                asked = Asked(trial, self._overrides.of(trial), trial.user_attrs.get(CONTINUES))
             except (SweepstackError, ValueError) as error:
                 failed = Outcome.failed(self._running[trial.number], one_line(error))
                 self._tell(failed)
