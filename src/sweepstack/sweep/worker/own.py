@@ -17,7 +17,7 @@ from sweepstack.config import reading as config
 from sweepstack.config.errors import InputError
 from sweepstack.config.schema import RunConfig
 from sweepstack.engine.spec import TrialSpec
-from sweepstack.sweep.book import put_back
+from sweepstack.sweep.book.book import checkpointed
 from sweepstack.sweep.naming import PLACES
 from sweepstack.sweep.plan import Plan
 from sweepstack.sweep.space import points
@@ -88,7 +88,7 @@ class Own:
 
     def checkpointed(self, folder: Path, number: int) -> int | None:
         """Steps that the checkpoints of a trial hold, None if it never began."""
-        return put_back.checkpointed(folder, number)
+        return checkpointed(folder, number)
 
     @cached_property
     def composition(self) -> Composition:
