@@ -50,11 +50,10 @@ def compose(*overrides: str, config_dir: str | None = None) -> TrialSpec:
     Raises:
         InputError: every mistake in the overrides, one line each.
     """
-    from sweepstack.config import overrides as typed
     from sweepstack.config import reading as config
     from sweepstack.engine.spec import TrialSpec
 
-    return TrialSpec(config.read(typed.compose(overrides, config_dir)))
+    return TrialSpec(config.read(config.compose(overrides, config_dir)))
 
 
 def history(study: str, storage: str = STORAGE) -> pd.DataFrame:
