@@ -27,15 +27,8 @@ ALLOWED = {
 }
 """The only files that may use private names of other packages."""
 PENDING: set[str] = {
-    "hydra_plugins/sweepstack_sweeper/_impl.py",
     "sweepstack/models/custom.py",
-    "sweepstack/models/layers.py",
-    "sweepstack/reporting/dashboard/dashboard_rows.py",
-    "sweepstack/reporting/dashboard/decorate.py",
-    "sweepstack/reporting/doctor/command.py",
     "sweepstack/reporting/rerun/recorded.py",
-    "sweepstack/study/read.py",
-    "sweepstack/study/storage.py",
     "sweepstack/sweep/book/delete.py",
     "sweepstack/sweep/book/duplicates.py",
     "sweepstack/sweep/book/fallback.py",

@@ -1,7 +1,4 @@
-"""Before Hydra makes a folder: check a run or a sweep as a whole, and claim the run's folder.
-
-Whatever is wrong is found here, while nothing is written yet.
-"""
+"""Before Hydra makes a folder: check a run or a sweep as a whole, then claim the run's folder."""
 
 from __future__ import annotations
 
@@ -105,7 +102,7 @@ def with_overrides(argv: Sequence[str], added: Sequence[str]) -> list[str]:
 
 
 def _spelled(word: str) -> str:
-    """An override with quotes around the words that have letters unknown to Hydra's grammar."""
+    """An override with quotes around the parts whose letters Hydra's grammar does not know."""
     key, _, value = word.partition("=")
     if word.isascii() or word.startswith("-"):
         return word

@@ -171,7 +171,7 @@ def on_top(
             override = parser.parse_override(word)
             key = override.key_or_group
             if override.is_sweep_override() or key.startswith("hydra"):
-                raise InputError(f"one value of a key of the config is meant, got '{word}'")
+                raise InputError(f"an override must set one value of a config key, got '{word}'")
             if override.type == OverrideType.CHANGE and _options(key, config_dir):
                 cfg[key] = compose([word], config_dir)[key]
                 continue
