@@ -8,6 +8,7 @@ import select
 import signal
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import numpy as np
@@ -207,15 +208,15 @@ def test_help_imports_no_torch():
         ["sweepstack", "--cfg", "job"],
         ["sweepstack", "--hydra-help"],
         ["sweepstack", "--info", "plugins"],
-        ["sweepstack.cli.study", "--help"],
-        ["sweepstack.cli.study", "list"],
+        ["sweepstack-study", "--help"],
+        ["sweepstack-study", "list"],
     ],
 )
 def test_printing_to_what_cannot_be_written_is_no_traceback(tmp_path, words):
-    err = tmp_path / "err"
+    err, script = tmp_path / "err", Path(sysconfig.get_path("scripts"), words[0])
 
     def run(out):
-        process = warm.start(["-m", *words], tmp_path, out, err, os.environ)
+        process = warm.start([str(script), *words[1:]], tmp_path, out, err, os.environ)
         process.join(300)
         return process.exitcode, err.read_text()
 
@@ -226,8 +227,7 @@ def test_printing_to_what_cannot_be_written_is_no_traceback(tmp_path, words):
     assert run(warm.CLOSED) == (0, "")
     if Path("/dev/full").exists():
         code, said = run(Path("/dev/full"))
-        name = "sweepstack" if words[0] == "sweepstack" else "sweepstack-study"
-        full = f"{name}: stdout: No space left on device\n"
+        full = f"{words[0]}: stdout: No space left on device\n"
         assert (code, said) in [(3, full), (0, "")]  # a display ends no command
 
 
