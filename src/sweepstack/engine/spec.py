@@ -1,4 +1,4 @@
-"""What goes into the engine and what comes out: `TrialSpec` and `TrialResult`.
+"""What goes into the engine and what comes out: `TrialSpec`, `TrialResult` and `Monitor`.
 
 A spec has a *static* part (equal for all trials of a stack); the rest, per slot, is *dynamic*.
 Which is which stands in the schema. Imports neither torch nor Hydra.
@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from functools import cached_property
 from pathlib import Path
@@ -133,3 +134,56 @@ class TrialResult:
     def value(self) -> float:
         """The objective at the best state; NaN when there was none."""
         return self.metrics.get(self.objective, float("nan"))
+
+
+class Raised(Exception):
+    """A monitor raised `error`: a database that is gone, say. No trial is to blame for it."""
+
+    def __init__(self, error: Exception):
+        super().__init__(str(error))
+        self.error = error
+
+
+@contextmanager
+def telling() -> Iterator[None]:
+    """Around calls of a monitor, where a model may raise as well; raises `Raised`."""
+    try:
+        yield
+    except Exception as error:
+        raise Raised(error) from error
+
+
+class Monitor:
+    """Watches trials: `train` tells it what happens and asks it whether to go on.
+
+    Subclass what you need; every method does nothing by default. What one raises is no trial's
+    failure: it ends the training and comes out of `train` as it is.
+    """
+
+    def room(self, slots: int) -> None:
+        """`slots` places are free: as many specs are about to be pulled."""
+
+    def started(
+        self, spec: TrialSpec, step: int, total_steps: int, history: Sequence[Mapping[str, float]]
+    ) -> None:
+        """A trial begins at `step` (above 0 when it is resumed) of at most `total_steps`.
+
+        `history` are the rows that it has reported already, before it was resumed.
+        """
+
+    def stepped(self, steps: int) -> None:
+        """All slots went `steps` steps on."""
+
+    def report(self, spec: TrialSpec, row: Mapping[str, float]) -> None:
+        """A trial was evaluated; `row` has step, epoch, lr, train_loss and the val metrics.
+
+        At one evaluation of a stack, the reports of all slots come before any `should_stop`.
+        """
+
+    def should_stop(self, spec: TrialSpec) -> bool:
+        """Whether to prune the trial, asked once after each of its reports."""
+        return False
+
+    def interrupted(self) -> int | None:
+        """A signal's exit code to checkpoint and stop at once, or None to go on."""
+        return None

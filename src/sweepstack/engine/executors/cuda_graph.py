@@ -19,8 +19,7 @@ from torch import Tensor
 from sweepstack.config.errors import one_line
 from sweepstack.data.batches import Source
 from sweepstack.engine import device
-from sweepstack.engine.executors import side_effects
-from sweepstack.engine.executors.executor import Eager
+from sweepstack.engine.executors import Eager, side_effects, warn_of_side_effects
 from sweepstack.engine.stack import Stack
 from sweepstack.engine.step import Batch, Step
 
@@ -87,7 +86,7 @@ class _Captured:
             with torch.cuda.stream(aside):
                 for _ in range(WARM_UP):
                     step(stack, self.batch)
-                with _capturable(), _waiting_refused(), side_effects.watched(step.module) as seen:
+                with _capturable(), _waiting_refused(), side_effects(step.module) as seen:
                     step(stack, self.batch)
             # Other threads, such as one that pins batches, may go on as they like.
             mode = "thread_local"
@@ -101,7 +100,7 @@ class _Captured:
             here.wait_stream(aside)
             for view, old in zip(views, before, strict=True):  # the warm-up has trained
                 view.copy_(old)
-        side_effects.report(step.module, seen)
+        warn_of_side_effects(step.module, seen)
 
     def replay(self, batch: Batch) -> Tensor:
         """A step with these numbers."""

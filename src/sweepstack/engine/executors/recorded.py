@@ -23,8 +23,7 @@ import torch
 from torch import Tensor
 
 from sweepstack.data.batches import DeviceSource
-from sweepstack.engine.executors import side_effects
-from sweepstack.engine.executors.executor import Eager
+from sweepstack.engine.executors import Eager, side_effects, warn_of_side_effects
 from sweepstack.engine.executors.recording import Recorder
 from sweepstack.engine.program import Program
 from sweepstack.engine.stack import Stack
@@ -140,10 +139,10 @@ class _Part:
         if not recorder.open:
             return function()
         apart = self.stack.width > 1 and self.step.fused
-        with side_effects.watched(self.step.module) as seen:
+        with side_effects(self.step.module) as seen:
             found = recorder.record(function, self.stack.lasting, inputs, apart=apart)
         if recorder.recording is not None:
-            side_effects.report(self.step.module, seen)
+            warn_of_side_effects(self.step.module, seen)
         elif recorder.reason is not None:
             log.info("the model's steps are not recorded: %s", recorder.reason)
         return found
