@@ -53,8 +53,8 @@ class TrialSpec:
 
 
 def by_group(config: RunConfig, name: str, make: Callable[[str, Any], Any]) -> dict[str, Any]:
-    """What `make` gives for each key of a config and its value. Of a group, which many trials of a
-    sweep share, it is made once and kept in the object under `name`."""
+    """`make(key, value)` for each key of a config. A group, which many trials of a sweep share,
+    keeps it under `name`."""
     found = {}
     for item in fields(config):
         value = getattr(config, item.name)
@@ -74,7 +74,7 @@ def plain(value: Any) -> Any:
 
 
 def _json(name: str, value: Any) -> str:
-    """A key as JSON; an empty word for a group of which nothing counts."""
+    """A key as JSON; '' for a group of which nothing counts."""
     node = plain(value)
     for item in fields(value) if is_dataclass(value) else ():
         if item.metadata.get("place"):  # it changes nothing about the trial
@@ -98,7 +98,7 @@ def _static(key: str, value: Any) -> list[tuple[str, Any]]:
 
 @dataclass(repr=False)
 class TrialResult:
-    """What a trial gave.
+    """A trial's result.
 
     `metrics` are those of the best state (validation and, once, test) plus `train_loss` at that
     evaluation; `history` has one row per evaluation; `best_state` maps parameter and buffer names
@@ -137,7 +137,7 @@ class TrialResult:
 
 
 class Raised(Exception):
-    """A monitor raised `error`: a database that is gone, say. No trial is to blame for it."""
+    """A monitor raised `error`; no trial failed."""
 
     def __init__(self, error: Exception):
         super().__init__(str(error))
@@ -161,29 +161,25 @@ class Monitor:
     """
 
     def room(self, slots: int) -> None:
-        """`slots` places are free: as many specs are about to be pulled."""
+        """So many slots are free and about to be filled."""
 
     def started(
         self, spec: TrialSpec, step: int, total_steps: int, history: Sequence[Mapping[str, float]]
     ) -> None:
-        """A trial begins at `step` (above 0 when it is resumed) of at most `total_steps`.
-
-        `history` are the rows that it has reported already, before it was resumed.
-        """
+        """A trial starts at `step` of at most `total_steps`; a resumed one, at a step above 0, has
+        reported the rows of `history` already."""
 
     def stepped(self, steps: int) -> None:
-        """All slots went `steps` steps on."""
+        """All slots advanced by `steps`."""
 
     def report(self, spec: TrialSpec, row: Mapping[str, float]) -> None:
-        """A trial was evaluated; `row` has step, epoch, lr, train_loss and the val metrics.
-
-        At one evaluation of a stack, the reports of all slots come before any `should_stop`.
-        """
+        """A trial was evaluated; `row` has step, epoch, lr, train_loss and the val metrics. At an
+        evaluation of a stack, the reports of all slots come before any `should_stop`."""
 
     def should_stop(self, spec: TrialSpec) -> bool:
         """Whether to prune the trial, asked once after each of its reports."""
         return False
 
     def interrupted(self) -> int | None:
-        """A signal's exit code to checkpoint and stop at once, or None to go on."""
+        """A signal's exit code to checkpoint and stop now, or None to continue."""
         return None

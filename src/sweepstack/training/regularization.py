@@ -51,8 +51,7 @@ def clip_by_value(grads: Sequence[Tensor], bound: Tensor) -> None:
 def beta_table(alpha: float, points: int = 1025) -> Tensor:
     """Quantiles of Beta(α, α) at 0, 1/(points-1), ..., 1; float32 (points,).
 
-    Drawing from it by interpolation is off by at most 1/(points-1) in the distribution function,
-    before rounding.
+    Interpolation is off by at most 1/(points-1) in the distribution function, before rounding.
     α = 0 is no mixup: a table of ones.
     """
     if alpha == 0:
@@ -80,7 +79,7 @@ def mixup_lambda(keys: Tensor, tables: Tensor) -> Tensor:
 
 
 def partners(values: Tensor) -> Tensor:
-    """What each sample is mixed with: the next one of the batch, which is in random order.
+    """Each sample's partner in mixup: the next one of the batch, which is in random order.
 
     `values` are inputs or targets (S, B, ...). The loss of a mixed batch is
     λ·loss(outputs, targets) + (1 - λ)·loss(outputs, partners(targets)).

@@ -45,13 +45,7 @@ class Executor(Protocol):
 
 
 class Eager:
-    """Runs each step as it is written.
-
-    Args:
-        step: of the stack's program.
-        stack: of S slots.
-        source: of the batches.
-    """
+    """Runs each step as it is written."""
 
     def __init__(self, step: Step, stack: Stack, source: Source):
         self.step, self.stack, self.source = step, stack, source
@@ -129,7 +123,7 @@ def warn_of_side_effects(module: nn.Module, seen: list[str]) -> None:
 
 
 def _attributes(module: nn.Module) -> dict[str, Any]:
-    """Plain values by name, and the lengths of containers."""
+    """Plain attributes by name, and the lengths of containers."""
     found: dict[str, Any] = {}
     for path, layer in module.named_modules():
         for name, value in vars(layer).items():
@@ -143,7 +137,7 @@ def _attributes(module: nn.Module) -> dict[str, Any]:
 
 
 class _Output:
-    """A stream that notes whether this thread writes to it."""
+    """A stream that knows whether this thread writes to it."""
 
     def __init__(self, stream: Any):
         self._stream, self._thread, self.used = stream, threading.get_ident(), False

@@ -1,11 +1,10 @@
 """The tensor operations of a function, recorded as it runs and run again without it.
 
-A small model's step is a hundred operations of a few microseconds each, and Python, autograd and
-vmap need longer to arrive at them than they take. A recording holds the operations alone, in the
-order in which they came, as a short Python function. It is kept once two in a row are equal: what
-reads a number out of a tensor, draws from torch's generator or has a result of varying shape is
-never kept, and what differs from call to call (a counter that goes into the numbers) is noticed.
-A recording gives bit-equal numbers, since it calls the same kernels on the same values.
+A small model's step is a hundred operations of a few microseconds each; Python, autograd and vmap
+take longer to reach them than they take. A recording holds the operations alone, in order, as a
+short Python function. It is used once two in a row are equal. What reads a number out of a tensor,
+draws from torch's generator, has a result of varying shape, or differs from call to call is not
+recorded. A recording gives bit-equal numbers: it calls the same kernels on the same values.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ _FILLED = {
 _SMALL = 2**16
 _BY_VALUE = (torch.dtype, torch.device, torch.layout, torch.memory_format)
 MAX_RECORDINGS = 4
-"""After so many, none like the one before, the function stays eager. The first may fill caches."""
+"""After so many unequal ones the function stays eager. The first may fill caches."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,7 @@ class Recording:
 
 @dataclass
 class Recorder:
-    """What has been recorded of a function so far: a recording, why there is none, or neither."""
+    """Records a function: has a recording, the reason why there is none, or neither so far."""
 
     recording: Recording | None = None
     reason: str | None = None
@@ -68,7 +67,7 @@ class Recorder:
 
     @property
     def open(self) -> bool:
-        """Whether the next call has to be recorded."""
+        """Whether to record the next call."""
         return self.recording is None and self.reason is None
 
     def record(
@@ -119,7 +118,7 @@ def recorded(
     try:
         with listener:
             outputs = list(function())
-    except Exception as error:  # perhaps only because it was looked at, or took more memory
+    except Exception as error:  # perhaps only because of recording: it takes more memory
         reason = one_line(error) or type(error).__name__
         listener.calls.clear()
     else:
@@ -171,12 +170,12 @@ def _same(one: Any, other: Any) -> bool:
 
 
 class NotRecordable(Exception):
-    """The function does what no recording can hold; says what, in a few words."""
+    """The function cannot be recorded; the message says why."""
 
 
 @dataclass
 class _Line:
-    """`outputs = text`; `uses` are the tensors in it."""
+    """`outputs = text`, which has the tensors `uses`."""
 
     text: str
     outputs: list[str]
@@ -192,10 +191,12 @@ class _Line:
 
 @dataclass
 class Source:
-    """Turns recorded operations into source text and the objects that it names.
+    """Turns recorded operations into source text: `bind(lasting tensors)` makes views of them once
+    and gives `replay(inputs)`, which has one line for each operation that something depends on, and
+    frees each tensor after its last use.
 
     Raises:
-        NotRecordable: an operation is among them that no recording can hold.
+        NotRecordable: an operation cannot be recorded.
     """
 
     lasting: Sequence[Tensor]
@@ -253,7 +254,7 @@ class Source:
             self.fixed.update(outputs)
 
     def text(self, outputs: Sequence[Tensor], *, apart: bool) -> str:
-        """The whole text: what is done once for the lasting tensors, and what in each run."""
+        """The whole text: what runs once for the lasting tensors, and what runs each time."""
         results = [self._text(tensor, set()) for tensor in outputs]
         if apart:
             self._take_apart(results)
@@ -271,7 +272,7 @@ class Source:
         return [name for text in results for name in text.strip("[]").split(", ")]
 
     def _take_apart(self, results: list[str]) -> None:
-        """Results that only put tensors together become lists of these."""
+        """Replace results that only stack tensors by lists of these."""
         for line in self.each:
             (name,) = line.outputs if len(line.outputs) == 1 else (None,)
             used = any(name in other.uses for other in self.each)
@@ -279,7 +280,7 @@ class Source:
                 results[results.index(name or "")] = f"[{', '.join(line.parts)}]"
 
     def _freeing(self, lines: list[_Line], results: list[str]) -> list[str]:
-        """The lines, each tensor being let go after its last use."""
+        """The lines, with each tensor deleted after its last use."""
         seen = set(self._names_in(results)) | {self.names[id(tensor)] for tensor in self.inputs}
         text: list[str] = []
         for line in reversed(lines):
@@ -299,7 +300,7 @@ class Source:
         return self.names.setdefault(id(tensor), name)
 
     def _is_filled(self, call: Call, uses: set[str]) -> bool:
-        """Whether a small tensor is made of shapes and constants alone, and never changed."""
+        """Whether a small tensor depends on shapes and constants alone, and never changes."""
         if not isinstance(call.found, Tensor) or id(call.found) in self.changed:
             return False
         made = call.operation in _FILLED or (bool(uses) and uses <= self.filled)
@@ -326,7 +327,7 @@ class Source:
         return self.bases.get(name, name)
 
     def _object_of(self, tensor: Tensor, kind: set[str]) -> str:
-        """Name a tensor that is the same in each run, and kept."""
+        """Name a tensor that is the same in each run."""
         name = self.names[id(tensor)] = self._object(tensor, "c")
         self.fixed.add(name)
         kind.add(name)
@@ -341,7 +342,7 @@ class Source:
 
 
 def _needed(lines: list[_Line], wanted: set[str]) -> list[_Line]:
-    """The lines that the wanted tensors depend on, and those that change a tensor."""
+    """The lines that the wanted tensors depend on, and in-place operations."""
     kept: list[_Line] = []
     for line in reversed(lines):
         if line.changes or wanted & set(line.outputs):
@@ -351,7 +352,7 @@ def _needed(lines: list[_Line], wanted: set[str]) -> list[_Line]:
 
 
 def _is_alias(call: Call) -> bool:
-    """Whether an operation gives its only tensor once more."""
+    """Whether an operation returns its input as it is."""
     if call.operation in _ALIASES:
         return True
     if call.operation is _aten.permute.default:
@@ -361,7 +362,7 @@ def _is_alias(call: Call) -> bool:
 
 
 def _all_changed(calls: Sequence[Call]) -> set[int]:
-    """Ids of the tensors that are written to, also by way of a view."""
+    """Ids of the tensors that are written to, also through a view."""
     bases: dict[int, int] = {}
     changed: set[int] = set()
     for call in calls:
