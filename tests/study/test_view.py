@@ -163,7 +163,7 @@ def test_keys_know_their_values() -> None:
     assert not view.is_number("init")
     [parameter] = view.keys["training.seed"].parameters
     assert (parameter.span, parameter.is_integer, parameter.declared) == ((0, 9), True, False)
-    assert [p.name for p in view.parameters] == ["init", "optimizer.lr", "training.seed"]
+    assert [p.name for p in view.parameters] == ["init", "optimizer.lr"]
 
 
 def test_cases_of_a_key_are_its_parameters() -> None:

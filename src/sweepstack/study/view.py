@@ -162,10 +162,10 @@ class StudyView:
         """Those `seeds` of which finished trials have two values or more."""
         return self._with_several_values(self.seeds)
 
-    @cached_property
+    @property
     def parameters(self) -> list[Parameter]:
-        """Every parameter of the space, seeds among them: a key has several if it has cases."""
-        return [parameter for key in self.keys.values() for parameter in key.parameters]
+        """Every parameter of the `settings`: a key has several if it has cases."""
+        return [p for column in self.settings for p in self.keys[column].parameters]
 
     def is_number(self, key: str) -> bool:
         """Whether a key's values are numbers of a range and not choices."""
@@ -230,6 +230,15 @@ class StudyView:
         kept = (self.frame["state"] == "complete") & self.feasible
         return self.frame[kept & (values < LARGEST).all(axis=1)]
 
+    @cached_property
+    def trained(self) -> pd.DataFrame:
+        """The good trials that were trained: without duplicates."""
+        return self.good[~self.duplicates[self.good.index]]
+
+    def scores(self, df: pd.DataFrame) -> pd.Series:
+        """The first objective of rows where more is better: its negative where less is."""
+        return -df[self.objective] if self.minimized else df[self.objective]
+
     def best_first(self, df: pd.DataFrame) -> pd.DataFrame:
         """Rows by the first objective, of equal ones the earlier trial first, NaN last."""
         return df.iloc[order(df[self.objective], df["number"], [self.direction])]
@@ -243,15 +252,14 @@ class StudyView:
 
     @cached_property
     def configurations(self) -> pd.DataFrame:
-        """`configured` of the good trials that are no duplicates."""
-        return self.configured(self.good[~self.duplicates[self.good.index]])
+        """`configured` of the trained trials."""
+        return self.configured(self.trained)
 
     def configured(self, df: pd.DataFrame) -> pd.DataFrame:
         """One row per configuration, the best first.
 
-        Columns: the `settings`; score, the mean of the first objective where more is better (its
-        negative where it is minimized); runs, how many seeds that is the mean of; std, their sample
-        standard deviation (NaN for one run); numbers, the list of its trials.
+        Columns: the `settings`; score, the mean of `scores`; runs, how many seeds that is the mean
+        of; std, their sample standard deviation (NaN for one run); numbers, the list of its trials.
         """
         if df.empty:
             return df[self.settings].assign(score=math.nan, runs=0, std=math.nan, numbers=None)

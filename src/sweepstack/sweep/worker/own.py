@@ -20,7 +20,7 @@ from sweepstack.engine.spec import TrialSpec
 from sweepstack.sweep.book import put_back
 from sweepstack.sweep.naming import PLACES
 from sweepstack.sweep.plan import Plan
-from sweepstack.sweep.space import order, points
+from sweepstack.sweep.space import points
 from sweepstack.sweep.space.space import Space
 from sweepstack.sweep.worker import equal, question
 from sweepstack.sweep.worker.composition import Composition
@@ -78,7 +78,7 @@ class Own:
         def static(words: list[str]) -> Any:
             return TrialSpec(self.read(self.composition, [*fixed, *words])).static
 
-        ranks = order.ranks(plan.space, static) if plan.grid else {}
+        ranks = points.ranks(plan.space, static) if plan.grid else {}
         found = replace(plan, objectives=objectives, directions=directions, order=ranks)
         return found, asked
 

@@ -27,7 +27,7 @@ from sweepstack.engine.width import MANY, Widths
 from sweepstack.study.attributes import CONTINUES, EFFECT, PLANNED
 from sweepstack.sweep import samplers
 from sweepstack.sweep.plan import Plan
-from sweepstack.sweep.space import order
+from sweepstack.sweep.space import points
 from sweepstack.sweep.worker.equal import Equal
 from sweepstack.sweep.worker.models_kept import Kept
 from sweepstack.sweep.worker.trial import Asked, Outcome, Verdicts
@@ -92,7 +92,7 @@ class Trainer(Monitor):
         if wanted != "auto":
             return Widths(wanted)
         if plan.grid or plan.sampler.name in samplers.INDEPENDENT:
-            alike = order.most_alike(plan.space, plan.order) if plan.grid else plan.total
+            alike = points.most_alike(plan.space, plan.order) if plan.grid else plan.total
             mine = MANY if alike is None else -(-alike // plan.n_jobs)
             return Widths("auto", seeds * max(mine, 1), file=file)
         trials = 1 if plan.total is None else min(plan.total // 10, MOST_ASKED)
