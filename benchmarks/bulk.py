@@ -30,7 +30,7 @@ from sweepstack.sweep import plan as plans
 from sweepstack.sweep.book import studies
 from sweepstack.sweep.book.journal import Journal
 from sweepstack.sweep.book.ledger import Ledger
-from sweepstack.sweep.worker import own, worker
+from sweepstack.sweep.worker import trainer, worker
 from sweepstack.sweep.worker.trial import Stop
 from sweepstack.sweep.worker.trial_folder import TrialFolder
 
@@ -116,12 +116,12 @@ def main() -> None:
         timed(Ledger, method, "database")
     for method in ("parameters", "write"):
         timed(Journal, method, "database")
-    timed(own.Own, "read", "compose, read")
+    timed(trainer.TrainingApp, "read", "compose, read")
     for method in ("begin", "end"):
         timed(TrialFolder, method, "folder")
     with tempfile.TemporaryDirectory() as name:
         os.chdir(name)
-        app = own.Own()
+        app = trainer.TrainingApp()
         plan, question = app.prepare(plans.read(node, words, "sweepstack", app.check))
         opened = storage.connect(f"sqlite:///{name}/studies.db")
         study = studies.open_study(opened, plan.study, plan.directions, question)

@@ -22,9 +22,9 @@ from sweepstack.config.errors import (
 )
 from sweepstack.config.reading import folder
 from sweepstack.sweep import sweep as sweeps
+from sweepstack.sweep.worker.application import HydraApp
 from sweepstack.sweep.worker.launch import Crew, Launch
-from sweepstack.sweep.worker.other import Other
-from sweepstack.sweep.worker.own import Own
+from sweepstack.sweep.worker.trainer import TrainingApp
 
 log = logging.getLogger("sweepstack.sweep")
 
@@ -43,7 +43,7 @@ def sweep(
     Raises:
         SweepstackError: something is wrong, nothing completed, or a signal ended the sweep.
     """
-    app = _own(config) if _is_sweepstack(task) else Other(context, config, task)
+    app = _own(config) if _is_sweepstack(task) else HydraApp(context, config, task)
     target = OmegaConf.select(config, "hydra.launcher._target_")
     if not isinstance(target, str):
         raise InputError(
@@ -51,7 +51,7 @@ def sweep(
         )
     launcher = None if target == _LOCAL else _carry(context, config)
     results = None
-    if not isinstance(app, Own):
+    if not isinstance(app, TrainingApp):
         results = _results(config)
     elif launcher is None:
         _check_places(config)
@@ -67,14 +67,14 @@ def _is_sweepstack(task: Callable[[DictConfig], Any]) -> bool:
     return getattr(task, "__module__", None) == "sweepstack.cli.app"
 
 
-def _own(config: DictConfig) -> Own:
+def _own(config: DictConfig) -> TrainingApp:
     """sweepstack with the folder of `--config-dir` and the primary config."""
     given = [
         source.path
         for source in config.hydra.runtime.config_sources
         if source.provider == "command-line"
     ]
-    return Own(given[0] if given else None, config.hydra.job.config_name)
+    return TrainingApp(given[0] if given else None, config.hydra.job.config_name)
 
 
 def _results(config: DictConfig) -> Path:

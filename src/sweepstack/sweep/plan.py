@@ -79,7 +79,7 @@ class Plan:
         on_mismatch: what to do about a study of this name with other trials.
         duplicates: "once" trains one of the trials of equal effect, "train" all (`twins.py`; trials
             of other applications are all run).
-        keep_models: whose best.pt the study keeps in the end (`models_kept.py`).
+        keep_models: whose best.pt the study keeps in the end.
         order: which values of a grid share a stack (`order.py`).
         report: whether a sweep that is over writes its report (`analysis/report`).
         dry_run: only print all this.

@@ -41,10 +41,9 @@ from sweepstack.sweep.book.ledger import Ledger
 from sweepstack.sweep.book.ledger_of import ledger_of
 from sweepstack.sweep.plan import Plan
 from sweepstack.sweep.space.space import Space
-from sweepstack.sweep.worker import models_kept, worker
+from sweepstack.sweep.worker import trial_folder, worker
 from sweepstack.sweep.worker.failure_rate import too_many_failed
-from sweepstack.sweep.worker.launch import Crew, Launch, launch
-from sweepstack.sweep.worker.scoreboard import Scoreboard
+from sweepstack.sweep.worker.launch import Crew, Launch, Scoreboard, launch
 
 log = logging.getLogger(__name__)
 
@@ -128,7 +127,7 @@ def sweep(
         if SWEEP not in study.user_attrs:
             study.set_user_attr(SWEEP, _asked(chosen, arguments, hydra, app))
         folder = studies.folder_of(opened, study, STUDIES.absolute())
-        models_kept.ask(study, chosen.keep_models)
+        trial_folder.keep_models(study, chosen.keep_models)
         ledger = ledger_of(chosen, study, partial(app.checkpointed, folder))
         _take_up(chosen, ledger)
         deadline = began + chosen.timeout_s if chosen.timeout_s else math.inf
@@ -141,7 +140,7 @@ def sweep(
         if to_go and not too_many_failed(chosen, counts):
             code = launch(crew, study, board, launcher)
         if app.origin["name"] == "sweepstack":  # others keep what they want
-            models_kept.remove_others(study, folder)
+            trial_folder.remove_models(study, folder)
         _conclude(crew, study, ledger, code, results or folder, "" if temporary else url)
 
 
@@ -196,8 +195,6 @@ def _conclude(
     hopeless = counts["remaining"] and too_many_failed(crew.plan, counts)
     early = f"; {rate} ended it early" if hopeless else ""
     if not counts["running"] + counts["waiting"] and crew.folder.is_dir():
-        from sweepstack.sweep.worker import trial_folder
-
         trial_folder.tidy(crew.folder, *ledger.without_result())
     if not counts["done"]:
         raise NothingCompleted(

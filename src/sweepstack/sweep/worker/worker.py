@@ -44,7 +44,7 @@ RECOVER_S = 2.0
 
 
 class Runner(Protocol):
-    """What runs trials: `own.Trainer` or `other.Caller`."""
+    """What runs trials: `trainer.Trainer` or `application.Caller`."""
 
     @property
     def equal(self) -> Equal | None:
