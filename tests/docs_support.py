@@ -7,9 +7,15 @@ python or yaml that begins with a comment of a file's name is that file; other P
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import shlex
+import sys
 from dataclasses import dataclass
+from functools import cache
+from types import ModuleType
+
+from support import REPOSITORY
 
 from sweepstack.sweep.naming import automatic
 
@@ -21,6 +27,17 @@ SHORTER = {
     "regularization_tpe": ["hydra.sweeper.n_trials=4"],
 }
 """Words that leave less to do of a sweep whose parts do not share stacks."""
+
+
+@cache
+def generator() -> ModuleType:
+    """docs/generate.py."""
+    spec = importlib.util.spec_from_file_location("generate", REPOSITORY / "docs" / "generate.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules["generate"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @dataclass(frozen=True)

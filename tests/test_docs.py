@@ -15,12 +15,11 @@ import sys
 import numpy as np
 import pytest
 import yaml
-from docs_support import Block, blocks, composed, shortened
+from docs_support import Block, blocks, composed, generator, shortened
 from PIL import Image
 from support import REPOSITORY, SHARED_DATA
 
-from hydra_plugins.sweepstack_sweeper.sweepstack_sweeper import PRUNERS, SAMPLERS, SWEEPER
-from sweepstack.config import schema
+from sweepstack.config import schema, sweeper
 
 DOCS = REPOSITORY / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
@@ -159,10 +158,10 @@ def known_keys() -> set[str]:
     for group, options in {**schema.OPTIONS, **plain}.items():
         for kind in options.values():
             found |= {f"{group}.{item.name}" for item in dataclasses.fields(kind)}
-    found |= {f"hydra.sweeper.{key}" for key in SWEEPER}
-    for group, options in (("sampler", SAMPLERS), ("pruner", PRUNERS)):
-        settings = {key for node in options.values() for key in node} | {"seed", "name"}
-        found |= {f"hydra.sweeper.{group}"} | {f"hydra.sweeper.{group}.{key}" for key in settings}
+    found |= {f"hydra.sweeper.{key}" for key in sweeper.defaults(sweeper.Sweeper)}
+    for group, options in (("sampler", sweeper.SAMPLERS), ("pruner", sweeper.PRUNERS)):
+        settings = {key for kind in options.values() for key in sweeper.defaults(kind)} | {"name"}
+        found |= {f"hydra.sweeper.{group}.{key}" for key in settings}
     return found | {"hydra.sweeper"}
 
 
@@ -186,20 +185,15 @@ def test_every_sweep_and_option_is_documented():
     for file in (REPOSITORY / "sweeps").glob("*.yaml"):
         assert f"### {file.stem}\n" in page
         assert f"+sweeps={file.stem}" in page
-    for name in (*SAMPLERS, *PRUNERS):
+    for name in (*sweeper.SAMPLERS, *sweeper.PRUNERS):
         assert f"`{name}`" in page, name
-    for key in SWEEPER:
-        if not key.startswith("_") and key not in ("defaults", "storage", "direction", "params"):
+    for key in sweeper.defaults(sweeper.Sweeper):
+        if key not in ("storage", "direction", "params"):
             assert re.search(rf"\b{key}\b", page), key
 
 
 def test_the_reference_is_what_conf_and_schema_say():
-    spec = importlib.util.spec_from_file_location("generate", DOCS / "generate.py")
-    assert spec is not None
-    assert spec.loader is not None
-    generate = importlib.util.module_from_spec(spec)
-    sys.modules["generate"] = generate
-    spec.loader.exec_module(generate)
+    generate = generator()
     written = generate.PAGE.read_text("utf-8")
     assert written == generate.page(), "stale: run python docs/generate.py"
     unnamed = ("name", "scheme", "target", "arguments")  # what an option is chosen by, custom's own

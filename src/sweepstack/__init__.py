@@ -60,11 +60,11 @@ def compose(*overrides: str, config_dir: str | None = None) -> TrialSpec:
 def history(study: str, storage: str = STORAGE) -> pd.DataFrame:
     """A study's evaluations, one row per trial, seed and step: the learning rate and metrics.
 
-    See `analysis.history.history` for the columns, `results` for arguments and errors.
+    See `study.frame.history` for the columns, `results` for arguments and errors.
     """
-    from sweepstack.study import library
+    from sweepstack.study import view
 
-    return library.open_study(study, storage).history
+    return view.open_study(study, storage).history
 
 
 def load(folder: str | Path, trust: Sequence[str] = ()) -> Predictor:
@@ -85,7 +85,7 @@ def pivot(
     """Mean, std and n of the objective (or of the column `value`) for each value of a key, or of
     two: `pivot(df, "init", "model.activation")["mean"]` is a matrix, ready for a heatmap.
 
-    See `analysis.tables.pivot` for the statistics and errors.
+    See `study.tables.pivot` for the statistics and errors.
     """
     from sweepstack.study import tables
 
@@ -123,7 +123,7 @@ def report(value: float, step: int) -> None:
 def results(study: str, storage: str = STORAGE) -> pd.DataFrame:
     """A study as a frame: one row per trial, a column per swept key, metric and attribute.
 
-    See `analysis.frame.frame` for the columns. Units are in their names: duration_s, seconds (of
+    See `study.frame.frame` for the columns. Units are in their names: duration_s, seconds (of
     training), gpu_seconds, samples_per_s.
 
     Args:
@@ -134,9 +134,9 @@ def results(study: str, storage: str = STORAGE) -> pd.DataFrame:
         InputError: there is no such study.
         EnvironmentFault: the storage cannot be read.
     """
-    from sweepstack.study import library
+    from sweepstack.study import view
 
-    return library.open_study(study, storage).frame
+    return view.open_study(study, storage).frame
 
 
 def run(*overrides: str, config_dir: str | None = None) -> TrialResult:

@@ -17,8 +17,9 @@ from optuna.distributions import (
 from optuna.trial import TrialState, create_trial
 
 from sweepstack.reporting.doctor import Finding, examine
-from sweepstack.study.library import OpenStudy
-from sweepstack.sweep.space import space
+from sweepstack.study import storage as storages
+from sweepstack.study.view import StudyView
+from sweepstack.sweep.space import declare
 
 STEPS = 100
 CONFIG: dict[str, Any] = {
@@ -37,7 +38,7 @@ def made(
     direction: str = "maximize",
     storage: str | None = None,
     name: str = "made",
-) -> OpenStudy:
+) -> StudyView:
     """A study of sweepstack as the sweeper leaves it.
 
     Args:
@@ -46,8 +47,9 @@ def made(
         params: `hydra.sweeper.params`.
         asked: changes what the study keeps of how it was asked.
     """
-    parsed = space.parse(arguments, params)
-    study = optuna.create_study(direction=direction, storage=storage, study_name=name)
+    parsed = declare.parse(arguments, params)
+    kept = storage and storages.connect(storage)
+    study = optuna.create_study(direction=direction, storage=kept, study_name=name)
     signature = parsed.signature()
     identity = {"space": signature, "objectives": ["val_accuracy"], "config": CONFIG}
     study.set_user_attr("sweepstack.identity", identity)
@@ -61,7 +63,7 @@ def made(
     }
     study.set_user_attr("sweepstack.sweep", {**told, **(asked or {})})
     study.add_trials([_trial(signature, trial) for trial in trials])
-    return OpenStudy(study, "memory")
+    return StudyView(study, "memory", kept or None)
 
 
 def _trial(signature: Mapping[str, Any], trial: Mapping[str, Any]) -> optuna.trial.FrozenTrial:
@@ -86,8 +88,8 @@ def _distribution(entry: Mapping[str, Any]) -> BaseDistribution:
 
 
 def with_histories(
-    opened: OpenStudy, folder: Path, histories: Mapping[int, Sequence[Mapping[str, float]]]
-) -> OpenStudy:
+    opened: StudyView, folder: Path, histories: Mapping[int, Sequence[Mapping[str, float]]]
+) -> StudyView:
     """The same study beside a folder of its trials with a history.csv each."""
     opened.study.set_user_attr("sweepstack.folder", "made")
     for number, rows in histories.items():
@@ -97,15 +99,15 @@ def with_histories(
             writer = csv.DictWriter(file, list(rows[0]))
             writer.writeheader()
             writer.writerows(rows)
-    return OpenStudy(opened.study, str(folder / "studies.db"))
+    return StudyView(opened.study, str(folder / "studies.db"))
 
 
-def said(opened: OpenStudy, kind: str, *levels: str) -> list[Finding]:
+def said(opened: StudyView, kind: str, *levels: str) -> list[Finding]:
     """Findings of a kind, by default problems and hints."""
     wanted = levels or ("problem", "hint")
     return [f for f in examine(opened) if f.kind == kind and f.level in wanted]
 
 
-def loud(opened: OpenStudy) -> list[Finding]:
+def loud(opened: StudyView) -> list[Finding]:
     """What is no mere fact."""
     return [finding for finding in examine(opened) if finding.level != "fact"]

@@ -13,9 +13,9 @@ from doctor_support import CONFIG, loud, made
 from optuna.trial import TrialState, create_trial
 
 from sweepstack.reporting.doctor import Finding, examine, next_command
-from sweepstack.study.library import OpenStudy, open_study
+from sweepstack.study.view import StudyView, open_study
 from sweepstack.sweep import naming
-from sweepstack.sweep.space import space
+from sweepstack.sweep.space import declare
 
 LR = "optimizer.lr=tag(log,interval(0.0001,1.0))"
 DROPOUT = "regularization.dropout=interval(0,0.5)"
@@ -70,7 +70,7 @@ def foreign(direction="minimize", n=30):
     sampler = optuna.samplers.RandomSampler(seed=0)
     study.sampler = sampler
     study.optimize(objective, n, catch=(ValueError,))
-    return OpenStudy(study, "memory")
+    return StudyView(study, "memory")
 
 
 def test_other_programs_studies_are_read_and_get_no_command():
@@ -82,24 +82,24 @@ def test_other_programs_studies_are_read_and_get_no_command():
 
 
 def test_empty_failed_only_waiting_and_several_objectives_are_read():
-    empty = OpenStudy(optuna.create_study(), "memory")
+    empty = StudyView(optuna.create_study(), "memory")
     assert examine(empty) == []
     assert next_command(empty, []) is None
     failed = optuna.create_study()
     failed.add_trials([create_trial(state=TrialState.FAIL)] * 3)
-    [finding] = examine(OpenStudy(failed, "memory"))
+    [finding] = examine(StudyView(failed, "memory"))
     assert (finding.level, finding.text) == ("problem", "all 3 trials failed")
     failed.enqueue_trial({"x": 1})
-    assert examine(OpenStudy(failed, "memory"))[0].text == "all 3 trials failed"
+    assert examine(StudyView(failed, "memory"))[0].text == "all 3 trials failed"
     several = optuna.create_study(directions=["minimize", "maximize"])
     several.optimize(lambda t: (t.suggest_float("x", 0, 1), t.suggest_int("n", 1, 3)), 30)
-    assert examine(OpenStudy(several, "memory")) == []
+    assert examine(StudyView(several, "memory")) == []
     pruned = optuna.create_study()
     pruned.add_trials([create_trial(state=TrialState.PRUNED, intermediate_values={1: 0.5})] * 3)
-    assert examine(OpenStudy(pruned, "memory"))[0].level == "problem"
+    assert examine(StudyView(pruned, "memory"))[0].level == "problem"
     one = optuna.create_study()
     one.optimize(lambda t: t.suggest_float("x", 0, 1), 1)
-    assert {f.level for f in examine(OpenStudy(one, "memory"))} <= {"fact"}
+    assert {f.level for f in examine(StudyView(one, "memory"))} <= {"fact"}
 
 
 def test_no_warning_where_all_values_are_equal_or_missing():
@@ -161,7 +161,7 @@ def test_a_name_that_is_taken_is_not_proposed(tmp_path):
 def test_keys_that_only_the_sweeper_was_told_of_are_said_again():
     opened = at_the_edge([LR])
     opened.study.set_user_attr("sweepstack.sweep", {**opened.asked, "arguments": ["data=digits"]})
-    again = OpenStudy(opened.study, "memory")
+    again = StudyView(opened.study, "memory")
     found = [Finding("improving", "hint", "", "training.max_steps=200")]
     assert LR in shlex.split(next_command(again, found))
 
@@ -187,7 +187,7 @@ def test_where_the_noise_is_unknown_the_best_are_run_again_with_seeds():
     points = OverridesParser.create().parse_override(enqueue).value()
     best = max((t for t in trials if t.value), key=lambda t: t.value)
     assert len(points) == 5
-    known = space.parse([LR, DROPOUT]).values_of(list(map(str, points[0])))
+    known = declare.parse([LR, DROPOUT]).values_of(list(map(str, points[0])))
     assert known == best.params
 
 
@@ -217,7 +217,7 @@ def test_text_of_a_study_stays_one_plain_line():
     opened = at_the_edge(name=f"x{evil}")
     asked = {**opened.asked, "arguments": [f"data={evil}", LR]}
     opened.study.set_user_attr("sweepstack.sweep", asked)
-    opened = OpenStudy(opened.study, "memory")
+    opened = StudyView(opened.study, "memory")
     errors = [create_trial(state=TrialState.FAIL, user_attrs={"error": evil})] * 3
     opened.study.add_trials(errors)
     found = examine(opened)
@@ -277,13 +277,11 @@ def test_the_sweeper_takes_a_wider_case(sweepstack, tmp_path, monkeypatch):
     )
     monkeypatch.chdir(tmp_path)
     from sweepstack.reporting.doctor import overrides
-    from sweepstack.reporting.doctor.evidence import Evidence
 
     opened = open_study("cased", "sqlite:///outputs/studies.db")
-    evidence = Evidence(opened)
     found = [
-        Finding("edge", "hint", "", shlex.quote(overrides.widened(evidence, case, True)))
-        for case in evidence.cases
+        Finding("edge", "hint", "", shlex.quote(overrides.widened(opened, case, True)))
+        for case in opened.parameters
         if case.name in ("optimizer.lr[optimizer=sgd]", "regularization.weight_decay")
     ]
     assert len(found) == 2

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from doctor_support import made, said, with_histories
 
-from sweepstack.study.library import OpenStudy
+from sweepstack.study.view import StudyView
 
 LR = "optimizer.lr=tag(log,interval(0.0001,1.0))"
 STEPS = np.arange(10, 101, 10)
@@ -112,7 +112,7 @@ def test_curves_that_stopped_early_are_unknown_for_another_reason():
     opened = study(settled)
     for trial in opened.study.get_trials(deepcopy=False)[:16]:
         opened.study._storage._get_trial(trial._trial_id).user_attrs["stopped"] = "no better"
-    [finding] = said(OpenStudy(opened.study, "memory"), "curves", "fact")
+    [finding] = said(StudyView(opened.study, "memory"), "curves", "fact")
     assert "stopped early" in finding.text
     assert "evaluations" not in finding.text
     assert finding.command is None

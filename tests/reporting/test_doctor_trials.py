@@ -183,14 +183,14 @@ def test_a_conditional_key_is_judged_where_it_exists():
     assert not named(0.1)
 
 
-def test_known_twins_are_a_fact_and_no_evidence():
+def test_known_duplicates_are_a_fact_and_no_evidence():
     arguments = ["optimizer=sgd,adam", "optimizer.nesterov=false,true"]
     trials = [
         good(0.9, **{"optimizer": "adam", "optimizer.nesterov": False}),
         {**good(0.9, **{"optimizer": "adam", "optimizer.nesterov": True}), "attrs": {"equals": 0}},
         good(0.8, **{"optimizer": "sgd", "optimizer.nesterov": False}),
     ]
-    [finding] = said(made(arguments, trials), "twins", "fact")
+    [finding] = said(made(arguments, trials), "duplicates", "fact")
     assert "1 of 3 trials" in finding.text
     assert finding.text.endswith("only in optimizer.nesterov")
 

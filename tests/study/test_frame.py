@@ -16,7 +16,8 @@ from optuna.distributions import (
 )
 from optuna.trial import TrialState, create_trial
 
-from sweepstack.study.frame import frame, keys, objectives, ranks
+from sweepstack.study.frame import frame, ranks
+from sweepstack.study.keys import objectives, swept_keys
 
 
 def choice(key: str, *labels: Any, **when: list[str]) -> dict[str, Any]:
@@ -87,7 +88,7 @@ def test_each_trial_is_a_row_unless_another_replaces_it(study: optuna.Study) -> 
 def test_cases_of_one_key_are_one_column_in_declared_order(study: optuna.Study) -> None:
     names = ["optimizer", "optimizer.lr", "optimizer.momentum", "training.clip", "batch.size"]
     df = frame(study)
-    assert keys(study) == names
+    assert list(swept_keys(study, study.trials)) == names
     assert df.columns.tolist()[:8] == ["number", "state", "val_accuracy", *names]
     assert df["optimizer.lr"].tolist()[:4] == [0.1, 0.001, 0.001, 0.1]
     assert df["optimizer.lr"].dtype == "float64"
@@ -133,14 +134,14 @@ def test_a_study_of_another_program_needs_nothing_of_ours() -> None:
     study = optuna.create_study(directions=["minimize", "maximize"])
     study.optimize(lambda t: (t.suggest_int("width", 1, 8), t.suggest_float("number", 0, 1)), 3)
     df = frame(study)
-    assert objectives(study) == [("value_0", "minimize"), ("value_1", "maximize")]
-    assert keys(study) == ["width", "params_number"]
+    assert list(objectives(study).items()) == [("value_0", "minimize"), ("value_1", "maximize")]
+    assert list(swept_keys(study, study.trials)) == ["width", "params_number"]
     assert df["number"].tolist() == [0, 1, 2]
     assert df["params_number"].tolist() == df["value_1"].tolist()
     with pytest.warns(optuna.exceptions.ExperimentalWarning):
         study.set_metric_names(["loss", "accuracy"])
-    assert objectives(study) == [("loss", "minimize"), ("accuracy", "maximize")]
-    assert objectives(optuna.create_study()) == [("value", "minimize")]
+    assert list(objectives(study).items()) == [("loss", "minimize"), ("accuracy", "maximize")]
+    assert objectives(optuna.create_study()) == {"value": "minimize"}
 
 
 @pytest.mark.parametrize("identity", [None, "x", {"space": {"lr": [1]}, "objectives": "loss"}])

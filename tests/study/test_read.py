@@ -7,7 +7,7 @@ from pathlib import Path
 import optuna
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
-from optuna.storages._rdb import models
+from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 
 from sweepstack.study.read import trials_of
@@ -20,13 +20,17 @@ SPACE = {
 
 
 @pytest.fixture
-def study(tmp_path: Path) -> optuna.Study:
+def storage(tmp_path: Path) -> RDBStorage:
+    return RDBStorage(f"sqlite:///{tmp_path / 'studies.db'}")
+
+
+@pytest.fixture
+def study(storage: RDBStorage) -> optuna.Study:
     """Trials in every state, with all that a trial can have, beside another study's."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    url = f"sqlite:///{tmp_path / 'studies.db'}"
-    other = optuna.create_study(storage=url, study_name="other")
+    other = optuna.create_study(storage=storage, study_name="other")
     other.tell(other.ask(SPACE), 1.0)
-    made = optuna.create_study(storage=url, study_name="s", directions=["minimize", "maximize"])
+    made = optuna.create_study(storage=storage, study_name="s", directions=["minimize", "maximize"])
     for values in ([0.5, float("inf")], [-1.0, 2.0]):
         trial = made.ask(SPACE)
         trial.set_user_attr("words", ["a", {"b": None}])
@@ -38,30 +42,44 @@ def study(tmp_path: Path) -> optuna.Study:
     return made
 
 
-def test_it_is_what_optuna_reads(study: optuna.Study) -> None:
-    fresh = optuna.load_study(study_name="s", storage=study._storage)
-    assert len(trials_of(study)) == 5
-    assert trials_of(study) == fresh.get_trials()
+def by_optuna(*_: object, **__: object) -> None:
+    raise AssertionError("Optuna was asked")
 
 
-def test_reports_too(tmp_path: Path) -> None:
-    study = optuna.create_study(storage=f"sqlite:///{tmp_path / 'studies.db'}")
+def test_it_is_what_optuna_reads(
+    study: optuna.Study, storage: RDBStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = optuna.load_study(study_name="s", storage=storage).get_trials()
+    assert len(expected) == 5
+    monkeypatch.setattr(study, "get_trials", by_optuna)
+    assert trials_of(study, storage) == expected
+
+
+def test_reports_too(storage: RDBStorage) -> None:
+    study = optuna.create_study(storage=storage)
     trial = study.ask()
     for step, value in ((3, 0.5), (1, float("nan")), (2, float("-inf"))):
         trial.report(value, step)
     study.tell(trial, 1.0)
-    (mine,), (other,) = trials_of(study), study.get_trials()
+    (mine,), (other,) = trials_of(study, storage), study.get_trials()
     reports = [sorted(each.intermediate_values.items()) for each in (mine, other)]
     assert repr(reports[0]) == repr(reports[1])
 
 
 def test_other_storages_and_tables_are_read_by_optuna(
-    study: optuna.Study, monkeypatch: pytest.MonkeyPatch
+    study: optuna.Study, storage: RDBStorage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     memory = optuna.create_study()
     memory.tell(memory.ask(SPACE), 2.0)
     assert trials_of(memory) == memory.get_trials()
-    monkeypatch.delattr(models.TrialValueModel, "stored_repr_to_value")
-    kept = [[1.0, 2.0]]  # what Optuna cannot read now either, it has in its cache
-    monkeypatch.setattr(study, "get_trials", lambda deepcopy: kept)
-    assert trials_of(study) == kept
+    expected = study.get_trials()
+    with storage.engine.begin() as connection:
+        connection.exec_driver_sql("ALTER TABLE trial_values RENAME COLUMN value TO renamed")
+    # What Optuna cannot read now either, it has in its cache.
+    monkeypatch.setattr(study, "get_trials", lambda deepcopy: expected)
+    assert trials_of(study, storage) == expected
+    with storage.engine.begin() as connection:
+        connection.exec_driver_sql("ALTER TABLE trial_values RENAME COLUMN renamed TO value")
+        connection.exec_driver_sql("UPDATE alembic_version SET version_num = 'v9.9.9.a'")
+    monkeypatch.setattr(study, "get_trials", lambda deepcopy: [])
+    assert trials_of(study, storage) == []

@@ -25,8 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sweepstack.cli import preflight, usage
-from sweepstack.config import commands, trust
-from sweepstack.config import hydra_versions as compat
+from sweepstack.config import commands, hydra_adapter, trust
 from sweepstack.config import reading as config
 from sweepstack.config.errors import (
     InputError,
@@ -98,7 +97,7 @@ def _hydra() -> None:
     main = hydra.main(
         config_path=str(config.folder("conf")),
         config_name=config.CONFIG_NAME,
-        **compat.MAIN_ARGUMENTS,
+        **hydra_adapter.MAIN_ARGUMENTS,
     )
     try:
         main(run)()

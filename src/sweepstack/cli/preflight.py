@@ -12,9 +12,8 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
-from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import configure_log
@@ -22,7 +21,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from sweepstack.config import overrides, trust
+from sweepstack.config import hydra_adapter, overrides, trust
 from sweepstack.config import reading as config
 from sweepstack.config.check import shown
 from sweepstack.config.errors import InputError, nearest, one_line
@@ -90,13 +89,7 @@ def parsed(argv: Sequence[str]) -> tuple[Any, list[str]]:
     Raises:
         InputError: an option lacks its value, or has a wrong one.
     """
-    parser = get_args_parser()
-
-    def refuse(message: str) -> NoReturn:
-        raise InputError(f"{one_line(message)}; --help lists the options")
-
-    parser.error = refuse  # type: ignore[method-assign]
-    return parser.parse_known_args(list(argv))
+    return hydra_adapter.arguments_parser().parse_known_args(list(argv))
 
 
 def with_overrides(argv: Sequence[str], added: Sequence[str]) -> list[str]:

@@ -174,11 +174,11 @@ def _show(options: argparse.Namespace) -> int:
 def _report(options: argparse.Namespace) -> int:
     from sweepstack.reporting import report
     from sweepstack.runs.progress import console, shown
-    from sweepstack.study import library
+    from sweepstack.study import view
 
     if options.output is not None:
         report.check(options.output)
-    opened = library.open_study(options.study, options.storage)
+    opened = view.open_study(options.study, options.storage)
     path = report.write(opened, options.output or report.place_of(opened))
     console().print(f"report: {shown(path)}", highlight=False, soft_wrap=True, markup=False)
     return 0
@@ -187,10 +187,10 @@ def _report(options: argparse.Namespace) -> int:
 def _export(options: argparse.Namespace) -> int:
     from sweepstack.reporting import export
     from sweepstack.runs.progress import console, shown
-    from sweepstack.study import library
+    from sweepstack.study import view
 
     export.check(options.output)
-    opened = library.open_study(options.study, options.storage)
+    opened = view.open_study(options.study, options.storage)
     table = opened.history if options.history else opened.frame
     export.write(table, options.output)
     console().print(f"{len(table)} rows: {shown(options.output)}", highlight=False, soft_wrap=True)
@@ -199,10 +199,10 @@ def _export(options: argparse.Namespace) -> int:
 
 def _rerun(options: argparse.Namespace) -> int:
     from sweepstack.reporting.rerun import rerun
-    from sweepstack.study import library
+    from sweepstack.study import view
 
     return rerun.rerun(
-        library.open_study(options.study, options.storage),
+        view.open_study(options.study, options.storage),
         options.number,
         overrides=options.overrides,
         trust=options.trust,
@@ -218,9 +218,9 @@ def _delete(options: argparse.Namespace) -> int:
 
 
 def _dashboard(options: argparse.Namespace) -> int:
-    from sweepstack.reporting.dashboard import dashboard
+    from sweepstack.reporting.dashboard import server
 
-    return dashboard.serve(
+    return server.serve(
         options.storage,
         options.host,
         options.port,

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
@@ -17,8 +16,8 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from sweepstack.config import hydra_adapter, schema
 from sweepstack.config import reading as config
-from sweepstack.config import schema
 from sweepstack.config.errors import InputError, nearest, one_line
 
 UNREADABLE = (HydraException, ValueError, RecursionError)
@@ -113,7 +112,7 @@ def on_top(
                 cfg[key] = compose([word], config_dir)[key]
                 continue
             OmegaConf.set_struct(cfg, True)
-            ConfigLoaderImpl._apply_overrides_to_config([override], cfg)
+            hydra_adapter.apply_override(cfg, override)
         except REFUSALS as error:
             raise InputError(_explain(word, error, cfg, config_dir)) from None
         finally:

@@ -17,8 +17,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from sweepstack.config import check, schema
-from sweepstack.config import hydra_versions as compat
+from sweepstack.config import check, hydra_adapter, schema
 from sweepstack.config.errors import InputError, nearest, one_line
 
 CONFIG_NAME = "config"
@@ -50,7 +49,7 @@ def folder(name: str) -> Path:
     raise FileNotFoundError(f"sweepstack is installed without its {name}/ folder")
 
 
-compat.register_resolver("sweepstack_home", _home)
+hydra_adapter.register_resolver("sweepstack_home", _home)
 
 
 def compose(
@@ -71,31 +70,7 @@ def compose(
     Raises:
         hydra.errors.HydraException: an override names no key or option, or does not parse.
     """
-    # What hydra.initialize_config_dir and hydra.compose do, plus --config-dir, which they lack.
-    from hydra._internal.hydra import Hydra
-    from hydra._internal.utils import create_config_search_path
-    from hydra.core.config_search_path import SearchPathQuery
-    from hydra.core.global_hydra import GlobalHydra
-    from hydra.types import RunMode
-
-    search_path = create_config_search_path(str(folder("conf")))
-    if config_dir is not None:
-        where = f"file://{Path(config_dir).resolve()}"
-        search_path.prepend("command-line", where, SearchPathQuery(provider="schema"))
-    before = GlobalHydra.instance().hydra  # one that runs: a sweep composes its trials
-    compat.set_defaults()
-    try:
-        GlobalHydra.instance().clear()
-        hydra = Hydra.create_main_hydra2("sweepstack", search_path)
-        cfg = hydra.compose_config(
-            config_name,
-            list(overrides),
-            run_mode=RunMode.RUN,
-            from_shell=False,
-            with_log_configuration=False,
-        )
-    finally:
-        GlobalHydra.instance().hydra = before
+    cfg = hydra_adapter.compose(folder("conf"), overrides, config_name, config_dir)
     if not with_hydra:
         with open_dict(cfg):
             cfg.pop("hydra")

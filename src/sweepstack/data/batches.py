@@ -9,6 +9,7 @@ axes.
 
 from __future__ import annotations
 
+import os
 import signal
 import weakref
 from collections.abc import Iterable, Iterator
@@ -21,9 +22,18 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from sweepstack.config.errors import EnvironmentFault, one_line
 from sweepstack.data.dataset import Split, TensorSplit
-from sweepstack.data.memory import free_memory
 
 Pair = tuple[Tensor, Tensor]
+
+_MEMORY_LIMITS = (
+    ("/sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
+    (
+        *("/sys/fs/cgroup/memory", "memory.limit_in_bytes"),
+        *("memory.usage_in_bytes", "total_inactive_file"),
+    ),
+)
+"""Of control groups, version 2 and 1: the folder, its files of the limit and of what is in use, and
+what of that is cache."""
 
 
 class Source(Protocol):
@@ -189,3 +199,33 @@ class _Gathered(Dataset[Any]):
             # Returned, because a raised one arrives with its traceback as the message.
             return fault
         return x.view(*index.shape, *self.split.shape), y.view(index.shape)
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that are free on `device`, on a CPU within the limit of the control group; None where
+    the system does not say."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    found = _read_number("/proc/meminfo", "MemAvailable", 1024)
+    if found is None:
+        names = getattr(os, "sysconf_names", {})
+        if "SC_PHYS_PAGES" not in names:
+            return None
+        found = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    for folder, limit, used, cache in _MEMORY_LIMITS:
+        most, now = _read_number(f"{folder}/{limit}"), _read_number(f"{folder}/{used}")
+        if most is not None and now is not None:
+            cached = _read_number(f"{folder}/memory.stat", cache) or 0
+            found = min(found, max(0, most - now + cached))
+    return found
+
+
+def _read_number(path: str, name: str | None = None, unit: int = 1) -> int | None:
+    """The number in a file of the kernel, or on its line `name`; None where there is none."""
+    try:
+        with open(path, encoding="ascii") as file:
+            lines = [line.replace(":", " ").split() for line in file]
+        word = next(line[-1 if name is None else 1] for line in lines if name in (None, line[0]))
+        return int(word) * unit
+    except (OSError, ValueError, StopIteration, IndexError):
+        return None

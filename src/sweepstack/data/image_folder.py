@@ -15,9 +15,9 @@ from PIL import Image
 
 from sweepstack.config.errors import EnvironmentFault, InputError
 from sweepstack.config.schema import ImageFolder
-from sweepstack.data.dataset import Dataset, LazySplit, Split
+from sweepstack.data.dataset import Dataset, LazySplit, Split, Task
 from sweepstack.data.pictures import probe
-from sweepstack.data.splits import normalize, partition
+from sweepstack.data.splits import normalized, partition
 
 HELD_BYTES = 2**30
 """All splits together, once decoded, are held in memory up to this size."""
@@ -54,20 +54,9 @@ def load(config: ImageFolder) -> Dataset:
     small = sum(split.nbytes for split in raw) <= HELD_BYTES
     if small and config.placement != "stream":
         raw = [split.tensor() for split in raw]
-    affine, splits = normalize(config, *raw, at_most=None if small else STATISTICS_AT_MOST)
-    train, val, *test = splits
-    binary = len(classes) == 2
-    return Dataset(
-        name=config.name,
-        train=train,
-        val=val,
-        test=test[0] if test else None,
-        task="binary" if binary else "multiclass",
-        outputs=1 if binary else len(classes),
-        input_shape=shape,
-        classes=tuple(classes),
-        affine=affine,
-    )
+    at_most = None if small else STATISTICS_AT_MOST
+    task: Task = "binary" if len(classes) == 2 else "multiclass"
+    return normalized(config, task, tuple(classes), *raw, at_most=at_most)
 
 
 def _places(config: ImageFolder, names: dict[str, str]) -> dict[str, Path]:

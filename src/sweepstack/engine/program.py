@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from sweepstack import data, models
 from sweepstack.config.errors import InputError, NoMemory, contained, nearest, one_line
 from sweepstack.config.schema import Custom, Plateau
-from sweepstack.data import batches, memory, streams
+from sweepstack.data import batches, streams
 from sweepstack.data.dataset import Dataset
 from sweepstack.engine import device
 from sweepstack.engine.spec import TrialSpec
@@ -191,7 +191,7 @@ class Program:
         inputs = self.batch_size * math.prod(self.data.input_shape)
         # The template, the trial, its best state, gradients, a copy on its way, and moments.
         need = 4 * ((5 + len(self.rule.moments)) * count + activations + inputs)
-        free = memory.free_memory(self.device)
+        free = batches.free_memory(self.device)
         if self.device.type == "cuda":  # others' share may come free
             free = torch.cuda.get_device_properties(self.device).total_memory
         self.fits = None if free is None else max(1, int(0.9 * free / need))

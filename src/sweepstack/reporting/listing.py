@@ -13,7 +13,8 @@ from rich.text import Text
 
 from sweepstack.config.errors import printable
 from sweepstack.reporting.terminal import number
-from sweepstack.study.frame import STATES, is_retried, objectives
+from sweepstack.study.frame import STATES, is_retried
+from sweepstack.study.keys import objectives
 from sweepstack.study.ranking import best_trials
 from sweepstack.study.read import trials_of
 
@@ -52,9 +53,9 @@ def _line(study: optuna.Study) -> Line:
     goals = objectives(study)
     found, best = best_trials(study, trials), ""
     if found and len(goals) > 1:
-        best = f"{', '.join(name for name, _ in goals)}: {len(found)} on the front"
+        best = f"{', '.join(goals)}: {len(found)} on the front"
     elif found:
-        best = f"{goals[0][0]} {number(found[0].values[0])} (trial {found[0].number})"
+        best = f"{next(iter(goals))} {number(found[0].values[0])} (trial {found[0].number})"
     return Line(str(study.study_name), counts, best, max(times, default=None))
 
 

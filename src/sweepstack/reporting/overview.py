@@ -18,7 +18,8 @@ from sweepstack.config.errors import printable
 from sweepstack.reporting import doctor, terminal
 from sweepstack.runs import progress
 from sweepstack.study import storage
-from sweepstack.study.frame import STATES, objectives
+from sweepstack.study.frame import STATES
+from sweepstack.study.keys import objectives
 from sweepstack.study.library import OpenStudy, open_study
 from sweepstack.study.read import trials_of
 
@@ -113,7 +114,7 @@ def _print_progress(opened: OpenStudy, console: Console, now: datetime) -> None:
         parts.append(f"{timedelta(seconds=elapsed)} since the first began")
     _line(console, ", ".join(parts), "bold")
     running = [trial for trial in trials_of(opened.study) if trial.state == TrialState.RUNNING]
-    goal = objectives(opened.study)[0][0]
+    goal = next(iter(objectives(opened.study)))
     for trial in running[:RUNNING]:
         _line(console, f"trial {trial.number}: {_latest(trial, goal)}")
     if len(running) > RUNNING:

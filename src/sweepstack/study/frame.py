@@ -1,27 +1,31 @@
-"""A study as a pandas frame: one row per trial, one column per swept key.
+"""A study as pandas frames: its trials, and the evaluations of its trials.
 
-A swept key may have several parameters in Optuna, one for each of its cases, such as
-`optimizer.lr[optimizer=sgd]` and `optimizer.lr[optimizer=adam]`; here they are one column. Which
-belong together is in the study's attribute `sweepstack.identity`, written by the sweeper. A study
-of another program has none: there a key is a parameter's name, known from the trials.
+A frame's `attrs` hold what is known beyond the values: {"study": name, "objectives": {name:
+direction}, "keys": {key: {"finite": whether there are finitely many values, "choices": labels in
+declared order or None, "low", "high": the bounds of its numbers or None, "log": whether it was
+drawn on a logarithmic scale}}}.
+
+What the database keeps of an evaluation is the objective alone; the trials' folders
+(outputs/studies/STUDY/NUMBER/history.csv) have every metric. A trial whose folder is gone, and any
+of another program, has evaluations with the objective only.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+import csv
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import optuna
 import pandas as pd
-from optuna.distributions import CategoricalDistribution
-from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from sweepstack.study.attributes import IDENTITY, RETRIED, WORKER
+from sweepstack.study.attributes import RETRIED, WORKER
+from sweepstack.study.keys import FIXED, objectives, swept_keys
 from sweepstack.study.read import trials_of
-
-Direction: TypeAlias = Literal["maximize", "minimize"]
 
 STATES = {
     TrialState.COMPLETE: "complete",
@@ -30,11 +34,14 @@ STATES = {
     TrialState.RUNNING: "running",
     TrialState.WAITING: "waiting",
 }
-FIXED = ("number", "state", "worker", "feasible", "retried", "duration_s", "started")
-"""Columns whose names neither a key nor an attribute can take."""
+FIRST = ("number", "state", "seed", "step", "epoch")
+"""Columns of evaluations that come first, in this order, where there are any."""
+_WHOLE = re.compile(r"[0-9]{1,18}")
 
 
-def frame(study: optuna.Study, *, retried: bool = False) -> pd.DataFrame:
+def frame(
+    study: optuna.Study, *, retried: bool = False, trials: Sequence[FrozenTrial] | None = None
+) -> pd.DataFrame:
     """Read a study into a frame with one row per trial, in the order of their numbers.
 
     Columns, in this order:
@@ -48,29 +55,25 @@ def frame(study: optuna.Study, *, retried: bool = False) -> pd.DataFrame:
         feasible, in a study with constraints: whether all of them are kept.
         duration_s, started: seconds from start to end (NaN until then); local time of the start.
 
-    `attrs` holds what is known beyond the values: {"study": name, "objectives": {name: direction},
-    "keys": {key: {"finite": whether there are finitely many values, "choices": labels in declared
-    order or None, "low", "high": the bounds of its numbers or None, "log": whether it was drawn on
-    a logarithmic scale}}}.
-
     Args:
         study: of sweepstack or of any other program.
         retried: whether to keep failed trials that another trial replaced, and a column
             "retried" that tells them.
+        trials: all of the study, where they have been read.
     """
-    trials = trials_of(study)
+    trials = trials_of(study) if trials is None else trials
     goals = objectives(study)
-    swept = _swept(study, trials)
+    swept = swept_keys(study, trials)
     if not retried:
         trials = [trial for trial in trials if not is_retried(trial)]
     columns: dict[str, Any] = {
         "number": pd.Series([trial.number for trial in trials], dtype="int64"),
         "state": pd.Series([STATES[trial.state] for trial in trials], dtype=_text_type()),
     }
-    for index, (name, _) in enumerate(goals):
+    for index, name in enumerate(goals):
         columns[name] = pd.Series([_objective(trial, index) for trial in trials], dtype="float64")
-    for key in swept:
-        columns[key.column] = _series([key.label(trial) for trial in trials])
+    for column, key in swept.items():
+        columns[column] = _series([key.label(trial) for trial in trials])
     for name, values in _attributes(trials).items():
         columns.setdefault(name, values)
     if any(trial.constraints for trial in trials):
@@ -78,40 +81,47 @@ def frame(study: optuna.Study, *, retried: bool = False) -> pd.DataFrame:
         columns["feasible"] = pd.Series(kept, dtype="bool")
     if retried:
         columns["retried"] = pd.Series([is_retried(trial) for trial in trials], dtype="bool")
-    durations, starts = map(_duration, trials), [trial.datetime_start for trial in trials]
-    columns["duration_s"] = pd.Series(list(durations), dtype="float64")
+    starts = [trial.datetime_start for trial in trials]
+    columns["duration_s"] = pd.Series([_duration(trial) for trial in trials], dtype="float64")
     columns["started"] = pd.Series(starts, dtype="datetime64[us]")
     table = pd.DataFrame(columns)
-    table.attrs["study"] = str(study.study_name)
-    table.attrs["objectives"] = dict(goals)
-    table.attrs["keys"] = {key.column: key.described() for key in swept}
+    known = {column: key.described() for column, key in swept.items()}
+    table.attrs |= {"study": str(study.study_name), "objectives": goals, "keys": known}
     return table
 
 
-def keys(study: optuna.Study) -> list[str]:
-    """Name the columns of the swept keys, in declared order.
+def history(
+    study: optuna.Study,
+    folder: Path | None = None,
+    *,
+    trials: Sequence[FrozenTrial] | None = None,
+) -> pd.DataFrame:
+    """Read the evaluations of a study, in the order of trials and steps.
 
-    A key is called as in an override, without "+". Where the name of an objective or of a column
-    that every frame has is the same, it has "params_" in front, as in Optuna's own frames.
+    Columns: number and state of the trial; seed, where trials are means over several; step, in
+    optimizer steps; epoch; the learning rate lr; then the metrics, as means over samples. What is
+    not known is NaN. Without any evaluation the frame has number, state, step and the objective.
+
+    Args:
+        study: of sweepstack or of any other program.
+        folder: that of its trials' folders.
+        trials: all of the study, where they have been read.
     """
-    return [key.column for key in _swept(study, trials_of(study))]
-
-
-def objectives(study: optuna.Study) -> list[tuple[str, Direction]]:
-    """Name each objective and its direction, in the order of the study's values.
-
-    The names are the sweep's own, else `study.metric_names`, else "value", or "value_0" and so on
-    where there are several.
-    """
-    directions = study.directions
-    count = len(directions)
-    names = _identity(study).get("objectives") or study.metric_names
-    if not isinstance(names, list) or len(set(map(str, names))) != count:
-        names = ["value"] if count == 1 else [f"value_{index}" for index in range(count)]
-    return [
-        (str(name), "maximize" if direction == StudyDirection.MAXIMIZE else "minimize")
-        for name, direction in zip(names, directions, strict=True)
-    ]
+    name = next(iter(objectives(study)))
+    rows: list[dict[str, Any]] = []
+    for trial in trials_of(study) if trials is None else trials:
+        if is_retried(trial):
+            continue
+        found = rows_of(folder, trial) or [
+            {"step": step, name: value} for step, value in sorted(trial.intermediate_values.items())
+        ]
+        state = STATES[trial.state]
+        rows += [{"number": trial.number, "state": state, **row} for row in found]
+    if not rows:
+        return pd.DataFrame({"number": [], "state": [], "step": [], name: []})
+    table = pd.DataFrame.from_records(rows)
+    first = [column for column in FIRST if column in table]
+    return table[[*first, *(column for column in table if column not in first)]]
 
 
 def ranks(df: pd.DataFrame, by: Sequence[str]) -> tuple[list[pd.Series], list[list[Any]]]:
@@ -132,104 +142,6 @@ def ranks(df: pd.DataFrame, by: Sequence[str]) -> tuple[list[pd.Series], list[li
         codes.append(pd.Series(found, index=df.index, name=key, dtype="int64"))
         labels.append([*known, *others, *([float("nan")] if missing.any() else [])])
     return codes, labels
-
-
-@dataclass(frozen=True)
-class _Domain:
-    """The values that one parameter may take: `choices`, or numbers between two `bounds`."""
-
-    finite: bool
-    choices: Sequence[Any] | None = None
-    bounds: tuple[float, ...] = ()
-    log: bool = False
-
-    @classmethod
-    def declared(cls, entry: Mapping[str, Any]) -> _Domain:
-        """As the sweeper wrote it into the study."""
-        if entry.get("kind") == "choice":
-            choices = entry.get("choices") or ()
-            numbers = all(type(choice) in (int, float) for choice in choices)
-            return cls(True, choices, tuple(choices) if numbers else ())
-        bounds = (entry["low"], entry["high"]) if {"low", "high"} <= set(entry) else ()
-        return cls(entry.get("step") is not None, None, bounds, entry.get("log") is True)
-
-    @classmethod
-    def of(cls, distribution: Any) -> _Domain:
-        """As Optuna knows it."""
-        if isinstance(distribution, CategoricalDistribution):
-            return cls.declared({"kind": "choice", "choices": distribution.choices})
-        low, high, log = distribution.low, distribution.high, distribution.log
-        return cls(distribution.step is not None and not log, None, (low, high), log)
-
-
-@dataclass
-class _Key:
-    """One swept key: its column, its parameters in Optuna, its values."""
-
-    column: str
-    names: list[str] = field(default_factory=list)
-    finite: bool = True
-    choices: list[Any] | None = field(default_factory=list)
-    log: bool = False
-    bounds: list[float] = field(default_factory=list)
-
-    def add(self, name: str, domain: _Domain) -> None:
-        """Take in one more parameter."""
-        self.names.append(name)
-        self.finite &= domain.finite
-        self.log |= domain.log
-        self.bounds += domain.bounds
-        if domain.choices is None or self.choices is None:
-            self.choices = None
-        else:
-            self.choices = list(dict.fromkeys([*self.choices, *map(_plain, domain.choices)]))
-
-    def described(self) -> dict[str, Any]:
-        """What `frame` says of it in `attrs`."""
-        low, high = (min(self.bounds), max(self.bounds)) if self.bounds else (None, None)
-        known = {"finite": self.finite, "choices": self.choices}
-        return {**known, "low": low, "high": high, "log": self.log}
-
-    def label(self, trial: FrozenTrial) -> Any:
-        """The trial's value, None where it has none."""
-        for name in self.names:
-            if name in trial.params:
-                return _plain(trial.params[name])
-        return None
-
-
-def _swept(study: optuna.Study, trials: Sequence[FrozenTrial]) -> list[_Key]:
-    """The declared keys in their order, then those that only trials know."""
-    taken = {*FIXED, *(name for name, _ in objectives(study))}
-    found: dict[str, _Key] = {}
-    seen: set[str] = set()
-
-    def add(path: str, name: str, domain: _Domain) -> None:
-        column = f"params_{path}" if path in taken else path
-        found.setdefault(path, _Key(column)).add(name, domain)
-        seen.add(name)
-
-    space = _identity(study).get("space")
-    for name, entry in space.items() if isinstance(space, Mapping) else ():
-        if isinstance(entry, Mapping) and "key" in entry:
-            add(entry["key"], name, _Domain.declared(entry))
-    for trial in trials:
-        for name in trial.params:
-            if name not in seen:
-                add(name, name, _Domain.of(trial.distributions[name]))
-    return list(found.values())
-
-
-def _identity(study: optuna.Study) -> Mapping[str, Any]:
-    identity = study.user_attrs.get(IDENTITY)
-    return identity if isinstance(identity, Mapping) else {}
-
-
-def _plain(label: Any) -> Any:
-    """A label that can be compared and grouped by; Optuna lets choices be anything."""
-    if label is None:
-        return "null"
-    return label if isinstance(label, str | int | float) else str(label)
 
 
 def _attributes(trials: Sequence[FrozenTrial]) -> dict[str, pd.Series]:
@@ -270,3 +182,31 @@ def _series(values: list[Any]) -> pd.Series:
 def _text_type() -> Any:
     """What this pandas makes of text: "str" since 3, object before."""
     return pd.Series(["text"]).dtype
+
+
+def rows_of(folder: Path | None, trial: FrozenTrial) -> list[dict[str, Any]]:
+    """The rows of a finished trial's history.csv in a study's folder; none where it is gone."""
+    if folder is None or trial.state in (TrialState.WAITING, TrialState.RUNNING):
+        return []
+    try:
+        with (folder / str(trial.number) / "history.csv").open(
+            newline="", encoding="utf-8"
+        ) as file:
+            header, *lines = csv.reader(file)
+    except (OSError, ValueError, csv.Error):  # none, an empty one, or no text
+        return []
+    return [_row(header, line) for line in lines if len(line) == len(header)]
+
+
+def _row(header: Sequence[str], line: Sequence[str]) -> dict[str, Any]:
+    return {
+        name: int(text) if name in ("step", "seed") and _WHOLE.fullmatch(text) else _float(text)
+        for name, text in zip(header, line, strict=True)
+    }
+
+
+def _float(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan

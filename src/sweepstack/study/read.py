@@ -2,84 +2,88 @@
 
 Optuna's `get_trials` builds an object for every row: 10,000 trials take several seconds and half a
 gigabyte. This reads the same (a test compares) in a fraction of both; of a storage that is no
-database, or whose tables are not as here, Optuna is asked.
+database, or whose tables are of another schema than `SCHEMA`, Optuna is asked.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections import defaultdict
-from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution, json_to_distribution
-from optuna.storages import RDBStorage
-from optuna.trial import FrozenTrial
-from sqlalchemy import Connection, select
+from optuna.storages import BaseStorage, RDBStorage
+from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy import ColumnClause, Connection, DateTime, Select, column, select, table
 from sqlalchemy.exc import SQLAlchemyError
 
 Rows = dict[int, list[Any]]
 
+SCHEMA = "v3.2.0.a"
+"""The version of Optuna's tables that is read here, as they name it themselves."""
+TRIALS = table(
+    "trials",
+    *(column("trial_id"), column("study_id"), column("number"), column("state")),
+    *(column("datetime_start", DateTime), column("datetime_complete", DateTime)),
+)
+NOT_FINITE = {"INF_POS": math.inf, "INF_NEG": -math.inf, "NAN": math.nan}
 
-def trials_of(study: optuna.Study) -> list[FrozenTrial]:
-    """The trials in the order of their numbers; not to be changed."""
-    storage = study._storage
-    backend = getattr(storage, "_backend", storage)
-    if isinstance(backend, RDBStorage):
+
+def trials_of(study: optuna.Study, storage: BaseStorage | None = None) -> list[FrozenTrial]:
+    """The trials in the order of their numbers; not to be changed.
+
+    Args:
+        study: to be read.
+        storage: the one that it was loaded from, where it is known; a database is then read here.
+    """
+    if isinstance(storage, RDBStorage):
+        study_id = storage.get_study_id_from_name(study.study_name)
+        version: Select[Any] = select(column("version_num")).select_from(table("alembic_version"))
         try:
-            with backend.engine.connect() as connection:
-                return _read(connection, study._study_id)
-        except (SQLAlchemyError, AttributeError, ImportError):  # another Optuna's tables
+            with storage.engine.connect() as connection:
+                if connection.scalar(version) == SCHEMA:
+                    return _read(connection, study_id)
+        except SQLAlchemyError:  # another Optuna's tables
             pass
     return study.get_trials(deepcopy=False)
 
 
 def _read(connection: Connection, study_id: int) -> list[FrozenTrial]:
-    from optuna.storages._rdb import models
-
-    trials = models.TrialModel.__table__.c
-
-    def rows_of(model: Any, *names: str) -> Rows:
+    def rows_of(name: str, key: str, *names: str) -> Rows:
         """For each trial the rows of a table, in the order in which they were written."""
-        table = model.__table__
-        key = next(iter(table.primary_key.columns))
-        columns = [table.c.trial_id, *(table.c[name] for name in names)]
-        query = select(*columns).join(models.TrialModel, table.c.trial_id == trials.trial_id)
+        columns: list[ColumnClause[Any]] = [column(each) for each in (key, "trial_id", *names)]
+        rows = table(name, *columns)
+        query = select(*(rows.c[each] for each in ("trial_id", *names)))
+        query = query.join(TRIALS, rows.c.trial_id == TRIALS.c.trial_id)
+        query = query.where(TRIALS.c.study_id == study_id).order_by(rows.c[key])
         found: Rows = defaultdict(list)
-        for trial_id, *row in connection.execute(
-            query.where(trials.study_id == study_id).order_by(key)
-        ):
+        for trial_id, *row in connection.execute(query):
             found[trial_id].append(row)
         return found
 
-    query = select(
-        *(trials.trial_id, trials.number, trials.state),
-        *(trials.datetime_start, trials.datetime_complete),
-    )
+    query = select(TRIALS).where(TRIALS.c.study_id == study_id).order_by(TRIALS.c.number)
     # First, so that a trial which ends meanwhile is still running and not complete without values.
-    every = connection.execute(
-        query.where(trials.study_id == study_id).order_by(trials.number)
-    ).all()
-    values = rows_of(models.TrialValueModel, "objective", "value", "value_type")
-    params = rows_of(models.TrialParamModel, "param_name", "param_value", "distribution_json")
-    users = rows_of(models.TrialUserAttributeModel, "key", "value_json")
-    systems = rows_of(models.TrialSystemAttributeModel, "key", "value_json")
+    every = connection.execute(query).all()
+    values = rows_of("trial_values", "trial_value_id", "objective", "value", "value_type")
+    params = rows_of("trial_params", "param_id", "param_name", "param_value", "distribution_json")
+    users = rows_of("trial_user_attributes", "trial_user_attribute_id", "key", "value_json")
+    systems = rows_of("trial_system_attributes", "trial_system_attribute_id", "key", "value_json")
     kinds = ("step", "intermediate_value", "intermediate_value_type")
-    reports = rows_of(models.TrialIntermediateValueModel, *kinds)
-    value_of = models.TrialValueModel.stored_repr_to_value
-    report_of = models.TrialIntermediateValueModel.stored_repr_to_intermediate_value
+    reports = rows_of("trial_intermediate_values", "trial_intermediate_value_id", *kinds)
     found = []
-    for trial_id, number, state, start, end in every:
+    for trial_id, _, number, state, start, end in every:
         distributions = {sys.intern(n): _distribution(text) for n, _, text in params[trial_id]}
+        by_objective = sorted(values.pop(trial_id, []))
         found.append(
             FrozenTrial(
                 number=number,
-                state=state,
+                state=TrialState[state],
                 value=None,
-                values=_values(values.pop(trial_id, []), value_of),
+                values=[_value(value, kind) for _, value, kind in by_objective] or None,
                 datetime_start=start,
                 datetime_complete=end,
                 params={
@@ -90,7 +94,7 @@ def _read(connection: Connection, study_id: int) -> list[FrozenTrial]:
                 user_attrs=_attributes(users.pop(trial_id, [])),
                 system_attrs=_attributes(systems.pop(trial_id, [])),
                 intermediate_values={
-                    step: report_of(value, kind) for step, value, kind in reports.pop(trial_id, [])
+                    step: _value(value, kind) for step, value, kind in reports.pop(trial_id, [])
                 },
                 trial_id=trial_id,
             )
@@ -98,8 +102,8 @@ def _read(connection: Connection, study_id: int) -> list[FrozenTrial]:
     return found
 
 
-def _values(rows: list[Any], value_of: Callable[..., float]) -> list[float] | None:
-    return [value_of(value, kind) for _, value, kind in sorted(rows)] or None
+def _value(value: float, kind: str) -> float:
+    return NOT_FINITE.get(kind, value)
 
 
 def _attributes(rows: list[Any]) -> dict[str, Any]:

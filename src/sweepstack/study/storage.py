@@ -29,7 +29,6 @@ import optuna
 import sqlalchemy
 from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
-from optuna.storages._rdb import models
 from optuna.storages.journal import JournalFileBackend
 from sqlalchemy import event
 from sqlalchemy.engine import URL, Connection, Engine
@@ -60,6 +59,7 @@ PACKAGES = {
     "psycopg2": "psycopg2-binary",
 }
 DIALECTS = ("sqlite", "postgresql", "mysql", "mariadb", "oracle", "mssql")
+_FIRST_SCHEMAS = "SELECT schema_version FROM version_info"
 FAILURES = (sqlalchemy.exc.SQLAlchemyError, StorageInternalError)
 """What a database that fails on the way raises, and what Optuna makes of it."""
 
@@ -277,11 +277,12 @@ def _check_schema(engine: Engine, url: str, *, needed: bool = False) -> None:
         if inspector.has_table("alembic_version"):
             found = connection.scalar(sqlalchemy.text("SELECT version_num FROM alembic_version"))
         # Optuna numbered its first schemas itself; without a row its tables are being made.
-        numbered = connection.scalar(sqlalchemy.select(models.VersionInfoModel.schema_version))
-    with _example() as example:
+        numbered = connection.scalar(sqlalchemy.text(_FIRST_SCHEMAS))
+    with _example() as example, example.engine.connect() as memory:
         newest, *upgradable = example.get_all_versions()
+        ours = memory.scalar(sqlalchemy.text(_FIRST_SCHEMAS))
     if found is None:
-        found = newest if numbered in (None, models.SCHEMA_VERSION) else upgradable[-1]
+        found = newest if numbered in (None, ours) else upgradable[-1]
     if found == newest:
         return
     age, remedy = "a newer", "update optuna"

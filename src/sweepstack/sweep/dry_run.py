@@ -14,9 +14,8 @@ from sweepstack.config.errors import masked
 from sweepstack.runs import progress
 from sweepstack.study import storage
 from sweepstack.study.read import trials_of
-from sweepstack.sweep.plan import Plan
-from sweepstack.sweep.settings import Choice
-from sweepstack.sweep.space.parameter import Parameter
+from sweepstack.sweep.plan import Choice, Plan
+from sweepstack.sweep.space.space import Parameter
 
 
 def show(plan: Plan, repeats: int | None = None) -> None:
@@ -96,6 +95,6 @@ def _storage(plan: Plan) -> str:
     opened = storage.connect(plan.storage)
     if plan.study not in optuna.get_all_study_names(opened):
         return f"{shown} (the study is new)"
-    trials = trials_of(optuna.load_study(study_name=plan.study, storage=opened))
+    trials = trials_of(optuna.load_study(study_name=plan.study, storage=opened), opened)
     finished = sum(trial.state.is_finished() for trial in trials)
     return f"{shown} (the study has {finished} finished trials)"

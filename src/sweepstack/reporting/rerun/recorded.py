@@ -16,8 +16,8 @@ from sweepstack.engine.spec import TrialResult, TrialSpec
 from sweepstack.reporting.rerun.compare import EXACT, Given, Key, broken_step
 from sweepstack.reporting.rerun.restore import Restored, said
 from sweepstack.runs import folder as run_folder
-from sweepstack.study.frame import STATES, objectives
-from sweepstack.study.history import rows_of
+from sweepstack.study.frame import STATES, rows_of
+from sweepstack.study.keys import objectives
 from sweepstack.study.library import OpenStudy
 
 _AT_END = re.compile(r"(train|val|test)_\w+")

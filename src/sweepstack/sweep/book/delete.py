@@ -24,7 +24,7 @@ from sqlalchemy import Connection, delete, func, select
 
 from sweepstack.config.errors import EXIT_TRAINING, EnvironmentFault, InputError, one_line
 from sweepstack.reporting import report
-from sweepstack.reporting.dashboard import dashboard_rows, decorate
+from sweepstack.reporting.dashboard import decorate
 from sweepstack.runs.progress import console, shown
 from sweepstack.study import storage
 from sweepstack.study.attributes import FOLDER, WORKER
@@ -55,9 +55,9 @@ def remove(name: str, where: str = storage.DEFAULT, *, is_sure: bool = False) ->
     if not is_sure and not sys.stdin.isatty():
         raise InputError("delete asks first and there is no terminal to ask on: add --yes")
     opened = open_study(name, where)
-    with storage.named(opened.where), dashboard_rows.rows_of(opened) as rows:
-        with _transaction(rows.target) as connection:
-            _refuse_while_running(connection, rows.study_id, name)
+    with storage.named(opened.where), decorate.writable(opened) as (target, study_id):
+        with _transaction(target) as connection:
+            _refuse_while_running(connection, study_id, name)
         paths = list(_paths(opened))
         what = ", ".join(
             [f"{len(trials_of(opened.study))} trials", *(str(shown(p.absolute())) for p in paths)]
@@ -65,14 +65,14 @@ def remove(name: str, where: str = storage.DEFAULT, *, is_sure: bool = False) ->
         if not is_sure and not _agrees(f"delete study {name} ({what})? [y/N] "):
             _say("nothing was deleted")
             return EXIT_TRAINING
-        with _transaction(rows.target) as connection:
-            _refuse_while_running(connection, rows.study_id, name)
+        with _transaction(target) as connection:
+            _refuse_while_running(connection, study_id, name)
             if connection is not None:
-                _delete_rows(connection, rows.study_id)
+                _delete_rows(connection, study_id)
             for path in [*paths, *_artifacts(opened)]:
                 _remove(path)
         if connection is None:
-            rows.target.delete_study(rows.study_id)
+            target.delete_study(study_id)
     _say(f"deleted study {name}: {what}")
     return 0
 

@@ -12,7 +12,7 @@ from sweepstack.data import streams
 from sweepstack.sweep import samplers
 from sweepstack.sweep.book.ledger import Ledger
 from sweepstack.sweep.plan import Plan
-from sweepstack.sweep.space import order
+from sweepstack.sweep.space import points
 
 
 def ledger_of(plan: Plan, study: optuna.Study, checkpointed: Callable[[int], int | None]) -> Ledger:
@@ -45,7 +45,7 @@ def ledger_of(plan: Plan, study: optuna.Study, checkpointed: Callable[[int], int
         study,
         plan.total,
         plan.max_restarts,
-        points=order.arranged(plan.space, plan.order) if plan.grid else None,
+        points=points.arranged(plan.space, plan.order) if plan.grid else None,
         first=plan.enqueue if plan.grid else (),
         sampler_of=None if plan.grid else sampler,
         workers=plan.n_jobs,

@@ -34,7 +34,7 @@ from sweepstack.sweep import samplers
 from sweepstack.sweep.book import put_back
 from sweepstack.sweep.naming import PLACES
 from sweepstack.sweep.plan import Plan
-from sweepstack.sweep.space import order, points
+from sweepstack.sweep.space import points
 from sweepstack.sweep.space.space import Space
 from sweepstack.sweep.worker import equal, question
 from sweepstack.sweep.worker.composition import Composition
@@ -97,7 +97,7 @@ class TrainingApp:
         def static(words: list[str]) -> Any:
             return TrialSpec(self.read([*plan.space.fixed, *words])).static
 
-        ranks = order.ranks(plan.space, static) if plan.grid else {}
+        ranks = points.ranks(plan.space, static) if plan.grid else {}
         return replace(plan, objectives=objectives, directions=directions, order=ranks), same
 
     def runner(self, plan: Plan, folder: Path, verdicts: Verdicts) -> Trainer:
@@ -245,7 +245,7 @@ class Trainer(Monitor):
         if wanted != "auto":
             return Widths(wanted)
         if plan.grid or plan.sampler.name in samplers.INDEPENDENT:
-            alike = order.most_alike(plan.space, plan.order) if plan.grid else plan.total
+            alike = points.most_alike(plan.space, plan.order) if plan.grid else plan.total
             share = MANY if alike is None else -(-alike // plan.n_jobs)
             file = self.folder.parents[1] / "widths.json"
             return Widths("auto", seeds * max(share, 1), file=file)

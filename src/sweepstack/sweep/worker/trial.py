@@ -173,7 +173,7 @@ class Verdicts:
             return {}
         if isinstance(self.pruner, RungPruner):
             frozen = [trial._cached_frozen_trial for trial in trials.values()]
-            return dict(zip(trials, self.pruner.verdicts(self.study, frozen), strict=True))
+            return dict(zip(trials, self.pruner.decisions(self.study, frozen), strict=True))
         return {number: trial.should_prune() for number, trial in trials.items()}
 
     def forget(self, asked: Asked) -> None:

@@ -32,7 +32,7 @@ from sweepstack.sweep.book.fallback import journal_of
 from sweepstack.sweep.book.heartbeat import Heart
 from sweepstack.sweep.book.ledger_of import ledger_of
 from sweepstack.sweep.plan import Plan
-from sweepstack.sweep.space.overrides import Words
+from sweepstack.sweep.space.points import Overrides
 from sweepstack.sweep.worker.equal import Equal
 from sweepstack.sweep.worker.failure_rate import too_many_failed
 from sweepstack.sweep.worker.trial import Asked, Outcome, Stop, Verdicts
@@ -124,7 +124,7 @@ class Worker:
         if most is not None and self.runner.equal is not None:  # other apps have no steps
             self._budget = functools.partial(step_budget.allows, study_id=study_id, most=most)
         self._endings = Endings(plan, study)
-        self._words = Words(plan, lambda: app.config(plan))
+        self._overrides = Overrides(plan.space, plan.custom_search_space, lambda: app.config(plan))
 
     def work(self) -> None:
         """Run trials until the study has its total, a budget is spent, or a signal asks to stop.
@@ -238,7 +238,7 @@ class Worker:
         claimed: list[Asked] = []
         for trial in trials:
             try:
-                asked = Asked(trial, self._words.of(trial), trial.user_attrs.get(CONTINUES))
+                asked = Asked(trial, self._overrides.of(trial), trial.user_attrs.get(CONTINUES))
             except (SweepstackError, ValueError) as error:
                 failed = Outcome.failed(self._running[trial.number], one_line(error))
                 self._tell(failed)
