@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from multiprocessing import connection, resource_tracker
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -26,18 +27,16 @@ import optuna
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Column
-from sqlalchemy.exc import SQLAlchemyError
 
 from sweepstack.config.errors import EXIT_TERMINATED, EnvironmentFault, SweepstackError
 from sweepstack.runs import progress
 from sweepstack.study import storage
-from sweepstack.sweep.book.journal import Journal
-from sweepstack.sweep.book.ledger import Ledger
+from sweepstack.sweep.book.book import Book
+from sweepstack.sweep.book.studies import open_book
 from sweepstack.sweep.plan import Plan
 from sweepstack.sweep.worker import share
-from sweepstack.sweep.worker.failure_rate import too_many_failed
 from sweepstack.sweep.worker.trial import Stop
-from sweepstack.sweep.worker.worker import App, Worker
+from sweepstack.sweep.worker.worker import App, Worker, too_many_failed
 
 log = logging.getLogger(__name__)
 _LOGGER = logging.getLogger("sweepstack")
@@ -67,26 +66,24 @@ class Crew:
 
     def worker(
         self,
-        study: optuna.Study,
+        book: Book,
         stop: Stop,
         notify: Callable[[str], object],
         began: Callable[[], object] = lambda: None,
     ) -> Worker:
         """A worker in this process."""
-        of = (self.plan, self.app, study, self.folder, stop)
+        of = (self.plan, self.app, book, self.folder, stop)
         return Worker(*of, deadline=self.deadline, notify=notify, began=began)
 
     def __call__(self, job: Any = None) -> int | None:
         """Work as a launcher's job; return the exit code of the signal that ended it, if any."""
         stop = Stop()
         with progress.on_signal(stop.ask):
-            self.worker(_open_shared(self.plan), stop, _silent).work()
+            self.worker(_open_shared(self), stop, _silent).work()
         return stop.code
 
 
-def launch(
-    crew: Crew, study: optuna.Study, board: Scoreboard, other: Launch | None = None
-) -> int | None:
+def launch(crew: Crew, board: Scoreboard, other: Launch | None = None) -> int | None:
     """Run the sweep; return the exit code of the signal that ended it, if one did.
 
     Raises:
@@ -98,7 +95,7 @@ def launch(
     stop = Stop()
     if crew.plan.n_jobs == 1:
         with progress.on_signal(stop.ask), board:
-            crew.worker(study, stop, board.refresh).work()
+            crew.worker(board.book, stop, board.refresh).work()
         return stop.code
     return _Processes(crew, board, stop).run()
 
@@ -196,7 +193,7 @@ class _Processes:
             process.kill()
             process.join()
         if stuck:
-            self.board.ledger.recover()  # requeues what they could not
+            self.board.book.recover()  # requeues what they could not
 
     def _give_up(self, code: int) -> None:
         for child in self.children.values():
@@ -204,11 +201,14 @@ class _Processes:
         os._exit(code)
 
 
-def _open_shared(plan: Plan) -> optuna.Study:
-    """The plan's study, which exists, for a worker in another process."""
+def _open_shared(crew: Crew) -> Book:
+    """The records of the crew's study, which exists, for a worker in another process."""
+    plan = crew.plan
     assert plan.storage is not None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    return optuna.load_study(study_name=plan.study, storage=storage.connect(plan.storage))
+    opened = storage.connect(plan.storage)
+    study = optuna.load_study(study_name=plan.study, storage=opened)
+    return open_book(plan, study, opened, partial(crew.app.checkpointed, crew.folder))
 
 
 def _silent(status: str) -> None:
@@ -280,7 +280,7 @@ def _child(crew: Crew, place: int, parent: int, sender: connection.Connection) -
             sender.send(message)
 
     try:
-        crew.worker(_open_shared(crew.plan), stop, _silent, lambda: send(None)).work()
+        crew.worker(_open_shared(crew), stop, _silent, lambda: send(None)).work()
     except SweepstackError as error:
         send((str(error), error.exit_code))
         raise SystemExit(error.exit_code) from None
@@ -303,7 +303,7 @@ class Scoreboard:
     A bar on a terminal, about ten lines elsewhere. Reads the study, whoever runs the trials.
 
     Args:
-        ledger, journal: the study's.
+        book: the study's records.
         direction: "maximize" or "minimize" of a single objective, else None.
         objective: its name.
         console: where to; stdout by default.
@@ -311,16 +311,15 @@ class Scoreboard:
 
     def __init__(
         self,
-        ledger: Ledger,
-        journal: Journal,
+        book: Book,
         direction: str | None,
         objective: str,
         console: Console | None = None,
     ):
-        self.ledger, self.journal = ledger, journal
+        self.book = book
         self.direction, self.objective = direction, objective
         self.console = console or progress.console()
-        self.before = _finished(ledger.counts())
+        self.before = _finished(book.counts())
         self._began, self._last, self._last_line = time.monotonic(), 0.0, 0
         self._bar = Progress(
             TextColumn("{task.fields[done]}", table_column=Column(no_wrap=True)),
@@ -331,7 +330,7 @@ class Scoreboard:
             expand=True,
         )
         self._warnings = _Warnings(self.console)
-        self._task = self._bar.add_task("sweep", total=ledger.total, done="", rest="")
+        self._task = self._bar.add_task("sweep", total=book.total, done="", rest="")
 
     def __enter__(self) -> Scoreboard:
         self._bar.start()
@@ -347,7 +346,7 @@ class Scoreboard:
         value: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        with contextlib.suppress(SQLAlchemyError):  # or it would hide what is raised already
+        with storage.ignored():  # or it would hide what is raised already
             self.refresh(always=True)
         _LOGGER.removeHandler(self._warnings)
         _LOGGER.propagate = True
@@ -362,11 +361,11 @@ class Scoreboard:
         if not always and now - self._last < REFRESH_S:
             return None
         self._last = now
-        counts, total = self.ledger.counts(), self.ledger.total
+        counts, total = self.book.counts(), self.book.total
         finished = _finished(counts)
         done = f"{finished}{'' if total is None else f'/{total}'} trials"
         ended = [f"{counts[state]} {state}" for state in ("pruned", "failed") if counts[state]]
-        best = self.journal.best(self.direction) if self.direction else None
+        best = self.book.best(self.direction) if self.direction else None
         facts = [", ".join(ended), "" if best is None else f"best {self.objective} {best:.4g}"]
         line = "  ".join(filter(None, [*facts, self._eta(finished, now)]))
         self._bar.update(self._task, completed=finished, done=done, rest=f"{line}  {status}")
@@ -376,7 +375,7 @@ class Scoreboard:
 
     def _is_due(self, finished: int) -> bool:
         """Whether a line is due: at each tenth of the way, and at the end."""
-        new, total = finished - self.before, self.ledger.total
+        new, total = finished - self.before, self.book.total
         tenth = max(1, ((total or 100) - self.before) // PLAIN_LINES)
         place = new // tenth if finished != total else PLAIN_LINES + 1
         if not new or place <= self._last_line:
@@ -386,7 +385,7 @@ class Scoreboard:
 
     def _eta(self, finished: int, now: float) -> str:
         """Hours, minutes and seconds until the total at the pace so far."""
-        new, total = finished - self.before, self.ledger.total
+        new, total = finished - self.before, self.book.total
         if not new or total is None or finished >= total:
             return ""
         minutes, seconds = divmod(round((now - self._began) / new * (total - finished)), 60)

@@ -29,9 +29,9 @@ from sweepstack.engine.monitor import Monitor
 from sweepstack.engine.seeds import Group
 from sweepstack.engine.spec import TrialResult, TrialSpec
 from sweepstack.engine.width import MANY, Widths
-from sweepstack.study.attributes import CONTINUES, EFFECT, PLANNED
+from sweepstack.study.attributes import EFFECT, PLANNED
 from sweepstack.sweep import samplers
-from sweepstack.sweep.book import put_back
+from sweepstack.sweep.book.book import checkpointed
 from sweepstack.sweep.naming import PLACES
 from sweepstack.sweep.plan import Plan
 from sweepstack.sweep.space import points
@@ -106,7 +106,7 @@ class TrainingApp:
 
     def checkpointed(self, folder: Path, number: int) -> int | None:
         """Steps that the checkpoints of a trial hold, None if it never began."""
-        return put_back.checkpointed(folder, number)
+        return checkpointed(folder, number)
 
     @cached_property
     def composition(self) -> Composition:
@@ -284,14 +284,7 @@ class Trainer(Monitor):
 
     def _replaced(self, asked: Asked) -> list[int]:
         """Numbers of the trials that a trial replaces, the last one first."""
-        numbers: list[int] = []
-        number, study = asked.continues, self.verdicts.study
-        storage = study._storage  # `get_trials` would read the whole study
-        while number is not None:
-            numbers.append(number)
-            known = storage.get_trial_id_from_study_id_trial_number(study._study_id, number)
-            number = storage.get_trial(known).user_attrs.get(CONTINUES)
-        return numbers
+        return self.verdicts.book.line(asked.continues)
 
     def _ended(self, result: TrialResult) -> Iterator[Outcome]:
         training = self._training[result.spec.number]
