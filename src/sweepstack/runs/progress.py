@@ -22,8 +22,7 @@ from rich.table import Column, Table
 
 from sweepstack.config import commands
 from sweepstack.config.errors import EXIT_INTERRUPTED, EXIT_TERMINATED
-from sweepstack.engine.monitor import Monitor
-from sweepstack.engine.spec import TrialSpec
+from sweepstack.engine.spec import Monitor, TrialSpec
 
 log = logging.getLogger(__name__)
 

@@ -19,15 +19,14 @@ from typing import TYPE_CHECKING, Any
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from sweepstack.config import overrides, trust
+from sweepstack.config import trust
 from sweepstack.config import reading as config
 from sweepstack.config.effect import effect
 from sweepstack.config.errors import InputError, SweepstackError, masked, one_line
 from sweepstack.config.schema import RunConfig
 from sweepstack.engine import seeds
-from sweepstack.engine.monitor import Monitor
 from sweepstack.engine.seeds import Group
-from sweepstack.engine.spec import TrialResult, TrialSpec
+from sweepstack.engine.spec import Monitor, TrialResult, TrialSpec
 from sweepstack.engine.width import MANY, Widths
 from sweepstack.study.attributes import EFFECT, PLANNED
 from sweepstack.sweep import samplers
@@ -141,8 +140,8 @@ class TrainingApp:
         """
         try:
             return config.read_plain(self.composition(words))
-        except overrides.REFUSALS:
-            overrides.compose(words, self.config_dir, self.config_name)  # says it for people
+        except config.REFUSALS:
+            config.compose(words, self.config_dir, self.config_name)  # says it for people
             raise
 
     def check(self, space: Space) -> None:
