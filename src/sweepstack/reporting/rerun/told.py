@@ -16,7 +16,7 @@ from sweepstack.config.schema import RunConfig
 from sweepstack.reporting.rerun.compare import OTHER_DEVICE, Comparison, Difference, shown
 from sweepstack.reporting.rerun.restore import said
 from sweepstack.runs import folder as run_folder
-from sweepstack.runs.environment import environment
+from sweepstack.runs.folder import environment
 from sweepstack.study.attributes import ENVIRONMENT
 from sweepstack.study.library import OpenStudy
 
