@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+from functools import lru_cache
 from pathlib import Path
 
 import pytest
 
 from sweepstack.config import reading as config
+from sweepstack.config.schema import RunConfig
 from sweepstack.engine.spec import TrialSpec
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -26,8 +29,14 @@ needs_pictures = pytest.mark.skipif(
 
 def make_spec(*overrides: str, number: int = 0, folder: Path | None = None) -> TrialSpec:
     """A trial as `sweepstack OVERRIDES` would train it, on `DEVICE`."""
-    cfg = config.compose([f"training.device={DEVICE}", *overrides])
-    return TrialSpec(config.read(cfg), number=number, folder=folder)
+    words = (f"training.device={DEVICE}", *overrides)
+    return TrialSpec(_composed(words, os.getcwd()), number=number, folder=folder)
+
+
+@lru_cache(maxsize=512)
+def _composed(overrides: tuple[str, ...], _folder: str) -> RunConfig:
+    """A config, composed once for all tests of a process."""
+    return config.read(config.compose(list(overrides)))
 
 
 def without_report(arguments: tuple[str, ...]) -> list[str]:
