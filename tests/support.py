@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -29,14 +28,12 @@ needs_pictures = pytest.mark.skipif(
 
 def make_spec(*overrides: str, number: int = 0, folder: Path | None = None) -> TrialSpec:
     """A trial as `sweepstack OVERRIDES` would train it, on `DEVICE`."""
-    words = (f"training.device={DEVICE}", *overrides)
-    return TrialSpec(_composed(words, os.getcwd()), number=number, folder=folder)
+    return TrialSpec(_composed((f"training.device={DEVICE}", *overrides)), number, folder)
 
 
-@lru_cache(maxsize=512)
-def _composed(overrides: tuple[str, ...], _folder: str) -> RunConfig:
-    """A config, composed once for all tests of a process."""
-    return config.read(config.compose(list(overrides)))
+@cache
+def _composed(overrides: tuple[str, ...]) -> RunConfig:
+    return config.read(config.compose(overrides))
 
 
 def without_report(arguments: tuple[str, ...]) -> list[str]:

@@ -44,7 +44,7 @@ MODELS = {
         "data.normalization=none",
     ),
     "convnet": ("model=convnet", "model.width=4", "model.hidden=[16]"),
-    "resnet": ("model=resnet", "model.width=4", "model.depth=2"),
+    "resnet": ("model=resnet", "model.width=4"),
     "custom": ("model=custom", "model._target_=frozen_support.Net", "trust=[frozen_support]"),
 }
 OPTIMIZERS = {

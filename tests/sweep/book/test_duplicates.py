@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import pytest
+from duplicates_support import Script, check_all, told, worker
 from fault_support import Row, rows, running
 from sqlalchemy import event
-from twins_support import Script, check_all, told, worker
 
 from sweepstack.config.errors import EXIT_INTERRUPTED
 from sweepstack.engine.train import Interrupted
-from sweepstack.sweep.book import duplicates as twins
+from sweepstack.sweep.book import duplicates
 from sweepstack.sweep.worker.trial import Asked
 
 
@@ -75,15 +75,14 @@ def test_twins_of_trials_from_before_are_not_trained(tmp_path):
 def test_a_twin_of_the_past_is_found_without_a_query(tmp_path):
     worker(tmp_path, Script(1), values="0,2,4").work()
     later = worker(tmp_path, Script(1), values="0,2,4,1,3,5")
-    assert later.twins is not None
+    assert later.duplicates is not None
     queries: list[str] = []
-    engine = later.study._storage._backend.engine  # type: ignore[attr-defined]
+    engine = later.book.storage.engine  # type: ignore[attr-defined]
     event.listen(engine, "before_cursor_execute", lambda *given: queries.append(given[2]))
-    trial = later.ledger.claim()
-    assert trial is not None
+    (trial,) = later.book.claim()
     queries.clear()
 
-    assert not later.twins.admitted([Asked(trial, ["a=1"])])
+    assert not later.duplicates.admitted([Asked(trial, ["a=1"])])
     assert queries == []
 
 
@@ -103,7 +102,7 @@ def test_what_is_held_aside_is_put_back_when_a_signal_stops_the_sweep(tmp_path):
 
 
 def test_no_more_than_so_many_are_held_aside(tmp_path, monkeypatch):
-    monkeypatch.setattr(twins, "MOST_ASIDE", 1)
+    monkeypatch.setattr(duplicates, "MAX_DEFERRED", 1)
     most: list[int] = []
     app = Script(3, lambda value: most.append(len(running(tmp_path))))
     worker(tmp_path, app).work()

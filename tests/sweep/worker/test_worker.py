@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from sweepstack.sweep.worker.failure_rate import too_many_failed
+from sweepstack.sweep.worker.worker import too_many_failed
 
 
 def judged(rate: float, total: int | None, done: int, failed: int, **options: bool) -> bool:

@@ -14,11 +14,11 @@ from typing import Any
 import optuna
 import pytest
 import warm
-from ledger_support import open_ledger, run_all, suggest
+from book_support import open_book, run_all, suggest
 from optuna.trial import TrialState
 
 from sweepstack.study.attributes import RETRIED, WORKER
-from sweepstack.sweep.book.journal import Ending, Journal
+from sweepstack.sweep.book.book import Ending
 
 PATIENCE_S = 120  # for a hung worker only
 
@@ -50,19 +50,18 @@ def work(
         if next(left) == 0:
             signal.pause()
 
-    ledger = open_ledger(url, total, points, max_restarts=1000)
-    journal = Journal(ledger.study)
-    while trials := ledger.claim_many(most):
+    book = open_book(url, total, points, max_restarts=1000)
+    while trials := book.claim(most):
         if others is not None:
             others.wait(PATIENCE_S)
             others = None
         for trial in trials:
             tell("claimed", trial)
-        values = [suggest(trial) for trial in trials]
+        values = [suggest(book, trial) for trial in trials]
         for trial, x in zip(trials, values, strict=True):
             tell("suggested", trial, x)
         ends = [(trial, TrialState.COMPLETE, [x]) for trial, x in zip(trials, values, strict=True)]
-        assert journal.write((), [Ending(*end, {}, {}) for end in ends]) == []
+        assert book.write((), [Ending(*end, {}, {}) for end in ends]) == []
         for trial, x in zip(trials, values, strict=True):
             tell("told", trial, x)
 
@@ -99,7 +98,7 @@ def test_four_processes_share_a_total_exactly(url: str, points: int | None, most
         ran += [number for step, number, _ in told_by(connection) if step == "told"]
         process.join(PATIENCE_S)
         assert process.exitcode == 0
-    trials = open_ledger(url, 200, points).study.trials
+    trials = open_book(url, 200, points).study.trials
     assert sorted(ran) == list(range(200))
     assert [t.number for t in trials] == list(range(200))
     assert {t.state for t in trials} == {TrialState.COMPLETE}
@@ -125,10 +124,10 @@ def test_a_sweep_killed_at_random_moments_ends_with_its_total(
             received += told_by(connection)
             acknowledged |= {number: x for step, number, x in received if step == "told"}
             process.join(PATIENCE_S)
-    ledger = open_ledger(url, 40, points, max_restarts=1000)
-    run_all(ledger)
+    book = open_book(url, 40, points, max_restarts=1000)
+    run_all(book)
 
-    trials = ledger.study.trials
+    trials = book.study.trials
     states = Counter(t.state for t in trials if RETRIED not in t.user_attrs)
     assert states == {TrialState.COMPLETE: 40}
     assert any(RETRIED in t.user_attrs for t in trials)  # or nothing was lost, and nothing shown

@@ -77,8 +77,10 @@ def worker(folder: Path, app: Script, values: str = "0,1,2,3,4,5", **settings: A
     node = {"storage": url, "study_name": "s", **settings}
     chosen = plan.read(node, [f"a={values}"], "app")
     chosen = replace(chosen, objectives=("value",), directions=("minimize",))
-    study = studies.open_study(storage.connect(url), "s", ["minimize"], {"space": "a"})
-    return Worker(chosen, app, study, folder, Stop())  # type: ignore[arg-type]
+    opened = storage.connect(url)
+    study = studies.open_study(opened, "s", ["minimize"], {"space": "a"})
+    book = studies.open_book(chosen, study, opened, lambda number: 0)
+    return Worker(chosen, app, book, folder, Stop())  # type: ignore[arg-type]
 
 
 def told(folder: Path) -> dict[int, tuple[str, Any]]:

@@ -7,13 +7,12 @@ import time
 from pathlib import Path
 
 import pytest
+from duplicates_support import Script, check_all, told, worker
 from fault_support import Row, rows, running, until
 from sqlalchemy import event
-from twins_support import Script, check_all, told, worker
 
 from sweepstack.study.attributes import WORKER
-from sweepstack.sweep.book import duplicates as twins
-from sweepstack.sweep.book import processes, records
+from sweepstack.sweep.book import bulk, duplicates, processes
 from sweepstack.sweep.worker.trial import Asked
 
 LIMIT_S = 60  # for a hung thread only
@@ -80,13 +79,12 @@ def begun_by_the_dead(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         host_and_pid, _, start = processes.this_process().rpartition(":")
         patch.setattr(processes, "this_process", lambda: f"{host_and_pid}:{int(start) - 1}")
-        trial = dead.ledger.claim()
-    assert trial is not None
+        (trial,) = dead.book.claim()
     assert processes.is_gone(str(trial.user_attrs[WORKER]))
     dead.plan.space.suggest(trial)
-    dead.journal.parameters([trial])
-    assert dead.twins is not None
-    assert dead.twins.admitted([Asked(trial, ["a=0"])])
+    dead.book.begin([trial])
+    assert dead.duplicates is not None
+    assert dead.duplicates.admitted([Asked(trial, ["a=0"])])
 
 
 def test_a_twin_whose_worker_died_is_trained_by_another(tmp_path, monkeypatch):
@@ -100,7 +98,7 @@ def test_a_twin_whose_worker_died_is_trained_by_another(tmp_path, monkeypatch):
 
 
 def test_who_holds_as_many_aside_as_may_be_sees_itself_that_a_worker_died(tmp_path, monkeypatch):
-    monkeypatch.setattr(twins, "MOST_ASIDE", 1)
+    monkeypatch.setattr(duplicates, "MAX_DEFERRED", 1)
     begun_by_the_dead(tmp_path, monkeypatch)
 
     app = Script(1)
@@ -116,40 +114,38 @@ def test_workers_see_what_others_have_begun_since_their_start(tmp_path):
     crew = [worker(tmp_path, Script()) for _ in range(3)]
     admitted = []
     for each, value in zip(crew, (0, 1, 2), strict=True):
-        trial = each.ledger.claim()
-        assert trial is not None
-        assert each.twins is not None
-        admitted.append(each.twins.admitted([Asked(trial, [f"a={value}"])]))
+        (trial,) = each.book.claim()
+        assert each.duplicates is not None
+        admitted.append(each.duplicates.admitted([Asked(trial, [f"a={value}"])]))
 
     assert [bool(trained) for trained in admitted] == [True, False, True]
 
 
 def test_many_trials_are_looked_up_together(tmp_path):
     several = worker(tmp_path, Script())
-    assert several.twins is not None
+    assert several.duplicates is not None
     batch = []
     for value in range(6):
-        trial = several.ledger.claim()
-        assert trial is not None
+        (trial,) = several.book.claim()
         batch.append(Asked(trial, [f"a={value}"]))
 
-    assert [asked.number for asked in several.twins.admitted(batch)] == [0, 2, 4]
+    assert [asked.number for asked in several.duplicates.admitted(batch)] == [0, 2, 4]
     effects = [row.attributes.get("sweepstack.effect") for row in rows(tmp_path)]
     assert effects == ["pair 0", None, "pair 1", None, "pair 2", None]
     other = worker(tmp_path, Script())
-    assert other.twins is not None
-    assert other.twins.admitted(batch) == []
+    assert other.duplicates is not None
+    assert other.duplicates.admitted(batch) == []
 
 
 def test_the_register_holds_the_study_while_it_reads_what_others_wrote(tmp_path, monkeypatch):
     """Or it would pass over what is written and not committed, where a database lets it."""
     several = worker(tmp_path, Script())
     done: list[str] = []
-    hold = records.hold
-    monkeypatch.setattr(records, "hold", lambda *given: (done.append("hold"), hold(*given)))
-    engine = several.study._storage._backend.engine  # type: ignore[attr-defined]
+    hold = bulk._hold
+    monkeypatch.setattr(bulk, "_hold", lambda *given: (done.append("hold"), hold(*given)))
+    engine = several.book.storage.engine  # type: ignore[attr-defined]
     event.listen(engine, "before_cursor_execute", lambda *given: done.append(given[2]))
-    twins.Register(several.study)
+    several.book.take_effects([])
 
     reads = [place for place, what in enumerate(done) if "trial_user_attributes" in what]
     assert reads
