@@ -37,7 +37,6 @@ def renamed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     other = types.ModuleType(models.__name__)
     vars(other).update({k: v for k, v in vars(models).items() if k != "TrialModel"})
     monkeypatch.setattr(rdb, "models", other)
-    monkeypatch.setitem(sys.modules, models.__name__, other)
     monkeypatch.delitem(sys.modules, BULK, raising=False)
     studies.bulk_problem.cache_clear()
     yield
@@ -92,7 +91,7 @@ def test_a_sweep_runs_in_a_journal_and_goes_on(main, tmp_path, capsys) -> None:
     assert "4 of them done before" in again.out
     assert states(url, "s") == ["COMPLETE"] * 4
     assert run(["list", "--storage", url]) == 0
-    assert " s " in capsys.readouterr().out
+    assert "\ns  " in capsys.readouterr().out
     assert run(["show", "s", "--storage", url]) == 0
 
 
