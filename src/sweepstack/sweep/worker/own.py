@@ -12,7 +12,6 @@ from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from sweepstack.config import overrides
 from sweepstack.config import reading as config
 from sweepstack.config.errors import InputError
 from sweepstack.config.schema import RunConfig
@@ -123,8 +122,8 @@ class Own:
         """
         try:
             return config.read_plain(composition(words))
-        except overrides.REFUSALS:
-            overrides.compose(words, self.config_dir, self.config_name)  # says it for people
+        except config.REFUSALS:
+            config.compose(words, self.config_dir, self.config_name)  # says it for people
             raise
 
     def check(self, space: Space) -> None:

@@ -20,9 +20,8 @@ from sweepstack.config.effect import effect
 from sweepstack.config.errors import SweepstackError, masked, one_line
 from sweepstack.config.schema import RunConfig
 from sweepstack.engine import seeds
-from sweepstack.engine.monitor import Monitor
 from sweepstack.engine.seeds import Group
-from sweepstack.engine.spec import TrialResult, TrialSpec
+from sweepstack.engine.spec import Monitor, TrialResult, TrialSpec
 from sweepstack.engine.width import MANY, Widths
 from sweepstack.study.attributes import EFFECT, PLANNED
 from sweepstack.sweep import samplers

@@ -12,10 +12,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
-from sweepstack.config.schema.fields import dynamic, place, rule
+
+def rule(**rules: Any) -> Any:
+    """Declare a static field; `rules` are ge, gt, le, lt, the bounds of each number, and items, the
+    most numbers of a list."""
+    return field(metadata=rules)
+
+
+def place(**rules: Any) -> Any:
+    """Declare a field that says how a trial is run and changes nothing about it: slots may differ,
+    and it is no part of what identifies a config."""
+    return dynamic(place=True, **rules)
+
+
+def dynamic(**rules: Any) -> Any:
+    """Declare a field in which the slots of a stack may differ."""
+    return rule(dynamic=True, **rules)
 
 
 @dataclass(frozen=True, kw_only=True)
