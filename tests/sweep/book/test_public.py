@@ -22,6 +22,7 @@ from sweepstack.cli.study import run
 from sweepstack.config.errors import EnvironmentFault, InputError
 from sweepstack.study import storage
 from sweepstack.study.attributes import LOST, RETRIED, WORKER
+from sweepstack.sweep import book
 from sweepstack.sweep.book import processes, studies
 from sweepstack.sweep.book.public import PublicBook
 
@@ -38,8 +39,10 @@ def renamed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     vars(other).update({k: v for k, v in vars(models).items() if k != "TrialModel"})
     monkeypatch.setattr(rdb, "models", other)
     monkeypatch.delitem(sys.modules, BULK, raising=False)
+    monkeypatch.delattr(book, "bulk", raising=False)
     studies.bulk_problem.cache_clear()
     yield
+    monkeypatch.undo()  # before other tests ask
     studies.bulk_problem.cache_clear()
 
 
