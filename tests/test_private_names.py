@@ -35,8 +35,6 @@ PENDING: set[str] = {
     "sweepstack/reporting/rerun/recorded.py",
     "sweepstack/study/read.py",
     "sweepstack/study/storage.py",
-    "sweepstack/sweep/worker/by_name.py",
-    "sweepstack/sweep/worker/other.py",
     "sweepstack/sweep/worker/trainer.py",
     "sweepstack/sweep/worker/trial.py",
     "sweepstack/sweep/worker/worker.py",
