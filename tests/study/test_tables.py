@@ -17,6 +17,7 @@ from sweepstack.config.errors import InputError
 from sweepstack.reporting.terminal import show
 from sweepstack.study.frame import frame
 from sweepstack.study.tables import pivot
+from sweepstack.study.view import StudyView
 
 INITS = ["xavier_uniform", "he", "normal", "uniform", "zeros", "ones"]
 ACTIVATIONS = ["relu", "tanh", "sigmoid"]
@@ -46,7 +47,7 @@ def new(direction: str = "maximize") -> optuna.Study:
 def printed(study: optuna.Study, width: int = 80) -> list[str]:
     """The lines that `show` prints, without colour."""
     console = Console(width=width, file=StringIO())
-    show(study, console)
+    show(StudyView(study, ""), console)
     text = console.file.getvalue()  # type: ignore[attr-defined]
     return [line.rstrip() for line in text.splitlines()]
 
@@ -142,7 +143,7 @@ def test_the_best_is_the_smallest_where_it_is_minimized_and_bold() -> None:
     add(study, 0.25, "he")
     add(study, 0.5, "ones")
     console = Console(width=80, file=StringIO(), force_terminal=True, color_system="standard")
-    show(study, console)
+    show(StudyView(study, ""), console)
     assert "\x1b[1m0.2500*" in console.file.getvalue()  # type: ignore[attr-defined]
     assert printed(study)[1:] == ["init  val_accuracy", "he    0.2500*", "ones  0.5000"]
 
@@ -269,14 +270,13 @@ def tied(direction: str) -> optuna.Study:
 @pytest.mark.parametrize("direction", ["maximize", "minimize"])
 def test_of_equal_trials_the_earlier_is_first_wherever_the_best_are_picked(direction) -> None:
     import sweepstack
-    from sweepstack.reporting import listing
+    from sweepstack.reporting.overview import Line
     from sweepstack.reporting.plots.material import Material
     from sweepstack.reporting.report import facts, found
-    from sweepstack.study.library import OpenStudy
     from sweepstack.study.ranking import best_trials
 
     study = tied(direction)
-    opened = OpenStudy(study, "memory")
+    opened = StudyView(study, "memory")
     df = opened.frame
     expected = [1, 4, 0, 2, 3, 5]
     assert sweepstack.best(df)["number"].tolist() == expected
@@ -287,7 +287,7 @@ def test_of_equal_trials_the_earlier_is_first_wherever_the_best_are_picked(direc
     assert [int(numbers[0]) for numbers in opened.configurations["numbers"]] == expected
     material = Material(opened)
     assert material.best_first(material.good)["number"].tolist() == expected
-    assert "(trial 1)" in listing._line(study).best
+    assert "(trial 1)" in Line.of(opened).best
     assert "trial 1" in facts.tiles(df)[0].says
     section = found.top(opened, df)
     assert section is not None
@@ -314,7 +314,6 @@ def test_the_front_is_ordered_by_its_objectives_then_by_the_earlier_trial() -> N
 def test_a_key_of_one_value_is_neither_a_column_nor_an_axis() -> None:
     from sweepstack.reporting.plots.material import Material
     from sweepstack.reporting.report import facts, found
-    from sweepstack.study.library import OpenStudy
 
     study = new()
     for i in range(12):
@@ -325,7 +324,7 @@ def test_a_key_of_one_value_is_neither_a_column_nor_an_axis() -> None:
     lines = printed(study, 200)
     assert lines[1].split() == ["trial", "val_accuracy", "optimizer.lr"]
     assert lines[-1] == "the same in all: init=he"
-    opened = OpenStudy(study, "memory")
+    opened = StudyView(study, "memory")
     section = found.top(opened, opened.frame)
     assert section is not None
     assert ">init<" not in section.content
@@ -339,7 +338,6 @@ def test_a_key_of_one_value_is_neither_a_column_nor_an_axis() -> None:
 
 def test_one_complete_trial_of_four_gives_a_table_and_a_report(tmp_path) -> None:
     from sweepstack.reporting import report
-    from sweepstack.study.library import OpenStudy
 
     study = new()
     for i in range(3):
@@ -348,7 +346,7 @@ def test_one_complete_trial_of_four_gives_a_table_and_a_report(tmp_path) -> None
     add(study, 0.5, "ones")
     lines = printed(study)
     assert lines[-1] == "1 complete, 3 failed, failed most often with: train_loss became nan"
-    page = report.write(OpenStudy(study, "memory"), tmp_path / "s.html").read_text()
+    page = report.write(StudyView(study, "memory"), tmp_path / "s.html").read_text()
     assert "\x1b" not in page
     assert "[31m" not in page
     assert "0.5000" in page

@@ -155,13 +155,13 @@ def _seconds(text: str) -> float:
 
 
 def _list(options: argparse.Namespace) -> int:
-    from sweepstack.reporting import listing
+    from sweepstack.reporting import overview
     from sweepstack.runs import progress
     from sweepstack.study import storage
 
     url, opened = storage.look(options.storage)
     with storage.named(url):
-        listing.show(opened, progress.console())
+        overview.show_list(opened, progress.console())
     return 0
 
 
@@ -185,20 +185,20 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _export(options: argparse.Namespace) -> int:
-    from sweepstack.reporting import export
+    from sweepstack.reporting import overview
     from sweepstack.runs.progress import console, shown
     from sweepstack.study import view
 
-    export.check(options.output)
+    overview.check_output(options.output)
     opened = view.open_study(options.study, options.storage)
     table = opened.history if options.history else opened.frame
-    export.write(table, options.output)
+    overview.write(table, options.output)
     console().print(f"{len(table)} rows: {shown(options.output)}", highlight=False, soft_wrap=True)
     return 0
 
 
 def _rerun(options: argparse.Namespace) -> int:
-    from sweepstack.reporting.rerun import rerun
+    from sweepstack.reporting import rerun
     from sweepstack.study import view
 
     return rerun.rerun(
