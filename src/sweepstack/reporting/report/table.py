@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 
 from sweepstack.reporting.report.markup import clean, label, text
-from sweepstack.study.published import METRICS, applies, published
+from sweepstack.study.tables import METRICS, applies, published
 
 LEFT_OUT = ("config_hash", "feasible", "retried")
 FIRST = ("std", "test_accuracy", "val_accuracy", "val_loss", "train_loss", "seconds", "error")
