@@ -11,9 +11,8 @@ of its own, on the default SQLite storage:
    of an environment that has hydra-optuna-sweeper (`pip install --pre hydra-optuna-sweeper`);
    without it that row is left out. This is Hydra's own cost of a job plus the sweeper's.
 2. sweepstack itself: `sweepstack -m data=quadratic`, three swept parameters, five evaluations a
-trial. Its
-   bookkeeping is the sweep's time, from the second trial's start to the last one's end, less the
-   seconds that the engine spent training and evaluating (which every trial records).
+   trial. Its bookkeeping is the sweep's time, from the second trial's start to the last one's end,
+   less the seconds that the engine spent training and evaluating (which every trial records).
 3. `--bulk`: the bookkeeping of stacks of 64 that train nothing (`bulk.py`), in parts.
 
 Printed are milliseconds per trial, without the first, which warms up; the sweepers alternate.
@@ -73,10 +72,8 @@ def other_app(python: str, sweeper: str, trials: int) -> float:
     """Milliseconds per trial of the trivial application."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        version = (
-            "{}" if sweeper == "optuna" else "__import__('sweepstack.compat').compat.MAIN_ARGUMENTS"
-        )
-        (folder / "app.py").write_text(APP.replace("OPTIONS", version))
+        options = "{}" if sweeper == "optuna" else "{'version_base': '1.3'}"
+        (folder / "app.py").write_text(APP.replace("OPTIONS", options))
         words = [
             *("app.py", "-m", f"hydra/sweeper={sweeper}", "hydra/sweeper/sampler=random"),
             *("hydra.sweeper.sampler.seed=0", f"hydra.sweeper.n_trials={trials}"),

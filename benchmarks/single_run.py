@@ -48,8 +48,6 @@ def made_up(shape: tuple[int, ...], train_samples: int) -> Dataset:
         val=split(1000),
         test=split(1000),
         task="multiclass",
-        outputs=10,
-        input_shape=shape,
         classes=tuple(map(str, range(10))),
     )
 

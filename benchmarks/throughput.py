@@ -1,5 +1,4 @@
-"""Trials per second: hand-written PyTorch, hydra-optuna-sweeper, JAX, sweepstack one by one,
-stacked.
+"""Trials per second: plain PyTorch, hydra-optuna-sweeper, JAX, and sweepstack.
 
     uv run python benchmarks/throughput.py --root FOLDER_WITH_MNIST [--hos PYTHON] [--jax PYTHON]
     uv run python benchmarks/throughput.py --grid --root FOLDER [-- data.subset=2000]
@@ -17,9 +16,8 @@ round runs, in a process of its own, on the same device and number of threads:
 (d) JAX, vmap over a stack and lax.scan over steps (rival_jax.py), compiled outside of the clock;
     the ratios take the width that was best over all rounds;
 (e) `sweepstack -m` at training.width=1 and (f) at training.width=auto, random sampler, an empty
-folder
-    each time, so that (f) measures the width anew. sweepstack measures the 10,000 test samples of
-    each trial as well; the others do so only with `--test`.
+    folder each time, so that (f) measures the width anew. sweepstack measures the 10,000 test
+    samples of each trial as well; the others do so only with `--test`.
 
 `training` is the engine's own time (the attribute `seconds` in e and f), `after start-up` runs from
 the first trial's start to the last one's end as the study's database tells, `whole` is the

@@ -1,7 +1,8 @@
 """Writes docs/config.md, the reference of every config key: `python docs/generate.py`.
 
-Keys, defaults and comments come from the files of conf/, types and ranges from sweepstack.schema
-and from the rules of the sweeper; nothing is written twice. A test fails when the page is stale.
+Keys, defaults and comments come from the files of conf/, types and ranges from
+sweepstack.config.schema, and all of the sweeper from sweepstack.config.sweeper; nothing is written
+twice. A test fails when the page is stale.
 """
 
 from __future__ import annotations
@@ -13,10 +14,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hydra_plugins.sweepstack_sweeper.sweepstack_sweeper import PRUNERS, SAMPLERS, SWEEPER
-from sweepstack.config import check, schema
+from sweepstack.config import check, schema, sweeper
 from sweepstack.config import reading as config
-from sweepstack.sweep import plan, pruners, samplers, settings
 
 PAGE = Path(__file__).with_name("config.md")
 CONF = config.folder("conf")
@@ -39,40 +38,6 @@ SWEEP_HEAD = """\
 What a sweep can be told; [sweeps.md](sweeps.md) explains the parts. Set on the command line
 (`hydra.sweeper.n_trials=20`) or in a sweep's file.
 """
-MEANING = {
-    "study_name": "the study's name; null: made of the command, so that the same command finds it",
-    "storage": "database URL; null: a temporary file, removed at the end",
-    "direction": "minimize or maximize; null: the metric's own (other applications: minimize)",
-    "directions": "one for each of several objectives",
-    "objectives": "metrics, or num_parameters, steps, seconds, samples_per_s; null: `objective`",
-    "n_trials": "finished trials that the study is to have in all; null: every point of a grid",
-    "n_jobs": "workers: processes here, or jobs of `hydra/launcher`",
-    "params": "what is swept: key -> values as on the command line, or cases",
-    "conditions": "key -> {parent: values} under which it is set",
-    "enqueue": "known points that are tried first",
-    "timeout_s": "no trial begins later than this after the start",
-    "max_steps_total": "no trial begins once all together have taken so many optimizer steps",
-    "max_failure_rate": "share of trials that may fail; beyond it the exit code is 1",
-    "max_restarts": "how often in a row a trial whose process died is run again without progress",
-    "constraints": 'bounds of final numbers, `{num_parameters: "<= 100000"}`',
-    "custom_search_space": "dotted name of a function (config, trial) that suggests more",
-    "on_mismatch": "a study of this name with other trials: refuse, or open NAME_2 (new)",
-    "duplicates": "trials of equal effect: train one of them (once) or all (train)",
-    "keep_models": "trials whose best.pt is kept in the end: best (the Pareto front of "
-    "several objectives), all, none, or how many of the best",
-    "trusted_storage": "allow cmaes, which unpickles from the storage",
-    "report": "write outputs/reports/STUDY.html, and notes and files for the dashboard, at the end",
-    "dry_run": "print what would be done, and do nothing",
-}
-SHAPES = {
-    "direction": "minimize or maximize",
-    "directions": "a list of minimize, maximize",
-    "objectives": "a list of words",
-    "params": "a mapping",
-    "conditions": "a mapping",
-    "enqueue": "a list",
-    "constraints": "a mapping",
-}
 LINE = re.compile(r"(?P<key>\w+):\s*(?P<value>[^#]*?)\s*(?:#\s*(?P<comment>.*))?")
 
 
@@ -206,44 +171,33 @@ def _each(found: Mapping[str, str]) -> str:
 
 
 def _sweeper() -> str:
-    defaults = {k: v for k, v in SWEEPER.items() if k[0] != "_" and k != "defaults"}
-    assert set(defaults) == set(MEANING)
-    rows = [
-        [
-            f"`hydra.sweeper.{key}`",
-            f"`{_yaml(default)}`",
-            _allowed(*plan._RULES[key]) if key in plan._RULES else SHAPES[key],
-            MEANING[key],
-        ]
-        for key, default in defaults.items()
-    ]
-    parts = [_table("", ["key", "default", "allowed", "meaning"], rows)]
-    head = ["option", "settings, with what is allowed"]
-    optuna = "A setting that is null, as most are, is left to its class."
-    rows = [
-        [f"`{name}`", _settings(samplers._KINDS[name][1], given)]
-        for name, given in SAMPLERS.items()
-    ]
-    about = "`hydra.sweeper.sampler.seed` (default 0; null draws other trials each time) is of all."
-    parts.append(_table(f"### hydra/sweeper/sampler\n\n{about} {optuna}", head, rows))
-    rows = [
-        [
-            f"`{name}`",
-            _settings(pruners._KINDS[name].rules, given),
-        ]
-        for name, given in PRUNERS.items()
-    ]
-    extra = "`patient` also has `wrapped`: null, a pruner's name, or a mapping with `name`."
-    parts.append(_table(f"### hydra/sweeper/pruner\n\n{optuna} {extra}", head, rows))
+    own = sweeper.Sweeper.__annotations__
+    keys = sorted(dataclasses.fields(sweeper.Sweeper), key=lambda item: item.name not in own)
+    head = ["key", "default", "allowed", "meaning"]
+    rows = [_setting(f"`hydra.sweeper.{item.name}`", sweeper.Sweeper, item) for item in keys]
+    parts = [_table("", head, rows)]
+    for group, options in (("sampler", sweeper.SAMPLERS), ("pruner", sweeper.PRUNERS)):
+        title = f"### hydra/sweeper/{group}\n\nA setting that is null is left to its class."
+        about = [[f"`{name}`", str(kind.__doc__)] for name, kind in options.items()]
+        parts.append(_table(title, ["option", "what it is"], about))
+        named: dict[tuple[str, int], tuple[Any, Any, list[str]]] = {}
+        for name, kind in options.items():
+            for item in dataclasses.fields(kind):
+                *_, names = named.setdefault((item.name, id(item)), (kind, item, []))
+                names.append(name)
+        rows = []
+        for kind, item, names in named.values():
+            only = "" if len(names) == len(options) else f" ({', '.join(names)})"
+            rows.append(_setting(f"`hydra.sweeper.{group}.{item.name}`{only}", kind, item))
+        parts.append(_table("", head, rows))
     return "\n".join(parts)
 
 
-def _settings(rules: settings.Rules, defaults: Mapping[str, Any]) -> str:
-    found = []
-    for name, (hint, bounds) in rules.items():
-        default = "" if defaults[name] is None else f" (default {defaults[name]})"
-        found.append(f"`{name}`: {_allowed(hint, bounds)}{default}")
-    return "; ".join(found) or "none"
+def _setting(key: str, kind: type, item: Any) -> list[str]:
+    """A row of a key that the sweeper declares."""
+    rules = item.metadata
+    allowed = rules.get("allowed") or _allowed(typing.get_type_hints(kind)[item.name], rules)
+    return [key, f"`{_yaml(item.default)}`", allowed, rules["meaning"]]
 
 
 def _yaml(value: Any) -> str:

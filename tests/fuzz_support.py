@@ -21,11 +21,10 @@ from pathlib import Path
 from textwrap import dedent
 
 import warm
-from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
-from hydra_plugins.sweepstack_sweeper import sweepstack_sweeper
 from sweepstack.config import reading as config
+from sweepstack.config import sweeper
 
 LIMIT_S = 20
 STUDY = Path(sysconfig.get_path("scripts"), "sweepstack-study")
@@ -402,10 +401,9 @@ def _keys() -> list[str]:
 
 
 def _sweeper_keys() -> list[str]:
-    assert ConfigStore.instance()
-    keys = [key for key in sweepstack_sweeper.SWEEPER if key not in ("defaults", "report")]
-    keys += ["sampler", "sampler.name", "sampler.seed", "sampler.n_startup_trials", "params.x"]
-    return [f"hydra.sweeper.{key}" for key in [*keys, "pruner", "pruner.name", "nothing"]]
+    keys = [key for key in sweeper.defaults(sweeper.Sweeper) if key != "report"]
+    keys += ["sampler.name", "sampler.seed", "sampler.n_startup_trials", "params.x"]
+    return [f"hydra.sweeper.{key}" for key in [*keys, "pruner.name", "nothing"]]
 
 
 def copy_studies(database: Path, to: Path) -> None:

@@ -55,7 +55,7 @@ def room(path: Path) -> str:
 
 
 def test_the_top_of_the_package_is_small():
-    entries = {path.name for path in PACKAGE.iterdir()} - {"__pycache__"}
+    entries = {path.name for path in PACKAGE.iterdir()} - {"__pycache__", "py.typed"}
     packages = {name for name in entries if (PACKAGE / name).is_dir()}
     assert packages == set(ORDER)
     assert len(entries) <= 12

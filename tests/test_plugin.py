@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
+import inspect
 import subprocess
 import sys
 
 import pytest
+from docs_support import generator
 
-from hydra_plugins.sweepstack_sweeper.sweepstack_sweeper import PRUNERS, SAMPLERS, SWEEPER
+from hydra_plugins import sweepstack_sweeper as plugin
+from sweepstack.config import sweeper
+from sweepstack.config.errors import InputError
 from sweepstack.sweep import plan, pruners, samplers
 
+NODES = {(group, name): node for group, name, node in plugin.nodes()}
 HEAVY = """
-heavy = {"torch", "optuna", "sweepstack", "sqlalchemy", "pandas"}
+heavy = {"torch", "optuna", "sqlalchemy", "pandas", "sweepstack.config.schema", "sweepstack.sweep"}
 heavy.add("hydra_plugins.sweepstack_sweeper._impl")
 assert not heavy & set(sys.modules), heavy & set(sys.modules)
 """
@@ -62,36 +68,65 @@ def test_without_a_sweep_nothing_heavy_is_imported(tmp_path, code, says):
     assert done.stdout == says
 
 
-def test_every_setting_of_the_sweeper_has_a_key_and_the_other_way_round():
-    keys = set(SWEEPER) - {"_target_", "_recursive_", "defaults"}
+def test_a_new_key_is_declared_in_one_place(monkeypatch):
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class More(sweeper.Sweeper):
+        max_coffee: int = sweeper.key(2, "cups of coffee per trial", ge=0)
 
-    assert keys | {"sampler", "pruner"} == set(plan._RULES) | plan._NODES
+    monkeypatch.setattr(sweeper, "Sweeper", More)
+
+    assert plan.read({"max_coffee": 3}, ["x=1,2"], "app")
+    with pytest.raises(InputError) as caught:
+        plan.read({"max_coffee": -1, "max_cofee": 1}, ["x=1,2"], "app")
+    assert caught.value.mistakes[0] == "hydra.sweeper.max_coffee must be >= 0, got -1"
+    assert caught.value.mistakes[1].endswith("did you mean 'max_coffee'?")
+    assert next(plugin.nodes())[2]["max_coffee"] == 2
+    row = "| `hydra.sweeper.max_coffee` | `2` | a whole number >= 0 | cups of coffee per trial |"
+    assert row in generator().page().splitlines()
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+def test_a_new_setting_of_a_sampler_is_declared_in_one_place(monkeypatch):
+    @dataclasses.dataclass(frozen=True)
+    class More(sweeper.Tpe):
+        sugar: float = sweeper.key(None, "spoons", ge=0)
+
+    monkeypatch.setattr(sweeper, "SAMPLERS", {**sweeper.SAMPLERS, "tpe": More})
+    monkeypatch.setattr(samplers, "SAMPLERS", sweeper.SAMPLERS)
+    nodes = {name: node for group, name, node in plugin.nodes() if group.endswith("sampler")}
+
+    assert nodes["tpe"]["sugar"] is None
+    with pytest.raises(InputError, match=r"hydra\.sweeper\.sampler\.sugar must be >= 0, got -1"):
+        plan.read({"sampler": {"name": "tpe", "sugar": -1}}, ["x=1,2"], "app")
+    row = "| `hydra.sweeper.sampler.sugar` (tpe) | `null` | a number >= 0 | spoons |"
+    assert row in generator().page().splitlines()
+
+
+@pytest.mark.parametrize("name", sweeper.SAMPLERS)
 @pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
-def test_a_sampler_of_the_group_can_be_built_and_shows_all_its_settings(name, monkeypatch):
+def test_a_sampler_of_the_group_can_be_built(name, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda package: package)  # cmaes is optional
-    node = {"name": name, "seed": 0, **SAMPLERS[name]}
-    arguments = ["x=1,2"]
-    chosen = plan.read({"sampler": node, "n_trials": 2, "trusted_storage": True}, arguments, "app")
+    node = {"sampler": NODES["hydra/sweeper/sampler", name], "trusted_storage": True}
+    chosen = plan.read({**node, "n_trials": 2}, ["x=1,2"], "app")
 
     assert chosen.sampler.name == name
     assert chosen.seed == 0
-    assert set(SAMPLERS[name]) == set(samplers._KINDS[name][1])
 
 
-@pytest.mark.parametrize("name", PRUNERS)
-def test_a_pruner_of_the_group_can_be_built_and_shows_all_its_settings(name):
+@pytest.mark.parametrize("name", sweeper.SAMPLERS)
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+def test_every_setting_of_a_sampler_is_one_of_its_class(name):
+    if name == "grid":
+        return
+    keys = set(sweeper.defaults(sweeper.SAMPLERS[name]))
+    assert keys <= set(inspect.signature(samplers._MAKE[name]).parameters)
+
+
+@pytest.mark.parametrize("name", sweeper.PRUNERS)
+def test_a_pruner_of_the_group_can_be_built(name):
     needed = {"upper": 1} if name == "threshold" else {}
-    node = {"name": name, **PRUNERS[name], **needed}
+    node = {**NODES["hydra/sweeper/pruner", name], **needed}
     chosen = plan.read({"pruner": node}, ["x=1,2"], "app")
-    wrapped = {"wrapped"} if name == "patient" else set()
+    parameters = set(inspect.signature(pruners._MAKE[name]).parameters)
 
     assert chosen.pruner.name == name
-    assert set(PRUNERS[name]) == set(pruners._KINDS[name].rules) | wrapped
-
-
-def test_every_sampler_and_pruner_has_a_group():
-    assert list(SAMPLERS) == list(samplers.NAMES)
-    assert list(PRUNERS) == list(pruners.NAMES)
+    assert set(sweeper.defaults(sweeper.PRUNERS[name])) - {"wrapped"} <= parameters

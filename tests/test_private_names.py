@@ -1,99 +1,253 @@
-"""Private names of other packages stand in few files, and in no more than today."""
+"""Private names of other packages stand in five files at most.
+
+`X._name` is ours where our own source binds `_name` as an attribute of a class: for `self` and
+`cls` in that class or in one of ours that it inherits from, for any other X in this file or in a
+file that it imports. All else is another package's: `torch._C`, `study._study_id`,
+`from hydra._internal import ...`, "optuna.storages._rdb" and `getattr(trial, "_trial_id")`.
+"""
 
 from __future__ import annotations
 
 import ast
 import re
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
 
+import pytest
 from support import REPOSITORY
 
 SOURCE = REPOSITORY / "src"
-PRIVATE = re.compile(r"_[a-z]\w*")
 ALLOWED = {
-    "hydra_plugins/sweepstack_sweeper/_impl.py",
-    "sweepstack/cli/preflight.py",
-    "sweepstack/config/overrides.py",
-    "sweepstack/config/reading.py",
+    "sweepstack/config/hydra_adapter.py",
     "sweepstack/engine/executors/operations.py",
-    "sweepstack/models/layers.py",
+    "sweepstack/engine/kernels/fused.py",
     "sweepstack/reporting/dashboard/dashboard.py",
-    "sweepstack/reporting/dashboard/dashboard_rows.py",
-    "sweepstack/sweep/book/delete.py",
-    "sweepstack/sweep/book/duplicates.py",
-    "sweepstack/sweep/book/journal.py",
-    "sweepstack/sweep/book/ledger.py",
-    "sweepstack/sweep/book/ledger_of.py",
-    "sweepstack/sweep/book/live_trial.py",
-    "sweepstack/sweep/book/records.py",
-    "sweepstack/sweep/book/studies.py",
-    "sweepstack/sweep/worker/other.py",
+    "sweepstack/sweep/book/bulk.py",
 }
-"""Files that use private names of other packages: none may be added, and five is the aim."""
-PUBLIC = {"_exit", "_target_", "_version"}
-"""Documented by their packages in spite of the underscore, or of a config."""
+"""The only files that may use private names of other packages."""
+PENDING: set[str] = {
+    "hydra_plugins/sweepstack_sweeper/_impl.py",
+    "sweepstack/models/custom.py",
+    "sweepstack/models/layers.py",
+    "sweepstack/reporting/dashboard/decorate.py",
+    "sweepstack/reporting/doctor/command.py",
+    "sweepstack/reporting/rerun/recorded.py",
+    "sweepstack/study/read.py",
+    "sweepstack/study/storage.py",
+    "sweepstack/sweep/worker/by_name.py",
+    "sweepstack/sweep/worker/other.py",
+    "sweepstack/sweep/worker/trainer.py",
+    "sweepstack/sweep/worker/trial.py",
+    "sweepstack/sweep/worker/worker.py",
+}
+"""Files that still use some while their rooms are rebuilt. None may be added; this set must become
+empty, and then it goes."""
+
+PRIVATE = re.compile(r"_[A-Za-z]\w*")
+DOTTED = re.compile(r"(?:[A-Za-z]\w*\.)+(_[A-Za-z]\w*)[\w.]*")
+OURS = {"sweepstack", "hydra_plugins"}
+PUBLIC = {
+    *("_exit", "_getframe"),  # of os and sys, documented
+    *("_asdict", "_fields", "_make", "_replace"),  # of named tuples, documented
+    *("_target_", "_recursive_", "_partial_", "_args_", "_convert_", "_self_"),  # Hydra's keys
+    "_mapping",  # of SQLAlchemy's rows, documented
+}
+FOREIGN = {
+    *("_buffers", "_modules", "_parameters"),  # of torch.nn.Module
+    *("_storage", "_study_id", "_trial_id", "_cached_frozen_trial"),  # of Optuna
+}
+"""Names that belong to others even where a class of ours has one of that name."""
 
 
-def _trees() -> dict[str, ast.Module]:
-    return {
-        str(path.relative_to(SOURCE)): ast.parse(path.read_text("utf-8"))
-        for path in SOURCE.rglob("*.py")
-    }
-
-
-def _own_names(trees: dict[str, ast.Module]) -> set[str]:
-    """Every name with a leading underscore that our own code binds."""
-    names = set()
-    for tree in trees.values():
-        for node in ast.walk(tree):
-            if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.AsyncFunctionDef):
-                names.add(node.name)
-            elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-                names.add(node.id)
-            elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
-                if isinstance(node.value, ast.Name) and node.value.id == "self":
-                    names.add(node.attr)
-            elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-                names.add(node.target.id)
-    return names
-
-
-def _is_ours(module: str) -> bool:
-    return module.split(".")[0] in {"sweepstack", "hydra_plugins"}
-
-
-def foreign(tree: ast.Module, own: set[str]) -> set[str]:
-    """The private names of other packages that a file uses."""
-    found = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import | ast.ImportFrom):
-            module = getattr(node, "module", None) or ""
-            for alias in node.names:
-                name = f"{module}.{alias.name}".lstrip(".")
-                if not _is_ours(name) and name.split(".")[0] != "__future__":
-                    found |= {p for p in name.split(".") if PRIVATE.fullmatch(p)}
-        elif isinstance(node, ast.Attribute) and PRIVATE.fullmatch(node.attr):
-            if node.attr not in own | PUBLIC:
-                found.add(node.attr)
-        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
-            if node.func.id in {"getattr", "hasattr", "setattr"} and len(node.args) > 1:
-                word = node.args[1]
-                name = word.value if isinstance(word, ast.Constant) else None
-                if isinstance(name, str) and PRIVATE.fullmatch(name) and name not in own | PUBLIC:
-                    found.add(name)
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-            found |= set(re.findall(r"(?<=\.)_(?:internal|rdb)\b", node.value))
+def tree(text: str) -> ast.Module:
+    """The code; every node has its `parent`, docstrings are gone."""
+    found = ast.parse(text)
+    for node in ast.walk(found):
+        for child in ast.iter_child_nodes(node):
+            child.parent = node
     return found
 
 
-def test_private_names_of_others_stand_in_few_files() -> None:
-    trees = _trees()
-    own = _own_names(trees)
-    used = {path: names for path, tree in trees.items() if (names := foreign(tree, own))}
-    assert set(used) <= ALLOWED, {path: used[path] for path in set(used) - ALLOWED}
-    assert set(used) >= ALLOWED, "no longer needed"
+def parsed(path: Path) -> ast.Module:
+    return _parsed(path, path.stat().st_mtime_ns)
 
 
-def test_a_private_name_is_noticed() -> None:
-    tree = ast.parse("import torch\nfrom hydra._internal import utils\ntorch._C.x(study._storage)")
-    assert foreign(tree, {"_storage"}) == {"_internal"}
-    assert foreign(tree, set()) == {"_internal", "_storage"}
+@cache
+def _parsed(path: Path, time: int) -> ast.Module:
+    return tree(path.read_text("utf-8"))
+
+
+def enclosing(node: ast.AST, kind: type | tuple[type, ...]) -> ast.AST | None:
+    while (node := getattr(node, "parent", None)) is not None:
+        if isinstance(node, kind):
+            return node
+    return None
+
+
+def bound(cls: ast.ClassDef) -> set[str]:
+    """The private attributes that a class binds: methods, fields, `self._x = ...`, slots."""
+    names = set()
+    for node in cls.body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            names.add(node.name)
+        for target in getattr(node, "targets", [getattr(node, "target", None)]):
+            if isinstance(target, ast.Name):
+                names.add(target.id)
+                if target.id == "__slots__":
+                    names |= {c.value for c in ast.walk(node) if isinstance(c, ast.Constant)}
+    for node in ast.walk(cls):
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and on_self(node):
+            names.add(node.attr)
+    return {name for name in names if isinstance(name, str) and PRIVATE.fullmatch(name)}
+
+
+def on_self(node: ast.Attribute) -> bool:
+    return isinstance(node.value, ast.Name) and node.value.id in {"self", "cls"}
+
+
+def classes(module: ast.Module) -> dict[str, ast.ClassDef]:
+    return {node.name: node for node in ast.walk(module) if isinstance(node, ast.ClassDef)}
+
+
+def imports_of_ours(module: ast.Module) -> Iterator[tuple[str, str]]:
+    """The dotted name, and the name by which the file knows it."""
+    for node in ast.walk(module):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in OURS:
+            for alias in node.names:
+                yield f"{node.module}.{alias.name}", alias.asname or alias.name
+        elif isinstance(node, ast.Import):
+            for alias in node.names:
+                if alias.name.split(".")[0] in OURS:
+                    yield alias.name, alias.asname or alias.name.split(".")[0]
+
+
+def near(module: ast.Module) -> dict[str, ast.ClassDef]:
+    """Our classes in the file and in those that it imports."""
+    found: dict[str, ast.ClassDef] = {}
+    for dotted, _ in imports_of_ours(module):
+        for name in (dotted, dotted.rpartition(".")[0]):
+            place = SOURCE / name.replace(".", "/")
+            for path in (place.with_suffix(".py"), place / "__init__.py"):
+                if path.is_file():
+                    found |= classes(parsed(path))
+    return found | classes(module)
+
+
+def inherited(cls: ast.ClassDef, known: dict[str, ast.ClassDef]) -> set[str]:
+    """What a class binds, with those of its bases that are ours."""
+    names = bound(cls)
+    for base in cls.bases:
+        name = getattr(base, "attr", None) or getattr(base, "id", None)
+        if name in known and known[name] is not cls:
+            names |= inherited(known[name], known)
+    return names
+
+
+def is_docstring(node: ast.Constant) -> bool:
+    return isinstance(getattr(node, "parent", None), ast.Expr)
+
+
+def names_as_text(node: ast.AST) -> Iterator[tuple[ast.AST | None, str]]:
+    """The object and the attribute that a string names: getattr(x, "_y"), vars(x)["_y"]."""
+    if isinstance(node, ast.Call) and len(node.args) > 1:
+        called = getattr(node.func, "id", None) or getattr(node.func, "attr", None)
+        if called in {"getattr", "hasattr", "setattr", "delattr", "patch", "object"}:
+            yield node.args[0], start_of(node.args[1])
+    elif isinstance(node, ast.Subscript):
+        owner = node.value
+        if isinstance(owner, ast.Call) and getattr(owner.func, "id", None) == "vars" and owner.args:
+            yield owner.args[0], start_of(node.slice)
+        elif isinstance(owner, ast.Attribute) and owner.attr == "__dict__":
+            yield owner.value, start_of(node.slice)
+
+
+def start_of(node: ast.AST) -> str:
+    """A string as far as it is fixed: of f"_fused_{name}_" the start."""
+    if isinstance(node, ast.JoinedStr) and node.values:
+        node = node.values[0]
+    return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ""
+
+
+def foreign(module: ast.Module) -> set[str]:
+    """The private names of other packages that a file uses."""
+    known = near(module)
+    everywhere = set().union(*map(bound, known.values())) - FOREIGN
+    our_names = {name for _, name in imports_of_ours(module)}
+
+    def is_ours(owner: ast.AST | None, name: str) -> bool:
+        if name in PUBLIC:
+            return True
+        if isinstance(owner, ast.Name) and owner.id in our_names:
+            return True
+        if isinstance(owner, ast.Name) and owner.id in {"self", "cls"}:
+            cls = enclosing(owner, ast.ClassDef)
+            return isinstance(cls, ast.ClassDef) and name in inherited(cls, known)
+        return name in everywhere
+
+    found = set()
+    for node in ast.walk(module):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            for alias in node.names:
+                name = f"{getattr(node, 'module', None) or ''}.{alias.name}".strip(".")
+                if name.split(".")[0] not in OURS | {"__future__"}:
+                    found |= {part for part in name.split(".") if PRIVATE.fullmatch(part)}
+        elif isinstance(node, ast.Attribute):
+            if PRIVATE.fullmatch(node.attr) and not is_ours(node.value, node.attr):
+                found.add(node.attr)
+        elif isinstance(node, ast.Constant) and not is_docstring(node):
+            match = DOTTED.fullmatch(str(node.value))
+            if match and match[0].split(".")[0] not in OURS and match[1] not in PUBLIC:
+                found.add(match[1])
+        for owner, name in names_as_text(node):
+            if PRIVATE.fullmatch(name) and not is_ours(owner, name):
+                found.add(name)
+    return found
+
+
+def test_private_names_of_others_stand_in_few_files():
+    files = {path: parsed(path) for path in SOURCE.rglob("*.py")}
+    used = {
+        path.relative_to(SOURCE).as_posix(): sorted(names)
+        for path, module in files.items()
+        if (names := foreign(module))
+    }
+    assert len(ALLOWED) <= 5
+    assert used.keys() <= ALLOWED | PENDING, {
+        path: names for path, names in used.items() if path not in ALLOWED | PENDING
+    }
+
+
+@pytest.mark.parametrize(
+    ("code", "names"),
+    [
+        ("import torch\ntorch._fused_adamw_([])", {"_fused_adamw_"}),
+        ("import torch\ngetattr(torch, f'_fused_{name}_')", {"_fused_"}),
+        ("import torch\ntorch._C._are_functorch_transforms_active()", {"_C", "_are_functorch_t"}),
+        ("study._study_id, trial._trial_id", {"_study_id", "_trial_id"}),
+        ("class A:\n  def f(self): self._storage = 1; return study._storage", {"_storage"}),
+        ("for child in module._modules.values(): pass", {"_modules"}),
+        ("class Net(Module):\n  def f(self): return self._modules", {"_modules"}),
+        ("from hydra._internal import utils", {"_internal"}),
+        ("import optuna.storages._rdb.models as models", {"_rdb"}),
+        ("from optuna.study import _optimize", {"_optimize"}),
+        ("x = 'hydra._internal.core_plugins.basic_launcher.BasicLauncher'", {"_internal"}),
+        ("import_module('optuna.storages._rdb.models')", {"_rdb"}),
+        ("hasattr(trial, '_cached_frozen_trial')", {"_cached_frozen_trial"}),
+        ("vars(sampler)['_independent_sampler']", {"_independent_sampler"}),
+        ("patch.object(torch, '_dynamo')", {"_dynamo"}),
+        ("BaseContainer._resolvers", {"_resolvers"}),
+        # Ours, or public.
+        ("class A:\n  _x: int\n  def f(self, other): return self._x + other._x", set()),
+        ("class A:\n  def f(self): self._x = 1\n  def g(self): return self._x", set()),
+        ("class A:\n  def _f(self): pass\nclass B(A):\n  def g(self): self._f()", set()),
+        ("from sweepstack.sweep import plan\nplan._read()", set()),
+        ("def f():\n  '''See hydra._internal.'''", set()),
+        ("os._exit(1), row._mapping, cfg._target_, point._replace(x=1)", set()),
+        ("_x = 1\nprint(_x, x.__dict__)", set()),
+    ],
+)
+def test_a_private_name_is_noticed(code, names):
+    found = foreign(tree(code))
+    assert len(found) == len(names)
+    assert all(any(one.startswith(name) for one in found) for name in names)

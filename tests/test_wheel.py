@@ -19,9 +19,10 @@ def test_a_wheel_runs_in_an_empty_folder(sweepstack, tmp_path):
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
         archive.extractall(tmp_path / "site")
-    assert "sweepstack/conf/config.yaml" in names
+    assert {"sweepstack/conf/config.yaml", "sweepstack/py.typed"} <= set(names)
+    assert any(name.endswith("/licenses/LICENSE") for name in names)
     assert any(name.startswith("sweepstack/sweeps/") for name in names)
-    assert "hydra_plugins/sweepstack_sweeper/sweepstack_sweeper.py" in names
+    assert "hydra_plugins/sweepstack_sweeper/__init__.py" in names
     report = "sweepstack/reporting/report"
     assert {f"{report}/report.css", f"{report}/report.js", f"{report}/page.py"} <= set(names)
     empty = tmp_path / "empty"

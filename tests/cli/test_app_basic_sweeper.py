@@ -39,7 +39,7 @@ def test_a_job_of_a_sweep_that_fails_is_named_and_the_sweep_goes_on(sweepstack, 
     assert states == ["complete", "failed", "complete"]
     again = sweepstack("--resume", str(found[0].parent))
     assert again.returncode == 0, again.stderr
-    assert "finished already" in again.stdout
+    assert "this run has already finished" in again.stdout
 
 
 def test_a_job_of_a_sweep_file_is_resumed_alone(sweepstack, tmp_path):

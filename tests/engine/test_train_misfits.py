@@ -76,7 +76,7 @@ def test_what_does_not_fit_the_data_is_said_before_training(words, message):
     ],
 )
 def test_a_model_that_no_memory_holds_is_refused_with_its_size(words, monkeypatch):
-    monkeypatch.setattr("sweepstack.data.memory.free_memory", lambda device: 8 * 2**30)
+    monkeypatch.setattr("sweepstack.data.batches.free_memory", lambda device: 8 * 2**30)
     with pytest.raises(NoMemory, match=r"needs about [\d,.]+ GiB to train with adam, 8\.0 GiB are"):
         Program.of(make_spec(*words))
 
@@ -84,7 +84,7 @@ def test_a_model_that_no_memory_holds_is_refused_with_its_size(words, monkeypatc
 def test_a_stack_has_no_more_slots_than_memory_holds(monkeypatch):
     spec = make_spec("model.hidden=[77]")
     need = 4 * (7 * (64 * 77 + 77 + 770 + 10) + 64 * (77 + 10) + 64 * 64)
-    monkeypatch.setattr("sweepstack.data.memory.free_memory", lambda device: 5 * need)
+    monkeypatch.setattr("sweepstack.data.batches.free_memory", lambda device: 5 * need)
     assert Widths(1000).of(Program.of(spec)) == 4
 
 

@@ -195,12 +195,12 @@ def test_batch_norm_refuses_one_value_per_channel():
 
 
 class Net(nn.Module):
-    """Uses one dropout layer twice in a forward pass, and stands twice in the module itself."""
+    """Uses one dropout layer twice in a forward pass; the layer has three names in the module."""
 
     def __init__(self):
         super().__init__()
         self.norm = nn.BatchNorm1d(6, eps=0.1, momentum=0.3, affine=False)
-        self.drop = nn.Dropout(0.25)
+        self.drop = self.again = nn.Dropout(0.25)
         self.body = nn.Sequential(nn.Linear(6, 6), nn.Dropout1d(0.5), self.drop)
 
     def forward(self, x):
@@ -214,7 +214,7 @@ def test_adapt_replaces_by_name_and_keeps_constants():
     drop, by_channel = (layer for _, layer in dropouts(module))
     assert (drop.p.item(), drop.fixed, drop.channels, drop.training) == (0.25, True, False, False)
     assert (by_channel.p.item(), by_channel.channels) == (0.5, True)
-    assert module.body[2] is module.drop
+    assert module.body[2] is module.again is module.drop
     assert (module.norm.eps, module.norm.momentum, module.norm.weight) == (0.1, 0.3, None)
 
 

@@ -15,7 +15,7 @@ from optuna_dashboard._note import get_note_from_system_attrs
 
 from sweepstack.reporting.dashboard import decorate
 from sweepstack.study import storage
-from sweepstack.study.library import OpenStudy, open_study
+from sweepstack.study.view import StudyView, open_study
 
 INITS, ACTIVATIONS = ["he", "xavier"], ["relu", "tanh"]
 DISTRIBUTIONS = {
@@ -29,7 +29,7 @@ DISTRIBUTIONS = {
 def quick_report(request, monkeypatch):
     """A report of one line; it has tests of its own, and one test here that takes the real one."""
 
-    def write(opened: OpenStudy, path: Path) -> Path:
+    def write(opened: StudyView, path: Path) -> Path:
         path.write_text(f"{len(opened.frame)} trials")
         return path
 

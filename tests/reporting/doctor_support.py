@@ -19,7 +19,7 @@ from optuna.trial import TrialState, create_trial
 from sweepstack.reporting.doctor import Finding, examine
 from sweepstack.study import storage as storages
 from sweepstack.study.view import StudyView
-from sweepstack.sweep.space import space
+from sweepstack.sweep.space import declare
 
 STEPS = 100
 CONFIG: dict[str, Any] = {
@@ -47,7 +47,7 @@ def made(
         params: `hydra.sweeper.params`.
         asked: changes what the study keeps of how it was asked.
     """
-    parsed = space.parse(arguments, params)
+    parsed = declare.parse(arguments, params)
     kept = storage and storages.connect(storage)
     study = optuna.create_study(direction=direction, storage=kept, study_name=name)
     signature = parsed.signature()

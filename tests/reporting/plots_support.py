@@ -11,7 +11,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.trial import TrialState, create_trial
 
 from sweepstack.reporting.plots import Plot, plots
-from sweepstack.study.library import OpenStudy
+from sweepstack.study.view import StudyView
 
 BEGIN = datetime(2026, 1, 1)
 SPACE = {
@@ -60,7 +60,7 @@ def add(
 
 def drawn(study: optuna.Study) -> dict[str, Plot]:
     """The plots of a study by their keys."""
-    return {plot.key: plot for plot in plots(OpenStudy(study, "sqlite:///outputs/none.db"))}
+    return {plot.key: plot for plot in plots(StudyView(study, "sqlite:///outputs/none.db"))}
 
 
 def trace(plot: Plot, name: str, index: int = 0) -> Any:

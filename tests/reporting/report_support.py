@@ -15,7 +15,7 @@ import plotly.graph_objects as go
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState, create_trial
 
-from sweepstack.study.library import OpenStudy
+from sweepstack.study.view import StudyView
 
 GRID = {
     "init": ("he", "xavier"),
@@ -37,11 +37,11 @@ def new(name: str = "study", directions: tuple[str, ...] = ("maximize",)) -> opt
     return optuna.create_study(study_name=name, directions=list(directions))
 
 
-def opened(study: optuna.Study) -> OpenStudy:
-    return OpenStudy(study, "sqlite:///outputs/studies.db")
+def opened(study: optuna.Study) -> StudyView:
+    return StudyView(study, "sqlite:///outputs/studies.db")
 
 
-def grid(count: int = 12, name: str = "grid") -> OpenStudy:
+def grid(count: int = 12, name: str = "grid") -> StudyView:
     """Trials of init x activation, three seeds each, that end one minute after another."""
     study = new(name)
     study.set_user_attr("sweepstack.identity", {"objectives": ["val_accuracy"]})
@@ -78,7 +78,7 @@ def grid(count: int = 12, name: str = "grid") -> OpenStudy:
     return opened(study)
 
 
-def published_grid(count: int) -> OpenStudy:
+def published_grid(count: int) -> StudyView:
     """Trials with the keys of the published table, and some attributes of real ones."""
     study = new("mlp_mnist_200_steps")
     study.set_user_attr("sweepstack.identity", {"objectives": ["val_accuracy"]})
@@ -108,7 +108,7 @@ def published_grid(count: int) -> OpenStudy:
     return opened(study)
 
 
-def hostile() -> OpenStudy:
+def hostile() -> StudyView:
     """A study whose every text is HTML, with names and labels that would end a script."""
     study = new(HOSTILE)
     study.set_user_attr("sweepstack.identity", {"objectives": [f"value {HOSTILE}"], "space": 3})
@@ -137,11 +137,11 @@ def hostile() -> OpenStudy:
     return opened(study)
 
 
-def empty() -> OpenStudy:
+def empty() -> StudyView:
     return opened(new("empty"))
 
 
-def failed() -> OpenStudy:
+def failed() -> StudyView:
     study = new("failed")
     for _ in range(3):
         state = TrialState.FAIL
@@ -149,7 +149,7 @@ def failed() -> OpenStudy:
     return opened(study)
 
 
-def several() -> OpenStudy:
+def several() -> StudyView:
     """Two objectives, of another program."""
     study = new("several", ("maximize", "minimize"))
     lr = FloatDistribution(1e-4, 1.0, log=True)
@@ -164,7 +164,7 @@ def several() -> OpenStudy:
     return opened(study)
 
 
-def plots(_: OpenStudy | None = None, hostile_text: str = "", webgl: bool = True) -> list[Any]:
+def plots(_: StudyView | None = None, hostile_text: str = "", webgl: bool = True) -> list[Any]:
     """A plot with a legend, one with labels, and one that WebGL draws (slow without a GPU)."""
     text = f"Made up {hostile_text}"
     line = go.Scatter(x=[1, 2, 3], y=[1, 3, 2], name=text)

@@ -22,9 +22,11 @@ from optuna.trial import TrialState, create_trial
 from optuna_dashboard import get_note, save_note, save_plotly_graph_object
 from optuna_dashboard._note import get_note_from_system_attrs
 from optuna_dashboard.artifact._backend import list_trial_artifacts
+from sqlalchemy import Engine, event
 
-from sweepstack.reporting.dashboard import dashboard, dashboard_rows, decorate, notes
-from sweepstack.study.library import OpenStudy, open_study
+from sweepstack.reporting.dashboard import decorate, server
+from sweepstack.study import storage
+from sweepstack.study.view import StudyView, open_study
 
 FIXTURES = (quick_report, where)
 EVIL = "x=```\n````<img src=x onerror=alert(1)>\n```` \n[a](javascript:alert(1))"
@@ -40,7 +42,7 @@ def test_a_note_says_what_a_trial_was_and_how_to_run_it_again(where):
     assert "init=he\noptimizer.lr=0.1" in complete
     assert "val_accuracy  0.7500\nval_loss      1.2500" in complete
     assert "sweepstack-study rerun 'my study' 0" in complete
-    assert "effect of trial 0" in note(study, 1)
+    assert "duplicate of trial 0" in note(study, 1)
     assert "loss is nan at step 7" in note(study, 2)
     assert "val_accuracy" not in note(study, 2)
     of_study = get_note(study)
@@ -72,14 +74,13 @@ def test_notes_are_kept_as_the_dashboards_own_function_keeps_them(where):
 
 
 def test_a_heatmap_is_kept_as_the_dashboards_own_function_keeps_it(where):
-    from sweepstack.reporting.plots import heatmap
-    from sweepstack.reporting.plots.material import Material
+    from sweepstack.reporting.plots.tables import heatmap
 
     study, other = new(where), new(where, "other")
     for index in range(8):
         add(study, index / 10)
     assert decorated(where)
-    plot = heatmap.plot(Material(open_study("s", where)))
+    plot = heatmap(open_study("s", where), ["init", "model.activation"])
     drawn = json.loads(next(iter(dashboards_plots(study).values())))
     save_plotly_graph_object(other, plot.figure, graph_object_id="heatmap")
     expected = json.loads(dashboards_plots(other)["heatmap"])
@@ -137,7 +138,7 @@ def test_a_note_that_is_out_of_date_is_written_anew_with_the_next_version(where,
     study = new(where)
     add(study)
     long = "w" * 5000
-    monkeypatch.setattr(notes, "of_trial", lambda *_, **__: notes.signed(long))
+    monkeypatch.setattr(decorate, "trial_note", lambda *_: decorate.signed(long))
     assert decorated(where)
     monkeypatch.undo()
     add(study)
@@ -169,12 +170,12 @@ def test_of_a_large_study_the_best_trials_have_notes_and_the_others_on_demand(wh
     study = new(where)
     for index in range(6):
         add(study, index / 10)
-    assert decorated(where, most_notes=2)
+    assert decorated(where, max_notes=2)
     assert [bool(note(study, number)) for number in range(6)] == [False] * 4 + [True] * 2
-    assert not decorated(where, most_notes=2)
-    assert decorated(where, most_notes=None)
+    assert not decorated(where, max_notes=2)
+    assert decorated(where, max_notes=None)
     assert all(note(study, number) for number in range(6))
-    assert not decorated(where, most_notes=2)
+    assert not decorated(where, max_notes=2)
 
 
 @pytest.mark.parametrize("kind", ["other", "several", "empty", "failed", "running", "odd"])
@@ -196,21 +197,56 @@ def test_studies_of_any_kind_are_decorated_or_left_alone(where, kind):
     assert (rows(study) == before) == (kind == "other")
 
 
-def test_all_notes_are_one_transaction(tmp_path, monkeypatch):
+def test_all_notes_are_one_transaction(tmp_path):
     where = f"sqlite:///{tmp_path}/studies.db"
     study = new(where)
     study.add_trials([create_trial(value=0.1, params={}, distributions={}) for _ in range(3)])
-    begun = []
-    original = dashboard_rows._write_rows
-    monkeypatch.setattr(
-        dashboard_rows, "_write_rows", lambda *given: begun.append(1) or original(*given)
-    )
-    assert decorated(where)
-    assert len(begun) == 1
+    written = []
+
+    def execute(connection, cursor, statement, *_):
+        if statement.startswith(("INSERT INTO study_system", "UPDATE study_system")):
+            written.append(statement)
+
+    event.listen(Engine, "before_cursor_execute", execute)
+    try:
+        assert decorated(where)
+    finally:
+        event.remove(Engine, "before_cursor_execute", execute)
+    assert len(written) == 1
     assert all(note(study, number) for number in range(3))
 
 
-def test_the_dashboards_reading_is_replaced_by_one_that_finds_the_same(where, tmp_path):
+def test_with_other_tables_the_same_is_written_through_public_methods(tmp_path, monkeypatch):
+    texts = []
+    for known in (True, False):
+        where = f"sqlite:///{tmp_path}/{known}.db"
+        study = new(where)
+        for index in range(4):
+            add(study, index / 10)
+        if not known:
+            monkeypatch.setattr(decorate, "_tables", lambda _: None)
+        assert decorated(where)
+        assert not decorated(where)
+        texts.append([note(study, number).partition("Run it")[0] for number in range(4)])
+        assert list(dashboards_plots(study)) == ["heatmap"]
+    assert texts[0] == texts[1]
+    assert all("init=" in text for text in texts[0])
+
+
+@pytest.mark.parametrize("table", ["trials", "study_system_attributes"])
+def test_tables_of_another_optuna_are_noticed(tmp_path, table):
+    target = storage.connect(f"sqlite:///{tmp_path}/studies.db")
+    assert decorate._tables(target) is not None
+    with target.engine.begin() as connection:
+        connection.exec_driver_sql(f"ALTER TABLE {table} RENAME COLUMN study_id TO of_study")
+    assert decorate._tables(target) is None
+    with target.engine.begin() as connection:
+        connection.exec_driver_sql(f"ALTER TABLE {table} RENAME TO others")
+    assert decorate._tables(target) is None
+    target.engine.dispose()
+
+
+def test_optuna_dashboard_answers_the_same_by_trial_as_without(where, tmp_path):
     study = new(where, folder="s")
     for index in range(3):
         add(study, index / 10, user_attrs={"error": "e" * 3000 * index})
@@ -218,23 +254,33 @@ def test_the_dashboards_reading_is_replaced_by_one_that_finds_the_same(where, tm
         folder.mkdir(parents=True)
         (folder / "history.csv").write_text("step\n1\n")
     assert decorated(where)
-    known, own = rows(study), dashboard._Artifacts()
-    deleted = next(key for key in known if key.startswith(dashboard.ARTIFACTS))
+    assert server.reads_by_trial()
+    known = rows(study)
+    deleted = next(key for key in known if key.startswith("dashboard:artifacts:"))
     known[deleted] = "null"
+    by_trial = server.ByTrial(known)
     given = {"artifacts:a": '{"artifact_id": "a"}', "artifacts:b": "null", "other": 1}
     for trial in study.trials:
         row = trial._trial_id
-        assert dashboard.note_of(known, row) == get_note_from_system_attrs(known, row)
-        assert own(known, given, trial) == list_trial_artifacts(known, given, trial)
-        assert dashboard.note_of({}, row) == get_note_from_system_attrs({}, row)
-    assert dashboard.note_of(known, None) == get_note_from_system_attrs(known, None)
+        expected = get_note_from_system_attrs(known, row)
+        assert get_note_from_system_attrs(by_trial, row) == expected
+        artifacts = list_trial_artifacts(known, given, trial)
+        assert list_trial_artifacts(by_trial, given, trial) == artifacts
+    assert get_note_from_system_attrs(by_trial, None) == get_note_from_system_attrs(known, None)
+    assert get_note_from_system_attrs(by_trial, 10**6)["body"] == ""
+    assert {**by_trial} == known
+
+
+def test_an_optuna_dashboard_that_reads_otherwise_is_noticed(monkeypatch):
+    monkeypatch.setattr(server.ByTrial, "items", lambda _: {}.items())
+    assert not server.reads_by_trial()
 
 
 def test_opened_is_read_anew(where):
     study = new(where)
     add(study)
     opened = open_study("s", where)
-    assert isinstance(opened, OpenStudy)
+    assert isinstance(opened, StudyView)
     assert len(opened.frame) == 1
     assert decorate.decorate(opened)
     add(study)

@@ -15,7 +15,7 @@ from optuna.trial import TrialState, create_trial
 from sweepstack.reporting.doctor import Finding, examine, next_command
 from sweepstack.study.view import StudyView, open_study
 from sweepstack.sweep import naming
-from sweepstack.sweep.space import space
+from sweepstack.sweep.space import declare
 
 LR = "optimizer.lr=tag(log,interval(0.0001,1.0))"
 DROPOUT = "regularization.dropout=interval(0,0.5)"
@@ -187,7 +187,7 @@ def test_where_the_noise_is_unknown_the_best_are_run_again_with_seeds():
     points = OverridesParser.create().parse_override(enqueue).value()
     best = max((t for t in trials if t.value), key=lambda t: t.value)
     assert len(points) == 5
-    known = space.parse([LR, DROPOUT]).values_of(list(map(str, points[0])))
+    known = declare.parse([LR, DROPOUT]).values_of(list(map(str, points[0])))
     assert known == best.params
 
 
@@ -293,9 +293,9 @@ def test_the_sweeper_takes_a_wider_case(sweepstack, tmp_path, monkeypatch):
 
 
 def test_config_of_the_made_up_studies_has_the_keys_of_real_ones():
-    from sweepstack.config import overrides
+    from sweepstack.config import reading as config
 
-    composed = overrides.compose([], None, "config")
+    composed = config.compose(with_hydra=True)
     for group, keys in CONFIG.items():
         assert set(keys) <= set(composed[group])
 

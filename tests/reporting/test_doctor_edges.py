@@ -10,7 +10,7 @@ import pytest
 from doctor_support import made, said
 from optuna.trial import TrialState
 
-from sweepstack.sweep.space import space
+from sweepstack.sweep.space import declare
 
 LR = "optimizer.lr=tag(log,interval(0.0001,1.0))"
 
@@ -31,7 +31,7 @@ def spread(n=40, low=1e-4, high=1.0):
 def range_of(command, arguments=()):
     """The parameter that a finding's command declares, as the sweeper reads it."""
     [override] = shlex.split(command)
-    [found] = space.parse([*arguments, override]).parameters
+    [found] = declare.parse([*arguments, override]).parameters
     return found
 
 
@@ -106,7 +106,7 @@ def test_each_case_of_a_key_has_its_own_edge():
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     merged = {**params, **OverridesParser.create().parse_override(word).value()}
-    wider = {p.name: p for p in space.parse([], merged).parameters}
+    wider = {p.name: p for p in declare.parse([], merged).parameters}
     assert wider[sgd].high == 10.0
     assert (wider[adam].low, wider[adam].high) == (0.0001, 0.01)
     assert text.startswith("{optimizer.lr:")

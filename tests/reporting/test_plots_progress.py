@@ -6,7 +6,7 @@ import numpy as np
 from plots_support import add, drawn, new, numbers, spent, trace
 
 from sweepstack.reporting.plots import plots
-from sweepstack.study.library import OpenStudy
+from sweepstack.study.view import StudyView
 
 
 def slow_and_fast(direction="maximize"):
@@ -34,7 +34,7 @@ def test_best_so_far_is_against_trials_steps_and_seconds_in_the_order_of_their_e
     labels = [button.label for button in plot.figure.layout.updatemenus[0].buttons]
     assert labels == ["by trial", "by training steps", "by time"]
     titles = [b.args[1]["xaxis.title.text"] for b in plot.figure.layout.updatemenus[0].buttons]
-    assert titles == ["trial", "training steps of all trials", "time since the begin (s)"]
+    assert titles == ["trial", "training steps of all trials", "time since the start (s)"]
     assert numbers(trace(plot, "pruned (1)", 2).x) == [15]
     assert [found.visible for found in lines(plot)] == [True, False, False]
 
@@ -132,7 +132,7 @@ def test_learning_curves_show_training_beside_validation_as_means_over_seeds(tmp
     folder.mkdir(parents=True)
     text = "\n".join(",".join(map(str, row)) for row in [header, *rows])
     (folder / "history.csv").write_text(text)
-    opened = OpenStudy(study, f"sqlite:///{tmp_path}/studies.db")
+    opened = StudyView(study, f"sqlite:///{tmp_path}/studies.db")
     [plot] = [plot for plot in plots(opened) if plot.key == "learning-curves"]
     validation, training = plot.figure.data
     assert numbers(validation.y) == [0.7, 0.3]

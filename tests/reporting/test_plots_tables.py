@@ -8,7 +8,7 @@ import pytest
 from optuna.trial import create_trial
 from plots_support import SPACE, add, drawn, new, numbers, spent, trace
 
-from sweepstack.reporting.plots.contour import smooth
+from sweepstack.reporting.plots.parameters import smooth
 from sweepstack.study.ranking import front
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from io import StringIO
 from typing import Any
 
@@ -271,8 +270,7 @@ def tied(direction: str) -> optuna.Study:
 def test_of_equal_trials_the_earlier_is_first_wherever_the_best_are_picked(direction) -> None:
     import sweepstack
     from sweepstack.reporting.overview import Line
-    from sweepstack.reporting.plots.material import Material
-    from sweepstack.reporting.report import facts, found
+    from sweepstack.reporting.report import content
     from sweepstack.study.ranking import best_trials
 
     study = tied(direction)
@@ -285,15 +283,13 @@ def test_of_equal_trials_the_earlier_is_first_wherever_the_best_are_picked(direc
     shown = [int(row[0]) for row in rows if row and row[0].isdigit()]
     assert shown == expected
     assert [int(numbers[0]) for numbers in opened.configurations["numbers"]] == expected
-    material = Material(opened)
-    assert material.best_first(material.good)["number"].tolist() == expected
+    assert opened.best_first(opened.good)["number"].tolist() == expected
     assert "(trial 1)" in Line.of(opened).best
-    assert "trial 1" in facts.tiles(df)[0].says
-    section = found.top(opened, df)
-    assert section is not None
-    numbers = re.findall(r"<tr>(?:<th[^>]*>|<td[^>]*>)(\d+)<", section.content)
-    assert [int(text) for text in numbers] == expected
-    assert found._again(opened, 1) in section.content
+    assert "trial 1" in content.tiles(opened)[0][1]
+    table = content.best_table(opened)
+    assert table is not None
+    assert [int(row[0].text) for row in table.rows] == expected
+    assert table.command == "sweepstack-study rerun grid 1 --storage memory"
     # An order of rows that a person chose is no reason for another best.
     turned = df.iloc[::-1]
     assert sweepstack.best(turned)["number"].tolist() == expected
@@ -312,8 +308,7 @@ def test_the_front_is_ordered_by_its_objectives_then_by_the_earlier_trial() -> N
 
 
 def test_a_key_of_one_value_is_neither_a_column_nor_an_axis() -> None:
-    from sweepstack.reporting.plots.material import Material
-    from sweepstack.reporting.report import facts, found
+    from sweepstack.reporting.report import content
 
     study = new()
     for i in range(12):
@@ -325,13 +320,13 @@ def test_a_key_of_one_value_is_neither_a_column_nor_an_axis() -> None:
     assert lines[1].split() == ["trial", "val_accuracy", "optimizer.lr"]
     assert lines[-1] == "the same in all: init=he"
     opened = StudyView(study, "memory")
-    section = found.top(opened, opened.frame)
-    assert section is not None
-    assert ">init<" not in section.content
-    assert "the same in all: init he" in section.content
-    assert Material(opened).keys == ["init", "optimizer.lr"]
-    assert Material(opened).seeds == []
-    swept = dict(facts.listed(opened, opened.frame))["Swept"]
+    table = content.best_table(opened)
+    assert table is not None
+    assert "init" not in [cell.text for cell in table.head]
+    assert table.caption.endswith("the same in all: init he")
+    assert opened.varied == ["init", "optimizer.lr"]
+    assert opened.varied_seeds == []
+    swept = dict(content.facts(opened))["Swept"]
     assert "model.activation" not in swept
     assert "init" in swept
 

@@ -92,7 +92,7 @@ def until(condition: Callable[[], Any], what: str) -> Any:
     end = time.monotonic() + PATIENCE_S
     while not (found := condition()):
         assert time.monotonic() < end, f"waited in vain: {what}"
-        time.sleep(0.02)
+        time.sleep(0.01)
     return found
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from sweepstack.config.errors import InputError
 from sweepstack.sweep import plan
+from sweepstack.sweep.plan import Constraint
 
 LISTS = ["init=he,xavier", "optimizer.lr=0.1,0.2,0.3"]
 INTERVAL = ["optimizer.lr=interval(0.1,1)"]
@@ -238,7 +241,7 @@ def test_all_mistakes_are_said_together():
         sampler="tpee",
         pruner="medain",
         direction="up",
-        constraints={"steps": "few"},
+        constraints={"steps": "few", "seconds": "<= 1", "val_loss": "low"},
         study_name="a/b",
     )
 
@@ -249,6 +252,7 @@ def test_all_mistakes_are_said_together():
         "hydra.sweeper.direction",
         "hydra.sweeper.pruner",
         "hydra.sweeper.constraints.steps",
+        "hydra.sweeper.constraints.val_loss",
         "hydra.sweeper.study_name",
     ]
 
@@ -264,3 +268,49 @@ def test_the_values_of_the_space_are_checked_beside_other_mistakes():
         "hydra.sweeper.n_trials must be >= 1, got 0",
         "init is bad",
     ]
+
+
+# --- constraints ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "relation", "bound"),
+    [
+        ("<= 100000", "<=", 100000.0),
+        (">=0.9", ">=", 0.9),
+        ("  <=  -1e-3 ", "<=", -1e-3),
+        (">= +2E2", ">=", 200.0),
+    ],
+)
+def test_a_bound_is_read(text, relation, bound):
+    assert read(constraints={"steps": text}).constraints == (Constraint("steps", relation, bound),)
+
+
+def test_no_constraints_are_none():
+    assert read(constraints={}).constraints == ()
+
+
+@pytest.mark.parametrize("text", ["< 5", "<=", "<= ten", "5", 5, None, "<= nan", "<= 1e", "== 3"])
+def test_anything_else_is_refused_with_an_example(text):
+    [line] = refused(constraints={"steps": text, "seconds": "<= 1"})
+    assert line.startswith('hydra.sweeper.constraints.steps must look like "<= 100000" or ">= 0.9"')
+    assert line.endswith(f"got {text!r}")
+
+
+@pytest.mark.parametrize("given", [5, "<= 5", ["<= 5"]])
+def test_what_is_no_mapping_is_refused(given):
+    [line] = refused(constraints=given)
+    assert line.startswith("hydra.sweeper.constraints must look like {num_parameters:")
+
+
+@pytest.mark.parametrize(
+    ("relation", "value", "violation"),
+    [("<=", 3.0, -2.0), ("<=", 5.0, 0.0), ("<=", 6.5, 1.5), (">=", 3.0, 2.0), (">=", 6.5, -1.5)],
+)
+def test_the_violation_is_above_zero_on_the_wrong_side(relation, value, violation):
+    assert Constraint("x", relation, 5.0).violation({"x": value, "y": 0.0}) == violation
+
+
+@pytest.mark.parametrize("numbers", [{}, {"x": math.nan}])
+def test_a_number_that_a_trial_has_not_has_no_violation(numbers):
+    assert Constraint("x", "<=", 5.0).violation(numbers) is None

@@ -28,8 +28,6 @@ from sweepstack.sweep.worker.own import Own
 
 log = logging.getLogger("sweepstack.sweep")
 
-_LOCAL = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
-
 
 def sweep(
     node: Mapping[str, Any],
@@ -43,13 +41,15 @@ def sweep(
     Raises:
         SweepstackError: something is wrong, nothing completed, or a signal ended the sweep.
     """
-    app = _own(config) if _is_sweepstack(task) else Other(context, config, task)
+    is_sweepstack = getattr(task, "__module__", None) == "sweepstack.cli.app"
+    app = _own(config) if is_sweepstack else Other(context, config, task)
     target = OmegaConf.select(config, "hydra.launcher._target_")
     if not isinstance(target, str):
         raise InputError(
             f"hydra.launcher must be a config group, got {shown(config.hydra.launcher)}"
         )
-    launcher = None if target == _LOCAL else _carry(context, config)
+    is_local = target.endswith(".BasicLauncher")  # Hydra's own default: processes of ours instead
+    launcher = None if is_local else _carry(context, config)
     results = None
     if not isinstance(app, Own):
         results = _results(config)
@@ -57,14 +57,10 @@ def sweep(
         _check_places(config)
     sweeps.sweep(
         *(_plain(node), arguments, app),
-        hydra=[str(word) for word in OmegaConf.to_container(config.hydra.overrides.hydra) or []],
+        hydra=[str(line) for line in OmegaConf.to_container(config.hydra.overrides.hydra) or []],
         launcher=launcher,
         results=results,
     )
-
-
-def _is_sweepstack(task: Callable[[DictConfig], Any]) -> bool:
-    return getattr(task, "__module__", None) == "sweepstack.cli.app"
 
 
 def _own(config: DictConfig) -> Own:
@@ -128,9 +124,9 @@ def _carry(context: HydraContext, config: DictConfig) -> Launch:
         assert isinstance(crew, Crew)
         launcher.setup(hydra_context=context, task_function=crew, config=config)
         # A worker's files must not lie in the folder of the trial with its number.
-        words = [*crew.plan.space.fixed, "hydra.sweep.subdir=worker_${hydra:job.num}"]
+        overrides = [*crew.plan.space.fixed, "hydra.sweep.subdir=worker_${hydra:job.num}"]
         try:
-            returned = launcher.launch([words] * jobs, initial_job_idx=0)
+            returned = launcher.launch([overrides] * jobs, initial_job_idx=0)
             codes = [job.return_value for job in returned]  # raises what the worker raised
         except SweepstackError:
             raise
@@ -141,7 +137,7 @@ def _carry(context: HydraContext, config: DictConfig) -> Launch:
             reason = f"{type(error).__name__}: {one_line(error)}"
             raise EnvironmentFault(
                 f"the workers that {name} started ended early ({reason}); "
-                "the same command goes on with a study that has a storage"
+                "run the same command again to resume a study that has a storage"
             ) from error
         return next((code for code in codes if code is not None), None)
 

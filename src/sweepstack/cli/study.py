@@ -211,9 +211,9 @@ def _delete(options: argparse.Namespace) -> int:
 
 
 def _dashboard(options: argparse.Namespace) -> int:
-    from sweepstack.reporting.dashboard import dashboard
+    from sweepstack.reporting.dashboard import server
 
-    return dashboard.serve(
+    return server.serve(
         options.storage,
         options.host,
         options.port,

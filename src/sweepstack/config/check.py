@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import fields
 from typing import Any, Literal
 
-from sweepstack.config.errors import nearest, one_line
+from sweepstack.config.errors import InputError, nearest, one_line
 
 _SYMBOLS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
 
@@ -44,6 +45,61 @@ def value(path: str, hint: Any, rules: Mapping[str, Any], given: Any, mistakes: 
             mistakes.append(f"{path} must {rule}, got {shown(given)}")
             break
     return converted
+
+
+def settings(
+    where: str, declared: Any, given: Mapping[str, Any], mistakes: list[str] | None = None
+) -> dict[str, Any]:
+    """The `given` settings, converted to the types of the dataclass `declared`.
+
+    Args:
+        where: the key that they stand under.
+        declared: a class of `config/sweeper.py`.
+        given: settings by name; the rest keep their defaults.
+        mistakes: takes one line for each wrong setting, which is then left out of the result.
+
+    Raises:
+        InputError: without `mistakes`: one line for each unknown, missing or wrong setting.
+    """
+    hints = typing.get_type_hints(declared)
+    known = {item.name: item.metadata for item in fields(declared)}
+    found = [] if mistakes is None else mistakes
+    required = [name for name, rules in known.items() if rules.get("required")]
+    found += [f"{where}.{name} is missing" for name in required if name not in given]
+    values: dict[str, Any] = {}
+    for name, asked in given.items():
+        path, before = f"{where}.{name}", len(found)
+        if name not in known:
+            allowed = f"it has {', '.join(known)}" if known else "it has no settings"
+            found.append(f"unknown key '{path}', {allowed}{nearest(str(name), known)}")
+        elif "example" in known[name]:
+            shape = typing.get_origin(typing.get_args(hints[name])[0])
+            values[name] = asked
+            if asked is not None and not isinstance(asked, shape):
+                example = known[name]["example"]
+                found.append(f"{path} must look like {example}, got {shown(asked)}")
+        elif hints[name] is Any:
+            values[name] = asked
+        else:
+            values[name] = value(path, hints[name], known[name], asked, found)
+        if len(found) > before:
+            values.pop(name, None)
+    if mistakes is None and found:
+        raise InputError(found)
+    return values
+
+
+def option(where: str, given: object, known: Iterable[str]) -> str:
+    """Return `given` if it is one of the `known` names.
+
+    Raises:
+        InputError: it is not.
+    """
+    names = list(known)
+    if isinstance(given, str) and given in names:
+        return given
+    near = nearest(str(given), names)
+    raise InputError(f"{where} must be one of {', '.join(names)}, got {shown(given)}{near}")
 
 
 def _holds(name: str, number: float, bound: float) -> bool:

@@ -1,7 +1,6 @@
 """Datasets: `load(config.data)` reads, splits and normalizes what `data.name` says.
 
-One module for each source; `dataset.py` says what they return, `batches.py` brings it to the
-training loop.
+`dataset.py` says what the sources return, `batches.py` brings it to the training loop.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from functools import lru_cache
 
 from sweepstack.config import schema
 from sweepstack.config.errors import InputError, nearest
-from sweepstack.data import digits, image_folder, quadratic, torchvision_sets
+from sweepstack.data import bundled, image_folder, torchvision_sets
 from sweepstack.data.dataset import Dataset
 
 
@@ -32,13 +31,13 @@ def _load(config: schema.Data) -> Dataset:
         raise InputError(mistakes)
     match config:
         case schema.Digits():
-            return digits.load(config)
+            return bundled.load_digits(config)
         case schema.Torchvision():
             return torchvision_sets.load(config)
         case schema.ImageFolder():
             return image_folder.load(config)
         case schema.Quadratic():
-            return quadratic.load(config)
+            return bundled.load_quadratic(config)
     known = schema.OPTIONS["data"]
     raise InputError(
         f"data.name must be one of {', '.join(known)}, got '{config.name}'"

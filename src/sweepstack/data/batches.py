@@ -9,6 +9,7 @@ axes.
 
 from __future__ import annotations
 
+import os
 import signal
 import weakref
 from collections.abc import Iterable, Iterator
@@ -21,9 +22,16 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from sweepstack.config.errors import EnvironmentFault, one_line
 from sweepstack.data.dataset import Split, TensorSplit
-from sweepstack.data.memory import free_memory
 
 Pair = tuple[Tensor, Tensor]
+
+_LIMITS = {
+    "/sys/fs/cgroup": ("memory.max", "memory.current", "inactive_file"),
+    "/sys/fs/cgroup/memory": (
+        *("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    ),
+}
+"""Of control groups, version 2 and 1: files of the limit and of the usage, the name of cache."""
 
 
 class Source(Protocol):
@@ -88,16 +96,16 @@ class DeviceSource:
 class StreamSource:
     """A split that stays where it is; batches are gathered ahead and copied to the device.
 
-    The worker processes start with the first batch and live as long as the source. One iteration
-    runs at a time: starting another ends the one before.
+    The worker processes start with the first batch and end with the source. Starting an iteration
+    ends the one before.
     """
 
     def __init__(self, split: Split, device: torch.device, workers: int):
         self.split, self.device, self.workers = split, device, workers
         self._order = _Order()
         self._pool: list[DataLoader[Any]] = []  # the loader, once there is one
-        # Holds on to the loader until the source is gone. Collected together with the source, as
-        # part of an error's reference cycle, it would wait 5 s for each worker.
+        # Keeps the loader until the source is gone: collected together with it, in an error's
+        # reference cycle, it would wait 5 s for each worker.
         weakref.finalize(self, self._pool.clear)
 
     def _loader(self) -> DataLoader[Any]:
@@ -109,7 +117,7 @@ class StreamSource:
                 num_workers=self.workers,
                 persistent_workers=self.workers > 0,
                 pin_memory=self.device.type == "cuda",
-                # Its own, because a loader seeds its workers with a draw: torch's stays untouched.
+                # A loader seeds its workers with a draw, which torch's generator must not make.
                 generator=torch.Generator(),
                 worker_init_fn=_take_no_signals if self.workers else None,
             )
@@ -137,7 +145,7 @@ class StreamSource:
 
     @staticmethod
     def _next(loaded: Iterator[Any]) -> Pair | EnvironmentFault | None:
-        """The next batch, what went wrong with it, or None at the end."""
+        """The next batch, its error, or None at the end."""
         try:
             item: Pair | EnvironmentFault | None = next(loaded, None)
         except RuntimeError as error:
@@ -155,13 +163,13 @@ class StreamSource:
 
 
 def _take_no_signals(worker: int) -> None:
-    """In a worker process: Ctrl-C is the parent's to answer, and the parent may end this one."""
+    """In a worker process: the parent handles Ctrl-C, and may end this process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 class _Order(Sampler[Any]):
-    """Hands the current iteration's indices to the loader, as arrays, which travel cheaply."""
+    """Gives the loader the current iteration's indices, as arrays, which are cheap to send."""
 
     def __init__(self) -> None:
         self.turn = 0
@@ -186,6 +194,35 @@ class _Gathered(Dataset[Any]):
         try:
             x, y = self.split.gather(torch.from_numpy(index.reshape(-1)))
         except EnvironmentFault as fault:
-            # Returned, because a raised one arrives with its traceback as the message.
-            return fault
+            return fault  # a raised one would arrive with its traceback as the message
         return x.view(*index.shape, *self.split.shape), y.view(index.shape)
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that are free on `device`, on a CPU within the limit of the control group; None where
+    the system does not say."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    found = _read_number("/proc/meminfo", "MemAvailable", 1024)
+    if found is None:
+        names = getattr(os, "sysconf_names", {})
+        if "SC_PHYS_PAGES" not in names:
+            return None
+        found = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    for folder, (limit, used, cache) in _LIMITS.items():
+        most, now = _read_number(f"{folder}/{limit}"), _read_number(f"{folder}/{used}")
+        if most is not None and now is not None:
+            cached = _read_number(f"{folder}/memory.stat", cache) or 0
+            found = min(found, max(0, most - now + cached))
+    return found
+
+
+def _read_number(path: str, name: str | None = None, unit: int = 1) -> int | None:
+    """The number in a file of the kernel, or on its line `name`; None where there is none."""
+    try:
+        with open(path, encoding="ascii") as file:
+            lines = [line.replace(":", " ").split() for line in file]
+        word = next(line[-1 if name is None else 1] for line in lines if name in (None, line[0]))
+        return int(word) * unit
+    except (OSError, ValueError, StopIteration, IndexError):
+        return None

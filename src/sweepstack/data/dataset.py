@@ -1,8 +1,7 @@
 """What a loaded dataset is: its splits, with random access to their samples.
 
 `TensorSplit` holds its samples as one tensor; `LazySplit` holds the names of picture files and
-decodes what is asked for. Both give the same numbers. Made by the modules of this package, read
-by `batches.py` and, for its shapes and task, by `program.py`.
+decodes what is asked for. Both give the same numbers.
 
 Notation: N samples of the split, M samples asked for, shape = a sample's axes: (channels, height,
 width) for a picture, (D,) for D features.
@@ -20,10 +19,21 @@ from typing import Literal, Protocol, Self
 import torch
 from torch import Tensor
 
-from sweepstack.data.normalization import Affine
 from sweepstack.data.pictures import decode
 
 Task = Literal["multiclass", "binary", "regression"]
+
+
+@dataclass(frozen=True, eq=False)
+class Affine:
+    """x -> (x - shift) / scale; both float32, (channels, 1, 1) for pictures, (D,) otherwise."""
+
+    shift: Tensor
+    scale: Tensor
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Normalize x (M, *shape) into a new tensor."""
+        return (x - self.shift).div_(self.scale)
 
 
 class Split(Protocol):
@@ -45,7 +55,11 @@ class Split(Protocol):
         """N."""
 
     def gather(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        """Samples x (M, *shape) float32 and targets y (M,) at `index` (M,) int64, on the CPU."""
+        """Samples x (M, *shape) float32 and targets y (M,) at `index` (M,) int64, on the CPU.
+
+        Raises:
+            EnvironmentFault: a picture file cannot be read; names it.
+        """
 
     def take(self, index: Tensor) -> Self:
         """The split that has only the samples at `index` (M,), in that order."""
@@ -54,17 +68,12 @@ class Split(Protocol):
         """The split with `affine` applied to its raw samples."""
 
     def tensor(self) -> TensorSplit:
-        """The whole split in memory."""
+        """The whole split in memory; raises as `gather`."""
 
 
 @dataclass(frozen=True, eq=False)
 class TensorSplit:
-    """A split in memory.
-
-    Attributes:
-        x: samples (N, *shape), float32.
-        y: targets (N,).
-    """
+    """A split in memory: samples x (N, *shape) float32 and targets y (N,)."""
 
     x: Tensor
     y: Tensor
@@ -84,17 +93,17 @@ class TensorSplit:
         return len(self.y)
 
     def gather(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        """Samples and targets at `index`."""
+        """See `Split`."""
         # On the flattened samples index_select copies whole rows, 2-3 times faster than x[index].
         x = self.x.flatten(1).index_select(0, index)
         return x.view(len(index), *self.shape), self.y.index_select(0, index)
 
     def take(self, index: Tensor) -> TensorSplit:
-        """A copy of the samples at `index`."""
+        """See `Split`; a copy."""
         return TensorSplit(*self.gather(index))
 
     def normalized(self, affine: Affine) -> TensorSplit:
-        """A normalized copy."""
+        """See `Split`; a copy."""
         return replace(self, x=affine(self.x))
 
     def tensor(self) -> TensorSplit:
@@ -128,28 +137,20 @@ class LazySplit:
         return len(self.paths)
 
     def gather(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        """Decode the pictures at `index`, one after another.
-
-        Raises:
-            EnvironmentFault: a file cannot be read; names it.
-        """
+        """See `Split`; decodes one picture after another."""
         pictures = (decode(self.paths[i], self.shape) for i in index.tolist())
         return self._batch(pictures, len(index)), self.y[index]
 
     def take(self, index: Tensor) -> LazySplit:
-        """The split of the files at `index`."""
+        """See `Split`."""
         return replace(self, paths=tuple(self.paths[i] for i in index.tolist()), y=self.y[index])
 
     def normalized(self, affine: Affine) -> LazySplit:
-        """The same files with another normalization."""
+        """See `Split`."""
         return replace(self, affine=affine)
 
     def tensor(self) -> TensorSplit:
-        """Decode all pictures, in as many threads as there are processors.
-
-        Raises:
-            EnvironmentFault: a file cannot be read; names it.
-        """
+        """See `Split`; decodes in as many threads as there are processors."""
         with ThreadPoolExecutor() as pool:
             pictures = pool.map(partial(decode, shape=self.shape), self.paths)
             return TensorSplit(self._batch(pictures, len(self)), self.y)
@@ -170,8 +171,6 @@ class Dataset:
         name: as in `data.name`.
         train, val, test: the splits; `test` is None when there are no test data.
         task: what is learnt from it.
-        outputs: how many numbers a model must give: the classes, or 1 unless multiclass.
-        input_shape: a sample's axes: (channels, height, width), or (D,).
         classes: names by class number, empty for regression.
         affine: the normalization that was applied, None for none.
     """
@@ -181,10 +180,18 @@ class Dataset:
     val: Split
     test: Split | None
     task: Task
-    outputs: int
-    input_shape: tuple[int, ...]
     classes: tuple[str, ...]
     affine: Affine | None = None
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """A sample's axes: (channels, height, width), or (D,)."""
+        return self.train.shape
+
+    @property
+    def outputs(self) -> int:
+        """C, how many numbers a model must give: the classes, or 1 unless multiclass."""
+        return len(self.classes) if self.task == "multiclass" else 1
 
     @property
     def is_image(self) -> bool:

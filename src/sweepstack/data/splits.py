@@ -3,6 +3,8 @@
 The random order that decides who goes where is `torch.randperm` of a generator seeded with
 `data.split_seed`. Test samples are taken first, then validation, then the training subset, each
 from the front of what is left: another subset changes neither test nor validation.
+
+Notation: M samples of a chunk, D features.
 """
 
 from __future__ import annotations
@@ -16,8 +18,7 @@ from torch import Tensor
 
 from sweepstack.config.errors import InputError
 from sweepstack.config.schema import Data
-from sweepstack.data.dataset import Split
-from sweepstack.data.normalization import Affine, fit
+from sweepstack.data.dataset import Affine, Dataset, Split, Task
 
 S = TypeVar("S", bound=Split)
 
@@ -30,7 +31,7 @@ def partition(config: Data, total: int, held_out: Mapping[str, float]) -> list[T
 
     Args:
         config: `split_seed` and `subset` are read.
-        total: how many samples there are.
+        total: number of samples.
         held_out: key of `data` -> share (below 1) or number of the samples still left there.
 
     Returns:
@@ -57,6 +58,21 @@ def partition(config: Data, total: int, held_out: Mapping[str, float]) -> list[T
     return [order[: config.subset], *parts]
 
 
+def normalized(
+    config: Data,
+    task: Task,
+    classes: tuple[str, ...],
+    train: S,
+    val: S,
+    *test: S,
+    at_most: int | None = None,
+) -> Dataset:
+    """The dataset of raw splits, normalized; see `normalize`."""
+    affine, splits = normalize(config, train, val, *test, at_most=at_most)
+    last = splits[2] if test else None
+    return Dataset(config.name, splits[0], splits[1], last, task, classes, affine)
+
+
 def normalize(
     config: Data, train: S, *others: S, at_most: int | None = None
 ) -> tuple[Affine | None, list[S]]:
@@ -71,9 +87,11 @@ def normalize(
     Returns:
         The map that was applied (None for none), and the normalized splits.
     """
-    affine = fit(config, train.shape, _chunks(train, at_most))
     splits = [train, *others]
-    return affine, splits if affine is None else [split.normalized(affine) for split in splits]
+    if config.normalization == "none":
+        return None, splits
+    affine = _fit(config, train.shape, _chunks(train, at_most))
+    return affine, [split.normalized(affine) for split in splits]
 
 
 def _chunks(split: Split, at_most: int | None) -> Iterator[Tensor]:
@@ -82,3 +100,38 @@ def _chunks(split: Split, at_most: int | None) -> Iterator[Tensor]:
     for start in range(0, len(index), rows):
         # As a split of its own, so that pictures are decoded in threads.
         yield split.take(index[start : start + rows]).tensor().x
+
+
+def _fit(config: Data, shape: tuple[int, ...], chunks: Iterator[Tensor]) -> Affine:
+    """The affine map of `data.normalization`, in one pass over training samples (M, *shape).
+
+    A picture's statistics are per channel, any other sample's per feature.
+    - standardize: shift = mean, scale = standard deviation (divided by N, not N - 1).
+    - minmax to [l, u]: scale = (max - min) / (u - l), shift = min - l * scale, so that training
+      samples lie in [l, u] and others may fall outside.
+
+    A constant channel or feature is divided by 1, or by 1 / (u - l) for minmax. Sums are kept in
+    float64, so that the result does not depend on how the samples are cut into chunks.
+    """
+    axes = [0, 2, 3] if len(shape) == 3 else [0]
+    count, total, squares = 0, torch.zeros(()).double(), torch.zeros(()).double()
+    lowest, highest = torch.tensor(torch.inf), torch.tensor(-torch.inf)
+    for chunk in chunks:
+        wide = chunk.double()
+        total = total + wide.sum(axes)
+        count += chunk.numel() // total.numel()
+        squares = squares + wide.square_().sum(axes)
+        lowest = torch.minimum(lowest, chunk.amin(axes))
+        highest = torch.maximum(highest, chunk.amax(axes))
+    span = highest.double() - lowest.double()
+    if config.normalization == "standardize":
+        shift = total / count
+        scale = (squares / count - shift.square()).clamp_min(0).sqrt()
+        # Rounding can leave a constant feature a tiny deviation: the span alone tells.
+        scale = scale.where((span > 0) & (scale > 0), 1)
+    else:
+        low, high = config.minmax_range
+        scale = span.where(span > 0, 1) / (high - low)
+        shift = lowest.double() - low * scale
+    broadcast = (-1, 1, 1) if len(shape) == 3 else (-1,)
+    return Affine(shift.float().reshape(broadcast), scale.float().reshape(broadcast))

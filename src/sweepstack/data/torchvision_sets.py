@@ -1,22 +1,25 @@
 """`data=mnist`, `fashion_mnist` and `cifar10`, laid out as torchvision does under its root.
 
-torchvision, which takes seconds to import, is asked to fetch them and to read cifar10; the files of
-the other two are plain bytes (`idx.py`).
+torchvision, which takes seconds to import, fetches them and reads cifar10. The other two are IDX
+files: two zero bytes, the type of the numbers (8: unsigned bytes), the number of axes, the length
+of each axis as a big-endian 32-bit integer, then the numbers, the last axis running fastest
+(Y. LeCun, C. Cortes and C. Burges, "The MNIST database of handwritten digits", 1998).
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from sweepstack.config.errors import EnvironmentFault, one_line
 from sweepstack.config.schema import Torchvision
-from sweepstack.data import idx
 from sweepstack.data.dataset import Dataset, TensorSplit
-from sweepstack.data.splits import normalize, partition
+from sweepstack.data.splits import normalized, partition
 
 
 @dataclass(frozen=True)
@@ -70,11 +73,8 @@ def load(config: Torchvision) -> Dataset:
         raise _fault(config, root, error) from error
     parts = partition(config, len(y), {"validation": config.validation})
     train, val = (TensorSplit(_unit(x[part]), y[part]) for part in parts)
-    raw_test = TensorSplit(_unit(test_x), test_y)
-    affine, (train, val, test) = normalize(config, train, val, raw_test)
-    classes, shape = layout.classes, train.shape
-    outputs = len(classes)
-    return Dataset(config.name, train, val, test, "multiclass", outputs, shape, classes, affine)
+    test = TensorSplit(_unit(test_x), test_y)
+    return normalized(config, "multiclass", layout.classes, train, val, test)
 
 
 def _unit(x: Tensor) -> Tensor:
@@ -101,8 +101,8 @@ def _read(root: Path, layout: _Layout, train: bool) -> tuple[Tensor, Tensor]:
     """
     if layout.files is _IDX:
         name = "train" if train else "t10k"
-        x = idx.read(root / layout.folder / f"{name}-images-idx3-ubyte", axes=3).unsqueeze(1)
-        y = idx.read(root / layout.folder / f"{name}-labels-idx1-ubyte", axes=1).long()
+        x = read_idx(root / layout.folder / f"{name}-images-idx3-ubyte", axes=3).unsqueeze(1)
+        y = read_idx(root / layout.folder / f"{name}-labels-idx1-ubyte", axes=1).long()
     else:
         from torchvision.datasets import CIFAR10
 
@@ -115,13 +115,31 @@ def _read(root: Path, layout: _Layout, train: bool) -> tuple[Tensor, Tensor]:
     return x, y
 
 
+def read_idx(path: Path, axes: int) -> Tensor:
+    """Read an IDX file of unsigned bytes as a uint8 tensor with `axes` axes.
+
+    Raises:
+        ValueError: the file is no such file, or is longer or shorter than its header says.
+        OSError: the file cannot be read.
+    """
+    content = np.fromfile(path, dtype=np.uint8)
+    start = 4 + 4 * axes
+    if len(content) < start or content[:4].tolist() != [0, 0, 8, axes]:
+        raise ValueError(f"{path.name} does not start like an IDX file with {axes} axes")
+    shape = content[4:start].view(">u4").tolist()
+    size = start + math.prod(shape)
+    if len(content) != size:
+        raise ValueError(f"{path.name} has {len(content)} bytes, by its header {size}")
+    return torch.from_numpy(content[start:]).reshape(shape)
+
+
 def _fault(config: Torchvision, root: Path, error: Exception) -> EnvironmentFault:
     """Say why a dataset could not be read and what helps."""
     layout = _LAYOUTS[config.name]
     place, top = root / layout.folder, layout.folder.partition("/")[0]
     missing = _missing(root, layout)
     if not missing:
-        # torchvision's words for a wrong checksum advise a flag of its own.
+        # torchvision's message for a wrong checksum advises a flag of its own.
         checksum = "Dataset not found or corrupted" in str(error)
         reason = "a checksum differs" if checksum else one_line(error)
         return EnvironmentFault(

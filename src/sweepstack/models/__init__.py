@@ -14,9 +14,8 @@ from torch import nn
 from sweepstack.config import schema
 from sweepstack.config.errors import InputError
 from sweepstack.models import custom
-from sweepstack.models.convnet import ConvNet
+from sweepstack.models.convnet import ConvNet, ResNet
 from sweepstack.models.mlp import Mlp
-from sweepstack.models.resnet import ResNet
 
 
 def build(

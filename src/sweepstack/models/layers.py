@@ -1,9 +1,9 @@
 """Layers that can be batched over trials: everything per trial comes in as a parameter or buffer.
 
-torch's own Dropout draws from the process's generator and its BatchNorm writes its running
-statistics in place; both would tie a trial to its neighbours. The layers here compute the same from
-what `torch.func.functional_call` hands them, so that `torch.func.vmap` can run them for many trials
-at once. `adapt` puts them into a user's module.
+torch's Dropout draws from the process's generator and its BatchNorm writes its running statistics
+in place; both would tie a trial to its neighbours. The layers here compute the same from what
+`torch.func.functional_call` hands them, so that `torch.func.vmap` can run them for many trials at
+once. `adapt` puts them into a user's module.
 
 Notation: x is one trial's input, (B, C) or (B, C, *), with B samples and C features or channels.
 """
@@ -15,9 +15,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.dropout import _DropoutNd
-from torch.nn.modules.instancenorm import _InstanceNorm
 
 from sweepstack.config.errors import InputError
 from sweepstack.config.schema import Activation
@@ -63,13 +60,11 @@ class Dropout(nn.Module):
     key: Tensor
 
     def __init__(
-        self, p: float | None, channels: bool = False, kind: type[_DropoutNd] | None = None
+        self, p: float | None, channels: bool = False, kind: type[nn.Module] | None = None
     ):
         super().__init__()
-        self.fixed = p is not None
-        self.channels = channels
+        self.fixed, self.channels, self.call = p is not None, channels, 0
         self.kind = kind or (nn.Dropout2d if channels else nn.Dropout)
-        self.call = 0
         self.register_buffer("p", torch.tensor(p or 0.0), persistent=False)
         self.register_buffer("key", torch.tensor(0), persistent=False)
         self._counters: dict[tuple[int, torch.device], Tensor] = {}
@@ -146,16 +141,8 @@ class BatchNorm(nn.Module):
             mean, var = mean.clone(), var.clone()
             self.updated = (mean, var)
         # The clones are written in place by F.batch_norm; the buffers stay as they are.
-        y = F.batch_norm(
-            x.to(mean.dtype),
-            mean,
-            var,
-            self.weight,
-            self.bias,
-            training,
-            self.momentum,
-            self.eps,
-        )
+        wide, momentum, eps = x.to(mean.dtype), self.momentum, self.eps
+        y = F.batch_norm(wide, mean, var, self.weight, self.bias, training, momentum, eps)
         return y.to(x.dtype)
 
     def extra_repr(self) -> str:
@@ -181,8 +168,17 @@ def batch_norms(module: nn.Module) -> list[tuple[str, BatchNorm]]:
 # --- a user's module ------------------------------------------------------------------------------
 
 _DROPOUTS = {nn.Dropout: False, nn.Dropout1d: True, nn.Dropout2d: True, nn.Dropout3d: True}
+"""Whether they drop whole channels."""
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-_RANDOM = (nn.RReLU, nn.FractionalMaxPool2d, nn.FractionalMaxPool3d)
+_OTHER_BATCH_NORMS = (
+    *(nn.LazyBatchNorm1d, nn.LazyBatchNorm2d, nn.LazyBatchNorm3d),
+    nn.SyncBatchNorm,
+)
+_INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
+_RANDOM = (
+    *(nn.AlphaDropout, nn.FeatureAlphaDropout, nn.RReLU),
+    *(nn.FractionalMaxPool2d, nn.FractionalMaxPool3d),
+)
 
 
 def adapt(module: nn.Module) -> nn.Module:
@@ -206,12 +202,13 @@ def adapt(module: nn.Module) -> nn.Module:
         raise InputError(mistakes)
     # By identity, because one layer may stand in several places.
     known: dict[nn.Module, nn.Module] = {}
-    for parent in list(module.modules()):
-        for name, child in parent._modules.items():
-            if child is not None and (layer := _replacement(child, known)) is not None:
-                parent._modules[name] = layer
-    if (whole := _replacement(module, known)) is not None:
-        module = nn.Sequential(whole)
+    for name, layer in list(module.named_modules(remove_duplicate=False)):
+        if (new := _replacement(layer, known)) is None:
+            continue
+        if name:
+            module.set_submodule(name, new)
+        else:
+            module = nn.Sequential(new)
     for _, dropout in dropouts(module):
         dropout.register_forward_hook(_count_call)
     if dropouts(module):
@@ -230,9 +227,7 @@ def restore_dropout(module: nn.Module, p: float) -> None:
 def _refusal(layer: nn.Module) -> str | None:
     """Why a layer cannot train beside other trials, or None."""
     kind = type(layer).__name__
-    if isinstance(layer, _RANDOM) or (
-        isinstance(layer, _DropoutNd) and type(layer) not in _DROPOUTS
-    ):
+    if isinstance(layer, (*_RANDOM, *_DROPOUTS)) and type(layer) not in _DROPOUTS:
         return (
             f"is {kind}, whose random numbers cannot be drawn from the trial's seed; "
             "use Dropout, Dropout1d, Dropout2d or Dropout3d"
@@ -242,12 +237,12 @@ def _refusal(layer: nn.Module) -> str | None:
             f"is {kind} with dropout {layer.dropout}, which cannot be drawn from the trial's seed; "
             "use dropout=0 and Dropout layers around it"
         )
-    if isinstance(layer, _BatchNorm):
+    if isinstance(layer, _BATCH_NORMS + _OTHER_BATCH_NORMS):
         if type(layer) not in _BATCH_NORMS:
             return f"is {kind}; use BatchNorm1d, BatchNorm2d or BatchNorm3d"
         if layer.momentum is None or not layer.track_running_stats:
             return f"is {kind}, which must have a momentum and track_running_stats=True"
-    if isinstance(layer, _InstanceNorm) and layer.track_running_stats:
+    if isinstance(layer, _INSTANCE_NORMS) and layer.track_running_stats:
         return f"is {kind}, which must have track_running_stats=False"
     return None
 
@@ -255,9 +250,9 @@ def _refusal(layer: nn.Module) -> str | None:
 def _replacement(layer: nn.Module, known: dict[nn.Module, nn.Module]) -> nn.Module | None:
     if layer in known:
         return known[layer]
-    if isinstance(layer, _DropoutNd):
+    if isinstance(layer, nn.Dropout | nn.Dropout1d | nn.Dropout2d | nn.Dropout3d):
         new: nn.Module = Dropout(layer.p, _DROPOUTS[type(layer)], type(layer))
-    elif isinstance(layer, _BatchNorm):
+    elif isinstance(layer, _BATCH_NORMS):
         new = _batch_norm(layer)
     else:
         return None
@@ -265,7 +260,7 @@ def _replacement(layer: nn.Module, known: dict[nn.Module, nn.Module]) -> nn.Modu
     return new
 
 
-def _batch_norm(layer: _BatchNorm) -> BatchNorm:
+def _batch_norm(layer: nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d) -> BatchNorm:
     assert layer.momentum is not None
     assert layer.running_mean is not None
     assert layer.running_var is not None

@@ -14,9 +14,8 @@ from sweepstack.config.errors import masked
 from sweepstack.runs import progress
 from sweepstack.study import storage
 from sweepstack.study.read import trials_of
-from sweepstack.sweep.plan import Plan
-from sweepstack.sweep.settings import Choice
-from sweepstack.sweep.space.parameter import Parameter
+from sweepstack.sweep.plan import Choice, Plan
+from sweepstack.sweep.space.space import Parameter
 
 
 def show(plan: Plan, repeats: int | None = None) -> None:

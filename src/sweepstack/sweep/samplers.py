@@ -6,95 +6,37 @@ All are Optuna's, with Optuna's defaults except that qmc scrambles.
 from __future__ import annotations
 
 import importlib.util
+import warnings
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any, TypeVar
 
-from optuna import samplers
-from optuna.samplers import BaseSampler
+from optuna import Study, samplers
+from optuna.distributions import BaseDistribution
+from optuna.exceptions import ExperimentalWarning
+from optuna.samplers import BaseSampler, RandomSampler
+from optuna.trial import FrozenTrial
 
-from sweepstack.config.errors import EnvironmentFault, InputError
-from sweepstack.sweep import settings
+from sweepstack.config import check
+from sweepstack.config.errors import EnvironmentFault, InputError, one_line
+from sweepstack.config.sweeper import SAMPLERS
+from sweepstack.data import streams
 
 _WHERE = "hydra.sweeper.sampler"
-_SHARE = (float, {"ge": 0, "le": 1})
-_STARTUP = (int, {"ge": 0})
-
-_KINDS: Mapping[str, tuple[Callable[..., BaseSampler] | None, settings.Rules]] = {
-    "tpe": (
-        samplers.TPESampler,
-        {
-            "n_startup_trials": _STARTUP,
-            "n_ei_candidates": (int, {"ge": 1}),
-            "multivariate": (bool | None, {}),
-            "group": (bool, {}),
-            "constant_liar": (bool, {}),
-        },
-    ),
-    "random": (samplers.RandomSampler, {}),
-    "qmc": (
-        samplers.QMCSampler,
-        {
-            "qmc_type": (Literal["sobol", "halton"], {}),
-            "scramble": (bool, {}),
-            "warn_independent_sampling": (bool, {}),
-        },
-    ),
-    "grid": (None, {}),
-    "gp": (
-        samplers.GPSampler,
-        {
-            "n_startup_trials": _STARTUP,
-            "deterministic_objective": (bool, {}),
-            "warn_independent_sampling": (bool, {}),
-        },
-    ),
-    "nsgaii": (
-        samplers.NSGAIISampler,
-        {
-            "population_size": (int, {"ge": 2}),
-            "mutation_prob": (float | None, _SHARE[1]),
-            "crossover_prob": _SHARE,
-            "swapping_prob": _SHARE,
-        },
-    ),
-    "nsgaiii": (
-        samplers.NSGAIIISampler,
-        {
-            "population_size": (int, {"ge": 2}),
-            "mutation_prob": (float | None, _SHARE[1]),
-            "crossover_prob": _SHARE,
-            "swapping_prob": _SHARE,
-            "dividing_parameter": (int, {"ge": 1}),
-        },
-    ),
-    "cmaes": (
-        samplers.CmaEsSampler,
-        {
-            "sigma0": (float, {"gt": 0}),
-            "n_startup_trials": _STARTUP,
-            "popsize": (int | None, {"ge": 2}),
-            "consider_pruned_trials": (bool, {}),
-            "use_separable_cma": (bool, {}),
-            "with_margin": (bool, {}),
-            "lr_adapt": (bool, {}),
-            "warn_independent_sampling": (bool, {}),
-        },
-    ),
-    "brute_force": (samplers.BruteForceSampler, {"avoid_premature_stop": (bool, {})}),
+_MAKE: Mapping[str, Callable[..., BaseSampler]] = {
+    "tpe": samplers.TPESampler,
+    "random": samplers.RandomSampler,
+    "qmc": samplers.QMCSampler,
+    "gp": samplers.GPSampler,
+    "nsgaii": samplers.NSGAIISampler,
+    "nsgaiii": samplers.NSGAIIISampler,
+    "cmaes": samplers.CmaEsSampler,
+    "brute_force": samplers.BruteForceSampler,
 }
-NAMES = tuple(_KINDS)
 CLASSES = {
-    "TPESampler": "tpe",
-    "RandomSampler": "random",
-    "QMCSampler": "qmc",
+    **{make.__name__: name for name, make in _MAKE.items()},
     "GridSampler": "grid",
-    "GPSampler": "gp",
-    "NSGAIISampler": "nsgaii",
     "create_nsgaii_sampler": "nsgaii",  # hydra-optuna-sweeper's
-    "NSGAIIISampler": "nsgaiii",
     "create_nsgaiii_sampler": "nsgaiii",
-    "CmaEsSampler": "cmaes",
-    "BruteForceSampler": "brute_force",
 }
 """Class -> name, for configs that name a class."""
 WITHOUT_EFFECT: Mapping[str, Mapping[str, Any]] = {
@@ -117,6 +59,8 @@ INDEPENDENT = (*BLIND, "grid", "brute_force")
 SHARED = ("qmc", "cmaes")
 """Samplers whose trials are one sequence: all trials of a study are asked of one seed."""
 
+Built = TypeVar("Built")
+
 
 def build_sampler(
     name: str, given: Mapping[str, Any], seed: int | None, *, trusted_storage: bool = False
@@ -127,7 +71,7 @@ def build_sampler(
     side by side apart.
 
     Args:
-        name: one of `NAMES`.
+        name: one of `SAMPLERS`.
         given: its settings.
         seed: the study's. With one worker it gives the same trials again. A worker gives
             each trial a sampler seeded by its number, but for those in `SHARED`: all of them must
@@ -138,17 +82,19 @@ def build_sampler(
         InputError: one line for each mistake; cmaes without `trusted_storage`.
         EnvironmentFault: cmaes without the package of that name.
     """
-    make, rules = _KINDS[settings.choice(_WHERE, name, NAMES)]
+    declared = SAMPLERS[check.option(_WHERE, name, SAMPLERS)]
     idle = WITHOUT_EFFECT.get(name, {})
     given = {k: v for k, v in given.items() if not (k in idle and idle[k] in (None, v))}
-    values = settings.read(_WHERE, rules, given)
-    if make is None:
+    values = check.settings(_WHERE, declared, {"seed": seed, **given})
+    if name == "grid":
         return None
     if name == "cmaes":
         _check_cmaes(trusted_storage)
+        if seed is not None:
+            values["independent_sampler"] = _SeededByTrial(seed)
     if name == "qmc":
-        values, seed = {"scramble": True, **values}, seed or 0
-    return settings.construct(_WHERE, make, {**values, "seed": seed})
+        values = {"scramble": True, **values, "seed": seed or 0}
+    return construct(_WHERE, _MAKE[name], values)
 
 
 def _check_cmaes(trusted_storage: bool) -> None:
@@ -159,3 +105,40 @@ def _check_cmaes(trusted_storage: bool) -> None:
         )
     if importlib.util.find_spec("cmaes") is None:
         raise EnvironmentFault(f"{_WHERE} cmaes needs the package 'cmaes', which is not installed")
+
+
+class _SeededByTrial(RandomSampler):
+    """Draws start-up trials and choices of cmaes, each trial's from a seed of its own: whichever
+    worker asks, it draws the same."""
+
+    def __init__(self, seed: int):
+        super().__init__()
+        self._seed = seed
+        self._current: tuple[int, RandomSampler] | None = None
+
+    def sample_independent(
+        self,
+        study: Study,
+        trial: FrozenTrial,
+        param_name: str,
+        param_distribution: BaseDistribution,
+    ) -> Any:
+        """The next draw of this trial."""
+        if self._current is None or self._current[0] != trial.number:
+            seed = streams.derive(self._seed, trial.number) % 2**32
+            self._current = (trial.number, RandomSampler(seed))
+        return self._current[1].sample_independent(study, trial, param_name, param_distribution)
+
+
+def construct(where: str, make: Callable[..., Built], values: Mapping[str, Any]) -> Built:
+    """Call `make(**values)`, without Optuna's notices that a class is experimental.
+
+    Raises:
+        InputError: settings that are fine one by one and not together.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        try:
+            return make(**values)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"{where}: {one_line(error)}") from None

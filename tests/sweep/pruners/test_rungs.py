@@ -37,12 +37,12 @@ def test_order_of_the_questions_changes_nothing(make, data):
 
 @pytest.mark.parametrize("make", PRUNERS.values(), ids=PRUNERS)
 @given(values=st.lists(VALUES, max_size=12))
-def test_a_stack_asked_at_once_gets_the_verdicts_of_one_by_one(make, values):
+def test_a_stack_asked_at_once_gets_the_decisions_of_one_by_one(make, values):
     study = study_of(at_step(values))
 
-    verdicts = make().verdicts(study, study.trials)
+    decisions = make().decisions(study, study.trials)
 
-    assert verdicts == [make().prune(study, trial) for trial in study.trials]
+    assert decisions == [make().prune(study, trial) for trial in study.trials]
 
 
 def test_a_stack_reads_the_study_once_and_between_rungs_not_at_all(monkeypatch):
@@ -51,10 +51,10 @@ def test_a_stack_reads_the_study_once_and_between_rungs_not_at_all(monkeypatch):
     trials, read = study.trials, study.get_trials
     monkeypatch.setattr(study, "get_trials", lambda **how: reads.append(how) or read(**how))
 
-    AshaPruner(4).verdicts(study, trials)
+    AshaPruner(4).decisions(study, trials)
     assert len(reads) == 1
 
-    AshaPruner(3).verdicts(study, trials)
+    AshaPruner(3).decisions(study, trials)
     assert len(reads) == 1
 
 
@@ -153,9 +153,9 @@ def test_one_pruner_serves_two_studies(make):
     bad_last = study_of(at_step([1, 1, 1, 1, 1, 5]), states=states)
     good_last = study_of(at_step([9, 9, 9, 9, 9, 5]), states=states)
 
-    verdicts = [pruner.prune(study, study.trials[5]) for study in (bad_last, good_last, bad_last)]
+    decisions = [pruner.prune(study, study.trials[5]) for study in (bad_last, good_last, bad_last)]
 
-    assert verdicts == [True, False, True]
+    assert decisions == [True, False, True]
 
 
 @pytest.mark.parametrize("make", PRUNERS.values(), ids=PRUNERS)

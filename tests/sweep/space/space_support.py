@@ -8,7 +8,7 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from sweepstack.config.errors import InputError
-from sweepstack.sweep.space.space import parse
+from sweepstack.sweep.space.declare import parse
 
 SGD_OR_ADAM = {
     "optimizer.lr": [

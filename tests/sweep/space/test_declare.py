@@ -8,7 +8,8 @@ import pytest
 from omegaconf import OmegaConf
 from space_support import MOMENTUM, SGD_OR_ADAM, Trial, grid_overrides, mistakes
 
-from sweepstack.sweep.space.space import parse
+from sweepstack.sweep.space.declare import parse
+from sweepstack.sweep.space.points import labels_of
 
 
 def test_the_command_line_wins_and_what_is_no_sweep_is_fixed():
@@ -45,7 +46,7 @@ def test_two_ranges_of_one_key_are_two_parameters():
         )
         lines = space.overrides(point)
         assert [line.partition("=")[0] for line in lines].count("optimizer.lr") == 1
-        assert space.values_of(lines) == point
+        assert labels_of(space, lines) == point
         seen.add(point["optimizer"])
     assert seen == {"sgd", "adam", "adamw"}
 

@@ -7,7 +7,7 @@ import re
 import pytest
 from space_support import UNEVEN, Trial, grid_overrides, hydra_value, mistakes
 
-from sweepstack.sweep.space.space import parse
+from sweepstack.sweep.space.declare import parse
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""A search space: its grid, its trials, known configurations, what a resume must keep."""
+"""A search space: its grid, its trials, what a resume must keep."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from space_support import MOMENTUM, SGD_OR_ADAM, UNEVEN, Trial, grid_overrides, 
 
 from sweepstack.config.errors import InputError
 from sweepstack.sweep.space import grammar
-from sweepstack.sweep.space.space import difference, parse
+from sweepstack.sweep.space.declare import parse
+from sweepstack.sweep.space.points import labels_of
 
 
 def test_the_first_declared_varies_slowest():
@@ -71,7 +72,7 @@ def test_hydra_reads_a_suggested_choice_back_as_it_was_given(declared, seed):
     for line, offered in zip(lines, declared.values(), strict=True):
         read = hydra_value(line)
         assert any(read == v and type(read) is type(v) for v in offered)
-    assert space.values_of(lines) == point
+    assert labels_of(space, lines) == point
     assert json.loads(json.dumps(point)) == point
 
 
@@ -88,7 +89,7 @@ def test_hydra_reads_a_suggested_number_back_as_it_was_given(low, width, first, 
     point = space.suggest(Trial(step))
     lines = space.overrides(point)
     assert [hydra_value(line) for line in lines] == list(point.values())
-    assert space.values_of(lines) == point
+    assert labels_of(space, lines) == point
     stepped = parse([f"c=range({first / 10},{first / 10 + step},0.1)"])
     assert {"c": point["c"]} in list(stepped.grid())
 
@@ -102,39 +103,6 @@ def test_optuna_itself_accepts_every_kind_of_label():
         study.tell(trial, 0.0)
         assert space.overrides(study.trials[-1].params) == space.overrides(point)
         assert point in list(space.grid())
-
-
-def test_a_known_configuration_may_leave_parameters_open_and_repeat_what_is_fixed():
-    space = parse(["data=mnist"], SGD_OR_ADAM, MOMENTUM)
-    known = ["optimizer=sgd", "optimizer.momentum=0.0", "data=mnist"]
-    assert space.values_of(known) == {"optimizer": "sgd", "optimizer.momentum": 0}
-    point = space.values_of(["optimizer=adam", "optimizer.lr=0.01"])
-    assert point == {"optimizer": "adam", "optimizer.lr[optimizer=adam|adamw]": 0.01}
-
-
-@pytest.mark.parametrize(
-    ("known", "words"),
-    [
-        (["optimizer=rmsprop"], "optimizer must be one of sgd, adam, adamw, got rmsprop"),
-        (["optimizer=adma"], "did you mean 'adam'"),
-        (["optimizer=sgd", "optimizer.lr=2"], "optimizer.lr must be a float from 0.001 to 1.0"),
-        (["optimizer=sgd", "optimizer.lr=big"], "optimizer.lr must be a float from 0.001 to 1.0"),
-        (["optimizer=adam", "optimizer.momentum=0"], "optimizer.momentum=0 needs optimizer=sgd"),
-        (["optimizer.lr=0.1"], "needs optimizer=sgd or optimizer=adam|adamw"),
-        (["optimizr=adam"], "optimizr is not in the search space; did you mean 'optimizer'"),
-        (["data=digits"], "data is mnist in the whole sweep, got digits"),
-        (["optimizer=sgd,adam"], "one value for each key"),
-        (["depth=9"], "depth must be an int from 1 to 7 in steps of 2, got 9"),
-        (["depth=2"], "depth must be an int from 1 to 7 in steps of 2, got 2"),
-        (["depth=true"], "depth must be an int from 1 to 7 in steps of 2, got True"),
-    ],
-)
-def test_a_configuration_outside_the_space_is_refused(known, words):
-    space = parse(["data=mnist", "depth=range(1,8,2)"], SGD_OR_ADAM, MOMENTUM)
-    with pytest.raises(InputError) as caught:
-        space.values_of(known)
-    assert words in str(caught.value)
-    assert len(caught.value.mistakes) == 1
 
 
 @pytest.mark.parametrize(
@@ -169,26 +137,21 @@ def test_a_signature_survives_json_and_ignores_the_way_of_writing():
     written = parse(["a=1,2", "b=[1],null", "c=tag(log,interval(1e-3,1))"], SGD_OR_ADAM, MOMENTUM)
     signature = written.signature()
     assert json.loads(json.dumps(signature)) == signature
-    assert difference(signature, json.loads(json.dumps(signature))) == []
     again = parse(["+b=choice(a,'c')", "x=range(0,4)"]).signature()
     assert again == parse(["x=int(interval(0,3))", "b=a,c"]).signature()
 
 
 @pytest.mark.parametrize(
-    ("new", "line"),
+    "new",
     [
-        (["a=2,1", "lr=interval(0,1)"], "a was 1, 2, now 2, 1"),
-        (["a=1,2,3", "lr=interval(0,1)"], "a was 1, 2, now 1, 2, 3"),
-        (["a='1',2", "lr=interval(0,1)"], "a was 1, 2, now '1', 2"),
-        (
-            ["a=1,2", "lr=interval(0,2)"],
-            "lr was a float from 0.0 to 1.0, now a float from 0.0 to 2.0",
-        ),
-        (["a=1,2", "lr=0,1"], "lr was a float from 0.0 to 1.0, now 0, 1"),
-        (["a=1,2"], "lr is no longer swept"),
-        (["a=1,2", "lr=interval(0,1)", "b=1,2"], "b was not swept before"),
+        ["a=2,1", "lr=interval(0,1)"],
+        ["a=1,2,3", "lr=interval(0,1)"],
+        ["a='1',2", "lr=interval(0,1)"],
+        ["a=1,2", "lr=interval(0,2)"],
+        ["a=1,2", "lr=0,1"],
+        ["a=1,2"],
+        ["a=1,2", "lr=interval(0,1)", "b=1,2"],
     ],
 )
-def test_another_space_is_told_apart(new, line):
-    old = parse(["a=1,2", "lr=interval(0,1)"]).signature()
-    assert difference(old, parse(new).signature()) == [line]
+def test_another_space_has_another_signature(new):
+    assert parse(["a=1,2", "lr=interval(0,1)"]).signature() != parse(new).signature()

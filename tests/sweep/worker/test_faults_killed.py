@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import random
 import signal
-import time
 from pathlib import Path
 
 import pytest
-from fault_support import SWEEPSTACK, Row, Sweep, rows, states
+from fault_support import SWEEPSTACK, Row, Sweep, rows, running, states
 
 pytestmark = pytest.mark.slow
 
 KILLS = 10  # of each of the six sweeps
+TRIALS, MARGIN = 24, 8
 STEPS = ("data=quadratic", "training.max_steps=1200", "training.eval_every=20")
-GRID = ["-m", *STEPS, "training.seed=range(0,24)", "training.width=2"]
+GRID = ["-m", *STEPS, f"training.seed=range(0,{TRIALS})", "training.width=2"]
 ASHA = [
     *("-m", *STEPS, "optimizer.lr=interval(0.001,0.1)", "training.checkpoint_every=20"),
-    *("hydra/sweeper/pruner=asha", "hydra.sweeper.n_trials=24", "hydra.sweeper.study_name=asha"),
+    *("hydra/sweeper/pruner=asha", "hydra.sweeper.study_name=asha"),
+    f"hydra.sweeper.n_trials={TRIALS}",
 ]
 
 
@@ -33,20 +34,20 @@ def test_a_sweep_killed_10_times_ends_as_if_nothing_had_happened(
     words = [*SWEEPSTACK, *command, f"hydra.sweeper.n_jobs={jobs}"]
     moments = random.Random(jobs)
     acknowledged: dict[int, Row] = {}
-    for _ in range(KILLS):
+    for kill in range(KILLS):
         last = max((row.number for row in rows(tmp_path)), default=-1)
+        # Some are left for every kill, however many end before one is noticed.
+        share = (TRIALS - MARGIN) * (kill + 1) // KILLS
+        wanted = max(len(acknowledged), min(len(acknowledged) + moments.choice([0, 1, 2]), share))
+        reports = moments.choice([0, 0, 1, 1, 2])
+
+        def is_due(last: int = last, wanted: int = wanted, reports: int = reports) -> bool:
+            own = [row for row in running(tmp_path) if row.number > last]
+            reported = any(len(row.reports) >= reports for row in own)
+            return len(finished(tmp_path)) >= wanted and reported
+
         sweep = Sweep(words, tmp_path)
-        wanted = len(acknowledged) + moments.choice([0, 0, 1, 1, 2])
-        sweep.until(
-            lambda wanted=wanted, last=last: (
-                len(finished(tmp_path)) >= wanted
-                and any(row.number > last for row in rows(tmp_path) if row.state == "RUNNING")
-            ),
-            "it had trials of its own in hand",
-        )
-        time.sleep(moments.uniform(0, 0.2))
-        assert sweep.process.is_alive(), "the sweep was over before it was killed 10 times"
-        sweep.send(signal.SIGKILL)
+        sweep.catch(signal.SIGKILL, is_due, "it had trials of its own in hand")
         sweep.ends()
         now = finished(tmp_path)
         assert {number: now.get(number) for number in acknowledged} == acknowledged
@@ -54,9 +55,9 @@ def test_a_sweep_killed_10_times_ends_as_if_nothing_had_happened(
     Sweep(words, tmp_path).succeeds()
 
     final = finished(tmp_path)
-    assert len(final) == sum(states(tmp_path).values()) == 24  # none failed, none waits
+    assert len(final) == sum(states(tmp_path).values()) == TRIALS  # none failed, none waits
     assert {number: final.get(number) for number in acknowledged} == acknowledged
-    assert len({row.params for row in final.values()}) == 24
+    assert len({row.params for row in final.values()}) == TRIALS
     (study,) = (tmp_path / "outputs" / "studies").iterdir()
     folders = {place.name for place in study.iterdir() if place.is_dir()}
     assert folders == {str(number) for number in final}

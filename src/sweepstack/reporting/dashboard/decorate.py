@@ -1,67 +1,84 @@
 """What a study shows in optuna-dashboard besides its trials: notes, a heatmap, the report, files.
 
-    each finished trial   a note: overrides, metrics, how to run it again (`notes.py`)
+    each finished trial   a note: overrides, metrics, how to run it again
     the best trials       best.pt and history.csv as artifacts
     the study             a note, the heatmap as a plot, the report as an artifact
 
-All of it is kept where optuna-dashboard keeps its own: in the study's system attributes, which
-`dashboard_rows.py` writes, and in a `FileSystemArtifactStore` beside the database. This file says
-what is to stand there, and whether anything has changed since it was written. Artifacts of trials
-have the keys that the dashboard gives them in the study, since Optuna lets nothing be added to a
-trial that has ended. Every key and every name of a file follows from what it is of: decorating
-again adds nothing twice, also when two processes do it at once, and what a person has changed or
-deleted stays so.
+All of it is kept where optuna-dashboard keeps its own: in system attributes of the study, as its
+`save_note` and `save_plotly_graph_object` write them, and in a `FileSystemArtifactStore` beside the
+database. Those functions take two transactions or more for each note; here one transaction decides
+and writes everything, so of two processes that decorate a study at once one sees what the other
+wrote. Artifacts of trials have the dashboard's older keys in the study, since Optuna lets nothing
+be added to a trial that has ended. Every key and file name follows from what it is of: decorating
+again adds nothing twice, and what a person has changed or deleted stays so.
+
+A note is rendered in a browser, and names, overrides and errors come from the study: such text
+stands in code blocks whose fences are longer than any in it. A note ends with a hidden line with
+the hash of what is above it, which tells a note that a person has changed.
 """
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import os
+import re
 import tempfile
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import optuna
 from optuna.artifacts import ArtifactMeta, FileSystemArtifactStore
-from optuna.trial import FrozenTrial
+from optuna.storages import BaseStorage, RDBStorage
+from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy import MetaData, Table, insert, select, update
+from sqlalchemy.exc import InvalidRequestError
 
-from sweepstack.config.errors import EnvironmentFault
+from sweepstack.config import commands
+from sweepstack.config.errors import EnvironmentFault, one_line, shown_to_people
 from sweepstack.reporting import report
-from sweepstack.reporting.dashboard import dashboard_rows, notes
-from sweepstack.reporting.dashboard.dashboard_rows import Attributes, Rows
+from sweepstack.reporting.report.content import command_of
+from sweepstack.reporting.terminal import number
 from sweepstack.study import storage
-from sweepstack.study.attributes import IDENTITY, SWEEP
-from sweepstack.study.keys import objectives
-from sweepstack.study.library import OpenStudy, place
+from sweepstack.study.attributes import EQUALS, IDENTITY, LOST, OVERRIDES, SWEEP
+from sweepstack.study.frame import STATES
 from sweepstack.study.ranking import best_trials
-from sweepstack.study.read import trials_of
+from sweepstack.study.view import StudyView, place
 
-MOST_NOTES = 2000
-"""Trials of a study that have notes unless more are asked for, the best first: plain
-optuna-dashboard goes through all notes for each trial, which of 10,000 takes minutes."""
+MAX_NOTES = 2000
+"""Trials of a study that have notes unless more are asked for, the best first: optuna-dashboard by
+itself searches all notes for each trial, which takes minutes for 10,000."""
 TOP = 5
 """Trials that keep their files as artifacts."""
 FILES = {"best.pt": "application/octet-stream", "history.csv": "text/csv"}
 REPORT = "report.html"
-MOST_BYTES = 256 * 2**20
-"""A larger file is no artifact: it is a copy."""
+MAX_BYTES = 256 * 2**20
+"""A larger file is no artifact: it would be copied."""
 DELETED = "null"
 """What the dashboard makes of the attribute of an artifact that a person deletes."""
 DECORATED = "sweepstack:decorated"
-"""System attribute of a study: what it was like when it was decorated."""
-FORMAT = 1
+"""System attribute of a study: its state when it was last decorated."""
+FINISHED = [state.name for state in TrialState if state.is_finished()]
+FORMAT = 2
 """To be raised when more is written, so that old studies get it."""
+PART = 2045
+"""Letters of one attribute: optuna-dashboard splits longer texts."""
+MAX_BLOCK = 4000
+"""Letters of a code block in a note."""
+METRICS = (
+    *("train_loss", "train_accuracy", "val_loss", "val_accuracy", "val_mse", "val_mae"),
+    *("test_loss", "test_accuracy", "test_mse", "test_mae", "std", "seeds", "best_step", "steps"),
+    *("seconds", "num_parameters", "stopped", "device"),
+)
+"""Attributes of a trial that its note shows, in this order."""
+_SIGNATURE = re.compile(r"\n\n\[//\]: # \(sweepstack ([0-9a-f]{16})\)\n\Z")
 
-Asked = Callable[[str], bool]
-
-
-def is_of_sweepstack(study: optuna.Study) -> bool:
-    """Whether a sweep of sweepstack made the study."""
-    known = study.user_attrs
-    return IDENTITY in known or SWEEP in known
+Attributes = dict[str, Any]
+"""System attributes of a study."""
 
 
 def artifacts(where: str) -> Path:
@@ -70,15 +87,15 @@ def artifacts(where: str) -> Path:
 
 
 def decorate(
-    opened: OpenStudy, *, most_notes: int | None = MOST_NOTES, written: Path | None = None
+    view: StudyView, *, max_notes: int | None = MAX_NOTES, written: Path | None = None
 ) -> bool:
     """Write what the dashboard shows of a study, where anything has changed since the last time.
 
-    Waits for no sweep, and lets none wait for longer than one transaction takes.
+    Takes one short transaction; no sweep waits for longer.
 
     Args:
-        opened: a study; one of another program is left as it is.
-        most_notes: of that many trials at most, the best first; None: of all.
+        view: a study; one of another program is left as it is.
+        max_notes: trials with a note, the best first; None: all.
         written: its report, if there is one that is up to date; it is written otherwise.
 
     Returns:
@@ -87,99 +104,294 @@ def decorate(
     Raises:
         EnvironmentFault: the storage or the artifacts' folder cannot be written.
     """
-    if not is_of_sweepstack(opened.study):
+    if not {IDENTITY, SWEEP} & set(view.user_attrs):
         return False
-    with storage.named(opened.where), dashboard_rows.rows_of(opened) as rows:
-        return _decorate(opened, rows, most_notes, written)
+    with storage.named(view.where), writable(view) as (target, study_id):
+        folder = artifacts(view.where)
+        tables = _tables(target)
+        known = target.get_study_system_attrs(study_id)
+        before = known.get(DECORATED) if folder.is_dir() else None
+        before = before if isinstance(before, dict) else {}
+        known_trials = _trials(target, study_id, tables)
+        states = Counter(state for _, state in known_trials.values() if state in FINISHED)
+        # What changes whenever a trial ends.
+        ended = ", ".join(f"{state} {count}" for state, count in sorted(states.items()))
+        state = {"format": FORMAT, "trials": ended, "notes": max_notes}
+        has_grown = before.get("format") != FORMAT or before.get("trials") != ended
+        if not has_grown and before.get("notes") in (None, max_notes):
+            return False
+        view = view.anew()
+        trials = [t for t in view.trials if t.state.is_finished() and t.number in known_trials]
+        first = best_trials(view.study, trials)
+        noted = list({trial.number: trial for trial in [*first, *trials]}.values())[:max_notes]
+        state["notes"] = None if len(noted) == len(trials) else max_notes
+        ids = {number: trial_id for number, (trial_id, _) in known_trials.items()}
+        goals = list(view.objectives)
+        texts = {"dashboard:note_": study_note(view)}
+        texts |= {f"dashboard:{ids[t.number]}:note_": trial_note(view, goals, t) for t in noted}
+        plots: dict[str, str] = {}
+        added: Attributes = {}
+        if has_grown:
+            plots, added = _plots(view), _files(view, folder, first[:TOP], ids, known)
+            if trials:
+                added |= _report(view, folder, written, view.trials[0], known)
 
+        def change(known: Mapping[str, Any]) -> Attributes:
+            # Deleted artifacts are still known.
+            new = {key: value for key, value in added.items() if key not in known}
+            shown = {**_changed_notes(texts, known), **_changed_plots(plots, known)}
+            return {**shown, **new, DECORATED: state}
 
-def _decorate(opened: OpenStudy, rows: Rows, most_notes: int | None, written: Path | None) -> bool:
-    folder = artifacts(opened.where)
-    before = rows.attribute(DECORATED) if folder.is_dir() else None
-    before = before if isinstance(before, dict) else {}
-    ended = rows.ended()
-    state = {"format": FORMAT, "trials": ended, "notes": most_notes}
-    has_grown = before.get("format") != FORMAT or before.get("trials") != ended
-    if not has_grown and before.get("notes") in (None, most_notes):
-        return False
-    opened = OpenStudy(opened.study, opened.where)  # read anew
-    every = trials_of(opened.study)
-    trials = [trial for trial in every if trial.state.is_finished()]
-    first = best_trials(opened.study, trials)
-    noted = _noted(trials, first, most_notes)
-    state["notes"] = None if len(noted) == len(trials) else most_notes
-    texts = _notes(opened, noted)
-    plots, added = {}, Attributes()
-
-    def is_deleted(key: str) -> bool:
-        return bool(rows.attribute(key) == DELETED)
-
-    if has_grown:
-        plots = _plots(opened)
-        added = _files(opened, folder, first[:TOP], is_deleted)
-        if trials:
-            added |= _report(opened, folder, written, every[0], is_deleted)
-
-    def change(known: Mapping[str, Any]) -> Attributes:
-        # What a person has deleted is known still.
-        new = {key: value for key, value in added.items() if key not in known}
-        told = dashboard_rows.changed_notes(texts, known)
-        drawn = dashboard_rows.changed_plots(plots, known)
-        return {**told, **drawn, **new, DECORATED: state}
-
-    rows.write(change)
+        _write(view.where, target, study_id, tables, change)
     return True
 
 
-def _noted(
-    trials: list[FrozenTrial], first: list[FrozenTrial], most: int | None
-) -> list[FrozenTrial]:
-    if most is None or len(trials) <= most:
-        return trials
-    return list({trial.number: trial for trial in [*first, *trials]}.values())[:most]
+@contextlib.contextmanager
+def writable(view: StudyView) -> Iterator[tuple[BaseStorage, int]]:
+    """A study's storage, opened to write, and the study's id there.
+
+    Raises:
+        EnvironmentFault: it cannot be opened.
+    """
+    if "://" not in view.where and view.storage is not None:  # a journal
+        yield view.storage, view.storage.get_study_id_from_name(view.name)
+        return
+    target = storage.connect(view.where)
+    try:
+        yield target, target.get_study_id_from_name(view.name)
+    finally:
+        if isinstance(target, RDBStorage):
+            target.engine.dispose()
 
 
-def _notes(opened: OpenStudy, trials: Iterable[FrozenTrial]) -> dict[int | None, str]:
-    """The note of each trial by its row; of the study, by None."""
-    goals = list(objectives(opened.study))
-    rerun = notes.is_rerun_known(opened)
-    texts: dict[int | None, str] = {None: notes.of_study(opened)}
-    for trial in trials:
-        texts[trial._trial_id] = notes.of_trial(opened, goals, trial, rerun=rerun)
-    return texts
+def _tables(target: BaseStorage) -> dict[str, Table] | None:
+    """Optuna's tables as the database has them, None where it has none or others: then its public
+    methods do the same, an attribute at a time."""
+    wanted = {
+        "studies": {"study_id"},
+        "trials": {"trial_id", "number", "study_id", "state"},
+        "study_system_attributes": {"study_id", "key", "value_json"},
+    }
+    if not isinstance(target, RDBStorage):
+        return None
+    metadata = MetaData()
+    try:
+        metadata.reflect(target.engine, only=list(wanted))
+    except InvalidRequestError:
+        return None
+    tables = {name: metadata.tables[name] for name in wanted}
+    known = all(names <= set(tables[name].c.keys()) for name, names in wanted.items())
+    return tables if known else None
 
 
-def _plots(opened: OpenStudy) -> dict[str, str]:
+def _trials(
+    target: BaseStorage, study_id: int, tables: dict[str, Table] | None
+) -> dict[int, tuple[int, str]]:
+    """The id in the storage and the state of each trial, by its number."""
+    if tables is None or not isinstance(target, RDBStorage):
+        find, trials = target.get_trial_id_from_study_id_trial_number, target.get_all_trials
+        return {
+            trial.number: (find(study_id, trial.number), trial.state.name)
+            for trial in trials(study_id, deepcopy=False)
+        }
+    rows = tables["trials"].c
+    query = select(rows.number, rows.trial_id, rows.state).where(rows.study_id == study_id)
+    with target.engine.connect() as connection:
+        return {number: (id_, str(state)) for number, id_, state in connection.execute(query)}
+
+
+def _write(
+    where: str,
+    target: BaseStorage,
+    study_id: int,
+    tables: dict[str, Table] | None,
+    change: Callable[[Mapping[str, Any]], Attributes],
+) -> None:
+    """Set the attributes that `change` makes of all that there are, in one transaction where the
+    storage has any.
+
+    Raises:
+        EnvironmentFault: a journal cannot be written.
+    """
+    if tables is None or not isinstance(target, RDBStorage):
+        try:
+            for key, value in change(target.get_study_system_attrs(study_id)).items():
+                target.set_study_system_attr(study_id, key, value)
+        except OSError as error:
+            raise EnvironmentFault(f"cannot write {where}: {error.strerror or error}") from error
+        return
+    studies, rows = tables["studies"].c, tables["study_system_attributes"]
+    mine = rows.c.study_id == study_id
+    with target.engine.begin() as connection:
+        # SQLite's transaction holds the whole file already.
+        hold = select(studies.study_id).where(studies.study_id == study_id)
+        connection.execute(hold.with_for_update())
+        query = select(rows.c.key, rows.c.value_json).where(mine)
+        known = {key: json.loads(text) for key, text in connection.execute(query)}
+        wanted = {key: json.dumps(value) for key, value in change(known).items()}
+        new = [
+            {"study_id": study_id, "key": key, "value_json": text}
+            for key, text in wanted.items()
+            if key not in known
+        ]
+        if new:
+            connection.execute(insert(rows), new)
+        for key in wanted.keys() & known.keys():
+            query_one = update(rows).where(mine, rows.c.key == key)
+            connection.execute(query_one.values(value_json=wanted[key]))
+
+
+def _parts(known: Mapping[str, Any], prefix: str) -> list[str]:
+    """A text that stands in several attributes."""
+    parts: list[str] = []
+    while (part := known.get(f"{prefix}{len(parts)}")) is not None:
+        parts.append(str(part))
+    return parts
+
+
+def _split(text: str, prefix: str, before: int) -> Attributes:
+    """The attributes of a text that had `before` of them; those no longer needed become empty."""
+    parts = [text[start : start + PART] for start in range(0, len(text), PART)]
+    parts += [""] * (before - len(parts))
+    return {f"{prefix}{index}": part for index, part in enumerate(parts)}
+
+
+def _changed_notes(texts: Mapping[str, str], known: Mapping[str, Any]) -> Attributes:
+    """The attributes that turn the notes of a study, by their prefixes, into `texts`; a note that a
+    person has changed or emptied stays."""
+    changed: Attributes = {}
+    for prefix, text in texts.items():
+        old = _parts(known, f"{prefix}str:")
+        body, version = "".join(old), f"{prefix}ver"
+        if body != text and (version not in known or is_signed(body)):
+            changed[version] = known.get(version, 0) + 1
+            changed |= _split(text, f"{prefix}str:", len(old))
+    return changed
+
+
+def _changed_plots(plots: Mapping[str, str], known: Mapping[str, Any]) -> Attributes:
+    """The attributes that turn the plots of a study, plotly's JSON by their ids, into `plots`."""
+    changed: Attributes = {}
+    for key, text in plots.items():
+        old = _parts(known, prefix := f"dashboard:plot_data:{key}:")
+        if "".join(old) != text:
+            changed |= _split(text, prefix, len(old))
+    return changed
+
+
+def trial_note(view: StudyView, goals: Sequence[str], trial: FrozenTrial) -> str:
+    """A finished trial's note: how it ended, its metrics, its overrides, how to run it again."""
+    parts = [f"### Trial {trial.number}: {STATES[trial.state]}"]
+    known = trial.user_attrs
+    if error := known.get("error") or known.get(LOST):
+        parts += ["Why it ended:", fenced(one_line(error, MAX_BLOCK))]
+    if isinstance(known.get(EQUALS), int):
+        parts.append(f"Not trained again: a duplicate of trial {known[EQUALS]}, with its metrics.")
+    complete = trial.state == TrialState.COMPLETE and trial.values
+    metrics: dict[str, Any] = dict(zip(goals, trial.values, strict=False)) if complete else {}
+    for name in METRICS:
+        if name in known:
+            metrics.setdefault(name, known[name])
+    if metrics:
+        parts.append(_table(metrics.items()))
+    overrides = known.get(OVERRIDES)
+    if isinstance(overrides, list) and overrides:
+        parts += ["Overrides:", fenced("\n".join(map(str, overrides)))]
+        application = view.asked.get("application")
+        if isinstance(application, dict) and application.get("name") == "sweepstack":
+            command = commands.study("rerun", view.name, trial.number, where=view.where)
+            parts += ["Run it again alone, and compare:", fenced(command)]
+    elif trial.params:
+        parts += ["Parameters:", _table(trial.params.items())]
+    return signed("\n\n".join(parts))
+
+
+def study_note(view: StudyView) -> str:
+    """A study's note: the command that started it, and those that show more."""
+    command = command_of(view.asked)
+    parts = ["### Command", fenced(command)] if command else []
+    settings = [(kind, _settings(view.asked.get(kind))) for kind in ("sampler", "pruner")]
+    settings += [("trials", view.asked.get("n_trials"))]
+    known = [(kind, value) for kind, value in settings if value is not None]
+    parts += [_table(known)] if known else []
+    page = commands.study("report", view.name, where=view.where)
+    table = commands.study("export", view.name, "-o", "trials.csv", where=view.where)
+    parts += ["### More", "All plots and tables in one file, and one row per trial:"]
+    return signed("\n\n".join([*parts, fenced(f"{page}\n{table}")]))
+
+
+def fenced(text: str) -> str:
+    """`text` as a code block that nothing in it can end."""
+    text = shown_to_people(text)
+    text = text if len(text) <= MAX_BLOCK else f"{text[: MAX_BLOCK - 1]}…"
+    longest = max((len(run) for run in re.findall("`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}text\n{text}\n{fence}"
+
+
+def signed(text: str) -> str:
+    """`text` with the line by which `is_signed` knows it."""
+    return f"{text}\n\n[//]: # (sweepstack {_hash(text)})\n"
+
+
+def is_signed(note: str) -> bool:
+    """Whether a note is sweepstack's, and as it was written."""
+    signature = _SIGNATURE.search(note)
+    return signature is not None and signature[1] == _hash(note[: signature.start()])
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()[:16]
+
+
+def _table(rows: Iterable[tuple[str, Any]]) -> str:
+    pairs = [(name, number(x) if isinstance(x, float) else str(x)) for name, x in rows]
+    width = max((len(name) for name, _ in pairs), default=0)
+    return fenced("\n".join(f"{name:<{width}}  {value}" for name, value in pairs))
+
+
+def _settings(settings: Any) -> str | None:
+    """For example "tpe, seed 0" of a sampler's or pruner's settings."""
+    if not isinstance(settings, dict) or "name" not in settings:
+        return None
+    others = [f"{key} {value}" for key, value in settings.items() if key != "name"]
+    return ", ".join([str(settings["name"]), *others])
+
+
+def _plots(view: StudyView) -> dict[str, str]:
     """plotly's JSON of the plots that the dashboard does not draw itself, by their ids."""
-    from sweepstack.reporting.plots import heatmap
-    from sweepstack.reporting.plots.material import Material
-    from sweepstack.reporting.plots.words import label
+    from sweepstack.reporting.plots.parameters import importance
+    from sweepstack.reporting.plots.style import label
+    from sweepstack.reporting.plots.tables import heatmap
 
-    material = Material(opened)
-    plot = heatmap.plot(material)
+    plot = heatmap(view, importance(view)[1])
     if plot is None:
         return {}
-    title = f"{label(material.value)}, mean ± std and n"
+    title = f"{label(view.objective)}, mean ± std and n"
     plot.figure.update_layout(title=title, margin={"t": 80})
     return {plot.key: plot.figure.to_json()}
 
 
 def _files(
-    opened: OpenStudy, folder: Path, trials: Iterable[FrozenTrial], is_deleted: Asked
+    view: StudyView,
+    folder: Path,
+    trials: Iterable[FrozenTrial],
+    ids: Mapping[int, int],
+    known: Mapping[str, Any],
 ) -> Attributes:
     """Copy the files of `trials` into the artifacts' folder."""
     added: Attributes = {}
-    if opened.folder is None:
+    if (parent := view.folder) is None:
         return added
     for trial in trials:
         for name, kind in FILES.items():
-            file = opened.folder / str(trial.number) / name
-            elsewhere = not file.resolve().is_relative_to(opened.folder.resolve())
-            if not file.is_file() or elsewhere or file.stat().st_size > MOST_BYTES:
+            file = parent / str(trial.number) / name
+            elsewhere = not file.resolve().is_relative_to(parent.resolve())
+            if not file.is_file() or elsewhere or file.stat().st_size > MAX_BYTES:
                 continue
-            artifact = _id(opened.name, trial, name)
-            key = f"dashboard:artifacts:{trial._trial_id}:{artifact}"
-            if is_deleted(key):
+            artifact = _id(view.name, trial, name)
+            key = f"dashboard:artifacts:{ids[trial.number]}:{artifact}"
+            if known.get(key) == DELETED:
                 continue
             if not (folder / artifact).exists():
                 _store(folder, artifact, file)
@@ -188,25 +400,29 @@ def _files(
 
 
 def _report(
-    opened: OpenStudy, folder: Path, written: Path | None, first: FrozenTrial, is_deleted: Asked
+    view: StudyView,
+    folder: Path,
+    written: Path | None,
+    first: FrozenTrial,
+    known: Mapping[str, Any],
 ) -> Attributes:
-    """Copy the study's report into the artifacts' folder; by its `first` trial, which stays the
-    same, it is told from that of another study that had the name before."""
-    artifact = _id(opened.name, first, REPORT)
+    """Copy the study's report into the artifacts' folder; its `first` trial, which stays the same,
+    tells it from that of another study that had the name before."""
+    artifact = _id(view.name, first, REPORT)
     key = f"artifacts:{artifact}"
-    if is_deleted(key):
+    if known.get(key) == DELETED:
         return {}
     if written is not None:
         _store(folder, artifact, written)
     else:
         with tempfile.TemporaryDirectory(prefix="sweepstack-") as scratch:
-            _store(folder, artifact, report.write(opened, Path(scratch) / REPORT))
+            _store(folder, artifact, report.write(view, Path(scratch) / REPORT))
     return {key: _meta(artifact, REPORT, "text/html")}
 
 
 def _id(study: str, trial: FrozenTrial, name: str) -> str:
     """The same for the same file of the same trial, in whatever storage it is kept. Trials of a
-    stack start at the same moment."""
+    stack start at the same time."""
     of = f"{study}/{trial.number}/{trial.datetime_start}/{name}"
     return str(uuid.uuid5(uuid.NAMESPACE_URL, of))
 
@@ -227,6 +443,5 @@ def _store(folder: Path, artifact: str, file: Path) -> None:
         finally:
             (folder / beside).unlink(missing_ok=True)
     except OSError as error:
-        raise EnvironmentFault(
-            f"cannot copy {file} to {folder}: {error.strerror or error}"
-        ) from error
+        reason = error.strerror or error
+        raise EnvironmentFault(f"cannot copy {file} to {folder}: {reason}") from error

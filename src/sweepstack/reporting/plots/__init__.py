@@ -1,22 +1,13 @@
-"""The plots of a study, as plotly figures made from its frames.
+"""The plots of a study, as plotly figures.
 
-    material        what is drawn of a study
-    common, words   what all share: colours, axes, layout; texts of a study
-    heatmap         mean ± std and n for the values of two keys
-    curves          learning curves of the best trials and of pruned ones
-    optimization    the objective and the best so far, by trials, steps and seconds
-    pareto          several objectives against each other
-    parallel        all keys and the objective side by side
-    slices          the objective against each key
-    contour         the objective over two keys of numbers
-    importance      which keys matter (PED-ANOVA)
-    intermediate    all evaluations, and what the pruner cut when
-    timeline        which worker trained what when
-    learning_rate   loss and objective against the learning rate
-    isolation       the best and the median of each value of a key
+    style        what all share: colours, axes, labels, the layout
+    progress     the objective and the best so far; learning curves; evaluations and pruning
+    parameters   the objective by key: importance, slices, contour, parallel coordinates
+    tables       means and bests by value: heatmap, isolation, learning rate
+    trials       several objectives against each other; which worker trained what when
 
-Figures have no fixed width, transparent backgrounds and no colours but those of data, so that a
-report sets fonts, grids and light or dark by a template.
+Figures have no fixed width, transparent backgrounds and no colours but those of data: the page sets
+fonts, grids and light or dark by a template.
 """
 
 from __future__ import annotations
@@ -27,12 +18,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-    from sweepstack.study.library import OpenStudy
+    from sweepstack.study.view import StudyView
 
 
 @dataclass(frozen=True)
 class Plot:
-    """A figure and how it is read.
+    """A figure and how to read it.
 
     Attributes:
         key: its name in links, for example "learning-curves".
@@ -48,41 +39,27 @@ class Plot:
     figure: go.Figure
 
 
-def plots(opened: OpenStudy) -> list[Plot]:
+def plots(view: StudyView) -> list[Plot]:
     """Draw what applies to a study of any program and in any state, in reading order.
 
-    What cannot be drawn is left out: of an empty study all. Studies of more than
-    `material.MOST_POINTS` trials are thinned, and the plots say so.
+    Plots without data are left out. Plots of more than `style.MAX_POINTS` trials draw some of them
+    and say so.
     """
-    from sweepstack.reporting.plots import (
-        contour,
-        curves,
-        heatmap,
-        importance,
-        intermediate,
-        isolation,
-        learning_rate,
-        optimization,
-        parallel,
-        pareto,
-        slices,
-        timeline,
-    )
-    from sweepstack.reporting.plots.material import Material
+    from sweepstack.reporting.plots import parameters, progress, tables, trials
 
-    material = Material(opened)
+    importance, keys = parameters.importance(view)
     drawn = [
-        heatmap.plot(material),
-        pareto.plot(material),
-        optimization.plot(material),
-        curves.plot(material),
-        intermediate.plot(material),
-        learning_rate.plot(material),
-        importance.plot(material),
-        isolation.plot(material),
-        slices.plot(material),
-        contour.plot(material),
-        parallel.plot(material),
-        timeline.plot(material),
+        tables.heatmap(view, keys),
+        trials.pareto(view),
+        progress.optimization(view),
+        progress.curves(view),
+        progress.intermediate(view),
+        tables.learning_rate(view),
+        importance,
+        tables.isolation(view, keys),
+        parameters.slices(view, keys),
+        parameters.contour(view, keys),
+        parameters.parallel(view, keys),
+        trials.timeline(view),
     ]
     return [plot for plot in drawn if plot is not None]

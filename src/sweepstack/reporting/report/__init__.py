@@ -1,11 +1,8 @@
 """A study as one HTML file that needs nothing else: what was asked, found, and every trial.
 
-    page.py     the document: sections from top to bottom, content security policy
-    facts.py    what the study is: objective, states, when, command, versions
-    found.py    tables of what was found: the pivot, the best trials
-    table.py    the table of all trials, as data for report.js
-    markup.py   text made safe, numbers for people, data packed into the file
-    report.css, report.js   how it looks, and the plots and the table in the browser
+    content.py            facts and tables of the study, as plain text and data
+    page.py, templates/   the document: sections, security policy, packed data
+    report.css, report.js   how it looks; the plots and the table of trials in the browser
 
 Everything that comes from a study is untrusted text.
 """
@@ -19,21 +16,21 @@ from pathlib import Path
 from sweepstack.config import files
 from sweepstack.config.errors import EnvironmentFault, InputError
 from sweepstack.study import storage
-from sweepstack.study.library import OpenStudy
+from sweepstack.study.view import StudyView
 
 FOLDER = Path("outputs/reports")
 KINDS = (".html", ".htm")
-LONGEST = 120
+MAX_NAME = 120
 """Letters of a file's name that are taken from the study's."""
 
 
-def place_of(opened: OpenStudy) -> Path:
+def place_of(view: StudyView) -> Path:
     """Where a study's report lies: outputs/reports/STUDY.html, the name made safe for a file.
 
     Names that had to be changed carry a part of their hash, so that no two studies share a file.
     """
-    name = opened.name
-    safe = re.sub(r"[^\w.=,+-]+", "-", name)[:LONGEST].strip("-.")
+    name = view.name
+    safe = re.sub(r"[^\w.=,+-]+", "-", name)[:MAX_NAME].strip("-.")
     if safe != name:
         digest = hashlib.sha256(name.encode("utf-8", "backslashreplace")).hexdigest()[:8]
         safe = f"{safe}-{digest}" if safe else digest
@@ -60,11 +57,11 @@ def check(path: Path) -> None:
         raise EnvironmentFault(f"cannot write {path}: {error}") from error
 
 
-def write(opened: OpenStudy, path: Path) -> Path:
+def write(view: StudyView, path: Path) -> Path:
     """Write the report of a study, whole or not at all; the folder of `place_of` is made.
 
     Args:
-        opened: of sweepstack or of any other program, in any state.
+        view: of sweepstack or of any other program, in any state.
         path: where to, ending with .html.
 
     Returns:
@@ -76,14 +73,14 @@ def write(opened: OpenStudy, path: Path) -> Path:
     """
     from sweepstack.reporting.report import page
 
-    if path == place_of(opened):
+    if path == place_of(view):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             reason = error.strerror or error
             raise EnvironmentFault(f"cannot write {path}: {path.parent}: {reason}") from error
     check(path)
-    with storage.named(opened.where):
-        content = page.html(opened)
+    with storage.named(view.where):
+        content = page.html(view)
     files.write_bytes(path, content.encode("utf-8"))
     return path

@@ -24,9 +24,8 @@ from rich.text import Text
 from sweepstack.config import trust as trust_rule
 from sweepstack.config.errors import EXIT_DIFFERENT, EnvironmentFault, InputError, one_line
 from sweepstack.engine import device, seeds
-from sweepstack.engine.monitor import Monitor
 from sweepstack.engine.program import Program
-from sweepstack.engine.spec import TrialResult, TrialSpec
+from sweepstack.engine.spec import Monitor, TrialResult, TrialSpec
 from sweepstack.engine.train import train
 from sweepstack.reporting.rerun.compare import (
     EXACT,

@@ -1,7 +1,7 @@
-"""What the trials of a study have reached at a rung: the numbers that our pruners compare.
+"""Our pruners: a trial is compared with all trials that have reported at its rung.
 
 Trials that run side by side must be compared with each other, in one stack as in several
-processes. So a verdict is a function of the reports alone: of every trial that has reported at the
+processes. So a decision is a function of the reports alone: of every trial that has reported at the
 rung, RUNNING, COMPLETE and PRUNED alike, FAIL excluded. When all reports of an evaluation are in
 before the first question, the order of the questions changes nothing.
 
@@ -10,9 +10,8 @@ when it has a report at it or after it, so that evaluations need not hit the run
 is its best value up to its first report at or after the rung, with the sign turned if the study
 maximizes, so that a smaller loss is better. Best so far and not the newest value, because a trial
 keeps its best state: what it would be worth if it stopped there. NaN and ±inf reports hold no
-value; a trial that has nothing else up to there has the loss +inf, the worst.
-
-The base of `percentile.py` and `asha.py`.
+value; a trial that has nothing else up to there has the loss +inf, the worst. Equal losses are not
+better than each other: ties continue.
 """
 
 from __future__ import annotations
@@ -24,12 +23,15 @@ from collections.abc import Callable, Sequence
 from datetime import datetime
 from functools import cache, partial
 from itertools import accumulate
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from optuna import Study
 from optuna.pruners import BasePruner
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
+
+from sweepstack.config import check
+from sweepstack.config.sweeper import PRUNERS
 
 _COMPARED = (TrialState.RUNNING, TrialState.COMPLETE, TrialState.PRUNED)
 
@@ -39,6 +41,15 @@ class Curve(NamedTuple):
 
     steps: list[int]
     losses: list[float]
+
+    @classmethod
+    def of(cls, trial: FrozenTrial, direction: StudyDirection) -> Curve:
+        """The reports of `trial`, in whatever order they came."""
+        sign = -1.0 if direction == StudyDirection.MAXIMIZE else 1.0
+        steps = sorted(trial.intermediate_values)
+        values = (trial.intermediate_values[step] for step in steps)
+        losses = (sign * value if math.isfinite(value) else math.inf for value in values)
+        return cls(steps, list(accumulate(losses, min)))
 
     def at(self, rung: int) -> float | None:
         """The loss at `rung`; None when the trial has not reported at it."""
@@ -50,32 +61,39 @@ class Curve(NamedTuple):
         """The last step but one; -1 when there is only one."""
         return self.steps[-2] if len(self.steps) > 1 else -1
 
-
-def curve(trial: FrozenTrial, direction: StudyDirection) -> Curve:
-    """The reports of `trial`, in whatever order they came."""
-    sign = -1.0 if direction == StudyDirection.MAXIMIZE else 1.0
-    steps = sorted(trial.intermediate_values)
-    values = (trial.intermediate_values[step] for step in steps)
-    losses = (sign * value if math.isfinite(value) else math.inf for value in values)
-    return Curve(steps, list(accumulate(losses, min)))
+    @property
+    def first_step(self) -> int | None:
+        """The first step >= 1 with a report; a report at step 0 is of an untrained model."""
+        return next((step for step in self.steps[:2] if step >= 1), None)
 
 
 class RungPruner(BasePruner):
-    """What our pruners share: reading the study. A pruner says in `ends` who is pruned.
+    """Judges a trial once at each rung, at its first report at or after it.
 
-    The curves of finished trials change no more and are kept. A kept curve counts only for a trial
-    of the same number that finished at the same moment, so a pruner may serve several studies.
+    A pruner says in `rungs` where it judges and in `continues` how. The curves of finished trials
+    change no more and are kept. A kept curve counts only for a trial of the same number that
+    finished at the same time, so a pruner may serve several studies.
     """
 
     def __init__(self) -> None:
         self._finished: dict[int, tuple[datetime, Curve]] = {}
 
     @abstractmethod
-    def ends(self, mine: Curve, others: Callable[[], list[Curve]]) -> bool:
-        """Whether the trial with the curve `mine`, which is not empty, is pruned.
+    def rungs(self, mine: Curve, others: Callable[[], list[Curve]]) -> list[int]:
+        """The rungs that the newest report of the curve `mine` is the first to reach.
 
         `others` gives the curves of all other trials that have reported and did not fail. It reads
-        the study: not to be called where no verdict depends on it.
+        the study: not to be called where no decision depends on it.
+        """
+
+    @abstractmethod
+    def continues(self, loss: float, losses: list[float], reported: int) -> bool:
+        """Whether a trial continues.
+
+        Args:
+            loss: its best; +inf where it has no finite value.
+            losses: those of the other trials at the rung.
+            reported: number of other trials that have reported anywhere.
         """
 
     def prune(self, study: Study, trial: FrozenTrial) -> bool:
@@ -84,9 +102,9 @@ class RungPruner(BasePruner):
         Raises:
             RuntimeError: the study has several objectives.
         """
-        return self.verdicts(study, [trial])[0]
+        return self.decisions(study, [trial])[0]
 
-    def verdicts(self, study: Study, trials: Sequence[FrozenTrial]) -> list[bool]:
+    def decisions(self, study: Study, trials: Sequence[FrozenTrial]) -> list[bool]:
         """`prune` for each of `trials`, for a stack: the study is read once at most, not S times.
 
         Raises:
@@ -95,13 +113,21 @@ class RungPruner(BasePruner):
         direction = study.direction
         curves = cache(partial(self._read, study))
 
-        def verdict(trial: FrozenTrial) -> bool:
-            mine = curve(trial, direction)
-            return bool(mine.steps) and self.ends(
-                mine, lambda: [each for number, each in curves().items() if number != trial.number]
-            )
+        def is_pruned(trial: FrozenTrial) -> bool:
+            def others() -> list[Curve]:
+                return [each for number, each in curves().items() if number != trial.number]
 
-        return [verdict(trial) for trial in trials]
+            mine = Curve.of(trial, direction)
+            rungs = self.rungs(mine, others) if mine.steps else []
+            if not rungs:
+                return False
+            rivals = others()
+            losses = (
+                [at for each in rivals if (at := each.at(rung)) is not None] for rung in rungs
+            )
+            return not all(self.continues(mine.losses[-1], at, len(rivals)) for at in losses)
+
+        return [is_pruned(trial) for trial in trials]
 
     def _read(self, study: Study) -> dict[int, Curve]:
         direction = study.direction
@@ -112,13 +138,158 @@ class RungPruner(BasePruner):
     def _curve(self, trial: FrozenTrial, direction: StudyDirection) -> Curve:
         finished = trial.datetime_complete
         if finished is None:
-            return curve(trial, direction)
+            return Curve.of(trial, direction)
         kept = self._finished.get(trial.number)
         if kept is None or kept[0] != finished:
-            kept = self._finished[trial.number] = (finished, curve(trial, direction))
+            kept = self._finished[trial.number] = (finished, Curve.of(trial, direction))
         return kept[1]
 
 
-def losses_at(rung: int, curves: list[Curve]) -> list[float]:
-    """The losses of those that have reported at `rung`."""
-    return [loss for each in curves if (loss := each.at(rung)) is not None]
+class PercentilePruner(RungPruner):
+    """Prunes a trial when more than `percentile` % of the others are strictly better at the rung.
+
+    With m other trials at the rung, b of them with a smaller loss, the trial continues iff
+    100·b ≤ percentile·m. That is: its loss is at most the linearly interpolated percentile of all
+    m + 1 losses, its own among them, so one cut serves all. A trial that has reported no finite
+    value is pruned.
+
+    Every interval is judged once, at the first report in it, and only those who continued report
+    at the next one: a stack of trials that run in step shrinks to `percentile` % at each rung until
+    no more than `n_min_trials` are left. A longer `interval_steps` gives them more time.
+
+    After the median stopping rule of Golovin et al. 2017 (Google Vizier), which takes the running
+    averages of completed trials where this takes the best so far of all trials.
+
+    Args:
+        percentile: the share in % that continues, 0 (the best and its equals) to 100 (all).
+        n_startup_trials: nothing is pruned before this many other trials have reported at all.
+        n_warmup_steps: the first rung; nothing is pruned before this step.
+        interval_steps: steps from rung to rung.
+        n_min_trials: nothing is pruned at a rung where fewer other trials have reported.
+
+    Raises:
+        InputError: a setting is out of its range.
+    """
+
+    def __init__(
+        self,
+        percentile: float,
+        n_startup_trials: int = 5,
+        n_warmup_steps: int = 0,
+        interval_steps: int = 1,
+        n_min_trials: int = 1,
+    ) -> None:
+        super().__init__()
+        given = {
+            "percentile": percentile,
+            "n_startup_trials": n_startup_trials,
+            "n_warmup_steps": n_warmup_steps,
+            "interval_steps": interval_steps,
+            "n_min_trials": n_min_trials,
+        }
+        check.settings(type(self).__name__, PRUNERS["percentile"], given)
+        self._percentile = percentile
+        self._n_startup_trials = n_startup_trials
+        self._n_warmup_steps = n_warmup_steps
+        self._interval_steps = interval_steps
+        self._n_min_trials = n_min_trials
+
+    def rungs(self, mine: Curve, others: Callable[[], list[Curve]]) -> list[int]:
+        """The last rung at or before the newest report; none during the warmup."""
+        step = mine.steps[-1]
+        past = step - self._n_warmup_steps
+        rung = step - past % self._interval_steps
+        return [rung] if past >= 0 and rung > mine.previous_step else []
+
+    def continues(self, loss: float, losses: list[float], reported: int) -> bool:
+        """See the class."""
+        if reported < self._n_startup_trials:
+            return True
+        if math.isinf(loss):
+            return False
+        better = sum(other < loss for other in losses)
+        return len(losses) < self._n_min_trials or 100 * better <= self._percentile * len(losses)
+
+
+class MedianPruner(PercentilePruner):
+    """Prunes a trial whose loss is above the median: `PercentilePruner` with percentile 50."""
+
+    def __init__(
+        self,
+        n_startup_trials: int = 5,
+        n_warmup_steps: int = 0,
+        interval_steps: int = 1,
+        n_min_trials: int = 1,
+    ) -> None:
+        super().__init__(50.0, n_startup_trials, n_warmup_steps, interval_steps, n_min_trials)
+
+
+class AshaPruner(RungPruner):
+    """Prunes a trial that is not in the top 1/η of those that have reported at its rung so far.
+
+    The rungs are r·η^(s+k), k = 0, 1, ..., below R. With n trials at the rung, itself included, b
+    of them with a smaller loss, a trial continues iff n < η or b < ⌊n/η⌋; ties may make more than
+    ⌊n/η⌋. A trial that has reported no finite value is pruned at its first rung. A report that
+    jumps over several rungs must hold its own at each of them.
+
+    Li et al. 2020, "A System for Massively Parallel Hyperparameter Tuning" (MLSys), algorithm 2,
+    with trials that stop where the paper's pause: nothing is promoted later. Its notation; a
+    resource is a step.
+
+    Args:
+        min_resource: r, in steps; "auto" is the smallest step >= 1 that any trial has reported.
+        reduction_factor: η.
+        min_early_stopping_rate: s; leaves out the first s rungs.
+        max_resource: R, in steps, the budget of a trial that is never pruned: there it is finished
+            and not judged. None judges at every rung.
+
+    Raises:
+        InputError: a setting is out of its range.
+        ValueError: no rung lies below `max_resource`.
+    """
+
+    def __init__(
+        self,
+        min_resource: int | Literal["auto"] = "auto",
+        reduction_factor: int = 3,
+        min_early_stopping_rate: int = 0,
+        max_resource: int | None = None,
+    ) -> None:
+        super().__init__()
+        given = {
+            "min_resource": min_resource,
+            "reduction_factor": reduction_factor,
+            "min_early_stopping_rate": min_early_stopping_rate,
+            "max_resource": max_resource,
+        }
+        check.settings(type(self).__name__, PRUNERS["asha"], given)
+        self._min_resource = min_resource
+        self._factor = reduction_factor
+        self._skipped = reduction_factor**min_early_stopping_rate
+        self._max_resource = math.inf if max_resource is None else max_resource
+        first = (1 if min_resource == "auto" else min_resource) * self._skipped
+        if first >= self._max_resource:
+            raise ValueError(f"max_resource must be > {first}, the first rung, got {max_resource}")
+
+    def rungs(self, mine: Curve, others: Callable[[], list[Curve]]) -> list[int]:
+        """See the class."""
+        first: float
+        if self._min_resource != "auto":
+            first = self._min_resource
+        else:
+            started = (each.first_step for each in [mine, *others()])
+            first = min((step for step in started if step is not None), default=math.inf)
+        found: list[int] = []
+        rung = first * self._skipped
+        while rung <= mine.steps[-1] and rung < self._max_resource:
+            if rung > mine.previous_step:
+                found.append(int(rung))
+            rung *= self._factor
+        return found
+
+    def continues(self, loss: float, losses: list[float], reported: int) -> bool:
+        """See the class."""
+        if math.isinf(loss):
+            return False
+        n = len(losses) + 1
+        return n < self._factor or sum(other < loss for other in losses) < n // self._factor

@@ -34,7 +34,7 @@ from omegaconf.errors import OmegaConfBaseException
 from sweepstack.config.check import shown
 from sweepstack.config.errors import InputError, nearest, one_line
 from sweepstack.sweep.space import grammar
-from sweepstack.sweep.space.parameter import Parameter, When
+from sweepstack.sweep.space.space import Parameter, Space, When
 
 
 @dataclass(frozen=True)
@@ -50,30 +50,32 @@ class _Draft:
 _Drafts = dict[str, list[_Draft]]
 
 
-def declare(
-    arguments: Sequence[str], params: Mapping[str, Any], conditions: Mapping[str, Any]
-) -> tuple[tuple[str, ...], tuple[Parameter, ...]]:
-    """Return the overrides that all trials share, and the parameters, parents before children.
+def parse(
+    arguments: Sequence[str],
+    params: Mapping[str, Any] | None = None,
+    conditions: Mapping[str, Any] | None = None,
+) -> Space:
+    """Read a search space.
 
     Args:
-        arguments: overrides of the command line.
-        params: `hydra.sweeper.params`.
-        conditions: `hydra.sweeper.conditions`.
+        arguments: overrides of the command line, sweeps or not; they win over `params`.
+        params: `hydra.sweeper.params`, from a key to its values or cases.
+        conditions: `hydra.sweeper.conditions`, from a key to {parent: value or list of values}.
 
     Raises:
         InputError: one line for each mistake, all of them.
     """
     mistakes: list[str] = []
-    listed = _from_params(_plain(params), mistakes)
+    listed = _from_params(_plain(params or {}), mistakes)
     drafts = {**listed, **_from_arguments(arguments, mistakes)}
-    _attach(_plain(conditions), drafts, mistakes)
+    _attach(_plain(conditions or {}), drafts, mistakes)
     resolution = _Resolution(drafts, listed, mistakes)
     for path in _parents_first(drafts, mistakes):
         resolution.resolve(path)
     if mistakes:
         raise InputError(list(dict.fromkeys(mistakes)))
-    found = resolution.found
-    return tuple(resolution.fixed), tuple(p for path in found for p in found[path])
+    parameters = (parameter for found in resolution.found.values() for parameter in found)
+    return Space(tuple(resolution.fixed), tuple(parameters))
 
 
 def _plain(mapping: Mapping[str, Any]) -> dict[str, Any]:
@@ -150,12 +152,12 @@ def _values(key: str, values: Any) -> _Draft:
         )
     if isinstance(values, list) and values and all(isinstance(item, list) for item in values):
         return _draft(f"{key}={','.join(map(grammar.text_of, values))}")
-    return _draft(f"{key}={values if isinstance(values, str) else grammar.text_of(values)}")
+    return _draft(f"{key}={grammar.written(values)}")
 
 
 def _nearest_field(mapping: Mapping[str, Any]) -> str:
     """What the first unknown field of a mapping was probably meant to be."""
-    known = ["when", "values", *grammar.FIELDS]
+    known = ["when", "values", *(name for names in grammar.FIELDS.values() for name in names)]
     return next((nearest(str(k), known) for k in mapping if k not in known), "")
 
 
@@ -239,9 +241,10 @@ class _Resolution:
         for parent, wanted in declared.items():
             if parent not in self.drafts:
                 near = nearest(parent, [known for known in self.drafts if known != path])
+                first = wanted[0] if isinstance(wanted, list) and wanted else wanted
                 raise InputError(
                     f"{path} depends on {parent}, which the sweep does not set"
-                    f"{near or f'; sweep or fix it, for example {parent}={_first(wanted)}'}"
+                    f"{near or f'; sweep or fix it, for example {parent}={first}'}"
                 )
             allowed = self._allowed(path, parent, wanted)
             never = never or not allowed
@@ -278,18 +281,10 @@ def _values_of(parent: str, wanted: Any) -> list[tuple[str, Any]]:
     """(text, value) of each wanted value; strings are read as on the command line."""
     if wanted == []:
         raise InputError(f"a condition on {parent} must name at least one value, got []")
-    found = []
-    for item in wanted if isinstance(wanted, list) else [wanted]:
-        line = f"{parent}={item if isinstance(item, str) else grammar.text_of(item)}"
-        override = grammar.read_override(line)
-        if override.is_sweep_override():
-            raise InputError(f"a condition takes a value or a list of values, got {line}")
-        found.append((grammar.text_of(override.value()), override.value()))
-    return found
-
-
-def _first(wanted: Any) -> str:
-    return str(wanted[0] if isinstance(wanted, list) and wanted else wanted)
+    items = wanted if isinstance(wanted, list) else [wanted]
+    lines = (f"{parent}={grammar.written(item)}" for item in items)
+    rule = "a condition takes a value or a list of values"
+    return [grammar.read_value(line, rule)[1:] for line in lines]
 
 
 def _text_in(options: Sequence[Parameter], text: str, value: Any) -> str | None:

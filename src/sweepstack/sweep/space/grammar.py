@@ -40,30 +40,33 @@ from hydra.core.override_parser.types import (
     Transformer,
 )
 
+from sweepstack.config import check
 from sweepstack.config.errors import InputError, nearest, one_line
-from sweepstack.config.overrides import UNREADABLE
-from sweepstack.sweep.space.parameter import Label, Parameter
+from sweepstack.config.reading import UNREADABLE
+from sweepstack.sweep.space.space import Label, Parameter
 
 MAX_SHUFFLED = 100_000
-"""The most values of a range whose order is drawn: each of them is held, and kept in the study."""
+"""Maximum number of shuffled values of a range: each is held, and kept in the study."""
 _PARSER = OverridesParser.create()
 _PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_./-]*")
-_PARSER_WORDS = re.compile(
+_PARSER_TERMS = re.compile(
     r"Lexer|no viable|mismatched input|extraneous|missing [A-Z]|token recogn"
 )
+_FITS = "have a step that fits into its range"
 _RESERVED = {"null", "true", "false", "nan", "inf"}
-_FIELDS = {
-    "float": {"type", "low", "high", "log", "step"},
-    "int": {"type", "low", "high", "log", "step"},
-    "categorical": {"type", "choices"},
-}
-FIELDS = ("type", "low", "high", "log", "step", "choices")
-"""What a mapping of older configs may hold."""
+_NUMBER = ("type", "low", "high", "log", "step")
+FIELDS = {"float": _NUMBER, "int": _NUMBER, "categorical": ("type", "choices")}
+"""What a mapping of older configs may hold, by its type."""
 
 
 def text_of(value: Any) -> str:
     """Write `value` so that Hydra reads it back as the same value of the same type."""
     return str(Transformer.str(_quoted(value)))
+
+
+def written(value: Any) -> str:
+    """A value of a YAML file as an override writes it; strings are read as on the command line."""
+    return value if isinstance(value, str) else text_of(value)
 
 
 def _quoted(value: Any) -> Any:
@@ -89,6 +92,18 @@ def read_override(text: str) -> Override:
         raise InputError(_explain(text, str(error))) from None
 
 
+def read_value(text: str, rule: str) -> tuple[str, str, Any]:
+    """Path, value as text, and value of an override that is no sweep.
+
+    Raises:
+        InputError: the text is no override, or a sweep, against the `rule`.
+    """
+    override = read_override(text)
+    if override.is_sweep_override():
+        raise InputError(f"{rule}, got {text}")
+    return path_of(override), text_of(override.value()), override.value()
+
+
 def path_of(override: Override) -> str:
     """The key of `override` without "+", "++" or "~"."""
     return override.get_key_element().lstrip("+~")
@@ -107,7 +122,7 @@ def _explain(text: str, message: str) -> str:
         return f"{key}: choice() cannot hold null, write a plain list such as {key}=null,1"
     lines = [line for line in message.splitlines() if not line.startswith(("Error pars", "See "))]
     reason = one_line(" ".join(lines))
-    if _PARSER_WORDS.match(reason):  # what the parser expected where is no help to people
+    if _PARSER_TERMS.match(reason):  # says what the parser expected, which helps nobody
         reason = "it must look like KEY=VALUE or KEY=VALUE,VALUE, with quotes around '=' or spaces"
     return f"'{one_line(text, 80)}' cannot be read: {reason}"
 
@@ -153,24 +168,18 @@ def from_mapping(key: str, mapping: Mapping[str, Any]) -> Parameter:
         InputError: one line saying which rule the values break.
     """
     written = f"{key}={dict(mapping)}"
-    kind = str(mapping["type"])
-    if kind not in _FIELDS:
-        known = ", ".join(_FIELDS)
-        raise InputError(
-            f"{key}: type must be one of {known}, got '{kind}'{nearest(kind, _FIELDS)}"
-        )
+    kind = check.option(f"{key}: type", mapping["type"], FIELDS)
     for name in mapping:
-        if name not in _FIELDS[kind]:
-            raise InputError(f"{key}: unknown field '{name}'{nearest(name, _FIELDS[kind])}")
+        if name not in FIELDS[kind]:
+            raise InputError(f"{key}: unknown field '{name}'{nearest(name, FIELDS[kind])}")
     if kind == "categorical":
         choices = mapping.get("choices")
         return _choice(key, choices if isinstance(choices, list) else [], False, written)
     low: Any = mapping.get("low")
     high: Any = mapping.get("high")
     step, log = mapping.get("step"), mapping.get("log", False)
-    allowed = int if kind == "int" else (int, float)
-    numbers = [low, high] if step is None else [low, high, step]
-    if any(isinstance(n, bool) or not isinstance(n, allowed) for n in numbers):
+    allowed = (int,) if kind == "int" else (int, float)
+    if any(type(n) not in allowed for n in (low, high, *([] if step is None else [step]))):
         raise InputError(f"{key} needs numbers of type {kind} as low and high, got {written}")
     if not isinstance(log, bool):
         raise InputError(f"{key}: log must be true or false, got {log!r}")
@@ -192,16 +201,11 @@ def _choice(key: str, values: Sequence[Any], shuffled: bool, written: str) -> Pa
     labels = [_label(value, text) for value, text in zip(values, texts, strict=True)]
     if len(set(labels)) < len(labels):  # 1 == 1.0 == True to Optuna: tell them apart by text
         labels = list(texts)
-    order = list(range(len(texts)))
+    pairs = list(zip(labels, texts, strict=True))
     if shuffled:
-        random.Random(f"{key} {texts}").shuffle(order)
-    return Parameter(
-        name=key.lstrip("+"),
-        key=key,
-        kind="choice",
-        choices=tuple(labels[i] for i in order),
-        texts=tuple(texts[i] for i in order),
-    )
+        random.Random(f"{key} {texts}").shuffle(pairs)
+    choices, written_as = (tuple(side) for side in zip(*pairs, strict=True))
+    return Parameter(key.lstrip("+"), key, "choice", choices, written_as)
 
 
 def _holds_sweep(value: Any) -> bool:
@@ -224,14 +228,12 @@ def _range(key: str, sweep: RangeSweep, log: bool, written: str) -> Parameter:
     assert start is not None
     assert stop is not None
     path = key.lstrip("+")
-    if not all(isfinite(number) for number in (start, stop, step)):
-        raise InputError(f"{path} must have finite bounds, got {written}")
-    if step == 0:
-        raise InputError(f"{path} must have a step other than 0, got {written}")
+    finite = all(isfinite(number) for number in (start, stop, step))
+    _require(finite, path, "have finite bounds", written)
+    _require(step != 0, path, "have a step other than 0", written)
     if (stop - start) * step <= 0:
         raise InputError(f"{path} must have at least one value, got the empty {written}")
-    if abs(step) > abs(stop - start):
-        raise InputError(f"{path} must have a step that fits into its range, got {written}")
+    _require(abs(step) <= abs(stop - start), path, _FITS, written)
     # Hydra adds up binary fractions and so puts 0.9 into range(0,0.9,0.3); decimals do not.
     first, end, by = (Decimal(str(number)) for number in (start, stop, step))
     last = first + (ceil((end - first) / by) - 1) * by
@@ -250,23 +252,23 @@ def _number(
 ) -> Parameter:
     """An int where both bounds are ints, otherwise a float; `high` is lowered onto a step."""
     path, whole = key.lstrip("+"), isinstance(low, int) and isinstance(high, int)
-    if not (isfinite(low) and isfinite(high)):
-        raise InputError(f"{path} must have finite bounds, got {written}")
-    if low > high:
-        raise InputError(f"{path} must have low <= high, got {written}")
-    if log and low <= 0:
-        raise InputError(f"{path} must be > 0 to be drawn from its logarithm, got {written}")
-    if log and step is not None and not (whole and step == 1):
-        raise InputError(f"{path} can have log or a step, not both, got {written}")
-    if step is not None and not 0 < step < inf:
-        raise InputError(f"{path} must have a step > 0, got {written}")
-    if step is not None and low < high and step > high - low:
-        raise InputError(f"{path} must have a step that fits into its range, got {written}")
+    _require(isfinite(low) and isfinite(high), path, "have finite bounds", written)
+    _require(low <= high, path, "have low <= high", written)
+    _require(low > 0 or not log, path, "be > 0 to be drawn from its logarithm", written)
     if whole and step is None:
         step = 1
     if step is not None:
+        if log and not (whole and step == 1):
+            raise InputError(f"{path} can have log or a step, not both, got {written}")
+        _require(0 < step < inf, path, "have a step > 0", written)
+        _require(low == high or step <= high - low, path, _FITS, written)
         by = Decimal(str(step))
         last = Decimal(str(low)) + (Decimal(str(high)) - Decimal(str(low))) // by * by
         high = int(last) if whole else float(last)
     kind: Literal["int", "float"] = "int" if whole else "float"
     return Parameter(path, key, kind, low=low, high=high, log=log, step=step)
+
+
+def _require(holds: bool, path: str, rule: str, written: str) -> None:
+    if not holds:
+        raise InputError(f"{path} must {rule}, got {written}")

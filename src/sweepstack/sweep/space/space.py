@@ -1,39 +1,173 @@
-"""The search space of a sweep: its grid, its points as Optuna's trials, its points as overrides.
+"""The search space of a sweep: parameters, grid, points as Optuna's trials and as overrides.
 
-A point maps the name of each parameter that exists in it to a label (`parameter.py`). Parameters
-stand parents before children, and the first varies slowest in the grid; `order.py` says in which
-order it is visited.
+A *label* is what Optuna stores (str, int, float, bool or None); a *text* is what stands after
+`key=` in an override. Of a choice each label has its text; of a number the text is the number. A
+*point* maps the name of each parameter that exists in it to a label. Parameters stand parents
+before children, and the first varies slowest in the grid.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from math import prod
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeGuard
 
 from sweepstack.config.errors import InputError, nearest
-from sweepstack.sweep.space import grammar
-from sweepstack.sweep.space.declare import declare
-from sweepstack.sweep.space.parameter import Label, Parameter, Trial
+
+if TYPE_CHECKING:
+    from optuna.trial import BaseTrial
+
+Label: TypeAlias = str | int | float | bool | None
+When: TypeAlias = tuple[tuple[str, tuple[str, ...]], ...]
 
 
-def parse(
-    arguments: Sequence[str],
-    params: Mapping[str, Any] | None = None,
-    conditions: Mapping[str, Any] | None = None,
-) -> Space:
-    """Read a search space; `grammar.py` and `declare.py` say what may be written.
+@dataclass(frozen=True)
+class Parameter:
+    """One hyperparameter and the conditions under which it exists.
 
-    Args:
-        arguments: overrides of the command line, sweeps or not; they win over `params`.
-        params: `hydra.sweeper.params`, from a key to its values or cases.
-        conditions: `hydra.sweeper.conditions`, from a key to {parent: value or list of values}.
-
-    Raises:
-        InputError: one line for each mistake, all of them.
+    Attributes:
+        name: its name in Optuna: the key without "+", and its condition where the key has several
+            cases, for example "optimizer.lr[optimizer=sgd]".
+        key: Hydra's key or group as written in an override, with "+", "++" or "@package".
+        kind: "choice", "float" or "int".
+        choices: of a choice, pairwise different labels.
+        texts: of a choice, the value of each label as written after `key=`.
+        low: of a number, the smallest value.
+        high: of a number, the largest value, itself included and on the step.
+        log: whether numbers are drawn from the logarithm.
+        step: distance between two values; None for a continuous parameter.
+        when: (path of a parent, its allowed texts), all of which must hold.
     """
-    return Space(*declare(arguments, params or {}, conditions or {}))
+
+    name: str
+    key: str
+    kind: Literal["choice", "float", "int"]
+    choices: tuple[Label, ...] = ()
+    texts: tuple[str, ...] = ()
+    low: float = 0
+    high: float = 0
+    log: bool = False
+    step: float | None = None
+    when: When = ()
+
+    @property
+    def path(self) -> str:
+        """The key without the "+" that an override may start with; conditions name it so."""
+        return self.key.lstrip("+")
+
+    @property
+    def size(self) -> int | None:
+        """The number of values, None for a continuous parameter."""
+        if self.kind == "choice":
+            return len(self.choices)
+        return None if self.step is None else self._index(self.high) + 1
+
+    def labels(self) -> Iterator[Label]:
+        """Every value in order.
+
+        Raises:
+            InputError: the parameter is continuous.
+        """
+        if self.size is None:
+            raise InputError(f"{self.path} is continuous and has no list of values")
+        return iter(self.choices) if self.kind == "choice" else map(self._at, range(self.size))
+
+    def exists(self, texts: Mapping[str, str]) -> bool:
+        """Whether all conditions hold for `texts`, the value of each path that has one."""
+        return all(texts.get(path) in allowed for path, allowed in self.when)
+
+    def suggest(self, trial: BaseTrial) -> Label:
+        """Ask `trial` for a label."""
+        if self.kind == "choice":
+            return trial.suggest_categorical(self.name, self.choices)
+        if self.kind == "int":
+            low, high, step = int(self.low), int(self.high), int(self.step or 1)
+            return trial.suggest_int(self.name, low, high, step=step, log=self.log)
+        value = trial.suggest_float(self.name, self.low, self.high, step=self.step, log=self.log)
+        return self._snapped(value)
+
+    def text(self, label: Label) -> str:
+        """What Hydra is told for `label`.
+
+        Raises:
+            InputError: `label` is not one of the choices, or not a number.
+        """
+        if self.kind == "choice":
+            if label not in self.choices:
+                raise InputError(f"{self.path} must be one of {self.values}, got {label!r}")
+            return self.texts[self.choices.index(label)]
+        if not _is_number(label):
+            raise InputError(f"{self.path} must be a number, got {label!r}")
+        return str(self._snapped(label)) if self.kind == "float" else str(int(label))
+
+    def label(self, text: str, value: object) -> Label:
+        """The label of a known `value`, which is `text` as `grammar.text_of` writes it.
+
+        Raises:
+            InputError: the value lies outside the parameter.
+        """
+        if self.kind == "choice":
+            if text in self.texts:
+                return self.choices[self.texts.index(text)]
+            near = nearest(text, self.texts)
+            if _is_number(value):  # 0 is meant where 0.0 is offered
+                equal = [label for label in self.choices if _is_number(label) and label == value]
+                if equal:
+                    return equal[0]
+                near = ""
+            raise InputError(f"{self.path} must be one of {self.values}, got {text}{near}")
+        if not (_is_number(value) and self._holds(value)):
+            raise InputError(f"{self.path} must be {self.values}, got {text}")
+        return int(value) if self.kind == "int" else self._snapped(value)
+
+    @property
+    def values(self) -> str:
+        """For people: "adam, sgd" or "a float from 0.001 to 1.0, log"."""
+        if self.kind == "choice":
+            return ", ".join(self.texts)
+        article = "an int" if self.kind == "int" else "a float"
+        step = f" in steps of {self.step}" if self.step not in (None, 1) else ""
+        return f"{article} from {self.low} to {self.high}{step}{', log' if self.log else ''}"
+
+    @property
+    def description(self) -> str:
+        """Values and conditions for people."""
+        return f"{self.values} (only with {self.condition})" if self.when else self.values
+
+    @property
+    def condition(self) -> str:
+        """For people, for example "optimizer=adam|adamw,model=mlp"."""
+        return ",".join(f"{path}={'|'.join(allowed)}" for path, allowed in self.when)
+
+    def signature(self) -> dict[str, Any]:
+        """What makes this parameter itself, as JSON knows it."""
+        domain: dict[str, Any] = (
+            {"choices": list(self.choices), "texts": list(self.texts)}
+            if self.kind == "choice"
+            else {"low": self.low, "high": self.high, "log": self.log, "step": self.step}
+        )
+        when = {path: list(allowed) for path, allowed in self.when}
+        return {"key": self.path, "kind": self.kind, **domain, "when": when}
+
+    # Decimals, because 3 * 0.1 in floats is not 0.3, and a grid point must be found again.
+
+    def _at(self, index: int) -> float:
+        value = Decimal(str(self.low)) + index * Decimal(str(self.step))
+        return int(value) if self.kind == "int" else float(value)
+
+    def _index(self, value: float) -> int:
+        return round((Decimal(str(value)) - Decimal(str(self.low))) / Decimal(str(self.step)))
+
+    def _snapped(self, value: float) -> float:
+        return float(value) if self.step is None else self._at(self._index(value))
+
+    def _holds(self, value: float) -> bool:
+        if not self.low <= value <= self.high or (self.kind == "int" and value != int(value)):
+            return False
+        # The tolerance is Optuna's own for what it accepts as lying on a step.
+        return self.step is None or abs(self._snapped(value) - value) < 1e-8 * self.step
 
 
 @dataclass(frozen=True)
@@ -82,20 +216,22 @@ class Space:
     def _require_finite(self) -> None:
         continuous = [p.name for p in self.parameters if p.size is None]
         if continuous:
-            are = "is" if len(continuous) == 1 else "are"
             raise InputError(
-                f"{', '.join(continuous)} {are} continuous, so there is no full grid:"
-                " hydra.sweeper.n_trials must say how many trials to run"
+                f"{', '.join(continuous)} {'is' if len(continuous) == 1 else 'are'} continuous, "
+                "so there is no full grid: set hydra.sweeper.n_trials"
             )
 
-    def suggest(self, trial: Trial) -> dict[str, Label]:
+    def suggest(self, trial: BaseTrial) -> dict[str, Label]:
         """Ask `trial` for a point, each parameter only where its conditions hold."""
+        return self.point(lambda parameter: parameter.suggest(trial))
+
+    def point(self, label_of: Callable[[Parameter], Label]) -> dict[str, Label]:
+        """The point with these labels, asked for parents before children where conditions hold."""
         point: dict[str, Label] = {}
         texts: dict[str, str] = {}
         for parameter in self.parameters:
             if parameter.exists(texts):
-                label = parameter.suggest(trial)
-                point[parameter.name] = label
+                label = point[parameter.name] = label_of(parameter)
                 texts[parameter.path] = parameter.text(label)
         return point
 
@@ -112,41 +248,6 @@ class Space:
                 [f"{n} is not in the search space{nearest(n, names)}" for n in unknown]
             )
         return [f"{p.key}={p.text(values[p.name])}" for p in self.parameters if p.name in values]
-
-    def values_of(self, overrides: Sequence[str]) -> dict[str, Label]:
-        """The labels of a known configuration, which may leave parameters open.
-
-        Args:
-            overrides: for example ["optimizer=sgd", "optimizer.lr=0.1"]; a fixed override may be
-                repeated.
-
-        Raises:
-            InputError: one line for each override that lies outside the space.
-        """
-        given, mistakes = _read(overrides)
-        fixed = {grammar.path_of(o): _text(o) for o in map(grammar.read_override, self.fixed)}
-        paths = [parameter.path for parameter in self.parameters]
-        found: dict[str, Label] = {}
-        texts: dict[str, str] = {}
-        for parameter in self.parameters:
-            if parameter.path in given and parameter.exists(texts):
-                text, value = given.pop(parameter.path)
-                try:
-                    found[parameter.name] = parameter.label(text, value)
-                    texts[parameter.path] = parameter.text(found[parameter.name])
-                except InputError as error:
-                    mistakes += error.mistakes
-        for path, (text, _) in given.items():
-            if path in paths:
-                conditions = [p.condition for p in self.parameters if p.path == path]
-                mistakes.append(f"{path}={text} needs {' or '.join(conditions)} beside it")
-            elif path in fixed and fixed[path] != text:
-                mistakes.append(f"{path} is {fixed[path]} in the whole sweep, got {text}")
-            elif path not in fixed:
-                mistakes.append(f"{path} is not in the search space{nearest(path, paths)}")
-        if mistakes:
-            raise InputError(mistakes)
-        return found
 
     def describe(self) -> list[tuple[str, str]]:
         """One (name, values and condition) for each parameter, for people."""
@@ -176,33 +277,5 @@ def _points(
         yield from _points(rest, {**point, first.name: label}, known)
 
 
-def _read(overrides: Sequence[str]) -> tuple[dict[str, tuple[str, Any]], list[str]]:
-    """(text, value) by path, and the mistakes."""
-    given: dict[str, tuple[str, Any]] = {}
-    mistakes: list[str] = []
-    for line in overrides:
-        try:
-            override = grammar.read_override(line)
-        except InputError as error:
-            mistakes += error.mistakes
-            continue
-        if override.is_sweep_override():
-            mistakes.append(f"a known configuration has one value for each key, got {line}")
-        else:
-            given[grammar.path_of(override)] = (_text(override), override.value())
-    return given, mistakes
-
-
-def _text(override: Any) -> str:
-    return grammar.text_of(override.value())
-
-
-def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """What differs between two signatures, one line each for people."""
-    lines = [f"{name} is no longer swept" for name in old if name not in new]
-    lines += [f"{name} was not swept before" for name in new if name not in old]
-    for name in old:
-        if name in new and old[name] != new[name]:
-            was, now = (Parameter.from_signature(name, side[name]) for side in (old, new))
-            lines.append(f"{name} was {was.description}, now {now.description}")
-    return lines
+def _is_number(value: object) -> TypeGuard[int | float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -23,7 +23,7 @@ from hydra.core.utils import setup_globals
 from omegaconf import OmegaConf
 from omegaconf.basecontainer import BaseContainer
 
-from sweepstack.config import hydra_versions as compat
+from sweepstack.config import hydra_adapter
 from sweepstack.sweep.worker.other import Other
 
 _Task = Callable[[Any], Any]
@@ -51,7 +51,7 @@ def _restore(
     )
     for name, function in resolvers.items():
         if not OmegaConf.has_resolver(name):
-            compat.register_resolver(name, function)
+            hydra_adapter.register_resolver(name, function)
     return Other(context, master, _found(*task) if isinstance(task, tuple) else task)
 
 

@@ -21,7 +21,7 @@ from sweepstack.config.schema import RunConfig
 from sweepstack.engine.spec import State, TrialSpec
 from sweepstack.study.attributes import EQUALS
 from sweepstack.sweep.plan import Plan
-from sweepstack.sweep.space import order
+from sweepstack.sweep.space import points
 from sweepstack.sweep.worker.composition import Composition
 from sweepstack.sweep.worker.trial import Asked, Outcome
 from sweepstack.sweep.worker.trial_folder import TrialFolder
@@ -121,7 +121,7 @@ def count(plan: Plan, composition: Composition) -> int | None:
     if not plan.grid or plan.total is None or plan.total > MOST_COUNTED:
         return None
     read, seen = _Quickly(), set()
-    for point in order.arranged(plan.space, plan.order)[: plan.total]:
+    for point in points.arranged(plan.space, plan.order)[: plan.total]:
         words = [*plan.space.fixed, *plan.space.overrides(point)]
         seen.add(effect(read(composition(words))))
     return plan.total - len(seen)

@@ -20,14 +20,13 @@ from sweepstack.config.effect import effect
 from sweepstack.config.errors import SweepstackError, masked, one_line
 from sweepstack.config.schema import RunConfig
 from sweepstack.engine import seeds
-from sweepstack.engine.monitor import Monitor
 from sweepstack.engine.seeds import Group
-from sweepstack.engine.spec import TrialResult, TrialSpec
+from sweepstack.engine.spec import Monitor, TrialResult, TrialSpec
 from sweepstack.engine.width import MANY, Widths
-from sweepstack.study.attributes import CONTINUES, EFFECT, PLANNED
+from sweepstack.study.attributes import EFFECT, PLANNED
 from sweepstack.sweep import samplers
 from sweepstack.sweep.plan import Plan
-from sweepstack.sweep.space import order
+from sweepstack.sweep.space import points
 from sweepstack.sweep.worker.equal import Equal
 from sweepstack.sweep.worker.models_kept import Kept
 from sweepstack.sweep.worker.trial import Asked, Outcome, Verdicts
@@ -92,7 +91,7 @@ class Trainer(Monitor):
         if wanted != "auto":
             return Widths(wanted)
         if plan.grid or plan.sampler.name in samplers.INDEPENDENT:
-            alike = order.most_alike(plan.space, plan.order) if plan.grid else plan.total
+            alike = points.most_alike(plan.space, plan.order) if plan.grid else plan.total
             mine = MANY if alike is None else -(-alike // plan.n_jobs)
             return Widths("auto", seeds * max(mine, 1), file=file)
         trials = 1 if plan.total is None else min(plan.total // 10, MOST_ASKED)
@@ -136,14 +135,7 @@ class Trainer(Monitor):
 
     def _line(self, asked: Asked) -> list[int]:
         """Numbers of the trials that a trial replaces, the last one first."""
-        numbers: list[int] = []
-        number, study = asked.continues, self.verdicts.study
-        storage = study._storage  # `get_trials` would read the whole study
-        while number is not None:
-            numbers.append(number)
-            known = storage.get_trial_id_from_study_id_trial_number(study._study_id, number)
-            number = storage.get_trial(known).user_attrs.get(CONTINUES)
-        return numbers
+        return self.verdicts.book.line(asked.continues)
 
     def _ended(self, result: TrialResult) -> Iterator[Outcome]:
         asked, group, place = self._groups[result.spec.number]
