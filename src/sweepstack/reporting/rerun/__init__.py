@@ -44,7 +44,7 @@ from sweepstack.reporting.rerun.compare import (
 from sweepstack.reporting.rerun.restore import Restored, restore
 from sweepstack.runs import folder as run_folder
 from sweepstack.runs import progress
-from sweepstack.runs.environment import environment
+from sweepstack.runs.folder import environment
 from sweepstack.study.attributes import ENVIRONMENT
 from sweepstack.study.frame import STATES, rows_of
 from sweepstack.study.view import StudyView
