@@ -10,11 +10,10 @@ SOURCE = REPOSITORY / "src"
 FILES = {path.relative_to(SOURCE).as_posix(): path for path in sorted(SOURCE.rglob("*.py"))}
 LINES = {name: len(path.read_text("utf-8").splitlines()) for name, path in FILES.items()}
 
-# Ceilings: today's numbers, to be lowered as the rooms are rebuilt; the aim stands beside each.
 MAX_FUNCTION = 50
-LONGER_FUNCTIONS = {"sweepstack/cli/study.py:parser"}  # aim: empty
 MAX_FILES = 140
-MAX_LINES = 25_800  # aim: 21,500
+# Ceilings: today's numbers, to be lowered as the rooms are rebuilt; the aim stands beside each.
+MAX_LINES = 25_650  # aim: 21,500
 MAX_PACKAGE = 7_150  # aim: 4,500
 
 
@@ -34,7 +33,7 @@ def test_no_function_is_longer_than_a_screen():
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
         and (lines := body_lines(node)) > MAX_FUNCTION
     }
-    assert longer.keys() <= LONGER_FUNCTIONS, longer
+    assert not longer
 
 
 def test_there_are_few_files_and_lines():

@@ -119,7 +119,7 @@ def _check_independence(target: str, module: nn.Module, sample: Tensor) -> None:
             f"model._target_ '{target}' must have float32 parameters, '{wrong[0]}' is not; "
             "training.precision=bf16 computes in bf16"
         )
-    before = {name: (tensor, tensor._version) for name, tensor in _tensors(module)}
+    before = {name: (tensor, tensor.detach().clone()) for name, tensor in _tensors(module)}
     random = torch.get_rng_state()
     output = _run(target, module, sample)
     mistakes = []
@@ -144,8 +144,8 @@ def _check_independence(target: str, module: nn.Module, sample: Tensor) -> None:
             "use torch.nn.Dropout layers instead of functions such as F.dropout"
         )
     for name, tensor in _tensors(module):
-        kept, version = before.get(name, (None, 0))
-        if tensor is not kept or tensor._version != version:
+        kept, content = before.get(name, (None, tensor))
+        if tensor is not kept or not torch.equal(tensor.nan_to_num(), content.nan_to_num()):
             mistakes.append(
                 f"model._target_ '{target}' changes '{name}' while it runs, which trials would "
                 "share; only BatchNorm layers may keep state between steps"
