@@ -171,7 +171,7 @@ def test_empty_slots_change_nothing(monkeypatch, widths_seen):
     trials = specs(7, *words, "optimizer=rmsprop")
     alone = by_number(train(trials))
     monkeypatch.setattr(executors, "captures", lambda device: True)
-    monkeypatch.setattr(executors, "CudaGraph", Eager)
+    monkeypatch.setattr(cuda_graph, "CudaGraph", Eager)
     widths_seen.clear()
     stacked = by_number(train(trials, width=7))
     assert_same(stacked, alone)

@@ -120,7 +120,10 @@ class Program:
                 f"batch.size must be <= the {samples} training samples of {config.data.name}, "
                 f"got {self.batch_size}"
             )
-        for key, metric in self._named_metrics().items():
+        named = {"objective": self.objective}
+        if isinstance(config.schedule, Plateau):
+            named["schedule.metric"] = config.schedule.metric
+        for key, metric in named.items():
             if metric not in self.task.objectives:
                 mistakes.append(
                     f"{key} must be one of {', '.join(self.task.objectives)} for "
@@ -139,12 +142,6 @@ class Program:
                 if self.spec.uses(feature)
             ]
         return mistakes
-
-    def _named_metrics(self) -> dict[str, str]:
-        named = {"objective": self.objective}
-        if isinstance(self.config.schedule, Plateau):
-            named["schedule.metric"] = self.config.schedule.metric
-        return named
 
     def _build(self) -> None:
         config = self.config

@@ -123,7 +123,7 @@ class Runner:
             log.info("the model raised", exc_info=True)  # to the log file, not the screen
             if len(self.live) > 1 or self._may_be_crowded(error):
                 raise Broken([slot.spec for _, slot in self.live], error) from error
-            ended = [self._end(place, "failed", reason(error)) for place, _ in self.live]
+            ended = self._ends({place: ("failed", reason(error)) for place, _ in self.live})
             yield from [replace(result, trace=trace_of(error)) for result in ended]
         self.checkpoint(due=True)
 
@@ -196,9 +196,6 @@ class Runner:
         if saved is not None:
             self.stack.load(place, saved["tensors"])
             slot.restore(saved["slot"])
-
-    def _end(self, place: int, state: State, error: str | None = None) -> TrialResult:
-        return self._ends({place: (state, error)})[0]
 
     def _ends(self, ends: dict[int, tuple[State, str | None]]) -> list[TrialResult]:
         """Empty slots. Complete ones are measured in their best state on the test split, once."""

@@ -16,7 +16,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from functools import cache
-from typing import Any, Protocol
+from typing import Any
 from weakref import WeakSet
 
 import torch
@@ -33,8 +33,11 @@ WARM_UP = 5
 """Steps after which every executor runs at its full speed."""
 
 
-class Executor(Protocol):
-    """Runs the steps of one stack."""
+class Executor:
+    """Runs the steps of one stack; this one is eager."""
+
+    def __init__(self, step: Step, stack: Stack, source: Source):
+        self.step, self.stack, self.source = step, stack, source
 
     def run(self, block: Block) -> Tensor:
         """Advance the stack by the block's T steps; returns the losses (T, S).
@@ -42,16 +45,6 @@ class Executor(Protocol):
         Raises:
             Exception: whatever the model raises.
         """
-
-
-class Eager:
-    """Runs each step as it is written."""
-
-    def __init__(self, step: Step, stack: Stack, source: Source):
-        self.step, self.stack, self.source = step, stack, source
-
-    def run(self, block: Block) -> Tensor:
-        """See `Executor.run`."""
         losses = torch.empty(len(block.lr), self.stack.width, device=self.stack.device)
         for number, batch in enumerate(block.batches(self.source)):
             losses[number] = self.advance(batch)
@@ -69,7 +62,7 @@ def choose(step: Step, stack: Stack, source: Source) -> Executor:
 
         return CudaGraph(step, stack, source)
     replays = None if step.compiles or stack.device.type != "cpu" else _recorded()
-    return (replays or Eager)(step, stack, source)
+    return (replays or Executor)(step, stack, source)
 
 
 def captures(place: torch.device) -> bool:
@@ -78,7 +71,7 @@ def captures(place: torch.device) -> bool:
 
 
 @cache
-def _recorded() -> type[Eager] | None:
+def _recorded() -> type[Executor] | None:
     """The executor that replays recordings, if this torch can be recorded."""
     try:
         from sweepstack.engine.executors import recorded, recording

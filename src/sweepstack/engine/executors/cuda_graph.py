@@ -19,7 +19,7 @@ from torch import Tensor
 from sweepstack.config.errors import one_line
 from sweepstack.data.batches import Source
 from sweepstack.engine import device
-from sweepstack.engine.executors import Eager, side_effects, warn_of_side_effects
+from sweepstack.engine.executors import Executor, side_effects, warn_of_side_effects
 from sweepstack.engine.stack import Stack
 from sweepstack.engine.step import Batch, Step
 
@@ -30,7 +30,7 @@ WARM_UP = 2
 whether the step can be captured."""
 
 
-class CudaGraph(Eager):
+class CudaGraph(Executor):
     """Captures a step at the first batch of a shape, then replays it.
 
     When a module cannot be captured, each step runs as it is written.
@@ -42,7 +42,7 @@ class CudaGraph(Eager):
         self._eager = False
 
     def advance(self, batch: Batch) -> Tensor:
-        """See `Eager.advance`."""
+        """See `Executor.advance`."""
         if not self._eager and batch.x.shape not in self._captured:
             self._capture(batch)
         if self._eager:

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from sweepstack.data.batches import DeviceSource
-from sweepstack.engine.executors import Eager, side_effects, warn_of_side_effects
+from sweepstack.engine.executors import Executor, side_effects, warn_of_side_effects
 from sweepstack.engine.executors.recording import Recorder
 from sweepstack.engine.program import Program
 from sweepstack.engine.stack import Stack
@@ -38,7 +38,7 @@ _recorders: WeakKeyDictionary[Program, dict[Any, Recorder]] = WeakKeyDictionary(
 """Recordings of a program's steps: stacks of one width share them."""
 
 
-class Recorded(Eager):
+class Recorded(Executor):
     """Replays the recorded steps of one stack; its parts advance in threads."""
 
     _parts: tuple[_Part, ...] = ()

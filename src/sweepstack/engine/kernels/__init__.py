@@ -1,1 +1,1 @@
-"""Fast paths with a slow twin, each tested on this machine before it is used."""
+"""Fast paths, each tested on this machine against the public way before it is used."""
