@@ -18,8 +18,6 @@ drift apart by 10% within hundreds of steps. No fixed tolerance suits both, so t
 
 So a trial that amplifies is compared closely as long as its numbers mean anything, and hardly
 after: what then agrees is said to be chaotic. Nothing that is not finite agrees with a number.
-
-Imports neither torch nor the engine.
 """
 
 from __future__ import annotations
@@ -184,12 +182,10 @@ class Comparison:
     Attributes:
         differences: of every number that both have, in the order of what is recorded.
         reasons: how it ended otherwise; empty where it ended the same.
-        tolerance: what was applied.
     """
 
     differences: Sequence[Difference]
     reasons: Sequence[str]
-    tolerance: Tolerance
 
     @property
     def largest(self) -> Difference | None:
@@ -199,9 +195,7 @@ class Comparison:
     @property
     def agrees(self) -> bool:
         """Whether all that was compared is within the tolerance, and anything was."""
-        largest = self.largest
-        within = largest is None or largest.share <= 1
-        return within and not self.reasons
+        return not self.reasons and (self.largest is None or self.largest.share <= 1)
 
     @property
     def chaotic_from(self) -> int | None:
@@ -217,32 +211,25 @@ class Comparison:
     @property
     def verdict(self) -> str:
         """One line: agrees or differs, and by what."""
-        largest, words = self.largest, "agrees" if self.agrees else "differs"
+        largest, verdict = self.largest, "agrees" if self.agrees else "differs"
         if self.reasons:
-            return f"{words}: {'; '.join(self.reasons)}"
+            return f"{verdict}: {'; '.join(self.reasons)}"
         if largest is None:
-            return f"{words}: it failed as recorded, before any number was to be compared"
-        named = f"{shown(largest.amount)} ({largest.key}), tolerance {shown(largest.allowed)}"
+            return f"{verdict}: it failed as recorded, before there was a number to compare"
         if largest.amount == 0:
-            named = f"none of {len(self.differences)} numbers differs"
-            return f"{words}: {named}"
-        chaotic = self.chaotic_from
-        more = ""
-        if chaotic is not None and self.agrees:
-            more = f"; this trial amplifies rounding: from step {chaotic} on its losses say little"
-        return f"{words}: largest difference {named}{more}"
+            return f"{verdict}: none of {len(self.differences)} numbers differs"
+        verdict += f": largest difference {shown(largest.amount)} ({largest.key}), tolerance "
+        verdict += shown(largest.allowed)
+        if self.agrees and (step := self.chaotic_from) is not None:
+            verdict += f"; this trial amplifies rounding: from step {step} on its losses say little"
+        return verdict
 
 
 def compare(
     recorded: Given, now: Given, tolerance: Tolerance, probes: Sequence[Given] = ()
 ) -> Comparison:
-    """Compare what is recorded of a trial with what it gave now.
-
-    Args:
-        recorded: by the study.
-        now: by the rerun.
-        tolerance: without `spread`.
-        probes: of the trial, where the floor did not suffice.
+    """Compare what a study recorded of a trial with what it gave now, within a tolerance without
+    `spread`; `probes` of the trial measure that, where the floor did not suffice.
     """
     if probes:
         tolerance = Tolerance(tolerance.floor, tolerance.samples, spread(now, probes))
@@ -256,7 +243,7 @@ def compare(
         if (measured := replace(key, again=False)) in now.numbers
         if not (tie and key.is_of_best)
     ]
-    return Comparison(differences, _ended(recorded, now, probes, bool(differences)), tolerance)
+    return Comparison(differences, _ended(recorded, now, probes, bool(differences)))
 
 
 def _ended(recorded: Given, now: Given, probes: Sequence[Given], compared: bool) -> list[str]:
@@ -267,14 +254,15 @@ def _ended(recorded: Given, now: Given, probes: Sequence[Given], compared: bool)
             return [f"it was {recorded.ended}, now it failed: {now.error}"]
         return [] if compared else ["nothing is recorded that could be compared"]
     if step is None:
-        same = now.ended == "failed" and now.error == recorded.error
-        told = f"failed: {now.error}" if now.ended == "failed" else "does not fail"
-        return [] if same else [f"it failed with '{recorded.error}', now it {told}"]
+        if now.ended == "failed" and now.error == recorded.error:
+            return []
+        ending = f"failed: {now.error}" if now.ended == "failed" else "does not fail"
+        return [f"it failed with '{recorded.error}', now it {ending}"]
     steps = [s for s in (again, *(probe.broke_at for probe in probes)) if s is not None]
     if again is None or not min(steps) <= step <= max(steps):
-        told = "does not" if again is None else f"does at step {again}"
-        told = f"fails otherwise: {now.error}" if again is None and now.error else told
-        return [f"it failed at step {step}, now it {told}"]
+        ending = f"fails otherwise: {now.error}" if now.error else "does not"
+        ending = ending if again is None else f"does at step {again}"
+        return [f"it failed at step {step}, now it {ending}"]
     return []
 
 
