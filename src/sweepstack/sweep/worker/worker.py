@@ -20,7 +20,7 @@ from optuna.trial import TrialState
 
 from sweepstack.config.errors import EXIT_INTERRUPTED, SweepstackError, one_line
 from sweepstack.runs import progress
-from sweepstack.runs.environment import environment, key_of
+from sweepstack.runs.folder import environment, key_of
 from sweepstack.study import storage
 from sweepstack.study.attributes import CONTINUES, ENVIRONMENT, OVERRIDES
 from sweepstack.sweep import pruners, samplers
