@@ -46,8 +46,8 @@ class Script:
     trained: list[int] = field(default_factory=list)
     equal: Any = field(default_factory=Pairs)
 
-    def runner(self, plan: Any, folder: Path, verdicts: Any) -> Script:
-        self.verdicts = verdicts
+    def runner(self, plan: Any, folder: Path, worker: Any) -> Script:
+        self.worker = worker
         return self
 
     def checkpointed(self, folder: Path, number: int) -> int:
@@ -64,7 +64,7 @@ class Script:
             oldest = held.pop(0)
             value = value_of(oldest)
             for step in (1, 2):
-                self.verdicts.report(oldest, step, value + step)
+                self.worker.decisions.report(oldest, step, value + step)
             state = self.before_end(value) or "complete"
             attributes = {"error": "so it was"} if state == "failed" else {"loss": value}
             yield Outcome(oldest, state, (float(value),), attributes)  # type: ignore[arg-type]

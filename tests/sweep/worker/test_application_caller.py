@@ -47,8 +47,8 @@ class App:
     def checkpointed(self, folder: Path, number: int) -> int:
         return 0
 
-    def runner(self, plan: Any, folder: Path, verdicts: Any) -> Caller:
-        return Caller(self, verdicts)  # type: ignore[arg-type]
+    def runner(self, plan: Any, folder: Path, worker: Any) -> Caller:
+        return Caller(self, worker)  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -133,7 +133,7 @@ def test_ctrl_c_while_a_report_is_written_loses_nothing(tmp_path, worker):
 
     @event.listens_for(engine, "checkin")  # the transaction has ended, and nobody knows it yet
     def returned(*given: Any) -> None:
-        if made.verdicts._pending and made.verdicts._pending[0][0].number == 1:
+        if made.decisions._pending and made.decisions._pending[0][0].number == 1:
             ctrl_c(made)
 
     made.work()

@@ -21,28 +21,28 @@ from sweepstack.study.attributes import LOST, RETRIED, RETRIES
 from sweepstack.sweep import plan
 from sweepstack.sweep.book import studies
 from sweepstack.sweep.book.book import Book
-from sweepstack.sweep.worker.trial import Asked, Outcome, Stop, Verdicts
+from sweepstack.sweep.worker.trial import Asked, Outcome, Stop
 from sweepstack.sweep.worker.worker import Worker
 
 WIDTH = 4
-Engine = Callable[[Iterator[Asked], Verdicts], Iterator[Outcome]]
+Engine = Callable[[Iterator[Asked], Worker], Iterator[Outcome]]
 
 
 def complete(asked: Asked) -> Outcome:
     return Outcome(asked, "complete", (float(asked.trial.params["x"]),))
 
 
-def stacked(asked: Iterator[Asked], verdicts: Verdicts) -> Iterator[Outcome]:
+def stacked(asked: Iterator[Asked], worker: Worker) -> Iterator[Outcome]:
     """Stacks of WIDTH, all of whose trials report and end together."""
     while True:
-        verdicts.room = WIDTH
+        worker.room = WIDTH
         stack = list(islice(asked, WIDTH))
         if not stack:
             return
         for each in stack:
-            verdicts.report(each, 1, 0.5)
+            worker.decisions.report(each, 1, 0.5)
         yield from map(complete, stack)
-        verdicts.settle()
+        worker.write()
 
 
 class App:
@@ -51,12 +51,12 @@ class App:
     def __init__(self, engine: Engine):
         self.engine = engine
 
-    def runner(self, plan: Any, folder: Path, verdicts: Verdicts) -> Any:
+    def runner(self, plan: Any, folder: Path, worker: Worker) -> Any:
         class Runner:
             equal = None
 
             def run(_, asked: Iterator[Asked]) -> Iterator[Outcome]:
-                return self.engine(asked, verdicts)
+                return self.engine(asked, worker)
 
         return Runner()
 
@@ -119,8 +119,8 @@ def any_sweep(request: pytest.FixtureRequest, tmp_path: Path) -> Sweep:
 def test_a_full_stack_begins_and_ends_together(any_sweep: Sweep) -> None:
     seen = []
 
-    def engine(asked: Iterator[Asked], verdicts: Verdicts) -> Iterator[Outcome]:
-        for number, outcome in enumerate(stacked(asked, verdicts)):
+    def engine(asked: Iterator[Asked], worker: Worker) -> Iterator[Outcome]:
+        for number, outcome in enumerate(stacked(asked, worker)):
             if number % WIDTH == 0:
                 seen.append(dict(any_sweep.states))
             yield outcome
@@ -141,7 +141,7 @@ def test_without_room_trials_are_claimed_one_by_one(tmp_path: Path) -> None:
     seen = []
     sweep = Sweep(tmp_path)
 
-    def engine(asked: Iterator[Asked], verdicts: Verdicts) -> Iterator[Outcome]:
+    def engine(asked: Iterator[Asked], worker: Worker) -> Iterator[Outcome]:
         for each in asked:
             seen.append(dict(sweep.states))
             yield complete(each)
@@ -156,8 +156,8 @@ def test_a_trial_taken_for_dead_spoils_no_other_of_its_stack(
 ) -> None:
     sweep, stolen = Sweep(tmp_path), []
 
-    def engine(asked: Iterator[Asked], verdicts: Verdicts) -> Iterator[Outcome]:
-        for outcome in stacked(asked, verdicts):
+    def engine(asked: Iterator[Asked], worker: Worker) -> Iterator[Outcome]:
+        for outcome in stacked(asked, worker):
             if outcome.asked.number == 1:
                 sweep.open().release(outcome.asked.trial)
                 stolen.append(outcome.asked.number)
@@ -177,8 +177,8 @@ def test_a_trial_taken_for_dead_spoils_no_other_of_its_stack(
 def test_trials_claimed_but_not_begun_are_put_back_on_ctrl_c(any_sweep: Sweep) -> None:
     stop = Stop()
 
-    def engine(asked: Iterator[Asked], verdicts: Verdicts) -> Iterator[Outcome]:
-        verdicts.room = WIDTH
+    def engine(asked: Iterator[Asked], worker: Worker) -> Iterator[Outcome]:
+        worker.room = WIDTH
         ended, running = next(asked), next(asked)
         yield complete(ended)
         stop.ask(EXIT_INTERRUPTED)
@@ -204,8 +204,8 @@ def test_an_unknown_error_costs_those_that_ended_and_those_not_begun_nothing(
 ) -> None:
     sweep = Sweep(tmp_path)
 
-    def engine(asked: Iterator[Asked], verdicts: Verdicts) -> Iterator[Outcome]:
-        verdicts.room = WIDTH
+    def engine(asked: Iterator[Asked], worker: Worker) -> Iterator[Outcome]:
+        worker.room = WIDTH
         ended, _ = next(asked), next(asked)
         yield complete(ended)
         raise RuntimeError("a bug")
@@ -222,16 +222,16 @@ def test_an_unknown_error_costs_those_that_ended_and_those_not_begun_nothing(
 def test_pruners_see_the_reports_of_a_stack_before_its_end(tmp_path: Path) -> None:
     sweep = Sweep(tmp_path, pruner={"name": "threshold", "upper": 4.5})
 
-    def engine(asked: Iterator[Asked], verdicts: Verdicts) -> Iterator[Outcome]:
+    def engine(asked: Iterator[Asked], worker: Worker) -> Iterator[Outcome]:
         while True:
-            verdicts.room = WIDTH
+            worker.room = WIDTH
             stack = list(islice(asked, WIDTH))
             if not stack:
                 return
             for each in stack:
-                verdicts.report(each, 1, float(each.trial.params["x"]))
+                worker.decisions.report(each, 1, float(each.trial.params["x"]))
             for each in stack:
-                yield Outcome(each, "pruned") if verdicts.ends(each) else complete(each)
+                yield Outcome(each, "pruned") if worker.decisions.ends(each) else complete(each)
 
     sweep.work(engine)
     assert [t.state.name for t in sweep.trials] == ["COMPLETE"] * 5 + ["PRUNED"] * 5

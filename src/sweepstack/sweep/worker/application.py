@@ -23,7 +23,7 @@ from itertools import islice
 from multiprocessing.reduction import ForkingPickler
 from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cloudpickle
 import optuna
@@ -41,7 +41,10 @@ from sweepstack.sweep.plan import Plan
 from sweepstack.sweep.space import points
 from sweepstack.sweep.space.space import Space
 from sweepstack.sweep.worker import report as reporting
-from sweepstack.sweep.worker.trial import Asked, Outcome, Verdicts
+from sweepstack.sweep.worker.trial import Asked, Outcome
+
+if TYPE_CHECKING:
+    from sweepstack.sweep.worker.worker import Worker
 
 log = logging.getLogger(__name__)
 
@@ -136,9 +139,9 @@ class HydraApp:
         """Unknown: the app may keep anything in its folder."""
         return 0
 
-    def runner(self, plan: Plan, folder: Path, verdicts: Verdicts) -> Caller:
+    def runner(self, plan: Plan, folder: Path, worker: Worker) -> Caller:
         """What a worker runs its trials with."""
-        return Caller(self, verdicts)
+        return Caller(self, worker)
 
 
 def _reduce(app: HydraApp) -> tuple[Any, ...]:
@@ -178,8 +181,8 @@ class Caller:
 
     equal = None  # which trials are duplicates is unknown
 
-    def __init__(self, app: HydraApp, verdicts: Verdicts):
-        self.app, self.verdicts = app, verdicts
+    def __init__(self, app: HydraApp, worker: Worker):
+        self.app, self.worker = app, worker
 
     def run(self, asked: Iterator[Asked]) -> Iterator[Outcome]:
         """Run trials until no more are asked; see `worker.Runner`."""
@@ -196,7 +199,7 @@ class Caller:
             number = asked.trial.user_attrs.get(RETRY_OF, asked.number)
             config.hydra.job.id, config.hydra.job.num = str(number), number
         try:
-            with reporting.running(asked, self.verdicts) as reports:
+            with reporting.running(asked, self.worker) as reports:
                 job = self._call(config)
             if job.status == JobStatus.FAILED and reports.error is not None:
                 raise reports.error  # the task is not to blame for it
@@ -217,7 +220,7 @@ class Caller:
             KeyboardInterrupt: a signal came, whatever the task made of it. Some return what they
                 have by then, others exit, and neither is the trial's result.
         """
-        stop = self.verdicts.stop
+        stop = self.worker.stop
         try:
             stop.interrupts = True
             if stop.code is not None:  # a signal came before this line

@@ -7,6 +7,7 @@ the cores and a GPU; any other Hydra launcher carries them as its jobs.
 from __future__ import annotations
 
 import contextlib
+import glob
 import logging
 import multiprocessing
 import os
@@ -34,7 +35,6 @@ from sweepstack.study import storage
 from sweepstack.sweep.book.book import Book
 from sweepstack.sweep.book.studies import open_book
 from sweepstack.sweep.plan import Plan
-from sweepstack.sweep.worker import share
 from sweepstack.sweep.worker.trial import Stop
 from sweepstack.sweep.worker.worker import App, Worker, too_many_failed
 
@@ -154,7 +154,7 @@ class _Processes:
             args=(self.crew, place, os.getpid(), sender),
             name=f"sweepstack-worker-{place}",
         )
-        with sender, share.environment(place, self.crew.plan), _without_interrupts():
+        with sender, _share(place, self.crew.plan), _without_interrupts():
             process.start()
             self.children[place] = _Child(process, messages)
 
@@ -199,6 +199,40 @@ class _Processes:
         for child in self.children.values():
             child.process.kill()
         os._exit(code)
+
+
+@contextlib.contextmanager
+def _share(place: int, plan: Plan) -> Iterator[None]:
+    """Set a worker's share for a process that starts now; what is set by a person stays."""
+    before = dict(os.environ)
+    for key, value in _share_of(place, plan).items():
+        if key == "CUDA_VISIBLE_DEVICES":
+            os.environ[key] = value
+        else:
+            os.environ.setdefault(key, value)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def _share_of(place: int, plan: Plan) -> dict[str, str]:
+    """Environment of a worker: its threads, and its GPU of the visible ones."""
+    threads = max(1, (os.cpu_count() or 1) // plan.n_jobs)
+    share = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+    chosen = any(word.startswith("training.device=cuda:") for word in plan.space.fixed)
+    gpus = _visible_gpus()
+    if gpus and not chosen:
+        share["CUDA_VISIBLE_DEVICES"] = gpus[place % len(gpus)]
+    return share
+
+
+def _visible_gpus() -> list[str]:
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if given is not None:
+        return [gpu for gpu in given.split(",") if gpu]
+    return [str(number) for number in range(len(glob.glob("/dev/nvidia[0-9]*")))]
 
 
 def _open_shared(crew: Crew) -> Book:

@@ -1,6 +1,6 @@
 """`sweepstack.report(value, step)`: how any Hydra application lets a sweep prune its trials.
 
-`other.py` says which trial runs; without one a report goes nowhere.
+`application.py` says which trial runs; without one a report goes nowhere.
 """
 
 from __future__ import annotations
@@ -8,12 +8,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import optuna
 
 from sweepstack.config.errors import InputError
 from sweepstack.study.storage import is_failure
-from sweepstack.sweep.worker.trial import Asked, Verdicts
+from sweepstack.sweep.worker.trial import Asked
+
+if TYPE_CHECKING:
+    from sweepstack.sweep.worker.worker import Worker
 
 
 @dataclass
@@ -21,7 +25,7 @@ class Running:
     """The trial that reports are of, and the error of the last one if it could not be written."""
 
     asked: Asked
-    verdicts: Verdicts
+    worker: Worker
     error: Exception | None = None
 
 
@@ -29,9 +33,9 @@ _running: list[Running] = []
 
 
 @contextmanager
-def running(asked: Asked, verdicts: Verdicts) -> Iterator[Running]:
+def running(asked: Asked, worker: Worker) -> Iterator[Running]:
     """Let reports be those of this trial."""
-    _running.append(Running(asked, verdicts))
+    _running.append(Running(asked, worker))
     try:
         yield _running[-1]
     finally:
@@ -43,8 +47,8 @@ def report(value: float, step: int) -> None:
     if not _running:
         return
     trial = _running[-1]
-    asked, verdicts = trial.asked, trial.verdicts
-    if len(verdicts.study.directions) > 1:
+    asked, worker = trial.asked, trial.worker
+    if len(worker.study.directions) > 1:
         return  # nothing prunes by several objectives
     try:
         number, at = float(value), int(step)
@@ -53,9 +57,9 @@ def report(value: float, step: int) -> None:
             f"sweepstack.report must be given a number and a step, got {value!r} and {step!r}"
         ) from None
     try:
-        with verdicts.stop.held():  # or what is written might not be known to be
-            verdicts.report(asked, at, number)
-            is_over = verdicts.ends(asked)
+        with worker.stop.held():  # or what is written might not be known to be
+            worker.decisions.report(asked, at, number)
+            is_over = worker.decisions.ends(asked)
         trial.error = None
     except Exception as error:
         trial.error = error if is_failure(error) else trial.error

@@ -38,11 +38,12 @@ from sweepstack.sweep.space.space import Space
 from sweepstack.sweep.worker import equal, question
 from sweepstack.sweep.worker.composition import Composition
 from sweepstack.sweep.worker.equal import Equal
-from sweepstack.sweep.worker.trial import Asked, Outcome, Verdicts
+from sweepstack.sweep.worker.trial import Asked, Outcome
 from sweepstack.sweep.worker.trial_folder import BestModels, TrialFolder
 
 if TYPE_CHECKING:
     from sweepstack.engine.program import Program
+    from sweepstack.sweep.worker.worker import Worker
 
 SAME_IN_ALL = frozenset({"training.seeds", "objective"})
 """Keys without which the trials of a study could not be compared."""
@@ -99,9 +100,9 @@ class TrainingApp:
         ranks = points.ranks(plan.space, static) if plan.grid else {}
         return replace(plan, objectives=objectives, directions=directions, order=ranks), same
 
-    def runner(self, plan: Plan, folder: Path, verdicts: Verdicts) -> Trainer:
+    def runner(self, plan: Plan, folder: Path, worker: Worker) -> Trainer:
         """What a worker runs its trials with."""
-        return Trainer(self.read, plan, folder, verdicts)
+        return Trainer(self.read, plan, folder, worker)
 
     def checkpointed(self, folder: Path, number: int) -> int | None:
         """Steps that the checkpoints of a trial hold, None if it never began."""
@@ -200,11 +201,11 @@ class Trainer(Monitor):
         read: Callable[[Sequence[str]], RunConfig],
         plan: Plan,
         folder: Path,
-        verdicts: Verdicts,
+        worker: Worker,
     ) -> None:
-        self.plan, self.folder, self.verdicts = plan, folder, verdicts
+        self.plan, self.folder, self.worker = plan, folder, worker
         self.equal = Equal(read, self._folder_of, self._replaced)
-        self._best = BestModels(verdicts.study, plan.keep_models)
+        self._best = BestModels(worker.study, plan.keep_models)
         self._training: dict[int, _Training] = {}
         self._newest, self._steps = (0, 0), 0
         self._seeds = 1
@@ -258,7 +259,7 @@ class Trainer(Monitor):
                 run_config = self.equal.config_of(asked)
                 trust.see_own_packages(run_config.trust)
             except (SweepstackError, HydraException, OmegaConfBaseException) as error:
-                self.verdicts.tell(Outcome.failed(asked, one_line(error)))
+                self.worker.record(Outcome.failed(asked, one_line(error)))
                 continue
             folder = self._folder_of(asked.number)
             spec = TrialSpec(run_config, number=asked.number, folder=folder.path)
@@ -278,19 +279,19 @@ class Trainer(Monitor):
         """Record, for the other workers too, how many steps a trial may take."""
         with contextlib.suppress(SweepstackError):  # it is raised again when the trial begins
             steps = _program(spec).total_steps(spec) * self._seeds
-            self.verdicts.planned[spec.number] = steps
+            self.worker.planned[spec.number] = steps
             asked.trial.set_user_attr(PLANNED, steps)
 
     def _replaced(self, asked: Asked) -> list[int]:
         """Numbers of the trials that a trial replaces, the last one first."""
-        return self.verdicts.book.line(asked.continues)
+        return self.worker.book.line(asked.continues)
 
     def _ended(self, result: TrialResult) -> Iterator[Outcome]:
         training = self._training[result.spec.number]
         asked, group = training.asked, training.group
         self._report(asked, group.end(result))
         if result.state != "complete":
-            self.verdicts.condemn(asked)  # the other seeds need not go on
+            self.worker.decisions.end(asked)  # the other seeds need not go on
         if group.is_over:
             del self._training[asked.number]
             outcome = self._outcome(asked, group)
@@ -335,7 +336,7 @@ class Trainer(Monitor):
 
     def room(self, slots: int) -> None:
         """Let as many trials be claimed at once as there is room for."""
-        self.verdicts.room = max(1, -(-slots // self._seeds))
+        self.worker.room = max(1, -(-slots // self._seeds))
 
     def started(
         self, spec: TrialSpec, step: int, total_steps: int, history: Sequence[Mapping[str, float]]
@@ -349,11 +350,11 @@ class Trainer(Monitor):
 
     def stepped(self, steps: int) -> None:
         """Write what waits, and say how far the running trials are."""
-        self.verdicts.settle()
+        self.worker.write()
         self._steps += steps
         (number, total), trials = self._newest, len(self._training)
         of = f"trial {number} step {min(self._steps, total)}/{total}"
-        self.verdicts.notify(of if trials == 1 else f"{trials} trials train")
+        self.worker.notify(of if trials == 1 else f"{trials} trials train")
 
     def report(self, spec: TrialSpec, row: Mapping[str, float]) -> None:
         """Note an evaluation; those of a stack are written together."""
@@ -366,18 +367,18 @@ class Trainer(Monitor):
     def _report(self, asked: Asked, means: Iterable[tuple[int, float]]) -> None:
         if len(self.plan.objectives) == 1:  # Optuna takes reports of a single objective only
             for step, value in means:
-                self.verdicts.report(asked, step, value)
+                self.worker.decisions.report(asked, step, value)
 
     def should_stop(self, spec: TrialSpec) -> bool:
         """What the pruner decides, asked once for all trials that have reported."""
         asked = self._training[spec.number].asked
-        if not self.verdicts.prunes:  # nothing to decide: reports wait for the block's end
-            return self.verdicts.is_condemned(asked)
-        return self.verdicts.ends(asked)
+        if not self.worker.decisions.prunes:  # nothing to decide: reports wait for the block's end
+            return self.worker.decisions.is_over(asked)
+        return self.worker.decisions.ends(asked)
 
     def interrupted(self) -> int | None:
         """The exit code of a signal."""
-        return self.verdicts.stop.code
+        return self.worker.stop.code
 
 
 def _program(spec: TrialSpec) -> Program:

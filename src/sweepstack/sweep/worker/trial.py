@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.pruners import BasePruner, NopPruner
+from optuna.pruners import NopPruner
 
 from sweepstack.engine.spec import State
 from sweepstack.sweep.book.book import Book, Ending, Report
@@ -96,85 +96,63 @@ class Stop:
             self._interrupt()
 
 
-class Verdicts:
-    """Reports go in, and once all of an evaluation are in, the pruner's verdicts come out.
+class Decisions:
+    """Reports go in, and once all of an evaluation are in, the pruner decides which trials end.
 
     Args:
         book: the records of a study with its pruner set.
-        stop: whether a signal asks to stop.
-        notify: told what the running trials are at.
-        settle: makes last what waits to be written, results included.
-        tell: told how a trial ended that never got to train.
-
-    `room` is how many trials whoever runs them has places for, so that as many are claimed at once;
-    `planned` the steps of running trials, by number, where there is a budget of steps.
     """
 
-    def __init__(
-        self,
-        book: Book,
-        stop: Stop,
-        notify: Callable[[str], object],
-        settle: Callable[[], None],
-        tell: Callable[[Outcome], None],
-    ) -> None:
-        self.book, self.study, self.stop = book, book.study, stop
-        self.notify, self.settle, self.tell = notify, settle, tell
-        self.room = 1
-        self.planned: dict[int, int] = {}
+    def __init__(self, book: Book) -> None:
+        self._book, self._study = book, book.study
         self._pending: list[tuple[Asked, int, float]] = []
-        self._condemned: set[int] = set()
-
-    @property
-    def pruner(self) -> BasePruner:
-        """The study's."""
-        return self.study.pruner
+        self._over: set[int] = set()
 
     @property
     def prunes(self) -> bool:
-        """Whether anything is judged by reports, which then must be written before."""
-        return not isinstance(self.pruner, NopPruner)
+        """Whether anything is decided by reports, which then must be written before."""
+        return not isinstance(self._study.pruner, NopPruner)
 
     def report(self, asked: Asked, step: int, value: float) -> None:
         """Note a report; it is written with the others of its evaluation."""
         self._pending.append((asked, step, value))
 
-    def condemn(self, asked: Asked) -> None:
+    def end(self, asked: Asked) -> None:
         """Let all that is left of a trial end."""
-        self._condemned.add(asked.number)
+        self._over.add(asked.number)
 
-    def is_condemned(self, asked: Asked) -> bool:
+    def is_over(self, asked: Asked) -> bool:
         """Whether a trial is known to end, without a look at the reports that wait."""
-        return asked.number in self._condemned
+        return asked.number in self._over
 
     def ends(self, asked: Asked) -> bool:
         """Whether a trial is to end now."""
         self.flush()
-        return asked.number in self._condemned
+        return self.is_over(asked)
 
     def flush(self) -> None:
-        """Write the reports that wait and judge the trials which they are of."""
+        """Write the reports that wait and decide about the trials which they are of."""
         trials = {asked.number: asked.trial for asked, _, _ in self._pending}
         if trials:
             self.write(())
-            ends = self._judged(trials).items()
-            self._condemned.update(number for number, is_over in ends if is_over)
+            ends = self._decided(trials).items()
+            self._over.update(number for number, is_over in ends if is_over)
 
     def write(self, endings: Sequence[Ending]) -> list[int]:
         """Write the reports that wait, and how trials ended; see `Book.write`."""
-        lost = self.book.write((Report(a.trial, s, v) for a, s, v in self._pending), endings)
+        lost = self._book.write((Report(a.trial, s, v) for a, s, v in self._pending), endings)
         self._pending.clear()
         return lost
 
-    def _judged(self, trials: Mapping[int, optuna.Trial]) -> dict[int, bool]:
-        if not self.prunes:
-            return {}
-        if isinstance(self.pruner, RungPruner):
-            frozen = [self.book.reported(trial) for trial in trials.values()]
-            return dict(zip(trials, self.pruner.decisions(self.study, frozen), strict=True))
-        return {number: trial.should_prune() for number, trial in trials.items()}
-
     def forget(self, asked: Asked) -> None:
         """A trial has ended."""
-        self._condemned.discard(asked.number)
-        self.planned.pop(asked.number, None)
+        self._over.discard(asked.number)
+
+    def _decided(self, trials: Mapping[int, optuna.Trial]) -> dict[int, bool]:
+        pruner = self._study.pruner
+        if not self.prunes:
+            return {}
+        if isinstance(pruner, RungPruner):
+            frozen = [self._book.reported(trial) for trial in trials.values()]
+            return dict(zip(trials, pruner.decisions(self._study, frozen), strict=True))
+        return {number: trial.should_prune() for number, trial in trials.items()}

@@ -30,7 +30,7 @@ from sweepstack.sweep.book.processes import BEAT_S
 from sweepstack.sweep.plan import Plan
 from sweepstack.sweep.space.points import Overrides
 from sweepstack.sweep.worker.equal import Equal
-from sweepstack.sweep.worker.trial import Asked, Outcome, Stop, Verdicts
+from sweepstack.sweep.worker.trial import Asked, Decisions, Outcome, Stop
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ class Runner(Protocol):
 class App(Protocol):
     """What is swept, as far as a worker knows it; it can be pickled."""
 
-    def runner(self, plan: Plan, folder: Path, verdicts: Verdicts) -> Runner:
+    def runner(self, plan: Plan, folder: Path, worker: Worker) -> Runner:
         """What this worker runs its trials with."""
         ...
 
@@ -84,6 +84,13 @@ class Worker:
         deadline: `time.time()` after which no trial begins.
         notify: told after every trial, and now and then what the running ones are at.
         began: told when the first trial begins.
+
+    Attributes:
+        decisions: what the pruner decides by the reports of trials.
+        room: how many trials the runner has places for, so that as many are claimed at once; the
+            runner sets it.
+        planned: steps that running trials may take, by number, where there is a budget of steps;
+            the runner adds to it.
     """
 
     def __init__(
@@ -102,12 +109,14 @@ class Worker:
         self.deadline, self.notify, self._began = deadline, notify, began
         self.study = book.study
         self.study.pruner = pruners.build(plan.pruner.name, plan.pruner.given, plan.directions)
-        self.verdicts = Verdicts(book, stop, notify, self._write, self._tell)
-        self.runner = app.runner(plan, folder, self.verdicts)
+        self.decisions = Decisions(book)
+        self.room = 1
+        self.planned: dict[int, int] = {}
+        self.runner = app.runner(plan, folder, self)
         # Without a total a sweep ends by what it trains: duplicates alone would never end it.
         once = plan.duplicates == "once" and plan.total is not None
         equal = self.runner.equal if once else None
-        self.duplicates = None if equal is None else Duplicates(book, self.verdicts.report, equal)
+        self.duplicates = None if equal is None else Duplicates(book, self.decisions.report, equal)
         self._running: dict[int, Asked] = {}
         """Trials in hand, by number: those that wait in `_claimed` or `_ended` too."""
         self._claimed: deque[Asked] = deque()
@@ -163,9 +172,9 @@ class Worker:
         """Run trials until no more are to be had; whatever happens, what ended lasts."""
         try:
             for outcome in self.runner.run(self._asked()):
-                self._tell(outcome)
+                self.record(outcome)
         finally:
-            self._write()
+            self.write()
 
     def _requeue(self, trials: Iterable[Asked]) -> None:
         found = list(trials)
@@ -194,20 +203,20 @@ class Worker:
             return False
         if self._steps is None:  # new trials may have ended
             self._steps = self.book.steps()
-        return self._steps + sum(self.verdicts.planned.values()) >= most
+        return self._steps + sum(self.planned.values()) >= most
 
     def _asked(self) -> Iterator[Asked]:
         """Trials of the study, each now this worker's."""
         while True:
             if not self._claimed:
-                self._write()
+                self.write()
                 self._steps = None
                 if not self._more() or not self._claim():
                     return
             elif not self._more():
                 return  # those that have not begun are requeued
             else:
-                self.verdicts.room -= 1
+                self.room -= 1
                 asked = self._claimed.popleft()
                 self._begun.add(asked.number)
                 self._began()
@@ -227,7 +236,7 @@ class Worker:
         # And with a budget of steps, so that what those before will take is known.
         several = self.plan.grid or self.plan.sampler.name in samplers.BLIND
         several = several and self.plan.max_steps_total is None
-        room = max(1, self.verdicts.room) if several else 1
+        room = max(1, self.room) if several else 1
         begun = [self._running[number].trial for number in self._begun]
         if any(map(is_suspect, begun)):
             return False  # nothing beside them
@@ -239,7 +248,7 @@ class Worker:
                 asked = Asked(trial, self._overrides.of(trial), trial.user_attrs.get(CONTINUES))
             except (SweepstackError, ValueError) as error:
                 failed = Outcome.failed(self._running[trial.number], one_line(error))
-                self._tell(failed)
+                self.record(failed)
                 continue
             self._running[asked.number] = asked
             claimed.append(asked)
@@ -255,11 +264,11 @@ class Worker:
             self.book.recover()
             self._recovered = time.monotonic()
 
-    def _tell(self, outcome: Outcome) -> None:
+    def record(self, outcome: Outcome) -> None:
         """Note a result; it is written with the others of its block."""
         self._ended.append(outcome)
 
-    def _write(self) -> None:
+    def write(self) -> None:
         """Make last what waits to be written; from here on it is acknowledged."""
         self._write_ended()
         if self.duplicates is not None:  # what has ended may be what others wait for
@@ -268,10 +277,10 @@ class Worker:
                 self._write_ended()
 
     def _write_ended(self) -> None:
-        if self.verdicts.prunes:
-            self.verdicts.flush()
+        if self.decisions.prunes:
+            self.decisions.flush()
         endings = [self._ending(outcome) for outcome in self._ended]
-        lost = self.verdicts.write(endings)
+        lost = self.decisions.write(endings)
         ended, self._ended = self._ended, []
         for number in lost:
             log.warning("trial %d was presumed dead; another runs in its place", number)
@@ -279,7 +288,8 @@ class Worker:
             asked = outcome.asked
             self._running.pop(asked.number, None)
             self._begun.discard(asked.number)
-            self.verdicts.forget(asked)
+            self.decisions.forget(asked)
+            self.planned.pop(asked.number, None)
             told = TrialState.FAIL if asked.number in lost else ending.state
             if self.duplicates is not None:
                 self.duplicates.ended(outcome, told)
