@@ -197,8 +197,9 @@ def _conclude(crew: Crew, book: Book, code: int | None, results: Path, url: str)
             f"{counts['failed']} failed{early}{_because(study)}"
         )
     from sweepstack.reporting import terminal
+    from sweepstack.study.view import StudyView
 
-    terminal.show(study, progress.console())
+    terminal.show(StudyView(study, url or ""), progress.console())
     finished = counts["done"] + counts["pruned"] + counts["failed"]
     if equal := len(book.numbers_with(EQUALS)):
         had = f"{equal:,} of {finished:,} trials had the same effect as another"
@@ -224,10 +225,10 @@ def _show(chosen: Plan, study: optuna.Study, url: str) -> None:
     if chosen.report:
         from sweepstack.reporting import report
         from sweepstack.reporting.dashboard import decorate
-        from sweepstack.study import library
+        from sweepstack.study import view
 
         try:
-            opened = library.open_study(study.study_name, url)  # to read: others may write
+            opened = view.open_study(study.study_name, url)  # to read: others may write
             written = report.write(opened, report.place_of(opened))
             _say(f"report: {progress.shown(written)}")
             decorate.decorate(opened, written=written)
