@@ -163,7 +163,8 @@ class Sweep:
         """Send a signal to all of the group at a moment when the condition holds."""
         found = self.caught(condition, what)
         self.send(number)
-        self.send(signal.SIGCONT)
+        if number != signal.SIGKILL:  # which ends stopped processes too: no group may be left
+            self.send(signal.SIGCONT)
         return found
 
     def ends(self) -> int:
