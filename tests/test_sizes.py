@@ -16,7 +16,6 @@ LONGER_FUNCTIONS = {  # aim: empty
     "sweepstack/cli/study.py:parser",
     "sweepstack/reporting/plots/contour.py:_draw",
     "sweepstack/study/read.py:_read",
-    "sweepstack/sweep/plan.py:read",
 }
 MAX_FILES = 199  # aim: 140
 MAX_LINES = 27_317  # aim: 21,500
