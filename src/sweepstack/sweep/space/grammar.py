@@ -131,7 +131,7 @@ def parameter(override: Override) -> Parameter:
     """The parameter that `override` declares; a value that is no sweep is its only choice.
 
     Raises:
-        InputError: one line saying which rule the values break.
+        InputError: the rule that the values break.
     """
     key = override.get_key_element()
     value: Any = override.value()

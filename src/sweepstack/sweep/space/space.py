@@ -8,7 +8,7 @@ before children, and the first varies slowest in the grid.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from math import prod
@@ -139,7 +139,7 @@ class Parameter:
     @property
     def condition(self) -> str:
         """For people, for example "optimizer=adam|adamw,model=mlp"."""
-        return ",".join(f"{path}={'|'.join(allowed)}" for path, allowed in self.when)
+        return condition_text(self.when)
 
     def signature(self) -> dict[str, Any]:
         """What makes this parameter itself, as JSON knows it."""
@@ -275,6 +275,11 @@ def _points(
     for label in first.labels():
         known = {**texts, first.path: first.text(label)}
         yield from _points(rest, {**point, first.name: label}, known)
+
+
+def condition_text(when: Iterable[tuple[str, Sequence[str]]]) -> str:
+    """Parents and their allowed texts, for example "optimizer=adam|adamw,model=mlp"."""
+    return ",".join(f"{path}={'|'.join(allowed)}" for path, allowed in when)
 
 
 def _is_number(value: object) -> TypeGuard[int | float]:
