@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -127,7 +128,7 @@ def test_nothing_of_a_study_is_markup(monkeypatch):
 
 def test_every_script_that_may_run_is_named_by_its_hash(with_plots):
     text = page.html(grid())
-    policy = re.search(r'Content-Security-Policy" content="([^"]*)"', text)[1]
+    policy = unescape(re.search(r'Content-Security-Policy" content="([^"]*)"', text)[1])
     assert policy.startswith("default-src 'none'; script-src 'sha256-")
     assert "unsafe-inline" not in policy.partition("style-src")[0]
     assert "connect-src" not in policy
@@ -137,7 +138,7 @@ def test_every_script_that_may_run_is_named_by_its_hash(with_plots):
 
 def test_only_plots_of_webgl_may_compile(monkeypatch):
     monkeypatch.setattr(page, "_plots", lambda _: plots()[:2])
-    assert "'unsafe-eval'" not in page.html(grid())
+    assert "unsafe-eval" not in page.html(grid())
 
 
 @pytest.mark.parametrize(

@@ -289,7 +289,7 @@ def test_of_equal_trials_the_earlier_is_first_wherever_the_best_are_picked(direc
     table = content.best_table(opened)
     assert table is not None
     assert [int(row[0].text) for row in table.rows] == expected
-    assert table.command == "sweepstack-study rerun s 1 --storage memory"
+    assert table.command == "sweepstack-study rerun grid 1 --storage memory"
     # An order of rows that a person chose is no reason for another best.
     turned = df.iloc[::-1]
     assert sweepstack.best(turned)["number"].tolist() == expected

@@ -10,14 +10,12 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal
-
-import sqlalchemy
 
 from sweepstack.config import check, sweeper
 from sweepstack.config.check import shown
 from sweepstack.config.errors import InputError
+from sweepstack.study.storage import absolute
 from sweepstack.sweep import naming, pruners, samplers
 from sweepstack.sweep.space import points
 from sweepstack.sweep.space.declare import parse
@@ -38,12 +36,9 @@ class Choice:
     @classmethod
     def read(cls, where: str, node: object, classes: Mapping[str, str]) -> Choice:
         """From `{name: tpe, ...}`, from a bare name, or as hydra-optuna-sweeper writes its groups,
-        from `{_target_: ..., ...}`, whose last part is looked up in `classes`.
+        from `{_target_: ..., ...}`, whose last part is in `classes`. InputError otherwise.
 
         A setting that is null is left to the default of its class.
-
-        Raises:
-            InputError: the node is no such thing, or its class is not known.
         """
         if isinstance(node, str):
             return cls(node, {})
@@ -70,10 +65,7 @@ class Constraint:
     bound: float
 
     def violation(self, numbers: Mapping[str, float]) -> float | None:
-        """How far a trial is on the wrong side of the bound; None when it has no such number.
-
-        Samplers that know constraints (tpe, gp, nsgaii) prefer trials where it is 0 or less.
-        """
+        """How far a trial is on the wrong side of the bound; None when it has no such number."""
         value = numbers.get(self.name)
         if value is None or math.isnan(value):
             return None
@@ -159,7 +151,7 @@ def read(
         raise InputError(list(dict.fromkeys(mistakes)))
     return Plan(
         study=name,
-        storage=_absolute(values["storage"]),
+        storage=absolute(values["storage"]),
         space=space,
         objectives=_listed(values["objectives"]),
         directions=directions,
@@ -260,19 +252,3 @@ def _total(space: Space, values: Mapping[str, Any], sampler: Choice) -> tuple[in
     if function:
         raise InputError(f"{_WHERE}.n_trials must be given beside custom_search_space")
     return space.grid_size, True  # which says what is continuous
-
-
-def _absolute(url: str | None) -> str | None:
-    """The URL for workers, which may have another working folder; None of a database in memory,
-    which they could not share."""
-    if url is None:
-        return None
-    try:
-        parsed = sqlalchemy.make_url(url)
-    except (sqlalchemy.exc.ArgumentError, ValueError):
-        return url  # `storage.connect` says what is wrong
-    if parsed.get_backend_name() != "sqlite":
-        return url
-    if parsed.database in (None, "", ":memory:"):
-        return None
-    return f"sqlite:///{Path(str(parsed.database)).absolute()}"

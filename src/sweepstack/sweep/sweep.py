@@ -23,20 +23,18 @@ from sweepstack.config import commands, errors, files
 from sweepstack.config.errors import one_line
 from sweepstack.runs import progress
 from sweepstack.study import storage
-from sweepstack.study.attributes import LOST, SWEEP
+from sweepstack.study.attributes import EQUALS, LOST, RETRIED, SWEEP
 from sweepstack.study.ranking import best_trials
 from sweepstack.study.read import trials_of
 from sweepstack.sweep import dry_run, plan
-from sweepstack.sweep.book import duplicates, studies
-from sweepstack.sweep.book.fallback import journal_of
-from sweepstack.sweep.book.ledger import Ledger
-from sweepstack.sweep.book.ledger_of import ledger_of
+from sweepstack.sweep.book import studies
+from sweepstack.sweep.book.book import Book
 from sweepstack.sweep.plan import Plan
 from sweepstack.sweep.space.space import Space
 from sweepstack.sweep.worker import models_kept, worker
-from sweepstack.sweep.worker.failure_rate import too_many_failed
 from sweepstack.sweep.worker.launch import Crew, Launch, launch
 from sweepstack.sweep.worker.scoreboard import Scoreboard
+from sweepstack.sweep.worker.worker import too_many_failed
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +81,7 @@ def sweep(
         arguments: the command line's overrides.
         app: what is swept.
         hydra: the command line's overrides of Hydra's own node.
-        launcher: carries the workers, where it is not this module's own.
+        launcher: starts the workers; our own by default.
         results: folder of optimization_results.yaml; the study's own by default.
 
     Raises:
@@ -114,24 +112,24 @@ def sweep(
             study.set_user_attr(SWEEP, _command(chosen, arguments, hydra, app))
         folder = studies.folder_of(opened, study, STUDIES.absolute())
         models_kept.ask(study, chosen.keep_models)
-        ledger = ledger_of(chosen, study, partial(app.checkpointed, folder))
-        ledger.recover()
+        book = studies.open_book(chosen, study, opened, partial(app.checkpointed, folder))
+        book.recover()
         if chosen.grid:
-            ledger.retry_failed()
+            book.retry_failed()
         else:
-            ledger.enqueue(chosen.enqueue)
+            book.enqueue(chosen.enqueue)
         deadline = began + chosen.timeout_s if chosen.timeout_s else math.inf
         crew = Crew(chosen, app, folder, deadline)
         single = chosen.directions[0] if len(chosen.directions) == 1 else None
-        board = Scoreboard(ledger, journal_of(study), single, chosen.objectives[0])
-        _announce(chosen, ledger)
-        code, counts = None, ledger.counts()
-        to_go = ledger.total is None or counts["remaining"]
+        board = Scoreboard(book, single, chosen.objectives[0])
+        _announce(chosen, book)
+        code, counts = None, book.counts()
+        to_go = book.total is None or counts["remaining"]
         if to_go and not too_many_failed(chosen, counts):
-            code = launch(crew, study, board, launcher)
+            code = launch(crew, board, launcher)
         if app.origin["name"] == "sweepstack":  # others keep what they want
             models_kept.remove_others(study, folder)
-        _conclude(crew, study, ledger, code, results or folder, "" if temporary else url)
+        _conclude(crew, book, code, results or folder, "" if temporary else url)
 
 
 def _command(
@@ -150,12 +148,12 @@ def _command(
     }
 
 
-def _announce(chosen: Plan, ledger: Ledger) -> None:
-    finished = _finished(ledger.counts())
+def _announce(chosen: Plan, book: Book) -> None:
+    finished = _finished(book.counts())
     total = "trials"
-    if ledger.total is not None:
-        before = f", {min(finished, ledger.total)} of them done before" if finished else ""
-        total = f"{ledger.total} trials{before}"
+    if book.total is not None:
+        before = f", {min(finished, book.total)} of them done before" if finished else ""
+        total = f"{book.total} trials{before}"
     how = "every point of the grid once" if chosen.grid else f"sampler {chosen.sampler.name}"
     pruner = "" if chosen.pruner.name == "none" else f", pruner {chosen.pruner.name}"
     _say(f"study {chosen.study}: {total}, {how}{pruner}")
@@ -165,11 +163,9 @@ def _finished(counts: Mapping[str, int]) -> int:
     return counts["done"] + counts["pruned"] + counts["failed"]
 
 
-def _conclude(
-    crew: Crew, study: optuna.Study, ledger: Ledger, code: int | None, results: Path, url: str
-) -> None:
+def _conclude(crew: Crew, book: Book, code: int | None, results: Path, url: str) -> None:
     """Print and write the results, with a `url` the report too; raise if the sweep failed."""
-    counts = ledger.counts()
+    counts, study = book.counts(), book.study
     if code is not None:
         again = "run the same command again to resume"
         raise errors.Stopped(f"interrupted with {counts['remaining']} trials to go; {again}", code)
@@ -180,7 +176,7 @@ def _conclude(
     if not counts["running"] + counts["waiting"] and crew.folder.is_dir():
         from sweepstack.sweep.worker import trial_folder
 
-        trial_folder.tidy(crew.folder, *ledger.without_result())
+        trial_folder.tidy(crew.folder, book.numbers_with(RETRIED), book.numbers_with(LOST))
     if not counts["done"]:
         raise errors.NothingCompleted(
             f"no trial of study {crew.plan.study} completed: {counts['pruned']} pruned, "
@@ -190,7 +186,7 @@ def _conclude(
 
     terminal.show(study, progress.console())
     finished = _finished(counts)
-    if equal := duplicates.recorded(study):
+    if equal := len(book.numbers_with(EQUALS)):
         _say(f"{equal:,} of {finished:,} trials were duplicates and not trained again")
     _write_results(study, results)
     if crew.folder.is_dir():

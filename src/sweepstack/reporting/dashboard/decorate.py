@@ -26,6 +26,7 @@ import os
 import re
 import tempfile
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -34,7 +35,7 @@ from typing import Any
 from optuna.artifacts import ArtifactMeta, FileSystemArtifactStore
 from optuna.storages import BaseStorage, RDBStorage
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy import MetaData, Table, func, insert, select, update
+from sqlalchemy import MetaData, Table, insert, select, update
 from sqlalchemy.exc import InvalidRequestError
 
 from sweepstack.config import commands
@@ -61,6 +62,7 @@ DELETED = "null"
 """What the dashboard makes of the attribute of an artifact that a person deletes."""
 DECORATED = "sweepstack:decorated"
 """System attribute of a study: its state when it was last decorated."""
+FINISHED = [state.name for state in TrialState if state.is_finished()]
 FORMAT = 2
 """To be raised when more is written, so that old studies get it."""
 PART = 2045
@@ -110,17 +112,20 @@ def decorate(
         known = target.get_study_system_attrs(study_id)
         before = known.get(DECORATED) if folder.is_dir() else None
         before = before if isinstance(before, dict) else {}
-        ended = _ended(target, study_id, tables)
+        known_trials = _trials(target, study_id, tables)
+        states = Counter(state for _, state in known_trials.values() if state in FINISHED)
+        # What changes whenever a trial ends.
+        ended = ", ".join(f"{state} {count}" for state, count in sorted(states.items()))
         state = {"format": FORMAT, "trials": ended, "notes": max_notes}
         has_grown = before.get("format") != FORMAT or before.get("trials") != ended
         if not has_grown and before.get("notes") in (None, max_notes):
             return False
         view = view.anew()
-        trials = [trial for trial in view.trials if trial.state.is_finished()]
+        trials = [t for t in view.trials if t.state.is_finished() and t.number in known_trials]
         first = best_trials(view.study, trials)
         noted = list({trial.number: trial for trial in [*first, *trials]}.values())[:max_notes]
         state["notes"] = None if len(noted) == len(trials) else max_notes
-        ids = _trial_ids(target, study_id, [*noted, *first[:TOP]], tables)
+        ids = {number: trial_id for number, (trial_id, _) in known_trials.items()}
         goals = list(view.objectives)
         texts = {"dashboard:note_": study_note(view)}
         texts |= {f"dashboard:{ids[t.number]}:note_": trial_note(view, goals, t) for t in noted}
@@ -141,9 +146,6 @@ def decorate(
     return True
 
 
-# --- the storage ---------------------------------------------------------------------------------
-
-
 @contextlib.contextmanager
 def writable(view: StudyView) -> Iterator[tuple[BaseStorage, int]]:
     """A study's storage, opened to write, and the study's id there.
@@ -158,7 +160,8 @@ def writable(view: StudyView) -> Iterator[tuple[BaseStorage, int]]:
     try:
         yield target, target.get_study_id_from_name(view.name)
     finally:
-        target.engine.dispose()
+        if isinstance(target, RDBStorage):
+            target.engine.dispose()
 
 
 def _tables(target: BaseStorage) -> dict[str, Table] | None:
@@ -181,39 +184,20 @@ def _tables(target: BaseStorage) -> dict[str, Table] | None:
     return tables if known else None
 
 
-def _ended(target: BaseStorage, study_id: int, tables: dict[str, Table] | None) -> str:
-    """How many trials have ended how: changes whenever a trial ends."""
+def _trials(
+    target: BaseStorage, study_id: int, tables: dict[str, Table] | None
+) -> dict[int, tuple[int, str]]:
+    """The id in the storage and the state of each trial, by its number."""
     if tables is None or not isinstance(target, RDBStorage):
-        trials = target.get_all_trials(study_id, deepcopy=False)
-        states = [trial.state.name for trial in trials if trial.state.is_finished()]
-        counts = {name: states.count(name) for name in states}
-    else:
-        rows = tables["trials"].c
-        query = select(rows.state, func.count()).where(rows.study_id == study_id)
-        finished = [state.name for state in TrialState if state.is_finished()]
-        with target.engine.connect() as connection:
-            counts = {
-                str(state): count
-                for state, count in connection.execute(query.group_by(rows.state))
-                if state in finished
-            }
-    return ", ".join(f"{name} {count}" for name, count in sorted(counts.items()))
-
-
-def _trial_ids(
-    target: BaseStorage,
-    study_id: int,
-    trials: Iterable[FrozenTrial],
-    tables: dict[str, Table] | None,
-) -> dict[int, int]:
-    """The id of each trial in the storage, by its number."""
-    if tables is None or not isinstance(target, RDBStorage):
-        find = target.get_trial_id_from_study_id_trial_number
-        return {trial.number: find(study_id, trial.number) for trial in trials}
+        find, trials = target.get_trial_id_from_study_id_trial_number, target.get_all_trials
+        return {
+            trial.number: (find(study_id, trial.number), trial.state.name)
+            for trial in trials(study_id, deepcopy=False)
+        }
     rows = tables["trials"].c
+    query = select(rows.number, rows.trial_id, rows.state).where(rows.study_id == study_id)
     with target.engine.connect() as connection:
-        query = select(rows.number, rows.trial_id).where(rows.study_id == study_id)
-        return {row.number: row.trial_id for row in connection.execute(query)}
+        return {number: (id_, str(state)) for number, id_, state in connection.execute(query)}
 
 
 def _write(
@@ -295,9 +279,6 @@ def _changed_plots(plots: Mapping[str, str], known: Mapping[str, Any]) -> Attrib
     return changed
 
 
-# --- notes ---------------------------------------------------------------------------------------
-
-
 def trial_note(view: StudyView, goals: Sequence[str], trial: FrozenTrial) -> str:
     """A finished trial's note: how it ended, its metrics, its overrides, how to run it again."""
     parts = [f"### Trial {trial.number}: {STATES[trial.state]}"]
@@ -375,9 +356,6 @@ def _settings(settings: Any) -> str | None:
         return None
     others = [f"{key} {value}" for key, value in settings.items() if key != "name"]
     return ", ".join([str(settings["name"]), *others])
-
-
-# --- plots and files -----------------------------------------------------------------------------
 
 
 def _plots(view: StudyView) -> dict[str, str]:

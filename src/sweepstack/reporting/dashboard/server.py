@@ -132,9 +132,6 @@ def _say(console: Console, line: str) -> None:
     console.print(printable(line), highlight=False, markup=False, soft_wrap=True)
 
 
-# --- optuna-dashboard ----------------------------------------------------------------------------
-
-
 def _app(opened: BaseStorage, folder: Path, console: Console) -> Any:
     """optuna-dashboard as a WSGI application."""
     from optuna_dashboard import wsgi
@@ -210,9 +207,6 @@ def reads_by_trial() -> bool:
     return answers[0] == answers[1] and answers[0].count(b"artifact_id") >= 3
 
 
-# --- the server ----------------------------------------------------------------------------------
-
-
 def _is_loopback(host: str) -> bool:
     try:
         return ipaddress.ip_address(host).is_loopback
@@ -278,9 +272,6 @@ def _free(host: str, port: int) -> int:
                 continue
             return int(trial.getsockname()[1])
     return 0
-
-
-# --- who may ask ---------------------------------------------------------------------------------
 
 
 class Guard:

@@ -19,32 +19,7 @@ import plotly.graph_objects as go
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 from plotly.subplots import make_subplots
 
-from sweepstack.reporting.plots import Plot
-from sweepstack.reporting.plots.style import (
-    GREY,
-    PALETTE,
-    STATE_COLOURS,
-    WORST_TO_BEST,
-    Axis,
-    Option,
-    axis,
-    colour_bar,
-    colours,
-    floats,
-    joined,
-    key_title,
-    label,
-    of_several,
-    pair_title,
-    plain,
-    points,
-    rows_axis,
-    spread,
-    styled,
-    thin,
-    value_axis,
-    with_menu,
-)
+from sweepstack.reporting.plots import Plot, style
 from sweepstack.study.frame import ranks
 from sweepstack.study.view import StudyView
 
@@ -71,8 +46,6 @@ GROUPS = (("best 10%", 0.1, 6), ("to 25%", 0.25, 4), ("to 50%", 0.5, 2), ("worst
 MAX_MARKS = 8
 LINE_LETTERS = 34
 """Of all labels beside each other on a parallel axis."""
-
-# --- importance ----------------------------------------------------------------------------------
 
 
 def importance(view: StudyView) -> tuple[Plot | None, list[str]]:
@@ -103,13 +76,15 @@ def importance(view: StudyView) -> tuple[Plot | None, list[str]]:
         return None, view.varied
     share_of = dict(zip(bars.y, shares, strict=True))
     bars.update(
-        x=floats(shares),
-        y=[key_title(name)["text"] for name in bars.y],
-        marker_color=[GREY if name in view.varied_seeds else PALETTE[0] for name in bars.y],
+        x=style.floats(shares),
+        y=[style.key_title(name)["text"] for name in bars.y],
+        marker_color=[
+            style.GREY if name in view.varied_seeds else style.PALETTE[0] for name in bars.y
+        ],
         **{"text": None, "texttemplate": "%{x:.2f}", "cliponaxis": False},
         **{"hovertext": None, "hovertemplate": "%{y}: %{x:.3f}<extra></extra>"},
     )
-    styled(fig, 100 + 36 * len(shares), title=None)
+    style.styled(fig, 100 + 36 * len(shares), title=None)
     # Room for the numbers beside the bars.
     room = [0, 1.2 * float(shares.max())]
     fig.update_xaxes(title={"text": "share of importance"}, nticks=6, range=room)
@@ -118,7 +93,7 @@ def importance(view: StudyView) -> tuple[Plot | None, list[str]]:
     says += f" of {len(good):,} complete ones; shares sum to 1, interactions do not show."
     if view.varied_seeds:
         says += " A key below the seed (grey) did no more than chance."
-    plot = Plot("importance", "Importance of keys", says + of_several(view), fig)
+    plot = Plot("importance", "Importance of keys", says + style.of_several(view), fig)
     return plot, sorted(view.varied, key=lambda key: -share_of.get(key, 0.0))
 
 
@@ -150,16 +125,13 @@ def _study_of_keys(view: StudyView, keys: list[str]) -> optuna.Study:
     return study
 
 
-# --- slices --------------------------------------------------------------------------------------
-
-
 def slices(view: StudyView, keys: list[str]) -> Plot | None:
     """The objective against each key: where good values lie, and where trials failed."""
     shown = keys[:MAX_SLICES]
     if not shown or view.good.empty:
         return None
-    good, left_out = thin(view, view.good, SLICE_POINTS)
-    failed, _ = thin(view, view.frame[view.frame["state"] == "failed"], SLICE_POINTS // 4)
+    good, left_out = style.thin(view, view.good, SLICE_POINTS)
+    failed, _ = style.thin(view, view.frame[view.frame["state"] == "failed"], SLICE_POINTS // 4)
     drawn = view.frame.loc[[*good.index, *failed.index]]
     rows = math.ceil(len(shown) / 2)
     fig = make_subplots(
@@ -169,29 +141,29 @@ def slices(view: StudyView, keys: list[str]) -> Plot | None:
         horizontal_spacing=0.04,
         vertical_spacing=min(SLICE_GAP_PX / (rows * SLICE_PX), 1 / rows),
     )
-    styled(fig, rows * SLICE_PX + 40)
-    values = value_axis(view, view.good[view.objective], view.objective)
+    style.styled(fig, rows * SLICE_PX + 40)
+    values = style.value_axis(view, view.good[view.objective], view.objective)
     title = values.pop("title")
     fig.update_yaxes(**values)
     for index, key in enumerate(shown):
-        along = axis(view, key, drawn, SLICE_LETTERS)
+        along = style.axis(view, key, drawn, SLICE_LETTERS)
         where = {"row": index // 2 + 1, "col": index % 2 + 1}
         for trace in _slice(view, drawn, along):
             trace.showlegend = index == 0
             fig.add_trace(trace, **where)
-        fig.update_xaxes(**{"nticks": 5, **along.layout, "title": key_title(key), **where})
+        fig.update_xaxes(**{"nticks": 5, **along.layout, "title": style.key_title(key), **where})
         fig.update_xaxes(title_standoff=6, **where)
         if where["col"] == 1:
             fig.update_yaxes(title=title, **where)
-    says = f"{plain(view.objective)} ({view.direction}d) of {len(view.good):,} complete"
+    says = f"{style.plain(view.objective)} ({view.direction}d) of {len(view.good):,} complete"
     says += " trials against each key, the most important first"
     if len(keys) > len(shown):
         says += f" ({len(shown)} of {len(keys)} keys)"
     says += "; failed trials stand at the worst value." if len(failed) else "."
-    return Plot("slices", "Slices", says + left_out + of_several(view), fig)
+    return Plot("slices", "Slices", says + left_out + style.of_several(view), fig)
 
 
-def _slice(view: StudyView, rows: pd.DataFrame, along: Axis) -> list[go.Scatter]:
+def _slice(view: StudyView, rows: pd.DataFrame, along: style.Axis) -> list[go.Scatter]:
     """The marks of one panel; a failed trial has no value and stands at the worst."""
     values = view.good[view.objective]
     worst = values.max() if view.minimized else values.min()
@@ -209,15 +181,12 @@ def _slice(view: StudyView, rows: pd.DataFrame, along: Axis) -> list[go.Scatter]
         if len(chosen):
             at = along.at.loc[chosen].to_numpy(dtype="float64")
             if along.labels is not None and name != "best":
-                at = at + spread(len(at), 0.25)
-            colour = PALETTE[5] if name == "best" else STATE_COLOURS[name]
+                at = at + style.spread(len(at), 0.25)
+            colour = style.PALETTE[5] if name == "best" else style.STATE_COLOURS[name]
             numbers, marker = rows.loc[chosen, "number"], {"color": colour, **marker}
             hover = f", {name}: %{{y}}"
-            traces.append(points(at, y.loc[chosen], numbers, name, hover, marker=marker))
+            traces.append(style.points(at, y.loc[chosen], numbers, name, hover, marker=marker))
     return traces
-
-
-# --- contour -------------------------------------------------------------------------------------
 
 
 def contour(view: StudyView, keys: list[str]) -> Plot | None:
@@ -228,10 +197,10 @@ def contour(view: StudyView, keys: list[str]) -> Plot | None:
     trial is near it stays empty. Smoothing and not interpolation: a trial's value is noisy.
     """
     numeric = [key for key in keys if view.is_number(key)]
-    options: list[Option] = []
+    options: list[style.Option] = []
     left_out = ""
     for pair in itertools.combinations(numeric, 2):
-        lines = [axis(view, key, view.good) for key in pair]
+        lines = [style.axis(view, key, view.good) for key in pair]
         at = pd.DataFrame({index: along.at for index, along in enumerate(lines)})
         at = at[np.isfinite(at).all(axis=1)]
         if len(options) == MAX_CONTOURS:
@@ -243,16 +212,16 @@ def contour(view: StudyView, keys: list[str]) -> Plot | None:
                 name: {
                     **{"type": "linear", "nticks": 6, "automargin": True, "zeroline": False},
                     **along.layout,
-                    "title": key_title(key) | {"standoff": 8},
+                    "title": style.key_title(key) | {"standoff": 8},
                 }
                 for name, key, along in zip(("xaxis", "yaxis"), pair, lines, strict=True)
             }
-            options.append((pair_title(pair, view.varied), traces, axes))
+            options.append((style.pair_title(pair, view.varied), traces, axes))
     if not options:
         return None
-    fig = with_menu(options, 500, showlegend=False)
-    says = f"Mean {plain(view.objective)} around each point, brighter is better; dots are the"
-    says += f" trials.{left_out}{of_several(view)}"
+    fig = style.with_menu(options, 500, showlegend=False)
+    says = f"Mean {style.plain(view.objective)} around each point, brighter is better; dots are the"
+    says += f" trials.{left_out}{style.of_several(view)}"
     return Plot("contour", "Pairs of numbers", says, fig)
 
 
@@ -276,39 +245,36 @@ def smooth(
     return np.where(weight >= NEAR, means, np.nan)
 
 
-def _surface(view: StudyView, lines: list[Axis], at: pd.DataFrame) -> tuple[list[Any], str]:
+def _surface(view: StudyView, lines: list[style.Axis], at: pd.DataFrame) -> tuple[list[Any], str]:
     """The smoothed surface and the trials of one pair, and which trials were left out."""
     values = view.good.loc[at.index, view.objective]
-    tones = colours(view, values)
+    tones = style.colours(view, values)
     low, high = tones["cmin"], tones["cmax"]
     unit, ticks = [], []
     for index, along in enumerate(lines):
         scaled = along.scaled(at[index])
         first, last = float(scaled.min()), float(scaled.max())
         unit.append((scaled - first) / ((last - first) or 1))
-        ticks.append(floats(along.unscaled(np.linspace(first, last, GRID))))
+        ticks.append(style.floats(along.unscaled(np.linspace(first, last, GRID))))
     surface = go.Contour(
         x=ticks[0],
         y=ticks[1],
         # Outliers would pull everything around them out of the picture.
-        z=floats(smooth(np.stack(unit, 1), values.clip(low, high).to_numpy())),
+        z=style.floats(smooth(np.stack(unit, 1), values.clip(low, high).to_numpy())),
         **{"colorscale": tones["colorscale"], "zmin": low, "zmax": high, "ncontours": 15},
         line={"width": 0},
         connectgaps=False,
-        colorbar=colour_bar(view.objective),
+        colorbar=style.colour_bar(view.objective),
         hovertemplate="%{z}<extra></extra>",
     )
-    shown, left_out = thin(view, view.good.loc[at.index], CONTOUR_POINTS)
-    value = floats(shown[view.objective])
-    marker = {**tones, "color": value, "size": 6, "line": {"width": 1, "color": GREY}}
-    dots = points(
+    shown, left_out = style.thin(view, view.good.loc[at.index], CONTOUR_POINTS)
+    value = style.floats(shown[view.objective])
+    marker = {**tones, "color": value, "size": 6, "line": {"width": 1, "color": style.GREY}}
+    dots = style.points(
         at.loc[shown.index, 0], at.loc[shown.index, 1], shown["number"], "trials", marker=marker
     )
     dots.update(text=value, hovertemplate="trial %{customdata}: %{text}<extra></extra>")
     return [surface, dots], left_out
-
-
-# --- parallel coordinates ------------------------------------------------------------------------
 
 
 def parallel(view: StudyView, keys: list[str]) -> Plot | None:
@@ -344,19 +310,23 @@ def parallel(view: StudyView, keys: list[str]) -> Plot | None:
         rows = places.loc[drawn.index[group.loc[drawn.index] == index]]
         if len(rows):
             lines = [(line, range(len(names))) for line in rows.to_numpy(dtype="float64")]
-            at = joined(drawn.loc[rows.index, "number"].tolist(), lines)
-            line = {"color": WORST_TO_BEST[tone], "width": 1.2}
+            at = style.joined(drawn.loc[rows.index, "number"].tolist(), lines)
+            line = {"color": style.WORST_TO_BEST[tone], "width": 1.2}
             shape: dict[str, Any] = {"mode": "lines+markers", "marker": {"size": 3}, "line": line}
-            fig.add_trace(points(*at, name, "", opacity=0.5, **shape))
+            fig.add_trace(style.points(*at, name, "", opacity=0.5, **shape))
     fig.update_layout(annotations=marks)
-    styled(fig, 60 + 64 * len(names), legend_traceorder="reversed")
+    style.styled(fig, 60 + 64 * len(names), legend_traceorder="reversed")
     fig.update_xaxes(visible=False, range=[-0.04, 1.04], fixedrange=True)
-    fig.update_yaxes(**rows_axis([key_title(name, 16)["text"] for name in names]), fixedrange=True)
-    says = f"A line per trial through its values, {plain(view.objective)} at the bottom; the most"
-    says += " important keys on top. Click a group in the legend to hide it, twice to see it alone."
+    fig.update_yaxes(
+        **style.rows_axis([style.key_title(name, 16)["text"] for name in names]), fixedrange=True
+    )
+    says = f"A line per trial through its values, {style.plain(view.objective)} at the bottom; the"
+    says += (
+        " most important keys on top. Click a group in the legend to hide it, twice to see only it."
+    )
     if len(keys) > len(shown):
         says += f" {len(shown)} of {len(keys)} keys."
-    return Plot("parallel", "Parallel coordinates", says + left_out + of_several(view), fig)
+    return Plot("parallel", "Parallel coordinates", says + left_out + style.of_several(view), fig)
 
 
 def _places(
@@ -366,15 +336,17 @@ def _places(
     places, marks = {}, []
     for row, key in enumerate([*keys, view.objective]):
         if key == view.objective:
-            along = Axis(drawn[key], value_axis(view, drawn[key], key), None)
+            along = style.Axis(drawn[key], style.value_axis(view, drawn[key], key), None)
         else:
-            along = axis(view, key, drawn, 24 if drawn[key].nunique() <= 4 else 12)
+            along = style.axis(view, key, drawn, 24 if drawn[key].nunique() <= 4 else 12)
         if along.labels is None:
             places[row], ticks = _range(along)
         else:
             count = len(along.labels)
             # Each choice has its part of the axis, its lines the middle of that.
-            places[row] = (along.at + 0.5) / count + spread(len(drawn), min(0.03, 0.25 / count))
+            places[row] = (along.at + 0.5) / count + style.spread(
+                len(drawn), min(0.03, 0.25 / count)
+            )
             ticks = [((tick + 0.5) / count, text) for tick, text in enumerate(along.labels)]
             ticks = ticks[:: -(-count // MAX_MARKS)]
         # Long labels stand in two heights.
@@ -392,12 +364,12 @@ def _places(
     return pd.DataFrame(places), marks
 
 
-def _range(along: Axis) -> tuple[pd.Series, list[tuple[float, str]]]:
+def _range(along: style.Axis) -> tuple[pd.Series, list[tuple[float, str]]]:
     """Places of numbers between the least and the greatest, and three labels."""
     scaled = along.scaled(along.at)
     low, high = float(scaled.min()), float(scaled.max())
     if not high > low:
         value = along.unscaled(low)
-        return scaled - low + 0.5, [(0.5, label(value))] if math.isfinite(low) else []
+        return scaled - low + 0.5, [(0.5, style.label(value))] if math.isfinite(low) else []
     ticks = [(x, along.unscaled(low + x * (high - low))) for x in (0.0, 0.5, 1.0)]
-    return (scaled - low) / (high - low), [(x, label(float(f"{t:.3g}"))) for x, t in ticks]
+    return (scaled - low) / (high - low), [(x, style.label(float(f"{t:.3g}"))) for x, t in ticks]

@@ -6,7 +6,7 @@ values of 1,000 trials are 1,000 colours without a sign of what was pruned.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,23 +15,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from sweepstack.reporting.plots import Plot
-from sweepstack.reporting.plots.style import (
-    GREY,
-    PALETTE,
-    STATE_COLOURS,
-    finite,
-    floats,
-    joined,
-    label,
-    plain,
-    points,
-    styled,
-    thin,
-    value_axis,
-    whole,
-    with_menu,
-)
+from sweepstack.reporting.plots import Plot, style
 from sweepstack.study.view import StudyView
 
 PAUSE_S = 60.0
@@ -48,8 +32,6 @@ MAX_STEPS = 200
 MAX_CURVES = 200
 MAX_EVALUATIONS = 12_000
 """Trials and evaluations in the plot of all evaluations."""
-
-# --- the time of a study -------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -108,9 +90,6 @@ def clock(df: pd.DataFrame) -> Clock:
     return Clock(start - idle, end - idle, int((pauses > 0).sum()))
 
 
-# --- the objective and the best so far -----------------------------------------------------------
-
-
 def optimization(view: StudyView) -> Plot | None:
     """The objective of each trial and the best so far, for a single objective.
 
@@ -121,19 +100,19 @@ def optimization(view: StudyView) -> Plot | None:
         return None
     time = clock(view.frame)
     ways = _spent(view, time)
-    good, left_out = thin(view, view.good)
+    good, left_out = style.thin(view, view.good)
     options = [
         (name, _history(view, good, at), {"xaxis.title.text": title, "xaxis.autorange": True})
         for name, title, at in ways
     ]
-    fig = with_menu(options, 440, xaxis={"nticks": 8})
+    fig = style.with_menu(options, 440, xaxis={"nticks": 8})
     fig.update_layout(
-        yaxis=value_axis(view, view.good[view.objective], view.objective),
+        yaxis=style.value_axis(view, view.good[view.objective], view.objective),
         # Pruned and failed trials have no value: ticks at the bottom.
         yaxis2={"overlaying": "y", "range": [0, 1], "visible": False, "fixedrange": True},
     )
     says = f"Each of {len(view.good):,} complete trials and the best so far"
-    says += f" ({plain(view.objective)}, {view.direction}d); ticks at the bottom are pruned"
+    says += f" ({style.plain(view.objective)}, {view.direction}d); ticks at the bottom are pruned"
     says += f" and failed trials.{left_out}{time.says if len(ways) > 1 else ''}"
     return Plot("optimization", "Optimization history", says, fig)
 
@@ -166,18 +145,18 @@ def _best_so_far(view: StudyView, at: pd.Series) -> pd.DataFrame:
 
 
 def _history(view: StudyView, good: pd.DataFrame, at: pd.Series) -> list[Any]:
-    marker = {"color": STATE_COLOURS["complete"], "size": 5, "opacity": 0.5}
+    marker = {"color": style.STATE_COLOURS["complete"], "size": 5, "opacity": 0.5}
     x, y = at.reindex(good.index), good[view.objective]
-    traces = [points(x, y, good["number"], "trial", marker=marker)]
+    traces = [style.points(x, y, good["number"], "trial", marker=marker)]
     best = _best_so_far(view, at)
-    line = {"color": PALETTE[5], "width": 2, "shape": "hv"}
+    line = {"color": style.PALETTE[5], "width": 2, "shape": "hv"}
     y, name = best[view.objective], "best so far"
-    traces.append(points(best["at"], y, best["number"], name, mode="lines", line=line))
+    traces.append(style.points(best["at"], y, best["number"], name, mode="lines", line=line))
     for state, height in (("pruned", 0.02), ("failed", 0.05)):
         ended = view.frame[view.frame["state"] == state]
-        rows, _ = thin(view, ended, MAX_TICKS)
+        rows, _ = style.thin(view, ended, MAX_TICKS)
         traces.append(
-            points(
+            style.points(
                 at.reindex(rows.index),
                 [height] * len(rows),
                 rows["number"],
@@ -185,13 +164,10 @@ def _history(view: StudyView, good: pd.DataFrame, at: pd.Series) -> list[Any]:
                 f": {state}",
                 yaxis="y2",
                 showlegend=len(rows) > 0,
-                marker={"color": STATE_COLOURS[state], "size": 8, "symbol": "line-ns-open"},
+                marker={"color": style.STATE_COLOURS[state], "size": 8, "symbol": "line-ns-open"},
             )
         )
     return traces
-
-
-# --- learning curves -----------------------------------------------------------------------------
 
 
 def curves(view: StudyView) -> Plot | None:
@@ -218,12 +194,12 @@ def curves(view: StudyView) -> Plot | None:
     for row, pair in enumerate(metrics, 1):
         fig.add_traces(_row(means, best, pruned, pair, row == 1), rows=row, cols=1)
         drawn = [name for name in pair if name]
-        along = value_axis(view, means[drawn], pair[0])
+        along = style.value_axis(view, means[drawn], pair[0])
         of_best = means.loc[means.index.isin(best, level="number"), drawn]
         along["range"], left_out = _range(of_best, means[drawn], along.get("type") == "log")
         outside |= left_out
         fig.update_yaxes(along, row=row, col=1)
-    styled(fig, 60 + 260 * len(metrics))
+    style.styled(fig, 60 + 260 * len(metrics))
     fig.update_xaxes(title={"text": "step"}, row=len(metrics), col=1)
     fig.update_xaxes(nticks=8)
     says = f"The {len(best)} best trials, best first; solid: validation, dotted: training data."
@@ -251,7 +227,7 @@ def _metrics(view: StudyView, history: pd.DataFrame) -> list[tuple[str, str | No
 def _range(best: Any, every: Any, log: bool) -> tuple[list[float] | None, bool]:
     """The range of an axis on which the best trials can be told apart, None for everything, and
     whether anything lies outside: pruned trials may be orders of magnitude away."""
-    best, known = finite(best), finite(every)
+    best, known = style.finite(best), style.finite(every)
     if log:
         best, known = np.log10(best), np.log10(known)
     if not len(best):
@@ -273,45 +249,42 @@ def _row(
 ) -> list[go.Scatter]:
     """The curves of one metric: pruned trials in grey below the best ones."""
     known = set(means.index.get_level_values("number"))
-    cut = {int(number): _fewer(means.loc[number]) for number in pruned if number in known}
-    line = {"color": GREY, "width": 1}
-    hover = "%{y}, step %{x}"
-    traces = _cut(cut, metrics[0], showlegend=is_first, line=line, opacity=0.6) if cut else []
-    for place, number in enumerate(best):
-        if number not in known:
-            continue
-        curve, colour = _fewer(means.loc[number]), PALETTE[place % len(PALETTE)]
+    cut = {int(n): _fewer(means.loc[n])[metrics[0]] for n in pruned if n in known}
+    traces = _lines(cut, "pruned", style.GREY)
+    if traces:
+        traces[0].update(showlegend=False)
+        traces[1].update(showlegend=is_first)
+    for place, number in enumerate(number for number in best if number in known):
+        curve, colour = _fewer(means.loc[number]), style.PALETTE[place % len(style.PALETTE)]
         for metric, dash in zip(metrics, ("solid", "dot"), strict=True):
             if metric is None:
                 continue
-            trace = go.Scatter(
-                x=floats(curve.index),
-                y=floats(curve[metric]),
-                mode="lines+markers" if dash == "solid" and len(curve) <= 30 else "lines",
+            mode = "lines+markers" if dash == "solid" and len(curve) <= 30 else "lines"
+            trace = style.points(curve.index, curve[metric], (), f"trial {number}", mode=mode)
+            trace.update(
                 line={"color": colour, "dash": dash, "width": 2},
                 marker={"size": 4},
-                name=f"trial {number}",
-                legendgroup=f"trial {number}",
                 showlegend=is_first and dash == "solid",
-                hovertemplate=f"trial {number}, {label(metric)}: {hover}<extra></extra>",
+                hovertemplate=f"trial {number}, {style.label(metric)}: %{{y}}, step %{{x}}"
+                "<extra></extra>",
             )
             traces.append(trace)
     return traces
 
 
-def _cut(
-    cut: dict[int, pd.DataFrame], metric: str, *, showlegend: bool, **lines: Any
-) -> list[go.Scatter]:
-    """Lines of pruned trials, one trace, and crosses where they ended."""
-    x, y, who = joined([*cut], [(curve.index, curve[metric]) for curve in cut.values()])
-    steps = [curve.index[-1] for curve in cut.values()]
-    ends = [curve[metric].iloc[-1] for curve in cut.values()]
-    hover, at_end = ", pruned: %{y}, step %{x}", ", pruned at step %{x}: %{y}"
-    marker = {"color": STATE_COLOURS["pruned"], "symbol": "x", "size": 7}
-    return [
-        points(x, y, who, "pruned", hover, mode="lines", showlegend=False, **lines),
-        points(steps, ends, [*cut], "pruned", at_end, marker=marker, showlegend=showlegend),
-    ]
+def _lines(curves: Mapping[int, pd.Series], state: str, colour: str) -> list[go.Scatter]:
+    """Curves of trials by step as one trace, and crosses where pruned ones ended."""
+    if not curves:
+        return []
+    at = style.joined([*curves], [(curve.index, curve) for curve in curves.values()])
+    line, hover = {"color": colour, "width": 1}, f", {state}: %{{y}}, step %{{x}}"
+    traces = [style.points(*at, state, hover, mode="lines", line=line, opacity=0.5)]
+    if state == "pruned":
+        marker = {"color": style.STATE_COLOURS["pruned"], "symbol": "x", "size": 7}
+        steps = [curve.index[-1] for curve in curves.values()]
+        ends, hover = [curve.iloc[-1] for curve in curves.values()], f"{hover}, its end"
+        traces.append(style.points(steps, ends, [*curves], state, hover, marker=marker))
+    return traces
 
 
 def _fewer(curve: pd.DataFrame) -> pd.DataFrame:
@@ -319,9 +292,6 @@ def _fewer(curve: pd.DataFrame) -> pd.DataFrame:
     if len(curve) <= MAX_STEPS:
         return curve
     return curve.iloc[np.linspace(0, len(curve) - 1, MAX_STEPS).astype(int)]
-
-
-# --- all evaluations -----------------------------------------------------------------------------
 
 
 def intermediate(view: StudyView) -> Plot | None:
@@ -346,25 +316,31 @@ def intermediate(view: StudyView) -> Plot | None:
         rows=rows, cols=1, shared_xaxes=True, vertical_spacing=0.05, row_heights=heights
     )
     drawn = means[means["number"].isin(chosen["number"])]
-    fig.add_traces(_evaluations(drawn, chosen, value), rows=1, cols=1)
-    fig.update_yaxes(value_axis(view, drawn[value], value), row=1, col=1)
+    lines = {int(n): curve.set_index("step")[value] for n, curve in drawn.groupby("number")}
+    for state in ("complete", "pruned", "failed", "running"):
+        numbers = chosen.loc[chosen["state"] == state, "number"].astype(int)
+        traces = _lines({n: lines[n] for n in numbers}, state, style.STATE_COLOURS[state])
+        for trace in traces[1:]:
+            trace.update(showlegend=False)
+        fig.add_traces(traces, rows=1, cols=1)
+    fig.update_yaxes(style.value_axis(view, drawn[value], value), row=1, col=1)
     if len(pruned):
         counts = pruned["step"].value_counts().sort_index()
         fig.add_bar(
-            x=floats(counts.index),
-            y=whole(counts),
+            x=style.floats(counts.index),
+            y=style.whole(counts),
             name="pruned here",
             showlegend=False,
-            marker={"color": STATE_COLOURS["pruned"]},
+            marker={"color": style.STATE_COLOURS["pruned"]},
             hovertemplate="%{y} pruned at step %{x}<extra></extra>",
             row=2,
             col=1,
         )
         fig.update_yaxes(title={"text": "pruned"}, nticks=4, row=2, col=1)
-    styled(fig, 520 if rows == 2 else 420)
+    style.styled(fig, 520 if rows == 2 else 420)
     fig.update_xaxes(title={"text": "step"}, row=rows, col=1)
     fig.update_xaxes(nticks=8)
-    says = f"{plain(value)} at every evaluation of {len(last):,} trials"
+    says = f"{style.plain(value)} at every evaluation of {len(last):,} trials"
     if len(pruned):
         says += f"; {len(pruned):,} were pruned, below when (a cross is a trial's end)"
     return Plot("intermediate", "Intermediate values and pruning", f"{says}.{left_out}", fig)
@@ -380,24 +356,3 @@ def _chosen(view: StudyView, last: pd.DataFrame, evaluations: int) -> tuple[pd.D
     random = np.random.default_rng(0).choice(others, most - len(best), replace=False)
     chosen = last[last["number"].isin([*best, *random])]
     return chosen, f" Drawn are {len(chosen)}: the best {len(best)}, others at random."
-
-
-def _evaluations(means: pd.DataFrame, chosen: pd.DataFrame, value: str) -> list[go.Scatter]:
-    """A trace of lines for each state, and crosses for the ends of pruned trials."""
-    traces = []
-    for state in ("complete", "pruned", "failed", "running"):
-        numbers = chosen.loc[chosen["state"] == state, "number"]
-        known = dict(list(means[means["number"].isin(numbers)].groupby("number")))
-        if known:
-            lines = [(curve["step"], curve[value]) for curve in known.values()]
-            hover = f", {state}: %{{y}}, step %{{x}}"
-            line = {"color": STATE_COLOURS[state], "width": 1}
-            at = joined([*known], lines)
-            traces.append(points(*at, state, hover, mode="lines", line=line, opacity=0.5))
-    ends = chosen[chosen["state"] == "pruned"]
-    if len(ends):
-        marker = {"color": STATE_COLOURS["pruned"], "symbol": "x", "size": 6}
-        hover = ", pruned at step %{x}: %{y}"
-        at = ends["step"], ends[value], ends["number"]
-        traces.append(points(*at, "pruned", hover, marker=marker, showlegend=False))
-    return traces

@@ -44,9 +44,6 @@ Option = tuple[str, Sequence[Any], dict[str, Any]]
 """One entry of a plot's menu: its label, its traces, its layout."""
 
 
-# --- which trials ------------------------------------------------------------------------------
-
-
 def thin(view: StudyView, df: pd.DataFrame, most: int = MAX_POINTS) -> tuple[pd.DataFrame, str]:
     """At most `most` rows, in their order, and a sentence that says which, or nothing.
 
@@ -71,9 +68,6 @@ def of_several(view: StudyView) -> str:
     if view.has_one_objective:
         return ""
     return f" Shown is the first objective, {plain(view.objective)}."
-
-
-# --- axes ----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -165,9 +159,6 @@ def spread(count: int, width: float) -> npt.NDArray[np.float64]:
     return np.random.default_rng(0).uniform(-width, width, count)
 
 
-# --- what plotly is given ------------------------------------------------------------------------
-
-
 def floats(values: Any) -> Floats:
     """Values as plotly stores them shortest; infinite ones become NaN, which is not drawn."""
     wide = np.asarray(values, dtype="float64")
@@ -206,9 +197,6 @@ def joined(numbers: Sequence[int], curves: Sequence[tuple[Any, Any]]) -> tuple[F
     return floats(x), floats(y), whole(np.repeat(numbers, [len(steps) + 1 for steps in xs]))
 
 
-# --- layout --------------------------------------------------------------------------------------
-
-
 def styled(fig: go.Figure, height: int, **layout: Any) -> go.Figure:
     """A figure of any width with the legend below and no colours but those of data."""
     transparent = "rgba(0,0,0,0)"
@@ -231,19 +219,15 @@ def styled(fig: go.Figure, height: int, **layout: Any) -> go.Figure:
 
 def with_menu(options: Sequence[Option], height: int, **layout: Any) -> go.Figure:
     """A figure of which a menu shows one option at a time, at first the first."""
-    fig = go.Figure()
+    fig = go.Figure([trace for _, traces, _ in options for trace in traces])
     owner = [index for index, (_, traces, _) in enumerate(options) for _ in traces]
-    for index, (_, traces, _) in enumerate(options):
-        fig.add_traces(traces)
-        for trace in fig.data[len(fig.data) - len(traces) :]:
-            trace.visible = index == 0
+    for trace, index in zip(fig.data, owner, strict=True):
+        trace.visible = index == 0
     menu = {
         "buttons": [
             {"label": name, "method": "update", "args": [{"visible": shown}, axes]}
-            for name, shown, axes in (
-                (name, [other == index for other in owner], axes)
-                for index, (name, _, axes) in enumerate(options)
-            )
+            for index, (name, _, axes) in enumerate(options)
+            for shown in [[other == index for other in owner]]
         ],
         **{"x": 0, "xanchor": "left", "y": 1, "yanchor": "bottom", "pad": {"b": 8, "t": 4}},
         # Plotly's colour of the chosen line is near white in any theme: the text must suit it.
@@ -274,9 +258,6 @@ def colour_bar(name: str) -> dict[str, Any]:
     """A narrow colour bar beside the plot."""
     title = {"text": label(name, 40), "side": "right"}
     return {"thickness": 10, "xpad": 4, "outlinewidth": 0, "title": title, "nticks": 5}
-
-
-# --- texts ---------------------------------------------------------------------------------------
 
 
 def label(value: Any, letters: int = MAX_LETTERS) -> str:

@@ -11,31 +11,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from sweepstack.reporting.plots import Plot
-from sweepstack.reporting.plots.style import (
-    GREY,
-    MAX_CHOICES,
-    NOT_SET,
-    PALETTE,
-    colour_bar,
-    finite,
-    floats,
-    key_title,
-    label,
-    log_axis,
-    of_several,
-    pair_title,
-    plain,
-    points,
-    rows_axis,
-    scale,
-    spread,
-    styled,
-    thin,
-    value_axis,
-    whole,
-    with_menu,
-)
+from sweepstack.reporting.plots import Plot, style
 from sweepstack.reporting.terminal import number
 from sweepstack.study.frame import ranks
 from sweepstack.study.tables import pivot
@@ -54,8 +30,6 @@ LOST = "failed or diverged"
 MAX_RATES = 1_500
 """Trials in the plot of the learning rate."""
 
-# --- heatmap -------------------------------------------------------------------------------------
-
 
 def heatmap(view: StudyView, keys: list[str]) -> Plot | None:
     """The mean of the objective for the values of two keys, with std and n, as `tables.pivot`.
@@ -66,23 +40,23 @@ def heatmap(view: StudyView, keys: list[str]) -> Plot | None:
     keys = [
         key
         for key in keys
-        if view.frame[key].nunique() <= MAX_CHOICES
+        if view.frame[key].nunique() <= style.MAX_CHOICES
         and (view.keys[key].is_finite or not view.is_number(key))
     ]
     if len(keys) < 2 or view.good.empty:
         return None
     pairs = list(itertools.combinations(keys, 2))
     shown = pairs[:MAX_PAIRS]
-    options = [(pair_title(pair, keys), *_table(view, *pair)) for pair in shown]
-    fig = with_menu(options, 400, showlegend=False)
-    says = f"Mean {plain(view.objective)} ({view.direction}d) ± standard deviation over the n"
+    options = [(style.pair_title(pair, keys), *_table(view, *pair)) for pair in shown]
+    fig = style.with_menu(options, 400, showlegend=False)
+    says = f"Mean {style.plain(view.objective)} ({view.direction}d) ± standard deviation over the n"
     says += " runs of a cell; brighter is better."
     if len(view.varied) > 2:
         says += " Runs of all values of the other keys are averaged."
     if len(pairs) > len(shown):
         says += f" The menu has {len(shown)} of {len(pairs)} pairs, the most important first."
-    title = " × ".join(plain(key) for key in keys) if len(pairs) == 1 else "Pairs of keys"
-    return Plot("heatmap", title, says + of_several(view), fig)
+    title = " × ".join(style.plain(key) for key in keys) if len(pairs) == 1 else "Pairs of keys"
+    return Plot("heatmap", title, says + style.of_several(view), fig)
 
 
 def _table(view: StudyView, one: str, other: str) -> tuple[list[Any], dict[str, Any]]:
@@ -94,7 +68,9 @@ def _table(view: StudyView, one: str, other: str) -> tuple[list[Any], dict[str, 
         *(down, across, view.objective),
     )
     mean, std, n = (table[name].to_numpy() for name in ("mean", "std", "n"))
-    columns, rows = ([label(x) for x in names] for names in (table["mean"].columns, table.index))
+    columns, rows = (
+        [style.label(x) for x in names] for names in (table["mean"].columns, table.index)
+    )
     narrow = len(columns) > MAX_NUMBERED
     cells = [
         [_cell(*numbers) for numbers in zip(*row, strict=True)]
@@ -102,22 +78,22 @@ def _table(view: StudyView, one: str, other: str) -> tuple[list[Any], dict[str, 
     ]
     low, high = float(np.nanmin(mean)), float(np.nanmax(mean))
     colours = go.Heatmap(
-        z=floats(mean),
+        z=style.floats(mean),
         x=np.arange(len(columns), dtype="int32"),
         y=np.arange(len(rows), dtype="int32"),
-        **{"zmin": low, "zmax": high, "colorscale": scale(view), "xgap": 2, "ygap": 2},
+        **{"zmin": low, "zmax": high, "colorscale": style.scale(view), "xgap": 2, "ygap": 2},
         text=cells,
         hovertemplate="%{text}<extra></extra>",
         showscale=narrow,
-        colorbar=colour_bar(view.objective),
+        colorbar=style.colour_bar(view.objective),
     )
     tone = (mean - low) / (high - low) if high > low else np.where(n > 0, 0.5, np.nan)
     texts = [] if narrow else _texts(cells, 1 - tone if view.minimized else tone)
-    axes = {"xaxis": rows_axis(columns), "yaxis": rows_axis(rows)}
+    axes = {"xaxis": style.rows_axis(columns), "yaxis": style.rows_axis(rows)}
     axes["xaxis"]["range"] = [-0.5, len(columns) - 0.5]
     axes["yaxis"]["range"] = [len(rows) - 0.5, -0.5]
     for name, key in (("xaxis", across), ("yaxis", down)):
-        axes[name] |= {"automargin": True, "title": key_title(key) | {"standoff": 8}}
+        axes[name] |= {"automargin": True, "title": style.key_title(key) | {"standoff": 8}}
     return [colours, *texts], {**axes, "height": 110 + len(rows) * (28 if narrow else 58)}
 
 
@@ -145,9 +121,6 @@ def _cell(mean: float, std: float, n: int) -> str:
     return f"{mean_text}<br>n={n}" if math.isnan(std) else f"{mean_text}<br>± {std_text}<br>n={n}"
 
 
-# --- isolation -----------------------------------------------------------------------------------
-
-
 def isolation(view: StudyView, keys: list[str]) -> Plot | None:
     """For each value of a key the best and the median over all other keys.
 
@@ -160,41 +133,46 @@ def isolation(view: StudyView, keys: list[str]) -> Plot | None:
     means = view.configured(view.good)
     values = -means["score"] if view.minimized else means["score"]
     tables = {key: isolated(view, means, values, key) for key in keys}
-    shown = [key for key, table in tables.items() if 1 < len(table) <= MAX_CHOICES][:MAX_ISOLATED]
+    shown = [key for key, table in tables.items() if 1 < len(table) <= style.MAX_CHOICES][
+        :MAX_ISOLATED
+    ]
     if not shown:
         return None
     # A row for the name of each key, its values below.
     texts: list[str] = []
     at: list[int] = []
     for key in shown:
-        texts.append(f"<b>{label(key, 32)}</b>")
+        texts.append(f"<b>{style.label(key, 32)}</b>")
         at += range(len(texts), len(texts) + len(tables[key]))
         texts += [f"{name} (n={n})" for name, n in tables[key]["n"].items()]
     table = pd.concat([tables[key] for key in shown])
     ends = np.stack([table["median"], table["best"], np.full(len(table), np.nan)], 1)
     fig = go.Figure()
     fig.add_scatter(
-        x=floats(ends.ravel()),
-        y=floats(np.repeat(at, 3)),
+        x=style.floats(ends.ravel()),
+        y=style.floats(np.repeat(at, 3)),
         mode="lines",
-        line={"color": GREY, "width": 1},
+        line={"color": style.GREY, "width": 1},
         showlegend=False,
         hoverinfo="skip",
     )
-    for name, colour, symbol in (("best", PALETTE[5], "circle"), ("median", PALETTE[0], "diamond")):
+    for name, colour, symbol in (
+        ("best", style.PALETTE[5], "circle"),
+        ("median", style.PALETTE[0], "diamond"),
+    ):
         marker = {"color": colour, "symbol": symbol, "size": 8}
-        trace = points(table[name], at, table["n"], name, marker=marker)
+        trace = style.points(table[name], at, table["n"], name, marker=marker)
         hover = f"{name} %{{x}}, n=%{{customdata}}<extra></extra>"
-        fig.add_trace(trace.update(y=whole(at), hovertemplate=hover))
-    styled(fig, 90 + 22 * len(texts))
-    fig.update_xaxes(**value_axis(view, values, view.objective))
-    fig.update_yaxes(**rows_axis(texts))
-    says = f"For each value of a key the best and the median {plain(view.objective)}"
+        fig.add_trace(trace.update(y=style.whole(at), hovertemplate=hover))
+    style.styled(fig, 90 + 22 * len(texts))
+    fig.update_xaxes(**style.value_axis(view, values, view.objective))
+    fig.update_yaxes(**style.rows_axis(texts))
+    says = f"For each value of a key the best and the median {style.plain(view.objective)}"
     says += f" ({view.direction}d) of the n configurations that have it, of {len(means):,}"
     says += ", each the mean over its seeds" if view.varied_seeds else ""
     left_out = len(keys) - len(shown)
     says += f"; {left_out} keys left out." if left_out else "."
-    return Plot("isolation", "Isolation plots", says + of_several(view), fig)
+    return Plot("isolation", "Isolation plots", says + style.of_several(view), fig)
 
 
 def isolated(view: StudyView, means: pd.DataFrame, values: pd.Series, key: str) -> pd.DataFrame:
@@ -207,7 +185,7 @@ def isolated(view: StudyView, means: pd.DataFrame, values: pd.Series, key: str) 
     if not view.is_number(key) or means[key].nunique() <= BINS:
         means.attrs = view.frame.attrs  # the declared order of choices
         (codes,), (labels,) = ranks(means, [key])
-        names = [label(value) for value in labels]
+        names = [style.label(value) for value in labels]
     else:
         numbers = means[key].astype("float64")
         log = view.keys[key].is_log and numbers.min() > 0
@@ -215,15 +193,12 @@ def isolated(view: StudyView, means: pd.DataFrame, values: pd.Series, key: str) 
         edges = np.linspace(scaled.min(), scaled.max(), BINS + 1)
         codes = pd.Series(np.searchsorted(edges[1:-1], scaled, side="right"), index=means.index)
         codes = codes.where(numbers.notna(), BINS)
-        ends = [label(float(f"{10**edge if log else edge:.2g}")) for edge in edges]
-        names = [*(f"{low} to {high}" for low, high in itertools.pairwise(ends)), NOT_SET]
+        ends = [style.label(float(f"{10**edge if log else edge:.2g}")) for edge in edges]
+        names = [*(f"{low} to {high}" for low, high in itertools.pairwise(ends)), style.NOT_SET]
     grouped = values.groupby(codes.to_numpy())
     best = grouped.min() if view.minimized else grouped.max()
     table = pd.DataFrame({"best": best, "median": grouped.median(), "n": grouped.size()})
     return table.set_axis([names[code] for code in table.index])
-
-
-# --- learning rate -------------------------------------------------------------------------------
 
 
 def learning_rate(view: StudyView) -> Plot | None:
@@ -238,15 +213,15 @@ def learning_rate(view: StudyView) -> Plot | None:
     metrics = [
         name
         for name in dict.fromkeys([view.objective, *losses[:1]])
-        if len(finite(_numbers(df[name])))
+        if len(style.finite(_numbers(df[name])))
     ]
     if df.empty or not metrics:
         return None
-    drawn, left_out = thin(view, df, MAX_RATES)
+    drawn, left_out = style.thin(view, df, MAX_RATES)
     groups = _optimizers(view, drawn)
     at = rate.loc[drawn.index]
     if drawn[key].nunique() <= 12:  # of a few choices each would hide the others
-        at = at * 10 ** spread(len(at), 0.05)
+        at = at * 10 ** style.spread(len(at), 0.05)
         for index, (_, _, chosen) in enumerate(groups):
             at[chosen] *= 10 ** (0.12 * (index - (len(groups) - 1) / 2))
     fig = make_subplots(rows=len(metrics), cols=1, shared_xaxes=True, vertical_spacing=0.05)
@@ -255,12 +230,12 @@ def learning_rate(view: StudyView) -> Plot | None:
         for trace in _marks(view, drawn, groups, at, values):
             trace.showlegend = not any(other.name == trace.name for other in fig.data)
             fig.add_trace(trace, row=row, col=1)
-        fig.update_yaxes(value_axis(view, values, metric), row=row, col=1)
-    styled(fig, 70 + 270 * len(metrics))
-    fig.update_xaxes(**log_axis(rate.loc[df.index]))
-    fig.update_xaxes(title=key_title(key), row=len(metrics), col=1)
+        fig.update_yaxes(style.value_axis(view, values, metric), row=row, col=1)
+    style.styled(fig, 70 + 270 * len(metrics))
+    fig.update_xaxes(**style.log_axis(rate.loc[df.index]))
+    fig.update_xaxes(title=style.key_title(key), row=len(metrics), col=1)
     pruned = int((df["state"] == "pruned").sum())
-    says = f"{len(df):,} trials by {plain(key)}"
+    says = f"{len(df):,} trials by {style.plain(key)}"
     says += f"; open circles: the {pruned:,} pruned ones at their last evaluation" if pruned else ""
     if any(trace.name == LOST for trace in fig.data):
         says += "; crosses at the worst value: failed or diverged ones"
@@ -271,24 +246,24 @@ def _marks(
     view: StudyView, df: pd.DataFrame, groups: list[Any], at: pd.Series, values: pd.Series
 ) -> list[go.Scatter]:
     """Complete and pruned trials of each optimizer, then those that failed or have no number."""
-    known = finite(values)
+    known = style.finite(values)
     is_loss = view.minimized if values.name == view.objective else True
     lost = (df["state"] == "failed") | ((df["state"] == "complete") & ~np.isfinite(values))
     traces = []
     for name, colour, chosen in groups:
         for state, symbol in (("complete", "circle"), ("pruned", "circle-open")):
             rows = df.index[chosen & ~lost & (df["state"] == state)]
-            if len(finite(values.loc[rows])):
+            if len(style.finite(values.loc[rows])):
                 shown = name if name and state == "complete" else f"{name} {state}".strip()
                 marker = {"color": colour, "symbol": symbol, "size": 6, "opacity": 0.6}
                 trials = at.loc[rows], values.loc[rows], df.loc[rows, "number"]
                 hover = f", {shown}: %{{y}}, %{{x}}"
-                traces.append(points(*trials, shown, hover, marker=marker))
+                traces.append(style.points(*trials, shown, hover, marker=marker))
     if lost.any():
         worst = np.full(lost.sum(), known.max() if is_loss else known.min())
-        marker = {"color": PALETTE[-1], "symbol": "x", "size": 7}
+        marker = {"color": style.PALETTE[-1], "symbol": "x", "size": 7}
         trials = at[lost], worst, df.loc[lost, "number"]
-        traces.append(points(*trials, LOST, f", {LOST}: %{{y}}, %{{x}}", marker=marker))
+        traces.append(style.points(*trials, LOST, f", {LOST}: %{{y}}, %{{x}}", marker=marker))
     return traces
 
 
@@ -296,15 +271,15 @@ def _optimizers(view: StudyView, df: pd.DataFrame) -> list[tuple[str, str, pd.Se
     """Name, colour and trials of each optimizer that was swept; else of all trials."""
     key = next((key for key in view.varied if key.rpartition(".")[2] == "optimizer"), None)
     if key is None or view.is_number(key):
-        return [("", PALETTE[0], pd.Series(True, index=df.index))]
+        return [("", style.PALETTE[0], pd.Series(True, index=df.index))]
     (codes,), (labels,) = ranks(df, [key])
-    colours = PALETTE[:-1]  # the last one is that of failed trials
+    colours = style.PALETTE[:-1]  # the last one is that of failed trials
     named = [
-        (label(name), colour, codes == code)
+        (style.label(name), colour, codes == code)
         for code, (name, colour) in enumerate(zip(labels, colours, strict=False))
     ]
     others = codes >= len(colours)
-    return [*named, ("others", GREY, others)] if others.any() else named
+    return [*named, ("others", style.GREY, others)] if others.any() else named
 
 
 def _numbers(values: pd.Series) -> pd.Series:

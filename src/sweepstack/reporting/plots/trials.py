@@ -13,26 +13,8 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from sweepstack.reporting.plots import Plot
+from sweepstack.reporting.plots import Plot, style
 from sweepstack.reporting.plots.progress import Clock, clock
-from sweepstack.reporting.plots.style import (
-    GREY,
-    MAX_POINTS,
-    PALETTE,
-    STATE_COLOURS,
-    Option,
-    floats,
-    label,
-    pair_title,
-    plain,
-    points,
-    rows_axis,
-    styled,
-    thin,
-    value_axis,
-    whole,
-    with_menu,
-)
 from sweepstack.study.ranking import best
 from sweepstack.study.view import StudyView
 
@@ -48,31 +30,31 @@ def pareto(view: StudyView) -> Plot | None:
     if len(names) < 2 or good.empty:
         return None
     front = good.iloc[best(good[names], good["number"], list(view.objectives.values()))]
-    others, left_out = thin(view, good.drop(front.index))
+    others, left_out = style.thin(view, good.drop(front.index))
     mode = "lines+markers" if len(names) == 2 else "markers"
-    options: list[Option] = []
+    options: list[style.Option] = []
     for x, y in list(itertools.combinations(names, 2))[:MAX_PAIRS]:
         traces = [
-            points(
+            style.points(
                 *(rows[x], rows[y], rows["number"], name, ": %{x}, %{y}"),
                 mode=mode if rows is front else "markers",
                 line={"shape": "linear", "width": 1},
                 marker={"color": colour, "size": size},
             )
             for rows, name, colour, size in (
-                (others, "other trials", GREY, 5),
-                (front, "front", PALETTE[5], 8),
+                (others, "other trials", style.GREY, 5),
+                (front, "front", style.PALETTE[5], 8),
             )
         ]
         axes = {
-            name: value_axis(view, good[objective], objective) | {"automargin": True}
+            name: style.value_axis(view, good[objective], objective) | {"automargin": True}
             for name, objective in (("xaxis", x), ("yaxis", y))
         }
-        options.append((pair_title((x, y), names), traces, axes))
-    goals = ", ".join(f"{plain(name)} ({goal}d)" for name, goal in view.objectives.items())
+        options.append((style.pair_title((x, y), names), traces, axes))
+    goals = ", ".join(f"{style.plain(name)} ({goal}d)" for name, goal in view.objectives.items())
     says = f"{goals}: {len(front)} of {len(good):,} trials are on the Pareto front, those that no"
     says += f" other beats in all objectives.{left_out}"
-    return Plot("pareto", "Pareto front", says, with_menu(options, 440))
+    return Plot("pareto", "Pareto front", says, style.with_menu(options, 440))
 
 
 def timeline(view: StudyView) -> Plot | None:
@@ -89,7 +71,7 @@ def timeline(view: StudyView) -> Plot | None:
     kept = [name for name in bars["worker"].drop_duplicates() if name in workers[:MAX_WORKERS]]
     bars = bars[bars["worker"].isin(kept)]
     bars = bars.assign(lane=_lanes(bars))
-    merged = _merged(bars, CLOSE * time.total) if len(bars) > MAX_POINTS else bars
+    merged = _merged(bars, CLOSE * time.total) if len(bars) > style.MAX_POINTS else bars
     widths = bars.groupby("worker")["lane"].max().reindex(kept) + 1
     first = widths.cumsum() - widths + np.arange(len(widths))  # a lane between two workers
     lanes = int(first.iloc[-1] + widths.iloc[-1])
@@ -97,24 +79,24 @@ def timeline(view: StudyView) -> Plot | None:
     pixels = min(max(26 * len(kept), 9 * lanes), 700)
     says_trials = "trials from %{customdata} on" if "trials" in merged else "trial %{customdata}"
     fig = go.Figure()
-    for state, colour in STATE_COLOURS.items():
+    for state, colour in style.STATE_COLOURS.items():
         rows = merged[merged["state"] == state]
         if len(rows):
             fig.add_bar(
                 orientation="h",
-                base=floats(rows["begin"] / size),
-                x=floats((rows["end"] - rows["begin"]) / size),
-                y=floats(rows["lane"] + rows["worker"].map(first)),
-                customdata=whole(rows["number"]),
+                base=style.floats(rows["begin"] / size),
+                x=style.floats((rows["end"] - rows["begin"]) / size),
+                y=style.floats(rows["lane"] + rows["worker"].map(first)),
+                customdata=style.whole(rows["number"]),
                 name=f"{state} ({int((bars['state'] == state).sum()):,})",
                 hovertemplate=f"{says_trials}<extra></extra>",
                 width=0.86 if pixels / lanes > 5 else 1.0,  # gaps under a pixel would be stripes
                 marker={"color": colour},
             )
-    styled(fig, 130 + pixels, bargap=0, barmode="overlay")
+    style.styled(fig, 130 + pixels, bargap=0, barmode="overlay")
     fig.update_xaxes(title={"text": f"time since the start ({unit})"}, nticks=8)
     centres = list((first + (widths - 1) / 2).to_numpy())
-    fig.update_yaxes(**rows_axis([label(worker, 20) for worker in kept], centres))
+    fig.update_yaxes(**style.rows_axis([style.label(worker, 20) for worker in kept], centres))
     fig.update_yaxes(range=[lanes - 0.4, -0.6])
     says = f"{len(bars):,} trials by worker, {len(kept)} of {len(workers)} workers"
     says += ", those that run side by side below each other." if lanes > len(kept) else "."

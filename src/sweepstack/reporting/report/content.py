@@ -96,9 +96,6 @@ def label(value: Any) -> str:
     return clean(value)
 
 
-# --- what the study is ---------------------------------------------------------------------------
-
-
 def counts(view: StudyView) -> str:
     """For example "3 complete, 2 failed"."""
     return ", ".join(f"{count:,} {state}" for state, count in view.counts.items())
@@ -219,9 +216,6 @@ def _span(seconds: float) -> str:
     return f"{int(seconds // size)} {big} {int(seconds % size // small)} {little}"
 
 
-# --- tables --------------------------------------------------------------------------------------
-
-
 def pivot_table(view: StudyView) -> Table | None:
     """Means by one or two keys, in a study of one objective whose keys have finitely many values:
     all keys, else the favourites, else those whose means differ most."""
@@ -322,9 +316,6 @@ def _finite(values: Any) -> list[float]:
 def _judged(view: StudyView) -> pd.DataFrame:
     """The frame with "infeasible" as the state of trials that break a constraint."""
     return view.frame.assign(state=view.outcomes)
-
-
-# --- all trials ----------------------------------------------------------------------------------
 
 
 def trials(view: StudyView) -> tuple[list[dict[str, Any]], list[tuple[str, str]]]:

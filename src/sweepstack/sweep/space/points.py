@@ -92,10 +92,9 @@ def search_function(name: str) -> SearchFunction:
     """The user's function that `hydra.sweeper.custom_search_space` names.
 
         def suggest(config, trial):        # mypackage/space.py, in the working folder or installed
-            trial.suggest_int("model.hidden", 8, 64)
+            trial.suggest_int("model.hidden", 8, 64)  # becomes an override of the trial
 
-    What it suggests becomes an override of the trial. A leading dot is ignored, as older versions
-    of Hydra did. The module may be `__main__`.
+    A leading dot is ignored, as in older versions of Hydra. The module may be `__main__`.
 
     Raises:
         InputError: there is no such function, or its module does not import.
@@ -275,11 +274,7 @@ def ranks(space: Space, static_of: Callable[[list[str]], Hashable]) -> Ranks:
 
 
 def arranged(space: Space, by: Ranks) -> list[dict[str, Label]]:
-    """The points of the grid, those with equal ranks together, else in the grid's order.
-
-    Raises:
-        InputError: a parameter is continuous.
-    """
+    """The points of the grid, those with equal ranks together, else in the grid's order."""
     return sorted(space.grid(), key=lambda point: _ranks_of(point, by))
 
 
