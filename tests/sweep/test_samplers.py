@@ -9,7 +9,7 @@ import optuna
 import pytest
 
 from sweepstack.config.errors import EnvironmentFault, InputError
-from sweepstack.sweep.samplers import build_sampler
+from sweepstack.sweep.samplers import SeededByTrial, build_sampler
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -124,6 +124,18 @@ def test_build_sampler_says_what_is_wrong(name, given, lines):
 def test_settings_that_do_not_go_together():
     with pytest.raises(InputError, match=rf"^{WHERE}: .*group"):
         build_sampler("tpe", {"group": True, "multivariate": False}, 0)
+
+
+def test_start_up_trials_of_cmaes_are_each_trial_s_own():
+    def first_draws(begin: int) -> list[tuple[float, float]]:
+        study = optuna.create_study(sampler=SeededByTrial(1))
+        for _ in range(begin):
+            study.tell(study.ask(), 0.0)
+        trials = [study.ask() for _ in range(4 - begin)]
+        return [(t.suggest_float("x", 0, 1), t.suggest_float("y", 0, 1)) for t in trials]
+
+    assert first_draws(2) == first_draws(0)[2:]  # whoever asks, and whatever was asked before
+    assert len({value for pair in first_draws(0) for value in pair}) == 8
 
 
 def test_cmaes_needs_a_trusted_storage():

@@ -137,6 +137,15 @@ def contained() -> Iterator[None]:
         raise ModuleExit(f"{type(error).__name__}: {error}") from error
 
 
+@contextmanager
+def noted(mistakes: list[str]) -> Iterator[None]:
+    """Add the lines of an InputError to `mistakes` and go on after the block."""
+    try:
+        yield
+    except InputError as error:
+        mistakes.extend(error.mistakes)
+
+
 def reason(error: BaseException) -> str:
     """An error of a user's code in one line, with its type."""
     said = str(error) if isinstance(error, ModuleExit) else f"{type(error).__name__}: {error}"

@@ -35,18 +35,10 @@ class Choice:
 
     @classmethod
     def read(cls, where: str, node: object, classes: Mapping[str, str]) -> Choice:
-        """From `{name: tpe, ...}`, from a bare name, or from `{_target_: ..., ...}`.
+        """From `{name: tpe, ...}`, from a bare name, or as hydra-optuna-sweeper writes its groups,
+        from `{_target_: ..., ...}`, whose last part is in `classes`. InputError otherwise.
 
-        The last is how hydra-optuna-sweeper's groups and many a config of its users are written.
         A setting that is null is left to the default of its class.
-
-        Args:
-            where: the key that the group stands under.
-            node: the group's config.
-            classes: last part of a `_target_` -> name.
-
-        Raises:
-            InputError: the node is no such thing, or its class is not known.
         """
         if isinstance(node, str):
             return cls(node, {})
@@ -65,20 +57,15 @@ class Choice:
 
 @dataclass(frozen=True)
 class Constraint:
-    """A trial is feasible if its final number `name` is <= or >= `bound`.
-
-    The number is a metric, num_parameters, seconds or steps.
-    """
+    """A trial is feasible if its final number `name` (a metric, num_parameters, seconds, steps) is
+    <= or >= `bound`."""
 
     name: str
     relation: Literal["<=", ">="]
     bound: float
 
     def violation(self, numbers: Mapping[str, float]) -> float | None:
-        """How far a trial is on the wrong side of the bound; None when it has no such number.
-
-        Samplers that know constraints (tpe, gp, nsgaii) prefer trials where it is 0 or less.
-        """
+        """How far a trial is on the wrong side of the bound; None when it has no such number."""
         value = numbers.get(self.name)
         if value is None or math.isnan(value):
             return None
@@ -193,9 +180,7 @@ def _sampler(values: Mapping[str, Any]) -> tuple[Choice, int | None]:
     chosen = Choice.read(f"{_WHERE}.sampler", node, samplers.CLASSES)
     given = dict(chosen.given)
     seed = given.pop("seed", None)
-    samplers.build_sampler(
-        chosen.name, given, seed, trusted_storage=bool(values["trusted_storage"])
-    )
+    samplers.build_sampler(chosen.name, given, seed, trusted_storage=values["trusted_storage"])
     return Choice(chosen.name, given), seed
 
 

@@ -68,15 +68,11 @@ def build_sampler(
 ) -> BaseSampler | None:
     """The sampler `name` with the settings `given`; None for grid, whose points are enqueued.
 
-    Only given settings are passed on. TPE's default `constant_liar` keeps trials that are asked
-    side by side apart.
-
     Args:
         name: one of `SAMPLERS`.
-        given: its settings.
-        seed: the study's. With one worker it gives the same trials again. A worker gives
-            each trial a sampler seeded by its number, but for those in `SHARED`: all of them must
-            have the scrambling of qmc in common (None scrambles by 0).
+        given: its settings; only these are passed on.
+        seed: the trial's, or the study's for samplers in `SHARED`; without one qmc scrambles by 0,
+            so that all workers have its scrambling in common.
         trusted_storage: whether unpickling what the storage holds is safe; cmaes does.
 
     Raises:
@@ -92,7 +88,7 @@ def build_sampler(
     if name == "cmaes":
         _check_cmaes(trusted_storage)
         if seed is not None:
-            values["independent_sampler"] = _SeededByTrial(seed)
+            values["independent_sampler"] = SeededByTrial(seed)
     if name == "qmc":
         values = {"scramble": True, **values, "seed": seed or 0}
     return construct(_WHERE, _MAKE[name], values)
@@ -108,9 +104,9 @@ def _check_cmaes(trusted_storage: bool) -> None:
         raise EnvironmentFault(f"{_WHERE} cmaes needs the package 'cmaes', which is not installed")
 
 
-class _SeededByTrial(RandomSampler):
-    """Draws start-up trials and choices of cmaes, each trial's from a seed of its own: whichever
-    worker asks, it draws the same."""
+class SeededByTrial(RandomSampler):
+    """Draws each trial from a seed of its own, whichever worker asks: start-up trials and choices
+    of cmaes, which all trials share."""
 
     def __init__(self, seed: int):
         super().__init__()

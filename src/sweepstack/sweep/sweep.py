@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-import shutil
 import tempfile
 import time
 import warnings
@@ -20,14 +19,8 @@ import yaml
 from optuna.exceptions import ExperimentalWarning
 from optuna.trial import TrialState
 
-from sweepstack.config import commands, files
-from sweepstack.config.errors import (
-    NothingCompleted,
-    Stopped,
-    TrainingFailed,
-    one_line,
-    without_passwords,
-)
+from sweepstack.config import commands, errors, files
+from sweepstack.config.errors import one_line
 from sweepstack.runs import progress
 from sweepstack.study import storage
 from sweepstack.study.attributes import EQUALS, LOST, RETRIED, SWEEP
@@ -46,8 +39,8 @@ log = logging.getLogger(__name__)
 
 STUDIES = Path("outputs/studies")
 RESULTS = "optimization_results.yaml"
-_UNTOLD = ("hydra.mode=", "hydra.sweeper.storage=")
-"""Overrides that a study does not keep: what goes without saying, and what may hold a password."""
+_NOT_KEPT = ("hydra.mode=", "hydra.sweeper.storage=")
+"""Overrides that a study does not keep: what every sweep has, and what may hold a password."""
 
 
 class App(worker.App, Protocol):
@@ -56,26 +49,19 @@ class App(worker.App, Protocol):
     @property
     def prefix(self) -> str:
         """What an unnamed study's name begins with."""
-        ...
 
     @property
     def origin(self) -> Mapping[str, str | None]:
-        """Where its configs come from: `name`, and of sweepstack itself `config_dir`,
-        `config_name`.
-        """
-        ...
+        """Where configs come from: `name`; of sweepstack also `config_dir` and `config_name`."""
 
     def check(self, space: Space) -> None:
         """Check the values of a space."""
-        ...
 
     def prepare(self, plan: Plan) -> tuple[Plan, dict[str, Any]]:
         """Check the space; add objectives and directions, and what identifies the question."""
-        ...
 
     def repeats(self, plan: Plan) -> int | None:
-        """How many points of a grid do what another does, if that is soon known."""
-        ...
+        """How many points of a grid are duplicates, if that is soon known."""
 
 
 def sweep(
@@ -94,14 +80,14 @@ def sweep(
         arguments: the command line's overrides.
         app: what is swept.
         hydra: the command line's overrides of Hydra's own node.
-        launcher: carries the workers, where it is not this module's own.
+        launcher: starts the workers; our own by default.
         results: folder of optimization_results.yaml; the study's own by default.
 
     Raises:
         InputError: something is wrong; no trial was made.
         EnvironmentFault: the storage cannot be reached, or the disk is full.
-        Stopped: Ctrl-C or SIGTERM; run the same command again to resume.
-        NothingCompleted: no trial came to its end.
+        Stopped: Ctrl-C or SIGTERM.
+        NothingCompleted: no trial completed.
         TrainingFailed: more trials failed than `max_failure_rate` allows.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -112,7 +98,7 @@ def sweep(
         dry_run.show(chosen, app.repeats(chosen) if chosen.duplicates == "once" else None)
         return
     with _storage(chosen) as (url, opened), storage.named(url):
-        # The trials of a grid are its points; others would count, and not be among them.
+        # A grid's trials are its points: those of another kind of sweep must not count.
         identity = {"grid": chosen.grid, "space": chosen.space.signature(), **question}
         study = studies.open_study(
             opened, chosen.study, chosen.directions, identity, chosen.on_mismatch
@@ -122,11 +108,15 @@ def sweep(
         if list(study.metric_names or ()) != list(chosen.objectives):
             study.set_metric_names(list(chosen.objectives))
         if SWEEP not in study.user_attrs:
-            study.set_user_attr(SWEEP, _asked(chosen, arguments, hydra, app))
+            study.set_user_attr(SWEEP, _command(chosen, arguments, hydra, app))
         folder = studies.folder_of(opened, study, STUDIES.absolute())
         trial_folder.keep_models(study, chosen.keep_models)
         book = studies.open_book(chosen, study, opened, partial(app.checkpointed, folder))
-        _take_up(chosen, book)
+        book.recover()
+        if chosen.grid:
+            book.retry_failed()
+        else:
+            book.enqueue(chosen.enqueue)
         deadline = began + chosen.timeout_s if chosen.timeout_s else math.inf
         crew = Crew(chosen, app, folder, deadline)
         single = chosen.directions[0] if len(chosen.directions) == 1 else None
@@ -141,15 +131,14 @@ def sweep(
         _conclude(crew, book, code, results or folder, "" if temporary else url)
 
 
-def _asked(
+def _command(
     chosen: Plan, arguments: Sequence[str], hydra: Sequence[str], app: App
 ) -> dict[str, Any]:
     """What a study keeps of how it was asked, for reports and reruns; no storage's password."""
+    kept = [line for line in hydra if not line.lstrip("+").startswith(_NOT_KEPT)]
     return {
         "arguments": list(arguments),
-        "hydra": [
-            without_passwords(word) for word in hydra if not word.lstrip("+").startswith(_UNTOLD)
-        ],
+        "hydra": [errors.without_passwords(line) for line in kept],
         "application": dict(app.origin),
         "sampler": {"name": chosen.sampler.name, **chosen.sampler.given, "seed": chosen.seed},
         "pruner": {"name": chosen.pruner.name, **chosen.pruner.given},
@@ -158,33 +147,27 @@ def _asked(
     }
 
 
-def _take_up(chosen: Plan, book: Book) -> None:
-    """Requeue what earlier workers left, and let known points and failed grid points wait."""
-    book.recover()
-    if chosen.grid:
-        book.retry_failed()
-    else:
-        book.enqueue(chosen.enqueue)
-
-
 def _announce(chosen: Plan, book: Book) -> None:
-    counts = book.counts()
-    finished = counts["done"] + counts["pruned"] + counts["failed"]
-    what = "every point of the grid once" if chosen.grid else f"sampler {chosen.sampler.name}"
+    finished = _finished(book.counts())
+    total = "trials"
+    if book.total is not None:
+        before = f", {min(finished, book.total)} of them done before" if finished else ""
+        total = f"{book.total} trials{before}"
+    how = "every point of the grid once" if chosen.grid else f"sampler {chosen.sampler.name}"
     pruner = "" if chosen.pruner.name == "none" else f", pruner {chosen.pruner.name}"
-    before = finished if book.total is None else min(finished, book.total)
-    so_far = f", {before} of them done before" if finished else ""
-    total = "trials" if book.total is None else f"{book.total} trials{so_far}"
-    line = f"study {chosen.study}: {total}, {what}{pruner}"
-    _say(line)
+    _say(f"study {chosen.study}: {total}, {how}{pruner}")
+
+
+def _finished(counts: Mapping[str, int]) -> int:
+    return counts["done"] + counts["pruned"] + counts["failed"]
 
 
 def _conclude(crew: Crew, book: Book, code: int | None, results: Path, url: str) -> None:
-    """Show what came of it, and end as it ended; with a `url` in the dashboard and a report too."""
+    """Print and write the results, with a `url` the report too; raise if the sweep failed."""
     counts, study = book.counts(), book.study
     if code is not None:
         again = "run the same command again to resume"
-        raise Stopped(f"interrupted with {counts['remaining']} trials to go; {again}", code)
+        raise errors.Stopped(f"interrupted with {counts['remaining']} trials to go; {again}", code)
     rate = f"hydra.sweeper.max_failure_rate={crew.plan.max_failure_rate:g}"
     too_many = too_many_failed(crew.plan, counts, ended=True)
     hopeless = counts["remaining"] and too_many_failed(crew.plan, counts)
@@ -192,27 +175,28 @@ def _conclude(crew: Crew, book: Book, code: int | None, results: Path, url: str)
     if not counts["running"] + counts["waiting"] and crew.folder.is_dir():
         trial_folder.tidy(crew.folder, book.numbers_with(RETRIED), book.numbers_with(LOST))
     if not counts["done"]:
-        raise NothingCompleted(
+        raise errors.NothingCompleted(
             f"no trial of study {crew.plan.study} completed: {counts['pruned']} pruned, "
-            f"{counts['failed']} failed{early}{_because(study)}"
+            f"{counts['failed']} failed{early}{_most_frequent_error(study)}"
         )
     from sweepstack.reporting import terminal
     from sweepstack.study.view import StudyView
 
     terminal.show(StudyView(study, url or ""), progress.console())
-    finished = counts["done"] + counts["pruned"] + counts["failed"]
+    finished = _finished(counts)
     if equal := len(book.numbers_with(EQUALS)):
-        had = f"{equal:,} of {finished:,} trials had the same effect as another"
-        _say(f"{had} and {'was' if equal == 1 else 'were'} not trained again")
+        _say(f"{equal:,} of {finished:,} trials were duplicates and not trained again")
     _write_results(study, results)
     if crew.folder.is_dir():
         _say(f"results: {progress.shown(crew.folder)}")
     if url:
-        _show(crew.plan, study, url)
+        if crew.plan.report:
+            _report(study, url)
+        _say(f"dashboard: {commands.study('dashboard', where=url)}")
     if too_many:
-        raise TrainingFailed(
+        raise errors.TrainingFailed(
             f"{counts['failed']} of {finished} trials failed, more than {rate} allows"
-            f"{early}{_because(study)}"
+            f"{early}{_most_frequent_error(study)}"
         )
 
 
@@ -220,30 +204,27 @@ def _say(line: str) -> None:
     progress.console().print(line, highlight=False, soft_wrap=True)
 
 
-def _show(chosen: Plan, study: optuna.Study, url: str) -> None:
-    """Write the report, dress the study for the dashboard, and say where both are."""
-    if chosen.report:
-        from sweepstack.reporting import report
-        from sweepstack.reporting.dashboard import decorate
-        from sweepstack.study import view
+def _report(study: optuna.Study, url: str) -> None:
+    """Write the report, and its notes and files for the dashboard."""
+    from sweepstack.reporting import report
+    from sweepstack.reporting.dashboard import decorate
+    from sweepstack.study import view
 
-        try:
-            opened = view.open_study(study.study_name, url)  # to read: others may write
-            written = report.write(opened, report.place_of(opened))
-            _say(f"report: {progress.shown(written)}")
-            decorate.decorate(opened, written=written)
-        except Exception as error:  # the results are kept, whatever is wrong with a picture
-            log.warning("the report could not be written: %s", one_line(error))
-            log.debug("the report", exc_info=True)
-    _say(f"dashboard: {commands.study('dashboard', where=url)}")
+    try:
+        opened = view.open_study(study.study_name, url)  # to read: others may write
+        written = report.write(opened, report.place_of(opened))
+        _say(f"report: {progress.shown(written)}")
+        decorate.decorate(opened, written=written)
+    except Exception as error:  # the results are kept, whatever is wrong with a picture
+        log.warning("the report could not be written: %s", one_line(error))
+        log.debug("the report", exc_info=True)
 
 
-def _because(study: optuna.Study) -> str:
-    """The most frequent reason of failed trials."""
+def _most_frequent_error(study: optuna.Study) -> str:
     failed = [trial for trial in trials_of(study) if trial.state == TrialState.FAIL]
-    errors = [t.user_attrs.get("error") or t.user_attrs.get(LOST) for t in failed]
-    reasons = [one_line(error, 200) for error in errors if error]
-    return f"; most often: {max(set(reasons), key=reasons.count)}" if reasons else ""
+    reasons = (t.user_attrs.get("error") or t.user_attrs.get(LOST) for t in failed)
+    lines = [one_line(reason, 200) for reason in reasons if reason]
+    return f"; most often: {max(set(lines), key=lines.count)}" if lines else ""
 
 
 def _write_results(study: optuna.Study, folder: Path) -> None:
@@ -251,26 +232,23 @@ def _write_results(study: optuna.Study, folder: Path) -> None:
     best = best_trials(study)
     if len(study.directions) > 1:
         front = [{"params": dict(t.params), "values": list(t.values)} for t in best]
-        found: dict[str, Any] = {"solutions": front}
+        values: dict[str, Any] = {"solutions": front}
     elif best:
-        found = {"best_params": dict(best[0].params), "best_value": best[0].value}
+        values = {"best_params": dict(best[0].params), "best_value": best[0].value}
     else:
         _say("no trial satisfies hydra.sweeper.constraints")
         return
-    text = yaml.safe_dump({"name": "optuna", **found}, sort_keys=False, allow_unicode=True)
+    text = yaml.safe_dump({"name": "optuna", **values}, sort_keys=False, allow_unicode=True)
     folder.mkdir(parents=True, exist_ok=True)
     files.write_bytes(folder / RESULTS, text.encode())
 
 
 @contextlib.contextmanager
 def _storage(chosen: Plan) -> Iterator[tuple[str, Any]]:
-    """The URL and the opened storage; one that nobody named goes away again."""
+    """The URL and the opened storage; without a URL a temporary one."""
     if chosen.storage is not None:
         yield chosen.storage, storage.connect(chosen.storage)
         return
-    place = tempfile.mkdtemp(prefix="sweepstack-")
-    try:
+    with tempfile.TemporaryDirectory(prefix="sweepstack-", ignore_cleanup_errors=True) as place:
         url = f"sqlite:///{place}/studies.db"
         yield url, storage.connect(url)
-    finally:
-        shutil.rmtree(place, ignore_errors=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 
 import pytest
-from omegaconf import OmegaConf
 from space_support import MOMENTUM, SGD_OR_ADAM, Trial, grid_overrides, mistakes
 
 from sweepstack.sweep.space.declare import parse
@@ -13,9 +12,7 @@ from sweepstack.sweep.space.points import labels_of
 
 
 def test_the_command_line_wins_and_what_is_no_sweep_is_fixed():
-    params = OmegaConf.create(
-        {"init": "he,xavier", "training.seed": "range(0,5)", "model.widths": [50, 50]}
-    )
+    params = {"init": "he,xavier", "training.seed": "range(0,5)", "model.widths": [50, 50]}
     space = parse(["init=zeros", "training.seed=1,2", "data=mnist", "~schedule"], params)
     assert set(space.fixed) == {"init=zeros", "model.widths=[50,50]", "data=mnist", "~schedule"}
     assert grid_overrides(space) == [["training.seed=1"], ["training.seed=2"]]

@@ -28,7 +28,7 @@ def test_a_trial_that_does_what_another_does_has_its_numbers(main, tmp_path):
     ended = main("-m", *ADAM, "optimizer.lr=0.01,0.02")
 
     assert ended.code == 0, ended.err
-    assert "2 of 4 trials had the same effect as another and were not trained again" in ended.out
+    assert "2 of 4 trials were duplicates and not trained again" in ended.out
     trials = study(tmp_path).trials
     assert [trial.params["optimizer.nesterov"] for trial in trials] == [False, False, True, True]
     assert equals(tmp_path) == [None, None, 0, 1]
@@ -81,7 +81,7 @@ def test_a_point_that_a_sampler_tries_again_is_not_trained_again(main, tmp_path)
     assert states(tmp_path) == ["COMPLETE"] * 9  # two of 8 steps are trained: the rest costs none
     originals = equals(tmp_path)
     assert originals.count(None) == 2
-    assert "7 of 9 trials had the same effect as another" in ended.out
+    assert "7 of 9 trials were duplicates" in ended.out
     for trial in study(tmp_path).trials:
         if "equals" in trial.user_attrs:
             original = study(tmp_path).trials[trial.user_attrs["equals"]]
@@ -131,7 +131,7 @@ def test_several_objectives_and_constraints_are_the_same(main, tmp_path):
     assert twin.values == one.values
     assert twin.constraints == one.constraints
     assert list(twin.constraints.values()) == [8.0]
-    assert "1 of 2 trials had the same effect as another and was not trained" in ended.out
+    assert "1 of 2 trials were duplicates and not trained" in ended.out
 
 
 def test_the_switch_is_checked_and_a_dry_run_counts(main, tmp_path):

@@ -44,9 +44,9 @@ def build(name: str, given: Mapping[str, Any], direction: str | Sequence[str]) -
 
     Args:
         name: one of `PRUNERS`.
-        given: its settings. `wrapped` of patient is null, a name, or a mapping with `name` and the
-            settings of the pruner that decides once patience has run out. It is asked at those
-            evaluations alone, so one that judges at rungs (asha, or a long interval) seldom acts.
+        given: its settings. `wrapped` of patient is null, a name, or a mapping with `name` and
+            settings; it is asked only once patience has run out, so one that judges at rungs (asha,
+            or a long interval) seldom acts.
         direction: of the study; with a list of several only `none` is allowed.
 
     Raises:

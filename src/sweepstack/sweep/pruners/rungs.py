@@ -88,13 +88,8 @@ class RungPruner(BasePruner):
 
     @abstractmethod
     def continues(self, loss: float, losses: list[float], reported: int) -> bool:
-        """Whether a trial continues.
-
-        Args:
-            loss: its best; +inf where it has no finite value.
-            losses: those of the other trials at the rung.
-            reported: number of other trials that have reported anywhere.
-        """
+        """Whether a trial with this best `loss` continues (+inf: it has no finite value), given the
+        `losses` of the others at the rung; `reported` is the number of others anywhere."""
 
     def prune(self, study: Study, trial: FrozenTrial) -> bool:
         """Whether `trial` is pruned at its newest report; see the class.
@@ -105,11 +100,7 @@ class RungPruner(BasePruner):
         return self.decisions(study, [trial])[0]
 
     def decisions(self, study: Study, trials: Sequence[FrozenTrial]) -> list[bool]:
-        """`prune` for each of `trials`, for a stack: the study is read once at most, not S times.
-
-        Raises:
-            RuntimeError: the study has several objectives.
-        """
+        """`prune` for each of `trials`, for a stack: the study is read once, not S times."""
         direction = study.direction
         curves = cache(partial(self._read, study))
 

@@ -22,19 +22,15 @@ or to one value takes the parameters of the choices left out with it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
 from sweepstack.config.check import shown
-from sweepstack.config.errors import InputError, nearest, one_line
+from sweepstack.config.errors import InputError, nearest, noted, one_line
 from sweepstack.sweep.space import grammar
-from sweepstack.sweep.space.space import Parameter, Space, When
+from sweepstack.sweep.space.space import Parameter, Space, When, condition_text
 
 
 @dataclass(frozen=True)
@@ -66,9 +62,9 @@ def parse(
         InputError: one line for each mistake, all of them.
     """
     mistakes: list[str] = []
-    listed = _from_params(_plain(params or {}), mistakes)
+    listed = _from_params(params or {}, mistakes)
     drafts = {**listed, **_from_arguments(arguments, mistakes)}
-    _attach(_plain(conditions or {}), drafts, mistakes)
+    _attach(conditions or {}, drafts, mistakes)
     resolution = _Resolution(drafts, listed, mistakes)
     for path in _parents_first(drafts, mistakes):
         resolution.resolve(path)
@@ -78,30 +74,12 @@ def parse(
     return Space(tuple(resolution.fixed), tuple(parameters))
 
 
-def _plain(mapping: Mapping[str, Any]) -> dict[str, Any]:
-    plain: Any = mapping
-    if isinstance(mapping, DictConfig):
-        try:
-            plain = OmegaConf.to_container(mapping, resolve=True)
-        except OmegaConfBaseException as error:
-            raise InputError(one_line(error)) from None
-    return {str(key): value for key, value in plain.items()}
-
-
-@contextmanager
-def _noted(mistakes: list[str]) -> Iterator[None]:
-    try:
-        yield
-    except InputError as error:
-        mistakes.extend(error.mistakes)
-
-
 def _from_arguments(arguments: Sequence[str], mistakes: list[str]) -> _Drafts:
     drafts: _Drafts = {}
     for argument in arguments:
         path = argument.partition("=")[0].lstrip("+~")
         drafts.setdefault(path, [])  # a broken value still is a declaration
-        with _noted(mistakes):
+        with noted(mistakes):
             drafts[path].append(_draft(argument))
     for path, found in drafts.items():
         if len(found) > 1 and any(draft.line is None for draft in found):
@@ -122,11 +100,11 @@ def _from_params(params: Mapping[str, Any], mistakes: list[str]) -> _Drafts:
         drafts[path] = []
         cases = [values] if isinstance(values, Mapping) and "when" in values else values
         if not (isinstance(cases, list) and any(isinstance(case, Mapping) for case in cases)):
-            with _noted(mistakes):
+            with noted(mistakes):
                 drafts[path].append(_values(key, values))
             continue
         for case in cases:
-            with _noted(mistakes):
+            with noted(mistakes):
                 drafts[path].append(_case(key, case))
     return drafts
 
@@ -203,7 +181,7 @@ def _parents_first(drafts: _Drafts, mistakes: list[str]) -> list[str]:
 
 @dataclass
 class _Resolution:
-    """Conditions put into the words of their parents, path by path, parents first."""
+    """Conditions in the texts of their parents' values, path by path, parents first."""
 
     drafts: _Drafts
     listed: _Drafts
@@ -216,7 +194,7 @@ class _Resolution:
         """Make the parameters of `path`, or note that it is the same in all trials."""
         drafts, self.found[path] = self.drafts[path], []
         for draft in drafts:
-            with _noted(self.mistakes):
+            with noted(self.mistakes):
                 when = self._when(path, draft.when)
                 if when is None:
                     continue
@@ -224,11 +202,14 @@ class _Resolution:
                     self.fixed.append(draft.line)
                     self.constants[path] = draft.parameter
                     continue
-                cased = len(drafts) > 1
-                name = f"{path}[{_written(draft.when)}]" if cased else path
+                name = path
+                if len(drafts) > 1:
+                    texts = {p: [t for t, _ in _values_of(p, w)] for p, w in draft.when.items()}
+                    name += f"[{condition_text(texts.items())}]"
                 self.found[path].append(replace(draft.parameter, name=name, when=when))
         for one, other in combinations(self.found[path], 2):
-            if not _exclude(dict(one.when), dict(other.when)):
+            rival = dict(other.when)
+            if not any(set(allowed).isdisjoint(rival.get(p, allowed)) for p, allowed in one.when):
                 self.mistakes.append(
                     f"{path} has two cases that can hold together: {one.condition or 'always'}"
                     f" and {other.condition or 'always'}"
@@ -294,14 +275,3 @@ def _text_in(options: Sequence[Parameter], text: str, value: Any) -> str | None:
         except InputError:
             continue
     return None
-
-
-def _written(when: Mapping[str, Any]) -> str:
-    def values(parent: str) -> str:
-        return "|".join(text for text, _ in _values_of(parent, when[parent]))
-
-    return ",".join(f"{parent}={values(parent)}" for parent in when)
-
-
-def _exclude(one: Mapping[str, tuple[str, ...]], other: Mapping[str, tuple[str, ...]]) -> bool:
-    return any(set(one[path]).isdisjoint(other[path]) for path in one if path in other)

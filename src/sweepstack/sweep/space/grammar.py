@@ -81,11 +81,7 @@ def _quoted(value: Any) -> Any:
 
 
 def read_override(text: str) -> Override:
-    """Parse one override such as "optimizer.lr=0.1" or "init=he,xavier".
-
-    Raises:
-        InputError: the text is no override, or names no function of the grammar.
-    """
+    """Parse one override such as "init=he,xavier"; InputError if it is none."""
     try:
         return _PARSER.parse_overrides([text])[0]
     except UNREADABLE as error:
@@ -93,11 +89,8 @@ def read_override(text: str) -> Override:
 
 
 def read_value(text: str, rule: str) -> tuple[str, str, Any]:
-    """Path, value as text, and value of an override that is no sweep.
-
-    Raises:
-        InputError: the text is no override, or a sweep, against the `rule`.
-    """
+    """Path, value as text, and value of an override; InputError if it is none, or a sweep against
+    the `rule`."""
     override = read_override(text)
     if override.is_sweep_override():
         raise InputError(f"{rule}, got {text}")
@@ -131,7 +124,7 @@ def parameter(override: Override) -> Parameter:
     """The parameter that `override` declares; a value that is no sweep is its only choice.
 
     Raises:
-        InputError: one line saying which rule the values break.
+        InputError: the rule that the values break.
     """
     key = override.get_key_element()
     value: Any = override.value()
@@ -141,9 +134,8 @@ def parameter(override: Override) -> Parameter:
         raise InputError(f"the only tag is log, got '{tag}' in {written}{nearest(tag, ['log'])}")
     log = "log" in tags
     if isinstance(value, IntervalSweep):
-        assert value.start is not None
-        assert value.end is not None
-        return _number(key, value.start, value.end, None, log, written)
+        bounds: Any = (value.start, value.end)
+        return _number(key, bounds[0], bounds[1], None, log, written)
     if isinstance(value, RangeSweep):
         return _range(key, value, log, written)
     if log:
@@ -152,7 +144,6 @@ def parameter(override: Override) -> Parameter:
         return _choice(key, value.list, value.shuffle, written)
     if isinstance(value, list | dict | str | int | float | None):
         return _choice(key, [value], False, written)
-    assert isinstance(value, Glob)
     hydra = GlobalHydra.instance().hydra
     loader: Any = hydra and hydra.config_loader
     options = loader.get_group_options(override.key_or_group) if loader else []
@@ -162,11 +153,7 @@ def parameter(override: Override) -> Parameter:
 
 
 def from_mapping(key: str, mapping: Mapping[str, Any]) -> Parameter:
-    """The parameter of a mapping such as {type: int, low: 1, high: 8}, its ends included.
-
-    Raises:
-        InputError: one line saying which rule the values break.
-    """
+    """The parameter of a mapping such as {type: int, low: 1, high: 8}, its ends included."""
     written = f"{key}={dict(mapping)}"
     kind = check.option(f"{key}: type", mapping["type"], FIELDS)
     for name in mapping:
@@ -224,9 +211,8 @@ def _label(value: Any, text: str) -> Label:
 
 
 def _range(key: str, sweep: RangeSweep, log: bool, written: str) -> Parameter:
-    start, stop, step = sweep.start, sweep.stop, sweep.step
-    assert start is not None
-    assert stop is not None
+    bounds: Any = (sweep.start, sweep.stop)
+    (start, stop), step = bounds, sweep.step
     path = key.lstrip("+")
     finite = all(isfinite(number) for number in (start, stop, step))
     _require(finite, path, "have finite bounds", written)

@@ -25,7 +25,7 @@ from omegaconf import OmegaConf
 
 from sweepstack.config import trust
 from sweepstack.config.check import shown
-from sweepstack.config.errors import InputError, SweepstackError, nearest, one_line
+from sweepstack.config.errors import InputError, SweepstackError, nearest, noted, one_line
 from sweepstack.study.storage import FAILURES
 from sweepstack.sweep.space import grammar
 from sweepstack.sweep.space.space import Label, Parameter, Space
@@ -47,10 +47,8 @@ SearchFunction: TypeAlias = Callable[[Any, optuna.Trial], None]
 class Overrides:
     """Finds the overrides of trials, whose parameters are suggested on the way.
 
-    Args:
-        space: the sweep's.
-        custom_search_space: dotted name of the user's function; None without.
-        config: gives the config without the swept values; asked only for that function.
+    `custom_search_space` is the dotted name of the user's function or None; `config` gives the
+    config without the swept values, asked only for that function.
     """
 
     def __init__(self, space: Space, custom_search_space: str | None, config: Callable[[], Any]):
@@ -94,10 +92,9 @@ def search_function(name: str) -> SearchFunction:
     """The user's function that `hydra.sweeper.custom_search_space` names.
 
         def suggest(config, trial):        # mypackage/space.py, in the working folder or installed
-            trial.suggest_int("model.hidden", 8, 64)
+            trial.suggest_int("model.hidden", 8, 64)  # becomes an override of the trial
 
-    What it suggests becomes an override of the trial. A leading dot is ignored, as older versions
-    of Hydra did. The module may be `__main__`.
+    A leading dot is ignored, as in older versions of Hydra. The module may be `__main__`.
 
     Raises:
         InputError: there is no such function, or its module does not import.
@@ -161,35 +158,25 @@ def known(space: Space, given: Sequence[Any], grid: bool) -> tuple[dict[str, Lab
 
 
 def labels_of(space: Space, overrides: Sequence[str]) -> dict[str, Label]:
-    """The labels of a known configuration, which may leave parameters open.
-
-    Args:
-        space: where it lies.
-        overrides: for example ["optimizer=sgd", "optimizer.lr=0.1"]; a fixed override may be
-            repeated.
+    """The labels of a known configuration; it may leave parameters open and repeat what is fixed.
 
     Raises:
         InputError: one line for each override that lies outside the space.
     """
     mistakes: list[str] = []
     given: dict[str, tuple[str, Any]] = {}
+    rule = "a known configuration has one value for each key"
     for line in overrides:
-        try:
-            path, *value = grammar.read_value(
-                line, "a known configuration has one value for each key"
-            )
-            given[path] = (value[0], value[1])
-        except InputError as error:
-            mistakes += error.mistakes
+        with noted(mistakes):
+            path, text, value = grammar.read_value(line, rule)
+            given[path] = (text, value)
     labels: dict[str, Label] = {}
     texts: dict[str, str] = {}
     for parameter in space.parameters:
         if parameter.path in given and parameter.exists(texts):
-            try:
+            with noted(mistakes):
                 label = labels[parameter.name] = parameter.label(*given.pop(parameter.path))
                 texts[parameter.path] = parameter.text(label)
-            except InputError as error:
-                mistakes += error.mistakes
     fixed = {grammar.path_of(o): o for o in map(grammar.read_override, space.fixed)}
     paths = [parameter.path for parameter in space.parameters]
     for path, (text, _) in given.items():
@@ -264,12 +251,8 @@ def _parents(space: Space, parameter: Parameter) -> dict[str, Label]:
 
 
 def ranks(space: Space, static_of: Callable[[list[str]], Hashable]) -> Ranks:
-    """The parameters of a finite space by which its grid is to be sorted.
-
-    Args:
-        space: its points are looked at one parameter at a time.
-        static_of: the static part of a trial by its overrides, without `space.fixed`.
-    """
+    """The parameters of a finite space by which its grid is to be sorted; `static_of` gives the
+    static part of a trial from its overrides, without `space.fixed`."""
     found: dict[str, dict[Label, int]] = {}
     for parameter in space.parameters:
         is_long = (parameter.size or 0) > MAX_VALUES and parameter.kind != "choice"
@@ -291,11 +274,7 @@ def ranks(space: Space, static_of: Callable[[list[str]], Hashable]) -> Ranks:
 
 
 def arranged(space: Space, by: Ranks) -> list[dict[str, Label]]:
-    """The points of the grid, those with equal ranks together, else in the grid's order.
-
-    Raises:
-        InputError: a parameter is continuous.
-    """
+    """The points of the grid, those with equal ranks together, else in the grid's order."""
     return sorted(space.grid(), key=lambda point: _ranks_of(point, by))
 
 

@@ -8,7 +8,7 @@ before children, and the first varies slowest in the grid.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from math import prod
@@ -65,11 +65,7 @@ class Parameter:
         return None if self.step is None else self._index(self.high) + 1
 
     def labels(self) -> Iterator[Label]:
-        """Every value in order.
-
-        Raises:
-            InputError: the parameter is continuous.
-        """
+        """Every value in order; InputError of a continuous parameter."""
         if self.size is None:
             raise InputError(f"{self.path} is continuous and has no list of values")
         return iter(self.choices) if self.kind == "choice" else map(self._at, range(self.size))
@@ -89,11 +85,7 @@ class Parameter:
         return self._snapped(value)
 
     def text(self, label: Label) -> str:
-        """What Hydra is told for `label`.
-
-        Raises:
-            InputError: `label` is not one of the choices, or not a number.
-        """
+        """The value of `label` in an override; InputError if it is no choice or no number."""
         if self.kind == "choice":
             if label not in self.choices:
                 raise InputError(f"{self.path} must be one of {self.values}, got {label!r}")
@@ -103,11 +95,8 @@ class Parameter:
         return str(self._snapped(label)) if self.kind == "float" else str(int(label))
 
     def label(self, text: str, value: object) -> Label:
-        """The label of a known `value`, which is `text` as `grammar.text_of` writes it.
-
-        Raises:
-            InputError: the value lies outside the parameter.
-        """
+        """The label of a known `value`, which is `text` as `grammar.text_of` writes it; InputError
+        if it lies outside the parameter."""
         if self.kind == "choice":
             if text in self.texts:
                 return self.choices[self.texts.index(text)]
@@ -139,7 +128,7 @@ class Parameter:
     @property
     def condition(self) -> str:
         """For people, for example "optimizer=adam|adamw,model=mlp"."""
-        return ",".join(f"{path}={'|'.join(allowed)}" for path, allowed in self.when)
+        return condition_text(self.when)
 
     def signature(self) -> dict[str, Any]:
         """What makes this parameter itself, as JSON knows it."""
@@ -189,11 +178,7 @@ class Space:
 
     @property
     def grid_size(self) -> int:
-        """The number of points of the grid.
-
-        Raises:
-            InputError: a parameter is continuous.
-        """
+        """The number of points of the grid; InputError with a continuous parameter."""
         self._require_finite()
         parents = {path for parameter in self.parameters for path, _ in parameter.when}
         deciding = [p for p in self.parameters if p.path in parents]
@@ -204,11 +189,8 @@ class Space:
         )
 
     def grid(self) -> Iterator[dict[str, Label]]:
-        """Every point exactly once, the first parameter varying slowest.
-
-        Raises:
-            InputError: a parameter is continuous, when the first point is asked for.
-        """
+        """Every point exactly once, the first parameter varying slowest; the first `next` raises an
+        InputError with a continuous parameter."""
         self._require_finite()
         for point, _ in _points(self.parameters, {}, {}):
             yield point
@@ -275,6 +257,11 @@ def _points(
     for label in first.labels():
         known = {**texts, first.path: first.text(label)}
         yield from _points(rest, {**point, first.name: label}, known)
+
+
+def condition_text(when: Iterable[tuple[str, Sequence[str]]]) -> str:
+    """Parents and their allowed texts, for example "optimizer=adam|adamw,model=mlp"."""
+    return ",".join(f"{path}={'|'.join(allowed)}" for path, allowed in when)
 
 
 def _is_number(value: object) -> TypeGuard[int | float]:
