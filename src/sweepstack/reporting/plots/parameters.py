@@ -115,13 +115,18 @@ def _study_of_keys(view: StudyView, keys: list[str]) -> optuna.Study:
             codes = ranks(good, [key])[0][0][known]
             places = CategoricalDistribution(range(int(codes.max()) + 1))
             columns[key] = (places, codes.to_dict())
+    shared: dict[str, Any] = {
+        **{"state": TrialState.COMPLETE, "datetime_start": None, "datetime_complete": None},
+        **{"user_attrs": {}, "system_attrs": {}, "intermediate_values": {}},
+    }
     trials = [
         FrozenTrial(
-            **{"number": number, "trial_id": number, "state": TrialState.COMPLETE, "value": value},
+            number=number,
+            trial_id=number,
+            value=value,
             params={key: values[row] for key, (_, values) in columns.items() if row in values},
             distributions={key: d for key, (d, values) in columns.items() if row in values},
-            **{"datetime_start": None, "datetime_complete": None, "intermediate_values": {}},
-            **{"user_attrs": {}, "system_attrs": {}},
+            **shared,
         )
         for number, (row, value) in enumerate(good[view.objective].items())
     ]
