@@ -28,8 +28,7 @@ from sweepstack.engine.spec import TrialResult
 from sweepstack.study import storage
 from sweepstack.sweep import plan as plans
 from sweepstack.sweep.book import studies
-from sweepstack.sweep.book.journal import Journal
-from sweepstack.sweep.book.ledger import Ledger
+from sweepstack.sweep.book.bulk import BulkBook
 from sweepstack.sweep.worker import own, worker
 from sweepstack.sweep.worker.trial import Stop
 from sweepstack.sweep.worker.trial_folder import TrialFolder
@@ -112,10 +111,8 @@ def main() -> None:
     words = ["data=quadratic", "training.device=cpu", seeds]
     node = {"params": SPACE, "sampler": "grid", "n_trials": trials, "storage": None}
     sweepstack.engine.train.train = at_once  # type: ignore[assignment]
-    for method in ("claim_many", "counts", "recover", "others_at_work", "beat"):
-        timed(Ledger, method, "database")
-    for method in ("parameters", "write"):
-        timed(Journal, method, "database")
+    for method in ("claim", "counts", "recover", "others_at_work", "beat", "begin", "write"):
+        timed(BulkBook, method, "database")
     timed(own.Own, "read", "compose, read")
     for method in ("begin", "end"):
         timed(TrialFolder, method, "folder")
@@ -125,13 +122,14 @@ def main() -> None:
         plan, question = app.prepare(plans.read(node, words, "sweepstack", app.check))
         opened = storage.connect(f"sqlite:///{name}/studies.db")
         study = studies.open_study(opened, plan.study, plan.directions, question)
-        runner = worker.Worker(plan, app, study, Path(name) / "trials", Stop())
+        book = studies.open_book(plan, study, opened, lambda number: 0)
+        runner = worker.Worker(plan, app, book, Path(name) / "trials", Stop())
         SPENT.clear()
         before, began = memory(), time.perf_counter()
         runner.work()
         spent = {**SPENT, "all": time.perf_counter() - began}
         peak = memory() - before
-        done = runner.ledger.counts()["done"]
+        done = book.counts()["done"]
         assert done == trials, f"{done} of {trials} trials are complete"
         os.chdir("/")
     parts = (spent[part] for part in ("database", "compose, read", "folder", "all"))

@@ -1,4 +1,4 @@
-"""The pages of docs/ taken apart: which commands, files and Python they hold, in their order.
+"""The README and the pages of docs/ taken apart: their commands, files and Python, in their order.
 
 The convention of a page: lines of four spaces are commands; where the paragraph before ends with
 "Not run here:" (no cluster, no GPUs, no such database) they are only composed. A fenced block of
@@ -21,12 +21,23 @@ from sweepstack.sweep.naming import automatic
 
 NOT_RUN = re.compile(r"not run here:$", re.IGNORECASE)
 FILE = re.compile(r"# ([\w./]+\.(?:py|yaml))$")
-SHORTER = {
+SMALLER = {
+    "init_activation_grid": ["training.seed=0"],
+    "lr_sensitivity": ["training.seed=0", "optimizer.lr=0.001,0.01,0.1"],
     "depth_width": ["training.seed=0", "model.hidden=[16],[16,16]"],
-    "batch_size_scaling": ["training.seed=0", "batch.size=64,128"],
+    "batch_size_scaling": ["training.seed=0", "batch.size=64,128", "training.max_epochs=null"],
     "regularization_tpe": ["hydra.sweeper.n_trials=4"],
+    "momentum": ["training.seed=0"],
 }
-"""Words that leave less to do of a sweep whose parts do not share stacks."""
+"""Overrides that leave fewer trials of a study."""
+
+SHORTER = {
+    "training.max_steps": 2,
+    "training.eval_every": 1,
+    "training.checkpoint_every": 1,
+    "hydra.sweeper.max_steps_total": 4,
+}
+"""Values that a test uses in place of those of a page."""
 
 
 @cache
@@ -79,21 +90,30 @@ def blocks(page: str) -> list[Block]:
 
 
 def shortened(words: list[str]) -> list[str]:
-    """The words of `sweepstack ...` with little to train, and the long command's study name."""
+    """The arguments of `sweepstack ...` with little to train, and the full command's study name."""
     if "--resume" in words:
         return words
     given = [word for word in words if "=" in word]
-    added = ["training.max_steps=2"]
-    for word in words:
-        added += SHORTER.get(word.removeprefix("+sweeps="), [])
-    if "-m" in words and not any(word.startswith("hydra.sweeper.study_name=") for word in words):
-        sweep = [w for w in given if not w.startswith(("hydra.", "hydra/"))]
-        added.append(f"hydra.sweeper.study_name={automatic('sweepstack', sweep)!r}")
     keys = {word.partition("=")[0] for word in given}
+    added = []
+    for word in words:
+        added += SMALLER.get(word.removeprefix("+sweeps="), [])
+    if "-m" in words and "hydra.sweeper.study_name" not in keys:
+        sweep = [word for word in given if not word.startswith(("hydra.", "hydra/"))]
+        added.append(f"hydra.sweeper.study_name={automatic('sweepstack', sweep)!r}")
     if "-m" in words:
         # A report, or measuring how wide stacks are to be, takes longer than two steps.
-        added += ["hydra.sweeper.report=false", "training.width=4"]
-    return [*words, *(word for word in added if word.partition("=")[0] not in keys)]
+        added += ["hydra.sweeper.report=false", "training.width=16"]
+    added.append("training.max_steps=2")
+    short = [_shorter(word) for word in words]
+    return [*short, *(word for word in added if word.partition("=")[0] not in keys)]
+
+
+def _shorter(word: str) -> str:
+    key, is_given, value = word.partition("=")
+    if is_given and key in SHORTER and value.isdecimal():
+        return f"{key}={min(int(value), SHORTER[key])}"
+    return word
 
 
 def composed(line: str) -> list[str] | None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 from sweepstack.config import reading as config
+from sweepstack.config.schema import RunConfig
 from sweepstack.engine.spec import TrialSpec
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -26,8 +28,12 @@ needs_pictures = pytest.mark.skipif(
 
 def make_spec(*overrides: str, number: int = 0, folder: Path | None = None) -> TrialSpec:
     """A trial as `sweepstack OVERRIDES` would train it, on `DEVICE`."""
-    cfg = config.compose([f"training.device={DEVICE}", *overrides])
-    return TrialSpec(config.read(cfg), number=number, folder=folder)
+    return TrialSpec(_composed((f"training.device={DEVICE}", *overrides)), number, folder)
+
+
+@cache
+def _composed(overrides: tuple[str, ...]) -> RunConfig:
+    return config.read(config.compose(overrides))
 
 
 def without_report(arguments: tuple[str, ...]) -> list[str]:

@@ -1,19 +1,17 @@
-"""docs/: every command and block of Python is run, links lead somewhere, keys and files exist,
-config.md is what conf/ and the schema say."""
+"""README.md and docs/: every command and block of Python is run, links lead somewhere, keys and
+files exist, config.md is what conf/ and the schema say."""
 
 from __future__ import annotations
 
 import dataclasses
 import importlib.util
-import json
 import os
 import re
 import shlex
-import subprocess
-import sys
 
 import numpy as np
 import pytest
+import warm
 import yaml
 from docs_support import Block, blocks, composed, generator, shortened
 from PIL import Image
@@ -22,25 +20,18 @@ from support import REPOSITORY, SHARED_DATA
 from sweepstack.config import schema, sweeper
 
 DOCS = REPOSITORY / "docs"
-PAGES = sorted(DOCS.glob("*.md"))
-TEXTS = [*PAGES, REPOSITORY / "README.md"]
+PAGES = [*sorted(DOCS.glob("*.md")), REPOSITORY / "README.md"]
+SHARED = [DOCS / "results.md", DOCS / "own-model.md", REPOSITORY / "README.md"]
+"""Pages on the same study and files: they are run in one folder."""
+FOLDERS = [SHARED, *([page] for page in PAGES if page not in SHARED and page.name != "config.md")]
 
 
-def steps(page) -> list[tuple[str, list[str]]]:
-    """What is to be done for a page, files that it holds included."""
-    found: list[tuple[str, list[str]]] = []
-    for block in blocks(page.read_text("utf-8")):
-        if block.kind == "python" and block.file is None:
-            found.append(("python", [block.text]))
-        elif block.kind == "commands":
-            found += [step for line in block.lines if (step := command(line)) is not None]
-        elif block.kind == "composed":
-            found += [("sweepstack", words) for words in map(composed, block.lines) if words]
-    return found
+def page_name(page) -> str:
+    return page.relative_to(REPOSITORY).as_posix()
 
 
-def command(line: str) -> tuple[str, list[str]] | None:
-    """One command of a page; None for what this machine or branch has not got."""
+def arguments(line: str) -> list[str] | None:
+    """What `python` is to run for a command of a page; None if this machine lacks what it needs."""
     words = shlex.split(line)
     assert words[:2] == ["uv", "run"], f"not a command of ours, and not marked: {line}"
     program, rest = words[2], words[3:]
@@ -50,11 +41,11 @@ def command(line: str) -> tuple[str, list[str]] | None:
         return None
     rest = [word.replace("../shared/data", str(SHARED_DATA)) for word in rest]
     if program == "sweepstack-study":
-        return "study", rest
+        return ["-m", "sweepstack.cli.study", *rest]
     if program == "python":
-        return "script", rest
+        return rest
     assert program == "sweepstack", line
-    return "sweepstack", shortened(rest)
+    return ["-m", "sweepstack", *shortened(rest)]
 
 
 def pictures(folder):
@@ -70,28 +61,32 @@ def pictures(folder):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_what_a_page_shows_runs(page, tmp_path):
-    todo = steps(page)
-    if not todo:
-        return
+@pytest.mark.parametrize("pages", FOLDERS, ids=lambda pages: page_name(pages[-1]))
+def test_what_a_page_shows_runs(pages, tmp_path):
     pictures(tmp_path / "mydata")
-    for block in blocks(page.read_text("utf-8")):
-        if block.file is not None:
-            (tmp_path / block.file).parent.mkdir(parents=True, exist_ok=True)
-            (tmp_path / block.file).write_text(block.text, "utf-8")
-    (tmp_path / "steps.json").write_text(json.dumps(todo))
-    runner = REPOSITORY / "tests" / "docs_runner.py"
-    with (tmp_path / "printed").open("w") as printed:
-        done = subprocess.run(
-            [sys.executable, str(runner), "steps.json"],
-            cwd=tmp_path,
-            env={**os.environ, "COLUMNS": "120"},
-            stdout=printed,
-            stderr=subprocess.STDOUT,
-            timeout=900,
-        )
-    assert done.returncode == 0, (tmp_path / "printed").read_text()[-5000:]
+    earlier: list[list[str]] = []  # run for another page: not run again
+    for page in pages:
+        found = blocks(page.read_text("utf-8"))
+        for number, block in enumerate(found):
+            file = block.file or (f"block{number}.py" if block.kind == "python" else None)
+            if file is not None:
+                (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+                (tmp_path / file).write_text(block.text, "utf-8")
+        new = [words for number, block in enumerate(found) for words in to_run(block, number)]
+        for words in new:
+            if words not in earlier:
+                done = warm.run(words, tmp_path, {**os.environ, "COLUMNS": "120"})
+                assert done.returncode == 0, f"{words}\n{done.stdout[-3000:]}{done.stderr[-3000:]}"
+        earlier += [words for words in new if words[0] == "-m"]
+
+
+def to_run(block: Block, number: int) -> list[list[str]]:
+    """The arguments of `python` for each command of a page's block."""
+    if block.kind == "commands":
+        return [words for words in map(arguments, block.lines) if words is not None]
+    if block.kind == "composed":
+        return [["-m", "sweepstack", *words] for words in map(composed, block.lines) if words]
+    return [[f"block{number}.py"]] if block.kind == "python" and block.file is None else []
 
 
 def test_a_page_is_taken_apart_as_its_convention_says():
@@ -125,7 +120,7 @@ out
     assert composed(found[1].lines[1]) is None
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", PAGES, ids=page_name)
 def test_yaml_of_a_page_can_be_read(page):
     for block in blocks(page.read_text("utf-8")):
         assert block.kind in ("commands", "composed", "python", "yaml", "text")
@@ -139,7 +134,7 @@ def anchors(text: str) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
-@pytest.mark.parametrize("page", TEXTS, ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", PAGES, ids=page_name)
 def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text("utf-8")):
         if re.match(r"[a-z]+://", target):
@@ -169,7 +164,7 @@ GROUPS = "|".join((*schema.OPTIONS, *schema.PLAIN))
 KEY = re.compile(rf"(?<![\w./+])((?:hydra\.sweeper|{GROUPS})\.\w+(?:\.\w+)*)(?![\w(/])")
 
 
-@pytest.mark.parametrize("page", TEXTS, ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", PAGES, ids=page_name)
 def test_keys_and_files_that_a_page_names_exist(page):
     text = page.read_text("utf-8")
     named = set(KEY.findall(text))
@@ -180,16 +175,24 @@ def test_keys_and_files_that_a_page_names_exist(page):
         assert (REPOSITORY / path).exists(), path
 
 
+def test_the_index_lists_every_page():
+    index = (DOCS / "README.md").read_text("utf-8")
+    for page in DOCS.glob("*.md"):
+        assert page.name == "README.md" or f"({page.name})" in index, page.name
+
+
 def test_every_sweep_and_option_is_documented():
     page = (DOCS / "sweeps.md").read_text("utf-8")
     for file in (REPOSITORY / "sweeps").glob("*.yaml"):
         assert f"### {file.stem}\n" in page
         assert f"+sweeps={file.stem}" in page
+    tasks = [page for page in PAGES if page.name != "config.md"]
+    text = "\n".join(page.read_text("utf-8") for page in tasks)
     for name in (*sweeper.SAMPLERS, *sweeper.PRUNERS):
-        assert f"`{name}`" in page, name
+        assert f"`{name}`" in text, name
     for key in sweeper.defaults(sweeper.Sweeper):
         if key not in ("storage", "direction", "params"):
-            assert re.search(rf"\b{key}\b", page), key
+            assert re.search(rf"\b{key}\b", text), key
 
 
 def test_the_reference_is_what_conf_and_schema_say():

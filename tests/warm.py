@@ -26,15 +26,25 @@ SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["warm_preload"])
 
 
-def start(words: list[str], folder: Path, out: Path, err: Path, env: Mapping[str, str]) -> Any:
+GONE, CLOSED = "gone", "closed"
+"""Outputs that cannot be written: a pipe without a reader (`| head`), and none at all (`>&-`)."""
+
+
+def start(
+    words: list[str], folder: Path, out: Path | str, err: Path, env: Mapping[str, str]
+) -> Any:
     """`python WORDS` in a folder: the script or `-m module` and its arguments.
+
+    Args:
+        out: a file, a device, a named pipe that is being read, GONE or CLOSED.
 
     Returns:
         A process of multiprocessing; it leads a process group, as one that a shell started.
     """
     ensure_server()
     for file in (out, err):
-        file.write_bytes(b"")
+        if isinstance(file, Path) and (file.is_file() or not file.exists()):
+            file.write_bytes(b"")
     process = SERVER.Process(target=_run, args=(words, folder, out, err, dict(env)))
     process.start()
     return process
@@ -70,7 +80,15 @@ def ensure_server() -> None:
             os.environ["PYTHONPATH"] = before
 
 
-def _run(words: list[str], folder: Path, out: Path, err: Path, env: dict[str, str]) -> None:
+def _open(out: Path | str) -> int:
+    if isinstance(out, Path):
+        return os.open(out, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    reading, writing = os.pipe()
+    os.close(reading)
+    return writing
+
+
+def _run(words: list[str], folder: Path, out: Path | str, err: Path, env: dict[str, str]) -> None:
     assert "warm_preload" in sys.modules  # the server says nothing of a module that is not there
     os.setsid()
     os.chdir(folder)
@@ -78,7 +96,12 @@ def _run(words: list[str], folder: Path, out: Path, err: Path, env: dict[str, st
     os.environ.clear()
     os.environ.update(env)
     for number, file in ((1, out), (2, err)):
-        os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+        os.dup2(_open(file), number)
+    if out == CLOSED:
+        os.close(1)
+        sys.stdout = None  # type: ignore[assignment]  # as an interpreter finds it
+    # An interpreter reads PYTHONPATH at its start.
+    sys.path[:0] = [place for place in env.get("PYTHONPATH", "").split(os.pathsep) if place]
     if words[0] == "-m":
         sys.argv[:] = words[1:]
         sys.path.insert(0, str(folder))

@@ -1,4 +1,4 @@
-"""What a sweep loads, loaded once for all that are forked: by `warm.py` and `docs_runner.py`."""
+"""What a sweep loads, loaded once for all commands that `warm.py` forks."""
 
 import os
 

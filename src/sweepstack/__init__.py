@@ -50,11 +50,10 @@ def compose(*overrides: str, config_dir: str | None = None) -> TrialSpec:
     Raises:
         InputError: every mistake in the overrides, one line each.
     """
-    from sweepstack.config import overrides as typed
     from sweepstack.config import reading as config
     from sweepstack.engine.spec import TrialSpec
 
-    return TrialSpec(config.read(typed.compose(overrides, config_dir)))
+    return TrialSpec(config.read(config.compose(overrides, config_dir)))
 
 
 def history(study: str, storage: str = STORAGE) -> pd.DataFrame:
@@ -71,12 +70,12 @@ def load(folder: str | Path, trust: Sequence[str] = ()) -> Predictor:
     """The trained model of a run's folder, in eval mode, with its normalization in front.
 
     `load("outputs/runs/DATE_TIME")(x)` maps raw samples (B, ...) to outputs: pictures are floats in
-    [0, 1], whole numbers 0..255, or a PIL image; `.classes` are the names. See `saved.load` for
-    arguments and errors.
+    [0, 1], whole numbers 0..255, or a PIL image; `.classes` are the names. See
+    `runs.prediction.load` for arguments and errors.
     """
-    from sweepstack.runs import prediction as saved
+    from sweepstack.runs import prediction
 
-    return saved.load(folder, trust)
+    return prediction.load(folder, trust)
 
 
 def pivot(
@@ -93,7 +92,7 @@ def pivot(
 
 
 def report(value: float, step: int) -> None:
-    """Report how far a trial of a sweep has come, in any `@hydra.main` application.
+    """Report an intermediate value of a trial of a sweep, in any `@hydra.main` application.
 
         @hydra.main(config_path="conf", config_name="config")
         def app(cfg):
@@ -102,17 +101,17 @@ def report(value: float, step: int) -> None:
                 sweepstack.report(loss, epoch)
             return loss
 
-    With `hydra/sweeper=sweepstack` the value is kept in the study, and where the pruner of
-    `hydra/sweeper/pruner` says so the trial ends here, as PRUNED. Outside of a sweep, and with
-    several objectives, it does nothing.
+    With `hydra/sweeper=sweepstack` the value is kept in the study, and the trial ends here, as
+    PRUNED, if `hydra/sweeper/pruner` prunes it. Outside of a sweep, and with several objectives,
+    it does nothing.
 
     Args:
-        value: what the sweep optimizes, as it is now.
-        step: how much has been spent on it: epochs, batches, folds. A step that was reported
-            before keeps its first value.
+        value: the objective so far.
+        step: how much has been spent: epochs, batches, folds. A step that was reported before
+            keeps its first value.
 
     Raises:
-        optuna.TrialPruned: the trial is to end; let it pass, the sweeper catches it.
+        optuna.TrialPruned: the trial is pruned; let it pass, the sweeper catches it.
         InputError: value or step is no number.
     """
     reporting = sys.modules.get("sweepstack.sweep.worker.report")

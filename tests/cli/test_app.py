@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import numpy as np
 import optuna
 import pytest
 import torch
+import warm
 from command_support import SHORT, complaint, only_run
 from PIL import Image
 
@@ -111,7 +114,7 @@ def test_a_custom_module_and_dataset_folder_of_the_user(sweepstack, tmp_path):
     assert "trust" in line
     paths = [str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])]
     env = {"PYTHONPATH": os.pathsep.join(paths)}
-    done = sweepstack(*words, "trust=[mynet]", env=env, cold=True)
+    done = sweepstack(*words, "trust=[mynet]", env=env)
     assert done.returncode == 0, done.stderr
     run = only_run(tmp_path)
     metrics = json.loads((run / "metrics.json").read_text())
@@ -139,23 +142,21 @@ def test_a_reader_that_goes_away_does_not_end_the_run(tmp_path, lines):
     """As `sweepstack | head -n 1`, whose exit code a shell would not show."""
     # Evaluations that go on for long after the reader has gone.
     words = ("training.max_steps=2000", "training.eval_every=200", "training.device=cpu")
-    command = [sys.executable, "-m", "sweepstack", *words]
-    reading, writing = os.pipe()
-    with open(reading, encoding="utf-8") as reader:
-        if not lines:
-            reader.close()
-        process = subprocess.Popen(
-            command, cwd=tmp_path, stdout=writing, stderr=subprocess.PIPE, text=True
-        )
-        os.close(writing)
+    pipe, err = tmp_path / "pipe", tmp_path / "err"
+    os.mkfifo(pipe)
+    out = pipe if lines else warm.GONE
+    with open(os.open(pipe, os.O_RDONLY | os.O_NONBLOCK), encoding="utf-8") as reader:
+        process = warm.start(["-m", "sweepstack", *words], tmp_path, out, err, os.environ)
         try:
+            select.select([reader], [], [], 300 * lines)
+            os.set_blocking(reader.fileno(), True)
             for _ in range(lines):
                 assert reader.readline().startswith("training mlp on digits")
             reader.close()
-            _, stderr = process.communicate(timeout=300)
+            process.join(300)
         finally:
             process.kill()
-    assert (process.returncode, stderr) == (0, "")
+    assert (process.exitcode, err.read_text()) == (0, "")
     run = only_run(tmp_path)
     assert json.loads((run / "metrics.json").read_text())["state"] == "complete"
     assert "step 2000/2000" in (run / "sweepstack.log").read_text()
@@ -207,31 +208,38 @@ def test_help_imports_no_torch():
         ["sweepstack", "--cfg", "job"],
         ["sweepstack", "--hydra-help"],
         ["sweepstack", "--info", "plugins"],
-        ["sweepstack.cli.study", "--help"],
-        ["sweepstack.cli.study", "list"],
+        ["sweepstack-study", "--help"],
+        ["sweepstack-study", "list"],
     ],
 )
 def test_printing_to_what_cannot_be_written_is_no_traceback(tmp_path, words):
-    def run(**given):
-        command = [sys.executable, "-m", *words]
-        settings = {"cwd": tmp_path, "stderr": subprocess.PIPE, "text": True, "timeout": 300}
-        done = subprocess.run(command, **settings, **given)
-        return done.returncode, done.stderr
+    err, script = tmp_path / "err", Path(sysconfig.get_path("scripts"), words[0])
+
+    def run(out):
+        process = warm.start([str(script), *words[1:]], tmp_path, out, err, os.environ)
+        process.join(300)
+        return process.exitcode, err.read_text()
 
     if "list" in words:
         (tmp_path / "outputs").mkdir()
         optuna.create_study(storage=f"sqlite:///{tmp_path}/outputs/studies.db")
+    assert run(warm.GONE) == (0, "")
+    assert run(warm.CLOSED) == (0, "")
+    if Path("/dev/full").exists():
+        code, said = run(Path("/dev/full"))
+        full = f"{words[0]}: stdout: No space left on device\n"
+        assert (code, said) in [(3, full), (0, "")]  # a display ends no command
+
+
+def test_a_new_interpreter_prints_to_what_cannot_be_written(tmp_path):
+    """As the test above, with all that Python itself does at its end."""
+    command = [sys.executable, "-m", "sweepstack", "--help"]
     reading, writing = os.pipe()
     os.close(reading)
-    with os.fdopen(writing) as gone:  # `| head`
-        assert run(stdout=gone) == (0, "")
-    assert run(preexec_fn=lambda: os.close(1)) == (0, "")  # `>&-`
-    if Path("/dev/full").exists():
-        with open("/dev/full", "w") as full:
-            code, said = run(stdout=full)
-        name = "sweepstack" if words[0] == "sweepstack" else "sweepstack-study"
-        full = f"{name}: stdout: No space left on device\n"
-        assert (code, said) in [(3, full), (0, "")]  # a display ends no command
+    with os.fdopen(writing) as gone:
+        for given in ({"stdout": gone}, {"preexec_fn": lambda: os.close(1)}):
+            done = subprocess.run(command, cwd=tmp_path, stderr=subprocess.PIPE, **given)
+            assert (done.returncode, done.stderr) == (0, b"")
 
 
 def test_ctrl_c_while_the_command_still_loads_ends_it_without_a_traceback(tmp_path):

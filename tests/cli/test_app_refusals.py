@@ -47,7 +47,7 @@ def test_bad_input_is_one_line_and_nothing_is_written(sweepstack, tmp_path, word
 
 
 def test_several_mistakes_are_all_listed(sweepstack, tmp_path):
-    lines = complaint(sweepstack("optimizer.lr=-1", "batch.sise=3", "model=mpl", cold=True), 2)
+    lines = complaint(sweepstack("optimizer.lr=-1", "batch.sise=3", "model=mpl"), 2)
     assert len(lines) == 3
     assert files(tmp_path) == []
 

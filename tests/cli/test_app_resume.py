@@ -45,7 +45,7 @@ def test_a_killed_run_resumes_and_ends_with_the_same_numbers(sweepstack, tmp_pat
     for name in ("val_loss", "val_accuracy", "test_loss", "test_accuracy", "best_step", "steps"):
         assert first[name] == second[name]
     assert not (tmp_path / "killed" / "checkpoints").exists()
-    again = sweepstack("--resume", "killed", cold=True)
+    again = sweepstack("--resume", "killed")
     assert again.returncode == 0
     assert "this run has already finished" in again.stdout
 
@@ -70,7 +70,7 @@ def test_a_signal_checkpoints_and_names_the_command_to_go_on(sweepstack, tmp_pat
             process.kill()  # or it would train on, whatever was wrong
     assert process.returncode == code
     assert re.fullmatch(
-        r"sweepstack: interrupted at step \d+; go on with: sweepstack --resume run\n", stderr
+        r"sweepstack: interrupted at step \d+; resume with: sweepstack --resume run\n", stderr
     )
     assert list(tmp_path.glob("run/checkpoints/step_*.pt"))
 

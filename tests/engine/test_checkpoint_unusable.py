@@ -14,7 +14,7 @@ from engine_support import specs
 
 from sweepstack.config.errors import EnvironmentFault
 from sweepstack.engine import checkpoint
-from sweepstack.engine.monitor import Monitor
+from sweepstack.engine.spec import Monitor
 from sweepstack.engine.train import Interrupted, train
 
 

@@ -16,8 +16,8 @@ from torch import nn
 
 from sweepstack.engine import executors
 from sweepstack.engine.executors import cuda_graph
-from sweepstack.engine.monitor import Monitor
 from sweepstack.engine.runner import Runner
+from sweepstack.engine.spec import Monitor
 from sweepstack.engine.train import Interrupted, train
 
 HERE = __name__

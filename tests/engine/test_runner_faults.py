@@ -18,8 +18,8 @@ from support import make_spec
 from torch import nn
 
 from sweepstack.engine import program
-from sweepstack.engine.monitor import Monitor
 from sweepstack.engine.runner import Runner
+from sweepstack.engine.spec import Monitor
 from sweepstack.engine.step import Step
 from sweepstack.engine.train import train
 

@@ -7,7 +7,7 @@ import torch
 from support import make_spec
 
 from sweepstack.engine.program import Program
-from sweepstack.engine.slot import Slot
+from sweepstack.engine.runner import Slot
 
 DIGITS = ("data=digits", "data.subset=100", "batch.size=16", "model.hidden=[8]")
 

@@ -145,7 +145,7 @@ def test_another_seed_gives_other_numbers():
 
 
 def test_an_order_seed_fixes_the_batches_of_all_seeds():
-    from sweepstack.engine.slot import Slot
+    from sweepstack.engine.runner import Slot
 
     def batches(*words):
         spec = make_spec(*SHORT, *words)

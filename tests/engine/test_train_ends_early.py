@@ -10,7 +10,7 @@ import torch
 from engine_support import one
 from support import make_spec
 
-from sweepstack.engine.monitor import Monitor
+from sweepstack.engine.spec import Monitor
 from sweepstack.engine.train import Interrupted, train
 
 SHORT = ("training.max_steps=40", "training.eval_every=10", "batch.size=32")

@@ -46,7 +46,7 @@ def test_loaded_weights_are_where_training_begins():
         assert torch.equal(he[name], own[name]) != drawn, name
     assert not zeros["head.weight"].any()
     assert not torch.equal(zeros["shift"], he["shift"])  # what the constructor draws is the trial's
-    assert program.beginnings == (
+    assert program.init_summary == (
         "init draws middle.bias, head.weight, head.bias; kept as constructed: trunk.1.weight, "
         "trunk.1.bias, trunk.2.weight, trunk.2.bias, middle.weight, norm.weight and 1 more"
     )

@@ -95,7 +95,7 @@ def test_what_the_user_changes_is_said_and_compared(stacked, again):
     for word, told in {
         "optimizer.rate=1": "unknown key 'optimizer.rate'",
         "optimizer.lr=1,2": "one value",
-        "hydra.run.dir=x": "one value of a key of the config",
+        "hydra.run.dir=x": "one value of a config key",
         "trust=[os]": "--trust PACKAGE",
         "optimizer.lr=-1": "optimizer.lr must be > 0",
         "training.eval_every=${nope}": "training.eval_every: Interpolation key 'nope' not found",

@@ -13,7 +13,7 @@ from support import make_spec
 
 from sweepstack.config import reading as config
 from sweepstack.config.errors import EnvironmentFault
-from sweepstack.engine.monitor import Monitor
+from sweepstack.engine.spec import Monitor
 from sweepstack.engine.train import Interrupted, train
 from sweepstack.runs import logger
 

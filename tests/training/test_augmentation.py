@@ -9,7 +9,13 @@ from hypothesis import strategies as st
 from torchvision.transforms import functional as vision
 
 from sweepstack.data import streams
-from sweepstack.training.augmentation import Augmentation, crop, cutout, flip, rotate_and_translate
+from sweepstack.training.regularization import (
+    Augmentation,
+    crop,
+    cutout,
+    flip,
+    rotate_and_translate,
+)
 
 CHANGES = ("crop", "flip", "affine", "cutout")
 STRENGTHS = {

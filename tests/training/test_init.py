@@ -144,7 +144,7 @@ def test_a_tied_weight_starts_as_its_first_owner_says():
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_what_is_frozen_or_brought_starts_as_constructed(scheme):
+def test_what_is_frozen_or_constant_starts_as_constructed(scheme):
     module = nn.Sequential(*(nn.Linear(3, 3) for _ in range(3)))
     module[0].requires_grad_(False)
     drawn = init.draw(module, Init(scheme=scheme, gain=None), "relu", 0, kept={"1.weight"})
@@ -159,7 +159,7 @@ def test_keep_draws_nothing():
     assert all(torch.equal(drawn[name], p) for name, p in module.named_parameters())
 
 
-def test_what_does_not_follow_the_generator_is_brought():
+def test_what_does_not_follow_the_generator_is_constant():
     def make(seed):
         torch.manual_seed(seed)
         module = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3), nn.BatchNorm1d(3))
@@ -167,12 +167,12 @@ def test_what_does_not_follow_the_generator_is_brought():
         nn.init.zeros_(module[1].bias)
         return module
 
-    assert init.brought(make(0), make(1)) - {"2.num_batches_tracked"} == {
+    assert init.constant(make(0), make(1)) - {"2.num_batches_tracked"} == {
         *("0.weight", "1.bias"),
         *("2.weight", "2.bias", "2.running_mean", "2.running_var"),
     }
     with pytest.raises(InputError, match="each time"):
-        init.brought(nn.Linear(2, 3), nn.Linear(2, 4))
+        init.constant(nn.Linear(2, 3), nn.Linear(2, 4))
 
 
 # --- seeds ----------------------------------------------------------------------------------------

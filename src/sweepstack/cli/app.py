@@ -14,7 +14,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 from types import FrameType
@@ -27,7 +27,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from sweepstack.cli import preflight, usage
+from sweepstack.cli import preflight
 from sweepstack.config import commands, hydra_adapter, trust
 from sweepstack.config import reading as config
 from sweepstack.config.errors import (
@@ -47,7 +47,21 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 _began: list[bool] = []
-"""Whether Hydra has called `run`."""
+"""Not empty once Hydra has called `run`."""
+_USAGE = """\
+sweepstack: hyperparameter sweeps for PyTorch
+
+  sweepstack                                        train the default run, an MLP on digits
+  sweepstack model=convnet optimizer.lr=0.01        options (GROUP=OPTION), values (KEY=VALUE)
+  sweepstack -m init=he,xavier training.seed=0,1,2  a sweep: one trial for every combination
+  sweepstack -m +sweeps=init_activation_grid        a sweep from a file in sweeps/
+  sweepstack --cfg hydra -p hydra.sweeper           the settings of a sweep
+  sweepstack --resume outputs/runs/DATE_TIME        resume a run that was stopped
+  sweepstack --cfg job [OVERRIDES]                  print the composed config and train nothing
+  sweepstack --help model=resnet                    this text, with that option's keys
+  sweepstack --config-dir FOLDER                    groups of your own
+  sweepstack --version, --hydra-help                versions, and Hydra's own help
+"""
 
 
 def main() -> None:
@@ -68,7 +82,7 @@ def _main() -> None:
     sys.argv[1:] = preflight.with_overrides(preflight.resumed(sys.argv[1:]), [])
     arguments = _arguments()
     if arguments.help:
-        print(usage.text(arguments.overrides, arguments.config_dir))
+        print(_help(arguments.overrides, arguments.config_dir))
         return
     if arguments.cfg or arguments.info:
         preflight.check_cfg(arguments)
@@ -87,7 +101,7 @@ def _main() -> None:
     try:
         _hydra()
     except Exception as error:
-        # A run of which Hydra did not even call the task: its own settings are wrong.
+        # Hydra did not even call the task: its own settings are wrong.
         if not ready.made or _began:
             raise
         ready.undo()
@@ -113,6 +127,25 @@ def _hydra() -> None:
             os.environ["HYDRA_FULL_ERROR"] = before
 
 
+def _help(overrides: Sequence[str], config_dir: str | None) -> str:
+    """How to call the command, the groups, and every key of the chosen options with its comment."""
+    cfg = config.compose(overrides, config_dir, with_hydra=True)
+    conf = config.folder("conf")
+    parts = [_USAGE]
+    for group, option in reversed(cfg.hydra.runtime.choices.items()):
+        file = conf / group / f"{option}.yaml"
+        if "/" in group or not file.is_file():
+            continue
+        others = sorted(path.stem for path in file.parent.glob("*.yaml") if path != file)
+        rest = f"   (or {', '.join(others)})" if others else ""
+        lines = [f"  {line}" for line in file.read_text("utf-8").splitlines()]
+        parts.append("\n".join([f"{group}={option}{rest}", *lines, ""]))
+    top = (conf / f"{config.CONFIG_NAME}.yaml").read_text("utf-8")
+    keys = top[top.index("\n\n") : top.index("hydra:")].strip()
+    parts.append("top level\n" + "\n".join(f"  {line}".rstrip() for line in keys.splitlines()))
+    return "\n".join(parts)
+
+
 def _arguments() -> Any:
     arguments, unknown = preflight.parsed(sys.argv[1:])
     if unknown:
@@ -133,7 +166,7 @@ def _misused(arguments: Any) -> list[str]:
     if arguments.experimental_rerun is not None:
         mistakes.append(
             "--experimental-rerun is not supported: it would run code of a pickle; "
-            "--resume FOLDER goes on with a run, sweepstack-study rerun repeats a trial"
+            "--resume FOLDER resumes a run, sweepstack-study rerun repeats a trial"
         )
     for name in ("package", "resolve"):
         if getattr(arguments, name) not in (None, False) and not arguments.cfg:
@@ -144,17 +177,16 @@ def _misused(arguments: Any) -> list[str]:
         mistakes.append(f"only one of {', '.join(given)} must be given")
     if arguments.config_dir is not None and not Path(arguments.config_dir).is_dir():
         mistakes.append(f"--config-dir must be a folder, got '{arguments.config_dir}'")
-    words = [f"{word}=" for word in ("install", "uninstall", "query")]
-    if arguments.shell_completion and not " ".join(arguments.overrides).startswith(tuple(words)):
-        mistakes.append(f"--shell-completion must come with one of {', '.join(words)} and a shell")
+    verbs = ("install=", "uninstall=", "query=")
+    if arguments.shell_completion and not " ".join(arguments.overrides).startswith(verbs):
+        mistakes.append(f"--shell-completion must come with one of {', '.join(verbs)} and a shell")
     return mistakes
 
 
 def run(cfg: DictConfig) -> float:
     """Hydra's task function: train one run and return its objective.
 
-    Under `--multirun` a run that failed is said to have failed and returns NaN, so that the sweep
-    goes on.
+    Under `--multirun` a failed run prints its error and returns NaN, so that the sweep goes on.
 
     Raises:
         SystemExit: the run failed or was interrupted; the exit code says which.
@@ -186,15 +218,13 @@ def _run(run_config: RunConfig, folder: Path) -> float:
     device.keep_memory()
     spec = TrialSpec(run_config, folder=folder)
     if not (folder / "manifest.json").exists():  # a job of --multirun
-        run_folder.begin(folder, spec, [*_flags(), *_words()])
+        run_folder.begin(folder, spec, _as_typed())
     try:
         with Watch() as watch, _signals(watch):
             results = list(train(seeds.members(spec), logger.follow(spec, folder, watch)))
     except Interrupted as stop:
-        where = f"interrupted at step {stop.step}"
-        stop.args = (
-            f"{where}; go on with: {commands.shell('sweepstack', '--resume', shown(folder))}",
-        )
+        command = commands.shell("sweepstack", "--resume", shown(folder))
+        stop.args = (f"interrupted at step {stop.step}; resume with: {command}",)
         raise
     summary = run_folder.summary_of(spec, results)
     if summary["state"] == "complete":
@@ -208,14 +238,11 @@ def _run(run_config: RunConfig, folder: Path) -> float:
     return float(summary[str(summary["objective"])])
 
 
-def _words() -> list[str]:
-    """Overrides of the task as typed: what they refer to is not resolved."""
-    return [str(word) for word in OmegaConf.to_container(HydraConfig.get().overrides.task) or []]
-
-
-def _flags() -> list[str]:
+def _as_typed() -> list[str]:
+    """The arguments of this job, its references unresolved."""
     given = preflight.parsed(sys.argv[1:])[0].config_dir
-    return [] if given is None else ["--config-dir", given]
+    typed = OmegaConf.to_container(HydraConfig.get().overrides.task) or []
+    return [*([] if given is None else ["--config-dir", given]), *map(str, typed)]
 
 
 @contextlib.contextmanager

@@ -1,7 +1,4 @@
-"""Before Hydra makes a folder: check a run or a sweep as a whole, and claim the run's folder.
-
-Whatever is wrong is found here, while nothing is written yet.
-"""
+"""Before Hydra makes a folder: check a run or a sweep as a whole, then claim the run's folder."""
 
 from __future__ import annotations
 
@@ -9,19 +6,21 @@ import contextlib
 import inspect
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.plugins import Plugins
 from hydra.core.utils import configure_log
+from hydra.plugins.sweeper import Sweeper
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from sweepstack.config import hydra_adapter, overrides, trust
+from sweepstack.config import hydra_adapter, trust
 from sweepstack.config import reading as config
 from sweepstack.config.check import shown
 from sweepstack.config.errors import InputError, nearest, one_line
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
     from sweepstack.engine.program import Program
 
 
-_FOREIGN = re.compile(r"""[^][(){},:='"]*[^\x00-\x7f][^][(){},:='"]*""")
+_NON_ASCII = re.compile(r"""[^][(){},:='"]*[^\x00-\x7f][^][(){},:='"]*""")
 
 
 def resumed(argv: list[str]) -> list[str]:
@@ -42,7 +41,11 @@ def resumed(argv: list[str]) -> list[str]:
     Raises:
         InputError: the folder holds no run.
     """
-    argv = [part for word in argv for part in _parted(_spelled(word))]
+    argv = [
+        part
+        for word in map(_spelled, argv)
+        for part in (word.split("=", 1) if word.startswith("--resume=") else [word])
+    ]
     if "--resume" not in argv:
         return argv
     at = argv.index("--resume")
@@ -50,7 +53,7 @@ def resumed(argv: list[str]) -> list[str]:
     manifest = run_folder.read(Path(folder) / "manifest.json") if folder else None
     if manifest is None and folder and (Path(folder) / "overrides.yaml").exists():
         raise InputError(
-            f"{folder} holds a trial of a sweep: the sweep's own command goes on with it, and "
+            f"{folder} holds a trial of a sweep: the sweep's own command resumes it, and "
             "sweepstack.log there says how to run it alone"
         )
     if manifest is None or "arguments" not in manifest:
@@ -62,9 +65,8 @@ def resumed(argv: list[str]) -> list[str]:
         raise InputError(
             f"{folder}/manifest.json is not what sweepstack writes: arguments={shown(before)}"
         )
-    # A manifest is not the user's word: it may name no package to trust, folder of configs, or
-    # Hydra setting, and it may not download. What the run needs of these is given again, or the
-    # configs differ.
+    # The user did not type what a manifest holds: it may name no package to trust, folder of
+    # configs or Hydra setting, and may not download. What the run needs of these is given again.
     if "--config-dir" in before and "--config-dir" not in argv:
         raise InputError(f"{folder} was started with --config-dir: give it again with --resume")
     given = {_key(word) for word in argv}
@@ -100,14 +102,14 @@ def with_overrides(argv: Sequence[str], added: Sequence[str]) -> list[str]:
 
 
 def _spelled(word: str) -> str:
-    """An override with quotes around the words that have letters unknown to Hydra's grammar."""
+    """An override with quotes around the parts whose letters Hydra's grammar does not know."""
     key, _, value = word.partition("=")
     if word.isascii() or word.startswith("-"):
         return word
     try:
         OverridesParser.create().parse_override(word)
-    except overrides.UNREADABLE:
-        return f"{key}={_FOREIGN.sub(lambda found: _quoted(found[0].strip()), value)}"
+    except config.UNREADABLE:
+        return f"{key}={_NON_ASCII.sub(lambda found: _quoted(found[0].strip()), value)}"
     return word
 
 
@@ -118,7 +120,7 @@ def check_cfg(arguments: Any) -> None:
         InputError: the config does not compose, or has no such package.
     """
     name = arguments.config_name or config.CONFIG_NAME
-    cfg = overrides.compose(arguments.overrides, arguments.config_dir, name)
+    cfg = config.compose(arguments.overrides, arguments.config_dir, name, with_hydra=True)
     if (
         arguments.package not in (None, "_global_")
         and OmegaConf.select(cfg, arguments.package) is None
@@ -128,10 +130,6 @@ def check_cfg(arguments: Any) -> None:
 
 def _key(word: str) -> str:
     return word.partition("=")[0].lstrip("+~")
-
-
-def _parted(word: str) -> list[str]:
-    return word.split("=", 1) if word.startswith("--resume=") else [word]
 
 
 def _quoted(folder: str) -> str:
@@ -164,17 +162,15 @@ def check(arguments: Any, argv: Sequence[str]) -> Ready | None:
         argv: the same as typed.
 
     Returns:
-        What to go on with, or None when the run is finished already.
+        What is to be run, or None when the run has already finished.
 
     Raises:
         SweepstackError: something is wrong; nothing was written.
     """
     name = arguments.config_name or config.CONFIG_NAME
-    if arguments.multirun:
-        _check_sweep(arguments, name)
-        return Ready()
-    cfg = overrides.compose(arguments.overrides, arguments.config_dir, name)
-    if cfg.hydra.mode == RunMode.MULTIRUN:
+    if not arguments.multirun:
+        cfg = config.compose(arguments.overrides, arguments.config_dir, name, with_hydra=True)
+    if arguments.multirun or cfg.hydra.mode == RunMode.MULTIRUN:
         _check_sweep(arguments, name)
         return Ready()
     spec = TrialSpec(config.read(cfg))
@@ -200,15 +196,22 @@ def check(arguments: Any, argv: Sequence[str]) -> Ready | None:
     return Ready(added, [other.absolute() for other in made])
 
 
-def _wanted(cfg: DictConfig) -> Path:
-    """The run's folder as hydra.run.dir says."""
-    HydraConfig.instance().set_config(cfg)  # for ${hydra:...}
+@contextlib.contextmanager
+def _resolving(cfg: DictConfig) -> Iterator[None]:
+    """Let `${hydra:...}` be resolved; a reference that leads nowhere is an InputError."""
+    HydraConfig.instance().set_config(cfg)
     try:
-        given = cfg.hydra.run.dir
+        yield
     except OmegaConfBaseException as error:
-        raise InputError(f"hydra.run.dir: {one_line(error)}") from None
+        raise InputError(f"{error.full_key}: {str(error).splitlines()[0]}") from None
     finally:
         HydraConfig.instance().cfg = None
+
+
+def _wanted(cfg: DictConfig) -> Path:
+    """The run's folder as hydra.run.dir says."""
+    with _resolving(cfg):
+        given = cfg.hydra.run.dir
     if not given:
         raise InputError("hydra.run.dir must name a folder, got ''")
     return Path(given)
@@ -223,7 +226,7 @@ def _program(spec: TrialSpec) -> Program:
 
 
 def _check_sweep(arguments: Any, name: str) -> None:
-    """Check a sweep as far as the sweeper does not: sweepstack's own checks the values itself."""
+    """Check of a sweep what the sweeper does not check; ours checks every value itself."""
     from sweepstack.sweep.space import grammar
 
     fixed: list[str] = []
@@ -239,7 +242,7 @@ def _check_sweep(arguments: Any, name: str) -> None:
         elif grammar.path_of(override).startswith(("hydra.", "hydra/")):
             mistakes.append(f"{grammar.path_of(override)} must have one value, got {text}")
     try:
-        cfg = overrides.compose(fixed, arguments.config_dir, name)
+        cfg = config.compose(fixed, arguments.config_dir, name, with_hydra=True)
         if mistakes:
             config.read(cfg)
     except InputError as error:
@@ -248,14 +251,14 @@ def _check_sweep(arguments: Any, name: str) -> None:
         raise InputError(mistakes)
     try:
         configure_log(cfg.hydra.hydra_logging, cfg.hydra.verbose)  # as Hydra does next
-    except overrides.REFUSALS as error:
+    except config.REFUSALS as error:
         reason = one_line(error) or type(error).__name__
         raise InputError(f"hydra.hydra_logging and hydra.verbose: {reason}") from None
     sweeper = _sweeper(cfg)
     if str(sweeper.get("_target_")).endswith(".SweepstackSweeper"):
         return
     params = sweeper.get("params") or {}
-    first = overrides.check_sweep(
+    first = config.check_sweep(
         arguments.overrides, params, config_dir=arguments.config_dir, config_name=name
     )
     _program(TrialSpec(config.read(first)))
@@ -268,13 +271,8 @@ def _sweeper(cfg: DictConfig) -> dict[str, Any]:
             f"hydra.sweeper must be a group of settings, got {shown(cfg.hydra.sweeper)}; its keys "
             "are set one by one, for example hydra.sweeper.n_trials=20"
         )
-    HydraConfig.instance().set_config(cfg)  # for ${hydra:...}
-    try:
+    with _resolving(cfg):
         node: Any = OmegaConf.to_container(cfg.hydra.sweeper, resolve=True)
-    except OmegaConfBaseException as error:
-        raise InputError(f"{error.full_key}: {str(error).splitlines()[0]}") from None
-    finally:
-        HydraConfig.instance().cfg = None
     missing = sorted(OmegaConf.missing_keys(cfg.hydra.sweeper))
     if missing:
         raise InputError([f"{key} must be given, got ???" for key in missing])
@@ -284,9 +282,6 @@ def _sweeper(cfg: DictConfig) -> dict[str, Any]:
 
 def _check_class(node: Mapping[str, Any]) -> None:
     """Refuse a sweeper that Hydra cannot make, for example of a plugin that is not installed."""
-    from hydra.core.plugins import Plugins
-    from hydra.plugins.sweeper import Sweeper
-
     known = {f"{c.__module__}.{c.__name__}": c for c in Plugins.instance().discover(Sweeper)}
     target = str(node.get("_target_"))
     where = "hydra.sweeper._target_ must be left to the group hydra/sweeper"

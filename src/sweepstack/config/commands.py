@@ -1,6 +1,5 @@
-"""The commands `sweepstack` and `sweepstack-study`: how they begin, complain and end, and how a
-command is
-printed for people to copy."""
+"""How the commands `sweepstack` and `sweepstack-study` start and end, and how a command is printed
+for people to copy."""
 
 from __future__ import annotations
 
@@ -28,7 +27,7 @@ _MAX_LINE = 1500
 
 @contextlib.contextmanager
 def running(program: str) -> Iterator[None]:
-    """Run a command: its errors become lines and an exit code, and its reader may go away.
+    """Run a command: its errors become lines and an exit code; a closed pipe ends it quietly.
 
     Raises:
         SystemExit: the command failed or was interrupted.
@@ -48,9 +47,8 @@ def running(program: str) -> Iterator[None]:
         sys.exit(0)
     except OSError as error:
         close_stdout()
-        complain(
-            program, EnvironmentFault(f"{error.filename or 'stdout'}: {error.strerror or error}")
-        )
+        said = f"{error.filename or 'stdout'}: {error.strerror or error}"
+        complain(program, EnvironmentFault(said))
 
 
 def complain(program: str, error: SweepstackError) -> NoReturn:
@@ -62,7 +60,7 @@ def complain(program: str, error: SweepstackError) -> NoReturn:
 
 
 def close_stdout() -> None:
-    """Drop what is printed from now on, and what could not be printed so far."""
+    """Drop what could not be printed so far, and all that is printed from now on."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
@@ -75,7 +73,7 @@ def _printable(text: str) -> str:
 
 
 def _open_streams() -> None:
-    """Open what the shell closed (`>&-`): a file would take its number, and what is printed."""
+    """Open the streams that the shell closed (`>&-`), or a file would get their numbers."""
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
             os.fstat(number)

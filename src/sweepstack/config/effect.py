@@ -1,8 +1,8 @@
-"""What a config does, without what changes nothing: trials of equal effect give equal numbers.
+"""Which configs are equivalent: `effect` hashes a config without the keys that change nothing.
 
-`effect` hashes a config but for the keys that the table below leaves out. Each line of it is a
-promise about the engine's code: two configs that differ only there train alike to the bit, on the
-same device (a test trains both for every line). Imports neither torch nor Hydra.
+Each rule below is a promise about the engine's code: two configs that differ only there train
+alike to the bit on the same device (a test trains both for every rule). Imports neither torch nor
+Hydra.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sweepstack.config import schema
-from sweepstack.config.schema import INERT, RunConfig
+from sweepstack.config.schema import RunConfig
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,8 @@ def _is_plain_rate(config: RunConfig) -> bool:
     return False
 
 
-def _is_own_gain(config: RunConfig) -> bool:
-    """Whether `init.gain` is what the scheme takes by itself."""
+def _is_default_gain(config: RunConfig) -> bool:
+    """Whether `init.gain` is the scheme's default."""
     gain, he = config.init.gain, config.init.scheme in ("he", "he_uniform")
     if gain is None:
         return True
@@ -49,7 +49,7 @@ def _is_own_gain(config: RunConfig) -> bool:
     return gain == (math.sqrt(2) if he else 1.0)
 
 
-def _is_own_norm(config: RunConfig) -> bool:
+def _is_default_norm(config: RunConfig) -> bool:
     """Whether `regularization.batch_norm` is what `auto` means for the model."""
     given, resnet = config.regularization.batch_norm, isinstance(config.model, schema.ResNet)
     return not isinstance(config.model, schema.Custom) and given in ("auto", resnet)
@@ -68,7 +68,7 @@ RULES: tuple[Rule, ...] = (
             lambda c, name=name: c.optimizer.name == name,  # type: ignore[misc]
             f"optim.py: the rule of {name} does not read them",
         )
-        for name, keys in INERT.items()
+        for name, keys in schema.INERT.items()
     ),
     Rule(
         ("optimizer.nesterov",),
@@ -90,25 +90,17 @@ RULES: tuple[Rule, ...] = (
         _is_plain_rate,
         "schedule.py: the factor is 1.0 at every step after the warmup, which all have",
     ),
-    Rule(
-        ("training.max_epochs",),
-        lambda c: c.training.max_steps is not None,
-        "Program.total_steps: max_steps wins",
-    ),
+    Rule(("training.max_epochs",), lambda c: c.training.max_steps is not None, "max_steps wins"),
     Rule(
         ("data.minmax_range",),
         lambda c: c.data.normalization != "minmax",
         "normalization.fit: read for minmax only",
     ),
-    Rule(
-        ("init.gain",),
-        _is_own_gain,
-        "init.gain_of: the gain that the scheme has by itself",
-    ),
+    Rule(("init.gain",), _is_default_gain, "init.gain_of: the scheme's default"),
     Rule(
         ("regularization.batch_norm",),
-        _is_own_norm,
-        "models.build: auto is true for a resnet and false for the others of ours",
+        _is_default_norm,
+        "models.build: auto is true for a resnet and false for the other built-in models",
     ),
     Rule(
         ("regularization.batch_norm", "regularization.dropout"),
@@ -121,7 +113,7 @@ RULES: tuple[Rule, ...] = (
         "models.Mlp: it stands behind hidden layers; init.gain=auto reads it besides",
     ),
 )
-"""What changes nothing. Seeds are not here: every trial's order of batches is its seed's own."""
+"""Keys that change nothing. Seeds are never among them: each draws its own order of batches."""
 
 
 def effect(config: RunConfig) -> str:

@@ -93,19 +93,19 @@ class NoMemory(InputError):
 
 
 class EnvironmentFault(SweepstackError):
-    """What the machine lacks: a dataset, a device, space on the disk, a readable checkpoint."""
+    """The machine lacks a dataset, a device, space on the disk, a readable checkpoint."""
 
     exit_code = EXIT_ENVIRONMENT
 
 
 class TrainingFailed(SweepstackError):
-    """The run itself went wrong, for example a loss that became NaN."""
+    """The run itself failed, for example by a loss that became NaN."""
 
     exit_code = EXIT_TRAINING
 
 
 class NothingCompleted(SweepstackError):
-    """A sweep in which no trial came to its end."""
+    """A sweep in which no trial completed."""
 
     exit_code = EXIT_NOTHING
 
@@ -119,7 +119,7 @@ class Stopped(SweepstackError):
 
 
 class ModuleExit(Exception):
-    """A user's module raised what would end the process, such as SystemExit."""
+    """A user's module raised SystemExit or the like, which would end the process."""
 
 
 @contextmanager

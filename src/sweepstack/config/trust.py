@@ -1,15 +1,14 @@
 """The trust rule: which Python objects a config may name, and which recorded overrides count.
 
-A `_target_` is text that may come from a study, a checkpoint or a report, and building it runs
-code. One rule holds for every config, so that no path from a file can miss it. A name is accepted
+A `_target_` may come from a study, a checkpoint or a report, and building it runs code. One rule
+holds for every config. A name is accepted
 
 - in a closed table: the layers of torch.nn, the classification models of torchvision.models
-  without weights, and sweepstack's MLP. Nothing in it reads files, opens networks, runs what it is
-  given, or takes packages to trust;
-- in a package that the user's own words trust (`trust=[...]`, `--trust`), where it must be defined
-  in such a package too: modules import others, so `mypackage.os.system` is in mypackage. What a
-  file says about trust is never read. sweepstack itself cannot be trusted: its functions load
-  configs.
+  without weights, and sweepstack's MLP. Nothing in it reads files, opens networks, runs its
+  arguments, or takes packages to trust;
+- in a package that the user trusts by name (`trust=[...]`, `--trust`), where it must be defined in
+  such a package too: modules import others, so `mypackage.os.system` is in mypackage. What a file
+  says about trust is never read. sweepstack itself cannot be trusted: its functions load configs.
 
 Arguments that hold a `_target_` of their own follow the same rule. Imports torch and torchvision
 only when their names are asked for, and no package that is not trusted.
@@ -114,8 +113,8 @@ def locate(
 
     Args:
         target: a dotted name.
-        trusted: packages from the user's own words; only their modules are imported.
-        arguments: what it is to be called with.
+        trusted: packages that the user trusts; only their modules are imported.
+        arguments: of the later call.
 
     Raises:
         InputError: not allowed, not found, neither class nor function, defined elsewhere, or

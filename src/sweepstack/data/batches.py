@@ -25,15 +25,13 @@ from sweepstack.data.dataset import Split, TensorSplit
 
 Pair = tuple[Tensor, Tensor]
 
-_MEMORY_LIMITS = (
-    ("/sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
-    (
-        *("/sys/fs/cgroup/memory", "memory.limit_in_bytes"),
-        *("memory.usage_in_bytes", "total_inactive_file"),
+_LIMITS = {
+    "/sys/fs/cgroup": ("memory.max", "memory.current", "inactive_file"),
+    "/sys/fs/cgroup/memory": (
+        *("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
     ),
-)
-"""Of control groups, version 2 and 1: the folder, its files of the limit and of what is in use, and
-what of that is cache."""
+}
+"""Of control groups, version 2 and 1: files of the limit and of the usage, the name of cache."""
 
 
 class Source(Protocol):
@@ -98,16 +96,16 @@ class DeviceSource:
 class StreamSource:
     """A split that stays where it is; batches are gathered ahead and copied to the device.
 
-    The worker processes start with the first batch and live as long as the source. One iteration
-    runs at a time: starting another ends the one before.
+    The worker processes start with the first batch and end with the source. Starting an iteration
+    ends the one before.
     """
 
     def __init__(self, split: Split, device: torch.device, workers: int):
         self.split, self.device, self.workers = split, device, workers
         self._order = _Order()
         self._pool: list[DataLoader[Any]] = []  # the loader, once there is one
-        # Holds on to the loader until the source is gone. Collected together with the source, as
-        # part of an error's reference cycle, it would wait 5 s for each worker.
+        # Keeps the loader until the source is gone: collected together with it, in an error's
+        # reference cycle, it would wait 5 s for each worker.
         weakref.finalize(self, self._pool.clear)
 
     def _loader(self) -> DataLoader[Any]:
@@ -119,7 +117,7 @@ class StreamSource:
                 num_workers=self.workers,
                 persistent_workers=self.workers > 0,
                 pin_memory=self.device.type == "cuda",
-                # Its own, because a loader seeds its workers with a draw: torch's stays untouched.
+                # A loader seeds its workers with a draw, which torch's generator must not make.
                 generator=torch.Generator(),
                 worker_init_fn=_take_no_signals if self.workers else None,
             )
@@ -147,7 +145,7 @@ class StreamSource:
 
     @staticmethod
     def _next(loaded: Iterator[Any]) -> Pair | EnvironmentFault | None:
-        """The next batch, what went wrong with it, or None at the end."""
+        """The next batch, its error, or None at the end."""
         try:
             item: Pair | EnvironmentFault | None = next(loaded, None)
         except RuntimeError as error:
@@ -165,13 +163,13 @@ class StreamSource:
 
 
 def _take_no_signals(worker: int) -> None:
-    """In a worker process: Ctrl-C is the parent's to answer, and the parent may end this one."""
+    """In a worker process: the parent handles Ctrl-C, and may end this process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 class _Order(Sampler[Any]):
-    """Hands the current iteration's indices to the loader, as arrays, which travel cheaply."""
+    """Gives the loader the current iteration's indices, as arrays, which are cheap to send."""
 
     def __init__(self) -> None:
         self.turn = 0
@@ -196,8 +194,7 @@ class _Gathered(Dataset[Any]):
         try:
             x, y = self.split.gather(torch.from_numpy(index.reshape(-1)))
         except EnvironmentFault as fault:
-            # Returned, because a raised one arrives with its traceback as the message.
-            return fault
+            return fault  # a raised one would arrive with its traceback as the message
         return x.view(*index.shape, *self.split.shape), y.view(index.shape)
 
 
@@ -212,7 +209,7 @@ def free_memory(device: torch.device) -> int | None:
         if "SC_PHYS_PAGES" not in names:
             return None
         found = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    for folder, limit, used, cache in _MEMORY_LIMITS:
+    for folder, (limit, used, cache) in _LIMITS.items():
         most, now = _read_number(f"{folder}/{limit}"), _read_number(f"{folder}/{used}")
         if most is not None and now is not None:
             cached = _read_number(f"{folder}/memory.stat", cache) or 0

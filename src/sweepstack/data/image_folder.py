@@ -20,31 +20,26 @@ from sweepstack.data.pictures import probe
 from sweepstack.data.splits import normalized, partition
 
 HELD_BYTES = 2**30
-"""All splits together, once decoded, are held in memory up to this size."""
-
+"""Decoded splits are held in memory up to this size, all together."""
 STATISTICS_AT_MOST = 2000
-"""Training pictures that give the statistics of a dataset larger than that."""
+"""Training pictures that give the statistics of a larger dataset."""
 
 
 def load(config: ImageFolder) -> Dataset:
     """Load the folders; samples (channels, height, width).
 
-    Pictures are gray when the first one of every training class is, and as large as `image_size`
-    or else as the very first one. Up to `HELD_BYTES` they are decoded here, unless
-    `placement=stream`; the statistics then come from all training pictures. Above, they are
-    decoded whenever they are asked for, and the statistics come from `STATISTICS_AT_MOST` of them.
-    Neither depends on the placement, so that it never changes a number.
+    Pictures are gray when the first one of every training class is, and have `image_size` or the
+    size of the very first one. Up to `HELD_BYTES` they are decoded here, unless
+    `placement=stream`, and the statistics come from all training pictures. Above, they are decoded
+    when needed, and the statistics come from `STATISTICS_AT_MOST` of them. The placement never
+    changes a number.
 
     Raises:
         EnvironmentFault: a folder is missing, empty or has other classes than the training
             folder, or a picture cannot be read.
         InputError: two splits name the same folder, or `validation` or `subset` do not fit.
     """
-    given = {
-        "train_folder": config.train_folder,
-        "val_folder": config.val_folder,
-        "test_folder": config.test_folder,
-    }
+    given = {key: getattr(config, key) for key in ("train_folder", "val_folder", "test_folder")}
     places = _places(config, {key: name for key, name in given.items() if name is not None})
     classes = _classes(places["train_folder"])
     files = {key: _files(place, classes) for key, place in places.items()}
@@ -60,7 +55,7 @@ def load(config: ImageFolder) -> Dataset:
 
 
 def _places(config: ImageFolder, names: dict[str, str]) -> dict[str, Path]:
-    """Where each split lies, by key of the config."""
+    """The folder of each split, by key of the config."""
     root = Path(config.root).expanduser()
     places = {key: root / name for key, name in names.items()}
     if len({place.resolve() for place in places.values()}) < len(places):
@@ -99,15 +94,12 @@ def _files(place: Path, classes: Sequence[str]) -> list[list[str]]:
         )
     files = []
     for name in classes:
-        pictures = [file for file in _names(place / name, folders=False) if _is_picture(file)]
+        names = _names(place / name, folders=False)
+        pictures = [n for n in names if Path(n).suffix.lower() in Image.registered_extensions()]
         if not pictures:
             raise EnvironmentFault(f"{place / name} must hold at least one picture, it has none")
         files.append([str(place / name / picture) for picture in pictures])
     return files
-
-
-def _is_picture(name: str) -> bool:
-    return Path(name).suffix.lower() in Image.registered_extensions()
 
 
 def _names(place: Path, folders: bool) -> list[str]:
@@ -119,7 +111,7 @@ def _names(place: Path, folders: bool) -> list[str]:
 
 
 def _shape(config: ImageFolder, train: list[list[str]]) -> tuple[int, int, int]:
-    """What all pictures are brought to, from the first training picture of each class."""
+    """The shape of all pictures, from the first training picture of each class."""
     shapes = [probe(pictures[0]) for pictures in train]
     channels = max(shape[0] for shape in shapes)
     _, height, width = shapes[0]

@@ -1,7 +1,4 @@
-"""Reading one picture.
-
-A picture is a uint8 tensor (channels, height, width); 1 channel is gray, 3 are red, green, blue.
-"""
+"""Reading one picture, a uint8 tensor (channels, height, width): 1 channel is gray, 3 are RGB."""
 
 from __future__ import annotations
 
@@ -54,7 +51,7 @@ def probe(path: str) -> tuple[int, int, int]:
 
 def _check_depth(picture: Image.Image) -> None:
     if picture.mode in ("I", "F") or picture.mode.startswith("I;"):
-        # Pillow would clip these to 0..255 without a word.
+        # Pillow would silently clip these to 0..255.
         raise ValueError(f"its pixels must have 8 bits a channel, got mode {picture.mode}")
 
 

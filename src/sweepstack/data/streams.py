@@ -1,8 +1,8 @@
 """Counter-based random streams: every draw is a pure function of (trial seed, stream, counter).
 
-Nothing here has state, so a draw is the same in any slot, at any width, on any device and after a
-resume. The generator is SplitMix64 (Steele, Lea, Flood, "Fast splittable pseudorandom number
-generators", OOPSLA 2014): output `i` of the stream with seed `key` is mix(key + (i + 1)·γ).
+A draw is the same in any slot, at any width, on any device and after a resume. The generator is
+SplitMix64 (Steele, Lea, Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014):
+output `i` of the stream with seed `key` is mix(key + (i + 1)·γ).
 
 A trial's streams are `derive(seed, stream)` with one of the numbers below. Keys are 64-bit
 integers, held as Python ints in [-2^63, 2^63) or as int64 tensors.

@@ -22,8 +22,8 @@ from sweepstack.config.errors import EnvironmentFault, InputError, one_line
 
 log = logging.getLogger(__name__)
 
-KEPT = 2
-"""Checkpoints kept of a trial."""
+KEPT = 2  # checkpoints of a trial
+_KEYS = {"config_hash", "slot", "tensors"}
 
 
 def save(path: Path, value: Any) -> None:
@@ -80,7 +80,7 @@ def save_trial(folder: Path, step: int, state: Mapping[str, Any]) -> None:
 def load_trial(folder: Path, config_hash: str) -> dict[str, Any] | None:
     """The newest whole checkpoint in `folder`, or None.
 
-    A damaged one is set aside as NAME.damaged with a warning, and the one before it is taken.
+    A damaged one is renamed to NAME.damaged with a warning, and the one before it is used.
 
     Raises:
         InputError: the checkpoint belongs to another config.
@@ -89,10 +89,7 @@ def load_trial(folder: Path, config_hash: str) -> dict[str, Any] | None:
     for number, path in enumerate(found, 1):
         try:
             state = load(path)
-            if (
-                not isinstance(state, dict)
-                or not {"config_hash", "slot", "tensors"} <= state.keys()
-            ):
+            if not isinstance(state, dict) or not state.keys() >= _KEYS:
                 raise EnvironmentFault(f"{path} is not a checkpoint of a trial")
         except EnvironmentFault as error:
             rest = "using the checkpoint before it" if number < len(found) else "none is left"
@@ -105,9 +102,8 @@ def load_trial(folder: Path, config_hash: str) -> dict[str, Any] | None:
     return None
 
 
-def set_aside(folder: Path, why: str) -> None:
-    """Say why a trial cannot go on from its newest checkpoint and begins anew, and rename all of
-    them to NAME.damaged."""
+def mark_damaged(folder: Path, why: str) -> None:
+    """Log why a trial cannot resume and starts again; rename its checkpoints to NAME.damaged."""
     log.warning("cannot resume from %s: %s; starting the trial again", folder, why)
     with contextlib.suppress(OSError):  # a folder that cannot be read
         for path in _found(folder):

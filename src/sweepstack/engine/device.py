@@ -22,9 +22,7 @@ _NO_MEMORY = (
     "CUDNN_STATUS_ALLOC_FAILED",
     "DefaultCPUAllocator: can't allocate memory",
 )
-"""What errors say that are no `torch.OutOfMemoryError`."""
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-"""Names of glibc's mallopt(3)."""
+"""Messages of errors that are not `torch.OutOfMemoryError`."""
 
 
 def resolve(training: schema.Training) -> torch.device:
@@ -113,11 +111,9 @@ def out_of_memory(error: BaseException) -> bool:
 @cache
 def keep_memory() -> None:
     """Let this process keep the memory that tensors leave: glibc gives blocks of more than 32 MiB
-    back to the system at once, and a wide stack takes them anew, page by page, in every step.
-
-    Called where a command or a worker begins, since it is a setting of the whole process.
-    """
+    back to the system at once, and a wide stack takes them anew, page by page, in every step. A
+    setting of the whole process."""
     with suppress(OSError, AttributeError):  # another C library
         libc = ctypes.CDLL(None)
-        libc.mallopt(_M_MMAP_THRESHOLD, 2**30)
-        libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+        libc.mallopt(-3, 2**30)  # M_MMAP_THRESHOLD
+        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD

@@ -1,9 +1,5 @@
 """Everything that a config's static fields determine: device, data, module template, task, update
-rule; all checked.
-
-`Program.of(spec)` is where a run's config first meets its data; everything that can be wrong
-before training is found here, all mistakes together.
-"""
+rule. Everything that can be wrong before training is found here, all mistakes together."""
 
 from __future__ import annotations
 
@@ -86,7 +82,7 @@ class Program:
         automatic = config.objective == "auto"
         self.objective = self.task.default_objective if automatic else config.objective
         self.direction = direction_of(self.objective)
-        self.fits: int | None = None  # about how many trials fit into memory, where that is known
+        self.fits: int | None = None  # about how many trials fit into memory, where known
         self.rule = optim.RULES[config.optimizer.name](decays=spec.uses("weight_decay"))
         mistakes = self._mistakes()
         for attempt in (self._build, lambda: self.check(spec)):
@@ -152,22 +148,25 @@ class Program:
 
     def _build(self) -> None:
         config = self.config
-        own = isinstance(config.model, Custom)
-        if not own:
+        custom, shapes = (
+            isinstance(config.model, Custom),
+            (self.data.input_shape, self.data.outputs),
+        )
+        if not custom:
             with torch.device("meta"):
-                template = models.build(config, self.data.input_shape, self.data.outputs)
+                template = models.build(config, *shapes)
             self._check_memory(template, self._activations(template))
-        self.module = models.build(config, self.data.input_shape, self.data.outputs)
-        if own:
+        self.module = models.build(config, *shapes)
+        if custom:
             self._check_memory(self.module, 0)
         self._try_module()
-        self.brought: set[str] | None = None  # of a custom module: what does not depend on a seed
-        if own:
-            again = models.build(config, self.data.input_shape, self.data.outputs, seed=1)
-            self.brought = initialization.brought(self.module, again)
+        self.constant: set[str] | None = None  # of a custom module: what does not depend on a seed
+        if custom:
+            again = models.build(config, *shapes, seed=1)
+            self.constant = initialization.constant(self.module, again)
 
     def _activations(self, template: nn.Module) -> int:
-        """Numbers that a step keeps of a batch, at least: what layers with parameters give."""
+        """Numbers that a step keeps of a batch, at least: the outputs of layers with parameters."""
         found = 0
 
         def count(_layer: nn.Module, _inputs: Any, output: Any) -> None:
@@ -177,22 +176,18 @@ class Program:
         for layer in template.modules():
             if next(layer.parameters(recurse=False), None) is not None:
                 layer.register_forward_hook(count)
-        with suppress(Exception):  # what is wrong with it is found later
+        with suppress(Exception):  # mistakes are found later
             template.eval()(torch.zeros(self.batch_size, *self.data.input_shape, device="meta"))
         return found
 
     def _check_memory(self, module: nn.Module, activations: int) -> None:
-        """Refuse what one trial cannot have, before any of it is allocated.
-
-        Raises:
-            NoMemory: the sum is more than the device has.
-        """
+        """Raise NoMemory, before anything is allocated, if one trial needs more than there is."""
         count = sum(parameter.numel() for parameter in module.parameters())
         inputs = self.batch_size * math.prod(self.data.input_shape)
-        # The template, the trial, its best state, gradients, a copy on its way, and moments.
+        # The template, the trial, its best state, gradients, a temporary copy, and moments.
         need = 4 * ((5 + len(self.rule.moments)) * count + activations + inputs)
         free = batches.free_memory(self.device)
-        if self.device.type == "cuda":  # others' share may come free
+        if self.device.type == "cuda":  # what others use may come free
             free = torch.cuda.get_device_properties(self.device).total_memory
         self.fits = None if free is None else max(1, int(0.9 * free / need))
         if free is not None and need > free:
@@ -278,21 +273,21 @@ class Program:
     def initial(self, spec: TrialSpec) -> dict[str, Tensor]:
         """Initial parameters and buffers of a trial, drawn from its seed on the CPU."""
         activation = getattr(spec.config.model, "activation", None)
-        init, seed, kept = spec.config.init, spec.config.training.seed, self.brought or set()
+        init, seed, kept = spec.config.init, spec.config.training.seed, self.constant or set()
         module, drawn = self.module, initialization.drawn(self.module, kept)
-        if self.brought is not None:
-            log.info("%s", self.beginnings)
-        own_draws = self.brought is not None and module.state_dict().keys() - kept - {*drawn}
-        if own_draws or init.scheme == "keep":  # what the constructor draws is the trial's own
+        if self.constant is not None:
+            log.info("%s", self.init_summary)
+        own_draws = self.constant is not None and module.state_dict().keys() - kept - {*drawn}
+        if own_draws or init.scheme == "keep":  # what the constructor draws follows the seed
             config = self.config
             module = models.build(config, self.data.input_shape, self.data.outputs, seed)
         values = initialization.draw(module, init, activation, seed, kept)
         return dict(module.named_buffers()) | values
 
     @property
-    def beginnings(self) -> str:
+    def init_summary(self) -> str:
         """What `init` draws of a custom module and what stays as it was constructed."""
-        drawn = initialization.drawn(self.module, self.brought or ())
+        drawn = initialization.drawn(self.module, self.constant or ())
         kept = [name for name, _ in self.module.named_parameters() if name not in drawn]
         return f"init draws {_listed(drawn)}; kept as constructed: {_listed(kept)}"
 
@@ -324,15 +319,15 @@ class Program:
         return {name: parameter for name, parameter in named if parameter.requires_grad}
 
     def buffers(self) -> dict[str, Tensor]:
-        """What else a trial has of its own: the batch norms' statistics, and a custom module's
-        frozen parameters and saved buffers."""
+        """A trial's other tensors: batch norms' statistics, and a custom module's frozen parameters
+        and saved buffers."""
         trained, state = self.params(), self.module.state_dict()
         names = dict(self.module.named_parameters()) | dict(self.module.named_buffers())
         return {n: t for n, t in names.items() if n in state and n not in trained}
 
     @property
     def inputs(self) -> dict[str, Any]:
-        """What the model takes and gives: a sample is (x - shift) / scale, pictures in [0, 1]."""
+        """The model's inputs and outputs: a sample is (x - shift) / scale, pictures in [0, 1]."""
         affine = self.data.affine
         return {
             "input_shape": list(self.data.input_shape),
@@ -349,7 +344,7 @@ class Program:
 
     @property
     def stacking_loses(self) -> bool:
-        """Whether several trials as one are known to be slow: grouped convolutions on a CPU."""
+        """Whether a stack is known to be slower than its trials: grouped convolutions on a CPU."""
         convolves = any(isinstance(layer, _CONVOLUTIONS) for layer in self.module.modules())
         return convolves and self.device.type == "cpu"
 

@@ -1,7 +1,8 @@
-"""One stack at work: trials come into its slots, advance together, are evaluated and leave.
+"""One stack in training: trials come into its slots, advance together, are evaluated and leave.
 
 All trials of a runner have one static part. They advance in blocks of steps between events
 (evaluation, checkpoint, end), so that nothing has to be read back from the device at each step.
+`Slot` is the host's side of one trial; the tensors are the stack's.
 """
 
 from __future__ import annotations
@@ -9,37 +10,36 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterator
+import traceback
+from collections.abc import Iterator, Mapping
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from sweepstack.config.errors import InputError, SweepstackError, one_line, reason
+from sweepstack.config.errors import EnvironmentFault, InputError, SweepstackError, one_line, reason
 from sweepstack.data import streams
 from sweepstack.engine import checkpoint, device, executors
-from sweepstack.engine.executors.executor import Executor
-from sweepstack.engine.monitor import Monitor, Raised, telling
+from sweepstack.engine.executors import Executor
 from sweepstack.engine.program import Program
-from sweepstack.engine.slot import Slot, not_started, trace_of
-from sweepstack.engine.spec import State, TrialResult, TrialSpec
+from sweepstack.engine.spec import Monitor, Raised, State, TrialResult, TrialSpec, telling
 from sweepstack.engine.step import Block, Step
+from sweepstack.training import optimizer as optim
 
 log = logging.getLogger(__name__)
 
 BLOCK_SECONDS = 0.5
-"""About how long a block may take, so that progress and signals are seen in time."""
+"""About how long a block takes, so that progress and signals are seen in time."""
 MAX_SAMPLES = 2**22
-"""Sample numbers that are laid out for a block at most: 32 MiB."""
+"""Maximum number of sample indices of a block: 32 MiB."""
 
 
 class Broken(Exception):
-    """A step or an evaluation of several trials raised; `specs` are those that were in the stack.
-
-    `memory` says that there was too little of it; then it may also be a single trial's, beside
-    other runners that take some.
-    """
+    """A step or an evaluation of several trials, `specs`, raised. With `memory`, it ran out: that
+    may also be a single trial, beside other runners."""
 
     def __init__(self, specs: list[TrialSpec], cause: Exception):
         super().__init__(one_line(cause))
@@ -51,7 +51,7 @@ class Runner:
 
     Args:
         program: of the static part.
-        monitor: told of every evaluation; may prune.
+        monitor: watches every evaluation; may prune.
         limit: maximum number of slots.
     """
 
@@ -62,22 +62,22 @@ class Runner:
         self.slots: list[Slot | None] = []
         self.device_name = device.describe(program.device)
         self.block_steps = 1
-        self.alone = True  # whether no other runner takes any of the device's memory
-        self.evaluated = False  # whether the last `advance` came to an evaluation
+        self.alone = True  # whether no other runner uses the device's memory
+        self.evaluated = False  # whether the last `advance` reached an evaluation
 
     @property
     def live(self) -> list[tuple[int, Slot]]:
-        """The slots that hold a trial, with their places."""
+        """The slots that hold a trial, by number."""
         return [(place, slot) for place, slot in enumerate(self.slots) if slot is not None]
 
     def admit(self, specs: list[TrialSpec]) -> Iterator[TrialResult]:
-        """Begin trials, or go on with them from their checkpoints.
+        """Start trials, or resume them from their checkpoints.
 
         Yields:
-            The results of those that cannot begin.
+            The results of those that cannot start.
 
         Raises:
-            Broken: there is no memory for so many.
+            Broken: memory ran out.
         """
         together = [*(slot.spec for _, slot in self.live), *specs]
         try:
@@ -100,7 +100,7 @@ class Runner:
                 yield not_started(spec, error)
 
     def _may_be_crowded(self, error: Exception) -> bool:
-        """Whether a trial may have had memory enough without what others take."""
+        """Whether a trial alone might have had enough memory."""
         return not self.alone and device.out_of_memory(error)
 
     def advance(self) -> Iterator[TrialResult]:
@@ -146,7 +146,7 @@ class Runner:
     # --- coming and going ------------------------------------------------------------------------
 
     def _resize(self, wanted: int) -> None:
-        """Give the stack room for `wanted` trials, and no more than pays."""
+        """Give the stack room for `wanted` trials."""
         width = self._fitting(wanted)
         if width == len(self.slots) or wanted == 0:
             return
@@ -159,11 +159,11 @@ class Runner:
         return executors.choose(self.step, self.stack, self.program.sources["train"])
 
     def _fitting(self, wanted: int) -> int:
-        """Exactly as many slots as trials, but a captured or compiled step is worth some empty
-        ones: then widths are powers of two, and go down only when half of the slots are empty."""
+        """The width for `wanted` trials: as many, but a captured or compiled step is worth some
+        empty slots: then a power of two, which shrinks only when half of the slots are empty."""
         now = len(self.slots)
         lasts = executors.captures(self.program.device) or self.program.config.training.compile
-        if not lasts or not now:  # the first one is made for as many as come
+        if not lasts or not now:
             return wanted
         if now >= wanted > now // 2:
             return now
@@ -171,27 +171,27 @@ class Runner:
 
     def _insert(self, place: int, spec: TrialSpec) -> None:
         self.program.check(spec)
-        slot = self._anew(place, spec)
+        slot = self._fresh(place, spec)
         if spec.folder is not None:
             folder = _checkpoints(spec.folder)
             try:
-                self._go_on(slot, place, folder)
-            except InputError:  # of another config: not ours to write over
+                self._resume(slot, place, folder)
+            except InputError:  # another run's: must not be overwritten
                 raise
             except Exception as error:  # damaged in some other way, or of another version
                 if device.out_of_memory(error):
                     raise
-                checkpoint.set_aside(folder, one_line(error) or type(error).__name__)
-                slot = self._anew(place, spec)
+                checkpoint.mark_damaged(folder, one_line(error) or type(error).__name__)
+                slot = self._fresh(place, spec)
         self.slots[place] = slot
         with telling():
             self.monitor.started(spec, slot.step, slot.total_steps, slot.history)
 
-    def _anew(self, place: int, spec: TrialSpec) -> Slot:
+    def _fresh(self, place: int, spec: TrialSpec) -> Slot:
         self.stack.insert(place, self.program.initial(spec), self.program.numbers(spec))
         return Slot(self.program, spec)
 
-    def _go_on(self, slot: Slot, place: int, folder: Path) -> None:
+    def _resume(self, slot: Slot, place: int, folder: Path) -> None:
         saved = checkpoint.load_trial(folder, slot.spec.config_hash)
         if saved is not None:
             self.stack.load(place, saved["tensors"])
@@ -219,7 +219,7 @@ class Runner:
     # --- a block of steps ------------------------------------------------------------------------
 
     def _block(self) -> list[TrialResult]:
-        """Advance every slot to the next event or for a while; end those whose loss broke."""
+        """Advance every slot by a block of steps; end those whose loss is not finite."""
         began = time.perf_counter()
         live, stack, place = self.live, self.stack, self.stack.device
         samples = stack.width * self.program.batch_size
@@ -244,7 +244,7 @@ class Runner:
         return self._ends(ends)
 
     def _samples(self, live: list[tuple[int, Slot]], steps: int) -> Tensor:
-        """Sample numbers: (T, S, B), where an empty slot repeats a live one's; or (T, B) where all
+        """Sample indices (T, S, B), where an empty slot repeats a live one's, or (T, B) where all
         trials see the same."""
         first = live[0][1].batches(steps)
         if self.step.shares_batches and len({(s.order_key, s.step) for _, s in live}) == 1:
@@ -256,7 +256,7 @@ class Runner:
     # --- events ----------------------------------------------------------------------------------
 
     def _events(self) -> list[TrialResult]:
-        """Evaluate what is due; all reports first, then all questions, then the ends."""
+        """Evaluate what is due: first all reports, then all `should_stop`, then the ends."""
         due = [place for place, slot in self.live if slot.evaluates]
         self.evaluated = bool(due)
         if not due:
@@ -286,8 +286,7 @@ class Runner:
         return self._ends(ends)
 
     def _measure(self, split: str, places: list[int], *, best: bool) -> list[dict[str, float]]:
-        """Metrics of some slots on a split: means over its samples. Each has its share of the
-        time."""
+        """Metrics of some slots on a split: means over its samples."""
         began = time.perf_counter()
         stack = self.stack
         params = (stack.best_params if best else stack.params).views
@@ -308,3 +307,167 @@ class Runner:
 
 def _checkpoints(folder: Path) -> Path:
     return folder / "checkpoints"
+
+
+_SAVED = ("step", "loss_sum", "loss_steps", "history", "best", "seconds")
+
+
+class Slot:
+    """One trial in training: its steps, order, schedule, stopping and history, on the host."""
+
+    def __init__(self, program: Program, spec: TrialSpec):
+        self.program, self.spec = program, spec
+        self.total_steps = program.total_steps(spec)
+        self.schedule = program.schedule(spec)
+        self.stopper = program.stopper(spec)
+        self.base_lr = optim.scaled_lr(spec.config.optimizer, spec.config.batch)
+        self.step = 0
+        self.loss_sum, self.loss_steps = 0.0, 0
+        self.history: list[dict[str, float]] = []
+        self.best: dict[str, float] = {}
+        self.seconds = 0.0
+        self.stopped_early = False
+        self.order_key = program.order_key(spec)
+        self._epoch, self._order = -1, torch.empty(0, dtype=torch.int64)
+
+    # --- the next steps --------------------------------------------------------------------------
+
+    def until_event(self) -> int:
+        """Steps until the next evaluation, checkpoint or end."""
+        ends = [self.total_steps, _next(self.step, self.program.eval_every)]
+        every = self.spec.config.training.checkpoint_every
+        if every and self.spec.folder is not None:
+            ends.append(_next(self.step, every))
+        return min(ends) - self.step
+
+    def lrs(self, steps: int) -> list[float]:
+        """Learning rates of the next steps."""
+        return [self.base_lr * factor for factor in self.schedule.factors(self.step, steps)]
+
+    def batches(self, steps: int) -> Tensor:
+        """Sample indices of the next steps, (steps, B) int64: epochs follow each other, each in a
+        new order, and leave out the N mod B samples that fill no batch."""
+        per_epoch, size = self.program.steps_per_epoch, self.program.batch_size
+        parts, step, end = [], self.step, self.step + steps
+        while step < end:
+            epoch, place = divmod(step, per_epoch)
+            count = min(end - step, per_epoch - place)
+            order = self._order_of(epoch)[place * size : (place + count) * size]
+            parts.append(order.view(count, size))
+            step += count
+        return torch.cat(parts)
+
+    def _order_of(self, epoch: int) -> Tensor:
+        if epoch != self._epoch:
+            key = streams.derive(self.order_key, epoch)
+            samples, place_of = len(self.program.data.train), self.program.order_device
+            self._epoch, self._order = epoch, streams.permutation(key, samples, place_of)
+        return self._order
+
+    def advance(self, losses: list[float], seconds: float) -> str | None:
+        """Count steps with their training losses; the error if one was not finite, or None."""
+        self.seconds += seconds
+        for loss in losses:
+            self.step += 1
+            if not math.isfinite(loss):
+                return f"train_loss became {loss} at step {self.step} of {self.total_steps}"
+            self.loss_sum, self.loss_steps = self.loss_sum + loss, self.loss_steps + 1
+        return None
+
+    # --- evaluations -----------------------------------------------------------------------------
+
+    @property
+    def finished(self) -> bool:
+        """Whether the budget is spent."""
+        return self.step >= self.total_steps
+
+    @property
+    def evaluates(self) -> bool:
+        """Whether an evaluation is due now."""
+        return self.finished or self.step % self.program.eval_every == 0
+
+    @property
+    def checkpoints(self) -> bool:
+        """Whether a checkpoint is due now."""
+        every = self.spec.config.training.checkpoint_every
+        return bool(every) and self.spec.folder is not None and self.step % every == 0
+
+    def evaluated(self, metrics: Mapping[str, float]) -> bool:
+        """Write a row of the history; return whether it is the best so far."""
+        row = {
+            "step": self.step,
+            "epoch": self.step / self.program.steps_per_epoch,
+            "lr": self.base_lr * self.schedule.factor(self.step - 1),
+            "train_loss": self.loss_sum / max(self.loss_steps, 1),
+            **metrics,
+        }
+        self.loss_sum, self.loss_steps = 0.0, 0
+        self.history.append(row)
+        self.schedule.observe(row)
+        name, sign = self.program.objective, 1 if self.program.direction == "maximize" else -1
+        better = not self.best or sign * row[name] > sign * self.best[name]
+        if better:
+            self.best = row
+        return better
+
+    # --- saving and the end ----------------------------------------------------------------------
+
+    def state(self) -> dict[str, Any]:
+        """Plain numbers for a checkpoint."""
+        saved = {name: getattr(self, name) for name in _SAVED}
+        return saved | {"schedule": self.schedule.state(), "stopper": self.stopper.state()}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Continue where `state` was taken."""
+        for name in _SAVED:
+            setattr(self, name, copy(state[name]))
+        self.schedule.restore(state["schedule"])
+        self.stopper.restore(state["stopper"])
+
+    def result(
+        self,
+        state: State,
+        device: str,
+        *,
+        test: Mapping[str, float] | None = None,
+        best_state: Mapping[str, Tensor] | None = None,
+        error: str | None = None,
+    ) -> TrialResult:
+        """The trial's result; `test` are the test metrics of the best state."""
+        measured = {k: v for k, v in self.best.items() if k not in ("step", "epoch", "lr")}
+        samples = self.step * self.program.batch_size
+        return TrialResult(
+            spec=self.spec,
+            state=state,
+            metrics={**measured, **(test or {})},
+            history=self.history,
+            steps=self.step,
+            best_step=int(self.best.get("step", 0)),
+            seconds=self.seconds,
+            num_parameters=self.program.num_parameters,
+            samples_per_s=samples / self.seconds if self.seconds else 0.0,
+            device=device,
+            objective=self.program.objective,
+            best_state=best_state or {},
+            inputs=self.program.inputs,
+            stopped=self.stopper.reason if self.stopped_early else None,
+            error=error,
+        )
+
+
+def _next(step: int, every: int) -> int:
+    return (step // every + 1) * every
+
+
+def not_started(spec: TrialSpec, error: Exception) -> TrialResult:
+    """The result of a trial that cannot start; an EnvironmentFault is raised again."""
+    if isinstance(error, EnvironmentFault):
+        raise error
+    trace = None if isinstance(error, SweepstackError) else trace_of(error)
+    objective = spec.config.objective
+    return TrialResult(spec, "failed", objective, error=one_line(error), trace=trace)
+
+
+def trace_of(error: Exception) -> str:
+    """The traceback of what a user's module raised."""
+    return "".join(traceback.format_exception(error))

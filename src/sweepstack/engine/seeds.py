@@ -14,10 +14,7 @@ from sweepstack.engine.spec import State, TrialResult, TrialSpec
 
 
 def members(spec: TrialSpec) -> list[TrialSpec]:
-    """One spec for each seed; a spec of one seed is its own only member.
-
-    A member of several lives in the folder `seed_N` inside of the trial's.
-    """
+    """One spec for each seed, with the folder `seed_N` in the trial's; of one seed, the spec."""
     training = spec.config.training
     if training.seeds == 1:
         return [spec]
@@ -37,29 +34,24 @@ class Group:
 
     spec: TrialSpec
     size: int
-    rows: dict[int, dict[int, float]] = field(default_factory=dict)
-    """Step -> seed -> value."""
-    ended: dict[int, TrialResult] = field(default_factory=dict)
-    """Seed -> result."""
-    told: int = -1
-    """The last step that has a mean."""
+    rows: dict[int, dict[int, float]] = field(default_factory=dict)  # step -> seed -> value
+    ended: dict[int, TrialResult] = field(default_factory=dict)  # by seed
+    reported: int = -1  # the last step that has a mean
 
     def observe(self, seed: int, step: int, value: float) -> list[tuple[int, float]]:
-        """Note a member's value; return the (step, mean) that it completes, if any."""
+        """Add a member's value; returns the (step, mean) pairs that it completes."""
         self.rows.setdefault(step, {})[seed] = value
         return self._complete()
 
     def end(self, result: TrialResult) -> list[tuple[int, float]]:
-        """Note that a member has ended; a mean that waited for it may be complete now.
-
-        A member that stopped early counts with its last value from then on.
-        """
+        """Add a member's result: it counts with its last value from now on, which may complete
+        means; returns them."""
         self.ended[result.spec.config.training.seed] = result
         return self._complete()
 
     def _complete(self) -> list[tuple[int, float]]:
         found = []
-        for step in sorted(step for step in self.rows if step > self.told):
+        for step in sorted(step for step in self.rows if step > self.reported):
             values = dict(self.rows[step])
             for seed, result in self.ended.items():
                 if seed not in values and result.history:
@@ -67,7 +59,7 @@ class Group:
             if len(values) < self.size:
                 break
             found.append((step, fmean(values.values())))
-            self.told = step
+            self.reported = step
         return found
 
     @property

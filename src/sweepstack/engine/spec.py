@@ -1,4 +1,4 @@
-"""What goes into the engine and what comes out: `TrialSpec` and `TrialResult`.
+"""What goes into the engine and what comes out: `TrialSpec`, `TrialResult` and `Monitor`.
 
 A spec has a *static* part (equal for all trials of a stack); the rest, per slot, is *dynamic*.
 Which is which stands in the schema. Imports neither torch nor Hydra.
@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from functools import cached_property
 from pathlib import Path
@@ -52,8 +53,8 @@ class TrialSpec:
 
 
 def by_group(config: RunConfig, name: str, make: Callable[[str, Any], Any]) -> dict[str, Any]:
-    """What `make` gives for each key of a config and its value. Of a group, which many trials of a
-    sweep share, it is made once and kept in the object under `name`."""
+    """`make(key, value)` for each key of a config. A group, which many trials of a sweep share,
+    keeps it under `name`."""
     found = {}
     for item in fields(config):
         value = getattr(config, item.name)
@@ -73,7 +74,7 @@ def plain(value: Any) -> Any:
 
 
 def _json(name: str, value: Any) -> str:
-    """A key as JSON; an empty word for a group of which nothing counts."""
+    """A key as JSON; '' for a group of which nothing counts."""
     node = plain(value)
     for item in fields(value) if is_dataclass(value) else ():
         if item.metadata.get("place"):  # it changes nothing about the trial
@@ -97,7 +98,7 @@ def _static(key: str, value: Any) -> list[tuple[str, Any]]:
 
 @dataclass(repr=False)
 class TrialResult:
-    """What a trial gave.
+    """A trial's result.
 
     `metrics` are those of the best state (validation and, once, test) plus `train_loss` at that
     evaluation; `history` has one row per evaluation; `best_state` maps parameter and buffer names
@@ -133,3 +134,52 @@ class TrialResult:
     def value(self) -> float:
         """The objective at the best state; NaN when there was none."""
         return self.metrics.get(self.objective, float("nan"))
+
+
+class Raised(Exception):
+    """A monitor raised `error`; no trial failed."""
+
+    def __init__(self, error: Exception):
+        super().__init__(str(error))
+        self.error = error
+
+
+@contextmanager
+def telling() -> Iterator[None]:
+    """Around calls of a monitor, where a model may raise as well; raises `Raised`."""
+    try:
+        yield
+    except Exception as error:
+        raise Raised(error) from error
+
+
+class Monitor:
+    """Watches trials: `train` tells it what happens and asks it whether to go on.
+
+    Subclass what you need; every method does nothing by default. What one raises is no trial's
+    failure: it ends the training and comes out of `train` as it is.
+    """
+
+    def room(self, slots: int) -> None:
+        """So many slots are free and about to be filled."""
+
+    def started(
+        self, spec: TrialSpec, step: int, total_steps: int, history: Sequence[Mapping[str, float]]
+    ) -> None:
+        """A trial starts at `step` of at most `total_steps`; a resumed one, at a step above 0, has
+        reported the rows of `history` already."""
+
+    def stepped(self, steps: int) -> None:
+        """All slots advanced by `steps`."""
+
+    def report(self, spec: TrialSpec, row: Mapping[str, float]) -> None:
+        """A trial was evaluated; `row` has step, epoch, lr, train_loss and the val metrics. At an
+        evaluation of a stack, the reports of all slots come before any `should_stop`."""
+
+    def should_stop(self, spec: TrialSpec) -> bool:
+        """Whether to prune the trial, asked once after each of its reports."""
+        return False
+
+    def interrupted(self) -> int | None:
+        """A signal's exit code to checkpoint and stop now, or None to continue."""
+        return None

@@ -2,8 +2,7 @@
 
 A `Bank` holds one tensor per parameter with a leading axis S, all in one storage. A `Stack` is the
 banks of parameters, buffers, optimizer moments and best states, plus each slot's hyperparameters.
-Rows are written in place, so that shapes and addresses stay as they are while trials come and go;
-`moved` makes a stack of another width of them.
+Rows are written in place: shapes and addresses stay the same while trials come and go.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ class Bank:
         sizes = [width * tensor.numel() for tensor in floats.values()]
         storage = torch.zeros(sum(sizes), device=device)
         parts = dict(zip(floats, torch.split(storage, sizes), strict=True)) if floats else {}
-        # As they lie in memory: what an update goes through from end to end.
+        # As they lie in memory: an update passes over them from end to end.
         self.groups: list[Tensor] = []
         self._rows: list[tuple[Tensor, ...]] = []
         self.views: Row = {}
@@ -90,7 +89,7 @@ class Bank:
 
 @dataclass(frozen=True)
 class Numbers:
-    """What a trial brings into its slot besides tensors of parameters.
+    """A trial's numbers in its slot.
 
     `optimizer` are float64 hyperparameters of the update rule (with weight_decay), `traits` the
     strengths of the regularizers in use, `keys` the 64-bit keys of its random streams, `mixup`
@@ -109,8 +108,8 @@ class Stack:
     Args:
         params, buffers: one trial's tensors by name, for shapes and types.
         moments: names of what the optimizer keeps per parameter.
-        layouts: how the gradients of some parameters come to lie in memory; the parameters lie in
-            the same way, so that an update runs through both from end to end.
+        layouts: of parameters whose gradients are not contiguous: they lie in memory alike, so
+            that an update passes over both from end to end.
         width: number of slots S.
     """
 
@@ -146,8 +145,7 @@ class Stack:
         self.live_buffers = self.buffers.row(0) if self.width == 1 else self.buffers.views
 
     def part(self, slots: slice) -> Stack:
-        """Some slots as a stack of their own, in the same memory. What is inserted into this stack
-        later is in it too."""
+        """Some slots as a stack of their own, in the same memory."""
         other = copy.copy(self)
         other.width, other.one_row = slots.stop - slots.start, False
         for name in _BANKS:
@@ -161,14 +159,13 @@ class Stack:
 
     @property
     def lasting(self) -> list[Tensor]:
-        """All that a step reads or writes and that stays where it is, but for the optimizer's."""
+        """All tensors that a step reads or writes in place, but for the optimizer's."""
         rows = (self.leaves, self.live_buffers, self.traits)
         tensors = [tensor for row in rows for _, tensor in sorted(row.items())]
         return [*tensors, *self.params.groups, *([] if self.mixup is None else [self.mixup])]
 
     def insert(self, slot: int, initial: Row, numbers: Numbers) -> None:
-        """Start a trial in a slot: its initial parameters and buffers, zero moments, its own
-        numbers."""
+        """Start a trial in a slot, with zero moments."""
         self.params.write(slot, initial)
         self.buffers.write(slot, initial)
         for bank in self.moments.values():
@@ -207,7 +204,7 @@ class Stack:
             return [torch.cat([grad.reshape(-1) for grad in grads]).unsqueeze(0)]
         if self.width == 1:
             grads = [grad.unsqueeze(0) for grad in grads]
-        names = zip(self.params.views, _apart(grads), strict=True)
+        names = zip(self.params.views, _unshared(grads), strict=True)
         return [
             grad.permute(self._layouts[name]) if name in self._layouts else grad
             for name, grad in names
@@ -238,9 +235,9 @@ class Stack:
             bank.write(slot, saved[name])
 
 
-def _apart(grads: Sequence[Tensor]) -> list[Tensor]:
-    """Gradients that may be written to. Of parameters that are added to each other autograd gives
-    one and the same tensor, of one that is summed a number seen many times."""
+def _unshared(grads: Sequence[Tensor]) -> list[Tensor]:
+    """Gradients that may be written to. autograd may return one tensor for several parameters
+    (a + b), or an expanded number (sum)."""
     found: list[Tensor] = []
     seen: set[int] = set()
     for grad in grads:

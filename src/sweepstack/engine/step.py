@@ -26,21 +26,16 @@ from sweepstack.engine.kernels import fused
 from sweepstack.engine.program import Program
 from sweepstack.engine.stack import Row, Stack
 from sweepstack.training import regularization
-from sweepstack.training.augmentation import Augmentation
+from sweepstack.training.regularization import Augmentation
 
 EVALUATION_CHUNK = {"cpu": 256, "cuda": 1024}
 """Samples of a split that are evaluated at once: on a CPU what its cache holds, on a GPU enough to
 be worth its launches."""
 
 
-def chunk(device: torch.device) -> int:
-    """Samples of a split that are evaluated at once on `device`."""
-    return EVALUATION_CHUNK[device.type]
-
-
 @dataclass(frozen=True)
 class Batch:
-    """What one step takes: samples, and the numbers of this step for each slot.
+    """One step's samples, and its numbers for each slot.
 
     x (S, B, *shape) and y (S, B), or one batch that all slots share, (B, *shape) and (B,); lr (S,)
     float64, after schedule and scaling; step (S,) counted from 1; keys (S,) of random streams.
@@ -58,7 +53,7 @@ class Batch:
         return self.y.dim() == 1
 
     def of(self, slots: slice) -> Batch:
-        """That of some slots."""
+        """The batch of some slots."""
         x, y = (self.x, self.y) if self.shared else (self.x[slots], self.y[slots])
         keys = {name: key[slots] for name, key in self.keys.items()}
         return Batch(x, y, self.lr[slots], self.step[slots], keys)
@@ -66,8 +61,8 @@ class Batch:
 
 @dataclass(frozen=True)
 class Block:
-    """T steps: the numbers of their samples, (T, S, B), or (T, B) where all slots see the same;
-    lr, step and keys (T, S) as in `Batch`."""
+    """T steps: their sample indices (T, S, B), or (T, B) where all slots see the same; lr, step and
+    keys (T, S) as in `Batch`."""
 
     samples: Tensor
     lr: Tensor
@@ -80,13 +75,13 @@ class Block:
         return self.samples.dim() == 2
 
     def of(self, slots: slice) -> Block:
-        """That of some slots."""
+        """The block of some slots."""
         samples = self.samples if self.shared else self.samples[:, slots]
         keys = {name: key[:, slots] for name, key in self.keys.items()}
         return Block(samples, self.lr[:, slots], self.step[:, slots], keys)
 
     def after(self, steps: int) -> Block:
-        """What is left after some steps."""
+        """The block without its first `steps`."""
         keys = {name: key[steps:] for name, key in self.keys.items()}
         return Block(self.samples[steps:], self.lr[steps:], self.step[steps:], keys)
 
@@ -122,7 +117,7 @@ class Step:
 
     @property
     def shares_batches(self) -> bool:
-        """Whether slots that see the same samples can see the same tensor: nothing changes it."""
+        """Whether slots with the same samples can share the tensor: nothing changes it."""
         return not (self.augment.any or self.uses("mixup"))
 
     def streams(self) -> list[str]:
@@ -145,9 +140,9 @@ class Step:
     def gradients(
         self, stack: Stack, x: Tensor, y: Tensor, keys: Row
     ) -> tuple[Tensor, list[Tensor]]:
-        """Losses (S,) and gradients, as `stack.params.groups` lie, with L1 and clipping; batch
-        norms' statistics are moved on. What it does depends on no number, so that it can be
-        recorded."""
+        """Losses (S,) and gradients, laid out as `stack.params.groups`, with L1 and clipping;
+        updates batch norms' statistics. Which operations run depends on no number, so that they
+        can be recorded."""
         x, extra = self._prepare(stack, x, y, keys)
         with contained():
             losses, each, updated = self._differentiated(stack, x, y, extra)
@@ -223,10 +218,8 @@ class Step:
         return losses, list(grads), updated
 
     def _compiled_for(self, key: Hashable, function: Callable[..., Any]) -> Callable[..., Any]:
-        """A function compiled for one kind of call, or as it is.
-
-        torch counts recompilations of a code object, and stops at 8: each kind has one of its own.
-        """
+        """A function compiled for one kind of call, or as it is. torch stops after 8 recompilations
+        of a code object: each kind has its own."""
         if not self.compiles:
             return function
         if key not in self._compiled:
@@ -234,8 +227,8 @@ class Step:
             def call(*given: Any) -> Any:
                 return function(*given)
 
-            own = FunctionType(call.__code__.replace(), call.__globals__, closure=call.__closure__)
-            self._compiled[key] = torch.compile(own, dynamic=False)
+            copy = FunctionType(call.__code__.replace(), call.__globals__, closure=call.__closure__)
+            self._compiled[key] = torch.compile(copy, dynamic=False)
         return self._compiled[key]
 
     def _loss(
@@ -254,7 +247,7 @@ class Step:
             losses = extra["lam"] * losses + (1 - extra["lam"]) * other
         updated: Row = {}
         for name, norm in self.program.batch_norms:
-            if norm.updated is not None:  # not frozen, nor in eval mode by the module's own train()
+            if norm.updated is not None:  # neither frozen nor kept in eval mode by the module
                 updated[f"{name}.running_mean"], updated[f"{name}.running_var"] = norm.updated
                 norm.updated = None
         return losses.mean(), updated
@@ -275,7 +268,7 @@ class Step:
         total: Tensor | None = None
         precision, device = self.program.config.training.precision, self.program.device
         with torch.no_grad(), autocast(precision, device), contained():
-            for x, y in source.chunks(min(chunk(device), samples)):
+            for x, y in source.chunks(min(EVALUATION_CHUNK[device.type], samples)):
                 sums = function(params, buffers, x, y)
                 total = sums if total is None else total + sums
         assert total is not None

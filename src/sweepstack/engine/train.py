@@ -1,8 +1,6 @@
 """The core training function: a stream of specs in, a stream of results out.
 
-`train` pulls specs whenever there is room, hands them to the runner of their static part, lets the
-runners advance in turn, and yields each trial's result as it ends. A single run is a stream of one
-spec.
+A single run is a stream of one spec.
 """
 
 from __future__ import annotations
@@ -14,11 +12,9 @@ from dataclasses import dataclass
 
 from sweepstack.config.errors import SweepstackError
 from sweepstack.engine import device
-from sweepstack.engine.monitor import Monitor
 from sweepstack.engine.program import Program
-from sweepstack.engine.runner import Broken, Runner
-from sweepstack.engine.slot import not_started
-from sweepstack.engine.spec import TrialResult, TrialSpec
+from sweepstack.engine.runner import Broken, Runner, not_started
+from sweepstack.engine.spec import Monitor, TrialResult, TrialSpec
 from sweepstack.engine.width import Widths
 
 log = logging.getLogger(__name__)
@@ -48,9 +44,9 @@ def train(
 
     Args:
         specs: pulled lazily, whenever there is room for one.
-        monitor: told of every evaluation; may prune.
+        monitor: watches every evaluation; may prune.
         width: number of slots S, or how to find it.
-        together: as many trials advance together even where stacks are narrower.
+        together: this many trials advance together even where stacks are narrower.
 
     Yields:
         One result per spec, in the order in which the trials end. A trial that fails (a loss that
@@ -66,7 +62,7 @@ def train(
 
 
 class _Pull:
-    """An iterator of specs with a look at the next one, and a way to put some back."""
+    """An iterator of specs that can be peeked at, and takes some back."""
 
     def __init__(self, specs: Iterable[TrialSpec]):
         self._specs = iter(specs)
@@ -86,15 +82,14 @@ class _Pull:
 
 @dataclass
 class _Group:
-    """Trials of a stack that raised. `of` is how many of them a full stack has, and so which share
-    of the device they take."""
+    """Trials of a stack that raised; a full stack has `of`, hence their share of the device."""
 
     specs: list[TrialSpec]
     of: int
 
 
 class _Run:
-    """One call of `train`: the runners at work and the trials that wait for them."""
+    """One call of `train`: its runners, and the trials that wait for them."""
 
     def __init__(
         self, specs: Iterable[TrialSpec], monitor: Monitor, widths: Widths, together: int
@@ -103,10 +98,10 @@ class _Run:
         self.together = together
         self.runners: list[Runner] = []
         self.suspects: list[_Group] = []  # in each of which one trial raised
-        self.trying: Runner | None = None  # at work on such a group
-        self._full = 1  # trials that a full stack has in place of `trying`
-        self.crowded: list[TrialSpec] = []  # each had no memory beside others
-        self.lone: Runner | None = None  # at work on one of them, with nothing beside it
+        self.trying: Runner | None = None  # trains such a group
+        self._full = 1  # trials of a full stack in place of `trying`
+        self.crowded: list[TrialSpec] = []  # each ran out of memory beside others
+        self.lone: Runner | None = None  # trains one of them alone
         self._last_width = 1
 
     def results(self) -> Iterator[TrialResult]:
@@ -118,10 +113,10 @@ class _Run:
             yield from self._turns()
 
     def _turns(self) -> Iterator[TrialResult]:
-        """Let each runner advance to its next evaluation: who comes in when depends on steps and
-        not on how long they take, so that a seeded sampler is asked the same again, and slots that
-        are refilled stay in step with the others. No name of an runner outlives this: the memory
-        of one that broke has to be free before the next begins."""
+        """Let each runner advance to its next evaluation. Which trial starts when depends on steps
+        and not on how long they take: a seeded sampler is asked in the same order again, and
+        refilled slots stay in step with the others. No reference to a runner outlives this: the
+        memory of one that broke must be free before the next begins."""
         turns = deque(self.runners)
         while turns:
             runner = turns.popleft()
@@ -145,7 +140,7 @@ class _Run:
             raise Interrupted(code, max((slot.step for slot in live), default=0))
 
     def _gathered(self, runner: Runner, results: Iterator[TrialResult]) -> list[TrialResult]:
-        """What an runner gives, under its settings; it is taken apart if it breaks."""
+        """A runner's results, under its settings; it is taken apart if it breaks."""
         found: list[TrialResult] = []
         runner.alone = self.runners == [runner]
         try:
@@ -156,10 +151,9 @@ class _Run:
         return found
 
     def _take_apart(self, runner: Runner, broken: Broken) -> None:
-        """A step of several trials raised. They go on from their checkpoints or begin again, in
-        narrower stacks if memory ran out, or else in two halves: so it is found out whose fault
-        it is, and the others hardly suffer. A single one for which memory ran out had neighbours;
-        it is tried again without."""
+        """A step of several trials raised. They resume from their checkpoints or start again: in
+        narrower stacks if memory ran out, else in two halves, which finds the faulty trial. A
+        single trial for which memory ran out is tried again without neighbours."""
         self.runners.remove(runner)
         suspected, full = runner is self.trying, runner.limit
         if suspected:
@@ -256,7 +250,7 @@ class _Run:
             self.runners.remove(runner)
 
     def _load(self) -> float:
-        """The share of the device that is taken, or kept for suspects: a full stack takes all."""
+        """The share of the device in use or kept for suspects: a full stack takes all."""
         full = {id(self.trying): self._full}
         at_work = sum(len(e.live) / full.get(id(e), e.limit) for e in self.runners)
         return at_work + sum(len(group.specs) / group.of for group in self.suspects)

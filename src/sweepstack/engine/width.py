@@ -29,43 +29,30 @@ from sweepstack.data.dataset import TensorSplit
 from sweepstack.engine import device, executors
 from sweepstack.engine.program import Program
 from sweepstack.engine.stack import Stack
-from sweepstack.engine.step import Block, Step, chunk
+from sweepstack.engine.step import EVALUATION_CHUNK, Block, Step
 
 log = logging.getLogger(__name__)
 
 TRIED = {"cpu": (1, 2, 4, 8, 16, 32, 64), "cuda": (1, 16, 64, 256, 1024)}
-"""Widths that are measured, up to the trials that there are, until one is past the best."""
+"""Widths that are measured, up to the number of trials, until one is past the best."""
 MANY = 2**20
-"""As many trials as there is room for."""
-ALIKE = ("data.root", "model.activation", "training.eval_every", "objective")
-"""Static keys that hardly change how long a step takes: what differs in them shares a width."""
-WORTH = 0.95
-"""Wider stacks are tried as long as they take at most this share of the time of narrower ones."""
-NEARLY = 0.97
-"""A width is as good as the best if the best takes at least this share of its time."""
-ALONE = 1.05
-"""A trial that is trained alone takes so much longer than its steps: its beginning, its evaluations
-and its end are its own."""
-WORTH_A_TRY = 16
-"""Up to here a gain may yet come: vmap costs a fixed time per step."""
-LONG_STEP_S = 0.02
-"""Beside a step of so many seconds that time is nothing."""
-TIMED_S = 0.008
-"""Seconds that a timing takes, if a step is not longer: what else the machine does has to meet
-wide stacks and narrow ones alike."""
-TIMINGS = 5
-"""At each width. The least counts: other work can only make a step slower."""
-ENOUGH_S = 0.08
-"""Seconds after which three timings are enough."""
-NOISE = 1.4
-"""A timing may be so many times too long, where the machine has other work: widths that are slower
-than the best by less than this are timed again."""
-ROUNDS = 3
-"""How often, at most."""
-CALM = 0.95
-"""If a round's timings are as the ones before, within this share, they are not repeated."""
-AGAIN_S = 0.7
-"""Seconds after which no other round begins."""
+SAME_WIDTH = ("data.root", "model.activation", "training.eval_every", "objective")
+"""Static keys that hardly change a step's time: configs that differ in them share a width."""
+
+# Which width is chosen. vmap costs a fixed time per step, so that a gain may come late.
+WORTH = (
+    0.95  # wider stacks are tried as long as they take at most this share of narrower ones' time
+)
+NEARLY = 0.97  # as good as the best: the best takes at least this share of its time
+ALONE = 1.05  # a trial alone takes longer by its beginning, its evaluations and its end
+MIN_TRIED = 16  # widths up to this are tried even without a gain ...
+LONG_STEP_S = 0.02  # ... unless a step takes this long
+# How it is timed. Other work on the machine only makes a step slower: the least time counts.
+TIMED_S = 0.008  # of a timing, or one step
+TIMINGS, ENOUGH_S = 5, 0.08  # timings of a width; three are enough after so many seconds
+NOISE = 1.4  # widths within this factor of the best are timed again ...
+ROUNDS, AGAIN_S = 3, 0.7  # ... in at most so many rounds, none begun after so many seconds ...
+CALM = 0.95  # ... until a round's timings equal the ones before within this share
 
 
 @dataclass
@@ -74,10 +61,10 @@ class Widths:
 
     Args:
         wanted: `training.width`: a number of slots, or `auto`.
-        most: never more than this many, whatever was measured.
+        most: maximum number of slots, whatever was measured.
         file: where measured widths are kept; None keeps them in memory.
-        measures: whether `auto` measures. If not, it is `most` but where stacking is known to lose:
-            the same whenever it is asked for.
+        measures: whether `auto` measures. If not, it is 1 where stacking is known to lose and
+            otherwise `most`.
     """
 
     wanted: int | str = 1
@@ -104,7 +91,7 @@ class Widths:
     def _found(self, program: Program, key: str) -> int:
         kept = _read(self.file) if self.wanted == "auto" and self.measures else {}
         limited = f"{key}/{self.most}"
-        # 1 may have been an unlucky moment's, for which all later sweeps would pay.
+        # A kept 1 may come from a busy machine, for which all later sweeps would pay.
         for name in (key, limited):
             if kept.get(name, 1) > 1 or (name in kept and program.stacking_loses):
                 return kept[name]
@@ -124,7 +111,7 @@ class Widths:
 
 
 def why_not_stacked(program: Program) -> str | None:
-    """Try a step and an evaluation of two trials: what vmap says against it, or None."""
+    """Why vmap refuses a step or an evaluation of two trials, or None."""
     try:
         stepper = _Stepper(program, 2, compiles=False)  # what compiles is seen when it trains
         stepper.once()
@@ -179,19 +166,19 @@ def _is_too_wide(error: Exception, times: dict[int, float]) -> bool:
 
 
 def _is_past_its_best(times: dict[int, float]) -> bool:
-    """Whether wider stacks than the last one are not worth a try: it gained nothing, and neither
-    did the one before it, or its step takes so long that what vmap costs once is nothing to it."""
+    """Whether stacks wider than the last are not worth a try: it gained nothing, and neither did
+    the one before it, or its step is so long that vmap's fixed cost does not matter."""
     *_, width = times
     if width == 1:
         return False
     gains = [times[w] <= WORTH * min(times[v] for v in times if v < w) for w in times if w > 1]
     long = times[width] * width > LONG_STEP_S
-    return not any(gains[-1:] if long else [True] if width < WORTH_A_TRY else gains[-2:])
+    return not any(gains[-1:] if long else [True] if width < MIN_TRIED else gains[-2:])
 
 
 def _time_again(program: Program, times: dict[int, float]) -> None:
-    """Time once more the widths that may be best, in turns, so that a busy moment of the machine
-    meets all of them; the least time of each counts."""
+    """Time once more the widths that may be best, in turns, so that other work on the machine
+    delays all of them alike; the least time of each counts."""
     began = time.perf_counter()
     for _ in range(0 if program.config.training.compile else ROUNDS):  # compiling takes longer
         best = min(times.values())
@@ -244,8 +231,7 @@ class _Stepper:
         self.executor = executors.choose(self.step, self.stack, self.source)
 
     def seconds(self, count: int) -> float:
-        """What a few steps take, on other samples each time: what lies in a cache already is too
-        quick."""
+        """Time of a few steps, on other samples each time: cached ones are too quick."""
         size = (count, self.stack.width, self.program.batch_size)
         block = self._block(torch.randint(self.among, size, generator=self.drawn))
         began = time.perf_counter()
@@ -269,7 +255,8 @@ class _Stepper:
 
     def evaluate(self) -> None:
         """A chunk of a split."""
-        samples = min(chunk(self.program.device), len(self.program.data.val))
+        most = EVALUATION_CHUNK[self.program.device.type]
+        samples = min(most, len(self.program.data.val))
         rows = torch.arange(samples, device=self.x.device) % len(self.x)
         source = DeviceSource(TensorSplit(self.x[rows], self.y[rows]), self.program.device)
         params, buffers = self.stack.params.views, self.stack.buffers.views
@@ -278,18 +265,16 @@ class _Stepper:
 
 def _key(program: Program) -> str:
     """What a width depends on: the static part, the device and torch."""
-    static = [(key, value) for key, value in program.spec.static if key not in ALIKE]
+    static = [(key, value) for key, value in program.spec.static if key not in SAME_WIDTH]
     place = device.describe(program.device)
     text = repr((static, place, torch.__version__, platform.python_version()))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _read(file: Path | None) -> dict[str, int]:
-    """The widths that are kept; none where the file is missing or not ours."""
-    if file is None:
-        return {}
+    """The widths that are kept; none where the file is missing or damaged."""
     try:
-        kept = json.loads(file.read_text("utf-8"))
+        kept = json.loads(file.read_text("utf-8")) if file is not None else {}
     except (OSError, ValueError):
         return {}
     if not isinstance(kept, dict):

@@ -27,7 +27,6 @@ class ConvNet(nn.Module):
     The convolutions keep the size of the picture and have width, 2·width, 4·width, ... channels.
 
     Args:
-        config: width, depth, kernel_size, hidden and activation.
         input_shape: (K, h, w).
         outputs: C.
         dropout: whether there are dropout layers, with a p per trial.
@@ -107,12 +106,7 @@ class ResNet(nn.Module):
     The blocks are spread evenly over min(3, depth) stages, the first stages taking what is left
     over. Stages have width, 2·width and 4·width channels; each after the first halves the picture.
 
-    Args:
-        config: width, depth and activation.
-        input_shape: (K, h, w).
-        outputs: C.
-        dropout: whether the blocks have dropout layers, with a p per trial.
-        batch_norm: whether there are batch norms; without, the convolutions have biases.
+    The arguments are those of `ConvNet`.
 
     Raises:
         InputError: samples that are no pictures.

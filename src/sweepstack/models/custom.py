@@ -1,8 +1,8 @@
 """A user's own module, model=custom: found under the trust rule, built, checked, made stackable.
 
-A module that trains beside others must take everything that is per trial
-as a parameter: it may keep no state between steps (batch norm apart) and draw no random numbers
-but by its dropout layers. Both are found here by running it once.
+A module that trains beside others must take everything that is per trial as a parameter: it keeps
+no state between steps (batch norm apart) and draws random numbers by its dropout layers alone. Both
+are checked here by running it.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def _maker(target: str, trusted: Sequence[str], given: Mapping[str, Any]) -> Cal
     if inspect.isclass(found):
         makes = issubclass(found, nn.Module)
     else:
-        # Both have functions that load and run files; only those that say they build a module.
+        # torch and torchvision have functions that run files: only those annotated as a module.
         makes = not trust.within(found.__module__, ("torch", "torchvision")) or _says_module(found)
     if not makes:
         raise InputError(
@@ -112,7 +112,7 @@ def _run(target: str, module: nn.Module, sample: Tensor) -> Any:
 
 
 def _check_independence(target: str, module: nn.Module, sample: Tensor) -> None:
-    """Run one training batch and see what it leaves behind."""
+    """Run a training batch twice and compare outputs, parameters, buffers and random state."""
     wrong = [n for n, p in module.named_parameters() if p.dtype != torch.float32]
     if wrong:
         raise InputError(

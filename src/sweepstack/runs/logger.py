@@ -22,8 +22,7 @@ import yaml
 from sweepstack.config import schema
 from sweepstack.config.errors import EnvironmentFault
 from sweepstack.config.schema import RunConfig
-from sweepstack.engine.monitor import Monitor
-from sweepstack.engine.spec import TrialResult, TrialSpec
+from sweepstack.engine.spec import Monitor, TrialResult, TrialSpec
 
 FOLDER = "tensorboard"
 

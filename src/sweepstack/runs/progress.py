@@ -16,8 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Column, Table
 
 from sweepstack.config import commands
-from sweepstack.engine.monitor import Monitor
-from sweepstack.engine.spec import TrialSpec
+from sweepstack.engine.spec import Monitor, TrialSpec
 
 log = logging.getLogger(__name__)
 

@@ -6,6 +6,8 @@ Of a study:
     sweepstack.sweep        how it was first asked: arguments, hydra, sampler, pruner, total
     sweepstack.folder       the folder of its trials, in outputs/studies
     sweepstack.keep_models  the most models that any command asked to keep
+    sweepstack.heartbeat.WORKER  seconds since 1970 of a worker's last heartbeat, where the storage
+                            has no table for it
     sweepstack.environment.KEY  versions, git commit and device of a worker (`environment.py`)
 
 Of a trial:
@@ -33,6 +35,7 @@ PREFIX = "sweepstack."
 IDENTITY = "sweepstack.identity"
 SWEEP = "sweepstack.sweep"
 FOLDER = "sweepstack.folder"
+HEARTBEAT = "sweepstack.heartbeat"
 KEEP_MODELS = "sweepstack.keep_models"
 
 WORKER = "sweepstack.worker"

@@ -7,6 +7,7 @@ database, or whose tables are of another schema than `SCHEMA`, Optuna is asked.
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import sys
@@ -20,6 +21,8 @@ from optuna.storages import BaseStorage, RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import ColumnClause, Connection, DateTime, Select, column, select, table
 from sqlalchemy.exc import SQLAlchemyError
+
+from sweepstack.study.attributes import CONTINUES, RETRIED
 
 Rows = dict[int, list[Any]]
 
@@ -46,10 +49,26 @@ def trials_of(study: optuna.Study, storage: BaseStorage | None = None) -> list[F
         try:
             with storage.engine.connect() as connection:
                 if connection.scalar(version) == SCHEMA:
-                    return _read(connection, study_id)
+                    return _marked(_read(connection, study_id))
         except SQLAlchemyError:  # another Optuna's tables
             pass
-    return study.get_trials(deepcopy=False)
+    return _marked(study.get_trials(deepcopy=False))
+
+
+def _marked(trials: list[FrozenTrial]) -> list[FrozenTrial]:
+    """The trials; those that another continues say so, though Optuna's public API cannot write it
+    to one that has ended."""
+    continued = {trial.user_attrs.get(CONTINUES) for trial in trials}
+    trials = list(trials)
+    for place, trial in enumerate(trials):
+        if (
+            trial.number in continued
+            and trial.state == TrialState.FAIL
+            and RETRIED not in trial.user_attrs
+        ):
+            trials[place] = copy.copy(trial)
+            trials[place].user_attrs = {**trial.user_attrs, RETRIED: True}
+    return trials
 
 
 def _read(connection: Connection, study_id: int) -> list[FrozenTrial]:

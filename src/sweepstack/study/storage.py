@@ -14,22 +14,25 @@ missing tables in whatever it opens.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import logging
 import os
 import sqlite3
+import sys
 import tempfile
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypeVar
-from urllib.parse import quote, quote_plus
+from typing import Any, TypeVar
+from urllib.parse import quote, quote_plus, urlsplit
 
 import optuna
 import sqlalchemy
-from optuna.exceptions import StorageInternalError
-from optuna.storages import BaseStorage, JournalStorage, RDBStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.exceptions import ExperimentalWarning, StorageInternalError
+from optuna.storages import BaseStorage, GrpcStorageProxy, JournalStorage, RDBStorage
+from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from sqlalchemy import event
 from sqlalchemy.engine import URL, Connection, Engine
 from sqlalchemy.pool import ConnectionPoolEntry, NullPool
@@ -59,23 +62,50 @@ PACKAGES = {
     "psycopg2": "psycopg2-binary",
 }
 DIALECTS = ("sqlite", "postgresql", "mysql", "mariadb", "oracle", "mssql")
+WITHOUT_TABLES = ("journal", "grpc")
+"""Schemes of the storages that are no databases."""
+GRPC_PORT = 13000
+"""Optuna's."""
 _FIRST_SCHEMAS = "SELECT schema_version FROM version_info"
 FAILURES = (sqlalchemy.exc.SQLAlchemyError, StorageInternalError)
 """What a database that fails on the way raises, and what Optuna makes of it."""
 
 
-def connect(url: str = DEFAULT, *, timeout_s: float = 10.0) -> RDBStorage:
-    """Open the database at `url` (SQLAlchemy's form); a missing SQLite file is made.
+class FileJournal(JournalStorage):
+    """Optuna's storage in a journal file, as `journal:///path`.
 
-    Heartbeats need no setting here: `ledger.Ledger` records and judges them itself, since
-    Optuna's own are tied to `Study.optimize`.
+    A process that is killed while it writes leaves the lock file behind, for others to wait for.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        lock = JournalFileSymlinkLock(str(path), grace_period=10)
+        super().__init__(_JournalFile(str(path), lock))
+
+
+class _JournalFile(JournalFileBackend):
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        try:
+            super().append_logs(logs)
+        except OSError as error:
+            raise StorageInternalError(error.strerror or str(error)) from error
+
+
+def connect(url: str = DEFAULT, *, timeout_s: float = 10.0) -> BaseStorage:
+    """Open the storage at `url` to write: a database (SQLAlchemy's form), `journal:///path` or
+    `grpc://host:port`; a missing file is made.
+
+    Heartbeats need no setting here: `book.Book` records and judges them itself, since Optuna's own
+    are tied to `Study.optimize`.
 
     Raises:
-        InputError: `url` is not a database URL.
+        InputError: `url` is not a storage's URL.
         EnvironmentFault: the server gave no answer within `timeout_s` seconds, its driver is not
             installed, the file is not a database, cannot be written, or has the schema of another
             Optuna (then it is left as it was).
     """
+    if _scheme(url) in WITHOUT_TABLES:
+        return _without_tables(url, timeout_s)
     parsed = _parse(url)
     path = _file_of(parsed)
 
@@ -100,15 +130,14 @@ def look(where: str = DEFAULT, *, timeout_s: float = 10.0) -> tuple[str, BaseSto
     """Open studies only to read them: nothing is made, and no sweep that writes there waits.
 
     Args:
-        where: a URL as for `connect`, the path of a SQLite file, or that of a journal file of
-            Optuna's (`JournalFileBackend`).
+        where: a URL as for `connect`, or the path of a SQLite file or of a journal file.
         timeout_s: seconds after which a server is given up.
 
     Returns:
         What it is called (the URL, a journal's path) and the storage.
 
     Raises:
-        InputError: `where` is not a database URL.
+        InputError: `where` is not a storage's URL.
         EnvironmentFault: there is no such file, it holds no studies, or as for `connect`.
     """
     if "://" not in where:
@@ -116,6 +145,13 @@ def look(where: str = DEFAULT, *, timeout_s: float = 10.0) -> tuple[str, BaseSto
         if path.is_file() and not _is_sqlite(path):
             return where, _journal(path)
         where = f"sqlite:///{where}"
+    if _scheme(where) in WITHOUT_TABLES:
+        journal = _path_of(where)
+        if journal is not None and not journal.is_file():
+            raise EnvironmentFault(
+                f"there are no studies: {journal} does not exist; a sweep makes it"
+            )
+        return where, _without_tables(where, timeout_s)
     parsed = _parse(where)
     file = _file_of(parsed)
     if file is not None and not file.exists():
@@ -183,9 +219,95 @@ def _is_sqlite(path: Path) -> bool:
         raise EnvironmentFault(f"cannot read {path}: {error.strerror or error}") from error
 
 
-def _journal(path: Path) -> BaseStorage:
+def file_of(storage: BaseStorage) -> Path | None:
+    """The file that a storage opened by `connect` is; None of a server, and of SQLite in memory."""
+    if isinstance(storage, FileJournal):
+        return storage.path
+    return _file_of(storage.engine.url) if isinstance(storage, RDBStorage) else None
+
+
+def absolute(url: str | None) -> str | None:
+    """A URL that means the same in another working folder; None of SQLite in memory, which
+    processes could not share."""
+    if url is None:
+        return None
+    if (path := _path_of(url)) is not None:
+        return f"journal:///{path.absolute()}"
     try:
-        return JournalStorage(JournalFileBackend(str(path)))
+        parsed = sqlalchemy.make_url(url)
+    except (sqlalchemy.exc.ArgumentError, ValueError):
+        return url  # `connect` says what is wrong
+    if parsed.get_backend_name() != "sqlite":
+        return url
+    file = _file_of(parsed)
+    return None if file is None else f"sqlite:///{file.absolute()}"
+
+
+def _scheme(url: str) -> str:
+    return url.partition("://")[0]
+
+
+def _path_of(url: str) -> Path | None:
+    """The file of a journal's URL; None of any other."""
+    if _scheme(url) != "journal":
+        return None
+    name = url.removeprefix("journal://").removeprefix("/")
+    if not name:
+        raise InputError(f"storage must name a file, such as journal:///studies.journal, got {url}")
+    return Path(name)
+
+
+def _without_tables(url: str, timeout_s: float) -> BaseStorage:
+    """The storage of a URL that is none of a database."""
+    path = _path_of(url)
+    if path is not None:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise EnvironmentFault(f"cannot make {path.parent}: {error.strerror}") from error
+        return _journal(path)
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port or GRPC_PORT
+    except ValueError:
+        host, port = None, 0
+    if not host:
+        raise InputError(f"storage must be like grpc://host:{GRPC_PORT}, got {masked(url)}")
+    if importlib.util.find_spec("grpc") is None:
+        raise EnvironmentFault(f"storage {url} needs the package grpcio, which is not installed")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        proxy = GrpcStorageProxy(host=host, port=port)
+    try:
+        proxy.wait_server_ready(timeout_s)
+    except ConnectionError:
+        raise EnvironmentFault(
+            f"storage {url} cannot be opened: no answer within {timeout_s:g} s"
+        ) from None
+    return proxy
+
+
+def is_failure(error: BaseException) -> bool:
+    """Whether an exception is a storage's that fails on the way."""
+    grpc = sys.modules.get("grpc")  # loaded where it is needed
+    return isinstance(error, FAILURES) or (grpc is not None and isinstance(error, grpc.RpcError))
+
+
+@contextlib.contextmanager
+def ignored() -> Iterator[None]:
+    """Go on where the storage fails: the next write says it."""
+    try:
+        yield
+    except Exception as error:
+        if not is_failure(error):
+            raise
+
+
+def _journal(path: Path) -> FileJournal:
+    try:
+        return FileJournal(path)
+    except OSError as error:
+        raise EnvironmentFault(f"cannot open {path}: {error.strerror or error}") from error
     except Exception as error:  # whatever else a file may hold
         raise EnvironmentFault(f"{path} is neither a database nor a journal of Optuna's") from error
 
@@ -199,7 +321,9 @@ def named(url: str) -> Iterator[None]:
     """
     try:
         yield
-    except FAILURES as error:
+    except Exception as error:
+        if not is_failure(error):
+            raise
         cause = error if isinstance(error, sqlalchemy.exc.SQLAlchemyError) else error.__cause__
         reason = _reason(getattr(cause, "orig", None) or cause or error, url)
         raise EnvironmentFault(

@@ -10,14 +10,12 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal
-
-import sqlalchemy
 
 from sweepstack.config import check, sweeper
 from sweepstack.config.check import shown
 from sweepstack.config.errors import InputError
+from sweepstack.study.storage import absolute
 from sweepstack.sweep import naming, pruners, samplers
 from sweepstack.sweep.space import points
 from sweepstack.sweep.space.declare import parse
@@ -166,7 +164,7 @@ def read(
         raise InputError(list(dict.fromkeys(mistakes)))
     return Plan(
         study=name,
-        storage=_absolute(values["storage"]),
+        storage=absolute(values["storage"]),
         space=space,
         objectives=_listed(values["objectives"]),
         directions=directions,
@@ -269,19 +267,3 @@ def _total(space: Space, values: Mapping[str, Any], sampler: Choice) -> tuple[in
     if function:
         raise InputError(f"{_WHERE}.n_trials must be given beside custom_search_space")
     return space.grid_size, True  # which says what is continuous
-
-
-def _absolute(url: str | None) -> str | None:
-    """The URL for workers, which may have another working folder; None of a database in memory,
-    which they could not share."""
-    if url is None:
-        return None
-    try:
-        parsed = sqlalchemy.make_url(url)
-    except (sqlalchemy.exc.ArgumentError, ValueError):
-        return url  # `storage.connect` says what is wrong
-    if parsed.get_backend_name() != "sqlite":
-        return url
-    if parsed.database in (None, "", ":memory:"):
-        return None
-    return f"sqlite:///{Path(str(parsed.database)).absolute()}"

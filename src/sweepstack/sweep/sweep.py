@@ -30,21 +30,18 @@ from sweepstack.config.errors import (
 )
 from sweepstack.runs import progress
 from sweepstack.study import storage
-from sweepstack.study.attributes import LOST, SWEEP
+from sweepstack.study.attributes import EQUALS, LOST, RETRIED, SWEEP
 from sweepstack.study.ranking import best_trials
 from sweepstack.study.read import trials_of
 from sweepstack.sweep import dry_run, plan
-from sweepstack.sweep.book import duplicates as twins
 from sweepstack.sweep.book import studies
-from sweepstack.sweep.book.fallback import journal_of
-from sweepstack.sweep.book.ledger import Ledger
-from sweepstack.sweep.book.ledger_of import ledger_of
+from sweepstack.sweep.book.book import Book
 from sweepstack.sweep.plan import Plan
 from sweepstack.sweep.space.space import Space
 from sweepstack.sweep.worker import models_kept, worker
-from sweepstack.sweep.worker.failure_rate import too_many_failed
 from sweepstack.sweep.worker.launch import Crew, Launch, launch
 from sweepstack.sweep.worker.scoreboard import Scoreboard
+from sweepstack.sweep.worker.worker import too_many_failed
 
 log = logging.getLogger(__name__)
 
@@ -129,20 +126,20 @@ def sweep(
             study.set_user_attr(SWEEP, _asked(chosen, arguments, hydra, app))
         folder = studies.folder_of(opened, study, STUDIES.absolute())
         models_kept.ask(study, chosen.keep_models)
-        ledger = ledger_of(chosen, study, partial(app.checkpointed, folder))
-        _take_up(chosen, ledger)
+        book = studies.open_book(chosen, study, opened, partial(app.checkpointed, folder))
+        _take_up(chosen, book)
         deadline = began + chosen.timeout_s if chosen.timeout_s else math.inf
         crew = Crew(chosen, app, folder, deadline)
         single = chosen.directions[0] if len(chosen.directions) == 1 else None
-        board = Scoreboard(ledger, journal_of(study), single, chosen.objectives[0])
-        _announce(chosen, ledger)
-        code, counts = None, ledger.counts()
-        to_go = ledger.total is None or counts["remaining"]
+        board = Scoreboard(book, single, chosen.objectives[0])
+        _announce(chosen, book)
+        code, counts = None, book.counts()
+        to_go = book.total is None or counts["remaining"]
         if to_go and not too_many_failed(chosen, counts):
-            code = launch(crew, study, board, launcher)
+            code = launch(crew, board, launcher)
         if app.origin["name"] == "sweepstack":  # others keep what they want
             models_kept.remove_others(study, folder)
-        _conclude(crew, study, ledger, code, results or folder, "" if temporary else url)
+        _conclude(crew, book, code, results or folder, "" if temporary else url)
 
 
 def _asked(
@@ -162,32 +159,30 @@ def _asked(
     }
 
 
-def _take_up(chosen: Plan, ledger: Ledger) -> None:
-    """Put back what earlier workers left, and let known points and failed grid points wait."""
-    ledger.recover()
+def _take_up(chosen: Plan, book: Book) -> None:
+    """Requeue what earlier workers left, and let known points and failed grid points wait."""
+    book.recover()
     if chosen.grid:
-        ledger.retry_failed()
+        book.retry_failed()
     else:
-        ledger.enqueue(chosen.enqueue)
+        book.enqueue(chosen.enqueue)
 
 
-def _announce(chosen: Plan, ledger: Ledger) -> None:
-    counts = ledger.counts()
+def _announce(chosen: Plan, book: Book) -> None:
+    counts = book.counts()
     finished = counts["done"] + counts["pruned"] + counts["failed"]
     what = "every point of the grid once" if chosen.grid else f"sampler {chosen.sampler.name}"
     pruner = "" if chosen.pruner.name == "none" else f", pruner {chosen.pruner.name}"
-    before = finished if ledger.total is None else min(finished, ledger.total)
+    before = finished if book.total is None else min(finished, book.total)
     so_far = f", {before} of them done before" if finished else ""
-    total = "trials" if ledger.total is None else f"{ledger.total} trials{so_far}"
+    total = "trials" if book.total is None else f"{book.total} trials{so_far}"
     line = f"study {chosen.study}: {total}, {what}{pruner}"
     _say(line)
 
 
-def _conclude(
-    crew: Crew, study: optuna.Study, ledger: Ledger, code: int | None, results: Path, url: str
-) -> None:
+def _conclude(crew: Crew, book: Book, code: int | None, results: Path, url: str) -> None:
     """Show what came of it, and end as it ended; with a `url` in the dashboard and a report too."""
-    counts = ledger.counts()
+    counts, study = book.counts(), book.study
     if code is not None:
         again = "run the same command again to resume"
         raise Stopped(f"interrupted with {counts['remaining']} trials to go; {again}", code)
@@ -198,7 +193,7 @@ def _conclude(
     if not counts["running"] + counts["waiting"] and crew.folder.is_dir():
         from sweepstack.sweep.worker import trial_folder
 
-        trial_folder.tidy(crew.folder, *ledger.without_result())
+        trial_folder.tidy(crew.folder, book.numbers_with(RETRIED), book.numbers_with(LOST))
     if not counts["done"]:
         raise NothingCompleted(
             f"no trial of study {crew.plan.study} completed: {counts['pruned']} pruned, "
@@ -208,7 +203,7 @@ def _conclude(
 
     terminal.show(study, progress.console())
     finished = counts["done"] + counts["pruned"] + counts["failed"]
-    if equal := twins.recorded(study):
+    if equal := len(book.numbers_with(EQUALS)):
         had = f"{equal:,} of {finished:,} trials had the same effect as another"
         _say(f"{had} and {'was' if equal == 1 else 'were'} not trained again")
     _write_results(study, results)

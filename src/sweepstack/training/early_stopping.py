@@ -1,8 +1,6 @@
-"""When a trial stops before its budget is spent.
+"""When a trial stops before its budget is spent: conf/early_stopping.
 
-Reads the `early_stopping` config group. One `Stopper` per trial; `train.py` shows it the metrics
-of every evaluation, ends the trial when it says so, and keeps its state in checkpoints. The best
-state is kept whatever the stopper does.
+The best state is kept whatever the stopper does.
 """
 
 from __future__ import annotations
@@ -10,56 +8,48 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import ClassVar
 
 from sweepstack.config import schema
 
 Config = schema.NoStopping | schema.Patience | schema.ConsecutiveIncreases
 
 
-class Stopper(Protocol):
-    """Decides after each evaluation."""
+class Stopper:
+    """Decides after each evaluation of one trial; this one never stops it."""
+
+    _saved: ClassVar[tuple[str, ...]] = ()
 
     @property
     def reason(self) -> str:
         """Why it stopped, one line for people."""
+        return "never stops early"
 
     def observe(self, metrics: Mapping[str, float]) -> bool:
         """Take note of an evaluation; True means stop now.
 
-        Raises KeyError when the metric that it watches is not among `metrics`.
+        Raises:
+            KeyError: the metric that it watches is not among `metrics`.
         """
-
-    def state(self) -> dict[str, float]:
-        """What a checkpoint must keep."""
-
-    def restore(self, state: Mapping[str, float]) -> None:
-        """Continue from what `state` returned."""
-
-
-class NoStopping:
-    """Never stops."""
-
-    reason = "never stops early"
-
-    def observe(self, metrics: Mapping[str, float]) -> bool:
-        """Go on."""
         return False
 
     def state(self) -> dict[str, float]:
-        """Nothing."""
-        return {}
+        """What a checkpoint must keep."""
+        return {name: getattr(self, name) for name in self._saved}
 
     def restore(self, state: Mapping[str, float]) -> None:
-        """Nothing to do."""
+        """Continue from what `state` returned."""
+        for name in self._saved:
+            setattr(self, name, state[name])
 
 
 @dataclass
-class Patience:
+class Patience(Stopper):
     """Stops after `patience` evaluations in a row that are not better than the best by more than
     `min_delta`, in units of the objective. NaN is no improvement. Goodfellow, Bengio & Courville
     2016, algorithm 7.1."""
 
+    _saved: ClassVar[tuple[str, ...]] = ("best", "bad_evaluations")
     config: schema.Patience
     objective: str
     maximize: bool
@@ -87,24 +77,16 @@ class Patience:
             self.bad_evaluations += 1
         return self.bad_evaluations >= self.config.patience
 
-    def state(self) -> dict[str, float]:
-        """The best value and the evaluations since."""
-        return {"best": self.best, "bad_evaluations": self.bad_evaluations}
-
-    def restore(self, state: Mapping[str, float]) -> None:
-        """Continue from what `state` returned."""
-        self.best = state["best"]
-        self.bad_evaluations = int(state["bad_evaluations"])
-
 
 @dataclass
-class ConsecutiveIncreases:
+class ConsecutiveIncreases(Stopper):
     """Stops when `val_loss` rose `increases` times in a row (UP_s of Prechelt 1998).
 
     An equal value is no rise, and like a fall it ends the row. NaN counts as a rise; what follows
     a NaN is compared with nothing, so a number ends the row.
     """
 
+    _saved: ClassVar[tuple[str, ...]] = ("previous", "rises")
     config: schema.ConsecutiveIncreases
     previous: float = field(default=math.inf, init=False)
     rises: int = field(default=0, init=False)
@@ -122,15 +104,6 @@ class ConsecutiveIncreases:
         self.previous = value
         return self.rises >= self.config.increases
 
-    def state(self) -> dict[str, float]:
-        """The last loss and the rises up to it."""
-        return {"previous": self.previous, "rises": self.rises}
-
-    def restore(self, state: Mapping[str, float]) -> None:
-        """Continue from what `state` returned."""
-        self.previous = state["previous"]
-        self.rises = int(state["rises"])
-
 
 def build(config: Config, objective: str, direction: str) -> Stopper:
     """The stopper of a trial whose `objective` has the direction "maximize" or "minimize"."""
@@ -140,7 +113,7 @@ def build(config: Config, objective: str, direction: str) -> Stopper:
         case schema.ConsecutiveIncreases():
             return ConsecutiveIncreases(config)
         case schema.NoStopping():
-            return NoStopping()
+            return Stopper()
 
 
 def _times(count: int, word: str) -> str:

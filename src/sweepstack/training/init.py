@@ -1,8 +1,8 @@
 """Initialization schemes: conf/init. Draws a trial's first parameters from its seed.
 
 Weights of linear layers and convolutions follow the scheme; their biases are 0 (scheme `torch`
-apart). All other parameters keep what the module was constructed with, as do those that are frozen
-and those that a module of one's own brings (`brought`); with scheme `keep`, all do.
+apart). All other parameters keep their constructed values, as do frozen ones and a custom module's
+loaded weights (`constant`); with scheme `keep`, all do.
 
 Notation: fan_in and fan_out, the numbers of inputs of one output and of outputs of one input; for
 a convolution channels / groups · pixels of the kernel. The gain is the factor that makes up for
@@ -142,12 +142,11 @@ _SCHEMES: dict[str, Callable[[_Weight], Tensor]] = {
 }
 
 
-def brought(module: nn.Module, again: nn.Module) -> set[str]:
-    """Names of the parameters and buffers that a module brings: loaded weights and constants.
+def constant(module: nn.Module, again: nn.Module) -> set[str]:
+    """Names of the parameters and buffers that do not depend on a seed: loaded weights, constants.
 
     Args:
-        module, again: the same, constructed under two states of torch's generator. What comes out
-            equal does not depend on it.
+        module, again: the same, constructed under two states of torch's generator.
 
     Raises:
         InputError: they differ in names or shapes.
@@ -155,8 +154,8 @@ def brought(module: nn.Module, again: nn.Module) -> set[str]:
     one, other = module.state_dict(), again.state_dict()
     if {name: t.shape for name, t in one.items()} != {name: t.shape for name, t in other.items()}:
         raise InputError(
-            "the model must have the same parameters each time it is constructed, it draws their "
-            "names or shapes"
+            "the model must have the same parameters each time it is constructed, their names or "
+            "shapes differ"
         )
     return {n for n, t in one.items() if torch.allclose(t, other[n], 0, 0, equal_nan=True)}
 
@@ -200,7 +199,7 @@ def draw(
         module: the template; it is only read.
         activation: the model's activation for `init.gain=auto`, None when it is not known.
         seed: the trial's.
-        kept: names of parameters that keep what the module was constructed with.
+        kept: names of parameters that keep their constructed values.
 
     Returns:
         A new float32 CPU tensor for every parameter, by name.

@@ -1,8 +1,7 @@
-"""What is learnt: multiclass (cross-entropy), binary (BCE with logits) or regression (MSE).
+"""Tasks: multiclass (cross-entropy), binary (BCE with logits) or regression (MSE).
 
-A `Task` turns outputs and targets into per-sample losses and into sums over samples; means are
-taken by the caller over all samples of a split, never over batches. Notation: `B` samples, `C`
-outputs. Every function is written for one trial and batched over trials by `step.py`.
+A `Task` gives per-sample losses and sums over samples; means are taken over all samples of a split,
+never over batches. Every function is written for one trial. Notation: `B` samples, `C` outputs.
 """
 
 from __future__ import annotations
@@ -32,13 +31,13 @@ def direction_of(metric: str) -> Direction:
 
 @dataclass(frozen=True)
 class Task:
-    """One of the three tasks, chosen from the data."""
+    """One of the three tasks; the data decide."""
 
     name: TaskName
 
     @property
     def measures(self) -> tuple[str, ...]:
-        """What is measured on a split, without the split's prefix."""
+        """Names of what is measured on a split, without the split's prefix."""
         return _MEASURES[self.name]
 
     @property

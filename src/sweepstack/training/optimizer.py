@@ -1,7 +1,6 @@
-"""Update rules for a stack: every hyperparameter is a tensor of shape (S,), one value per trial.
+"""Update rules for a stack, conf/optimizer: hyperparameters are tensors (S,), a value per trial.
 
-Reads the `optimizer` config group. The rules are those of torch.optim (a contract test holds them
-together step for step in float64), written in place on tensors with a leading axis S. Coefficients
+The rules are those of torch.optim, written in place on tensors with a leading axis S. Coefficients
 are computed in float64 and then rounded once to the parameters' type, as torch.optim does with
 Python floats.
 
@@ -30,8 +29,7 @@ class Rule(ABC):
 
     decays: bool
     name: ClassVar[str]
-    moments: ClassVar[tuple[str, ...]] = ()
-    """Names of the tensors kept per parameter between steps."""
+    moments: ClassVar[tuple[str, ...]] = ()  # names of the tensors kept per parameter
 
     @staticmethod
     @abstractmethod
@@ -182,14 +180,8 @@ class RmsProp(Rule):
 
     def coefficients(self, hyper: Hyper, lr: Tensor, step: Tensor) -> dict[str, Tensor]:
         """See the class."""
-        alpha = hyper["alpha"]
-        return {
-            "alpha": alpha,
-            "one_minus_alpha": 1 - alpha,
-            "eps": hyper["eps"],
-            "momentum": hyper["momentum"],
-            "rate": -lr,
-        }
+        kept = {name: hyper[name] for name in ("alpha", "eps", "momentum")}
+        return kept | {"one_minus_alpha": 1 - hyper["alpha"], "rate": -lr}
 
     def apply(
         self, param: Tensor, grad: Tensor, moments: Sequence[Tensor], c: dict[str, Tensor]

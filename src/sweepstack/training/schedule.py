@@ -1,9 +1,7 @@
-"""Learning-rate schedules: a factor on `optimizer.lr` for every step of a trial.
+"""Learning-rate schedules: a factor on `optimizer.lr` for every step of a trial; conf/schedule.
 
-Reads the `schedule` config group. One `LrSchedule` per trial, in Python floats on the host;
-`train.py` asks it for the factors of the next steps, tells it the metrics of each evaluation, and
-keeps its state in checkpoints. The factors are those of torch.optim.lr_scheduler stepped once a
-training step (a contract test holds them together).
+The factors are those of torch.optim.lr_scheduler stepped once a training step, in Python floats on
+the host.
 
 Notation: t the step after the warmup, counted from 0; T the number of such steps.
 """
@@ -11,16 +9,57 @@ Notation: t the step after the warmup, counted from 0; T the number of such step
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from sweepstack.config import schema
 from sweepstack.config.errors import InputError
 
 
+def _step_decay(config: schema.StepDecay, t: int, _steps: int) -> float:
+    """γ^⌊t / step_size⌋."""
+    return config.gamma ** (t // config.step_size)
+
+
+def _exponential(config: schema.Exponential, t: int, _steps: int) -> float:
+    """γ^t."""
+    return config.gamma**t
+
+
+def _cosine(config: schema.Cosine, t: int, steps: int) -> float:
+    """m + (1 - m)·(1 + cos(πt / T)) / 2 with m = min_factor. Loshchilov & Hutter 2017, without
+    restarts."""
+    return _anneal(1.0, config.min_factor, t / steps)
+
+
+def _one_cycle(config: schema.OneCycle, t: int, steps: int) -> float:
+    """From 1 / div_factor along a cosine to 1 at t = pct_start·T - 1, then along another to
+    1 / div_factor / final_div_factor at t = T - 1. Smith & Topin 2018. A peak before step 0 is
+    skipped, one at step 0 is the start."""
+    start = 1 / config.div_factor
+    peak, last = config.pct_start * steps - 1, steps - 1
+    if t <= peak:
+        return _anneal(start, 1.0, t / peak if peak else 1.0)
+    return _anneal(1.0, start / config.final_div_factor, (t - peak) / (last - peak))
+
+
+def _anneal(start: float, end: float, share: float) -> float:
+    """Half a cosine from `start` at share 0 to `end` at share 1."""
+    return end + (start - end) * (1 + math.cos(math.pi * share)) / 2
+
+
+_SHAPES: dict[type[schema.Schedule], Callable[[Any, int, int], float]] = {
+    schema.Constant: lambda config, t, steps: 1.0,
+    schema.StepDecay: _step_decay,
+    schema.Exponential: _exponential,
+    schema.Cosine: _cosine,
+    schema.OneCycle: _one_cycle,
+}
+
+
 @dataclass
-class LrSchedule(ABC):
+class LrSchedule:
     """One trial's schedule; `steps` is T, the steps that remain after the warmup (>= 1)."""
 
     config: schema.Schedule
@@ -31,9 +70,9 @@ class LrSchedule(ABC):
         """The metric that `observe` reads; None when the factors follow from the step alone."""
         return None
 
-    @abstractmethod
     def shape(self, t: int) -> float:
         """The factor at step `t` after the warmup, 0 <= t < T."""
+        return _SHAPES[type(self.config)](self.config, t, self.steps)
 
     def factor(self, step: int) -> float:
         """The factor on lr for the step with 0-based index `step`.
@@ -50,74 +89,15 @@ class LrSchedule(ABC):
         """The factors of the `n` steps from `start` on, with no evaluation between them."""
         return [self.factor(step) for step in range(start, start + n)]
 
-    def observe(self, metrics: Mapping[str, float]) -> None:  # noqa: B027 (only plateau listens)
+    def observe(self, metrics: Mapping[str, float]) -> None:
         """Take note of an evaluation's metrics."""
 
     def state(self) -> dict[str, float]:
         """What a checkpoint must keep besides the step."""
         return {}
 
-    def restore(self, state: Mapping[str, float]) -> None:  # noqa: B027 (only plateau has state)
+    def restore(self, state: Mapping[str, float]) -> None:
         """Continue from what `state` returned."""
-
-
-class Constant(LrSchedule):
-    """1."""
-
-    def shape(self, t: int) -> float:
-        """See the class."""
-        return 1.0
-
-
-@dataclass
-class StepDecay(LrSchedule):
-    """γ^⌊t / step_size⌋."""
-
-    config: schema.StepDecay
-
-    def shape(self, t: int) -> float:
-        """See the class."""
-        return self.config.gamma ** (t // self.config.step_size)
-
-
-@dataclass
-class Exponential(LrSchedule):
-    """γ^t."""
-
-    config: schema.Exponential
-
-    def shape(self, t: int) -> float:
-        """See the class."""
-        return self.config.gamma**t
-
-
-@dataclass
-class Cosine(LrSchedule):
-    """m + (1 - m)·(1 + cos(πt / T)) / 2 with m = min_factor. Loshchilov & Hutter 2017, without
-    restarts."""
-
-    config: schema.Cosine
-
-    def shape(self, t: int) -> float:
-        """See the class."""
-        return _anneal(1.0, self.config.min_factor, t / self.steps)
-
-
-@dataclass
-class OneCycle(LrSchedule):
-    """From 1 / div_factor along a cosine to 1 at t = pct_start·T - 1, then along another to
-    1 / div_factor / final_div_factor at t = T - 1. Smith & Topin 2018."""
-
-    config: schema.OneCycle
-
-    def shape(self, t: int) -> float:
-        """See the class; a peak before step 0 is skipped, one at step 0 is the start."""
-        start = 1 / self.config.div_factor
-        end = start / self.config.final_div_factor
-        peak, last = self.config.pct_start * self.steps - 1, self.steps - 1
-        if t <= peak:
-            return _anneal(start, 1.0, t / peak if peak else 1.0)
-        return _anneal(1.0, end, (t - peak) / (last - peak))
 
 
 @dataclass
@@ -166,25 +146,12 @@ class Plateau(LrSchedule):
 
     def state(self) -> dict[str, float]:
         """The factor, the best value and the evaluations since."""
-        return {
-            "factor": self.current,
-            "best": self.best,
-            "bad_evaluations": self.bad_evaluations,
-        }
+        return {name: getattr(self, name) for name in ("current", "best", "bad_evaluations")}
 
     def restore(self, state: Mapping[str, float]) -> None:
         """Continue from what `state` returned."""
-        self.current, self.best = state["factor"], state["best"]
-        self.bad_evaluations = int(state["bad_evaluations"])
-
-
-_SCHEDULES: dict[type[schema.Schedule], type[LrSchedule]] = {
-    schema.Constant: Constant,
-    schema.StepDecay: StepDecay,
-    schema.Exponential: Exponential,
-    schema.Cosine: Cosine,
-    schema.OneCycle: OneCycle,
-}
+        for name, value in state.items():
+            setattr(self, name, value)
 
 
 def build(
@@ -203,9 +170,4 @@ def build(
         )
     if isinstance(config, schema.Plateau):
         return Plateau(config, steps, maximize=direction_of(config.metric) == "maximize")
-    return _SCHEDULES[type(config)](config, steps)
-
-
-def _anneal(start: float, end: float, share: float) -> float:
-    """Half a cosine from `start` at share 0 to `end` at share 1."""
-    return end + (start - end) * (1 + math.cos(math.pi * share)) / 2
+    return LrSchedule(config, steps)

@@ -88,7 +88,7 @@ def test_a_torch_that_cannot_be_recorded_trains_eagerly(monkeypatch, caplog, fau
     else:
         wrong = property(lambda call: lambda *given: call.operation(*given) * 2)
         monkeypatch.setattr(operations.Call, "function", wrong)
-    with caplog.at_level("INFO"):
+    with caplog.at_level("DEBUG"):
         (result,) = train([spec])
-    assert "steps are not recorded with torch" in caplog.text
+    assert "steps are not recorded" in caplog.text
     assert result.history == expected.history

@@ -74,7 +74,7 @@ def test_a_kernel_that_is_missing_or_wrong_is_not_used(monkeypatch, caplog, faul
         monkeypatch.delattr(torch, "_fused_adamw_")
     else:
         monkeypatch.setattr(torch, "_fused_adamw_", torch._fused_adam_)
-    with caplog.at_level("INFO"):
+    with caplog.at_level("DEBUG"):
         assert_same(by_number(train(trials, width=3)), expected)
     assert "adamw runs without torch's fused kernel" in caplog.text
     assert not Step(Program.of(trials[0])).fused

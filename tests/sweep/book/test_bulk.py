@@ -1,258 +1,273 @@
-"""A worker with many places: trials are claimed together, and what ended is written together."""
+"""What a book writes is, row for row, what Optuna's public functions write."""
 
 from __future__ import annotations
 
-import logging
-from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import replace
-from itertools import islice
+import math
+import time
 from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
+import sqlalchemy
+from book_support import KINDS, one
+from optuna.samplers import RandomSampler, TPESampler
 from optuna.trial import TrialState
-from sweep_support import QUICK, states
 
-from sweepstack.config.errors import EXIT_INTERRUPTED
 from sweepstack.study import storage
-from sweepstack.study.attributes import LOST, RETRIED, RETRIES
-from sweepstack.sweep import plan
-from sweepstack.sweep.book import studies
-from sweepstack.sweep.book.ledger_of import ledger_of
-from sweepstack.sweep.worker.trial import Asked, Outcome, Stop, Verdicts
-from sweepstack.sweep.worker.worker import Worker
+from sweepstack.study.attributes import POINT, WORKER
+from sweepstack.sweep.book.book import Book, Ending, Report, canonical
+from sweepstack.sweep.book.studies import open_study
 
-WIDTH = 4
-Engine = Callable[[Iterator[Asked], Verdicts], Iterator[Outcome]]
-
-
-def complete(asked: Asked) -> Outcome:
-    return Outcome(asked, "complete", (float(asked.trial.params["x"]),))
-
-
-def stacked(asked: Iterator[Asked], verdicts: Verdicts) -> Iterator[Outcome]:
-    """Stacks of WIDTH, all of whose trials report and end together."""
-    while True:
-        verdicts.room = WIDTH
-        stack = list(islice(asked, WIDTH))
-        if not stack:
-            return
-        for each in stack:
-            verdicts.report(each, 1, 0.5)
-        yield from map(complete, stack)
-        verdicts.settle()
+TABLES = (
+    "trials",
+    "trial_params",
+    "trial_values",
+    "trial_intermediate_values",
+    "trial_user_attributes",
+    "trial_system_attributes",
+)
+REPORTS = {1: 0.5, 2: math.nan, 3: math.inf, 4: 0.25}
+ATTRIBUTES = {"val_loss": 0.1, "device": "cpu", "values": [1.0, 2.0], "nothing": None}
 
 
-class App:
-    """An application whose trials are what `engine` makes of them."""
-
-    def __init__(self, engine: Engine):
-        self.engine = engine
-
-    def runner(self, plan: Any, folder: Path, verdicts: Verdicts) -> Any:
-        class Runner:
-            equal = None
-
-            def run(_, asked: Iterator[Asked]) -> Iterator[Outcome]:
-                return self.engine(asked, verdicts)
-
-        return Runner()
-
-    def config(self, plan: Any) -> Any:
-        return {}
-
-    def checkpointed(self, folder: Path, number: int) -> int:
-        return 0
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path}/studies.db"
 
 
-class Sweep:
-    """A study of 10 points, to be worked at by one worker after the other."""
-
-    def __init__(self, folder: Path, **settings: Any):
-        self.folder = folder
-        node = {"storage": f"sqlite:///{folder}/studies.db", **settings}
-        read = plan.read(node, ["x=range(0,10)"], "app")
-        self.plan = replace(read, study="study", directions=("minimize",), objectives=("value",))
-        self.told: list[Counter[str]] = []
-
-    def open(self) -> optuna.Study:
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
-        assert self.plan.storage is not None
-        return studies.open_study(storage.connect(self.plan.storage), "study", ["minimize"], {})
-
-    def work(self, engine: Engine, stop: Stop | None = None) -> None:
-        Worker(
-            self.plan,
-            App(engine),
-            self.open(),
-            self.folder,
-            stop or Stop(),
-            notify=lambda _: self.told.append(self.states),
-        ).work()
-
-    @property
-    def trials(self) -> list[optuna.trial.FrozenTrial]:
-        return self.open().trials
-
-    @property
-    def states(self) -> Counter[str]:
-        """How many trials are in each state, without those that others replace."""
-        return Counter(t.state.name for t in self.trials if RETRIED not in t.user_attrs)
-
-    def is_whole(self) -> bool:
-        """Whether each point was completed once."""
-        done = [t.value for t in self.trials if t.state == TrialState.COMPLETE]
-        return sorted(done) == [float(x) for x in range(10)] and sum(self.states.values()) == 10
+def ours(
+    url: str, kind: str = "bulk", sampler: optuna.samplers.BaseSampler | None = None, **options: Any
+) -> Book:
+    opened = storage.connect(url)
+    study = open_study(opened, "study", ["maximize"], {})
+    study.sampler = sampler or RandomSampler(seed=1)
+    return KINDS[kind](study, opened, 100, **options)  # type: ignore[arg-type]
 
 
-@pytest.fixture(params=["grid", "random", "tpe"])
-def any_sweep(request: pytest.FixtureRequest, tmp_path: Path) -> Sweep:
-    if request.param == "grid":
-        return Sweep(tmp_path)
-    return Sweep(tmp_path, sampler=request.param, n_trials=10)
+def rows(url: str) -> dict[str, list[tuple[Any, ...]]]:
+    """All rows but the times, and but what only a book of ours writes."""
+    found = {}
+    with sqlalchemy.create_engine(url).connect() as connection:
+        for table in TABLES:
+            names = [column["name"] for column in sqlalchemy.inspect(connection).get_columns(table)]
+            kept = [n for n in names if not n.startswith("datetime") and not n.endswith("_id")]
+            kept += ["trial_id"]
+            query = f"SELECT {', '.join(kept)} FROM {table} ORDER BY {', '.join(kept)}"
+            lines = [tuple(row) for row in connection.execute(sqlalchemy.text(query))]
+            found[table] = [line for line in lines if WORKER not in line]
+    return found
 
 
-def test_a_full_stack_begins_and_ends_together(any_sweep: Sweep) -> None:
-    seen = []
-
-    def engine(asked: Iterator[Asked], verdicts: Verdicts) -> Iterator[Outcome]:
-        for number, outcome in enumerate(stacked(asked, verdicts)):
-            if number % WIDTH == 0:
-                seen.append(dict(any_sweep.states))
-            yield outcome
-
-    any_sweep.work(engine)
-
-    assert seen == [{"RUNNING": 4}, {"COMPLETE": 4, "RUNNING": 4}, {"COMPLETE": 8, "RUNNING": 2}]
-    assert [dict(told) for told in any_sweep.told] == [
-        {"COMPLETE": 4},  # and only then is anybody told
-        {"COMPLETE": 8},
-        {"COMPLETE": 10},
-    ]
-    assert all(t.params.keys() == {"x"} for t in any_sweep.trials)
-    assert all(t.intermediate_values == {1: 0.5} for t in any_sweep.trials)
+def beats(url: str) -> list[Any]:
+    with sqlalchemy.create_engine(url).connect() as connection:
+        return list(connection.execute(sqlalchemy.text("SELECT * FROM trial_heartbeats")))
 
 
-def test_without_room_trials_are_claimed_one_by_one(tmp_path: Path) -> None:
-    seen = []
-    sweep = Sweep(tmp_path)
-
-    def engine(asked: Iterator[Asked], verdicts: Verdicts) -> Iterator[Outcome]:
-        for each in asked:
-            seen.append(dict(sweep.states))
-            yield complete(each)
-
-    sweep.work(engine)
-    after = [{"RUNNING": 1, "COMPLETE": done} for done in range(1, 10)]
-    assert seen == [{"RUNNING": 1}, *after]
+def suggest(trial: optuna.Trial) -> None:
+    trial.suggest_float("lr", 1e-4, 1.0, log=True)
+    trial.suggest_int("layers", 1, 3)
+    trial.suggest_categorical("init", ["he", None, True, 1.5])
 
 
-def test_a_trial_taken_for_dead_spoils_no_other_of_its_stack(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("state", [TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL])
+def test_the_rows_are_those_of_the_public_functions(
+    tmp_path: Path, state: TrialState, kind: str
 ) -> None:
-    sweep, stolen = Sweep(tmp_path), []
+    mine, theirs = (f"sqlite:///{tmp_path}/{name}.db" for name in ("mine", "theirs"))
+    values = [0.75] if state == TrialState.COMPLETE else None
 
-    def engine(asked: Iterator[Asked], verdicts: Verdicts) -> Iterator[Outcome]:
-        for outcome in stacked(asked, verdicts):
-            if outcome.asked.number == 1:
-                ledger_of(sweep.plan, sweep.open(), lambda number: 0).release(outcome.asked.trial)
-                stolen.append(outcome.asked.number)
-            yield outcome
+    book = ours(mine, kind)
+    live = one(book)
+    assert live is not None
+    suggest(live)
+    book.begin([live])
+    reports = [Report(live, step, value) for step, value in REPORTS.items()]
+    book.write(reports, [Ending(live, state, values, ATTRIBUTES, {"num_parameters": -5.0})])
 
-    with caplog.at_level(logging.WARNING, logger="sweepstack"):
-        sweep.work(engine)
-    assert stolen == [1]
-    assert caplog.messages == ["trial 1 was taken for dead; another runs in its place"]
-    assert sweep.is_whole()
-    lost = sweep.trials[1]
-    assert (lost.state, lost.values) == (TrialState.FAIL, None)
-    assert lost.intermediate_values == {}
-    assert "sweepstack.overrides" not in lost.user_attrs
+    study = optuna.create_study(
+        storage=theirs, study_name="study", direction="maximize", sampler=RandomSampler(seed=1)
+    )
+    trial = study.ask()
+    suggest(trial)
+    for step, value in REPORTS.items():
+        trial.report(value, step)
+    for key, item in ATTRIBUTES.items():
+        trial.set_user_attr(key, item)
+    trial.set_constraint("num_parameters", -5.0)
+    study.tell(trial, values, state=state)
 
-
-def test_trials_claimed_but_not_begun_are_put_back_on_ctrl_c(any_sweep: Sweep) -> None:
-    stop = Stop()
-
-    def engine(asked: Iterator[Asked], verdicts: Verdicts) -> Iterator[Outcome]:
-        verdicts.room = WIDTH
-        ended, running = next(asked), next(asked)
-        yield complete(ended)
-        stop.ask(EXIT_INTERRUPTED)
-        assert next(asked, None) is None  # nothing begins any more
-        assert running.number == 1
-        raise KeyboardInterrupt
-
-    any_sweep.work(engine, stop)
-
-    assert stop.code == EXIT_INTERRUPTED
-    put_back = any_sweep.states
-    assert put_back["RUNNING"] == 0
-    assert put_back["COMPLETE"] == 1
-    assert put_back["WAITING"] >= 1
-    again = [t for t in any_sweep.trials if t.state == TrialState.WAITING]
-    assert {t.user_attrs[RETRIES] for t in again} == {0}
-    any_sweep.work(stacked)
-    assert any_sweep.states == {"COMPLETE": 10}
+    assert rows(mine) == rows(theirs)
+    (kept,) = book.study.trials
+    assert kept.params == study.trials[0].params
+    assert kept.constraints == study.trials[0].constraints == {"num_parameters": -5.0}
+    assert kept.datetime_start is not None
+    assert kept.datetime_complete is not None
+    assert abs((kept.datetime_start - study.trials[0].datetime_start).total_seconds()) < 3600
 
 
-def test_an_unknown_error_costs_those_that_ended_and_those_not_begun_nothing(
-    tmp_path: Path,
+def test_the_rows_of_many_trials_at_once_are_those_of_the_public_functions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sweep = Sweep(tmp_path)
+    monkeypatch.setenv("TZ", "Asia/Tokyo")  # Optuna keeps its times in UTC
+    time.tzset()
+    mine, theirs = (f"sqlite:///{tmp_path}/{name}.db" for name in ("mine", "theirs"))
+    points = [{"layers": layers, "init": init} for layers in (1, 2) for init in ("he", None)]
+    ends = [TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL, TrialState.COMPLETE]
+    values = [0.5, None, None, math.inf]
 
-    def engine(asked: Iterator[Asked], verdicts: Verdicts) -> Iterator[Outcome]:
-        verdicts.room = WIDTH
-        ended, _ = next(asked), next(asked)
-        yield complete(ended)
-        raise RuntimeError("a bug")
+    book = ours(mine, points=points)
+    book.study.enqueue_trial(
+        points[0], {POINT: canonical(points[0])}
+    )  # as a trial that was put back
+    trials = book.claim(64)
+    for live in trials:
+        suggest(live)
+    book.begin(trials)
+    book.write(
+        [Report(live, step, value) for live in trials[1:] for step, value in REPORTS.items()],
+        [
+            Ending(live, state, value and [value], ATTRIBUTES, {"num_parameters": -5.0})
+            for live, state, value in zip(trials, ends, values, strict=True)
+        ],
+    )
 
-    with pytest.raises(RuntimeError, match="a bug"):
-        sweep.work(engine)
-    first, begun, *rest = sweep.trials
-    assert first.state == TrialState.COMPLETE
-    assert begun.state == TrialState.RUNNING  # it may be the one to blame: it counts as lost
-    assert [t.state.name for t in rest] == ["FAIL", "FAIL", "WAITING", "WAITING"]
-    assert all("put back" in t.user_attrs[LOST] for t in rest[:2])
+    study = optuna.create_study(
+        storage=theirs, study_name="study", direction="maximize", sampler=RandomSampler(seed=1)
+    )
+    for place, point in enumerate(points):
+        study.enqueue_trial(point, {POINT: canonical(point)})
+        trial = study.ask()
+        suggest(trial)
+        for step, value in REPORTS.items() if place else ():
+            trial.report(value, step)
+        for key, item in ATTRIBUTES.items():
+            trial.set_user_attr(key, item)
+        trial.set_constraint("num_parameters", -5.0)
+        study.tell(trial, values[place], state=ends[place])
+
+    assert rows(mine) == rows(theirs)
+    assert len(beats(mine)) == 4
+    for row, public in zip(book.study.trials, study.trials, strict=True):
+        assert row.params == public.params
+        for moment in ("datetime_start", "datetime_complete"):
+            apart = getattr(row, moment) - getattr(public, moment)
+            assert abs(apart.total_seconds()) < 600
+    monkeypatch.undo()
+    time.tzset()
 
 
-def test_pruners_see_the_reports_of_a_stack_before_its_end(tmp_path: Path) -> None:
-    sweep = Sweep(tmp_path, pruner={"name": "threshold", "upper": 4.5})
-
-    def engine(asked: Iterator[Asked], verdicts: Verdicts) -> Iterator[Outcome]:
-        while True:
-            verdicts.room = WIDTH
-            stack = list(islice(asked, WIDTH))
-            if not stack:
-                return
-            for each in stack:
-                verdicts.report(each, 1, float(each.trial.params["x"]))
-            for each in stack:
-                yield Outcome(each, "pruned") if verdicts.ends(each) else complete(each)
-
-    sweep.work(engine)
-    assert [t.state.name for t in sweep.trials] == ["COMPLETE"] * 5 + ["PRUNED"] * 5
-    assert [t.value for t in sweep.trials] == [float(x) for x in range(10)]
+@pytest.mark.parametrize("kind", KINDS)
+def test_of_a_batch_with_a_trial_taken_for_dead_the_others_are_written(url: str, kind: str) -> None:
+    book = ours(url, kind)
+    trials = book.claim(3)
+    book.release(trials[1])
+    endings = [Ending(live, TrialState.COMPLETE, [1.0], {"x": 1}, {}) for live in trials]
+    reports = [Report(live, 1, 0.5) for live in trials]
+    assert book.write(reports, endings) == [1]
+    first, lost, last, _ = book.study.trials
+    assert [t.values for t in (first, lost, last)] == [[1.0], None, [1.0]]
+    assert [t.intermediate_values for t in (first, lost, last)] == [{1: 0.5}, {}, {1: 0.5}]
+    assert lost.state == TrialState.FAIL
 
 
-def test_room_counts_trials_where_each_is_several_seeds(main, tmp_path, monkeypatch) -> None:
-    from sweepstack.engine import train
+def test_what_could_not_be_written_can_be_written_later(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    book = ours(url)
+    trials = book.claim(2)
+    endings = [Ending(live, TrialState.COMPLETE, [1.0], {}, {}) for live in trials]
+    reports = [Report(live, 1, 0.5) for live in trials]
 
-    original, seen = train.train, []
+    def full(*_: object) -> None:
+        raise OSError("the disk is full")
 
-    def spied(specs: Any, monitor: Any, **named: Any) -> Any:
-        def watched() -> Any:
-            for spec in specs:
-                seen.append(Counter(states(tmp_path))["RUNNING"])
-                yield spec
+    with monkeypatch.context() as patch:
+        patch.setattr("sweepstack.sweep.book.bulk._add_attributes", full)
+        with pytest.raises(OSError, match="disk is full"):
+            book.write(reports, endings)
+    assert {t.state for t in book.study.trials} == {TrialState.RUNNING}
+    assert book.write(reports, endings) == []
+    assert [t.intermediate_values for t in book.study.trials] == [{1: 0.5}, {1: 0.5}]
 
-        return original(watched(), monitor, **named)
 
-    monkeypatch.setattr(train, "train", spied)
-    words = ("optimizer.lr=0.001,0.002,0.003,0.004", "training.seeds=3", "training.width=6")
-    ended = main("-m", *QUICK, *words)
-    assert ended.code == 0, ended.err
-    # The first two trials one by one, before the width is known; the others together.
-    assert seen == [1, 1, 1, 2, 2, 2, *[2] * 6]
-    assert states(tmp_path) == ["COMPLETE"] * 4
+def test_a_live_trial_has_all_that_optunas_has(url: str) -> None:
+    book = ours(url)
+    live = one(book)
+    assert live is not None
+    theirs = optuna.Trial(book.study, live._trial_id)
+    assert set(vars(theirs)) == set(vars(live)) - {"_unwritten"}
+    assert live._cached_frozen_trial == theirs._cached_frozen_trial
+    assert live.number == theirs.number
+    assert live.user_attrs == theirs.user_attrs
+
+
+def test_parameters_are_unwritten_until_the_book_writes_them(url: str) -> None:
+    book = ours(url)
+    live = one(book)
+    assert live is not None
+    suggest(live)
+    assert book.study.trials[0].params == {}
+    book.begin([live])
+    assert book.study.trials[0].params == live.params
+    book.begin([live])  # once
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_sampler_learns_from_what_the_book_writes(url: str, kind: str) -> None:
+    """TPE through a book draws what it draws through Optuna alone."""
+
+    def objective(lr: float) -> float:
+        return -((math.log10(lr) + 2) ** 2)
+
+    book = ours(url, kind, TPESampler(seed=3, n_startup_trials=5))
+    drawn = []
+    for _ in range(15):
+        live = one(book)
+        assert live is not None
+        drawn.append(live.suggest_float("lr", 1e-4, 1.0, log=True))
+        book.begin([live])
+        book.write(endings=[Ending(live, TrialState.COMPLETE, [objective(drawn[-1])], {}, {})])
+    study = optuna.create_study(
+        direction="maximize", sampler=TPESampler(seed=3, n_startup_trials=5)
+    )
+    study.optimize(lambda trial: objective(trial.suggest_float("lr", 1e-4, 1.0, log=True)), 15)
+    assert drawn == [trial.params["lr"] for trial in study.trials]
+
+
+def test_a_trial_that_was_taken_for_dead_is_not_told(url: str) -> None:
+    book = ours(url)
+    live = one(book)
+    assert live is not None
+    book.release(live)
+    ending = Ending(live, TrialState.COMPLETE, [1.0], {"x": 1}, {})
+    assert book.write(endings=[ending]) == [live.number]
+    assert book.study.trials[0].state == TrialState.FAIL
+    assert "x" not in book.study.trials[0].user_attrs
+
+
+def test_a_step_is_reported_once(url: str) -> None:
+    book = ours(url)
+    live = one(book)
+    assert live is not None
+    book.write([Report(live, 1, 0.5)])
+    book.write([Report(live, 1, 0.7), Report(live, 2, 0.9)])
+    assert book.study.trials[0].intermediate_values == {1: 0.5, 2: 0.9}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_best_and_steps_are_of_finished_trials_of_this_study(url: str, kind: str) -> None:
+    book = ours(url, kind)
+    assert book.best("maximize") is None
+    assert book.steps() == 0
+    for value, state in ((0.5, TrialState.COMPLETE), (0.9, TrialState.COMPLETE)):
+        live = one(book)
+        assert live is not None
+        book.write(endings=[Ending(live, state, [value], {"steps": 100}, {})])
+    live = one(book)
+    assert live is not None
+    book.write([Report(live, 1, 5.0)])
+    book.write(endings=[Ending(live, TrialState.PRUNED, None, {"steps": 10}, {})])
+    assert (book.best("maximize"), book.best("minimize")) == (0.9, 0.5)
+    assert book.steps() == 210

@@ -15,7 +15,7 @@ from sweepstack.config.errors import EnvironmentFault, InputError
 from sweepstack.study import storage
 from sweepstack.study.attributes import FOLDER, WORKER
 from sweepstack.sweep.book import processes
-from sweepstack.sweep.book.ledger import Ledger
+from sweepstack.sweep.book.bulk import BulkBook
 
 ARTIFACT = "0" * 8 + "-0000-0000-0000-" + "0" * 12
 
@@ -125,7 +125,7 @@ def test_an_unknown_study_is_refused_with_the_nearest(folder):
 
 def test_a_study_that_a_living_worker_runs_is_kept(folder):
     old = study("old")
-    trial = Ledger(old, 3).claim()
+    (trial,) = BulkBook(old, storage.connect(), 3).claim()
     there = files(folder), rows(folder)
     with pytest.raises(EnvironmentFault, match=r"at work: 1 trials run.* stop the sweep first"):
         run(["delete", "old", "--yes"])
@@ -139,7 +139,7 @@ def test_a_study_that_a_living_worker_runs_is_kept(folder):
 
 def test_a_worker_that_is_silent_is_not_waited_for(folder):
     old = study("old")
-    trial = Ledger(old, 3).claim()
+    (trial,) = BulkBook(old, storage.connect(), 3).claim()
     old._storage.set_trial_user_attr(trial._trial_id, WORKER, "elsewhere/1:7:7")
     with pytest.raises(EnvironmentFault, match="process 7 on elsewhere"):
         run(["delete", "old", "--yes"])

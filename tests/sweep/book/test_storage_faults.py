@@ -10,8 +10,7 @@ from sqlalchemy.exc import OperationalError
 from sweep_support import QUICK, states, study
 
 from sweepstack.study.attributes import CONTINUES, LOST
-from sweepstack.sweep.book.journal import Journal
-from sweepstack.sweep.book.ledger import Ledger
+from sweepstack.sweep.book.bulk import BulkBook
 
 
 def locked(*arguments):
@@ -28,7 +27,7 @@ def locked(*arguments):
     ],
 )
 def test_results_that_cannot_be_written_put_trials_back(main, tmp_path, monkeypatch, words, times):
-    write, calls = Journal.write, []
+    write, calls = BulkBook.write, []
 
     def failing(self, reports=(), endings=()):
         found = list(reports)
@@ -39,7 +38,7 @@ def test_results_that_cannot_be_written_put_trials_back(main, tmp_path, monkeypa
         return write(self, found, endings)
 
     sweep = ("-m", *QUICK, "optimizer.lr=0.005,0.01,0.015", *words)
-    monkeypatch.setattr(Journal, "write", failing)
+    monkeypatch.setattr(BulkBook, "write", failing)
     ended = main(*sweep)
 
     assert ended.code == 3
@@ -49,7 +48,7 @@ def test_results_that_cannot_be_written_put_trials_back(main, tmp_path, monkeypa
     assert {"RUNNING", "COMPLETE"}.isdisjoint(states(tmp_path))
     put_back = [t for t in trials if t.state.name == "FAIL"]
     assert put_back
-    assert all(t.user_attrs[LOST].startswith("put back") for t in put_back)
+    assert all(t.user_attrs[LOST].startswith("requeued") for t in put_back)
     waiting = [t for t in trials if t.state.name == "WAITING"]
     assert [t.user_attrs[CONTINUES] for t in waiting] == [t.number for t in put_back]
 
@@ -60,13 +59,13 @@ def test_results_that_cannot_be_written_put_trials_back(main, tmp_path, monkeypa
 
 
 def test_a_claim_that_fails_puts_back_what_is_in_hand(main, tmp_path, monkeypatch):
-    claim, calls = Ledger.claim_many, []
+    claim, calls = BulkBook.claim, []
 
     def failing(self, *arguments, **given):
         calls.append(arguments)
-        return locked() if len(calls) == 2 else claim(self, *arguments)
+        return locked() if len(calls) == 2 else claim(self, *arguments, **given)
 
-    monkeypatch.setattr(Ledger, "claim_many", failing)
+    monkeypatch.setattr(BulkBook, "claim", failing)
     words = ["optimizer.lr=interval(0.001,0.02)", "hydra.sweeper.n_trials=8", "training.width=2"]
     ended = main("-m", *QUICK, *words)
 

@@ -11,8 +11,8 @@ from optuna.trial import TrialState
 
 from sweepstack.study import storage
 from sweepstack.study.attributes import RETRIED, RETRY_OF
-from sweepstack.sweep.book.records import UserAttributes, add_attributes
-from sweepstack.sweep.book.tally import Tally
+from sweepstack.sweep.book import bulk
+from sweepstack.sweep.book.bulk import BulkBook
 
 FINAL = [TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL]
 
@@ -20,7 +20,7 @@ FINAL = [TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL]
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 6), st.booleans()), max_size=25), st.sampled_from([2, 99]))
 def test_the_tally_is_the_count(steps: list[tuple[int, bool]], most_open: int) -> None:
-    with mock.patch("sweepstack.sweep.book.tally.MOST_OPEN", most_open):
+    with mock.patch("sweepstack.sweep.book.bulk.MAX_OPEN", most_open):
         check(steps)
 
 
@@ -28,8 +28,7 @@ def check(steps: list[tuple[int, bool]]) -> None:
     opened = storage.connect("sqlite://")
     study = optuna.create_study(storage=opened)
     other = optuna.create_study(storage=opened)
-    backend = study._storage._backend
-    tally, replaced = Tally(study._study_id), set[int]()
+    book, replaced = BulkBook(study, opened, None), set[int]()
     for action, look in steps:
         running = [t for t in study.trials if t.state == TrialState.RUNNING]
         if action == 0:
@@ -42,8 +41,8 @@ def check(steps: list[tuple[int, bool]]) -> None:
                 if trial.state == TrialState.FAIL and trial.number not in replaced:
                     replaced.add(trial.number)
                     mark = [(trial._trial_id, {RETRIED: True})]
-                    with backend.engine.begin() as connection:
-                        add_attributes(connection, UserAttributes, mark)
+                    with book._held() as page:
+                        bulk._add_attributes(page, bulk._USER, mark)
                     study.enqueue_trial({"x": 1.0}, user_attrs={RETRY_OF: trial.number})
         elif running:
             chosen = running[-1] if action == 3 else running[0]
@@ -54,8 +53,8 @@ def check(steps: list[tuple[int, bool]]) -> None:
             study.tell(chosen.number, 1.0 if state == TrialState.COMPLETE else None, state=state)
         if not look:
             continue
-        with backend.engine.begin() as connection:
-            found = tally.read(connection)
+        with book._read() as page:
+            found = book._tally(page)
         trials = study.get_trials(deepcopy=False)
         counted = [t for t in trials if t.number not in replaced]
         assert found.size == len(trials)

@@ -78,8 +78,10 @@ def worker(tmp_path, monkeypatch):
         url = f"sqlite:///{tmp_path}/outputs/studies.db"
         chosen = plan.read({"storage": url, "study_name": "s"}, ["x=0,1,2"], "app")
         chosen = replace(chosen, objectives=("value",), directions=("minimize",))
-        study = studies.open_study(storage.connect(url), "s", ["minimize"], {"space": "x"})
-        return Worker(chosen, App(job), study, tmp_path, Stop())  # type: ignore[arg-type]
+        opened = storage.connect(url)
+        study = studies.open_study(opened, "s", ["minimize"], {"space": "x"})
+        book = studies.open_book(chosen, study, opened, lambda number: 0)
+        return Worker(chosen, App(job), book, tmp_path, Stop())  # type: ignore[arg-type]
 
     return make
 
@@ -129,7 +131,7 @@ def test_ctrl_c_while_a_report_is_written_loses_nothing(tmp_path, worker):
 
     made = worker(job)
 
-    engine = made.study._storage._backend.engine
+    engine = made.book.storage.engine
 
     @event.listens_for(engine, "checkin")  # the transaction has ended, and nobody knows it yet
     def returned(*given: Any) -> None:
@@ -172,7 +174,7 @@ def test_a_report_that_cannot_be_written_ends_the_sweep_and_fails_no_trial(
         return float(x)
 
     made = worker(job)
-    write = made.journal.write
+    write = made.book.write
 
     def failing(reports: Any = (), endings: Any = ()) -> list[int]:
         found = list(reports)
@@ -180,7 +182,7 @@ def test_a_report_that_cannot_be_written_ends_the_sweep_and_fails_no_trial(
             raise OperationalError("INSERT", {}, sqlite3.OperationalError("database is locked"))
         return write(found, endings)
 
-    monkeypatch.setattr(made.journal, "write", failing)
+    monkeypatch.setattr(made.book, "write", failing)
     with pytest.raises(EnvironmentFault, match="database is locked"):
         made.work()
     assert ends(tmp_path) == [("COMPLETE", False), ("FAIL", True), ("WAITING", False)]
@@ -195,7 +197,7 @@ def test_a_task_may_go_on_though_a_report_was_not_written(tmp_path, worker, monk
         return float(x)
 
     made = worker(job)
-    write, calls = made.journal.write, []
+    write, calls = made.book.write, []
 
     def failing(reports: Any = (), endings: Any = ()) -> list[int]:
         if found := list(reports):
@@ -204,7 +206,7 @@ def test_a_task_may_go_on_though_a_report_was_not_written(tmp_path, worker, monk
             raise OperationalError("INSERT", {}, sqlite3.OperationalError("database is locked"))
         return write(found, endings)
 
-    monkeypatch.setattr(made.journal, "write", failing)
+    monkeypatch.setattr(made.book, "write", failing)
     made.work()
     assert [state for state, _ in ends(tmp_path)] == ["COMPLETE", "COMPLETE", "FAIL"]
     assert [row.reports for row in rows(tmp_path)] == [((1, float(x)),) for x in range(3)]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import pytest
-from hydra.errors import HydraException
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from support import REPOSITORY
 
 from sweepstack.config import reading as config
+from sweepstack.config.errors import InputError
 from sweepstack.sweep.worker.composition import Composition
 
 GROUPS = {
@@ -51,8 +51,8 @@ def test_equals_a_full_composition(groups, values):
     overrides = [*groups, *values]
     try:
         expected = full(overrides)
-    except HydraException:
-        with pytest.raises(HydraException):
+    except InputError:
+        with pytest.raises(InputError):
             composition(overrides)
         return
     assert composition(overrides) == expected
@@ -75,5 +75,5 @@ def test_one_trial_does_not_change_the_next():
 
 
 def test_a_key_that_is_not_there_is_refused_as_hydra_does():
-    with pytest.raises(HydraException, match="lrr"):
+    with pytest.raises(InputError, match="lrr"):
         composition(["optimizer.lrr=1"])

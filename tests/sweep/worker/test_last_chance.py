@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from book_support import finish, open_book, run_all, suggest
+from duplicates_support import Script, told, value_of, worker
 from fault_support import rows
-from ledger_support import finish, open_ledger, run_all, suggest
-from twins_support import Script, told, value_of, worker
 
 from sweepstack.study.attributes import RETRIES
 from sweepstack.sweep.book import processes
@@ -78,28 +78,28 @@ def test_trials_that_raise_before_they_begin_are_not_tried_without_end(tmp_path,
 
 
 def test_suspects_run_behind_new_trials_in_ever_smaller_company(tmp_path, monkeypatch):
-    ledger = open_ledger(f"sqlite:///{tmp_path}/studies.db", total=8)
+    book = open_book(f"sqlite:///{tmp_path}/studies.db", total=8)
 
     def lose() -> list[int]:
-        trials = ledger.claim_many(16)
+        trials = book.claim(16)
         for trial in trials:
-            suggest(trial)
+            suggest(book, trial)
         with monkeypatch.context() as patch:
             patch.setattr(processes, "is_gone", lambda worker: True)
-            assert ledger.recover() == len(trials)
+            assert book.recover() == len(trials)
         return [trial.user_attrs.get(RETRIES, 0) for trial in trials]
 
-    for trial in ledger.claim_many(2):
-        finish(ledger, trial)
+    for trial in book.claim(2):
+        finish(book, trial)
     assert lose() == [0] * 6
     assert lose() == [1] * 4
-    beside = ledger.claim_many(16)
+    beside = book.claim(16)
     assert [trial.user_attrs[RETRIES] for trial in beside] == [1, 1]
-    assert not ledger.claim_many(16, None, False)  # none of them beside others
+    assert not book.claim(16, alone=False)  # none of them beside others
     for trial in beside:
-        finish(ledger, trial)
+        finish(book, trial)
     assert lose() == [2]
-    assert [trial.user_attrs[RETRIES] for trial in ledger.claim_many(16)] == [2]
-    assert len(run_all(ledger)) == 3
-    counts = ledger.counts()
+    assert [trial.user_attrs[RETRIES] for trial in book.claim(16)] == [2]
+    assert len(run_all(book)) == 3
+    counts = book.counts()
     assert (counts["done"], counts["running"], counts["remaining"]) == (7, 1, 1)

@@ -15,7 +15,7 @@ from sweepstack.sweep.worker.scoreboard import Scoreboard
 
 
 class Study:
-    """Stands for a ledger and a journal whose numbers a test sets."""
+    """Stands for a book whose numbers a test sets."""
 
     def __init__(self, total: int | None, done: int = 0):
         self.total, self.value = total, None
@@ -39,7 +39,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 def board(study: Any, direction: str | None = "maximize", **console: Any) -> Scoreboard:
     stdout = Console(file=StringIO(), width=100, **console)
-    return Scoreboard(study, study, direction, "val_accuracy", stdout)
+    return Scoreboard(study, direction, "val_accuracy", stdout)
 
 
 def text(shown: Scoreboard) -> str:

@@ -19,8 +19,7 @@ from torch import Tensor
 from sweepstack.config.errors import one_line
 from sweepstack.data.batches import Source
 from sweepstack.engine import device
-from sweepstack.engine.executors import side_effects
-from sweepstack.engine.executors.executor import Eager
+from sweepstack.engine.executors import Eager, side_effects, warn_of_side_effects
 from sweepstack.engine.stack import Stack
 from sweepstack.engine.step import Batch, Step
 
@@ -34,7 +33,7 @@ whether the step can be captured."""
 class CudaGraph(Eager):
     """Captures a step at the first batch of a shape, then replays it.
 
-    When a module does what no graph can hold, each step runs as it is written.
+    When a module cannot be captured, each step runs as it is written.
     """
 
     def __init__(self, step: Step, stack: Stack, source: Source):
@@ -63,15 +62,14 @@ class CudaGraph(Eager):
 
 
 class Uncapturable(Exception):
-    """A step does what no graph can hold."""
+    """A step cannot be captured."""
 
 
 class _Captured:
     """A captured step with the tensors that it reads.
 
     Raises:
-        Uncapturable: the step waits for the device, or does what else no graph can hold.
-        Exception: what the step itself raises.
+        Uncapturable: the step waits for the device, or cannot be captured otherwise.
     """
 
     def __init__(self, step: Step, stack: Stack, batch: Batch):
@@ -81,47 +79,49 @@ class _Captured:
         self.graph = torch.cuda.CUDAGraph()
         views = [view for bank in stack.banks.values() for view in bank.views.values()]
         before = [view.clone() for view in views]
-        here, aside = torch.cuda.current_stream(stack.device), _aside(stack.device)
+        here, side = torch.cuda.current_stream(stack.device), _side_stream(stack.device)
         try:
-            aside.wait_stream(here)
-            with torch.cuda.stream(aside):
+            side.wait_stream(here)
+            with torch.cuda.stream(side):
                 for _ in range(WARM_UP):
                     step(stack, self.batch)
-                with _capturable(), _waiting_refused(), side_effects.watched(step.module) as seen:
+                with _capturable(), _waiting_refused(), side_effects(step.module) as seen:
                     step(stack, self.batch)
-            # Other threads, such as one that pins batches, may go on as they like.
+            # Other threads, such as one that pins batches, are not affected.
             mode = "thread_local"
             with (
                 _capturable(),
-                torch.cuda.graph(self.graph, stream=aside, capture_error_mode=mode),
+                torch.cuda.graph(self.graph, stream=side, capture_error_mode=mode),
             ):
                 self.losses = step(stack, self.batch)
         finally:
-            torch.cuda.set_stream(here)  # torch 2.11 stays aside where the end of a capture raises
-            here.wait_stream(aside)
+            torch.cuda.set_stream(
+                here
+            )  # torch 2.11 stays on the side stream where a capture raises
+            here.wait_stream(side)
             for view, old in zip(views, before, strict=True):  # the warm-up has trained
                 view.copy_(old)
-        side_effects.report(step.module, seen)
+        warn_of_side_effects(step.module, seen)
 
     def replay(self, batch: Batch) -> Tensor:
         """A step with these numbers."""
-        own = self.batch
-        pairs = [(own.x, batch.x), (own.y, batch.y), (own.lr, batch.lr), (own.step, batch.step)]
-        for mine, given in [*pairs, *((own.keys[n], key) for n, key in batch.keys.items())]:
-            mine.copy_(given)
+        old = self.batch
+        pairs = [(old.x, batch.x), (old.y, batch.y), (old.lr, batch.lr), (old.step, batch.step)]
+        for tensor, given in [*pairs, *((old.keys[n], key) for n, key in batch.keys.items())]:
+            tensor.copy_(given)
         self.graph.replay()
         return self.losses
 
 
 @cache
-def _aside(place: torch.device) -> torch.cuda.Stream:
-    """The stream of a device's captures: each stream has a workspace of cuBLAS that stays."""
+def _side_stream(place: torch.device) -> torch.cuda.Stream:
+    """The stream of a device's captures; one, as a stream's cuBLAS workspace is never freed."""
     return torch.cuda.Stream(place)  # type: ignore[no-untyped-call]
 
 
 @contextmanager
 def _capturable() -> Iterator[None]:
-    """What goes wrong here, unless memory ran out, says that the step is not capturable."""
+    """Turn errors, unless memory ran out, into `Uncapturable`."""
     try:
         yield
     except RuntimeError as error:
@@ -132,8 +132,8 @@ def _capturable() -> Iterator[None]:
 
 @contextmanager
 def _waiting_refused() -> Iterator[None]:
-    """Make it an error to wait for the device. A capture would end by it too, but leave the memory
-    of the process in disorder (torch 2.11)."""
+    """Make it an error to wait for the device. In a capture it is one too, but corrupts the memory
+    of the process (torch 2.11)."""
     before = torch.cuda.get_sync_debug_mode()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch calls the mode a prototype

@@ -1,7 +1,7 @@
 """The tensor operations that a function comes to, below autograd and vmap.
 
-The one module that uses what torch keeps to itself about operations (`_python_dispatch`, schemas);
-`recording.self_test` tries it before anything depends on it.
+The only module with torch's private names of operations (`_python_dispatch`, schemas);
+`recording.self_test` tests it before it is used.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _REFUSED = {
 
 @dataclass(frozen=True)
 class Call:
-    """An operation as it was called, and what it gave."""
+    """An operation with its arguments and results."""
 
     operation: Any
     args: tuple[Any, ...]
@@ -34,7 +34,7 @@ class Call:
 
     @property
     def results(self) -> Sequence[Any]:
-        """What it gave, as a sequence."""
+        """Its results as a sequence."""
         return self.found if isinstance(self.found, tuple | list) else [self.found]
 
     @property
@@ -46,14 +46,14 @@ class Call:
             if tag in self.operation.tags:
                 return f"{self.operation} {reason}"
         if any(not isinstance(result, Tensor | None) for result in self.results):
-            return f"{self.operation} gives other things than tensors"
+            return f"{self.operation} does not return tensors"
         return None
 
     @property
     def function(self) -> Callable[..., Any]:
-        """What runs it, with the least work in Python."""
-        function: Callable[..., Any] = getattr(self.operation, "_op", self.operation)
-        return function
+        """Runs it with the least overhead in Python."""
+        found: Callable[..., Any] = getattr(self.operation, "_op", self.operation)
+        return found
 
     @property
     def is_view(self) -> bool:
@@ -75,8 +75,8 @@ class Call:
 
 
 class Listener(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """As a context, notes every operation in `calls`. All tensors live until it is gone, so that
-    their ids stay theirs."""
+    """A context that appends every operation to `calls`. It keeps all tensors, so that ids stay
+    unique."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

@@ -1,9 +1,9 @@
 """Steps on a CPU: recorded operations are replayed, in parts of the stack by threads.
 
 After the first two steps, which are recorded, a step is its operations alone (`recording.py`). A
-stack of several trials is then advanced in parts, each by a thread that computes on its own share
-of the cores: a trial's matrix products are too small to be divided among cores well, but trials do
-not depend on each other. A module that cannot be recorded stays eager.
+stack of several trials then advances in parts, each in a thread on its share of the cores: a
+trial's matrix products are too small to be divided among cores well, but trials do not depend on
+each other. A module that cannot be recorded stays eager.
 
 Notation: T steps of a block, S slots of the stack, B samples of a batch.
 """
@@ -23,8 +23,7 @@ import torch
 from torch import Tensor
 
 from sweepstack.data.batches import DeviceSource
-from sweepstack.engine.executors import side_effects
-from sweepstack.engine.executors.executor import Eager
+from sweepstack.engine.executors import Eager, side_effects, warn_of_side_effects
 from sweepstack.engine.executors.recording import Recorder
 from sweepstack.engine.program import Program
 from sweepstack.engine.stack import Stack
@@ -33,10 +32,10 @@ from sweepstack.engine.step import Batch, Block, Step
 log = logging.getLogger(__name__)
 
 MAX_PARTS = 4
-"""Threads take turns in Python, so that many of them would wait for each other."""
+"""More threads would wait for each other in Python."""
 
 _recorders: WeakKeyDictionary[Program, dict[Any, Recorder]] = WeakKeyDictionary()
-"""What was recorded of a program's steps: stacks of one width share it."""
+"""Recordings of a program's steps: stacks of one width share them."""
 
 
 class Recorded(Eager):
@@ -46,15 +45,15 @@ class Recorded(Eager):
 
     def run(self, block: Block) -> Tensor:
         """See `Executor.run`."""
-        if not self._parts:  # not before a trial has brought the numbers of its slot
+        if not self._parts:  # only now do slots have numbers
             self._parts = self._divided()
         shared, done = block.shared, 0
         losses = torch.empty(len(block.lr), self.stack.width)
         if not self._decided(shared):
             for done, batch in enumerate(block.batches(self.source), 1):
                 for part in self._parts:
-                    own = batch if len(self._parts) == 1 else batch.of(part.slots)
-                    losses[done - 1, part.slots] = part.advance(own)
+                    share = batch if len(self._parts) == 1 else batch.of(part.slots)
+                    losses[done - 1, part.slots] = part.advance(share)
                 if self._decided(shared):
                     break
         if done < len(losses):
@@ -73,8 +72,8 @@ class Recorded(Eager):
         return tuple(_Part(self.step, stack.part(some), some) for some in slots)
 
     def _decided(self, shared: bool) -> bool:
-        """Whether several parts go on in threads (the module itself, which they share, is not
-        needed any more), or as a whole because one of them stays eager."""
+        """Whether several parts continue in threads (they no longer need the module, which they
+        share), or as a whole because one of them stays eager."""
         recorders = [part.recorder(shared) for part in self._parts]
         recorded = all(recorder.recording for recorder in recorders)
         return len(recorders) > 1 and (recorded or self._stays_eager(shared))
@@ -83,8 +82,7 @@ class Recorded(Eager):
         return any(part.recorder(shared).reason for part in self._parts)
 
     def _threads(self, block: Block) -> Tensor:
-        """Each part's steps in a thread of its own. What Python has to do between them is little,
-        since other threads wait for it."""
+        """Each part's steps in its own thread."""
 
         def advance(part: _Part) -> Tensor:
             batches = block.of(part.slots).batches(self.source)
@@ -104,7 +102,7 @@ class _Part:
         self._replays: dict[bool, Callable[..., list[Any]]] = {}
 
     def recorder(self, shared: bool) -> Recorder:
-        """What is recorded of steps with such batches."""
+        """The recorder of steps with such batches."""
         recorders = _recorders.setdefault(self.step.program, {})
         key = (self.stack.width, self.stack.one_row, shared)
         return recorders.setdefault(key, Recorder())
@@ -130,7 +128,7 @@ class _Part:
         return self._replays[shared]
 
     def _gradients(self, batch: Batch, inputs: list[Tensor]) -> list[Any]:
-        """Losses and gradients by the module itself, recorded if that may be of use."""
+        """Losses and gradients by the module itself, recorded if needed."""
 
         def function() -> list[Tensor]:
             losses, grads = self.step.gradients(self.stack, batch.x, batch.y, batch.keys)
@@ -140,10 +138,10 @@ class _Part:
         if not recorder.open:
             return function()
         apart = self.stack.width > 1 and self.step.fused
-        with side_effects.watched(self.step.module) as seen:
+        with side_effects(self.step.module) as seen:
             found = recorder.record(function, self.stack.lasting, inputs, apart=apart)
         if recorder.recording is not None:
-            side_effects.report(self.step.module, seen)
+            warn_of_side_effects(self.step.module, seen)
         elif recorder.reason is not None:
             log.info("the model's steps are not recorded: %s", recorder.reason)
         return found
@@ -151,11 +149,11 @@ class _Part:
 
 @cache
 def _pool(count: int, threads: int) -> ThreadPoolExecutor:
-    """So many threads, each computing on its share of the `threads` that torch has here."""
+    """`count` threads, each with its share of torch's `threads`."""
 
     def begin() -> None:
         torch.set_num_threads(threads // count)
-        torch.get_num_threads()  # or the first operation takes the number that is set last, below
+        torch.get_num_threads()  # else the first operation takes the number that is set below
         all_are_there.wait()
 
     all_are_there = Barrier(count)

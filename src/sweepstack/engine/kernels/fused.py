@@ -1,9 +1,9 @@
 """torch.optim's fused CPU kernels on a stack: one pass over memory instead of one per operation.
 
 The kernels take one learning rate and one set of hyperparameters for a list of tensors, so slots
-that agree in all of them are updated by one call, others by a call each. They are torch's own
-(`torch._fused_*`): `works` compares them with the rules of `optim.py`, which do the same on any
-device, before they are used.
+that agree in all of them are updated by one call, others by a call each. Their names
+(`torch._fused_*`) are private: `works` compares them with the rules of `optimizer.py`, which run
+on any device, before they are used.
 
 Notation: S trials; a group is a tuple of numbers and the slots that share it.
 """
@@ -28,7 +28,6 @@ Grad = Tensor | list[Tensor]
 """A gradient (S, *shape), or the same slot by slot."""
 
 KERNELS = ("sgd", "adam", "adamw")
-"""Names of the optimizers that have one."""
 _TRIED = {
     "sgd": {"momentum": (0.9, 0.0), "nesterov": (1.0, 0.0)},
     "adam": {"beta1": (0.9, 0.5), "beta2": (0.999, 0.9), "eps": (1e-8, 1e-3)},
@@ -38,17 +37,17 @@ _TRIED["adamw"] = _TRIED["adam"]
 
 @cache
 def works(name: str) -> bool:
-    """Whether torch has a kernel for the optimizer `name` on the CPU that moves two small trials as
-    its rule does."""
+    """Whether torch has a CPU kernel for the optimizer `name` that updates two small trials as its
+    rule does."""
     if name not in KERNELS:
         return False
     try:
         agrees = all(_agrees(name, slots) for slots in ([0, 1], [0, 0], [1, 1]))
         reason = "other numbers than its rule"
-    except Exception as error:  # torch has changed what it keeps to itself
+    except Exception as error:  # another torch
         agrees, reason = False, one_line(error)
     if not agrees:
-        log.info("%s runs without torch's fused kernel: %s", name, reason)
+        log.debug("%s runs without torch's fused kernel: %s", name, reason)
     return agrees
 
 
@@ -113,7 +112,7 @@ def _run(
     if name == "sgd":
         numbers["nesterov"] = bool(hyper["nesterov"] and hyper["momentum"])
         buffers = moments[0] if hyper["momentum"] else []
-        # The moments start at zero, so that the first step is as any other.
+        # The moments start at zero: the first step is like any other.
         kernel(params, grads, buffers, **numbers, dampening=0.0, is_first_step=False)
     else:
         steps = [torch.tensor(step)] * len(params)
@@ -132,6 +131,6 @@ def _groups(
 
 
 def _rows(grads: Sequence[Grad]) -> list[tuple[Tensor, ...]]:
-    """For each slot its gradients."""
+    """The gradients of each slot."""
     each = [t.contiguous().unbind(0) if isinstance(t, Tensor) else t for t in grads]
     return list(zip(*each, strict=True))

@@ -160,7 +160,8 @@ def writable(view: StudyView) -> Iterator[tuple[BaseStorage, int]]:
     try:
         yield target, target.get_study_id_from_name(view.name)
     finally:
-        target.engine.dispose()
+        if isinstance(target, RDBStorage):
+            target.engine.dispose()
 
 
 def _tables(target: BaseStorage) -> dict[str, Table] | None:

@@ -21,9 +21,8 @@ from optuna.trial import FrozenTrial
 from sweepstack.config import trust as trust_rule
 from sweepstack.config.errors import EXIT_DIFFERENT, EnvironmentFault
 from sweepstack.engine import device, seeds
-from sweepstack.engine.monitor import Monitor
 from sweepstack.engine.program import Program
-from sweepstack.engine.spec import TrialResult, TrialSpec
+from sweepstack.engine.spec import Monitor, TrialResult, TrialSpec
 from sweepstack.engine.train import train
 from sweepstack.reporting.rerun.compare import (
     FLOORS,

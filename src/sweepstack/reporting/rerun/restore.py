@@ -23,7 +23,6 @@ from typing import Any
 import yaml
 from optuna.trial import FrozenTrial
 
-from sweepstack.config import overrides
 from sweepstack.config import reading as config
 from sweepstack.config.errors import InputError, one_line
 from sweepstack.config.schema import Custom, RunConfig
@@ -122,9 +121,9 @@ def _with_own(
         safe["data"] = {**safe["data"], "download": False}
     safe["training"] = {**safe["training"], "checkpoint_every": 0, "width": 1}
     safe["logger"] = {"name": "none"}
-    found = config.read_plain(overrides.on_top(safe, given, config_dir) if given else safe)
+    found = config.read_plain(config.on_top(safe, given, config_dir) if given else safe)
     if given:
-        wanted = config.read_plain(overrides.on_top(plain, given, config_dir))
+        wanted = config.read_plain(config.on_top(plain, given, config_dir))
         if TrialSpec(wanted).config_hash != TrialSpec(before).config_hash:
             notes.append(f"changed on purpose: {_named(asdict(before), asdict(wanted))}")
     _check_target(trial, found, trust)
@@ -211,7 +210,7 @@ def _composed(
     if config_dir is None or not isinstance(name, str) or not re.fullmatch(r"[\w-]+", name):
         name = config.CONFIG_NAME
     try:
-        read = config.read(overrides.compose(words, config_dir, name))
+        read = config.read(config.compose(words, config_dir, name))
     except InputError as error:
         lines = [f"trial {trial.number}: {said(line)}" for line in error.mistakes]
         raise InputError(lines) from None

@@ -1,15 +1,27 @@
-"""Names for processes that tell whether one is still there.
+"""Which processes are alive: their names, their heartbeats, and machines that were asleep.
 
-A name is "host:pid:start time". The start time tells a process from a later one that was given the
-same pid. The host carries the number of its pid namespace, because containers of one machine may
-share its name and each count their own pids.
+The name of a process is "host:pid:start time". The start time tells a process from a later one that
+was given the same pid. The host carries the number of its pid namespace, because containers of one
+machine may share its name and each count their own pids.
 """
 
 from __future__ import annotations
 
+import contextlib
+import math
 import os
 import socket
+import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
+from types import TracebackType
+
+BEAT_S = 20.0
+"""Seconds between two heartbeats, well within the grace that a book gives a silent worker."""
+LEAP_S = 30.0
+"""A machine was asleep if its clock leaps by so much beside the monotonic one, which stands still
+during sleep."""
 
 
 def this_process() -> str:
@@ -42,3 +54,53 @@ def _start_time(pid: int) -> str:
     # The second field is the program's name in brackets, which may itself hold spaces and brackets.
     state, *fields = stat.rpartition(")")[2].split()
     return "" if state in "ZX" else fields[18]
+
+
+class Heartbeat:
+    """Calls `beat` every `BEAT_S` seconds from a thread of its own. A context manager."""
+
+    def __init__(self, beat: Callable[[], object]):
+        self._beat = beat
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="sweepstack-heartbeat", daemon=True)
+
+    def __enter__(self) -> Heartbeat:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._over.wait(BEAT_S):
+            with contextlib.suppress(Exception):  # the next write of the worker itself raises it
+                self._beat()
+
+
+class Sleep:
+    """Notices that this machine was asleep, by its clocks.
+
+    A laptop that slept for an hour finds every running trial silent for an hour, its own and those
+    of its other processes, until each has sent a heartbeat again.
+    """
+
+    def __init__(self) -> None:
+        self._ahead_s, self._woke = _ahead_s(), -math.inf
+
+    def ended_within(self, seconds: float) -> bool:
+        """Whether it woke in the last `seconds`, counted from the look that found it awake."""
+        ahead_s, now = _ahead_s(), time.monotonic()
+        if ahead_s - self._ahead_s > LEAP_S:
+            self._woke = now
+        self._ahead_s = ahead_s
+        return now - self._woke < seconds
+
+
+def _ahead_s() -> float:
+    return time.time() - time.monotonic()

@@ -1,4 +1,4 @@
-"""Opening a study: a sweep goes on only with trials of the same question.
+"""Opening a study and its records: a sweep goes on only with trials of the same question.
 
 What makes it the same question is the sweep's identity (search space, objective, directions), kept
 as the study's user attribute `sweepstack.identity`. Optuna itself accepts changed ranges and a
@@ -9,28 +9,35 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache, lru_cache
 from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
 import optuna
-from optuna.storages import RDBStorage
-from optuna.storages._rdb import models
+from optuna.distributions import BaseDistribution
+from optuna.exceptions import DuplicatedStudyError
+from optuna.samplers import BaseSampler, RandomSampler
+from optuna.storages import BaseStorage, RDBStorage
 from optuna.study import StudyDirection
-from optuna.trial import TrialState
-from sqlalchemy import select
-from sqlalchemy.orm import Session
+from optuna.trial import FrozenTrial, TrialState
 
 from sweepstack.config.errors import InputError, one_line
+from sweepstack.data import streams
 from sweepstack.study.attributes import FOLDER, IDENTITY, RETRIED, WORKER
+from sweepstack.sweep import samplers
 from sweepstack.sweep.book import processes
+from sweepstack.sweep.book.book import Book
+from sweepstack.sweep.book.public import PublicBook, held, lock_file
+from sweepstack.sweep.plan import Plan
+from sweepstack.sweep.space import points
 
 log = logging.getLogger(__name__)
 
 
 def open_study(
-    storage: RDBStorage,
+    storage: BaseStorage,
     name: str,
     directions: Sequence[str],
     identity: Mapping[str, Any],
@@ -47,17 +54,16 @@ def open_study(
         InputError: the study has another identity; one line per difference, nothing is written.
     """
     wanted = json.loads(json.dumps(identity))
-    ways = [StudyDirection[direction.upper()] for direction in directions]
-    with Session(storage.engine) as session, session.begin():
+    with held(lock_file(storage)):
         for candidate in _names(name):
-            differences = _open(session, candidate, ways, wanted)
+            study, differences = _open(storage, candidate, directions, wanted)
             if not differences:
-                break
+                return study
             if on_mismatch == "refuse":
-                if _forget_unfinished(session, candidate):
+                if _is_unfinished(study):
                     log.warning("study %s had no finished trial and takes the new question", name)
-                    _open(session, candidate, ways, wanted)
-                    break
+                    optuna.delete_study(study_name=candidate, storage=storage)
+                    return _open(storage, candidate, directions, wanted)[0]
                 raise InputError(
                     [
                         f"study '{name}' has trials of another sweep; choose another study name, "
@@ -65,27 +71,129 @@ def open_study(
                         *differences,
                     ]
                 )
-    return optuna.load_study(study_name=candidate, storage=storage)
+    raise AssertionError("there is always another name")
 
 
-def folder_of(storage: RDBStorage, study: optuna.Study, root: Path) -> Path:
+def folder_of(storage: BaseStorage, study: optuna.Study, root: Path) -> Path:
     """Where the study's trials leave their files: `root`/STUDY, the same at every start.
 
     A folder of that name which another study left (its database is gone) is not touched: the
     study then gets STUDY_2, and so on. The choice is kept with the study.
     """
-    with Session(storage.engine) as session, session.begin():
-        models.StudyModel.find_or_raise_by_id(study._study_id, session, for_update=True)
-        kept = models.StudyUserAttributeModel
-        mine = select(kept).where(kept.study_id == study._study_id, kept.key == FOLDER)
-        found = session.scalar(mine)
-        if found is not None:
-            return root / str(json.loads(found.value_json))
-        for name in _names(study.study_name):
-            if not (root / name).exists():
-                break
-        session.add(kept(study_id=study._study_id, key=FOLDER, value_json=json.dumps(name)))
-        return root / name
+    with held(lock_file(storage)):
+        found = study.user_attrs.get(FOLDER)
+        if found is None:
+            found = next(name for name in _names(study.study_name) if not (root / name).exists())
+            study.set_user_attr(FOLDER, found)
+        return root / str(found)
+
+
+def open_book(
+    plan: Plan,
+    study: optuna.Study,
+    storage: BaseStorage,
+    checkpointed: Callable[[int], int | None],
+) -> Book:
+    """The records of the plan's study: its total, its grid in order, each trial's own sampler."""
+    study.sampler = RandomSampler(0) if plan.grid else PerTrial(plan)  # a grid's points are fixed
+    return book_of(storage)(
+        study,
+        storage,
+        plan.total,
+        plan.max_restarts,
+        points=points.arranged(plan.space, plan.order) if plan.grid else None,
+        first=plan.enqueue if plan.grid else (),
+        workers=plan.n_jobs,
+        checkpointed=checkpointed,
+    )
+
+
+def book_of(storage: BaseStorage) -> Callable[..., Book]:
+    """The faster of the two books that a storage can have."""
+    if not isinstance(storage, RDBStorage) or bulk_problem():
+        return PublicBook
+    from sweepstack.sweep.book.bulk import BulkBook
+
+    return BulkBook
+
+
+@cache
+def bulk_problem() -> str:
+    """Why the tables of this Optuna cannot be used directly; empty where they can."""
+    try:
+        from sweepstack.sweep.book import bulk
+
+        found = ", ".join(bulk.missing()[:3])
+    except (ImportError, AttributeError) as error:
+        found = one_line(error)
+    if found:
+        log.warning(
+            "Optuna %s has no %s: using its public API, which is slower", optuna.__version__, found
+        )
+    return found
+
+
+class PerTrial(BaseSampler):
+    """Gives each trial a sampler of its own, seeded by its number: whoever asks, it draws the same.
+
+    Without a seed, and for samplers whose trials are one sequence, all trials share one.
+    """
+
+    def __init__(self, plan: Plan):
+        sampler, seed = plan.sampler, plan.seed
+        shared = sampler.name in samplers.SHARED or seed is None
+
+        def build(number: int) -> BaseSampler:
+            mine = seed if shared or seed is None else streams.derive(seed, number) % 2**32
+            found = samplers.build_sampler(
+                sampler.name, sampler.given, mine, trusted_storage=plan.trusted_storage
+            )
+            assert found is not None
+            return found
+
+        self._one = build(0) if shared else None
+        self._build = lru_cache(maxsize=2048)(build)
+        # What cmaes draws by itself, start-up trials and choices, is each trial's own.
+        self._independent = seed if sampler.name == "cmaes" else None
+
+    def _of(self, trial: FrozenTrial) -> BaseSampler:
+        return self._one or self._build(trial.number)
+
+    def infer_relative_search_space(
+        self, study: optuna.Study, trial: FrozenTrial
+    ) -> dict[str, BaseDistribution]:
+        """See `BaseSampler`."""
+        return self._of(trial).infer_relative_search_space(study, trial)
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """See `BaseSampler`."""
+        return self._of(trial).sample_relative(study, trial, search_space)
+
+    def sample_independent(
+        self, study: optuna.Study, trial: FrozenTrial, name: str, distribution: BaseDistribution
+    ) -> Any:
+        """See `BaseSampler`."""
+        sampler = self._of(trial)
+        if self._independent is not None:
+            seed = streams.derive(self._independent, trial.number) % 2**32
+            sampler = RandomSampler(seed)
+        return sampler.sample_independent(study, trial, name, distribution)
+
+    def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
+        """See `BaseSampler`."""
+        self._of(trial).before_trial(study, trial)
+
+    def after_trial(
+        self,
+        study: optuna.Study,
+        trial: FrozenTrial,
+        state: TrialState,
+        values: Sequence[float] | None,
+    ) -> None:
+        """See `BaseSampler`."""
+        self._of(trial).after_trial(study, trial, state, values)
 
 
 def _names(name: str) -> Iterator[str]:
@@ -95,51 +203,48 @@ def _names(name: str) -> Iterator[str]:
 
 
 def _open(
-    session: Session, name: str, ways: list[StudyDirection], wanted: dict[str, Any]
-) -> list[str]:
-    """Make sure that study `name` exists with identity `wanted`, or return what is different."""
-    record = models.StudyUserAttributeModel(key=IDENTITY, value_json=json.dumps(wanted))
-    study = models.StudyModel.find_by_name(name, session)
-    if study is None:
-        objectives = [
-            models.StudyDirectionModel(direction=way, objective=index)
-            for index, way in enumerate(ways)
-        ]
-        study = models.StudyModel(study_name=name, directions=objectives, user_attributes=[record])
-        session.add(study)
-        return []
-    rows = sorted(study.directions, key=lambda row: row.objective)
-    there = [row.direction.name.lower() for row in rows]
-    here = [way.name.lower() for way in ways]
-    for attribute in study.user_attributes:
-        if attribute.key == IDENTITY:
-            before = json.loads(attribute.value_json)
-            found = [*_differences(before, wanted), *_differences(there, here, "directions")]
-            return list(dict.fromkeys(found))
-    trials = select(models.TrialModel.trial_id).where(models.TrialModel.study_id == study.study_id)
-    if session.scalar(trials.limit(1)) is not None:
-        return ["it was not made by a sweep of sweepstack, so its search space is not known"]
+    storage: BaseStorage, name: str, directions: Sequence[str], wanted: dict[str, Any]
+) -> tuple[optuna.Study, list[str]]:
+    """Study `name`, made where there is none, and how it differs from identity `wanted`."""
+    try:
+        study = optuna.load_study(study_name=name, storage=storage)
+    except KeyError:
+        try:
+            study = optuna.create_study(
+                study_name=name,
+                storage=storage,
+                directions=[StudyDirection[way.upper()] for way in directions],
+            )
+        except DuplicatedStudyError:  # by another process, just now
+            study = optuna.load_study(study_name=name, storage=storage)
+    there = [way.name.lower() for way in study.directions]
+    here = [way.lower() for way in directions]
+    # In this order: another process may write its identity, and then its first trial.
+    has_trials = bool(study.get_trials(deepcopy=False))
+    before = study.user_attrs.get(IDENTITY)
+    if before is not None:
+        found = [*_differences(before, wanted), *_differences(there, here, "directions")]
+        return study, list(dict.fromkeys(found))
+    if has_trials:
+        return study, ["it was not made by a sweep of sweepstack, so its search space is not known"]
     if there != here:
-        return list(_differences(there, here, "directions"))
-    study.user_attributes.append(record)  # empty, for example made in the dashboard: take it over
-    return []
+        return study, list(_differences(there, here, "directions"))
+    study.set_user_attr(IDENTITY, wanted)  # if made in the dashboard, say: take it over
+    return study, []
 
 
-def _forget_unfinished(session: Session, name: str) -> bool:
-    """Delete the study `name` if no trial of it has finished, or runs in a process that may live.
+def _is_unfinished(study: optuna.Study) -> bool:
+    """Whether no trial of a study has finished, or runs in a process that may live.
 
     A trial that was lost and waits again in another's place has not finished.
     """
-    study = models.StudyModel.find_or_raise_by_name(name, session)
-    trials = select(models.TrialModel).where(models.TrialModel.study_id == study.study_id)
-    for trial in session.scalars(trials.where(models.TrialModel.state != TrialState.WAITING)):
-        kept = {a.key: json.loads(a.value_json) for a in trial.user_attributes}
-        running = trial.state == TrialState.RUNNING
-        gone = running and WORKER in kept and processes.is_gone(kept[WORKER])
-        if not (gone if running else RETRIED in kept):
+    for trial in study.get_trials(deepcopy=False):
+        kept = trial.user_attrs
+        if trial.state == TrialState.RUNNING:
+            if WORKER not in kept or not processes.is_gone(kept[WORKER]):
+                return False
+        elif trial.state != TrialState.WAITING and RETRIED not in kept:
             return False
-    session.delete(study)
-    session.flush()
     return True
 
 

@@ -42,7 +42,7 @@ from hydra.core.override_parser.types import (
 
 from sweepstack.config import check
 from sweepstack.config.errors import InputError, nearest, one_line
-from sweepstack.config.overrides import UNREADABLE
+from sweepstack.config.reading import UNREADABLE
 from sweepstack.sweep.space.space import Label, Parameter
 
 MAX_SHUFFLED = 100_000

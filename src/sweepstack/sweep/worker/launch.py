@@ -16,26 +16,27 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from multiprocessing import connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, TextIO
 
 import optuna
-from sqlalchemy.exc import SQLAlchemyError
 
 from sweepstack.config.errors import EXIT_TERMINATED, EnvironmentFault, SweepstackError
 from sweepstack.study import storage
+from sweepstack.sweep.book.book import Book
+from sweepstack.sweep.book.studies import open_book
 from sweepstack.sweep.plan import Plan
 from sweepstack.sweep.worker import by_name as by_name  # registers how an application is pickled
 from sweepstack.sweep.worker import (
     share,
 )
-from sweepstack.sweep.worker.failure_rate import too_many_failed
 from sweepstack.sweep.worker.scoreboard import Scoreboard
 from sweepstack.sweep.worker.signals import deaf, interrupt, signals
 from sweepstack.sweep.worker.trial import Stop
-from sweepstack.sweep.worker.worker import App, Worker
+from sweepstack.sweep.worker.worker import App, Worker, too_many_failed
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +62,7 @@ class Crew:
 
     def worker(
         self,
-        study: optuna.Study,
+        book: Book,
         stop: Stop,
         notify: Callable[[str], object],
         began: Callable[[], object] = lambda: None,
@@ -70,7 +71,7 @@ class Crew:
         return Worker(
             self.plan,
             self.app,
-            study,
+            book,
             self.folder,
             stop,
             deadline=self.deadline,
@@ -86,13 +87,11 @@ class Crew:
         """
         stop = Stop()
         with signals(stop):
-            self.worker(_open_shared(self.plan), stop, _silent).work()
+            self.worker(_open_shared(self), stop, _silent).work()
         return stop.code
 
 
-def launch(
-    crew: Crew, study: optuna.Study, board: Scoreboard, other: Launch | None = None
-) -> int | None:
+def launch(crew: Crew, board: Scoreboard, other: Launch | None = None) -> int | None:
     """Run the sweep; return the exit code of the signal that ended it, if one did.
 
     Raises:
@@ -104,7 +103,7 @@ def launch(
     stop = Stop()
     if crew.plan.n_jobs == 1:
         with signals(stop), board:
-            crew.worker(study, stop, board.refresh).work()
+            crew.worker(board.book, stop, board.refresh).work()
         return stop.code
     return _Processes(crew, board, stop).run()
 
@@ -116,7 +115,7 @@ def _watched(board: Scoreboard) -> Iterator[None]:
 
     def watch() -> None:
         while not over.wait(1.0):
-            with contextlib.suppress(SQLAlchemyError):  # the workers will say it
+            with storage.ignored():  # the workers will say it
                 board.refresh()
 
     thread = threading.Thread(target=watch, name="sweepstack-board", daemon=True)
@@ -222,7 +221,7 @@ class _Processes:
             process.kill()
             process.join()
         if stuck:
-            self.board.ledger.recover()  # puts back what they could not
+            self.board.book.recover()  # puts back what they could not
 
     def _give_up(self, code: int) -> None:
         for child in self.children.values():
@@ -230,11 +229,14 @@ class _Processes:
         os._exit(code)
 
 
-def _open_shared(plan: Plan) -> optuna.Study:
-    """The plan's study, which exists, for a worker in another process."""
+def _open_shared(crew: Crew) -> Book:
+    """The records of the crew's study, which exists, for a worker in another process."""
+    plan = crew.plan
     assert plan.storage is not None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    return optuna.load_study(study_name=plan.study, storage=storage.connect(plan.storage))
+    opened = storage.connect(plan.storage)
+    study = optuna.load_study(study_name=plan.study, storage=opened)
+    return open_book(plan, study, opened, partial(crew.app.checkpointed, crew.folder))
 
 
 def _silent(status: str) -> None:
@@ -297,7 +299,7 @@ def _child(crew: Crew, place: int, parent: int, telling: connection.Connection) 
             telling.send(word)
 
     try:
-        crew.worker(_open_shared(crew.plan), stop, _silent, lambda: say(None)).work()
+        crew.worker(_open_shared(crew), stop, _silent, lambda: say(None)).work()
     except SweepstackError as error:
         say((str(error), error.exit_code))
         raise SystemExit(error.exit_code) from None

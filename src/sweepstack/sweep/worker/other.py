@@ -22,7 +22,7 @@ from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from sweepstack.config.errors import EnvironmentFault, InputError, one_line
-from sweepstack.config.overrides import REFUSALS
+from sweepstack.config.reading import REFUSALS
 from sweepstack.study.attributes import RETRY_OF
 from sweepstack.sweep.plan import Plan
 from sweepstack.sweep.space import points

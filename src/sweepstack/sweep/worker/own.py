@@ -12,12 +12,11 @@ from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from sweepstack.config import overrides
 from sweepstack.config import reading as config
 from sweepstack.config.errors import InputError
 from sweepstack.config.schema import RunConfig
 from sweepstack.engine.spec import TrialSpec
-from sweepstack.sweep.book import put_back
+from sweepstack.sweep.book.book import checkpointed
 from sweepstack.sweep.naming import PLACES
 from sweepstack.sweep.plan import Plan
 from sweepstack.sweep.space import points
@@ -88,7 +87,7 @@ class Own:
 
     def checkpointed(self, folder: Path, number: int) -> int | None:
         """Steps that the checkpoints of a trial hold, None if it never began."""
-        return put_back.checkpointed(folder, number)
+        return checkpointed(folder, number)
 
     @cached_property
     def composition(self) -> Composition:
@@ -123,8 +122,8 @@ class Own:
         """
         try:
             return config.read_plain(composition(words))
-        except overrides.REFUSALS:
-            overrides.compose(words, self.config_dir, self.config_name)  # says it for people
+        except config.REFUSALS:
+            config.compose(words, self.config_dir, self.config_name)  # says it for people
             raise
 
     def check(self, space: Space) -> None:

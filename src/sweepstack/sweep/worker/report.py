@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import optuna
 
 from sweepstack.config.errors import InputError
-from sweepstack.study.storage import FAILURES
+from sweepstack.study.storage import is_failure
 from sweepstack.sweep.worker.signals import held
 from sweepstack.sweep.worker.trial import Asked, Verdicts
 
@@ -58,8 +58,8 @@ def report(value: float, step: int) -> None:
             verdicts.report(asked, at, number)
             is_over = verdicts.ends(asked)
         trial.error = None
-    except FAILURES as error:
-        trial.error = error
+    except Exception as error:
+        trial.error = error if is_failure(error) else trial.error
         raise
     if is_over:
         raise optuna.TrialPruned(f"pruned at step {at}")

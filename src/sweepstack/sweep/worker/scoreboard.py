@@ -5,7 +5,6 @@ A bar on a terminal, a line now and then elsewhere. Fed from the study, whoever 
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import time
 from types import TracebackType
@@ -14,11 +13,10 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Column
-from sqlalchemy.exc import SQLAlchemyError
 
 from sweepstack.runs.progress import console as default_console
-from sweepstack.sweep.book.journal import Journal
-from sweepstack.sweep.book.ledger import Ledger
+from sweepstack.study.storage import ignored
+from sweepstack.sweep.book.book import Book
 
 _LOGGER = logging.getLogger("sweepstack")
 REFRESH_S = 0.5
@@ -30,7 +28,7 @@ class Scoreboard:
     """Shows one sweep. A context manager.
 
     Args:
-        ledger, journal: the study's.
+        book: the study's records.
         direction: "maximize" or "minimize" of a single objective, else None.
         objective: its name.
         console: where to; stdout by default.
@@ -38,16 +36,15 @@ class Scoreboard:
 
     def __init__(
         self,
-        ledger: Ledger,
-        journal: Journal,
+        book: Book,
         direction: str | None,
         objective: str,
         console: Console | None = None,
     ):
-        self.ledger, self.journal = ledger, journal
+        self.book = book
         self.direction, self.objective = direction, objective
         self.console = console or default_console()
-        self.before = ledger.counts()
+        self.before = book.counts()
         self._began, self._last, self._last_line = time.monotonic(), 0.0, 0.0
         self._bar = Progress(
             TextColumn("{task.fields[done]}", table_column=Column(no_wrap=True)),
@@ -58,7 +55,7 @@ class Scoreboard:
             expand=True,
         )
         self._above = _Above(self.console)
-        self._task = self._bar.add_task("sweep", total=ledger.total, done="", rest="")
+        self._task = self._bar.add_task("sweep", total=book.total, done="", rest="")
 
     def __enter__(self) -> Scoreboard:
         self._bar.start()
@@ -74,7 +71,7 @@ class Scoreboard:
         value: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        with contextlib.suppress(SQLAlchemyError):  # or it would hide what is raised already
+        with ignored():  # or it would hide what is raised already
             self.refresh(always=True)
         _LOGGER.removeHandler(self._above)
         _LOGGER.propagate = True
@@ -89,14 +86,14 @@ class Scoreboard:
         if not always and now - self._last < REFRESH_S:
             return None
         self._last = now
-        counts = self.ledger.counts()
+        counts = self.book.counts()
         finished = _finished(counts)
-        total = self.ledger.total
+        total = self.book.total
         of = "" if total is None else f"/{total}"
         states = ", ".join(
             f"{counts[state]} {state}" for state in ("pruned", "failed") if counts[state]
         )
-        best = self.journal.best(self.direction) if self.direction else None
+        best = self.book.best(self.direction) if self.direction else None
         shown = [states] if states else []
         shown += [f"best {self.objective} {best:.4g}"] if best is not None else []
         eta = self._eta(finished, now)
@@ -111,7 +108,7 @@ class Scoreboard:
     def _due(self, finished: int, now: float) -> bool:
         """Whether a line is due: at each tenth of the way, and not more often than every second."""
         new = finished - _finished(self.before)
-        total = self.ledger.total
+        total = self.book.total
         steps = max(1, ((total or 100) - _finished(self.before)) // PLAIN_LINES)
         place = new // steps if finished != total else PLAIN_LINES + 1
         if place <= self._last_line and new:
@@ -123,7 +120,7 @@ class Scoreboard:
 
     def _eta(self, finished: int, now: float) -> str:
         """Hours, minutes and seconds until the total at the pace so far."""
-        new, total = finished - _finished(self.before), self.ledger.total
+        new, total = finished - _finished(self.before), self.book.total
         if not new or total is None or finished >= total:
             return ""
         seconds = round((now - self._began) / new * (total - finished))

@@ -20,11 +20,10 @@ from sweepstack.config.effect import effect
 from sweepstack.config.errors import SweepstackError, masked, one_line
 from sweepstack.config.schema import RunConfig
 from sweepstack.engine import seeds
-from sweepstack.engine.monitor import Monitor
 from sweepstack.engine.seeds import Group
-from sweepstack.engine.spec import TrialResult, TrialSpec
+from sweepstack.engine.spec import Monitor, TrialResult, TrialSpec
 from sweepstack.engine.width import MANY, Widths
-from sweepstack.study.attributes import CONTINUES, EFFECT, PLANNED
+from sweepstack.study.attributes import EFFECT, PLANNED
 from sweepstack.sweep import samplers
 from sweepstack.sweep.plan import Plan
 from sweepstack.sweep.space import points
@@ -136,14 +135,7 @@ class Trainer(Monitor):
 
     def _line(self, asked: Asked) -> list[int]:
         """Numbers of the trials that a trial replaces, the last one first."""
-        numbers: list[int] = []
-        number, study = asked.continues, self.verdicts.study
-        storage = study._storage  # `get_trials` would read the whole study
-        while number is not None:
-            numbers.append(number)
-            known = storage.get_trial_id_from_study_id_trial_number(study._study_id, number)
-            number = storage.get_trial(known).user_attrs.get(CONTINUES)
-        return numbers
+        return self.verdicts.book.line(asked.continues)
 
     def _ended(self, result: TrialResult) -> Iterator[Outcome]:
         asked, group, place = self._groups[result.spec.number]

@@ -14,7 +14,7 @@ import optuna
 from optuna.pruners import BasePruner, NopPruner
 
 from sweepstack.engine.spec import State
-from sweepstack.sweep.book.journal import Ending, Journal, Report
+from sweepstack.sweep.book.book import Book, Ending, Report
 from sweepstack.sweep.pruners import RungPruner
 
 
@@ -80,8 +80,7 @@ class Verdicts:
     """Reports go in, and once all of an evaluation are in, the pruner's verdicts come out.
 
     Args:
-        study: with its pruner set.
-        journal: writes the reports.
+        book: the records of a study with its pruner set.
         stop: whether a signal asks to stop.
         notify: told what the running trials are at.
         settle: makes last what waits to be written, results included.
@@ -93,14 +92,13 @@ class Verdicts:
 
     def __init__(
         self,
-        study: optuna.Study,
-        journal: Journal,
+        book: Book,
         stop: Stop,
         notify: Callable[[str], object],
         settle: Callable[[], None],
         tell: Callable[[Outcome], None],
     ) -> None:
-        self.study, self.journal, self.stop = study, journal, stop
+        self.book, self.study, self.stop = book, book.study, stop
         self.notify, self.settle, self.tell = notify, settle, tell
         self.room = 1
         self.planned: dict[int, int] = {}
@@ -143,8 +141,8 @@ class Verdicts:
             self._condemned.update(number for number, is_over in ends if is_over)
 
     def write(self, endings: Sequence[Ending]) -> list[int]:
-        """Write the reports that wait, and how trials ended; see `Journal.write`."""
-        lost = self.journal.write((Report(a.trial, s, v) for a, s, v in self._pending), endings)
+        """Write the reports that wait, and how trials ended; see `Book.write`."""
+        lost = self.book.write((Report(a.trial, s, v) for a, s, v in self._pending), endings)
         self._pending.clear()
         return lost
 
@@ -152,7 +150,7 @@ class Verdicts:
         if not self.prunes:
             return {}
         if isinstance(self.pruner, RungPruner):
-            frozen = [trial._cached_frozen_trial for trial in trials.values()]
+            frozen = [self.book.reported(trial) for trial in trials.values()]
             return dict(zip(trials, self.pruner.decisions(self.study, frozen), strict=True))
         return {number: trial.should_prune() for number, trial in trials.items()}
 

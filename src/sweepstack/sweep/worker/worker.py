@@ -11,36 +11,36 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 import optuna
-from optuna.samplers import RandomSampler
 from optuna.trial import TrialState
-from sqlalchemy import Connection
 
 from sweepstack.config.errors import EXIT_INTERRUPTED, SweepstackError, one_line
 from sweepstack.runs import progress
+from sweepstack.runs.environment import environment, key_of
 from sweepstack.study import storage
-from sweepstack.study.attributes import CONTINUES
+from sweepstack.study.attributes import CONTINUES, ENVIRONMENT, OVERRIDES
 from sweepstack.sweep import pruners, samplers
-from sweepstack.sweep.book import step_budget
-from sweepstack.sweep.book.duplicates import Twins
-from sweepstack.sweep.book.endings import Endings
-from sweepstack.sweep.book.fallback import journal_of
-from sweepstack.sweep.book.heartbeat import Heart
-from sweepstack.sweep.book.ledger_of import ledger_of
+from sweepstack.sweep.book.book import Book, Ending, is_suspect
+from sweepstack.sweep.book.duplicates import Duplicates
+from sweepstack.sweep.book.processes import Heartbeat
 from sweepstack.sweep.plan import Plan
 from sweepstack.sweep.space.points import Overrides
 from sweepstack.sweep.worker.equal import Equal
-from sweepstack.sweep.worker.failure_rate import too_many_failed
 from sweepstack.sweep.worker.trial import Asked, Outcome, Stop, Verdicts
 
 log = logging.getLogger(__name__)
 
 RECOVER_S = 2.0
-"""Seconds between two looks for dead workers while as many are held aside as may be."""
+"""Seconds between two looks for dead workers while no more can be deferred."""
+_STATES = {
+    "complete": TrialState.COMPLETE,
+    "pruned": TrialState.PRUNED,
+    "failed": TrialState.FAIL,
+}
 
 
 class Runner(Protocol):
@@ -78,7 +78,7 @@ class Worker:
     Args:
         plan: the sweep's.
         app: what is swept.
-        study: opened, of the plan's storage.
+        book: the records of the plan's study.
         folder: where trials leave their files.
         stop: asked by signals.
         deadline: `time.time()` after which no trial begins.
@@ -90,7 +90,7 @@ class Worker:
         self,
         plan: Plan,
         app: App,
-        study: optuna.Study,
+        book: Book,
         folder: Path,
         stop: Stop,
         *,
@@ -98,59 +98,57 @@ class Worker:
         notify: Callable[[str], object] = lambda status: None,
         began: Callable[[], object] = lambda: None,
     ):
-        self.plan, self.app, self.study, self.stop = plan, app, study, stop
+        self.plan, self.app, self.book, self.stop = plan, app, book, stop
         self.deadline, self.notify, self._began = deadline, notify, began
-        study.sampler = RandomSampler(0)  # of a grid, whose points are laid out
-        study.pruner = pruners.build(plan.pruner.name, plan.pruner.given, plan.directions)
-        self.ledger = ledger_of(plan, study, functools.partial(app.checkpointed, folder))
-        self.journal = journal_of(study)
-        self.verdicts = Verdicts(study, self.journal, stop, notify, self._write, self._tell)
+        self.study = book.study
+        self.study.pruner = pruners.build(plan.pruner.name, plan.pruner.given, plan.directions)
+        self.verdicts = Verdicts(book, stop, notify, self._write, self._tell)
         self.runner = app.runner(plan, folder, self.verdicts)
-        # Without a total a sweep ends by what it trains: twins alone would never end it.
+        # Without a total a sweep ends by what it trains: duplicates alone would never end it.
         once = plan.duplicates == "once" and plan.total is not None
         equal = self.runner.equal if once else None
-        self.twins = None if equal is None else Twins(study, self.verdicts.report, equal)
+        self.duplicates = None if equal is None else Duplicates(book, self.verdicts.report, equal)
         self._running: dict[int, Asked] = {}
         """Trials in hand, by number: those that wait in `_claimed` or `_ended` too."""
         self._claimed: deque[Asked] = deque()
         self._begun: set[int] = set()
         self._ended: list[Outcome] = []
         self._too_many_failed = False
-        self._paused = False  # so many wait for their twins that no others were asked for
+        self._paused = False  # so many are deferred that no others were asked for
         self._recovered = -math.inf
         self._steps: int | None = None
-        most, study_id = plan.max_steps_total, study._study_id
-        self._budget: Callable[[Connection], bool] | None = None
-        if most is not None and self.runner.equal is not None:  # other apps have no steps
-            self._budget = functools.partial(step_budget.allows, study_id=study_id, most=most)
-        self._endings = Endings(plan, study)
+        self._max_steps = plan.max_steps_total if self.runner.equal else None  # others have none
+        self._environment = _recorded_environment(self.study)
         self._overrides = Overrides(plan.space, plan.custom_search_space, lambda: app.config(plan))
 
     def work(self) -> None:
         """Run trials until the study has its total, a budget is spent, or a signal asks to stop.
 
         Raises:
-            EnvironmentFault: the storage or the disk is gone; trials in hand are put back.
+            EnvironmentFault: the storage or the disk is gone; trials in hand are requeued.
         """
         from sweepstack.engine.train import Interrupted
 
         named = functools.partial(storage.named, self.plan.storage or "")
-        with named(), Heart(self.ledger, self._running):
+        with named(), Heartbeat(self._beat):
             try:
-                with named():  # within, so that trials are put back when it has failed for once
+                with named():  # within, so that trials are requeued when it has failed for once
                     self._work()
             except (Interrupted, KeyboardInterrupt):
                 self.stop.ask(EXIT_INTERRUPTED)  # unless a signal has: then its own code
             except SweepstackError:
-                self._put_back(self._running.values())
+                self._requeue(self._running.values())
                 raise
             except Exception:
                 # It may be a trial's doing: left RUNNING, they count as lost, which is bounded.
                 begun = self._begun  # but for those that have not begun
                 if begun:  # else it may be the doing of these, again and again
-                    self._put_back(a for a in self._running.values() if a.number not in begun)
+                    self._requeue(a for a in self._running.values() if a.number not in begun)
                 raise
-            self._put_back(self._running.values())
+            self._requeue(self._running.values())
+
+    def _beat(self) -> None:
+        self.book.beat([asked.trial for asked in list(self._running.values())])
 
     def _work(self) -> None:
         while self._more():
@@ -169,10 +167,10 @@ class Worker:
         finally:
             self._write()
 
-    def _put_back(self, trials: Iterable[Asked]) -> None:
+    def _requeue(self, trials: Iterable[Asked]) -> None:
         found = list(trials)
         if found:
-            self.ledger.release(*(asked.trial for asked in found))
+            self.book.release(*(asked.trial for asked in found))
         for asked in found:
             del self._running[asked.number]
         self._claimed.clear()
@@ -183,9 +181,9 @@ class Worker:
 
     def _nothing_left(self) -> bool:
         """Whether no trial waits, and none runs that may yet be lost and wait again."""
-        counts = self.ledger.counts()
+        counts = self.book.counts()
         waits = counts["waiting"] > 0 and counts["remaining"] > 0
-        return not waits and not self.ledger.others_at_work()
+        return not waits and not self.book.others_at_work()
 
     def _spent(self) -> bool:
         """Whether a budget other than the total is used up."""
@@ -195,7 +193,7 @@ class Worker:
         if most is None:
             return False
         if self._steps is None:  # new trials may have ended
-            self._steps = self.journal.steps()
+            self._steps = self.book.steps()
         return self._steps + sum(self.verdicts.planned.values()) >= most
 
     def _asked(self) -> Iterator[Asked]:
@@ -207,7 +205,7 @@ class Worker:
                 if not self._more() or not self._claim():
                     return
             elif not self._more():
-                return  # those that have not begun are put back
+                return  # those that have not begun are requeued
             else:
                 self.verdicts.room -= 1
                 asked = self._claimed.popleft()
@@ -218,10 +216,10 @@ class Worker:
 
     def _claim(self) -> bool:
         """Make the trials that there is room for this worker's; whether there was any."""
-        if self.twins is not None:
-            self._claimed.extend(self.twins.ready())
-            if self._claimed or self.twins.full:
-                self._paused = self.twins.full
+        if self.duplicates is not None:
+            self._claimed.extend(self.duplicates.ready())
+            if self._claimed or self.duplicates.full:
+                self._paused = self.duplicates.full
                 if not self._claimed:
                     self._recover_at_times()
                 return bool(self._claimed)
@@ -231,9 +229,9 @@ class Worker:
         several = several and self.plan.max_steps_total is None
         room = max(1, self.verdicts.room) if several else 1
         begun = [self._running[number].trial for number in self._begun]
-        if any(map(self.ledger.is_suspect, begun)):
+        if any(map(is_suspect, begun)):
             return False  # nothing beside them
-        trials = self.ledger.claim_many(room, self._budget, alone=not begun)
+        trials = self.book.claim(room, max_steps=self._max_steps, alone=not begun)
         self._running |= {trial.number: Asked(trial, []) for trial in trials}
         claimed: list[Asked] = []
         for trial in trials:
@@ -245,14 +243,16 @@ class Worker:
                 continue
             self._running[asked.number] = asked
             claimed.append(asked)
-        self.journal.parameters(trials)
-        self._claimed.extend(claimed if self.twins is None else self.twins.admitted(claimed))
+        self.book.begin(trials)
+        self._claimed.extend(
+            claimed if self.duplicates is None else self.duplicates.admitted(claimed)
+        )
         return bool(trials)
 
     def _recover_at_times(self) -> None:
         """Put back what dead workers ran: nobody else may be there for whom others wait here."""
         if time.monotonic() >= self._recovered + RECOVER_S:
-            self.ledger.recover()
+            self.book.recover()
             self._recovered = time.monotonic()
 
     def _tell(self, outcome: Outcome) -> None:
@@ -262,27 +262,27 @@ class Worker:
     def _write(self) -> None:
         """Make last what waits to be written; from here on it is acknowledged."""
         self._write_ended()
-        if self.twins is not None:  # what has ended may be what others wait for
-            while settled := list(self.twins.settled()):
+        if self.duplicates is not None:  # what has ended may be what others wait for
+            while settled := list(self.duplicates.settled()):
                 self._ended += settled
                 self._write_ended()
 
     def _write_ended(self) -> None:
         if self.verdicts.prunes:
             self.verdicts.flush()
-        endings = [self._endings.of(outcome) for outcome in self._ended]
+        endings = [self._ending(outcome) for outcome in self._ended]
         lost = self.verdicts.write(endings)
         ended, self._ended = self._ended, []
         for number in lost:
-            log.warning("trial %d was taken for dead; another runs in its place", number)
+            log.warning("trial %d was presumed dead; another runs in its place", number)
         for outcome, ending in zip(ended, endings, strict=True):
             asked = outcome.asked
             self._running.pop(asked.number, None)
             self._begun.discard(asked.number)
             self.verdicts.forget(asked)
             told = TrialState.FAIL if asked.number in lost else ending.state
-            if self.twins is not None:
-                self.twins.ended(outcome, told)
+            if self.duplicates is not None:
+                self.duplicates.ended(outcome, told)
             if ending.state == TrialState.FAIL:
                 what = " ".join(w for w in asked.overrides if w not in self.plan.space.fixed)
                 reason = ending.attributes.get("error")
@@ -291,8 +291,48 @@ class Worker:
                     "trial %d failed: %s (%s)%s", asked.number, reason, one_line(what), trace
                 )
         if any(ending.state == TrialState.FAIL for ending in endings):
-            counts = self.ledger.counts()
+            counts = self.book.counts()
             self._too_many_failed = too_many_failed(self.plan, counts)
         if ended:
             self._steps = None
             self.notify("")
+
+    def _ending(self, outcome: Outcome) -> Ending:
+        """What is recorded of a trial that ended: an objective that is not finite is a failure,
+        constraints are judged, and every trial keeps its overrides and where it was trained."""
+        state, attributes = outcome.state, dict(outcome.attributes)
+        bad = [value for value in outcome.values if not math.isfinite(value)]
+        if state == "complete" and (bad or len(outcome.values) != len(self.plan.directions)):
+            state = "failed"
+            attributes.setdefault("error", f"the objective became {bad[0] if bad else 'nothing'}")
+        violations = {
+            constraint.name: violation
+            for constraint in self.plan.constraints
+            if (violation := constraint.violation(outcome.numbers)) is not None
+        }
+        values = outcome.values if state == "complete" else None
+        attributes[OVERRIDES] = outcome.asked.overrides
+        attributes[ENVIRONMENT] = self._environment
+        return Ending(outcome.asked.trial, _STATES[state], values, attributes, violations)
+
+
+def too_many_failed(plan: Plan, counts: Mapping[str, int], *, ended: bool = False) -> bool:
+    """Whether more than `hydra.sweeper.max_failure_rate` of the study's trials failed for good.
+
+    Until a sweep has `ended`, whether that is certain: were all others of its total to complete, it
+    would still be so. Without a total nothing is certain; then the finished trials are judged, as
+    soon as there are 20.
+    """
+    finished = counts["done"] + counts["pruned"] + counts["failed"]
+    of = finished if ended else max(finished, 20 if plan.total is None else plan.total)
+    return counts["failed"] > plan.max_failure_rate * of
+
+
+def _recorded_environment(study: optuna.Study) -> str:
+    """The key under which the study keeps where this worker's trials are trained."""
+    found = environment()
+    key = key_of(found)
+    name = f"{ENVIRONMENT}.{key}"
+    if name not in study.user_attrs:
+        study.set_user_attr(name, found)
+    return key

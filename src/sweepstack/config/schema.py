@@ -1,0 +1,433 @@
+"""The typed schema of every config group: names, types, ranges, and which values may differ
+inside one stack.
+
+Each option of a group in `conf/` is one frozen dataclass here; the YAML file holds the default
+values, the dataclass what is allowed. A field is *static* when it decides tensor shapes or code
+paths (trials with unequal static fields never share a stack) and *dynamic* when every slot may
+have its own value. `reading.py` checks a composed config against these classes; the modules named
+after the groups read them. Imports neither torch nor Hydra.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+def rule(**rules: Any) -> Any:
+    """Declare a static field; `rules` are ge, gt, le, lt, the bounds of each number, and items, the
+    most numbers of a list."""
+    return field(metadata=rules)
+
+
+def place(**rules: Any) -> Any:
+    """Declare a field that says how a trial is run and changes nothing about it: slots may differ,
+    and it is no part of what identifies a config."""
+    return dynamic(place=True, **rules)
+
+
+def dynamic(**rules: Any) -> Any:
+    """Declare a field in which the slots of a stack may differ."""
+    return rule(dynamic=True, **rules)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """What every dataset has.
+
+    `validation` is the share of the training samples (below 1) or their number (an integer);
+    `subset` keeps that many training samples; `minmax_range` is the target of
+    `normalization=minmax`; `order_seed` fixes the batch order for all trials (null: each trial's
+    own seed); `placement` says where samples live while training; `workers` are the DataLoader
+    processes of `placement=stream`.
+    """
+
+    name: str
+    validation: float = rule(gt=0)
+    split_seed: int = rule(ge=0, lt=2**63)
+    normalization: Literal["standardize", "minmax", "none"]
+    minmax_range: tuple[float, ...]
+    subset: int | None = rule(ge=1)
+    order_seed: int | None = rule(ge=0, lt=2**63)
+    placement: Literal["auto", "device", "stream"]
+    workers: int = rule(ge=0, le=1024)
+
+    def mistakes(self) -> list[str]:
+        """Rules between keys, or that need more than a bound: one line for each broken one."""
+        found = []
+        for key in ("test", "validation"):
+            amount = getattr(self, key, 0.5)
+            if not 0 < amount < 1 and not (amount >= 1 and float(amount).is_integer()):
+                found.append(
+                    f"data.{key} must be a share between 0 and 1 or a whole number of samples, "
+                    f"got {amount:.15g}"
+                )
+        given = self.minmax_range
+        finite = len(given) == 2 and all(math.isfinite(bound) for bound in given)
+        if self.normalization == "minmax" and not (finite and given[0] < given[1]):
+            found.append(
+                "data.minmax_range must be two numbers, the lower first, "
+                f"got [{', '.join(f'{bound:.15g}' for bound in given)}]"
+            )
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Digits(Data):
+    """scikit-learn's 1,797 8x8 digits, bundled with it; `test` is the share or number held out."""
+
+    test: float = rule(gt=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Torchvision(Data):
+    """mnist, fashion_mnist and cifar10 in torchvision's folder layout under `root`."""
+
+    root: str
+    download: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageFolder(Data):
+    """Folders of class folders of pictures; a null `val_folder` splits `validation` off train."""
+
+    root: str
+    train_folder: str
+    val_folder: str | None
+    test_folder: str | None
+    image_size: int | None = rule(ge=1, le=2**14)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quadratic(Data):
+    """The small 1-D regression set y = x² + x·noise, x ~ U(-1, 1), noise ~ N(0, noise_std²)."""
+
+    samples: int = rule(ge=8, le=10**8)
+    noise_std: float = rule(ge=0)
+    test: float = rule(gt=0)
+
+
+Activation = Literal["relu", "leaky_relu", "tanh", "sigmoid", "gelu", "elu", "silu", "selu"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mlp:
+    """A multilayer perceptron; `hidden` lists the units of each hidden layer."""
+
+    name: str
+    hidden: tuple[int, ...] = rule(ge=1, le=2**24, items=1000)
+    activation: Activation
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvNet:
+    """The two-convolution network of PyTorch courses: `depth` convolutions, `width` channels in
+    the first and twice as many in each next, each followed by a 2x2 max pool, then `hidden`."""
+
+    name: str
+    width: int = rule(ge=1, le=2**16)
+    depth: int = rule(ge=1, le=32)
+    kernel_size: int = rule(ge=1, le=1001)
+    hidden: tuple[int, ...] = rule(ge=1, le=2**24, items=1000)
+    activation: Activation
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResNet:
+    """`depth` residual blocks with batch norm in up to three stages; `width` channels at first."""
+
+    name: str
+    width: int = rule(ge=1, le=2**16)
+    depth: int = rule(ge=1, le=1000)
+    activation: Activation
+
+
+@dataclass(frozen=True, kw_only=True)
+class Custom:
+    """Any torch module under the trust rule; all other keys are its `arguments`, held as JSON."""
+
+    name: str
+    target: str
+    arguments: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Init:
+    """How weights start; `gain` null is the scheme's own, `auto` the activation's."""
+
+    scheme: Literal[
+        "xavier",
+        "xavier_uniform",
+        "he",
+        "he_uniform",
+        "normal",
+        "uniform",
+        "zeros",
+        "ones",
+        "lecun",
+        "orthogonal",
+        "torch",
+        "keep",
+    ] = dynamic()
+    gain: float | Literal["auto"] | None = dynamic(gt=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimizer:
+    """What every optimizer has. `momentum` and `nesterov` are accepted by all, so that one grid
+    can span optimizers; `INERT` lists where they change nothing."""
+
+    name: str
+    lr: float = dynamic(gt=0)
+    momentum: float = dynamic(ge=0, lt=1)
+    nesterov: bool = dynamic()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sgd(Optimizer):
+    """Stochastic gradient descent with (Nesterov) momentum."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adam(Optimizer):
+    """Adam and AdamW; `betas` are the decay rates of the two moment estimates."""
+
+    betas: tuple[float, float] = dynamic(ge=0, lt=1)
+    eps: float = dynamic(gt=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RmsProp(Optimizer):
+    """RMSprop; `alpha` is the decay rate of the squared-gradient average."""
+
+    alpha: float = dynamic(ge=0, lt=1)
+    eps: float = dynamic(gt=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """A learning-rate schedule; `warmup_steps` ramps lr up linearly before it starts."""
+
+    name: str = dynamic()
+    warmup_steps: int = dynamic(ge=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Constant(Schedule):
+    """lr stays as it is."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepDecay(Schedule):
+    """lr is multiplied by `gamma` every `step_size` steps."""
+
+    step_size: int = dynamic(ge=1)
+    gamma: float = dynamic(gt=0, le=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exponential(Schedule):
+    """lr is multiplied by `gamma` every step."""
+
+    gamma: float = dynamic(gt=0, le=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cosine(Schedule):
+    """lr falls along half a cosine to `min_factor` times its start."""
+
+    min_factor: float = dynamic(ge=0, le=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OneCycle(Schedule):
+    """lr, the peak, is reached from lr / `div_factor` after `pct_start` of the run and then
+    falls to lr / `div_factor` / `final_div_factor`, both along a cosine."""
+
+    pct_start: float = dynamic(gt=0, lt=1)
+    div_factor: float = dynamic(ge=1)
+    final_div_factor: float = dynamic(ge=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plateau(Schedule):
+    """lr is multiplied by `factor` when `metric` has not improved for `patience` evaluations."""
+
+    metric: str = dynamic()
+    factor: float = dynamic(gt=0, lt=1)
+    patience: int = dynamic(ge=0)
+    min_delta: float = dynamic(ge=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Regularization:
+    """All of it at once; 0, false or null is off.
+
+    `weight_decay` is L2 or decoupled as the optimizer defines it, `l1` the factor of the sum of
+    absolute parameters, `dropout` a probability, `clip_norm` and `clip_value` bounds of the
+    gradient, `mixup` the α of Beta(α, α), `cutout` the side of the erased square in pixels,
+    `crop_padding` in pixels, `rotation` in degrees, `translation` as a share of the side.
+    """
+
+    weight_decay: float = dynamic(ge=0)
+    l1: float = dynamic(ge=0)
+    dropout: float = dynamic(ge=0, lt=1)
+    label_smoothing: float = dynamic(ge=0, lt=1)
+    clip_norm: float | None = dynamic(gt=0)
+    clip_value: float | None = dynamic(gt=0)
+    batch_norm: bool | Literal["auto"]
+    mixup: float = dynamic(ge=0)
+    cutout: int = dynamic(ge=0)
+    crop_padding: int = dynamic(ge=0)
+    horizontal_flip: bool = dynamic()
+    rotation: float = dynamic(ge=0, le=180)
+    translation: float = dynamic(ge=0, lt=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """`size` samples a step; lr is scaled by size / `base_size`, linearly or by its root."""
+
+    size: int = rule(ge=1)
+    lr_scaling: Literal["none", "linear", "sqrt"] = dynamic()
+    base_size: int = dynamic(ge=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoStopping:
+    """Train to the end; the best state is kept all the same."""
+
+    name: str = dynamic()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Patience:
+    """Stop after `patience` evaluations without an improvement by more than `min_delta`."""
+
+    name: str = dynamic()
+    patience: int = dynamic(ge=1)
+    min_delta: float = dynamic(ge=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConsecutiveIncreases:
+    """Stop when the validation loss rose `increases` times in a row."""
+
+    name: str = dynamic()
+    increases: int = dynamic(ge=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """Budget, cadence, seed, device. `max_steps`, when given, wins over `max_epochs`;
+    `eval_every` counts steps (null: every epoch); `checkpoint_every` too (0: never). `seeds` runs
+    with the seeds from `seed` on count as one, by their mean (`seeds.py`). `width` is the most
+    trials of a sweep that are trained as one stack (`width.py`)."""
+
+    max_steps: int | None = dynamic(ge=1)
+    max_epochs: int | None = dynamic(ge=1)
+    eval_every: int | None = rule(ge=1)
+    seed: int = dynamic(ge=0, lt=2**63)
+    seeds: int = dynamic(ge=1, le=1000)
+    device: str
+    precision: Literal["fp32", "tf32", "bf16"]
+    deterministic: bool
+    checkpoint_every: int = dynamic(ge=0)
+    width: int | Literal["auto"] = place(ge=1, le=65536)
+    compile: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoLogger:
+    """history.csv and the study have all numbers; nothing else is written."""
+
+    name: str = place()
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorBoard:
+    """Scalars and the config for TensorBoard: of a single run, of a sweep's best trials."""
+
+    name: str = place()
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """A whole run. `objective` is a metric's name or `auto` (the task's own); `trust` lists the
+    packages whose modules `model._target_` may name besides the closed table. What an older
+    best.pt or study holds may lack `logger`, which changes no number."""
+
+    data: Data
+    model: Mlp | ConvNet | ResNet | Custom
+    init: Init
+    optimizer: Optimizer
+    schedule: Schedule
+    regularization: Regularization
+    batch: Batch
+    early_stopping: NoStopping | Patience | ConsecutiveIncreases
+    training: Training
+    objective: str
+    trust: tuple[str, ...]
+    logger: NoLogger | TensorBoard = NoLogger(name="none")
+
+
+OPTIONS: dict[str, dict[str, type]] = {
+    "data": {
+        "digits": Digits,
+        "mnist": Torchvision,
+        "fashion_mnist": Torchvision,
+        "cifar10": Torchvision,
+        "image_folder": ImageFolder,
+        "quadratic": Quadratic,
+    },
+    "model": {"mlp": Mlp, "convnet": ConvNet, "resnet": ResNet, "custom": Custom},
+    "optimizer": {"sgd": Sgd, "adam": Adam, "adamw": Adam, "rmsprop": RmsProp},
+    "schedule": {
+        "constant": Constant,
+        "step": StepDecay,
+        "exponential": Exponential,
+        "cosine": Cosine,
+        "one_cycle": OneCycle,
+        "plateau": Plateau,
+    },
+    "early_stopping": {
+        "none": NoStopping,
+        "patience": Patience,
+        "consecutive_increases": ConsecutiveIncreases,
+    },
+    "logger": {"none": NoLogger, "tensorboard": TensorBoard},
+}
+"""Groups whose options differ in their keys: the option's `name` selects the class."""
+
+PLAIN: dict[str, type] = {
+    "init": Init,
+    "regularization": Regularization,
+    "batch": Batch,
+    "training": Training,
+}
+"""Groups with one set of keys."""
+
+INERT: dict[str, frozenset[str]] = {
+    "adam": frozenset({"momentum", "nesterov"}),
+    "adamw": frozenset({"momentum", "nesterov"}),
+    "rmsprop": frozenset({"nesterov"}),
+}
+"""Per optimizer, the keys that change nothing for it."""
+
+FEATURES: dict[str, Callable[[RunConfig], bool]] = {
+    "weight_decay": lambda c: c.regularization.weight_decay > 0,
+    "l1": lambda c: c.regularization.l1 > 0,
+    "dropout": lambda c: c.regularization.dropout > 0,
+    "label_smoothing": lambda c: c.regularization.label_smoothing > 0,
+    "clip_norm": lambda c: c.regularization.clip_norm is not None,
+    "clip_value": lambda c: c.regularization.clip_value is not None,
+    "mixup": lambda c: c.regularization.mixup > 0,
+    "cutout": lambda c: c.regularization.cutout > 0,
+    "crop": lambda c: c.regularization.crop_padding > 0,
+    "flip": lambda c: c.regularization.horizontal_flip,
+    "rotation": lambda c: c.regularization.rotation > 0,
+    "translation": lambda c: c.regularization.translation > 0,
+}
+"""Dynamic values whose being on or off decides the code path, and so is static."""

@@ -1,0 +1,111 @@
+"""Trials of equal effect, with workers whose runner says when which trial ends and how."""
+
+from __future__ import annotations
+
+import pytest
+from duplicates_support import Script, check_all, told, worker
+from fault_support import Row, rows, running
+from sqlalchemy import event
+
+from sweepstack.config.errors import EXIT_INTERRUPTED
+from sweepstack.engine.train import Interrupted
+from sweepstack.sweep.book import duplicates
+from sweepstack.sweep.worker.trial import Asked
+
+
+@pytest.mark.parametrize("width", [1, 2, 3, 10])
+def test_one_of_each_pair_is_trained_whatever_the_width(tmp_path, width):
+    app = Script(width)
+    worker(tmp_path, app).work()
+
+    assert app.trained == [0, 2, 4]
+    check_all(tmp_path)
+
+
+def test_what_is_held_aside_runs_until_its_twin_has_ended(tmp_path):
+    seen: list[list[Row]] = []
+    app = Script(3, lambda value: seen.append(running(tmp_path)))
+    worker(tmp_path, app).work()
+
+    at_first = [row.number for row in seen[0]]
+    assert at_first == [0, 1, 2, 3, 4]  # three are trained, two wait; 5 was not asked for
+    check_all(tmp_path)
+
+
+def test_a_pruned_trial_prunes_its_twin_with_the_same_reports(tmp_path):
+    app = Script(2, lambda value: "pruned" if value == 2 else None)
+    worker(tmp_path, app).work()
+
+    assert app.trained == [0, 2, 4]
+    assert told(tmp_path)[2] == ("PRUNED", None)
+    assert told(tmp_path)[3] == ("PRUNED", 2)
+    one, other = rows(tmp_path)[2:4]
+    assert one.reports == other.reports
+    assert one.values == other.values
+
+
+@pytest.mark.parametrize("width", [1, 3, 10])
+def test_where_a_trial_fails_its_twin_is_trained(tmp_path, width):
+    app = Script(width, lambda value: "failed" if value in (0, 4, 5) else None)
+    worker(tmp_path, app).work()
+
+    assert sorted(app.trained) == [0, 1, 2, 4, 5]
+    states = {value: found[0] for value, found in told(tmp_path).items()}
+    assert states == dict(enumerate(["FAIL", *["COMPLETE"] * 3, "FAIL", "FAIL"]))
+    assert told(tmp_path)[1] == ("COMPLETE", None)
+
+
+def test_with_train_all_are_trained(tmp_path):
+    app = Script(2)
+    worker(tmp_path, app, duplicates="train").work()
+
+    assert sorted(app.trained) == [0, 1, 2, 3, 4, 5]
+    assert all("equals" not in row.attributes for row in rows(tmp_path))
+
+
+def test_twins_of_trials_from_before_are_not_trained(tmp_path):
+    first, second = Script(1), Script(1)
+    worker(tmp_path, first, sampler="grid", n_trials=3).work()
+    worker(tmp_path, second).work()
+
+    assert (first.trained, second.trained) == ([0, 2], [4])
+    check_all(tmp_path)
+
+
+def test_a_twin_of_the_past_is_found_without_a_query(tmp_path):
+    worker(tmp_path, Script(1), values="0,2,4").work()
+    later = worker(tmp_path, Script(1), values="0,2,4,1,3,5")
+    assert later.duplicates is not None
+    queries: list[str] = []
+    engine = later.book.storage.engine  # type: ignore[attr-defined]
+    event.listen(engine, "before_cursor_execute", lambda *given: queries.append(given[2]))
+    (trial,) = later.book.claim()
+    queries.clear()
+
+    assert not later.duplicates.admitted([Asked(trial, ["a=1"])])
+    assert queries == []
+
+
+def test_what_is_held_aside_is_put_back_when_a_signal_stops_the_sweep(tmp_path):
+    def interrupt(value: int) -> None:
+        raise Interrupted(EXIT_INTERRUPTED, 1)
+
+    stopped = Script(2, interrupt)
+    worker(tmp_path, stopped).work()
+
+    assert [row.state for row in rows(tmp_path) if row.number < 3] == ["FAIL"] * 3
+    assert not running(tmp_path)
+    app = Script(2)
+    worker(tmp_path, app).work()
+    assert sorted(value // 2 for value in app.trained) == [0, 1, 2]
+    check_all(tmp_path)
+
+
+def test_no_more_than_so_many_are_held_aside(tmp_path, monkeypatch):
+    monkeypatch.setattr(duplicates, "MAX_DEFERRED", 1)
+    most: list[int] = []
+    app = Script(3, lambda value: most.append(len(running(tmp_path))))
+    worker(tmp_path, app).work()
+
+    assert max(most) == 2  # one is trained and one waits: then no other is asked for
+    check_all(tmp_path)
