@@ -29,7 +29,7 @@ from sweepstack.study import storage
 from sweepstack.sweep import plan as plans
 from sweepstack.sweep.book import studies
 from sweepstack.sweep.book.bulk import BulkBook
-from sweepstack.sweep.worker import own, worker
+from sweepstack.sweep.worker import trainer, worker
 from sweepstack.sweep.worker.trial import Stop
 from sweepstack.sweep.worker.trial_folder import TrialFolder
 
@@ -113,12 +113,12 @@ def main() -> None:
     sweepstack.engine.train.train = at_once  # type: ignore[assignment]
     for method in ("claim", "counts", "recover", "others_at_work", "beat", "begin", "write"):
         timed(BulkBook, method, "database")
-    timed(own.Own, "read", "compose, read")
+    timed(trainer.TrainingApp, "read", "compose, read")
     for method in ("begin", "end"):
         timed(TrialFolder, method, "folder")
     with tempfile.TemporaryDirectory() as name:
         os.chdir(name)
-        app = own.Own()
+        app = trainer.TrainingApp()
         plan, question = app.prepare(plans.read(node, words, "sweepstack", app.check))
         opened = storage.connect(f"sqlite:///{name}/studies.db")
         study = studies.open_study(opened, plan.study, plan.directions, question)

@@ -72,7 +72,7 @@ class Block:
 
 def blocks(page: str) -> list[Block]:
     found: list[Block] = []
-    lines, last, at = page.splitlines(), "", 0
+    lines, paragraph, at = page.splitlines(), "", 0
     while at < len(lines):
         line, start = lines[at], at
         if line.startswith("```"):
@@ -81,10 +81,10 @@ def blocks(page: str) -> list[Block]:
         elif line.startswith("    "):
             while at + 1 < len(lines) and lines[at + 1].startswith("    "):
                 at += 1
-            kind = "composed" if NOT_RUN.search(last) else "commands"
+            kind = "composed" if NOT_RUN.search(paragraph) else "commands"
             found.append(Block(kind, tuple(text.strip() for text in lines[start : at + 1])))
         elif line.strip():
-            last = line.strip()
+            paragraph = f"{paragraph} {line}" if at and lines[at - 1].strip() else line
         at += 1
     return found
 

@@ -3,12 +3,15 @@ times that their steps are said to take."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from support import make_spec
 
 from sweepstack.data import streams
 from sweepstack.engine.program import Program
+from sweepstack.engine.spec import TrialSpec
 from sweepstack.engine.step import Batch, Step
 from sweepstack.engine.train import train
 
@@ -42,15 +45,23 @@ KINDS = {
 
 def specs(count, *words, folder=None):
     """Trials of unequal seed, lr and length."""
+    base = make_spec(*SHORT, *words).config
     return [
-        make_spec(
-            *(*SHORT, *words, f"training.seed={number}", f"optimizer.lr={0.01 / (1 + number)}"),
-            f"training.max_steps={(12, 20, 9)[number % 3]}",
-            number=number,
-            folder=None if folder is None else folder / str(number),
+        varied(
+            base,
+            number,
+            None if folder is None else folder / str(number),
+            optimizer={"lr": 0.01 / (1 + number)},
+            training={"seed": number, "max_steps": (12, 20, 9)[number % 3]},
         )
         for number in range(count)
     ]
+
+
+def varied(config, number, folder=None, **groups):
+    """A trial with other numbers in some groups of a config, which is not composed again."""
+    others = {name: replace(getattr(config, name), **new) for name, new in groups.items()}
+    return TrialSpec(replace(config, **others), number=number, folder=folder)
 
 
 def filled(program, specs):

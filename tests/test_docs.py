@@ -95,7 +95,8 @@ def test_a_page_is_taken_apart_as_its_convention_says():
     uv run sweepstack init=he
     uv run sweepstack init=zeros
 
-Slurm. Not run here:
+Slurm needs a cluster. Not run
+here:
 
     A=1 uv run sweepstack -m init=he,zeros hydra/launcher=slurm
     pip install x

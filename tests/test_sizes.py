@@ -13,9 +13,9 @@ LINES = {name: len(path.read_text("utf-8").splitlines()) for name, path in FILES
 # Ceilings: today's numbers, to be lowered as the rooms are rebuilt; the aim stands beside each.
 MAX_FUNCTION = 50
 LONGER_FUNCTIONS = {"sweepstack/cli/study.py:parser"}  # aim: empty
-MAX_FILES = 161  # aim: 140
-MAX_LINES = 26_100  # aim: 21,500
-MAX_PACKAGE = 7_200  # aim: 4,500
+MAX_FILES = 140
+MAX_LINES = 25_800  # aim: 21,500
+MAX_PACKAGE = 7_150  # aim: 4,500
 
 
 def body_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:

@@ -16,7 +16,7 @@ import sweepstack.engine.program
 import sweepstack.engine.train
 import sweepstack.study.tables
 import sweepstack.sweep.sweep
-import sweepstack.sweep.worker.own
+import sweepstack.sweep.worker.trainer
 from hydra_plugins.sweepstack_sweeper import _impl
 
 __all__ = ["_impl", "alembic", "optuna", "sklearn", "sweepstack", "torch", "torchvision"]

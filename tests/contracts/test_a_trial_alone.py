@@ -18,8 +18,8 @@ def test_any_trial_of_a_sweep_runs_again_alone(sweepstack, tmp_path):
     (study,) = (path for path in (tmp_path / "outputs" / "studies").iterdir())
     for number in ("0", "3"):
         lines = (study / number / "sweepstack.log").read_text().splitlines()
-        (line,) = (line for line in lines if "the same alone: " in line)
-        command = shlex.split(line.partition("the same alone: ")[2])
+        (line,) = (line for line in lines if "as a single run: " in line)
+        command = shlex.split(line.partition("as a single run: ")[2])
         assert command[0] == "sweepstack"
         run = sweepstack(*command[1:], f"hydra.run.dir=alone_{number}")
         assert run.returncode == 0, run.stderr

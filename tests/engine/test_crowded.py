@@ -8,7 +8,7 @@ import weakref
 
 import pytest
 import torch
-from engine_support import ADAMW, DECAY, SHORT, assert_same, by_number, specs
+from engine_support import ADAMW, DECAY, SHORT, assert_same, by_number, specs, varied
 from support import make_spec
 
 from sweepstack.engine.program import Program
@@ -133,9 +133,11 @@ def raising(monkeypatch, count, bad):
         return step(this, stack, *arguments)
 
     monkeypatch.setattr(Step, "update", short)
+    base = make_spec(*ADAMW, f"{DECAY}0.1").config
+    decays = [{"weight_decay": 0.5 if n == bad else 0.1} for n in range(count)]
     return [
-        make_spec(*ADAMW, f"{DECAY}{0.5 if n == bad else 0.1}", f"training.seed={n}", number=n)
-        for n in range(count)
+        varied(base, n, regularization=decay, training={"seed": n})
+        for n, decay in enumerate(decays)
     ]
 
 

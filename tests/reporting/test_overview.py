@@ -12,7 +12,7 @@ from optuna.trial import TrialState, create_trial
 
 from sweepstack.cli import study as cli
 from sweepstack.reporting import overview
-from sweepstack.study.library import OpenStudy
+from sweepstack.study.view import StudyView
 
 BEGAN = datetime(2026, 11, 22, 12, 0)
 
@@ -209,7 +209,7 @@ def test_while_it_runs_the_last_evaluations_are_shown(url, monkeypatch):
     add(made, 0.3, TrialState.RUNNING, value=None)
     console = Console(width=100, record=True, file=io.StringIO())
     now = BEGAN + timedelta(minutes=3)
-    overview._print_progress(OpenStudy(made, url), console, now)
+    overview._print_progress(StudyView(made, url), console, now)
     first, *rest = console.export_text().splitlines()
     assert first == "1 of 10 trials, 1 complete, 3 running, 0:03:00 since the first began"
     assert rest == [

@@ -9,7 +9,7 @@ from report_support import new, opened, published_grid
 
 from sweepstack.config.errors import InputError
 from sweepstack.reporting.report import content
-from sweepstack.study.published import applies, published
+from sweepstack.study.tables import applies, published
 
 
 def test_the_table_has_the_published_columns_and_the_rest():

@@ -144,7 +144,7 @@ def test_configs_that_are_composed_otherwise_today(stacked, again):
     forget_folders()
     said = again("s", "0")
     assert said.code == 5
-    assert "the recorded config is not to be had" in said.out
+    assert "the recorded config is unavailable" in said.out
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 10**400])

@@ -67,7 +67,7 @@ TARGETS = (
     "torch.nn.parallel.data_parallel.torch.hub.load",
     "sweepstack.config.files.write_bytes",
     "sweepstack.runs.folder.claim",
-    "sweepstack.runs.environment.subprocess.run",
+    "sweepstack.runs.folder.subprocess.run",
 )
 
 

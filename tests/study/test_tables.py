@@ -16,6 +16,7 @@ from sweepstack.config.errors import InputError
 from sweepstack.reporting.terminal import show
 from sweepstack.study.frame import frame
 from sweepstack.study.tables import pivot
+from sweepstack.study.view import StudyView
 
 INITS = ["xavier_uniform", "he", "normal", "uniform", "zeros", "ones"]
 ACTIVATIONS = ["relu", "tanh", "sigmoid"]
@@ -45,7 +46,7 @@ def new(direction: str = "maximize") -> optuna.Study:
 def printed(study: optuna.Study, width: int = 80) -> list[str]:
     """The lines that `show` prints, without colour."""
     console = Console(width=width, file=StringIO())
-    show(study, console)
+    show(StudyView(study, ""), console)
     text = console.file.getvalue()  # type: ignore[attr-defined]
     return [line.rstrip() for line in text.splitlines()]
 
@@ -141,7 +142,7 @@ def test_the_best_is_the_smallest_where_it_is_minimized_and_bold() -> None:
     add(study, 0.25, "he")
     add(study, 0.5, "ones")
     console = Console(width=80, file=StringIO(), force_terminal=True, color_system="standard")
-    show(study, console)
+    show(StudyView(study, ""), console)
     assert "\x1b[1m0.2500*" in console.file.getvalue()  # type: ignore[attr-defined]
     assert printed(study)[1:] == ["init  val_accuracy", "he    0.2500*", "ones  0.5000"]
 
@@ -268,10 +269,9 @@ def tied(direction: str) -> optuna.Study:
 @pytest.mark.parametrize("direction", ["maximize", "minimize"])
 def test_of_equal_trials_the_earlier_is_first_wherever_the_best_are_picked(direction) -> None:
     import sweepstack
-    from sweepstack.reporting import listing
+    from sweepstack.reporting.overview import Line
     from sweepstack.reporting.report import content
     from sweepstack.study.ranking import best_trials
-    from sweepstack.study.view import StudyView
 
     study = tied(direction)
     opened = StudyView(study, "memory")
@@ -284,7 +284,7 @@ def test_of_equal_trials_the_earlier_is_first_wherever_the_best_are_picked(direc
     assert shown == expected
     assert [int(numbers[0]) for numbers in opened.configurations["numbers"]] == expected
     assert opened.best_first(opened.good)["number"].tolist() == expected
-    assert "(trial 1)" in listing._line(study).best
+    assert "(trial 1)" in Line.of(opened).best
     assert "trial 1" in content.tiles(opened)[0][1]
     table = content.best_table(opened)
     assert table is not None
@@ -309,7 +309,6 @@ def test_the_front_is_ordered_by_its_objectives_then_by_the_earlier_trial() -> N
 
 def test_a_key_of_one_value_is_neither_a_column_nor_an_axis() -> None:
     from sweepstack.reporting.report import content
-    from sweepstack.study.view import StudyView
 
     study = new()
     for i in range(12):
@@ -334,7 +333,6 @@ def test_a_key_of_one_value_is_neither_a_column_nor_an_axis() -> None:
 
 def test_one_complete_trial_of_four_gives_a_table_and_a_report(tmp_path) -> None:
     from sweepstack.reporting import report
-    from sweepstack.study.view import StudyView
 
     study = new()
     for i in range(3):

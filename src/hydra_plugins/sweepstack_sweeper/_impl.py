@@ -22,9 +22,9 @@ from sweepstack.config.errors import (
 )
 from sweepstack.config.reading import folder
 from sweepstack.sweep import sweep as sweeps
+from sweepstack.sweep.worker.application import HydraApp
 from sweepstack.sweep.worker.launch import Crew, Launch
-from sweepstack.sweep.worker.other import Other
-from sweepstack.sweep.worker.own import Own
+from sweepstack.sweep.worker.trainer import TrainingApp
 
 log = logging.getLogger("sweepstack.sweep")
 
@@ -42,7 +42,7 @@ def sweep(
         SweepstackError: something is wrong, nothing completed, or a signal ended the sweep.
     """
     is_sweepstack = getattr(task, "__module__", None) == "sweepstack.cli.app"
-    app = _own(config) if is_sweepstack else Other(context, config, task)
+    app = _own(config) if is_sweepstack else HydraApp(context, config, task)
     target = OmegaConf.select(config, "hydra.launcher._target_")
     if not isinstance(target, str):
         raise InputError(
@@ -51,7 +51,7 @@ def sweep(
     is_local = target.endswith(".BasicLauncher")  # Hydra's own default: processes of ours instead
     launcher = None if is_local else _carry(context, config)
     results = None
-    if not isinstance(app, Own):
+    if not isinstance(app, TrainingApp):
         results = _results(config)
     elif launcher is None:
         _check_places(config)
@@ -63,14 +63,14 @@ def sweep(
     )
 
 
-def _own(config: DictConfig) -> Own:
+def _own(config: DictConfig) -> TrainingApp:
     """sweepstack with the folder of `--config-dir` and the primary config."""
     given = [
         source.path
         for source in config.hydra.runtime.config_sources
         if source.provider == "command-line"
     ]
-    return Own(given[0] if given else None, config.hydra.job.config_name)
+    return TrainingApp(given[0] if given else None, config.hydra.job.config_name)
 
 
 def _results(config: DictConfig) -> Path:

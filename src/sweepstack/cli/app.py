@@ -13,11 +13,9 @@ import math
 import os
 import signal
 import sys
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import hydra
@@ -31,8 +29,6 @@ from sweepstack.cli import preflight
 from sweepstack.config import commands, hydra_adapter, trust
 from sweepstack.config import reading as config
 from sweepstack.config.errors import (
-    EXIT_INTERRUPTED,
-    EXIT_TERMINATED,
     InputError,
     SweepstackError,
     TrainingFailed,
@@ -43,7 +39,6 @@ from sweepstack.engine.spec import TrialSpec
 
 if TYPE_CHECKING:
     from sweepstack.config.schema import RunConfig
-    from sweepstack.runs.progress import Watch
 
 log = logging.getLogger(__name__)
 _began: list[bool] = []
@@ -209,7 +204,7 @@ def _run(run_config: RunConfig, folder: Path) -> float:
     from sweepstack.engine.train import Interrupted, train
     from sweepstack.runs import folder as run_folder
     from sweepstack.runs import logger
-    from sweepstack.runs.progress import Watch, show_result, shown
+    from sweepstack.runs.progress import Watch, on_signal, show_result, shown
 
     trust.see_own_packages(run_config.trust)
     logger.check(run_config)
@@ -220,7 +215,7 @@ def _run(run_config: RunConfig, folder: Path) -> float:
     if not (folder / "manifest.json").exists():  # a job of --multirun
         run_folder.begin(folder, spec, _as_typed())
     try:
-        with Watch() as watch, _signals(watch):
+        with Watch() as watch, on_signal(watch.interrupt):
             results = list(train(seeds.members(spec), logger.follow(spec, folder, watch)))
     except Interrupted as stop:
         command = commands.shell("sweepstack", "--resume", shown(folder))
@@ -243,24 +238,3 @@ def _as_typed() -> list[str]:
     given = preflight.parsed(sys.argv[1:])[0].config_dir
     typed = OmegaConf.to_container(HydraConfig.get().overrides.task) or []
     return [*([] if given is None else ["--config-dir", given]), *map(str, typed)]
-
-
-@contextlib.contextmanager
-def _signals(watch: Watch) -> Iterator[None]:
-    """Ctrl-C or SIGTERM once asks for a checkpoint and an end; the second time ends at once."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before: dict[int, Any] = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
-
-    def ask(number: int, frame: FrameType | None) -> None:
-        watch.stop_code = EXIT_INTERRUPTED if number == signal.SIGINT else EXIT_TERMINATED
-        signal.signal(number, before[number])
-
-    for number in before:
-        signal.signal(number, ask)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -72,34 +72,36 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(
         dest="command", required=True, metavar="COMMAND", parser_class=_Parser
     )
-    commands.add_parser("list", parents=[common], help="studies, trials by state, best, when")
 
-    show = commands.add_parser("show", parents=[study], help="tables and what the doctor finds")
+    def add(
+        name: str, parent: _Parser, help: str, text: str | None = None
+    ) -> argparse.ArgumentParser:
+        return commands.add_parser(name, parents=[parent], help=help, description=text)
+
+    add("list", common, "studies, trials by state, best, when")
+    show = add("show", study, "tables and what the doctor finds")
     show.add_argument("--watch", action="store_true", help="again and again while a sweep runs")
     show.add_argument(
         "--every", type=_seconds, default=2.0, metavar="SECONDS", help="with --watch (default: 2)"
     )
-
-    report = commands.add_parser("report", parents=[study], help="all plots and tables, as a file")
-    report.add_argument(
-        "-o",
-        "--output",
-        type=Path,
-        metavar="FILE.html",
-        help="where to (default: outputs/reports/STUDY.html)",
-    )
-
-    export = commands.add_parser("export", parents=[study], help="a row per trial, as a file")
+    where = "where to (default: outputs/reports/STUDY.html)"
+    page = add("report", study, "all plots and tables, as a file")
+    page.add_argument("-o", "--output", type=Path, metavar="FILE.html", help=where)
+    export = add("export", study, "a row per trial, as a file")
     export.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.csv|.parquet")
     export.add_argument("--history", action="store_true", help="a row per evaluation instead")
+    again = "Train a trial again alone, from what the study keeps, and compare. "
+    again += "Exit code 0: it agrees within the tolerance; 5: it differs."
+    what = "train a trial again alone and compare it with what is recorded"
+    _add_rerun_options(add("rerun", study, what, again))
+    gone = add("delete", study, "delete a study with the files of its trials; asks first")
+    gone.add_argument("-y", "--yes", action="store_true", help="do not ask")
+    what = "optuna-dashboard on the studies, until Ctrl-C"
+    _add_dashboard_options(add("dashboard", common, what))
+    return top
 
-    again = commands.add_parser(
-        "rerun",
-        parents=[study],
-        help="train a trial again alone and compare it with what is recorded",
-        description="Train a trial again alone, from what the study keeps, and compare. "
-        "Exit code 0: it agrees within the tolerance; 5: it differs.",
-    )
+
+def _add_rerun_options(again: argparse.ArgumentParser) -> None:
     again.add_argument("number", type=int, metavar="NUMBER", help="the trial's")
     again.add_argument(
         "overrides", nargs="*", metavar="KEY=VALUE", help="on top, such as training.device=cpu"
@@ -107,24 +109,17 @@ def parser() -> argparse.ArgumentParser:
     again.add_argument(
         "--trust", action="append", default=[], metavar="PACKAGE", help="whose modules may run"
     )
-    again.add_argument("--config-dir", metavar="FOLDER", help="configs of one's own, as swept")
+    again.add_argument("--config-dir", metavar="FOLDER", help="your own configs, as for the sweep")
     again.add_argument("-o", "--output", type=Path, metavar="FOLDER", help="a new folder")
 
-    gone = commands.add_parser(
-        "delete", parents=[study], help="delete a study with the files of its trials; asks first"
-    )
-    gone.add_argument("-y", "--yes", action="store_true", help="do not ask")
 
-    dashboard = commands.add_parser(
-        "dashboard", parents=[common], help="optuna-dashboard on the studies, until Ctrl-C"
-    )
+def _add_dashboard_options(dashboard: argparse.ArgumentParser) -> None:
     dashboard.add_argument(
         "--host", default="127.0.0.1", help="address to listen on (default: %(default)s)"
     )
     dashboard.add_argument(
-        "--port", type=_port, default=8080, help="0: any that is free (default: %(default)s)"
+        "--port", type=_port, default=8080, help="0: any free port (default: %(default)s)"
     )
-
     dashboard.add_argument(
         "--allow-host",
         action="append",
@@ -137,8 +132,6 @@ def parser() -> argparse.ArgumentParser:
         "--token", nargs="?", const="", help="what a browser must know; without TOKEN one is drawn"
     )
     login.add_argument("--no-token", action="store_true", help="let other machines in without")
-
-    return top
 
 
 def _port(text: str) -> int:
@@ -155,13 +148,13 @@ def _seconds(text: str) -> float:
 
 
 def _list(options: argparse.Namespace) -> int:
-    from sweepstack.reporting import listing
+    from sweepstack.reporting import overview
     from sweepstack.runs import progress
     from sweepstack.study import storage
 
     url, opened = storage.look(options.storage)
     with storage.named(url):
-        listing.show(opened, progress.console())
+        overview.show_list(opened, progress.console())
     return 0
 
 
@@ -185,20 +178,20 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _export(options: argparse.Namespace) -> int:
-    from sweepstack.reporting import export
+    from sweepstack.reporting import overview
     from sweepstack.runs.progress import console, shown
     from sweepstack.study import view
 
-    export.check(options.output)
+    overview.check_output(options.output)
     opened = view.open_study(options.study, options.storage)
     table = opened.history if options.history else opened.frame
-    export.write(table, options.output)
+    overview.write(table, options.output)
     console().print(f"{len(table)} rows: {shown(options.output)}", highlight=False, soft_wrap=True)
     return 0
 
 
 def _rerun(options: argparse.Namespace) -> int:
-    from sweepstack.reporting.rerun import rerun
+    from sweepstack.reporting import rerun
     from sweepstack.study import view
 
     return rerun.rerun(

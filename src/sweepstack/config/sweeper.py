@@ -95,7 +95,11 @@ class Sweeper(Settings):
     study_name: str | None = key(
         None, "the study's name; null: made of the command, so that the same command finds it"
     )
-    storage: str | None = key(STORAGE, "database URL; null: a temporary file, removed at the end")
+    storage: str | None = key(
+        STORAGE,
+        "database URL, journal:///FILE or grpc://HOST:PORT; null: a temporary file, removed at the "
+        "end",
+    )
     direction: Any = key(
         None,
         "null: the metric's own (other applications: minimize)",

@@ -37,7 +37,7 @@ _PICTURES_ONLY = {
     "translation": "translation",
 }
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_TRAITS = (
+_STRENGTHS = (
     *("dropout", "l1", "label_smoothing", "clip_norm", "clip_value", "crop_padding"),
     *("horizontal_flip", "rotation", "translation", "cutout"),
 )
@@ -294,8 +294,8 @@ class Program:
     def numbers(self, spec: TrialSpec) -> Numbers:
         """The hyperparameters and stream keys of a trial."""
         config, seed = spec.config, spec.config.training.seed
-        given = {name: getattr(config.regularization, name) for name in _TRAITS}
-        traits = {name: math.inf if v is None else float(v) for name, v in given.items()}
+        given = {name: getattr(config.regularization, name) for name in _STRENGTHS}
+        strengths = {name: math.inf if v is None else float(v) for name, v in given.items()}
         hyper = self.rule.hyper(config.optimizer)
         hyper["weight_decay"] = config.regularization.weight_decay
         keys = {
@@ -304,7 +304,7 @@ class Program:
             "mixup": streams.derive(seed, streams.MIXUP),
         }
         table = beta_table(config.regularization.mixup) if spec.uses("mixup") else None
-        return Numbers(hyper, traits, keys, table)
+        return Numbers(hyper, strengths, keys, table)
 
     def order_key(self, spec: TrialSpec) -> int:
         """The key of the batch order: `data.order_seed`, or the trial's seed."""

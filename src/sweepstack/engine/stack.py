@@ -16,7 +16,7 @@ from torch import Tensor
 
 Row = dict[str, Tensor]
 _BANKS = ("params", "buffers", "best_params", "best_buffers")
-_ROWS = ("optimizer", "traits", "keys")
+_ROWS = ("optimizer", "strengths", "keys")
 Layout = tuple[int, ...]
 """How a tensor (S, *shape) lies in memory: its axes from the outermost to the innermost."""
 
@@ -43,7 +43,7 @@ class Bank:
         storage = torch.zeros(sum(sizes), device=device)
         parts = dict(zip(floats, torch.split(storage, sizes), strict=True)) if floats else {}
         # As they lie in memory: an update passes over them from end to end.
-        self.groups: list[Tensor] = []
+        self.packed: list[Tensor] = []
         self._rows: list[tuple[Tensor, ...]] = []
         self.views: Row = {}
         for name, tensor in like.items():
@@ -52,24 +52,24 @@ class Bank:
             lies = [shape[axis] for axis in layout]
             flat = parts.get(name, torch.zeros(0, dtype=tensor.dtype, device=device))
             group = flat.view(lies) if name in parts else flat.new_zeros(lies)
-            self.groups.append(group)
+            self.packed.append(group)
             self.views[name] = group.permute([layout.index(axis) for axis in range(len(layout))])
         if width == 1:  # all parameters are one long row: an update is a few operations
-            self.groups = [storage.view(1, -1)]
+            self.packed = [storage.view(1, -1)]
 
     def part(self, slots: slice) -> Bank:
         """Some slots, in the same memory."""
         other = copy.copy(self)
         other.views = {name: view[slots] for name, view in self.views.items()}
-        other.groups = [group[slots] for group in self.groups]
+        other.packed = [group[slots] for group in self.packed]
         other._rows = []
         return other
 
     @property
     def rows(self) -> list[tuple[Tensor, ...]]:
-        """For each slot its share of `groups`, cut out once: they stay where they are."""
+        """For each slot its share of `packed`, cut out once."""
         if not self._rows:
-            self._rows = list(zip(*(group.unbind(0) for group in self.groups), strict=True))
+            self._rows = list(zip(*(group.unbind(0) for group in self.packed), strict=True))
         return self._rows
 
     def row(self, slot: int) -> Row:
@@ -91,13 +91,13 @@ class Bank:
 class Numbers:
     """A trial's numbers in its slot.
 
-    `optimizer` are float64 hyperparameters of the update rule (with weight_decay), `traits` the
+    `optimizer` are float64 hyperparameters of the update rule (with weight_decay), `strengths` the
     strengths of the regularizers in use, `keys` the 64-bit keys of its random streams, `mixup`
     the quantiles of its Beta distribution or None.
     """
 
     optimizer: dict[str, float]
-    traits: dict[str, float]
+    strengths: dict[str, float]
     keys: dict[str, int]
     mixup: Tensor | None
 
@@ -132,7 +132,7 @@ class Stack:
         self.best_params = Bank(params, width, device, layouts)
         self.best_buffers = Bank(buffers, width, device)
         self.optimizer: Row = {}
-        self.traits: Row = {}
+        self.strengths: Row = {}
         self.keys: Row = {}
         self.mixup: Tensor | None = None
         self.one_row = width == 1  # of one trial, all parameters are one long row
@@ -158,11 +158,11 @@ class Stack:
         return other
 
     @property
-    def lasting(self) -> list[Tensor]:
+    def persistent(self) -> list[Tensor]:
         """All tensors that a step reads or writes in place, but for the optimizer's."""
-        rows = (self.leaves, self.live_buffers, self.traits)
+        rows = (self.leaves, self.live_buffers, self.strengths)
         tensors = [tensor for row in rows for _, tensor in sorted(row.items())]
-        return [*tensors, *self.params.groups, *([] if self.mixup is None else [self.mixup])]
+        return [*tensors, *self.params.packed, *([] if self.mixup is None else [self.mixup])]
 
     def insert(self, slot: int, initial: Row, numbers: Numbers) -> None:
         """Start a trial in a slot, with zero moments."""
@@ -172,7 +172,7 @@ class Stack:
             bank.write(slot, {name: view.new_zeros(()) for name, view in bank.views.items()})
         self.keep_best(slot)
         self._set(self.optimizer, slot, numbers.optimizer, torch.float64)
-        self._set(self.traits, slot, numbers.traits, torch.float32)
+        self._set(self.strengths, slot, numbers.strengths, torch.float32)
         self._set(self.keys, slot, numbers.keys, torch.int64)
         if numbers.mixup is not None:
             if self.mixup is None:
@@ -198,8 +198,8 @@ class Stack:
             other.mixup = _row(self.mixup, chosen, width)
         return other
 
-    def as_groups(self, grads: Sequence[Tensor]) -> list[Tensor]:
-        """Gradients, in the order of the parameters, as `params.groups` lie."""
+    def packed_grads(self, grads: Sequence[Tensor]) -> list[Tensor]:
+        """Gradients, in the order of the parameters, as `params.packed` lie."""
         if self.one_row:
             return [torch.cat([grad.reshape(-1) for grad in grads]).unsqueeze(0)]
         if self.width == 1:

@@ -140,20 +140,20 @@ class Step:
     def gradients(
         self, stack: Stack, x: Tensor, y: Tensor, keys: Row
     ) -> tuple[Tensor, list[Tensor]]:
-        """Losses (S,) and gradients, laid out as `stack.params.groups`, with L1 and clipping;
+        """Losses (S,) and gradients, laid out as `stack.params.packed`, with L1 and clipping;
         updates batch norms' statistics. Which operations run depends on no number, so that they
         can be recorded."""
         x, extra = self._prepare(stack, x, y, keys)
         with contained():
             losses, each, updated = self._differentiated(stack, x, y, extra)
         with torch.no_grad():
-            params, grads = stack.params.groups, stack.as_groups(each)
+            params, grads = stack.params.packed, stack.packed_grads(each)
             if self.uses("l1"):
-                regularization.add_l1(grads, params, stack.traits["l1"])
+                regularization.add_l1(grads, params, stack.strengths["l1"])
             if self.uses("clip_value"):
-                regularization.clip_by_value(grads, stack.traits["clip_value"])
+                regularization.clip_by_value(grads, stack.strengths["clip_value"])
             if self.uses("clip_norm"):
-                regularization.clip_by_norm(grads, stack.traits["clip_norm"])
+                regularization.clip_by_norm(grads, stack.strengths["clip_norm"])
             for name, value in updated.items():
                 stack.live_buffers[name].copy_(value)
         return losses, grads
@@ -168,8 +168,8 @@ class Step:
                 fused.update(rule.name, stack.params, grads, moments, known, batch.lr, batch.step)
                 return
             update = self._compiled_for(("update", stack.width), rule.update)
-            groups = {name: bank.groups for name, bank in stack.moments.items()}
-            update(stack.params.groups, grads, groups, hyper, batch.lr, batch.step)
+            groups = {name: bank.packed for name, bank in stack.moments.items()}
+            update(stack.params.packed, grads, groups, hyper, batch.lr, batch.step)
 
     def _prepare(
         self, stack: Stack, x: Tensor, y: Tensor, keys: Row
@@ -177,16 +177,16 @@ class Step:
         """Augment and mix the batch; collect what the loss needs per slot."""
         extra: dict[str, Tensor] = {}
         if self.augment.any:
-            x = self.augment(x, keys["augment"], stack.traits)
+            x = self.augment(x, keys["augment"], stack.strengths)
         if self.uses("mixup"):
             assert stack.mixup is not None
             lam = regularization.mixup_lambda(keys["mixup"], stack.mixup)
             x, partner = regularization.mix_inputs(x, lam), regularization.partners(y)
             extra |= {"lam": lam, "partner": partner}
         if self.program.dropouts:
-            extra |= {"key": keys["dropout"], "dropout": stack.traits["dropout"]}
+            extra |= {"key": keys["dropout"], "dropout": stack.strengths["dropout"]}
         if self.uses("label_smoothing"):
-            extra["smoothing"] = stack.traits["label_smoothing"]
+            extra["smoothing"] = stack.strengths["label_smoothing"]
         return x, extra
 
     def _differentiated(

@@ -1,33 +1,98 @@
-"""`sweepstack-study show`: how far a study is, its best trials, the pivot of what was swept, and
-what
-the doctor finds."""
+"""`sweepstack-study list`, `show` and `export`: the studies of a storage, a line each; one study's
+progress, best trials, pivot and what the doctor finds; its frame as a file."""
 
 from __future__ import annotations
 
+import io
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import datetime, timedelta
+from importlib.util import find_spec
+from pathlib import Path
 
+import optuna
 import pandas as pd
-from optuna.trial import FrozenTrial, TrialState
+from optuna.storages import BaseStorage
+from optuna.trial import TrialState
 from rich.console import Console, Group
 from rich.live import Live
+from rich.table import Table
 from rich.text import Text
 
-from sweepstack.config.errors import printable
+from sweepstack.config import files
+from sweepstack.config.errors import EnvironmentFault, InputError, nearest, printable
 from sweepstack.reporting import doctor, terminal
 from sweepstack.runs import progress
 from sweepstack.study import storage
-from sweepstack.study.frame import STATES
-from sweepstack.study.keys import objectives
-from sweepstack.study.library import OpenStudy, open_study
-from sweepstack.study.read import trials_of
+from sweepstack.study.frame import STATES, is_retried
+from sweepstack.study.ranking import best_trials
+from sweepstack.study.view import StudyView, open_study
 
 QUIET_S = 30.0
 """Seconds without a sign of life after which a sweep that did not reach its total is over."""
 RUNNING = 8
 """How many running trials are shown."""
 STYLES = {"problem": "bold red", "hint": "yellow", "fact": "dim"}
+
+# --- list ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Line:
+    """What the list says of a study.
+
+    Attributes:
+        name: the study's.
+        counts: trials by state; those that another replaced are left out.
+        best: "val_accuracy 0.9815 (trial 7)"; of several objectives how many share the front.
+        last: when a trial last began or ended, local time.
+    """
+
+    name: str
+    counts: dict[str, int]
+    best: str
+    last: datetime | None
+
+    @classmethod
+    def of(cls, view: StudyView) -> Line:
+        """Read a study."""
+        trials = [trial for trial in view.trials if not is_retried(trial)]
+        states = [STATES[trial.state] for trial in trials]
+        counts = {state: states.count(state) for state in STATES.values() if state in states}
+        times = [time for t in trials for time in (t.datetime_start, t.datetime_complete) if time]
+        found, best = best_trials(view.study, trials), ""
+        if found and not view.has_one_objective:
+            best = f"{', '.join(view.objectives)}: {len(found)} on the front"
+        elif found:
+            value = terminal.number(found[0].values[0])
+            best = f"{view.objective} {value} (trial {found[0].number})"
+        return cls(view.name, counts, best, max(times, default=None))
+
+
+def show_list(opened: BaseStorage, console: Console) -> None:
+    """Print the studies of a storage, the one that was last at work first."""
+    names = optuna.get_all_study_names(opened)
+    loaded = [optuna.load_study(study_name=name, storage=opened) for name in names]
+    lines = [Line.of(StudyView(study, "", opened)) for study in loaded]
+    if not lines:
+        console.print("there are no studies yet")
+        return
+    states = [state for state in STATES.values() if any(state in line.counts for line in lines)]
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("study", overflow="fold")
+    for state in states:
+        table.add_column(state, justify="right")
+    table.add_column("best", overflow="fold")
+    table.add_column("last at work", no_wrap=True)
+    for line in sorted(lines, key=lambda line: line.last or datetime.min, reverse=True):
+        when = f"{line.last:%Y-%m-%d %H:%M}" if line.last else "never"
+        counts = [str(line.counts.get(state, "")) for state in states]
+        table.add_row(Text(printable(line.name)), *counts, Text(printable(line.best)), when)
+    console.print(table)
+
+
+# --- show ----------------------------------------------------------------------------------------
 
 
 def show(
@@ -41,7 +106,7 @@ def show(
     """Print what is known of a study.
 
     Args:
-        name, where: as for `library.open_study`.
+        name, where: as for `view.open_study`.
         every_s: seconds after which it is printed anew, until the sweep is over (`is_over`); None
             prints it once.
         sleep, now: the clock, for tests.
@@ -54,27 +119,30 @@ def show(
         EnvironmentFault: the storage cannot be read.
     """
     console = progress.console()
-    opened = open_study(name, where)
+    view = open_study(name, where)
     if every_s is not None:
         began = now()
         with Live(
             console=console, auto_refresh=False, vertical_overflow="crop", transient=True
         ) as live:
             while True:
-                with storage.named(opened.where):
-                    if is_over(opened, began, now()):
+                with storage.named(view.where):
+                    if is_over(view, began, now()):
                         break
                     if console.is_terminal:
-                        live.update(_drawn(opened, console, now()), refresh=True)
+                        with console.capture() as capture:
+                            _print_progress(view, console, now())
+                            _print_tables(view, console)
+                        live.update(Group(Text.from_ansi(capture.get())), refresh=True)
                 sleep(every_s)
-                opened = OpenStudy(opened.study, opened.where)  # read anew
-    with storage.named(opened.where):
-        _print(opened, console)
-        _print_findings(opened, console)
+                view = view.anew()
+    with storage.named(view.where):
+        _print_tables(view, console)
+        _print_findings(view, console)
     return 0
 
 
-def is_over(opened: OpenStudy, began: datetime, now: datetime) -> bool:
+def is_over(view: StudyView, began: datetime, now: datetime) -> bool:
     """Whether a sweep has nothing more to say.
 
     It has while a trial runs or waits. After that it is over at once if it has just its total of
@@ -82,10 +150,10 @@ def is_over(opened: OpenStudy, began: datetime, now: datetime) -> bool:
     has happened for `QUIET_S` seconds: since the last trial began or ended, or where there is
     none, since `began`.
     """
-    frame = opened.frame
-    if set(frame["state"]) & {"running", "waiting"}:
+    frame = view.frame
+    if len(view.finished) < len(frame):
         return False
-    if len(frame) and len(frame) == opened.asked.get("n_trials"):
+    if len(frame) and len(frame) == view.asked.get("n_trials"):
         return True
     if frame["started"].notna().any():
         ended = frame["started"] + pd.to_timedelta(frame["duration_s"].fillna(0.0), unit="s")
@@ -93,64 +161,95 @@ def is_over(opened: OpenStudy, began: datetime, now: datetime) -> bool:
     return now - began > timedelta(seconds=QUIET_S)
 
 
-def _drawn(opened: OpenStudy, console: Console, now: datetime) -> Group:
-    with console.capture() as capture:
-        _print_progress(opened, console, now)
-        _print(opened, console)
-    return Group(Text.from_ansi(capture.get()))
-
-
-def _print_progress(opened: OpenStudy, console: Console, now: datetime) -> None:
+def _print_progress(view: StudyView, console: Console, now: datetime) -> None:
     """How far it is, and the last evaluation of what runs."""
-    frame, total = opened.frame, opened.asked.get("n_trials")
-    counts = frame["state"].value_counts()
-    finished = sum(int(counts.get(state, 0)) for state in ("complete", "pruned", "failed"))
-    parts = [
-        f"{finished:,} of {total:,} trials" if isinstance(total, int) else f"{finished:,} trials"
-    ]
+    total, counts = view.asked.get("n_trials"), view.frame["state"].value_counts()
+    of = f"{len(view.finished):,}" + (f" of {total:,}" if isinstance(total, int) else "")
+    parts = [f"{of} trials"]
     parts += [f"{counts[state]:,} {state}" for state in STATES.values() if state in counts]
-    if frame["started"].notna().any():
-        elapsed = max(int((now - frame["started"].min().to_pydatetime()).total_seconds()), 0)
+    if view.frame["started"].notna().any():
+        elapsed = max(int((now - view.frame["started"].min().to_pydatetime()).total_seconds()), 0)
         parts.append(f"{timedelta(seconds=elapsed)} since the first began")
     _line(console, ", ".join(parts), "bold")
-    running = [trial for trial in trials_of(opened.study) if trial.state == TrialState.RUNNING]
-    goal = next(iter(objectives(opened.study)))
+    running = [trial for trial in view.trials if trial.state == TrialState.RUNNING]
     for trial in running[:RUNNING]:
-        _line(console, f"trial {trial.number}: {_latest(trial, goal)}")
+        text = "not evaluated yet"
+        if trial.intermediate_values:
+            step = max(trial.intermediate_values)
+            value = terminal.number(trial.intermediate_values[step])
+            text = f"step {step:,}, {view.objective} {value}"
+        _line(console, f"trial {trial.number}: {text}")
     if len(running) > RUNNING:
         _line(console, f"and {len(running) - RUNNING:,} more")
 
 
-def _latest(trial: FrozenTrial, goal: str) -> str:
-    if not trial.intermediate_values:
-        return "not evaluated yet"
-    step = max(trial.intermediate_values)
-    return f"step {step:,}, {goal} {terminal.number(trial.intermediate_values[step])}"
-
-
-def _print(opened: OpenStudy, console: Console) -> None:
-    if opened.frame.empty:
-        _line(console, f"{opened.name}: no trial yet")
+def _print_tables(view: StudyView, console: Console) -> None:
+    if view.frame.empty:
+        _line(console, f"{view.name}: no trial yet")
     else:
-        terminal.show(opened.study, console, opened.frame)
+        terminal.show(view, console)
 
 
-def _print_findings(opened: OpenStudy, console: Console) -> None:
+def _print_findings(view: StudyView, console: Console) -> None:
     """What the doctor finds; where no trial is complete, the line above has said all."""
-    if not (opened.frame["state"] == "complete").any():
+    if not (view.frame["state"] == "complete").any():
         return
-    found = doctor.examine(opened)
-    if found:
+    findings = doctor.examine(view)
+    if findings:
         _line(console, "")
-    for finding in found:
+    for finding in findings:
         style = STYLES[finding.level]
         _line(console, f"{finding.level}: {finding.text}", style)
         if finding.command:
             _line(console, f"    {finding.command}", style)
-    command = doctor.next_command(opened, found)
+    command = doctor.next_command(view, findings)
     if command:
         _line(console, f"next: {command}")
 
 
 def _line(console: Console, text: str, style: str = "") -> None:
     console.print(Text(printable(text), style=style), soft_wrap=True)
+
+
+# --- export --------------------------------------------------------------------------------------
+
+WRITERS: dict[str, Callable[[pd.DataFrame, io.BytesIO], object]] = {
+    ".csv": lambda df, file: df.to_csv(file, index=False),
+    ".parquet": lambda df, file: _plain(df).to_parquet(file, index=False),
+}
+
+
+def check_output(path: Path) -> None:
+    """Check before anything is read that a frame can be written to a file.
+
+    Raises:
+        InputError: its name ends with something else than .csv or .parquet.
+        EnvironmentFault: Parquet needs pyarrow, or there is no such folder.
+    """
+    kind = path.suffix.lower()
+    if kind not in WRITERS:
+        allowed = " or ".join(WRITERS)
+        raise InputError(f"--output must end with {allowed}, got '{path}'{nearest(kind, WRITERS)}")
+    if kind == ".parquet" and find_spec("pyarrow") is None:
+        raise EnvironmentFault(
+            "writing .parquet needs the package pyarrow (pip install 'sweepstack[parquet]'); "
+            ".csv needs nothing"
+        )
+    if not path.absolute().parent.is_dir():
+        raise EnvironmentFault(f"cannot write {path}: there is no folder {path.parent}")
+
+
+def write(df: pd.DataFrame, path: Path) -> None:
+    """Write a frame, whole or not at all; EnvironmentFault where the file cannot be written."""
+    content = io.BytesIO()
+    WRITERS[path.suffix.lower()](df, content)
+    files.write_bytes(path, content.getvalue())
+
+
+def _plain(df: pd.DataFrame) -> pd.DataFrame:
+    """The frame with mixed columns as text: Parquet has one type per column."""
+    mixed = [name for name in df if df[name].dtype == object]
+    texts = {name: df[name].map(str, na_action="ignore") for name in mixed}
+    plain = df.assign(**texts)
+    plain.attrs = {}
+    return plain

@@ -6,17 +6,17 @@ import math
 from typing import Any, TypeAlias
 
 import numpy as np
-import optuna
 import pandas as pd
 from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from sweepstack.config.errors import one_line, printable
-from sweepstack.study.frame import STATES, frame, ranks
+from sweepstack.config.errors import printable
+from sweepstack.study.frame import ranks
 from sweepstack.study.ranking import best_rows, order
 from sweepstack.study.tables import statistics, tried_ones
+from sweepstack.study.view import StudyView
 
 BEST = 10
 """How many configurations, or points of a Pareto front, are printed."""
@@ -30,9 +30,7 @@ GAP = 2
 _Column: TypeAlias = tuple[str, list[Text]]
 
 
-def show(
-    study: optuna.Study, console: Console | None = None, df: pd.DataFrame | None = None
-) -> None:
+def show(view: StudyView, console: Console | None = None) -> None:
     """Print what a sweep found: means over seeds, the best bold and with a star.
 
     One or two keys of finitely many values: a row per value of the one with more of them and a
@@ -41,33 +39,30 @@ def show(
     continue below.
 
     Args:
-        study: of sweepstack or of any other program, in any state.
+        view: of a study of sweepstack or of any other program, in any state.
         console: where to; stdout by default.
-        df: the study's frame, where it has been read before.
     """
     console = console or Console()
-    df = frame(study) if df is None else df.copy()
-    if "feasible" in df:  # what breaks a constraint is not what was looked for
-        df.loc[(df["state"] == "complete") & ~df["feasible"], "state"] = "infeasible"
+    # What breaks a constraint is not what was looked for.
+    df = view.frame.assign(state=view.outcomes)
+    df.attrs = view.frame.attrs
     complete = df["state"] == "complete"
     if not complete.any():
-        _line(console, f"{study.study_name}: no trial has completed: {_counts(df)}")
+        _line(console, f"{view.name}: no trial has completed: {_counts(view)}")
         return
-    finished = df[~df["state"].isin(("running", "waiting"))]
-    varying = [key for key in df.attrs["keys"] if finished[key].nunique() > 1]
-    goals: dict[str, str] = df.attrs["objectives"]
-    title = ", ".join(f"{name} ({direction})" for name, direction in goals.items())
-    title = f"{study.study_name}: {title}"
-    if len(goals) > 1:
-        _show_front(console, df, varying, title)
+    title = ", ".join(f"{name} ({direction})" for name, direction in view.objectives.items())
+    title = f"{view.name}: {title}"
+    keys = list(view.varied)
+    if not view.has_one_objective:
+        varied = {*view.varied, *view.varied_seeds}
+        _show_front(console, df, [key for key in view.keys if key in varied], title)
     else:
-        keys = [key for key in varying if key.rpartition(".")[2] != "seed"]
-        if len(keys) == 2 and all(df.attrs["keys"][key]["finite"] for key in keys):
+        if len(keys) == 2 and all(view.keys[key].is_finite for key in keys):
             # The longer side goes down: terminals are narrow.
-            keys.sort(key=lambda key: -finished[key].nunique())
+            keys.sort(key=lambda key: -view.finished[key].nunique())
         _show_means(console, df, keys, title)
     if not complete.all():
-        _line(console, _counts(df))
+        _line(console, _counts(view))
 
 
 def _show_means(console: Console, df: pd.DataFrame, keys: list[str], title: str) -> None:
@@ -215,16 +210,13 @@ def _label(label: Any) -> Text:
     return Text(str(int(label)) if label == round(label, 0) and abs(label) < 1e7 else f"{label:g}")
 
 
-def _counts(df: pd.DataFrame) -> str:
+def _counts(view: StudyView) -> str:
     """For example "3 complete, 2 failed, failed most often with: loss is nan"."""
-    if df.empty:
+    if view.frame.empty:
         return "there are no trials"
-    counts = df["state"].value_counts()
-    states = [*STATES.values(), "infeasible"]
-    parts = [f"{counts[state]} {state}" for state in states if state in counts]
-    errors: Any = df.loc[df["state"] == "failed", "error"].dropna() if "error" in df else []
-    if len(errors):
-        parts.append(f"failed most often with: {one_line(errors.astype(str).mode().iloc[0])}")
+    parts = [f"{n} {state}" for state, n in view.counts.items()]
+    if view.frequent_error is not None:
+        parts.append(f"failed most often with: {view.frequent_error}")
     return ", ".join(parts)
 
 

@@ -1,4 +1,4 @@
-"""What a run leaves behind, and what a folder says of the run that it holds.
+"""The folder of a run: what is written to it, and how it is compared with a run to be resumed.
 
 manifest.json   before training: command, config, versions, git commit, device, seed
 metrics.json    metrics of the best state, steps, seconds; written last
@@ -12,14 +12,20 @@ tensorboard/    with logger=tensorboard
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import math
+import platform
 import shlex
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import cache
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +33,8 @@ from sweepstack.config import files
 from sweepstack.config.errors import EnvironmentFault, InputError, one_line
 from sweepstack.engine import seeds
 from sweepstack.engine.spec import TrialResult, TrialSpec
-from sweepstack.runs.environment import environment
+
+PACKAGES = ("sweepstack", "torch", "torchvision", "hydra-core", "optuna", "numpy", "scikit-learn")
 
 
 def claim(wanted: Path) -> Path:
@@ -81,7 +88,7 @@ def need_space(folder: Path, megabytes: float) -> None:
 
 
 def compare(folder: Path, spec: TrialSpec) -> dict[str, Any] | None:
-    """Check that a folder is free for this run, or holds this very run.
+    """Check that a folder is free, or holds the same run.
 
     Returns:
         metrics.json of the run when it is complete, else None.
@@ -98,7 +105,7 @@ def compare(folder: Path, spec: TrialSpec) -> dict[str, Any] | None:
     if manifest.get("config_hash") != spec.config_hash:
         changed = _differences(manifest.get("config", {}), _plain(spec))
         raise InputError(
-            f"{folder} holds a run with another config ({'; '.join(changed[:5])}): go on with "
+            f"{folder} holds a run with another config ({'; '.join(changed[:5])}): resume it with "
             "the same one, or choose another hydra.run.dir"
         )
     metrics = read(folder / "metrics.json")
@@ -153,9 +160,9 @@ def begin(folder: Path, spec: TrialSpec, arguments: Sequence[str]) -> None:
 
 
 def write_manifest(folder: Path, spec: TrialSpec, arguments: Sequence[str], device: str) -> None:
-    """Write manifest.json: all that is needed to run this again.
+    """Write manifest.json: everything needed to repeat the run.
 
-    That of a run which is resumed stays; when and with what it goes on is added to it.
+    A run that is resumed adds when and where to the manifest that is there.
 
     Raises:
         EnvironmentFault: the folder cannot be written.
@@ -303,3 +310,40 @@ def write_json(path: Path, value: Mapping[str, Any], *, durable: bool = True) ->
 
 def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+@cache
+def environment() -> dict[str, Any]:
+    """What numbers may depend on besides the config: `versions` of Python and `PACKAGES`, `git`
+    (commit of the working folder and whether its tree was dirty; None outside of git), `platform`.
+    """
+    return {"git": _git(), "versions": _versions(), "platform": platform.platform()}
+
+
+def key_of(environment: Mapping[str, Any]) -> str:
+    """A short name of an environment, the same for equal ones: 8 hexadecimal digits."""
+    text = json.dumps(environment, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": sys.version.split()[0]}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _git() -> dict[str, Any] | None:
+    def ask(*words: str) -> str:
+        command = ["git", *words]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+        return done.stdout.strip()
+
+    try:
+        commit = ask("rev-parse", "HEAD")
+        return {"commit": commit, "dirty": bool(ask("status", "--porcelain"))}
+    except (OSError, subprocess.SubprocessError):
+        return None

@@ -1,10 +1,9 @@
 """Scalars for TensorBoard: what a run's evaluations measured, and its config as text.
 
-Reads the `logger` config group. A single run is written while it trains (`follow`, called by
-`app.py`), the best trials of a sweep when they end (`write`, called by `sweep/trial_folder.py`).
-Where it lies: `FOLDER/tensorboard`, and of several seeds `FOLDER/tensorboard/seed_N`. A run that
-is resumed writes its file anew from the history that its checkpoint has, so that no step is there
-twice. tensorboard's own records are used, which need no torch; the package is an optional extra.
+Reads the `logger` config group. A single run is written while it trains (`follow`), the best trials
+of a sweep when they end (`write`), to `FOLDER/tensorboard`; with several seeds, to
+`FOLDER/tensorboard/seed_N`. A run that is resumed writes its file anew from the history in its
+checkpoint, so that no step appears twice. tensorboard is an optional extra.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ FOLDER = "tensorboard"
 
 
 def check(config: RunConfig) -> None:
-    """See that what a config's logger needs is installed.
+    """Check that the package that a config's logger needs is installed.
 
     Raises:
         EnvironmentFault: it is not.
@@ -42,14 +41,14 @@ def check(config: RunConfig) -> None:
 
 
 def follow(spec: TrialSpec, folder: Path, monitor: Monitor) -> Monitor:
-    """What watches a run: `monitor`, and in front of it what logs, if the config asks for it."""
+    """`monitor`, and before it the logger if the config asks for one."""
     if isinstance(spec.config.logger, schema.NoLogger):
         return monitor
     return _Logged(folder, spec.config.training.seeds > 1, monitor)
 
 
 def write(folder: Path, config: RunConfig, results: Sequence[TrialResult]) -> None:
-    """Write what came of a trial, whole; `results` are those of its seeds.
+    """Write a trial that has ended; `results` are those of its seeds.
 
     Raises:
         EnvironmentFault: the disk is full, the folder cannot be written, or the package is gone.
@@ -86,7 +85,7 @@ def _place(folder: Path, spec: TrialSpec, *, several: bool) -> Path:
 
 
 class _Logged(Monitor):
-    """Logs what it is told, and passes all on to the monitor behind it."""
+    """Logs evaluations, and passes everything on to the monitor behind it."""
 
     def __init__(self, folder: Path, several: bool, behind: Monitor):
         self.folder, self.several, self.behind = folder, several, behind
@@ -125,9 +124,8 @@ class Events:
         self.folder = folder
 
     def begin(self, config: RunConfig, history: Sequence[Mapping[str, float]]) -> None:
-        """Write a new file: the config and what was measured so far; a former file goes.
-
-        A TensorBoard that has read the former one is told to forget it.
+        """Replace the file by one with the config and the history; a TensorBoard that has read the
+        former one forgets it.
 
         Raises:
             EnvironmentFault: the disk is full or the folder cannot be written.

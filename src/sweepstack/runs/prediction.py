@@ -21,7 +21,7 @@ from sweepstack.engine import checkpoint
 from sweepstack.models import layers
 
 MAX_NAMED = 8
-"""Trials with a model that are named where one has none."""
+"""Trials with a model that an error names."""
 
 
 class Predictor(nn.Module):
@@ -94,7 +94,7 @@ def load(folder: str | Path, trust: Sequence[str] = ()) -> Predictor:
 
     Args:
         folder: the run's folder.
-        trust: packages whose modules may be built; what the file says of it is not believed.
+        trust: packages whose modules may be built; what the file says is ignored.
 
     Raises:
         EnvironmentFault: there is no best.pt, or it is damaged.
@@ -131,15 +131,15 @@ def _why_none(folder: Path) -> str:
         found = json.loads((folder / "metrics.json").read_text("utf-8"))
         state, study, where = found["state"], str(found["study"]), str(found["storage"])
     except (OSError, ValueError, KeyError, TypeError):  # a run of its own
-        return "only a run that has ended has one"
+        return "only a finished run has one"
     number = folder.absolute().name
     if state != "complete":
         return f"trial {number} did not complete"
     trained = {path.parent.name for path in folder.absolute().parent.glob("*/best.pt")}
     kept = ", ".join(sorted(filter(str.isdecimal, trained), key=int)[:MAX_NAMED]) or "none"
     if str(found.get("equals")) in trained:
-        return f"trial {number} has the effect of trial {found['equals']}, which has it"
+        return f"trial {number} is a duplicate of trial {found['equals']}, which has it"
     return (
-        f"only the models of the best trials are kept (hydra.sweeper.keep_models), here {kept}; "
+        f"only the best trials keep their model (hydra.sweeper.keep_models), here {kept}; "
         f"train it again: {commands.study('rerun', study, number, where=where)}"
     )

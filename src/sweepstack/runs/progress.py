@@ -1,14 +1,19 @@
-"""What a person sees of a run: a progress bar with ETA, or plain lines, and a table at the end.
+"""What a person sees of a run, and how it is interrupted.
 
-Everything goes to stdout; errors go to stderr elsewhere.
+A run shows a progress bar with ETA, or plain lines, and a table at the end, all on stdout. A sweep
+shares its console and its handling of signals.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Mapping, Sequence
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Any
 
 from rich.console import Console
@@ -16,6 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Column, Table
 
 from sweepstack.config import commands
+from sweepstack.config.errors import EXIT_INTERRUPTED, EXIT_TERMINATED
 from sweepstack.engine.spec import Monitor, TrialSpec
 
 log = logging.getLogger(__name__)
@@ -24,12 +30,56 @@ PLAIN_LINES = 10
 """About how many evaluations of a run are printed where nobody watches."""
 
 
+@contextlib.contextmanager
+def on_signal(
+    first: Callable[[int], object], second: Callable[[int], object] = os._exit
+) -> Iterator[None]:
+    """Call `first` with the exit code at Ctrl-C or SIGTERM, `second` when either comes again."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    codes = {signal.SIGINT: EXIT_INTERRUPTED, signal.SIGTERM: EXIT_TERMINATED}
+    before = {number: signal.getsignal(number) for number in codes}
+    calls = [second, first]
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        call = calls.pop() if len(calls) > 1 else second  # popped before it is called: it may raise
+        call(codes[signal.Signals(number)])
+
+    for number in codes:
+        signal.signal(number, handle)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def every(seconds: float, call: Callable[[], object], name: str) -> Iterator[None]:
+    """Call `call` in a thread of that name every so many seconds; what it raises is dropped."""
+    over = threading.Event()
+
+    def repeat() -> None:
+        while not over.wait(seconds):
+            with contextlib.suppress(Exception):
+                call()
+
+    thread = threading.Thread(target=repeat, name=name, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
 class Watch(Monitor):
     """Shows one run: a bar on a terminal, about ten lines elsewhere. A context manager."""
 
     def __init__(self, console: Console | None = None):
         self.console = console or _Patient()
-        self.stop_code: int | None = None
+        self._exit_code: int | None = None
         self._total, self._last_line = 1, -1.0
         self._bar = Progress(
             MofNCompleteColumn(table_column=Column(no_wrap=True)),
@@ -86,9 +136,13 @@ class Watch(Monitor):
             self._last_line = done
             self._print(line)
 
+    def interrupt(self, exit_code: int) -> None:
+        """Let the run checkpoint and stop; signal handlers call it."""
+        self._exit_code = exit_code
+
     def interrupted(self) -> int | None:
-        """The exit code that a signal handler left in `stop_code`."""
-        return self.stop_code
+        """The exit code of a signal."""
+        return self._exit_code
 
     def _print(self, line: str) -> None:
         _line(self.console, line)

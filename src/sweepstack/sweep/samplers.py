@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 import warnings
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Any, TypeVar
 
 from optuna import Study, samplers
@@ -128,6 +129,53 @@ class _SeededByTrial(RandomSampler):
             seed = streams.derive(self._seed, trial.number) % 2**32
             self._current = (trial.number, RandomSampler(seed))
         return self._current[1].sample_independent(study, trial, param_name, param_distribution)
+
+
+class PerTrial(BaseSampler):
+    """Gives each trial a sampler of its own, seeded by its number: whoever asks, it draws the same.
+
+    Without a seed, and for those in `SHARED`, all trials have one.
+
+    Args:
+        build: the sampler of a seed.
+        seed: the study's.
+        is_shared: whether all trials have one in any case.
+    """
+
+    def __init__(
+        self, build: Callable[[int | None], BaseSampler], seed: int | None, *, is_shared: bool
+    ):
+        self._one = build(seed) if is_shared or seed is None else None
+        base = seed or 0
+        self._by_number = lru_cache(maxsize=2048)(
+            lambda number: build(streams.derive(base, number) % 2**32)
+        )
+
+    def _of(self, trial: FrozenTrial) -> BaseSampler:
+        return self._one or self._by_number(trial.number)
+
+    def infer_relative_search_space(
+        self, study: Study, trial: FrozenTrial
+    ) -> dict[str, BaseDistribution]:
+        """See `BaseSampler`, as all that follow."""
+        return self._of(trial).infer_relative_search_space(study, trial)
+
+    def sample_relative(  # noqa: D102
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        return self._of(trial).sample_relative(study, trial, search_space)
+
+    def sample_independent(  # noqa: D102
+        self,
+        study: Study,
+        trial: FrozenTrial,
+        param_name: str,
+        param_distribution: BaseDistribution,
+    ) -> Any:
+        return self._of(trial).sample_independent(study, trial, param_name, param_distribution)
+
+    def before_trial(self, study: Study, trial: FrozenTrial) -> None:  # noqa: D102
+        self._of(trial).before_trial(study, trial)
 
 
 def construct(where: str, make: Callable[..., Built], values: Mapping[str, Any]) -> Built:

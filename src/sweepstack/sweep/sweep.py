@@ -38,9 +38,8 @@ from sweepstack.sweep.book import studies
 from sweepstack.sweep.book.book import Book
 from sweepstack.sweep.plan import Plan
 from sweepstack.sweep.space.space import Space
-from sweepstack.sweep.worker import models_kept, worker
-from sweepstack.sweep.worker.launch import Crew, Launch, launch
-from sweepstack.sweep.worker.scoreboard import Scoreboard
+from sweepstack.sweep.worker import trial_folder, worker
+from sweepstack.sweep.worker.launch import Crew, Launch, Scoreboard, launch
 from sweepstack.sweep.worker.worker import too_many_failed
 
 log = logging.getLogger(__name__)
@@ -125,7 +124,7 @@ def sweep(
         if SWEEP not in study.user_attrs:
             study.set_user_attr(SWEEP, _asked(chosen, arguments, hydra, app))
         folder = studies.folder_of(opened, study, STUDIES.absolute())
-        models_kept.ask(study, chosen.keep_models)
+        trial_folder.keep_models(study, chosen.keep_models)
         book = studies.open_book(chosen, study, opened, partial(app.checkpointed, folder))
         _take_up(chosen, book)
         deadline = began + chosen.timeout_s if chosen.timeout_s else math.inf
@@ -138,7 +137,7 @@ def sweep(
         if to_go and not too_many_failed(chosen, counts):
             code = launch(crew, board, launcher)
         if app.origin["name"] == "sweepstack":  # others keep what they want
-            models_kept.remove_others(study, folder)
+            trial_folder.remove_models(study, folder)
         _conclude(crew, book, code, results or folder, "" if temporary else url)
 
 
@@ -191,8 +190,6 @@ def _conclude(crew: Crew, book: Book, code: int | None, results: Path, url: str)
     hopeless = counts["remaining"] and too_many_failed(crew.plan, counts)
     early = f"; {rate} ended it early" if hopeless else ""
     if not counts["running"] + counts["waiting"] and crew.folder.is_dir():
-        from sweepstack.sweep.worker import trial_folder
-
         trial_folder.tidy(crew.folder, book.numbers_with(RETRIED), book.numbers_with(LOST))
     if not counts["done"]:
         raise NothingCompleted(
@@ -200,8 +197,9 @@ def _conclude(crew: Crew, book: Book, code: int | None, results: Path, url: str)
             f"{counts['failed']} failed{early}{_because(study)}"
         )
     from sweepstack.reporting import terminal
+    from sweepstack.study.view import StudyView
 
-    terminal.show(study, progress.console())
+    terminal.show(StudyView(study, url or ""), progress.console())
     finished = counts["done"] + counts["pruned"] + counts["failed"]
     if equal := len(book.numbers_with(EQUALS)):
         had = f"{equal:,} of {finished:,} trials had the same effect as another"
@@ -227,10 +225,10 @@ def _show(chosen: Plan, study: optuna.Study, url: str) -> None:
     if chosen.report:
         from sweepstack.reporting import report
         from sweepstack.reporting.dashboard import decorate
-        from sweepstack.study import library
+        from sweepstack.study import view
 
         try:
-            opened = library.open_study(study.study_name, url)  # to read: others may write
+            opened = view.open_study(study.study_name, url)  # to read: others may write
             written = report.write(opened, report.place_of(opened))
             _say(f"report: {progress.shown(written)}")
             decorate.decorate(opened, written=written)

@@ -65,6 +65,9 @@ class LrSchedule:
     config: schema.Schedule
     steps: int
 
+    def __post_init__(self) -> None:
+        self._formula = _SHAPES[type(self.config)]
+
     @property
     def metric(self) -> str | None:
         """The metric that `observe` reads; None when the factors follow from the step alone."""
@@ -72,7 +75,7 @@ class LrSchedule:
 
     def shape(self, t: int) -> float:
         """The factor at step `t` after the warmup, 0 <= t < T."""
-        return _SHAPES[type(self.config)](self.config, t, self.steps)
+        return self._formula(self.config, t, self.steps)
 
     def factor(self, step: int) -> float:
         """The factor on lr for the step with 0-based index `step`.

@@ -64,7 +64,7 @@ def moments(program, stack, step):
 def everything(stack):
     """All tensors that a captured step reads or writes and that stay where they are."""
     rows = [stack.optimizer[name] for name in sorted(stack.optimizer)]
-    return [*stack.lasting, *rows, *(g for bank in stack.moments.values() for g in bank.groups)]
+    return [*stack.persistent, *rows, *(g for bank in stack.moments.values() for g in bank.packed)]
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw", "rmsprop"])

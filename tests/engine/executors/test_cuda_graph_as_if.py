@@ -171,7 +171,7 @@ def test_what_the_step_itself_raises_is_no_matter_of_graphs(program, cuda, caplo
 
     class Raising(Step):
         def __call__(self, stack, batch):
-            stack.params.groups[0].fill_(7.0)
+            stack.params.packed[0].fill_(7.0)
             raise error
 
     (batch,) = make_steps(program, mine, 1)

@@ -16,15 +16,15 @@ from sweepstack.engine.train import train
 W, X = torch.arange(6.0).view(2, 3), torch.tensor([1.0, -2.0, 0.5])
 
 
-def replayed(function, lasting, *calls, apart=False):
+def replayed(function, persistent, *calls, apart=False):
     """Record a function in two calls, and replay it on the inputs of the last one."""
     recorder = Recorder()
     for inputs in calls[:2]:
         recorder.record(
-            lambda inputs=inputs: function(*lasting, *inputs), lasting, inputs, apart=apart
+            lambda inputs=inputs: function(*persistent, *inputs), persistent, inputs, apart=apart
         )
     assert recorder.recording is not None, recorder.reason
-    return recorder.recording.bind(lasting)(*calls[-1])
+    return recorder.recording.bind(persistent)(*calls[-1])
 
 
 def reason(function, *inputs):
@@ -65,7 +65,7 @@ def test_a_recording_is_bound_to_any_tensors_of_the_same_shapes():
     assert torch.equal(run(X)[0], 2 * W.t() @ torch.ones(2) + X)
 
 
-def test_lasting_tensors_may_change_between_runs():
+def test_persistent_tensors_may_change_between_runs():
     """As parameters do, of which views were made once."""
     w = W.clone()
     recorder = Recorder()

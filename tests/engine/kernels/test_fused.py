@@ -49,14 +49,14 @@ def test_fifty_steps_equal_the_rules(name, equal, apart):
     for step in range(1, 51):
         grads = [
             torch.randn(group.shape, generator=generator, dtype=torch.float64)
-            for group in mine["params"].groups
+            for group in mine["params"].packed
         ]
         given = [list(g.clone().unbind(0)) if apart else g.clone() for g in grads]
         number, moments = torch.full((3,), step), [mine[key] for key in rule.moments]
         fused.update(name, mine["params"], given, moments, numbers, lr, number)
-        theirs = {key: other[key].groups for key in rule.moments}
-        rule.update(other["params"].groups, grads, theirs, numbers, lr, number)
-    for one, two in zip(mine["params"].groups, other["params"].groups, strict=True):
+        theirs = {key: other[key].packed for key in rule.moments}
+        rule.update(other["params"].packed, grads, theirs, numbers, lr, number)
+    for one, two in zip(mine["params"].packed, other["params"].packed, strict=True):
         torch.testing.assert_close(one, two, rtol=1e-9, atol=1e-12)
 
 

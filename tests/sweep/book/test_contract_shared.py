@@ -28,8 +28,16 @@ def url(tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path}/studies.db"
 
 
+def place(folder: Path, kind: str) -> tuple[str, str]:
+    """A storage's URL, and the kind of its book."""
+    if kind == "journal":
+        return f"journal:///{folder}/studies.journal", "public"
+    return f"sqlite:///{folder}/studies.db", kind
+
+
 def work(
     url: str,
+    kind: str,
     total: int,
     points: int | None,
     most: int,
@@ -50,7 +58,7 @@ def work(
         if next(left) == 0:
             signal.pause()
 
-    book = open_book(url, total, points, max_restarts=1000)
+    book = open_book(url, total, points, kind=kind, max_restarts=1000)
     while trials := book.claim(most):
         if others is not None:
             others.wait(PATIENCE_S)
@@ -88,19 +96,28 @@ def told_by(connection: Connection, at_most: int | None = None) -> list[Any]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("points", "most"), [(None, 1), (None, 7), (200, 7)])
-def test_four_processes_share_a_total_exactly(url: str, points: int | None, most: int) -> None:
+@pytest.mark.parametrize(
+    ("kind", "total", "points", "most"),
+    [
+        *[("bulk", 200, None, 1), ("bulk", 200, None, 7), ("bulk", 200, 200, 7)],
+        *[("public", 60, None, 3), ("public", 60, 60, 3), ("journal", 60, 60, 3)],
+    ],
+)
+def test_four_processes_share_a_total_exactly(
+    tmp_path: Path, kind: str, total: int, points: int | None, most: int
+) -> None:
+    url, kind = place(tmp_path, kind)
     # The file does not exist yet: they also make it, and the study, at the same time.
     others = warm.SERVER.Barrier(4)
-    workers = [start(url, 200, points, most, None, others) for _ in range(4)]
+    workers = [start(url, kind, total, points, most, None, others) for _ in range(4)]
     ran = []
     for process, connection in workers:
         ran += [number for step, number, _ in told_by(connection) if step == "told"]
         process.join(PATIENCE_S)
         assert process.exitcode == 0
-    trials = open_book(url, 200, points).study.trials
-    assert sorted(ran) == list(range(200))
-    assert [t.number for t in trials] == list(range(200))
+    trials = open_book(url, total, points, kind=kind).study.trials
+    assert sorted(ran) == list(range(total))
+    assert [t.number for t in trials] == list(range(total))
     assert {t.state for t in trials} == {TrialState.COMPLETE}
     assert len({t.user_attrs[WORKER] for t in trials}) == 4
     if points is not None:
@@ -108,15 +125,21 @@ def test_four_processes_share_a_total_exactly(url: str, points: int | None, most
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("points", "most"), [(None, 3), (40, 1), (40, 3)])
+@pytest.mark.parametrize(
+    ("kind", "points", "most"),
+    [
+        *[("bulk", None, 3), ("bulk", 40, 1), ("bulk", 40, 3)],
+        *[("public", None, 3), ("public", 40, 1)],
+    ],
+)
 def test_a_sweep_killed_at_random_moments_ends_with_its_total(
-    url: str, points: int | None, most: int
+    url: str, kind: str, points: int | None, most: int
 ) -> None:
     moments = random.Random(20)
     acknowledged: dict[int, float] = {}
     for _ in range(10 // most):
         several_steps = [moments.randrange(1, 9 * most) for _ in range(2)]
-        workers = [start(url, 40, points, most, steps, None) for steps in several_steps]
+        workers = [start(url, kind, 40, points, most, steps, None) for steps in several_steps]
         for (process, connection), steps in zip(workers, several_steps, strict=True):
             received = told_by(connection, at_most=steps - 1)
             assert process.is_alive()
@@ -124,7 +147,7 @@ def test_a_sweep_killed_at_random_moments_ends_with_its_total(
             received += told_by(connection)
             acknowledged |= {number: x for step, number, x in received if step == "told"}
             process.join(PATIENCE_S)
-    book = open_book(url, 40, points, max_restarts=1000)
+    book = open_book(url, 40, points, kind=kind, max_restarts=1000)
     run_all(book)
 
     trials = book.study.trials

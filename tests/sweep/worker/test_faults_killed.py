@@ -1,4 +1,4 @@
-"""60 SIGKILLs with trials in hand: exact totals, nothing acknowledged lost, nobody blamed."""
+"""80 SIGKILLs with trials in hand: exact totals, nothing acknowledged lost, nobody blamed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from fault_support import SWEEPSTACK, Row, Sweep, rows, running, states
 
 pytestmark = pytest.mark.slow
 
-KILLS = 10  # of each of the six sweeps
+KILLS = 10  # of each of the eight sweeps
+PUBLIC = [str(Path(__file__).parents[1] / "public_app.py")]
 TRIALS, MARGIN = 24, 8
 STEPS = ("data=quadratic", "training.max_steps=1200", "training.eval_every=20")
 GRID = ["-m", *STEPS, f"training.seed=range(0,{TRIALS})", "training.width=2"]
@@ -26,12 +27,14 @@ def finished(folder: Path) -> dict[int, Row]:
     return {row.number: row for row in rows(folder) if row.state in ("COMPLETE", "PRUNED")}
 
 
-@pytest.mark.parametrize("jobs", [1, 2, 4])
+@pytest.mark.parametrize(
+    ("app", "jobs"), [(SWEEPSTACK, 1), (SWEEPSTACK, 2), (SWEEPSTACK, 4), (PUBLIC, 2)]
+)
 @pytest.mark.parametrize("command", [GRID, ASHA], ids=["grid", "tpe+asha"])
 def test_a_sweep_killed_10_times_ends_as_if_nothing_had_happened(
-    tmp_path: Path, command: list[str], jobs: int
+    tmp_path: Path, command: list[str], app: list[str], jobs: int
 ) -> None:
-    words = [*SWEEPSTACK, *command, f"hydra.sweeper.n_jobs={jobs}"]
+    words = [*app, *command, f"hydra.sweeper.n_jobs={jobs}"]
     moments = random.Random(jobs)
     acknowledged: dict[int, Row] = {}
     for kill in range(KILLS):

@@ -127,7 +127,7 @@ def check_went_on(folder: Path, waited: list[Row]) -> None:
     for row in waited:
         place = study_folder(folder) / str(row.number)
         log = (place / "sweepstack.log").read_text()
-        assert f"goes on from trial {row.attributes['sweepstack.continues']}" in log
+        assert f"resumes trial {row.attributes['sweepstack.continues']}" in log
         (begun,) = re.findall(r"step (\d+) of 1500, seed", log)
         assert int(begun) > 0
         (final,) = [r for r in rows(folder) if r.number == row.number]
@@ -210,7 +210,7 @@ def test_a_killed_worker_is_replaced_and_its_trial_run_again(tmp_path: Path) -> 
     os.kill(victim.worker, signal.SIGKILL)
     sweep.send(signal.SIGCONT)
     sweep.succeeds()
-    assert "died (exit code -9); another goes on" in sweep.err
+    assert "died (exit code -9); starting another" in sweep.err
     assert states(tmp_path) == {"COMPLETE": 4}
     assert "is gone" in rows(tmp_path)[victim.number].attributes["sweepstack.lost"]
 

@@ -124,7 +124,7 @@ class _Part:
         recording = self.recorder(shared).recording
         if recording is None:
             return None
-        self._replays[shared] = recording.bind(self.stack.lasting)
+        self._replays[shared] = recording.bind(self.stack.persistent)
         return self._replays[shared]
 
     def _gradients(self, batch: Batch, inputs: list[Tensor]) -> list[Any]:
@@ -139,7 +139,7 @@ class _Part:
             return function()
         apart = self.stack.width > 1 and self.step.fused
         with side_effects(self.step.module) as seen:
-            found = recorder.record(function, self.stack.lasting, inputs, apart=apart)
+            found = recorder.record(function, self.stack.persistent, inputs, apart=apart)
         if recorder.recording is not None:
             warn_of_side_effects(self.step.module, seen)
         elif recorder.reason is not None:

@@ -42,12 +42,12 @@ class Recording:
     source: str
     objects: Mapping[str, Any]
 
-    def bind(self, lasting: Sequence[Tensor]) -> Callable[..., list[Tensor | list[Tensor]]]:
+    def bind(self, persistent: Sequence[Tensor]) -> Callable[..., list[Tensor | list[Tensor]]]:
         """A function of the inputs that works on these tensors: like those of the recording, in
         the same order. It holds no state, so threads may share it."""
         names = dict(self.objects)
         exec(compile(self.source, "<recording>", "exec"), names)
-        replay: Callable[..., list[Tensor | list[Tensor]]] = names["bind"](*lasting)
+        replay: Callable[..., list[Tensor | list[Tensor]]] = names["bind"](*persistent)
         return replay
 
     def equals(self, other: Recording) -> bool:
@@ -73,13 +73,13 @@ class Recorder:
     def record(
         self,
         function: Callable[[], Sequence[Tensor]],
-        lasting: Sequence[Tensor],
+        persistent: Sequence[Tensor],
         inputs: Sequence[Tensor],
         *,
         apart: bool = False,
     ) -> list[Tensor]:
         """Run a function and record its operations; see `recorded`."""
-        outputs, found = recorded(function, lasting, inputs, apart=apart)
+        outputs, found = recorded(function, persistent, inputs, apart=apart)
         self._times += 1
         if isinstance(found, str):
             self.reason = found
@@ -93,7 +93,7 @@ class Recorder:
 
 def recorded(
     function: Callable[[], Sequence[Tensor]],
-    lasting: Sequence[Tensor],
+    persistent: Sequence[Tensor],
     inputs: Sequence[Tensor],
     *,
     apart: bool = False,
@@ -101,8 +101,8 @@ def recorded(
     """Run a function once and record the tensor operations that it comes to.
 
     Args:
-        function: computes some tensors from `lasting`, `inputs` and constants.
-        lasting: tensors that stay where they are: views of them are made once, when a recording
+        function: computes some tensors from `persistent`, `inputs` and constants.
+        persistent: tensors that stay where they are: views of them are made once, when a recording
             is bound.
         inputs: tensors that are others in each call, always of the same shapes.
         apart: whether an output that only puts tensors together (torch.stack) may be a list of
@@ -123,7 +123,7 @@ def recorded(
         listener.calls.clear()
     else:
         try:
-            source = Source(lasting, inputs, listener.calls)
+            source = _SourceText(persistent, inputs, listener.calls)
             return outputs, Recording(source.text(outputs, apart=apart), source.objects)
         except NotRecordable as refused:
             return outputs, str(refused)
@@ -190,16 +190,16 @@ class _Line:
 
 
 @dataclass
-class Source:
-    """Turns recorded operations into source text: `bind(lasting tensors)` makes views of them once
-    and gives `replay(inputs)`, which has one line for each operation that something depends on, and
-    frees each tensor after its last use.
+class _SourceText:
+    """Turns recorded operations into source text: `bind(persistent tensors)` makes views of them
+    once and gives `replay(inputs)`, which has one line for each operation that something depends
+    on, and frees each tensor after its last use.
 
     Raises:
         NotRecordable: an operation cannot be recorded.
     """
 
-    lasting: Sequence[Tensor]
+    persistent: Sequence[Tensor]
     inputs: Sequence[Tensor]
     calls: Sequence[Call]
     names: dict[int, str] = field(default_factory=dict)
@@ -213,10 +213,10 @@ class Source:
 
     def __post_init__(self) -> None:
         self._known: dict[Any, str] = {}
-        for tensors, letter in ((self.lasting, "p"), (self.inputs, "x")):
+        for tensors, letter in ((self.persistent, "p"), (self.inputs, "x")):
             for tensor in tensors:
                 self._name(tensor, letter)
-        self.fixed.update(self.names[id(tensor)] for tensor in self.lasting)
+        self.fixed.update(self.names[id(tensor)] for tensor in self.persistent)
         self.changed = _all_changed(self.calls)
         for call in self.calls:
             self._add(call)
@@ -254,12 +254,12 @@ class Source:
             self.fixed.update(outputs)
 
     def text(self, outputs: Sequence[Tensor], *, apart: bool) -> str:
-        """The whole text: what runs once for the lasting tensors, and what runs each time."""
+        """The whole text: what runs once for the persistent tensors, and what runs each time."""
         results = [self._text(tensor, set()) for tensor in outputs]
         if apart:
             self._take_apart(results)
         lines = _needed(self.each, set(self._names_in(results)))
-        taken = ", ".join(self.names[id(tensor)] for tensor in self.lasting)
+        taken = ", ".join(self.names[id(tensor)] for tensor in self.persistent)
         given = ", ".join(self.names[id(tensor)] for tensor in self.inputs)
         text = [f"def bind({taken}):"]
         text += [f"    {line}" for line in self.once]

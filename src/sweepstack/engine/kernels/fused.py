@@ -63,15 +63,15 @@ def _agrees(name: str, slots: list[int]) -> bool:
         for _ in range(2)
     ]
     for banks in (kernels, rules):
-        banks["param"].groups[0].copy_(start)
+        banks["param"].packed[0].copy_(start)
     for number in (1, 2, 3):
         grad, step = (number * start).cos(), torch.full((2,), number)
         moments = [kernels[key] for key in rule.moments]
         update(name, kernels["param"], [grad.clone()], moments, hyper, lr, step)
-        ordered = {key: rules[key].groups for key in rule.moments}
-        rule.update(rules["param"].groups, [grad.clone()], ordered, hyper, lr, step)
+        ordered = {key: rules[key].packed for key in rule.moments}
+        rule.update(rules["param"].packed, [grad.clone()], ordered, hyper, lr, step)
     # SGD without momentum leaves its moment alone.
-    return torch.allclose(kernels["param"].groups[0], rules["param"].groups[0], 1e-4, 1e-6)
+    return torch.allclose(kernels["param"].packed[0], rules["param"].packed[0], 1e-4, 1e-6)
 
 
 def update(
@@ -89,7 +89,7 @@ def update(
     whole = [grad.contiguous() for grad in grads if isinstance(grad, Tensor)]
     if len(groups) == 1 and len(whole) == len(grads):
         numbers, number, _ = groups[0]
-        p, *m = [list(bank.groups) for bank in banks]
+        p, *m = [list(bank.packed) for bank in banks]
         _run(name, p, whole, m, numbers, number)
         return
     rows = [_rows(grads), *(bank.rows for bank in banks)]

@@ -17,8 +17,7 @@ from sweepstack.config import commands
 from sweepstack.config.errors import printable
 from sweepstack.reporting.terminal import number
 from sweepstack.study.attributes import PREFIX
-from sweepstack.study.published import METRICS, applies, published
-from sweepstack.study.tables import pivot
+from sweepstack.study.tables import METRICS, applies, pivot, published
 from sweepstack.study.view import StudyView, is_numeric
 
 MAX_LETTERS = 400

@@ -16,26 +16,26 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import yaml
 from optuna.trial import FrozenTrial
 
-from sweepstack.config import reading as config
+from sweepstack.config import reading
 from sweepstack.config.errors import InputError, one_line
 from sweepstack.config.schema import Custom, RunConfig
 from sweepstack.config.trust import beyond_values, check_target, parts
 from sweepstack.engine.spec import TrialSpec
 from sweepstack.study.attributes import OVERRIDES
-from sweepstack.study.library import OpenStudy
+from sweepstack.study.view import StudyView
 
 Plain = dict[str, Any]
 
-LARGEST = 1_000_000
+MAX_BYTES = 1_000_000
 """Bytes of a config.yaml that is read."""
-MOST_NAMED = 6
+MAX_NAMED = 6
 """Keys that a line names."""
 
 
@@ -45,19 +45,19 @@ class Restored:
 
     Attributes:
         config: what is trained.
-        words: overrides that make it, for a manifest: the study's and the user's.
+        overrides: those that make it, for a manifest: the study's and the user's.
         verified: whether it is known to be the recorded one, so that its folder's history is too.
         notes: what a person has to know, a line each.
     """
 
     config: RunConfig
-    words: list[str]
+    overrides: list[str]
     verified: bool
     notes: list[str] = field(default_factory=list)
 
 
 def restore(
-    opened: OpenStudy,
+    view: StudyView,
     trial: FrozenTrial,
     given: Sequence[str] = (),
     trust: Sequence[str] = (),
@@ -66,7 +66,7 @@ def restore(
     """Make the config of a trial from what its study keeps.
 
     Args:
-        opened: the study.
+        view: the study.
         trial: a trial of it.
         given: the user's overrides, on top.
         trust: packages that `model._target_` may name besides `trust.table`.
@@ -76,58 +76,51 @@ def restore(
         InputError: the study does not keep what is needed, or it names what is not trusted.
     """
     recorded = _hash(trial)
-    words, notes = _words(trial)
-    kept = _kept(opened, trial)
-    composed, problem = _attempt(lambda: _composed(opened, trial, words, config_dir))
-    hashes = {name: _hash_of(plain) for name, plain in (("kept", kept), ("now", composed)) if plain}
-    if kept and recorded and hashes["kept"] == recorded:
-        plain = kept
-    elif composed is not None:
-        plain = composed
-    else:
-        assert problem is not None
-        raise problem
-    verified = recorded is not None and _hash_of(plain) == recorded
-    if recorded and composed is not None and hashes["now"] != recorded:
-        between = f"config_hash {recorded} then, {hashes['now']} now"
-        if kept is not None and hashes["kept"] == recorded:
-            notes.append(
-                f"composed today it would be another config ({_named(kept, composed)}): trained is "
-                "the recorded one"
-            )
+    kept_overrides, notes = _overrides(trial)
+    kept, composed = _kept(view, trial), None
+    kept_hash = None if kept is None else _hash_of(kept)
+    try:
+        composed = _composed(view, trial, kept_overrides, config_dir)
+    except InputError:
+        if kept is None or not recorded or kept_hash != recorded:
+            raise
+    composed_hash = None if composed is None else _hash_of(composed)
+    is_kept = kept is not None and recorded is not None and kept_hash == recorded
+    if recorded and composed is not None and composed_hash != recorded:
+        differs = "" if kept is None else _named(kept, composed)
+        if is_kept:
+            note = f"composed today it would be another config ({differs}): using the recorded one"
         else:
-            known = f": {_named(kept, composed)}" if kept is not None else ""
-            notes.append(f"the recorded config is not to be had, today's is trained{known}")
-        notes[-1] += f"; {between}"
-    return _with_own(trial, plain, words, verified, notes, (given, trust, config_dir))
+            note = "the recorded config is unavailable: using today's"
+            note += f", which differs: {differs}" if differs else ""
+        notes.append(f"{note}; config_hash {recorded} then, {composed_hash} now")
+    plain = kept if is_kept else composed
+    assert plain is not None
+    verified = recorded is not None and (is_kept or composed_hash == recorded)
+    config, changed = _changed(plain, given, trust, config_dir)
+    _check_target(trial, config, trust)
+    return Restored(config, [*kept_overrides, *given], verified, [*notes, *changed])
 
 
-def _with_own(
-    trial: FrozenTrial,
-    plain: Plain,
-    words: list[str],
-    verified: bool,
-    notes: list[str],
-    own: tuple[Sequence[str], Sequence[str], str | None],
-) -> Restored:
-    """What the user says, on top of what the study keeps."""
-    given, trust, config_dir = own
-    told = {word.lstrip("+~").partition("=")[0] for word in given}
-    if "trust" in told:
+def _changed(
+    plain: Plain, given: Sequence[str], trust: Sequence[str], config_dir: str | None
+) -> tuple[RunConfig, list[str]]:
+    """The config with what the user gives on top and without what writes files, and a note on what
+    the user changed."""
+    if "trust" in {override.lstrip("+~").partition("=")[0] for override in given}:
         raise InputError("packages are trusted with --trust PACKAGE, not with trust=[...]")
-    before = config.read_plain(plain)
-    safe = {**plain, "trust": list(trust)}
+    before = reading.read_plain(plain)
+    safe = {**plain, "trust": list(trust), "logger": {"name": "none"}}
     if "download" in safe["data"]:  # it would write where data.root says
         safe["data"] = {**safe["data"], "download": False}
     safe["training"] = {**safe["training"], "checkpoint_every": 0, "width": 1}
-    safe["logger"] = {"name": "none"}
-    found = config.read_plain(config.on_top(safe, given, config_dir) if given else safe)
-    if given:
-        wanted = config.read_plain(config.on_top(plain, given, config_dir))
-        if TrialSpec(wanted).config_hash != TrialSpec(before).config_hash:
-            notes.append(f"changed on purpose: {_named(asdict(before), asdict(wanted))}")
-    _check_target(trial, found, trust)
-    return Restored(found, [*words, *given], verified, notes)
+    if not given:
+        return reading.read_plain(safe), []
+    config = reading.read_plain(reading.on_top(safe, given, config_dir))
+    wanted = reading.read_plain(reading.on_top(plain, given, config_dir))
+    if TrialSpec(wanted).config_hash == TrialSpec(before).config_hash:
+        return config, []
+    return config, [f"changed on purpose: {_named(asdict(before), asdict(wanted))}"]
 
 
 def _check_target(trial: FrozenTrial, found: RunConfig, trust: Sequence[str]) -> None:
@@ -137,8 +130,8 @@ def _check_target(trial: FrozenTrial, found: RunConfig, trust: Sequence[str]) ->
             check_target(found.model.target, trust)
         except InputError as error:
             raise InputError(
-                f"trial {trial.number}: {said(error)}: a study is not trusted; if you trust it, "
-                "add --trust PACKAGE"
+                f"trial {trial.number}: {one_line(error)}: a study is not trusted; if you trust "
+                "it, add --trust PACKAGE"
             ) from None
 
 
@@ -149,22 +142,15 @@ def _hash(trial: FrozenTrial) -> str | None:
 
 def _hash_of(plain: Plain) -> str | None:
     try:
-        return TrialSpec(config.read_plain(plain)).config_hash
+        return TrialSpec(reading.read_plain(plain)).config_hash
     except InputError:
         return None
-
-
-def _attempt(make: Callable[[], Plain]) -> tuple[Plain | None, InputError | None]:
-    try:
-        return make(), None
-    except InputError as error:
-        return None, error
 
 
 # --- what the study keeps ----------------------------------------------------------------------
 
 
-def _words(trial: FrozenTrial) -> tuple[list[str], list[str]]:
+def _overrides(trial: FrozenTrial) -> tuple[list[str], list[str]]:
     """The recorded overrides that say what a trial is, and a line on those that do not.
 
     Raises:
@@ -173,58 +159,59 @@ def _words(trial: FrozenTrial) -> tuple[list[str], list[str]]:
     found = trial.user_attrs.get(OVERRIDES)
     if not isinstance(found, list) or not all(isinstance(word, str) for word in found):
         raise InputError(
-            f"trial {trial.number} cannot be run again: it has no attribute {OVERRIDES} (what "
-            "Hydra was told), which sweepstack records of each trial that ends"
+            f"trial {trial.number} cannot be run again: it has no attribute {OVERRIDES}, in which "
+            "sweepstack records the overrides of each finished trial"
         )
     kept, dropped = list[str](), list[str]()
     for word in found:
         why = beyond_values(word)
         if why:
             raise InputError(
-                f"trial {trial.number} is refused: its recorded override '{said(word, 80)}' {why}"
+                f"trial {trial.number} is refused: its recorded override "
+                f"'{one_line(word, 80)}' {why}"
             )
         (dropped if "hydra" in parts(word) else kept).append(word)
     if not dropped:
         return kept, []
-    names = ", ".join(said(word.partition("=")[0], 60) for word in dropped[:MOST_NAMED])
+    names = ", ".join(one_line(word.partition("=")[0], 60) for word in dropped[:MAX_NAMED])
     return kept, [f"left out, as a study may not set Hydra: {names}"]
 
 
 def _composed(
-    opened: OpenStudy, trial: FrozenTrial, words: Sequence[str], config_dir: str | None
+    view: StudyView, trial: FrozenTrial, given: Sequence[str], config_dir: str | None
 ) -> Plain:
     """The recorded overrides, composed today.
 
     Raises:
         InputError: they do not compose, or need a folder of configs that the user must name.
     """
-    application = opened.asked.get("application")
+    application = view.asked.get("application")
     application = application if isinstance(application, Mapping) else {}
     before = application.get("config_dir")
     if before and config_dir is None:
         raise InputError(
-            f"trial {trial.number} was composed with --config-dir {said(before, 80)}: give it "
+            f"trial {trial.number} was composed with --config-dir {one_line(before, 80)}: give it "
             "again, a study may not name it"
         )
     name = application.get("config_name")
     if config_dir is None or not isinstance(name, str) or not re.fullmatch(r"[\w-]+", name):
-        name = config.CONFIG_NAME
+        name = reading.CONFIG_NAME
     try:
-        read = config.read(config.compose(words, config_dir, name))
+        read = reading.read(reading.compose(given, config_dir, name))
     except InputError as error:
-        lines = [f"trial {trial.number}: {said(line)}" for line in error.mistakes]
+        lines = [f"trial {trial.number}: {one_line(line)}" for line in error.mistakes]
         raise InputError(lines) from None
     return _as_typed(asdict(read))
 
 
-def _kept(opened: OpenStudy, trial: FrozenTrial) -> Plain | None:
+def _kept(view: StudyView, trial: FrozenTrial) -> Plain | None:
     """config.yaml of the trial's folder, None where there is none that can be read."""
-    if opened.folder is None:
+    if view.folder is None:
         return None
     try:
-        with (opened.folder / str(trial.number) / "config.yaml").open("rb") as file:
-            text = file.read(LARGEST + 1)
-        if len(text) > LARGEST or b"${" in text:
+        with (view.folder / str(trial.number) / "config.yaml").open("rb") as file:
+            text = file.read(MAX_BYTES + 1)
+        if len(text) > MAX_BYTES or b"${" in text:
             return None
         # Aliases of aliases of aliases fill the memory.
         if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
@@ -235,7 +222,7 @@ def _kept(opened: OpenStudy, trial: FrozenTrial) -> Plain | None:
     if not isinstance(found, dict) or not all(isinstance(key, str) for key in found):
         return None
     try:
-        return _as_typed(asdict(config.read_plain(found)))
+        return _as_typed(asdict(reading.read_plain(found)))
     except (InputError, ValueError):
         return None
 
@@ -257,12 +244,12 @@ def _as_typed(plain: Plain) -> Plain:
 def _named(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     """The keys in which two configs differ, with their values."""
     lines = [
-        f"{key} {said(a, 40)} then, {said(b, 40)} now"
+        f"{key} {one_line(a, 40)} then, {one_line(b, 40)} now"
         for key, a, b in _differences(old, new)
         if key != "trust"
     ]
-    more = f", and {len(lines) - MOST_NAMED} more" if len(lines) > MOST_NAMED else ""
-    return "; ".join(lines[:MOST_NAMED]) + more
+    more = f", and {len(lines) - MAX_NAMED} more" if len(lines) > MAX_NAMED else ""
+    return "; ".join(lines[:MAX_NAMED]) + more
 
 
 def _differences(old: Any, new: Any, path: str = "") -> list[tuple[str, Any, Any]]:
@@ -278,8 +265,3 @@ def _differences(old: Any, new: Any, path: str = "") -> list[tuple[str, Any, Any
 
 def _are_lists(*values: Any) -> bool:
     return all(isinstance(value, list | tuple) for value in values)
-
-
-def said(text: object, limit: int = 300) -> str:
-    """What a study says, as one line that does nothing to a terminal."""
-    return one_line(text, limit)

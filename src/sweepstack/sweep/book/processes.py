@@ -7,15 +7,11 @@ machine may share its name and each count their own pids.
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
 import socket
-import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
 
 BEAT_S = 20.0
 """Seconds between two heartbeats, well within the grace that a book gives a silent worker."""
@@ -54,33 +50,6 @@ def _start_time(pid: int) -> str:
     # The second field is the program's name in brackets, which may itself hold spaces and brackets.
     state, *fields = stat.rpartition(")")[2].split()
     return "" if state in "ZX" else fields[18]
-
-
-class Heartbeat:
-    """Calls `beat` every `BEAT_S` seconds from a thread of its own. A context manager."""
-
-    def __init__(self, beat: Callable[[], object]):
-        self._beat = beat
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="sweepstack-heartbeat", daemon=True)
-
-    def __enter__(self) -> Heartbeat:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._over.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        while not self._over.wait(BEAT_S):
-            with contextlib.suppress(Exception):  # the next write of the worker itself raises it
-                self._beat()
 
 
 class Sleep:

@@ -10,21 +10,19 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cache, lru_cache
+from functools import cache
 from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
 import optuna
-from optuna.distributions import BaseDistribution
 from optuna.exceptions import DuplicatedStudyError
 from optuna.samplers import BaseSampler, RandomSampler
 from optuna.storages import BaseStorage, RDBStorage
 from optuna.study import StudyDirection
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import TrialState
 
 from sweepstack.config.errors import InputError, one_line
-from sweepstack.data import streams
 from sweepstack.study.attributes import FOLDER, IDENTITY, RETRIED, WORKER
 from sweepstack.sweep import samplers
 from sweepstack.sweep.book import processes
@@ -95,7 +93,9 @@ def open_book(
     checkpointed: Callable[[int], int | None],
 ) -> Book:
     """The records of the plan's study: its total, its grid in order, each trial's own sampler."""
-    study.sampler = RandomSampler(0) if plan.grid else PerTrial(plan)  # a grid's points are fixed
+    study.sampler = RandomSampler(0)  # of a grid, whose points are fixed
+    if not plan.grid:
+        study.sampler = _sampler(plan)
     return book_of(storage)(
         study,
         storage,
@@ -106,6 +106,17 @@ def open_book(
         workers=plan.n_jobs,
         checkpointed=checkpointed,
     )
+
+
+def _sampler(plan: Plan) -> BaseSampler:
+    name, given = plan.sampler.name, plan.sampler.given
+
+    def build(seed: int | None) -> BaseSampler:
+        found = samplers.build_sampler(name, given, seed, trusted_storage=plan.trusted_storage)
+        assert found is not None
+        return found
+
+    return samplers.PerTrial(build, plan.seed, is_shared=name in samplers.SHARED)
 
 
 def book_of(storage: BaseStorage) -> Callable[..., Book]:
@@ -131,69 +142,6 @@ def bulk_problem() -> str:
             "Optuna %s has no %s: using its public API, which is slower", optuna.__version__, found
         )
     return found
-
-
-class PerTrial(BaseSampler):
-    """Gives each trial a sampler of its own, seeded by its number: whoever asks, it draws the same.
-
-    Without a seed, and for samplers whose trials are one sequence, all trials share one.
-    """
-
-    def __init__(self, plan: Plan):
-        sampler, seed = plan.sampler, plan.seed
-        shared = sampler.name in samplers.SHARED or seed is None
-
-        def build(number: int) -> BaseSampler:
-            mine = seed if shared or seed is None else streams.derive(seed, number) % 2**32
-            found = samplers.build_sampler(
-                sampler.name, sampler.given, mine, trusted_storage=plan.trusted_storage
-            )
-            assert found is not None
-            return found
-
-        self._one = build(0) if shared else None
-        self._build = lru_cache(maxsize=2048)(build)
-        # What cmaes draws by itself, start-up trials and choices, is each trial's own.
-        self._independent = seed if sampler.name == "cmaes" else None
-
-    def _of(self, trial: FrozenTrial) -> BaseSampler:
-        return self._one or self._build(trial.number)
-
-    def infer_relative_search_space(
-        self, study: optuna.Study, trial: FrozenTrial
-    ) -> dict[str, BaseDistribution]:
-        """See `BaseSampler`."""
-        return self._of(trial).infer_relative_search_space(study, trial)
-
-    def sample_relative(
-        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
-    ) -> dict[str, Any]:
-        """See `BaseSampler`."""
-        return self._of(trial).sample_relative(study, trial, search_space)
-
-    def sample_independent(
-        self, study: optuna.Study, trial: FrozenTrial, name: str, distribution: BaseDistribution
-    ) -> Any:
-        """See `BaseSampler`."""
-        sampler = self._of(trial)
-        if self._independent is not None:
-            seed = streams.derive(self._independent, trial.number) % 2**32
-            sampler = RandomSampler(seed)
-        return sampler.sample_independent(study, trial, name, distribution)
-
-    def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
-        """See `BaseSampler`."""
-        self._of(trial).before_trial(study, trial)
-
-    def after_trial(
-        self,
-        study: optuna.Study,
-        trial: FrozenTrial,
-        state: TrialState,
-        values: Sequence[float] | None,
-    ) -> None:
-        """See `BaseSampler`."""
-        self._of(trial).after_trial(study, trial, state, values)
 
 
 def _names(name: str) -> Iterator[str]:

@@ -54,7 +54,7 @@ class Equal:
     """Knows the effects of one worker's trials.
 
     Args:
-        read: the typed config of overrides; raises what `own.Own.read` does.
+        read: the typed config of overrides; raises what `TrainingApp.read` does.
         place: a trial's folder, by its number.
         line: numbers of the lost trials that a trial stands for.
     """

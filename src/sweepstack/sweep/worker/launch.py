@@ -1,4 +1,4 @@
-"""Starting the workers of a sweep and watching over them.
+"""Starting the workers of a sweep, watching over them, and showing how far they are.
 
 One worker runs in this process; several are local processes of their own, each with its share of
 the cores and a GPU; any other Hydra launcher carries them as its jobs.
@@ -17,34 +17,38 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from multiprocessing import connection
+from multiprocessing import connection, resource_tracker
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from types import TracebackType
 from typing import Any, TextIO
 
 import optuna
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Column
 
 from sweepstack.config.errors import EXIT_TERMINATED, EnvironmentFault, SweepstackError
+from sweepstack.runs import progress
 from sweepstack.study import storage
 from sweepstack.sweep.book.book import Book
 from sweepstack.sweep.book.studies import open_book
 from sweepstack.sweep.plan import Plan
-from sweepstack.sweep.worker import by_name as by_name  # registers how an application is pickled
-from sweepstack.sweep.worker import (
-    share,
-)
-from sweepstack.sweep.worker.scoreboard import Scoreboard
-from sweepstack.sweep.worker.signals import deaf, interrupt, signals
+from sweepstack.sweep.worker import share
 from sweepstack.sweep.worker.trial import Stop
 from sweepstack.sweep.worker.worker import App, Worker, too_many_failed
 
 log = logging.getLogger(__name__)
+_LOGGER = logging.getLogger("sweepstack")
 
 PATIENCE_S = 25.0
 """Seconds that workers get to checkpoint their trials after Ctrl-C."""
-MOST_FALSE_STARTS = 3
-"""Workers in a row that may die before they begin a trial. Those that die with one begun need no
-limit here: the trial's restarts and max_failure_rate are theirs."""
+MAX_FALSE_STARTS = 3
+"""Workers in a row that may die before they begin a trial. Those that die later are limited by the
+trial's restarts and by max_failure_rate."""
+REFRESH_S = 0.5
+PLAIN_LINES = 10
+"""About how many lines a sweep prints without a terminal."""
 
 Launch = Callable[[Callable[[Any], int | None], int], int | None]
 """Another launcher: runs a function as that many Hydra jobs; returns the first exit code of a
@@ -68,25 +72,13 @@ class Crew:
         began: Callable[[], object] = lambda: None,
     ) -> Worker:
         """A worker in this process."""
-        return Worker(
-            self.plan,
-            self.app,
-            book,
-            self.folder,
-            stop,
-            deadline=self.deadline,
-            notify=notify,
-            began=began,
-        )
+        of = (self.plan, self.app, book, self.folder, stop)
+        return Worker(*of, deadline=self.deadline, notify=notify, began=began)
 
     def __call__(self, job: Any = None) -> int | None:
-        """Work in a process of some launcher's, until nothing is left to do.
-
-        Returns:
-            The exit code of the signal that asked to stop, if one did.
-        """
+        """Work as a launcher's job; return the exit code of the signal that ended it, if any."""
         stop = Stop()
-        with signals(stop):
+        with progress.on_signal(stop.ask):
             self.worker(_open_shared(self), stop, _silent).work()
         return stop.code
 
@@ -98,51 +90,31 @@ def launch(crew: Crew, board: Scoreboard, other: Launch | None = None) -> int | 
         EnvironmentFault: the storage or the disk is gone.
     """
     if other is not None:
-        with _watched(board):
+        with board, progress.every(1.0, board.refresh, "sweepstack-board"):
             return other(crew, crew.plan.n_jobs)
     stop = Stop()
     if crew.plan.n_jobs == 1:
-        with signals(stop), board:
+        with progress.on_signal(stop.ask), board:
             crew.worker(board.book, stop, board.refresh).work()
         return stop.code
     return _Processes(crew, board, stop).run()
 
 
-@contextlib.contextmanager
-def _watched(board: Scoreboard) -> Iterator[None]:
-    """Keep the board fresh from a thread while this one waits."""
-    over = threading.Event()
-
-    def watch() -> None:
-        while not over.wait(1.0):
-            with storage.ignored():  # the workers will say it
-                board.refresh()
-
-    thread = threading.Thread(target=watch, name="sweepstack-board", daemon=True)
-    with board:
-        thread.start()
-        try:
-            yield
-        finally:
-            over.set()
-            thread.join()
-
-
 @dataclass
 class _Child:
-    """A local worker; `told` is what it says of itself (see `_child`)."""
+    """A local worker and the messages that it sends (see `_child`)."""
 
     process: BaseProcess
-    told: connection.Connection
+    messages: connection.Connection
 
-    def last_words(self) -> tuple[bool, SweepstackError | None]:
+    def ended(self) -> tuple[bool, SweepstackError | None]:
         """Whether it began a trial, and the error that it ended with."""
         began, error = False, None
-        with contextlib.suppress(EOFError, OSError):  # or it was killed while it spoke
-            while self.told.poll():
-                word = self.told.recv()
-                began, error = True, word and _WorkerFailed(*word)
-        self.told.close()
+        with contextlib.suppress(EOFError, OSError):  # it was killed while it sent one
+            while self.messages.poll():
+                message = self.messages.recv()
+                began, error = True, message and _WorkerFailed(*message)
+        self.messages.close()
         return began, error
 
 
@@ -157,8 +129,8 @@ class _Processes:
     false_starts: int = 0
 
     def run(self) -> int | None:
-        """Start the workers, and others in place of those that die, until all are through."""
-        with signals(self.stop, repeated=self._give_up), self.board:
+        """Start the workers, and others in place of those that die, until all have ended."""
+        with progress.on_signal(self.stop.ask, self._give_up), self.board:
             try:
                 for place in range(self.crew.plan.n_jobs):
                     self._start(place)
@@ -176,15 +148,15 @@ class _Processes:
         if self.stop.code is not None:
             return
         context = multiprocessing.get_context("spawn")
-        told, telling = context.Pipe(duplex=False)
+        messages, sender = context.Pipe(duplex=False)
         process = context.Process(
             target=_child,
-            args=(self.crew, place, os.getpid(), telling),
+            args=(self.crew, place, os.getpid(), sender),
             name=f"sweepstack-worker-{place}",
         )
-        with telling, share.environment(place, self.crew.plan), deaf():
+        with sender, share.environment(place, self.crew.plan), _without_interrupts():
             process.start()
-            self.children[place] = _Child(process, told)
+            self.children[place] = _Child(process, messages)
 
     def _look(self) -> None:
         """See who has ended, and start others for those that died."""
@@ -193,21 +165,21 @@ class _Processes:
                 continue
             child.process.join()
             del self.children[place]
-            began, error = child.last_words()
+            began, error = child.ended()
             if error is not None:
                 raise error
             if child.process.exitcode == 0:
                 continue
             self.false_starts = 0 if began else self.false_starts + 1
             how = f"worker {place} died (exit code {child.process.exitcode})"
-            if self.false_starts <= MOST_FALSE_STARTS:
-                log.warning("%s; another goes on", how)
+            if self.false_starts <= MAX_FALSE_STARTS:
+                log.warning("%s; starting another", how)
                 self._start(place)
             elif not self.children:
-                raise EnvironmentFault(f"{how} before it began a trial, as the ones before it")
+                raise EnvironmentFault(f"{how} before it began a trial, like those before it")
 
     def _end(self) -> None:
-        """Ask the workers to put back their trials, and end those that do not."""
+        """Ask the workers to requeue their trials, and end those that do not."""
         processes = [child.process for child in self.children.values()]
         for process in processes:
             if process.is_alive() and process.pid is not None:
@@ -221,7 +193,7 @@ class _Processes:
             process.kill()
             process.join()
         if stuck:
-            self.board.book.recover()  # puts back what they could not
+            self.board.book.recover()  # requeues what they could not
 
     def _give_up(self, code: int) -> None:
         for child in self.children.values():
@@ -244,11 +216,25 @@ def _silent(status: str) -> None:
 
 
 class _WorkerFailed(SweepstackError):
-    """What a worker says that it could not go on for, with its exit code."""
+    """The error that ended a worker, with its exit code."""
 
     def __init__(self, message: str, exit_code: int):
         super().__init__(message)
         self.exit_code = exit_code
+
+
+@contextlib.contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Block Ctrl-C; a process that starts now does not get it before it wants to."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    resource_tracker.ensure_running()  # else `Process.start` starts it, and unblocks Ctrl-C then
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class _Numbered:
@@ -271,7 +257,7 @@ class _Numbered:
         return getattr(self._stream, name)
 
 
-def _child(crew: Crew, place: int, parent: int, telling: connection.Connection) -> None:
+def _child(crew: Crew, place: int, parent: int, sender: connection.Connection) -> None:
     """Main function of a local worker.
 
     Sends None once it begins a trial, and (message, exit code) of what stopped it.
@@ -283,34 +269,141 @@ def _child(crew: Crew, place: int, parent: int, telling: connection.Connection) 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
-
-    def asked(number: int, frame: Any) -> None:
-        stop.ask(EXIT_TERMINATED)
-        interrupt(stop)
-
-    signal.signal(signal.SIGTERM, asked)
+    signal.signal(signal.SIGTERM, lambda number, frame: stop.ask(EXIT_TERMINATED))
     threading.Thread(target=_outlive, args=(parent,), name="sweepstack-parent", daemon=True).start()
 
     if sys.stderr.isatty():  # the parent's bar stands there
-        logging.getLogger("sweepstack").setLevel(logging.ERROR)
+        _LOGGER.setLevel(logging.ERROR)
 
-    def say(word: tuple[str, int] | None) -> None:
+    def send(message: tuple[str, int] | None) -> None:
         with contextlib.suppress(OSError):  # the parent is gone
-            telling.send(word)
+            sender.send(message)
 
     try:
-        crew.worker(_open_shared(crew), stop, _silent, lambda: say(None)).work()
+        crew.worker(_open_shared(crew), stop, _silent, lambda: send(None)).work()
     except SweepstackError as error:
-        say((str(error), error.exit_code))
+        send((str(error), error.exit_code))
         raise SystemExit(error.exit_code) from None
     if stop.code is not None:  # the parent replaces it, if it was not the parent that asked
         raise SystemExit(stop.code)
 
 
 def _outlive(parent: int) -> None:
-    """Once the parent is gone do with this worker what it would have done."""
+    """Once the parent is gone, end this worker as the parent would have."""
     while os.getppid() == parent:
         time.sleep(1.0)
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(PATIENCE_S)
     os._exit(EXIT_TERMINATED)
+
+
+class Scoreboard:
+    """Shows one sweep: done, pruned, failed, best so far and ETA. A context manager.
+
+    A bar on a terminal, about ten lines elsewhere. Reads the study, whoever runs the trials.
+
+    Args:
+        book: the study's records.
+        direction: "maximize" or "minimize" of a single objective, else None.
+        objective: its name.
+        console: where to; stdout by default.
+    """
+
+    def __init__(
+        self,
+        book: Book,
+        direction: str | None,
+        objective: str,
+        console: Console | None = None,
+    ):
+        self.book = book
+        self.direction, self.objective = direction, objective
+        self.console = console or progress.console()
+        self.before = _finished(book.counts())
+        self._began, self._last, self._last_line = time.monotonic(), 0.0, 0
+        self._bar = Progress(
+            TextColumn("{task.fields[done]}", table_column=Column(no_wrap=True)),
+            BarColumn(bar_width=20),
+            TextColumn("{task.fields[rest]}", table_column=Column(no_wrap=True, ratio=1)),
+            console=self.console,
+            disable=not self.console.is_terminal,
+            expand=True,
+        )
+        self._warnings = _Warnings(self.console)
+        self._task = self._bar.add_task("sweep", total=book.total, done="", rest="")
+
+    def __enter__(self) -> Scoreboard:
+        self._bar.start()
+        if self.console.is_terminal:
+            _LOGGER.addHandler(self._warnings)
+            _LOGGER.propagate = False
+        self.refresh(always=True)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        with storage.ignored():  # or it would hide what is raised already
+            self.refresh(always=True)
+        _LOGGER.removeHandler(self._warnings)
+        _LOGGER.propagate = True
+        self._bar.stop()
+
+    def refresh(self, status: str = "", *, always: bool = False) -> dict[str, int] | None:
+        """Read the study and show it, at most every `REFRESH_S` seconds; the counts, if so.
+
+        `status` says how far the running trials are.
+        """
+        now = time.monotonic()
+        if not always and now - self._last < REFRESH_S:
+            return None
+        self._last = now
+        counts, total = self.book.counts(), self.book.total
+        finished = _finished(counts)
+        done = f"{finished}{'' if total is None else f'/{total}'} trials"
+        ended = [f"{counts[state]} {state}" for state in ("pruned", "failed") if counts[state]]
+        best = self.book.best(self.direction) if self.direction else None
+        facts = [", ".join(ended), "" if best is None else f"best {self.objective} {best:.4g}"]
+        line = "  ".join(filter(None, [*facts, self._eta(finished, now)]))
+        self._bar.update(self._task, completed=finished, done=done, rest=f"{line}  {status}")
+        if not self.console.is_terminal and self._is_due(finished):
+            self.console.print(f"{done}  {line}", highlight=False, soft_wrap=True)
+        return counts
+
+    def _is_due(self, finished: int) -> bool:
+        """Whether a line is due: at each tenth of the way, and at the end."""
+        new, total = finished - self.before, self.book.total
+        tenth = max(1, ((total or 100) - self.before) // PLAIN_LINES)
+        place = new // tenth if finished != total else PLAIN_LINES + 1
+        if not new or place <= self._last_line:
+            return False
+        self._last_line = place
+        return True
+
+    def _eta(self, finished: int, now: float) -> str:
+        """Hours, minutes and seconds until the total at the pace so far."""
+        new, total = finished - self.before, self.book.total
+        if not new or total is None or finished >= total:
+            return ""
+        minutes, seconds = divmod(round((now - self._began) / new * (total - finished)), 60)
+        hours, minutes = divmod(minutes, 60)
+        return f"ETA {hours}:{minutes:02}:{seconds:02}" if hours else f"ETA {minutes}:{seconds:02}"
+
+
+class _Warnings(logging.Handler):
+    """Prints warnings above the bar: written past it, they would end up in its line."""
+
+    def __init__(self, console: Console):
+        super().__init__(logging.WARNING)
+        self._console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        line = f"sweepstack: {record.getMessage()}"
+        self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _finished(counts: dict[str, int]) -> int:
+    return counts["done"] + counts["pruned"] + counts["failed"]

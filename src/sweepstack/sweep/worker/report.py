@@ -13,7 +13,6 @@ import optuna
 
 from sweepstack.config.errors import InputError
 from sweepstack.study.storage import is_failure
-from sweepstack.sweep.worker.signals import held
 from sweepstack.sweep.worker.trial import Asked, Verdicts
 
 
@@ -54,7 +53,7 @@ def report(value: float, step: int) -> None:
             f"sweepstack.report must be given a number and a step, got {value!r} and {step!r}"
         ) from None
     try:
-        with held(verdicts.stop):  # or what is written might not be known to be
+        with verdicts.stop.held():  # or what is written might not be known to be
             verdicts.report(asked, at, number)
             is_over = verdicts.ends(asked)
         trial.error = None

@@ -1,7 +1,8 @@
-"""Trains the trials of one worker: asked ones become specs, results become outcomes.
+"""Trials of sweepstack itself: composed, checked, and trained by the engine as one stream of specs.
 
-The engine's monitor and Optuna's study meet here: evaluations become reports, the pruner's verdicts
-end trials. Its sibling for other Hydra applications is `other.Caller`.
+`TrainingApp` is what is swept, before any trial exists; `Trainer` runs the trials of one worker:
+claimed trials become specs, evaluations become reports, the pruner's decisions end trials, results
+become outcomes. The same for other Hydra applications is in `application.py`.
 """
 
 from __future__ import annotations
@@ -9,15 +10,19 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cache, cached_property
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
+from sweepstack.config import reading as config
 from sweepstack.config import trust
 from sweepstack.config.effect import effect
-from sweepstack.config.errors import SweepstackError, masked, one_line
+from sweepstack.config.errors import InputError, SweepstackError, masked, one_line
 from sweepstack.config.schema import RunConfig
 from sweepstack.engine import seeds
 from sweepstack.engine.seeds import Group
@@ -25,18 +30,163 @@ from sweepstack.engine.spec import Monitor, TrialResult, TrialSpec
 from sweepstack.engine.width import MANY, Widths
 from sweepstack.study.attributes import EFFECT, PLANNED
 from sweepstack.sweep import samplers
+from sweepstack.sweep.book.book import checkpointed
+from sweepstack.sweep.naming import PLACES
 from sweepstack.sweep.plan import Plan
 from sweepstack.sweep.space import points
+from sweepstack.sweep.space.space import Space
+from sweepstack.sweep.worker import equal, question
+from sweepstack.sweep.worker.composition import Composition
 from sweepstack.sweep.worker.equal import Equal
-from sweepstack.sweep.worker.models_kept import Kept
 from sweepstack.sweep.worker.trial import Asked, Outcome, Verdicts
-from sweepstack.sweep.worker.trial_folder import TrialFolder
+from sweepstack.sweep.worker.trial_folder import BestModels, TrialFolder
 
-MOST_ASKED = 16
-"""Trials that a sampler which learns is asked for at once, at most."""
+if TYPE_CHECKING:
+    from sweepstack.engine.program import Program
 
-WORTH_STACKING = 4
+SAME_IN_ALL = frozenset({"training.seeds", "objective"})
+"""Keys without which the trials of a study could not be compared."""
+MAX_ASKED = 16
+"""Trials that an adaptive sampler is asked for at once, at most."""
+MIN_STACK = 4
 """Fewer trials than this take less time one after the other."""
+
+
+@dataclass(frozen=True)
+class TrainingApp:
+    """sweepstack as the application that is swept.
+
+    Attributes:
+        config_dir: the folder of `--config-dir`.
+        config_name: the primary config.
+    """
+
+    config_dir: str | None = None
+    config_name: str = config.CONFIG_NAME
+    prefix = "sweepstack"
+
+    def __reduce__(self) -> tuple[type[TrainingApp], tuple[str | None, str]]:
+        return TrainingApp, (self.config_dir, self.config_name)  # another process composes anew
+
+    @property
+    def origin(self) -> dict[str, str | None]:
+        """Where its configs come from."""
+        folder = None if self.config_dir is None else str(Path(self.config_dir).absolute())
+        return {"name": "sweepstack", "config_dir": folder, "config_name": self.config_name}
+
+    def prepare(self, plan: Plan) -> tuple[Plan, dict[str, Any]]:
+        """Check every value of the space, and resolve what is optimized.
+
+        Returns:
+            The plan with objectives and directions, and what else must be the same when the study
+            is resumed.
+
+        Raises:
+            InputError: one line for each mistake.
+            EnvironmentFault: the dataset or the device is missing.
+        """
+        configs = self._configs(plan.space)
+        objectives, directions = question.resolve(plan, question.meet(configs))
+        swept = {parameter.path for parameter in plan.space.parameters}
+        same = {
+            "objectives": list(objectives),
+            "config": _without(asdict(configs[0]), "", swept | PLACES),
+        }
+
+        def static(words: list[str]) -> Any:
+            return TrialSpec(self.read([*plan.space.fixed, *words])).static
+
+        ranks = points.ranks(plan.space, static) if plan.grid else {}
+        return replace(plan, objectives=objectives, directions=directions, order=ranks), same
+
+    def runner(self, plan: Plan, folder: Path, verdicts: Verdicts) -> Trainer:
+        """What a worker runs its trials with."""
+        return Trainer(self.read, plan, folder, verdicts)
+
+    def checkpointed(self, folder: Path, number: int) -> int | None:
+        """Steps that the checkpoints of a trial hold, None if it never began."""
+        return checkpointed(folder, number)
+
+    @cached_property
+    def composition(self) -> Composition:
+        """Composes overrides of this application quickly; what it has composed, it keeps."""
+        places = [config.folder("conf"), config.folder("sweeps").parent]
+        places += [Path(self.config_dir)] if self.config_dir else []
+
+        @cache
+        def is_group(key: str) -> bool:
+            return any((place / key.partition("@")[0]).is_dir() for place in places)
+
+        def load(words: list[str]) -> Any:
+            return config.compose(
+                words, config_dir=self.config_dir, config_name=self.config_name, with_hydra=True
+            )
+
+        return Composition(load, is_group)
+
+    def repeats(self, plan: Plan) -> int | None:
+        """How many points of a grid duplicate another, if that is soon known."""
+        return equal.count(plan, self.composition)
+
+    def config(self, plan: Plan) -> Any:
+        """The config without the swept values."""
+        return self.composition(list(plan.space.fixed))
+
+    def read(self, words: Sequence[str]) -> RunConfig:
+        """The typed config of overrides.
+
+        Raises:
+            InputError: one line for each mistake.
+        """
+        try:
+            return config.read_plain(self.composition(words))
+        except config.REFUSALS:
+            config.compose(words, self.config_dir, self.config_name)  # says it for people
+            raise
+
+    def check(self, space: Space) -> None:
+        """Check every value of a space.
+
+        Raises:
+            InputError: one line for each mistake.
+        """
+        self._configs(space)
+
+    def _configs(self, space: Space) -> list[RunConfig]:
+        """The config of every point at which a space is checked."""
+        mistakes: dict[str, None] = {}
+        configs: list[RunConfig] = []
+        for words in points.to_check(space):
+            try:
+                configs.append(self.read([*space.fixed, *words]))
+            except InputError as error:
+                mistakes |= dict.fromkeys(error.mistakes)
+        for path in SAME_IN_ALL & {parameter.path for parameter in space.parameters}:
+            mistakes[f"{path} must be the same in the whole sweep: give one value"] = None
+        if mistakes:
+            raise InputError(list(mistakes))
+        return configs
+
+
+def _without(node: Mapping[str, Any], prefix: str, left_out: set[str] | frozenset[str]) -> Any:
+    """A config without the keys that are swept or only say where things are."""
+    kept: dict[str, Any] = {}
+    for key, value in node.items():
+        path = f"{prefix}{key}"
+        # Of a group that is swept, what is fixed in it still counts.
+        if path in left_out and (path in PLACES or not isinstance(value, Mapping)):
+            continue
+        kept[key] = _without(value, f"{path}.", left_out) if isinstance(value, Mapping) else value
+    return kept
+
+
+@dataclass(frozen=True)
+class _Training:
+    """A trial in training: its members, one for each seed, and its folder."""
+
+    asked: Asked
+    group: Group
+    folder: TrialFolder
 
 
 class Trainer(Monitor):
@@ -53,15 +203,15 @@ class Trainer(Monitor):
         verdicts: Verdicts,
     ) -> None:
         self.plan, self.folder, self.verdicts = plan, folder, verdicts
-        self.kept = Kept(verdicts.study, plan.keep_models)
-        self.equal = Equal(read, self._place, self._line)
-        self._groups: dict[int, tuple[Asked, Group, TrialFolder]] = {}
+        self.equal = Equal(read, self._folder_of, self._replaced)
+        self._best = BestModels(verdicts.study, plan.keep_models)
+        self._training: dict[int, _Training] = {}
         self._newest, self._steps = (0, 0), 0
-        self._members = 1
+        self._seeds = 1
 
     def run(self, asked: Iterator[Asked]) -> Iterator[Outcome]:
         """Train trials until no more are asked; each ends in one outcome. Those that cannot be
-        composed are told before any other is asked for, or there might be no end of them.
+        composed are reported before any other is asked for, or there might be no end of them.
 
         Raises:
             Interrupted: a signal asked to stop while trials were left; they are checkpointed.
@@ -74,129 +224,126 @@ class Trainer(Monitor):
         first = next(asked, None)
         if first is None:
             return
-        specs = self._specs(first, asked)
+        specs = self._specs(chain([first], asked))
         head = next(specs, None)
-        if head is not None:
-            training = self._groups[head.number][1].spec.config.training
-            widths = self._widths(training.width, training.seeds)
-            stream = train(_chain(head, specs), self, width=widths, together=training.seeds)
-            for result in stream:
-                yield from self._ended(result)
+        if head is None:
+            return
+        training = self._training[head.number].group.spec.config.training
+        widths = self._widths(training.width, training.seeds)
+        for result in train(chain([head], specs), self, width=widths, together=training.seeds):
+            yield from self._ended(result)
 
     def _widths(self, wanted: int | str, seeds: int) -> Widths:
-        """How many trials are trained as one. A sampler that learns, does so from the trials that
-        have ended: unless the user says, no more than a tenth of all are asked at once, and how
-        many is not measured, so that the same seed asks for the same trials again."""
-        file, plan = self.folder.parents[1] / "widths.json", self.plan
+        """How many trials are trained as one stack.
+
+        An adaptive sampler learns from the trials that have ended: unless the user says, at most a
+        tenth of all are asked at once, and how many is not measured, so that the same seed asks for
+        the same trials again.
+        """
+        plan = self.plan
         if wanted != "auto":
             return Widths(wanted)
         if plan.grid or plan.sampler.name in samplers.INDEPENDENT:
             alike = points.most_alike(plan.space, plan.order) if plan.grid else plan.total
-            mine = MANY if alike is None else -(-alike // plan.n_jobs)
-            return Widths("auto", seeds * max(mine, 1), file=file)
-        trials = 1 if plan.total is None else min(plan.total // 10, MOST_ASKED)
+            share = MANY if alike is None else -(-alike // plan.n_jobs)
+            file = self.folder.parents[1] / "widths.json"
+            return Widths("auto", seeds * max(share, 1), file=file)
+        trials = 1 if plan.total is None else min(plan.total // 10, MAX_ASKED)
         most = seeds * max(trials, 1)
-        return Widths(wanted, most if most >= WORTH_STACKING else 1, measures=False)
+        return Widths(wanted, most if most >= MIN_STACK else 1, measures=False)
 
-    def _specs(self, first: Asked, rest: Iterator[Asked]) -> Iterator[TrialSpec]:
-        for asked in _chain(first, rest):
+    def _specs(self, claimed: Iterable[Asked]) -> Iterator[TrialSpec]:
+        for asked in claimed:
             try:
                 run_config = self.equal.config_of(asked)
+                trust.see_own_packages(run_config.trust)
             except (SweepstackError, HydraException, OmegaConfBaseException) as error:
                 self.verdicts.tell(Outcome.failed(asked, one_line(error)))
                 continue
-            place = self._place(asked.number)
-            spec = TrialSpec(run_config, number=asked.number, folder=place.path)
-            place.begin(spec, asked.overrides, self._line(asked))
-            try:
-                trust.see_own_packages(run_config.trust)
-            except SweepstackError as error:
-                self.verdicts.tell(Outcome.failed(asked, one_line(error)))
-                continue
+            folder = self._folder_of(asked.number)
+            spec = TrialSpec(run_config, number=asked.number, folder=folder.path)
+            folder.begin(spec, asked.overrides, self._replaced(asked))
             members = seeds.members(spec)
-            self._members = len(members)
-            self._groups[spec.number] = (asked, Group(spec, len(members)), place)
+            self._seeds = len(members)
+            self._training[spec.number] = _Training(asked, Group(spec, len(members)), folder)
             if self.plan.max_steps_total is not None:
                 self._plan_steps(asked, spec)
             yield from members
 
-    def _place(self, number: int) -> TrialFolder:
+    def _folder_of(self, number: int) -> TrialFolder:
         of = {"study": self.plan.study, "storage": masked(self.plan.storage or "")}
         return TrialFolder(self.folder / str(number), of)
 
     def _plan_steps(self, asked: Asked, spec: TrialSpec) -> None:
-        """Say, to the other workers too, how many steps a trial may take."""
-        from sweepstack.engine.program import Program
-
-        with contextlib.suppress(SweepstackError):  # which is told when the trial is to begin
-            steps = Program.of(spec).total_steps(spec) * self._members
+        """Record, for the other workers too, how many steps a trial may take."""
+        with contextlib.suppress(SweepstackError):  # it is raised again when the trial begins
+            steps = _program(spec).total_steps(spec) * self._seeds
             self.verdicts.planned[spec.number] = steps
             asked.trial.set_user_attr(PLANNED, steps)
 
-    def _line(self, asked: Asked) -> list[int]:
+    def _replaced(self, asked: Asked) -> list[int]:
         """Numbers of the trials that a trial replaces, the last one first."""
         return self.verdicts.book.line(asked.continues)
 
     def _ended(self, result: TrialResult) -> Iterator[Outcome]:
-        asked, group, place = self._groups[result.spec.number]
+        training = self._training[result.spec.number]
+        asked, group = training.asked, training.group
         self._report(asked, group.end(result))
         if result.state != "complete":
             self.verdicts.condemn(asked)  # the other seeds need not go on
-        if not group.is_over:
-            return
-        del self._groups[asked.number]
-        outcome = self._outcome(asked, group)
-        feasible = all((c.violation(outcome.numbers) or 0) <= 0 for c in self.plan.constraints)
-        place.end(group, outcome, keep_model=self.kept.wants(outcome, feasible=feasible))
-        yield outcome
+        if group.is_over:
+            del self._training[asked.number]
+            outcome = self._outcome(asked, group)
+            feasible = all((c.violation(outcome.numbers) or 0) <= 0 for c in self.plan.constraints)
+            keep_model = self._best.wants(outcome, feasible=feasible)
+            training.folder.end(group, outcome, keep_model=keep_model)
+            yield outcome
 
     def _outcome(self, asked: Asked, group: Group) -> Outcome:
-        results, training = group.results, group.spec.config.training
-        metrics = group.metrics()
-        numbers = {
+        results, spec = group.results, group.spec
+        numbers = group.metrics() | {
             "num_parameters": results[0].num_parameters,
             "steps": sum(result.steps for result in results),
             "seconds": round(sum(result.seconds for result in results), 4),
             "samples_per_s": round(results[0].samples_per_s, 1),
         }
         attributes: dict[str, Any] = {
-            **metrics,
             **numbers,
             "best_step": max(result.best_step for result in results),
             "device": results[0].device,
-            "seed": training.seed,
-            "config_hash": group.spec.config_hash,
-            EFFECT: effect(group.spec.config),
+            "seed": spec.config.training.seed,
+            "config_hash": spec.config_hash,
+            EFFECT: effect(spec.config),
         }
-        if _is_on_gpu(group):
+        if results[0].device and _program(spec).device.type == "cuda":  # else it never began
             attributes["gpu_seconds"] = numbers["seconds"]
         if group.size > 1:
             values = [result.value for result in results]
             attributes |= {"seeds": group.size, "values": values, "std": seeds.spread(values)}
-        stopped = [result.stopped for result in results if result.stopped]
-        attributes |= {"stopped": stopped[0]} if stopped else {}
-        attributes |= {"error": group.error} if group.error else {}
-        finite = {key: _finite(value) for key, value in attributes.items()}
-        values_of = metrics | numbers
-        objectives = tuple(float(values_of.get(n, math.nan)) for n in self.plan.objectives)
+        if stopped := [result.stopped for result in results if result.stopped]:
+            attributes["stopped"] = stopped[0]
+        if group.error:
+            attributes["error"] = group.error
+        attributes = {key: _finite(value) for key, value in attributes.items()}
+        objectives = tuple(float(numbers.get(n, math.nan)) for n in self.plan.objectives)
         trace = None
-        if group.spec.folder is not None and any(result.trace for result in results):
-            trace = group.spec.folder / "sweepstack.log"
-        return Outcome(asked, group.state, objectives, finite, values_of, trace)
+        if spec.folder is not None and any(result.trace for result in results):
+            trace = spec.folder / "sweepstack.log"
+        return Outcome(asked, group.state, objectives, attributes, numbers, trace)
 
-    # --- what the engine tells -------------------------------------------------------------------
+    # --- what the engine reports -----------------------------------------------------------------
 
     def room(self, slots: int) -> None:
         """Let as many trials be claimed at once as there is room for."""
-        self.verdicts.room = max(1, -(-slots // self._members))
+        self.verdicts.room = max(1, -(-slots // self._seeds))
 
     def started(
         self, spec: TrialSpec, step: int, total_steps: int, history: Sequence[Mapping[str, float]]
     ) -> None:
-        """Tell the study what a resumed trial has reported before."""
+        """Report again what a resumed trial has reported before."""
         self._newest, self._steps = (spec.number, total_steps), step
-        place = self._groups[spec.number][2]
-        place.log(f"step {step} of {total_steps}, seed {spec.config.training.seed}")
+        seed = spec.config.training.seed
+        self._training[spec.number].folder.log(f"step {step} of {total_steps}, seed {seed}")
         for row in history:
             self.report(spec, row)
 
@@ -204,23 +351,17 @@ class Trainer(Monitor):
         """Write what waits, and say how far the running trials are."""
         self.verdicts.settle()
         self._steps += steps
-        number, total = self._newest
+        (number, total), trials = self._newest, len(self._training)
         of = f"trial {number} step {min(self._steps, total)}/{total}"
-        self.verdicts.notify(of if len(self._groups) == 1 else f"{len(self._groups)} trials train")
+        self.verdicts.notify(of if trials == 1 else f"{trials} trials train")
 
     def report(self, spec: TrialSpec, row: Mapping[str, float]) -> None:
-        """Note an evaluation; the study learns of all of a stack's together."""
-        asked, group, place = self._groups[spec.number]
-        training = spec.config.training
-        place.log(" ".join(f"{name} {value:.6g}" for name, value in row.items()))
-        value = row[self._objective(row, spec)]
-        self._report(asked, group.observe(training.seed, int(row["step"]), value))
-
-    def _objective(self, row: Mapping[str, float], spec: TrialSpec) -> str:
-        """The metric that is reported step by step: the run's own objective."""
-        from sweepstack.engine.program import Program
-
-        return Program.of(spec).objective
+        """Note an evaluation; those of a stack are written together."""
+        training = self._training[spec.number]
+        training.folder.log(" ".join(f"{name} {value:.6g}" for name, value in row.items()))
+        value = row[_program(spec).objective]  # the run's own, whatever the sweep optimizes
+        means = training.group.observe(spec.config.training.seed, int(row["step"]), value)
+        self._report(training.asked, means)
 
     def _report(self, asked: Asked, means: Iterable[tuple[int, float]]) -> None:
         if len(self.plan.objectives) == 1:  # Optuna takes reports of a single objective only
@@ -228,9 +369,9 @@ class Trainer(Monitor):
                 self.verdicts.report(asked, step, value)
 
     def should_stop(self, spec: TrialSpec) -> bool:
-        """What the pruner says, asked once for all trials that have reported."""
-        asked = self._groups[spec.number][0]
-        if not self.verdicts.prunes:  # nothing to judge: reports wait for the block's end
+        """What the pruner decides, asked once for all trials that have reported."""
+        asked = self._training[spec.number].asked
+        if not self.verdicts.prunes:  # nothing to decide: reports wait for the block's end
             return self.verdicts.is_condemned(asked)
         return self.verdicts.ends(asked)
 
@@ -239,17 +380,10 @@ class Trainer(Monitor):
         return self.verdicts.stop.code
 
 
-def _is_on_gpu(group: Group) -> bool:
+def _program(spec: TrialSpec) -> Program:
     from sweepstack.engine.program import Program
 
-    if not group.results[0].device:  # it never began
-        return False
-    return Program.of(group.spec).device.type == "cuda"
-
-
-def _chain(first: Any, rest: Iterator[Any]) -> Iterator[Any]:
-    yield first
-    yield from rest
+    return Program.of(spec)
 
 
 def _finite(value: Any) -> Any:

@@ -1,11 +1,9 @@
-"""A trial between asking and telling: what it is to be, what came of it, whether it goes on.
-
-Shared by `own.py` and `other.py`, which run trials, and `worker.py`, which asks and tells.
-"""
+"""A trial between asking and telling: what it is to be, what came of it, whether it goes on."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -72,8 +70,30 @@ class Stop:
         self.code: int | None = None
 
     def ask(self, code: int) -> None:
-        """Ask it to stop in good order. Takes no lock: signal handlers call it."""
+        """Ask it to stop in good order. Takes no lock: signal handlers call it.
+
+        Raises:
+            KeyboardInterrupt: code that has to be interrupted runs; only once, so that nothing
+                interrupts what comes after it.
+        """
         self.code = self.code or code
+        self._interrupt()
+
+    def _interrupt(self) -> None:
+        if self.interrupts:
+            self.interrupts = False
+            raise KeyboardInterrupt
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Let a signal wait that would interrupt: what is done in between is done whole."""
+        before, self.interrupts = self.interrupts, False
+        try:
+            yield
+        finally:
+            self.interrupts = before
+        if self.code is not None:
+            self._interrupt()
 
 
 class Verdicts:

@@ -1,22 +1,23 @@
 """What a trial of a sweep leaves in outputs/studies/STUDY/NUMBER.
 
-    overrides.yaml   what Hydra was told
+    overrides.yaml   the overrides that Hydra composed
     config.yaml      the whole config
     history.csv      one row per evaluation (and per seed, where there are several)
-    metrics.json     what Optuna's user attributes say too; written last. `equals` names the trial
-                     of the same effect that was trained in this one's place
-    sweepstack.log       what happened when
+    metrics.json     the trial's user attributes; written last. `equals` names the trial that was
+                     trained in place of this duplicate
+    sweepstack.log   what happened when
     best.pt          of the trials that `hydra.sweeper.keep_models` keeps
     tensorboard/     of these trials, with logger=tensorboard
     checkpoints/     only while it is unfinished
 
 The study's database holds the same numbers durably; these files are for people, and for a trial
-that goes on after an interruption. A trial that replaces another takes over its folder.
+that is resumed. A trial that replaces another takes over its folder.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import re
 import shutil
@@ -25,9 +26,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import is_dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
+import optuna
 import yaml
+from optuna.trial import TrialState
 
 from sweepstack.config import commands, files
 from sweepstack.config.errors import EnvironmentFault
@@ -36,12 +40,19 @@ from sweepstack.engine.seeds import Group
 from sweepstack.engine.spec import TrialSpec, by_group, plain
 from sweepstack.runs import folder as run_folder
 from sweepstack.runs import logger
+from sweepstack.study import ranking
+from sweepstack.study.attributes import EQUALS, KEEP_MODELS
+from sweepstack.study.read import trials_of
 from sweepstack.sweep.worker.trial import Outcome
 
 _DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _SIMPLE = re.compile(r"[a-z_][a-z_.]*=[a-z0-9_.+-]+")
 """Overrides that YAML writes as they are."""
+
+Keep = Literal["best", "all", "none"] | int
+_PARETO_FRONT = 2**31
+"""The limit of "best" in a study of several objectives: the whole Pareto front."""
 
 
 class TrialFolder:
@@ -54,11 +65,11 @@ class TrialFolder:
     def begin(
         self, spec: TrialSpec, overrides: Sequence[str], continues: Sequence[int] = ()
     ) -> None:
-        """Make the folder or take over that of a trial before it, and write what the trial is.
+        """Make the folder, or take over that of a trial before it, and write the config.
 
         Args:
             spec: the trial.
-            overrides: what Hydra was told.
+            overrides: as Hydra composed them.
             continues: numbers of the trials that it replaces, the last one first; one that never
                 began has no folder.
 
@@ -78,21 +89,21 @@ class TrialFolder:
         words = "".join(f"- {text}\n" for text in map(_yaml_word, overrides))
         files.write_bytes(self.path / "overrides.yaml", words.encode(), durable=False)
         files.write_bytes(self.path / "config.yaml", text.encode(), durable=False)
-        went_on = f", goes on from trial {continues[0]}" if continues else ""
-        self.log(f"trial {spec.number} begins, config {spec.config_hash}{went_on}")
-        self.log(f"the same alone: {alone(overrides)}")
+        resumed = f", resumes trial {continues[0]}" if continues else ""
+        self.log(f"trial {spec.number} begins, config {spec.config_hash}{resumed}")
+        self.log(f"as a single run: {alone(overrides)}")
 
     def log(self, line: str) -> None:
         """Note a line for sweepstack.log, with the time."""
         self._lines.append(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
 
     def end(self, group: Group, outcome: Outcome, *, keep_model: bool) -> None:
-        """Write what came of the trial and drop its checkpoints.
+        """Write the trial's results and remove its checkpoints.
 
         Raises:
             EnvironmentFault: the disk is full or the folder cannot be written.
         """
-        if not self.path.is_dir():  # presumed dead: another goes on with it
+        if not self.path.is_dir():  # presumed dead: another trial has taken it over
             return
         several = group.size > 1
         rows = [
@@ -110,7 +121,7 @@ class TrialFolder:
         self._close(outcome)
 
     def equal(self, outcome: Outcome, number: int) -> None:
-        """Write that a trial was not trained, because trial `number` does the same.
+        """Write that the trial was not trained, because it duplicates trial `number`.
 
         Raises:
             EnvironmentFault: the disk is full or the folder cannot be written.
@@ -118,22 +129,19 @@ class TrialFolder:
         with contextlib.suppress(OSError):  # someone cleaned; the database has the numbers
             history = self.path.with_name(str(number)).joinpath("history.csv").read_bytes()
             files.write_bytes(self.path / "history.csv", history, durable=False)
-        self.log(f"{outcome.state}: it has the effect of trial {number} and was not trained again")
+        self.log(f"{outcome.state}: a duplicate of trial {number}, not trained again")
         self._close(outcome)
 
     def _close(self, outcome: Outcome) -> None:
-        """Write what every trial has, and drop the checkpoints."""
-        files.write_bytes(
-            self.path / "sweepstack.log", "".join(self._lines).encode(), durable=False
-        )
+        log = "".join(self._lines).encode()
+        files.write_bytes(self.path / "sweepstack.log", log, durable=False)
         summary = {"state": outcome.state, **self._of, **outcome.attributes}
         run_folder.write_json(self.path / "metrics.json", summary, durable=False)
         _clear(self.path)
 
     def _take_over(self, config: str) -> None:
-        """Keep of a trial before this one its checkpoints, if it had the very same config: the
-        command may have another `training.device` now, for example, and then the trial begins anew.
-        """
+        """Keep the checkpoints of the trial before this one if it had the same config; with another
+        `training.device`, for example, this one begins anew."""
         same = False
         with contextlib.suppress(OSError, UnicodeDecodeError, yaml.YAMLError):  # it died too soon
             same = _equal_configs((self.path / "config.yaml").read_text("utf-8"), config)
@@ -143,7 +151,7 @@ class TrialFolder:
 
 
 def _clear(folder: Path) -> None:
-    """Drop a trial's checkpoints, and files that a killed process left half written."""
+    """Remove a trial's checkpoints, and files that a killed process left half written."""
     for left in folder.glob(".*.tmp"):
         left.unlink(missing_ok=True)
     for place in [folder / "checkpoints", *folder.glob("seed_*/checkpoints")]:
@@ -153,8 +161,8 @@ def _clear(folder: Path) -> None:
 
 
 def tidy(study: Path, replaced: Sequence[int], lost: Sequence[int]) -> None:
-    """Remove what trials without a result left in a study's folder, once no trial needs it: all of
-    those that others replaced, the checkpoints of those that were lost for good."""
+    """Remove what trials without a result left, once no trial needs it: the folders of those that
+    others replaced, the checkpoints of those that were lost for good."""
     with contextlib.suppress(OSError, EnvironmentFault):  # of no importance
         for number in replaced:
             shutil.rmtree(study / str(number), ignore_errors=True)
@@ -163,7 +171,7 @@ def tidy(study: Path, replaced: Sequence[int], lost: Sequence[int]) -> None:
 
 
 def _equal_configs(one: str, other: str) -> bool:
-    """Whether two configs are the same, however many trials share a stack and whoever logs."""
+    """Whether two configs are the same but for the stack's width and the logger."""
     nodes = [yaml.load(text, Loader=_LOADER) for text in (one, other)]
     for node in nodes:
         if isinstance(node, dict) and isinstance(node.get("training"), dict):
@@ -173,7 +181,7 @@ def _equal_configs(one: str, other: str) -> bool:
 
 
 def alone(overrides: Sequence[str]) -> str:
-    """The command that trains a trial again as a single run."""
+    """The command that trains a trial as a single run."""
     words = list(overrides)
     if any(word.startswith("+sweeps=") for word in words):
         words.append("hydra.mode=RUN")  # a sweep's file asks for a sweep
@@ -181,7 +189,6 @@ def alone(overrides: Sequence[str]) -> str:
 
 
 def _yaml(key: str, value: Any) -> str:
-    """A key of a config; one after the other they are the whole."""
     return _dumped({key: plain(value)}) if is_dataclass(value) else _yaml_value(key, value)
 
 
@@ -201,3 +208,64 @@ def _yaml_word(text: str) -> str:
         return text
     dumped: str = yaml.dump(text, Dumper=_DUMPER, allow_unicode=True, width=10**6)
     return dumped.removesuffix("...\n").strip()
+
+
+class BestModels:
+    """The best trials as far as one worker knows; `keep` is `hydra.sweeper.keep_models`.
+
+    A worker writes best.pt of a trial that is among the best so far; `remove_models` removes in the
+    end those that are not.
+    """
+
+    def __init__(self, study: optuna.Study, keep: Keep):
+        self._study, self._limit = study, _limit(study, keep)
+        self._best: list[tuple[int, tuple[float, ...]]] | None = None
+
+    def wants(self, outcome: Outcome, *, feasible: bool) -> bool:
+        """Whether the model of a trial that has ended is worth a file."""
+        if outcome.state != "complete" or not self._limit or math.isinf(self._limit):
+            return outcome.state == "complete" and self._limit > 0
+        if not feasible or any(map(math.isnan, outcome.values)):
+            return False
+        if self._best is None:
+            trials = ranking.best_trials(self._study)
+            self._best = [(trial.number, tuple(trial.values)) for trial in trials]
+        known = [*self._best, (outcome.asked.number, outcome.values)]
+        directions = [direction.name.lower() for direction in self._study.directions]
+        values = np.array([values for _, values in known])
+        places = ranking.best(values, [number for number, _ in known], directions)
+        self._best = [known[place] for place in places[: int(self._limit)]]
+        return outcome.asked.number in dict(self._best)
+
+
+def keep_models(study: optuna.Study, keep: Keep) -> None:
+    """Record in the study which models to keep, unless an earlier command asked for more."""
+    before = study.user_attrs.get(KEEP_MODELS)
+    if before is None or _limit(study, keep) > _limit(study, before):
+        study.set_user_attr(KEEP_MODELS, keep)
+
+
+def remove_models(study: optuna.Study, folder: Path) -> None:
+    """Remove the models and TensorBoard logs that the study is not to keep, but for running trials.
+
+    In place of a duplicate, which was not trained, counts the trial that it duplicates.
+    """
+    limit = _limit(study, study.user_attrs.get(KEEP_MODELS, "best"))
+    trials = trials_of(study)
+    wanted = {trial.number for trial in trials if not trial.state.is_finished()}
+    if math.isinf(limit):
+        best = [trial for trial in trials if trial.state == TrialState.COMPLETE]
+    else:
+        best = ranking.best_trials(study, trials)[: int(limit)]
+    wanted |= {trial.user_attrs.get(EQUALS, trial.number) for trial in best}
+    for trial in trials:
+        place = folder / str(trial.number)
+        if trial.number not in wanted and (place / "best.pt").exists():
+            for name in ("best.pt", "best.pt.sha256"):
+                (place / name).unlink(missing_ok=True)
+            shutil.rmtree(place / "tensorboard", ignore_errors=True)
+
+
+def _limit(study: optuna.Study, keep: Keep) -> float:
+    best = _PARETO_FRONT if len(study.directions) > 1 else 1
+    return {"none": 0, "best": best, "all": math.inf}[keep] if isinstance(keep, str) else keep

@@ -20,13 +20,13 @@ from optuna.trial import TrialState
 
 from sweepstack.config.errors import EXIT_INTERRUPTED, SweepstackError, one_line
 from sweepstack.runs import progress
-from sweepstack.runs.environment import environment, key_of
+from sweepstack.runs.folder import environment, key_of
 from sweepstack.study import storage
 from sweepstack.study.attributes import CONTINUES, ENVIRONMENT, OVERRIDES
 from sweepstack.sweep import pruners, samplers
 from sweepstack.sweep.book.book import Book, Ending, is_suspect
 from sweepstack.sweep.book.duplicates import Duplicates
-from sweepstack.sweep.book.processes import Heartbeat
+from sweepstack.sweep.book.processes import BEAT_S
 from sweepstack.sweep.plan import Plan
 from sweepstack.sweep.space.points import Overrides
 from sweepstack.sweep.worker.equal import Equal
@@ -44,7 +44,7 @@ _STATES = {
 
 
 class Runner(Protocol):
-    """What runs trials: `own.Trainer` or `other.Caller`."""
+    """What runs trials: `trainer.Trainer` or `application.Caller`."""
 
     @property
     def equal(self) -> Equal | None:
@@ -130,7 +130,7 @@ class Worker:
         from sweepstack.engine.train import Interrupted
 
         named = functools.partial(storage.named, self.plan.storage or "")
-        with named(), Heartbeat(self._beat):
+        with named(), progress.every(BEAT_S, self._beat, "sweepstack-heartbeat"):
             try:
                 with named():  # within, so that trials are requeued when it has failed for once
                     self._work()

@@ -1,21 +1,34 @@
 """Trials of any other Hydra application: each is a call of its task function, as a Hydra job.
 
-`Other` says what such a sweep asks; `Caller` runs the trials of one worker. Its sibling for
-sweepstack itself is `own.py`; `by_name.py` takes an `Other` to a local worker process.
+`HydraApp` is what is swept; `Caller` runs the trials of one worker. The same for sweepstack itself
+is in `trainer.py`.
+
+A local worker process gets the application by pickle, as multiprocessing uses it. The process has
+imported the application's main module, and looks up there what pickle cannot carry: the task, under
+whose name stands Hydra's wrapper and not the function itself. OmegaConf's resolvers, which are
+closures, go by cloudpickle. Other launchers (joblib, submitit, ray) carry all of it themselves.
 """
 
 from __future__ import annotations
 
+import contextlib
+import inspect
+import io
 import logging
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from importlib import import_module
 from itertools import islice
+from multiprocessing.reduction import ForkingPickler
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
+import cloudpickle
 import optuna
-from hydra.core.utils import JobReturn, JobStatus, configure_log, run_job
+from hydra.core.singleton import Singleton
+from hydra.core.utils import JobReturn, JobStatus, configure_log, run_job, setup_globals
 from hydra.errors import HydraException
 from hydra.types import HydraContext
 from omegaconf import DictConfig, open_dict
@@ -32,12 +45,13 @@ from sweepstack.sweep.worker.trial import Asked, Outcome, Verdicts
 
 log = logging.getLogger(__name__)
 
-CHECKED = 50
+MAX_CHECKED = 50
 """Points that are composed before the first trial; the app may take long to compose."""
+_Task = Callable[[DictConfig], Any]
 
 
 @dataclass
-class Other:
+class HydraApp:
     """Another application, as Hydra hands it to a sweeper.
 
     Attributes:
@@ -48,8 +62,8 @@ class Other:
 
     context: HydraContext
     master: DictConfig
-    task: Callable[[DictConfig], Any]
-    _fixed: DictConfig | None = field(default=None, init=False, repr=False)
+    task: _Task
+    _without_space: DictConfig | None = field(default=None, init=False, repr=False)
 
     @property
     def prefix(self) -> str:
@@ -62,7 +76,7 @@ class Other:
         return {"name": self.prefix}
 
     def prepare(self, plan: Plan) -> tuple[Plan, dict[str, Any]]:
-        """Compose points of the space; see `Own.prepare`.
+        """Compose points of the space; see `TrainingApp.prepare`.
 
         Raises:
             InputError: one line for each mistake.
@@ -83,10 +97,10 @@ class Other:
         if mistakes:
             raise InputError(mistakes)
         directions = plan.directions or ("minimize",)
-        several = len(directions) > 1
-        names = tuple(f"value_{n}" for n in range(len(directions))) if several else ("value",)
-        question = {"objectives": list(names), "fixed": sorted(plan.space.fixed)}
-        return replace(plan, directions=directions, objectives=names), question
+        names = tuple(f"value_{n}" for n in range(len(directions)))
+        names = names if len(directions) > 1 else ("value",)
+        same = {"objectives": list(names), "fixed": sorted(plan.space.fixed)}
+        return replace(plan, directions=directions, objectives=names), same
 
     def check(self, space: Space) -> None:
         """Compose points of a space.
@@ -95,7 +109,7 @@ class Other:
             InputError: one line for each mistake.
         """
         mistakes: dict[str, str] = {}  # by their first sentence: one for all values of a key
-        for words in islice(points.to_check(space), CHECKED):
+        for words in islice(points.to_check(space), MAX_CHECKED):
             try:
                 self.compose([*space.fixed, *words])
             except REFUSALS as error:
@@ -109,17 +123,17 @@ class Other:
         return self.context.config_loader.load_sweep_config(self.master, words)
 
     def repeats(self, plan: Plan) -> int | None:
-        """What the app does with its config is not known."""
+        """Unknown: the app may do anything with its config."""
         return None
 
     def config(self, plan: Plan) -> Any:
         """The config without the swept values, for a custom search space."""
-        if self._fixed is None:
-            self._fixed = self.compose(list(plan.space.fixed))
-        return self._fixed
+        if self._without_space is None:
+            self._without_space = self.compose(list(plan.space.fixed))
+        return self._without_space
 
     def checkpointed(self, folder: Path, number: int) -> int:
-        """What the app keeps is not known."""
+        """Unknown: the app may keep anything in its folder."""
         return 0
 
     def runner(self, plan: Plan, folder: Path, verdicts: Verdicts) -> Caller:
@@ -127,13 +141,44 @@ class Other:
         return Caller(self, verdicts)
 
 
+def _reduce(app: HydraApp) -> tuple[Any, ...]:
+    state, resolvers = Singleton.get_state(), {}
+    for name, resolver in state["omegaconf_resolvers"].items():
+        with contextlib.suppress(Exception):  # one that holds a lock, say
+            resolvers[name] = cloudpickle.dumps(resolver)
+    task: Any = app.task
+    if inspect.isfunction(task) and "<locals>" not in task.__qualname__:
+        task = (task.__module__, task.__qualname__)
+    return _restore, (state["instances"], resolvers, app.context, app.master, task)
+
+
+def _restore(
+    instances: Any,
+    resolvers: dict[str, bytes],
+    context: HydraContext,
+    master: DictConfig,
+    task: _Task | tuple[str, str],
+) -> HydraApp:
+    """The application in the process that was started."""
+    setup_globals()
+    own = Singleton.get_state()["omegaconf_resolvers"]
+    others = {k: cloudpickle.loads(v) for k, v in resolvers.items() if k not in own}
+    Singleton.set_state({"instances": instances, "omegaconf_resolvers": others | own})
+    if isinstance(task, tuple):
+        module, path = task
+        return HydraApp(context, master, inspect.unwrap(attrgetter(path)(import_module(module))))
+    return HydraApp(context, master, task)
+
+
+ForkingPickler.register(HydraApp, _reduce)
+
+
 class Caller:
     """Calls the task function for each trial, in the folder that Hydra's sweep settings name."""
 
-    equal = None
-    """What another application does with its config is not known: every trial is run."""
+    equal = None  # which trials are duplicates is unknown
 
-    def __init__(self, app: Other, verdicts: Verdicts):
+    def __init__(self, app: HydraApp, verdicts: Verdicts):
         self.app, self.verdicts = app, verdicts
 
     def run(self, asked: Iterator[Asked]) -> Iterator[Outcome]:
@@ -152,32 +197,32 @@ class Caller:
             config.hydra.job.id, config.hydra.job.num = str(number), number
         try:
             with reporting.running(asked, self.verdicts) as reports:
-                returned = self._called(config)
-            if returned.status == JobStatus.FAILED and reports.error is not None:
+                job = self._call(config)
+            if job.status == JobStatus.FAILED and reports.error is not None:
                 raise reports.error  # the task is not to blame for it
-            return _read(asked, returned)
+            return _read(asked, _returned(job))
         except SystemExit as error:  # a trial may end itself, but not the sweep
             return Outcome.failed(asked, f"SystemExit: {error.code}")
         except (HydraException, OmegaConfBaseException) as error:  # hydra.sweep.subdir, say
             return Outcome.failed(asked, one_line(error))
-        except OSError as error:  # of Hydra's own files: what the task raises is in `returned`
+        except OSError as error:  # of Hydra's own files: what the task raises is in the job
             raise EnvironmentFault(f"cannot run trial {asked.number}: {one_line(error)}") from error
         finally:
             configure_log(config.hydra.hydra_logging, config.hydra.verbose)
 
-    def _called(self, config: DictConfig) -> JobReturn:
+    def _call(self, config: DictConfig) -> JobReturn:
         """Run the task function as a Hydra job.
 
         Raises:
             KeyboardInterrupt: a signal came, whatever the task made of it. Some return what they
-                have by then, others exit, and neither is what the trial would have come to.
+                have by then, others exit, and neither is the trial's result.
         """
-        stop, returned = self.verdicts.stop, None
+        stop = self.verdicts.stop
         try:
             stop.interrupts = True
-            if stop.code is not None:  # asked a moment ago
+            if stop.code is not None:  # a signal came before this line
                 raise KeyboardInterrupt
-            returned = run_job(
+            return run_job(
                 hydra_context=self.app.context,
                 task_function=self.app.task,
                 config=config,
@@ -188,28 +233,34 @@ class Caller:
             interrupted, stop.interrupts = not stop.interrupts, False
             if interrupted:
                 raise KeyboardInterrupt
-        return returned
 
 
-def _read(asked: Asked, returned: JobReturn) -> Outcome:
-    value = returned._return_value
+def _returned(job: JobReturn) -> Any:
+    """What the task returned, or the exception that it raised."""
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):  # Hydra prints that it failed
+            return job.return_value
+    except Exception as error:
+        return error
+
+
+def _read(asked: Asked, value: Any) -> Outcome:
     if isinstance(value, optuna.TrialPruned):
         return Outcome(asked, "pruned")
-    if returned.status == JobStatus.FAILED:
+    if isinstance(value, Exception):
         trace = _keep_traceback(value)
         # The job's frame and its exception hold each other, and with them all that it allocated.
         traceback.clear_frames(value.__traceback__)
         return Outcome.failed(asked, f"{type(value).__name__}: {_text(value, 300)}", trace)
-    several = isinstance(value, list | tuple)
     try:
-        values = tuple(float(item) for item in (value if several else [value]))
+        values = tuple(float(x) for x in (value if isinstance(value, list | tuple) else [value]))
     except Exception:  # whatever the user's object raises
         return Outcome.failed(asked, f"the task must return a number, got {_text(value)}")
     return Outcome(asked, "complete", values)
 
 
 def _text(value: Any, limit: int = 80) -> str:
-    """What a task returned or raised, of which even `str` may raise."""
+    """What a task returned or raised, whose `str` may raise."""
     try:
         return one_line(value, limit)
     except Exception:
@@ -217,8 +268,7 @@ def _text(value: Any, limit: int = 80) -> str:
 
 
 def _keep_traceback(error: BaseException) -> Path | None:
-    """Put it into the job's own log file, and say which that is; the console gets one line for each
-    failed trial."""
+    """Write it to the job's own log file and return its path: the console gets one line only."""
     file = None
     trace = (type(error), error, error.__traceback__)
     record = log.makeRecord(log.name, logging.ERROR, __file__, 0, "the task raised", (), trace)

@@ -25,9 +25,8 @@ from sweepstack.config.errors import EXIT_INTERRUPTED, EnvironmentFault
 from sweepstack.study import storage
 from sweepstack.sweep import plan
 from sweepstack.sweep.book import studies
-from sweepstack.sweep.worker import other
-from sweepstack.sweep.worker.other import Caller
-from sweepstack.sweep.worker.signals import interrupt
+from sweepstack.sweep.worker import application
+from sweepstack.sweep.worker.application import Caller
 from sweepstack.sweep.worker.trial import Stop
 from sweepstack.sweep.worker.worker import Worker
 
@@ -67,8 +66,8 @@ def worker(tmp_path, monkeypatch):
             returned.return_value, returned.status = error, JobStatus.FAILED
         return returned
 
-    monkeypatch.setattr(other, "run_job", run_job)
-    monkeypatch.setattr(other, "configure_log", lambda *given: None)
+    monkeypatch.setattr(application, "run_job", run_job)
+    monkeypatch.setattr(application, "configure_log", lambda *given: None)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     (tmp_path / "outputs").mkdir()
     app = SimpleNamespace(job=None)
@@ -93,7 +92,6 @@ class Escapes(Exception):
 def ctrl_c(made: Worker) -> None:
     """What the handler of the signal does."""
     made.stop.ask(EXIT_INTERRUPTED)
-    interrupt(made.stop)
 
 
 def ends(folder: Path) -> list[tuple[str, bool]]:

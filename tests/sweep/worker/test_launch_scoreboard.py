@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from sweepstack.sweep.worker import scoreboard
-from sweepstack.sweep.worker.scoreboard import Scoreboard
+from sweepstack.sweep.worker import launch
+from sweepstack.sweep.worker.launch import Scoreboard
 
 
 class Study:
@@ -33,7 +33,7 @@ class Study:
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """One number: the seconds that have passed."""
     now = [1000.0]
-    monkeypatch.setattr(scoreboard.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(launch.time, "monotonic", lambda: now[0])
     return now
 
 

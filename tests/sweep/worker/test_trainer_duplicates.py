@@ -47,7 +47,7 @@ def test_a_trial_that_does_what_another_does_has_its_numbers(main, tmp_path):
     assert {path.name for path in twin.iterdir()} == files
     assert (twin / "history.csv").read_bytes() == (first / "history.csv").read_bytes()
     assert "nesterov: true" in (twin / "config.yaml").read_text()
-    assert "effect of trial 0 and was not trained again" in (twin / "sweepstack.log").read_text()
+    assert "a duplicate of trial 0, not trained again" in (twin / "sweepstack.log").read_text()
     assert metrics(tmp_path, 2)["equals"] == 0
     assert metrics(tmp_path, 2)["val_mse"] == metrics(tmp_path, 0)["val_mse"]
 
