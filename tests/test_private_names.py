@@ -22,7 +22,6 @@ ALLOWED = {
     "sweepstack/config/hydra_adapter.py",
     "sweepstack/engine/executors/operations.py",
     "sweepstack/engine/kernels/fused.py",
-    "sweepstack/reporting/dashboard/dashboard.py",
     "sweepstack/sweep/book/bulk.py",
 }
 """The only files that may use private names of other packages."""
