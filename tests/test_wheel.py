@@ -24,7 +24,8 @@ def test_a_wheel_runs_in_an_empty_folder(sweepstack, tmp_path):
     assert any(name.startswith("sweepstack/sweeps/") for name in names)
     assert "hydra_plugins/sweepstack_sweeper/__init__.py" in names
     report = "sweepstack/reporting/report"
-    assert {f"{report}/report.css", f"{report}/report.js", f"{report}/page.py"} <= set(names)
+    parts = ("report.css", "report.js", "page.py", "templates/report.html")
+    assert {f"{report}/{part}" for part in parts} <= set(names)
     empty = tmp_path / "empty"
     empty.mkdir()
     site = {"PYTHONPATH": str(tmp_path / "site")}

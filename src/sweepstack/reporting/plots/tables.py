@@ -160,10 +160,15 @@ def isolation(view: StudyView, keys: list[str]) -> Plot | None:
         ("best", style.PALETTE[5], "circle"),
         ("median", style.PALETTE[0], "diamond"),
     ):
-        marker = {"color": colour, "symbol": symbol, "size": 8}
-        trace = style.points(table[name], at, table["n"], name, marker=marker)
-        hover = f"{name} %{{x}}, n=%{{customdata}}<extra></extra>"
-        fig.add_trace(trace.update(y=style.whole(at), hovertemplate=hover))
+        fig.add_scatter(
+            x=style.floats(table[name]),
+            y=style.whole(at),
+            customdata=style.whole(table["n"]),
+            mode="markers",
+            name=name,
+            marker={"color": colour, "symbol": symbol, "size": 8},
+            hovertemplate=f"{name} %{{x}}, n=%{{customdata}}<extra></extra>",
+        )
     style.styled(fig, 90 + 22 * len(texts))
     fig.update_xaxes(**style.value_axis(view, values, view.objective))
     fig.update_yaxes(**style.rows_axis(texts))
