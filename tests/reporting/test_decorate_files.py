@@ -137,7 +137,5 @@ def test_a_journal_that_cannot_be_written_is_said(tmp_path, monkeypatch):
         raise OSError(30, "Read-only file system")
 
     monkeypatch.setattr(JournalFileBackend, "append_logs", refuse)
-    with pytest.raises(
-        EnvironmentFault, match=r"cannot write .*studies.log: Read-only file system"
-    ):
+    with pytest.raises(EnvironmentFault, match=r"studies.log failed: .*Read-only file system"):
         decorated(where)

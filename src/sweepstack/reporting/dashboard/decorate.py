@@ -142,7 +142,7 @@ def decorate(
             shown = {**_changed_notes(texts, known), **_changed_plots(plots, known)}
             return {**shown, **new, DECORATED: state}
 
-        _write(view.where, target, study_id, tables, change)
+        _write(target, study_id, tables, change)
     return True
 
 
@@ -201,24 +201,16 @@ def _trials(
 
 
 def _write(
-    where: str,
     target: BaseStorage,
     study_id: int,
     tables: dict[str, Table] | None,
     change: Callable[[Mapping[str, Any]], Attributes],
 ) -> None:
     """Set the attributes that `change` makes of all that there are, in one transaction where the
-    storage has any.
-
-    Raises:
-        EnvironmentFault: a journal cannot be written.
-    """
+    storage has any."""
     if tables is None or not isinstance(target, RDBStorage):
-        try:
-            for key, value in change(target.get_study_system_attrs(study_id)).items():
-                target.set_study_system_attr(study_id, key, value)
-        except OSError as error:
-            raise EnvironmentFault(f"cannot write {where}: {error.strerror or error}") from error
+        for key, value in change(target.get_study_system_attrs(study_id)).items():
+            target.set_study_system_attr(study_id, key, value)
         return
     studies, rows = tables["studies"].c, tables["study_system_attributes"]
     mine = rows.c.study_id == study_id
