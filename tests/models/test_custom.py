@@ -87,6 +87,16 @@ class InPlace(Counting):
         return nn.Linear.forward(self, x)
 
 
+class Averaging(Counting):
+    def forward(self, x):
+        self.seen.mul_(0.9).add_(x.mean().detach())
+        return nn.Linear.forward(self, x - self.seen)
+
+    def __init__(self, in_features, out_features):
+        super().__init__(in_features, out_features)
+        self.seen = torch.tensor(0.0)
+
+
 class TwoOutputs(nn.Linear):
     def forward(self, x):
         y = super().forward(x)
@@ -186,6 +196,7 @@ def test_a_torchvision_network_runs_with_batch_norm_per_trial(spec):
         ("FunctionalDropout", LINEAR, ["draws random numbers", "torch.nn.Dropout"]),
         ("Counting", LINEAR, ["changes 'seen' while it runs"]),
         ("InPlace", LINEAR, ["changes 'seen' while it runs"]),
+        ("Averaging", LINEAR, ["changes 'seen' while it runs"]),
         ("TwoOutputs", LINEAR, ["must return one tensor in training, got tuple"]),
         ("os.system", ["+model.command=ls"], ["model._target_ must name a layer of torch.nn, "]),
         (

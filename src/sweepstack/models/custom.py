@@ -11,6 +11,7 @@ import inspect
 import json
 import typing
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -112,7 +113,8 @@ def _run(target: str, module: nn.Module, sample: Tensor) -> Any:
 
 
 def _check_independence(target: str, module: nn.Module, sample: Tensor) -> None:
-    """Run a training batch twice and compare outputs, parameters, buffers and random state."""
+    """Run a training batch twice, and one that is not all zeros, whose mean may count; compare
+    outputs, parameters, buffers and random state."""
     wrong = [n for n, p in module.named_parameters() if p.dtype != torch.float32]
     if wrong:
         raise InputError(
@@ -124,6 +126,8 @@ def _check_independence(target: str, module: nn.Module, sample: Tensor) -> None:
     output = _run(target, module, sample)
     mistakes = []
     again = _run(target, module, sample)
+    with suppress(InputError):  # which numbers a module takes is up to the data
+        _run(target, module, torch.linspace(0, 1, sample.numel()).view_as(sample))
     undrawn = isinstance(output, Tensor) and torch.equal(random, torch.get_rng_state())
     if undrawn and output.isnan().any():
         mistakes.append(
