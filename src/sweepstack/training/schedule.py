@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from sweepstack.config import schema
 from sweepstack.config.errors import InputError
@@ -68,11 +68,6 @@ class LrSchedule:
     def __post_init__(self) -> None:
         self._formula = _SHAPES[type(self.config)]
 
-    @property
-    def metric(self) -> str | None:
-        """The metric that `observe` reads; None when the factors follow from the step alone."""
-        return None
-
     def shape(self, t: int) -> float:
         """The factor at step `t` after the warmup, 0 <= t < T."""
         return self._formula(self.config, t, self.steps)
@@ -113,6 +108,7 @@ class Plateau(LrSchedule):
     threshold_mode "rel", but without its `eps`, which ends the reductions below 1e-8.
     """
 
+    _saved: ClassVar[tuple[str, ...]] = ("current", "best", "bad_evaluations")
     config: schema.Plateau
     maximize: bool
     current: float = field(default=1.0, init=False)
@@ -122,18 +118,13 @@ class Plateau(LrSchedule):
     def __post_init__(self) -> None:
         self.best = -math.inf if self.maximize else math.inf
 
-    @property
-    def metric(self) -> str:
-        """The metric that must not stand still."""
-        return self.config.metric
-
     def shape(self, t: int) -> float:
         """The product of the reductions so far."""
         return self.current
 
     def observe(self, metrics: Mapping[str, float]) -> None:
-        """Compare `metric` with its best; KeyError when it is not among `metrics`."""
-        value = metrics[self.metric]
+        """Compare the metric with its best; KeyError when it is not among `metrics`."""
+        value = metrics[self.config.metric]
         if self._is_better(value):
             self.best, self.bad_evaluations = value, 0
             return
@@ -149,12 +140,12 @@ class Plateau(LrSchedule):
 
     def state(self) -> dict[str, float]:
         """The factor, the best value and the evaluations since."""
-        return {name: getattr(self, name) for name in ("current", "best", "bad_evaluations")}
+        return {name: getattr(self, name) for name in self._saved}
 
     def restore(self, state: Mapping[str, float]) -> None:
         """Continue from what `state` returned."""
-        for name, value in state.items():
-            setattr(self, name, value)
+        for name in self._saved:
+            setattr(self, name, state[name])
 
 
 def build(
