@@ -75,9 +75,9 @@ def cuda(monkeypatch):
     }
     for name, value in made_up.items():
         monkeypatch.setattr(torch.cuda, name, value)
-    cuda_graph._aside.cache_clear()
+    cuda_graph._side_stream.cache_clear()
     yield fake
-    cuda_graph._aside.cache_clear()
+    cuda_graph._side_stream.cache_clear()
 
 
 @pytest.fixture
