@@ -8,7 +8,7 @@ import pytest
 import yaml
 from sweep_support import QUICK, metrics, params, states, study, trial_folder, without
 
-from sweepstack.sweep.book import fallback
+from sweepstack.sweep.book import bulk, studies
 
 
 def test_what_a_trial_leaves(main, tmp_path):
@@ -199,12 +199,14 @@ def test_an_optuna_with_other_tables_is_written_to_by_its_public_functions(
     words += ["hydra/sweeper/pruner=threshold", "hydra.sweeper.pruner.upper=0.2"]
     words += ["hydra.sweeper.constraints={num_parameters: '<= 100'}"]
     assert main("-m", *words, "hydra.sweeper.study_name=s").code == 0
-    more = fallback.NEEDED | {"TrialValueModel": ("value", "colour")}
-    monkeypatch.setattr(fallback, "NEEDED", more)
+    more = bulk.NEEDED | {"TrialValueModel": ("value", "colour")}
+    monkeypatch.setattr(bulk, "NEEDED", more)
+    studies.bulk_problem.cache_clear()
     ended = main("-m", *words, "hydra.sweeper.study_name=slow")
+    studies.bulk_problem.cache_clear()
     assert ended.code == 0, ended.err
 
-    said = [line for line in ended.lines if "public functions" in line]
+    said = [line for line in ended.lines if "public API" in line]
     assert len(said) == 1
     assert "TrialValueModel.colour" in said[0]
 

@@ -287,7 +287,7 @@ class BulkBook(Book):
 
     def reported(self, trial: optuna.Trial) -> FrozenTrial:
         """See `Book.reported`."""
-        return trial._cached_frozen_trial
+        return trial._get_latest_trial()
 
     # --- claiming and requeueing -----------------------------------------------------------------
 

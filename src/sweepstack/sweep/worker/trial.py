@@ -152,7 +152,7 @@ class Decisions:
         pruner = self._study.pruner
         if not self.prunes:
             return {}
+        frozen = [self._book.reported(trial) for trial in trials.values()]
         if isinstance(pruner, RungPruner):
-            frozen = [self._book.reported(trial) for trial in trials.values()]
             return dict(zip(trials, pruner.decisions(self._study, frozen), strict=True))
-        return {number: trial.should_prune() for number, trial in trials.items()}
+        return {trial.number: pruner.prune(self._study, trial) for trial in frozen}
