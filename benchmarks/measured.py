@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -19,8 +20,6 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import torch
 
 ENDS = """
 SELECT 86400.0 * (julianday(datetime_complete) - began)
@@ -127,5 +126,8 @@ def hardware() -> str:
     if info.is_file():
         lines = info.read_text().splitlines()
         name = next((x.partition(":")[2].strip() for x in lines if "model name" in x), name)
-    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
-    return f"{name}, {cores()} cores, load {os.getloadavg()[0]:.1f}{gpu}"
+    gpus: list[str] = []
+    if shutil.which("nvidia-smi"):
+        command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+        gpus = subprocess.run(command, capture_output=True, text=True).stdout.splitlines()[:1]
+    return ", ".join([name, f"{cores()} cores", f"load {os.getloadavg()[0]:.1f}", *gpus])
