@@ -11,7 +11,15 @@ from torch.func import functional_call, vmap
 
 from sweepstack.config.errors import InputError
 from sweepstack.data import streams
-from sweepstack.models.layers import BatchNorm, Dropout, activation, adapt, batch_norms, dropouts
+from sweepstack.models.layers import (
+    BatchNorm,
+    Dropout,
+    activation,
+    adapt,
+    batch_norms,
+    dropouts,
+    restore_dropout,
+)
 
 # --- activations ----------------------------------------------------------------------------------
 
@@ -236,6 +244,14 @@ def test_a_layer_that_runs_twice_has_two_masks_the_same_each_time():
     assert kept_twice == pytest.approx(0.75**2, abs=0.08)
     assert torch.equal(first, functional_call(module, tensors, (x,)))
     assert torch.equal(first, functional_call(copy.deepcopy(module), tensors, (x,)))
+
+
+def test_torchs_dropout_comes_back_in_every_place_of_a_layer():
+    twice = nn.Dropout(0.3)
+    net = adapt(nn.Sequential(twice, nn.Linear(2, 2), twice))
+    restore_dropout(net, 0.0)
+    assert [type(layer) for layer in net] == [nn.Dropout, nn.Linear, nn.Dropout]
+    assert (net[0].p, net[2].p) == pytest.approx((0.3, 0.3))
 
 
 def test_adapt_wraps_a_module_that_is_itself_replaced():

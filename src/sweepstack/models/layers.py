@@ -219,9 +219,10 @@ def adapt(module: nn.Module) -> nn.Module:
 def restore_dropout(module: nn.Module, p: float) -> None:
     """Put torch's dropout layers, which draw from torch's generator, back into an adapted module;
     those without a p of their own get `p`."""
-    for name, layer in dropouts(module):
-        new = layer.kind(float(layer.p) if layer.fixed else p).train(layer.training)
-        module.set_submodule(name, new)
+    for name, layer in list(module.named_modules(remove_duplicate=False)):
+        if isinstance(layer, Dropout):
+            new = layer.kind(float(layer.p) if layer.fixed else p).train(layer.training)
+            module.set_submodule(name, new)
 
 
 def _refusal(layer: nn.Module) -> str | None:
