@@ -145,10 +145,8 @@ class Program:
 
     def _build(self) -> None:
         config = self.config
-        custom, shapes = (
-            isinstance(config.model, Custom),
-            (self.data.input_shape, self.data.outputs),
-        )
+        custom = isinstance(config.model, Custom)
+        shapes = self.data.input_shape, self.data.outputs
         if not custom:
             with torch.device("meta"):
                 template = models.build(config, *shapes)

@@ -169,7 +169,8 @@ class Stack:
         self.params.write(slot, initial)
         self.buffers.write(slot, initial)
         for bank in self.moments.values():
-            bank.write(slot, {name: view.new_zeros(()) for name, view in bank.views.items()})
+            for view in bank.row(slot).values():
+                view.zero_()
         self.keep_best(slot)
         self._set(self.optimizer, slot, numbers.optimizer, torch.float64)
         self._set(self.strengths, slot, numbers.strengths, torch.float32)

@@ -40,9 +40,7 @@ SAME_WIDTH = ("data.root", "model.activation", "training.eval_every", "objective
 """Static keys that hardly change a step's time: configs that differ in them share a width."""
 
 # Which width is chosen. vmap costs a fixed time per step, so that a gain may come late.
-WORTH = (
-    0.95  # wider stacks are tried as long as they take at most this share of narrower ones' time
-)
+WORTH = 0.95  # wider stacks are tried as long as they take at most this share of the time
 NEARLY = 0.97  # as good as the best: the best takes at least this share of its time
 ALONE = 1.05  # a trial alone takes longer by its beginning, its evaluations and its end
 MIN_TRIED = 16  # widths up to this are tried even without a gain ...

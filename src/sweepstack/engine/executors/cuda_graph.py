@@ -95,9 +95,7 @@ class _Captured:
             ):
                 self.losses = step(stack, self.batch)
         finally:
-            torch.cuda.set_stream(
-                here
-            )  # torch 2.11 stays on the side stream where a capture raises
+            torch.cuda.set_stream(here)  # torch 2.11 stays on the other where a capture raises
             here.wait_stream(side)
             for view, old in zip(views, before, strict=True):  # the warm-up has trained
                 view.copy_(old)

@@ -74,9 +74,10 @@ class Recorded(Executor):
     def _decided(self, shared: bool) -> bool:
         """Whether several parts continue in threads (they no longer need the module, which they
         share), or as a whole because one of them stays eager."""
-        recorders = [part.recorder(shared) for part in self._parts]
-        recorded = all(recorder.recording for recorder in recorders)
-        return len(recorders) > 1 and (recorded or self._stays_eager(shared))
+        if len(self._parts) == 1:
+            return False
+        recorded = all(part.recorder(shared).recording for part in self._parts)
+        return recorded or self._stays_eager(shared)
 
     def _stays_eager(self, shared: bool) -> bool:
         return any(part.recorder(shared).reason for part in self._parts)
