@@ -55,14 +55,18 @@ def describe(device: torch.device) -> str:
     """A name for people: the GPU's, or the processor's with the number of threads."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    name = "CPU"
+    return f"{_processor()} ({torch.get_num_threads()} threads)"
+
+
+@cache
+def _processor() -> str:
+    """The processor's name. Linux takes a while to write its file where there are many cores."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
             found = re.search(r"model name\s*:\s*(.+)", file.read())
-            name = found.group(1).strip() if found else name
     except OSError:
-        pass
-    return f"{name} ({torch.get_num_threads()} threads)"
+        return "CPU"
+    return found.group(1).strip() if found else "CPU"
 
 
 @contextmanager
