@@ -204,7 +204,7 @@ class _Run:
         """Let trials of the stream in while there is room."""
         while True:
             if not self.pull.held:
-                room = self._room(self._last_width)
+                room = self._room()
                 if room < 1:
                     return
                 self.monitor.room(room)
@@ -222,7 +222,7 @@ class _Run:
                     return
                 yield not_started(spec, error)
                 continue
-            room = self._room(self._last_width)
+            room = self._room()
             if room < 1:
                 return
             yield from self._admit_next(program, room)
@@ -255,8 +255,8 @@ class _Run:
         at_work = sum(len(e.live) / full.get(id(e), e.limit) for e in self.runners)
         return at_work + sum(len(group.specs) / group.of for group in self.suspects)
 
-    def _room(self, width: int) -> int:
-        """How many more trials with stacks of this width may begin."""
+    def _room(self) -> int:
+        """How many more trials may begin, with stacks as wide as the last."""
         live = sum(len(runner.live) for runner in self.runners)
         live += sum(len(group.specs) for group in self.suspects)
-        return max(int((1 - self._load()) * width + 1e-9), self.together - live)
+        return max(int((1 - self._load()) * self._last_width + 1e-9), self.together - live)
