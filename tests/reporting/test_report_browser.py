@@ -17,7 +17,7 @@ LOCAL = ("file:", "data:", "blob:")
 @pytest.fixture
 def opened_in(browser, tmp_path, monkeypatch):
     """Open a study's report; at the end nothing may have been asked for or gone wrong."""
-    monkeypatch.setattr(page, "_plots", lambda _: plots(webgl=False))
+    monkeypatch.setattr(page, "_plots", plots)
     contexts, wrong = [], []
 
     def open_report(study, width=1280, scheme="light", script=""):
