@@ -78,7 +78,8 @@ class Parameter:
     @property
     def choices(self) -> Sequence[Any]:
         """The values of its list, in declared order; empty for a range."""
-        return self.entry.get("choices") or () if self.is_choice else ()
+        found = self.entry.get("choices") if self.is_choice else ()
+        return found if isinstance(found, list | tuple) else ()
 
     @property
     def numbers(self) -> list[float] | None:
