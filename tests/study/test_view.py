@@ -234,3 +234,13 @@ def test_a_space_that_is_no_space_has_no_choices() -> None:
     view.study.set_user_attr("sweepstack.identity", {"space": {"init": entry}})
     assert view.keys["init"].choices == []
     assert view.frame["init"].tolist() == ["he"]
+
+
+def test_numbers_and_texts_that_pandas_cannot_hold_are_read() -> None:
+    view = viewed(point(0.5, attrs={"steps": 10**400, "error": "\ud800"}))
+    assert view.frame["steps"].tolist() == [math.inf]
+    assert view.frame["error"].tolist() == ["\ud800"]
+    space = {"init": {"key": "init", "kind": "int", "low": -(10**400), "high": 3}}
+    view = StudyView(view.study, "memory")
+    view.study.set_user_attr("sweepstack.identity", {"space": space})
+    assert view.keys["init"].bounds == (3, 3)
