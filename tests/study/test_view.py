@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -12,7 +13,7 @@ from optuna.trial import TrialState, create_trial
 
 from sweepstack.study import storage
 from sweepstack.study.keys import is_seed
-from sweepstack.study.view import StudyView, open_study
+from sweepstack.study.view import StudyView, open_study, place
 
 SPACE = {
     "init": CategoricalDistribution(["he", "ones"]),
@@ -244,3 +245,15 @@ def test_numbers_and_texts_that_pandas_cannot_hold_are_read() -> None:
     view = StudyView(view.study, "memory")
     view.study.set_user_attr("sweepstack.identity", {"space": space})
     assert view.keys["init"].bounds == (3, 3)
+
+
+@pytest.mark.parametrize(
+    ("where", "folder"),
+    [
+        *(("a/b.db", "a"), ("sqlite:///a/b.db", "a"), ("sqlite:////a/b.db", "/a")),
+        *(("journal:///a/b", "a"), ("journal:////a/b", "/a"), ("journal://a/b", "a")),
+        *(("grpc://host:1", "outputs"), ("postgresql://u:p@h/d", "outputs"), ("x://", "outputs")),
+    ],
+)
+def test_trials_lie_beside_the_file_of_a_storage(where: str, folder: str) -> None:
+    assert place(where) == Path(folder)

@@ -66,24 +66,24 @@ RULES: tuple[Rule, ...] = (
         Rule(
             tuple(f"optimizer.{key}" for key in sorted(keys)),
             lambda c, name=name: c.optimizer.name == name,  # type: ignore[misc]
-            f"optim.py: the rule of {name} does not read them",
+            f"optimizer.py: the rule of {name} does not read them",
         )
         for name, keys in schema.INERT.items()
     ),
     Rule(
         ("optimizer.nesterov",),
         lambda c: c.optimizer.name == "sgd" and c.optimizer.momentum == 0,
-        "optim.Sgd: with μ = 0 the buffer is g, and the direction g + 0·b is the buffer's",
+        "optimizer.Sgd: with μ = 0 the buffer is g, and the direction g + 0·b is the buffer's",
     ),
     Rule(
         ("optimizer.name",),
         lambda c: isinstance(c.optimizer, schema.Adam) and c.regularization.weight_decay == 0,
-        "optim.AdamW: adam but for its weight decay, which is not computed where it is 0",
+        "optimizer.AdamW: adam but for its weight decay, which is not computed where it is 0",
     ),
     Rule(
         ("batch.lr_scaling", "batch.base_size"),
         lambda c: c.batch.lr_scaling == "none" or c.batch.size == c.batch.base_size,
-        "optim.scaled_lr: lr times 1.0, the only reader of both",
+        "optimizer.scaled_lr: lr times 1.0, the only reader of both",
     ),
     Rule(
         ("schedule.name", "schedule.gamma", "schedule.step_size", "schedule.min_factor"),
@@ -94,7 +94,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         ("data.minmax_range",),
         lambda c: c.data.normalization != "minmax",
-        "normalization.fit: read for minmax only",
+        "data.splits: read for minmax only",
     ),
     Rule(("init.gain",), _is_default_gain, "init.gain_of: the scheme's default"),
     Rule(
@@ -105,12 +105,12 @@ RULES: tuple[Rule, ...] = (
     Rule(
         ("regularization.batch_norm", "regularization.dropout"),
         _is_linear,
-        "models.Mlp: both stand behind hidden layers, and there are none",
+        "models.mlp: both stand behind hidden layers, and there are none",
     ),
     Rule(
         ("model.activation",),
         lambda c: _is_linear(c) and c.init.gain != "auto",
-        "models.Mlp: it stands behind hidden layers; init.gain=auto reads it besides",
+        "models.mlp: it stands behind hidden layers; init.gain=auto reads it besides",
     ),
 )
 """Keys that change nothing. Seeds are never among them: each draws its own order of batches."""

@@ -208,8 +208,8 @@ def setting(value: Any, digits: int = 6, missing: str = "-") -> str:
         return missing
     if not isinstance(value, int | float | np.number):
         return str(value)
-    is_whole = value == round(value, 0) and abs(value) < 1e7
-    return str(int(value)) if is_whole else f"{value:.{digits}g}"
+    size = float(value)
+    return str(int(size)) if size.is_integer() and abs(size) < 1e7 else f"{size:.{digits}g}"
 
 
 def _label(value: Any) -> Text:

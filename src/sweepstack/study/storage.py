@@ -146,7 +146,7 @@ def look(where: str = DEFAULT, *, timeout_s: float = 10.0) -> tuple[str, BaseSto
             return where, _journal(path)
         where = f"sqlite:///{where}"
     if _scheme(where) in WITHOUT_TABLES:
-        journal = _path_of(where)
+        journal = path_of(where)
         if journal is not None and not journal.is_file():
             raise EnvironmentFault(
                 f"there are no studies: {journal} does not exist; a sweep makes it"
@@ -231,7 +231,7 @@ def absolute(url: str | None) -> str | None:
     processes could not share."""
     if url is None:
         return None
-    if (path := _path_of(url)) is not None:
+    if (path := path_of(url)) is not None:
         return f"journal:///{path.absolute()}"
     try:
         parsed = sqlalchemy.make_url(url)
@@ -247,7 +247,7 @@ def _scheme(url: str) -> str:
     return url.partition("://")[0]
 
 
-def _path_of(url: str) -> Path | None:
+def path_of(url: str) -> Path | None:
     """The file of a journal's URL; None of any other."""
     if _scheme(url) != "journal":
         return None
@@ -259,7 +259,7 @@ def _path_of(url: str) -> Path | None:
 
 def _without_tables(url: str, timeout_s: float) -> BaseStorage:
     """The storage of a URL that is none of a database."""
-    path = _path_of(url)
+    path = path_of(url)
     if path is not None:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -362,8 +362,8 @@ def _unknown(name: str, names: list[str], url: str) -> str:
 
 def place(where: str) -> Path:
     """The folder of a SQLite file or a journal; outputs for a server's database."""
-    if "://" not in where or where.startswith("journal:///"):
-        return Path(where.removeprefix("journal:///")).parent
+    if (path := storage.path_of(where) if "://" in where else Path(where)) is not None:
+        return path.parent
     try:
         parsed = make_url(where)
     except (ArgumentError, ValueError):
