@@ -281,6 +281,7 @@ def _without_tables(url: str, timeout_s: float) -> BaseStorage:
     try:
         proxy.wait_server_ready(timeout_s)
     except ConnectionError:
+        proxy.close()
         raise EnvironmentFault(
             f"storage {url} cannot be opened: no answer within {timeout_s:g} s"
         ) from None
@@ -291,6 +292,14 @@ def is_failure(error: BaseException) -> bool:
     """Whether an exception is a storage's that fails on the way."""
     grpc = sys.modules.get("grpc")  # loaded where it is needed
     return isinstance(error, FAILURES) or (grpc is not None and isinstance(error, grpc.RpcError))
+
+
+def close(opened: BaseStorage) -> None:
+    """Give back the connections of a storage."""
+    if isinstance(opened, RDBStorage):
+        opened.engine.dispose()
+    elif isinstance(opened, GrpcStorageProxy):
+        opened.close()
 
 
 @contextlib.contextmanager

@@ -15,7 +15,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import optuna
-from optuna.storages import RDBStorage
 
 from sweepstack.config.errors import EXIT_TRAINING, EnvironmentFault, InputError, one_line
 from sweepstack.reporting import report
@@ -73,8 +72,7 @@ def _book(opened: StudyView) -> Iterator[Book]:
         study = optuna.load_study(study_name=opened.name, storage=target)
         yield book_of(target)(study, target, None)
     finally:
-        if isinstance(target, RDBStorage):
-            target.engine.dispose()
+        storage.close(target)
 
 
 def _refuse_while_running(alive: Sequence[str], name: str) -> None:
