@@ -127,14 +127,14 @@ def connect(url: str = DEFAULT, *, timeout_s: float = 10.0) -> BaseStorage:
 
 
 def look(where: str = DEFAULT, *, timeout_s: float = 10.0) -> tuple[str, BaseStorage]:
-    """Open studies only to read them: nothing is made, and no sweep that writes there waits.
+    """Open studies read-only: creates nothing, never blocks writers.
 
     Args:
         where: a URL as for `connect`, or the path of a SQLite file or of a journal file.
-        timeout_s: seconds after which a server is given up.
+        timeout_s: seconds to wait for a server.
 
     Returns:
-        What it is called (the URL, a journal's path) and the storage.
+        Its name (the URL, or a journal's path) and the storage.
 
     Raises:
         InputError: `where` is not a storage's URL.
