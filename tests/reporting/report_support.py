@@ -164,17 +164,14 @@ def several() -> StudyView:
     return opened(study)
 
 
-def plots(_: StudyView | None = None, hostile_text: str = "", webgl: bool = True) -> list[Any]:
-    """A plot with a legend, one with labels, and one that WebGL draws (slow without a GPU)."""
+def plots(_: StudyView | None = None, hostile_text: str = "") -> list[Any]:
+    """A plot with a legend and one with labels."""
     text = f"Made up {hostile_text}"
     line = go.Scatter(x=[1, 2, 3], y=[1, 3, 2], name=text)
     figures = {
         "history": go.Figure([line, line], layout={"title": text, "xaxis": {"title": text}}),
         "heatmap": go.Figure(go.Heatmap(z=[[1, 2], [3, 4]], x=[text, "b"], y=["c", "d"])),
-        "parallel": go.Figure(go.Parcoords(dimensions=[{"label": text, "values": [1, 2]}] * 2)),
     }
-    if not webgl:
-        del figures["parallel"]
     return [
         SimpleNamespace(key=key, title=f"{key} {text}", says=text, figure=figure)
         for key, figure in figures.items()

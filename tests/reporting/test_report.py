@@ -75,7 +75,7 @@ def test_a_report_has_all_parts_and_each_link_has_its_target(with_plots):
     assert "18.0 s of training, all trials 11 min 30 s from first start to last end" in said
     targets = [link.removeprefix("#") for link in read.links]
     assert set(targets) <= set(read.ids)
-    parts = ("pivot", "best", "plot-history", "plot-heatmap", "plot-parallel", "trials")
+    parts = ("pivot", "best", "plot-history", "plot-heatmap", "trials")
     assert [name for name in targets if name in parts] == list(parts)
     assert len(data_of(text, "figures")) == 3
 
@@ -133,12 +133,7 @@ def test_every_script_that_may_run_is_named_by_its_hash(with_plots):
     assert "unsafe-inline" not in policy.partition("style-src")[0]
     assert "connect-src" not in policy
     assert not re.search(r"https?:", policy)
-    assert "'unsafe-eval'" in policy  # one of the plots is drawn by WebGL
-
-
-def test_only_plots_of_webgl_may_compile(monkeypatch):
-    monkeypatch.setattr(page, "_plots", lambda _: plots()[:2])
-    assert "unsafe-eval" not in page.html(grid())
+    assert "unsafe-eval" not in policy
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ LOCAL = ("file:", "data:", "blob:")
 @pytest.fixture
 def opened_in(browser, tmp_path, monkeypatch):
     """Open a study's report; at the end nothing may have been asked for or gone wrong."""
-    monkeypatch.setattr(page, "_plots", lambda _: plots(webgl=False))
+    monkeypatch.setattr(page, "_plots", plots)
     contexts, wrong = [], []
 
     def open_report(study, width=1280, scheme="light", script=""):
@@ -70,11 +70,10 @@ def sort_of(tab, title):
 
 @pytest.mark.parametrize("width", [1280, 400])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_all_plots_are_drawn_and_the_page_fits(opened_in, screenshots, monkeypatch, width, scheme):
-    monkeypatch.setattr(page, "_plots", plots)
+def test_all_plots_are_drawn_and_the_page_fits(opened_in, screenshots, width, scheme):
     tab = opened_in(grid(), width, scheme)
-    assert draw_all(tab) == ["drawn"] * 3
-    assert tab.locator(".plot svg.main-svg").count() >= 3
+    assert draw_all(tab) == ["drawn"] * 2
+    assert tab.locator(".plot svg.main-svg").count() >= 2
     assert tab.evaluate("document.scrollingElement.scrollWidth") <= width
     tab.evaluate("scrollTo(0, 0)")
     tab.screenshot(path=screenshots / f"report-{width}-{scheme}.png", full_page=True)
@@ -146,7 +145,7 @@ def test_missing_values_stay_last_and_infinity_is_a_number(opened_in):
 def test_hostile_text_is_shown_and_does_not_run(opened_in, monkeypatch):
     monkeypatch.setattr(page, "_plots", lambda _: plots(hostile_text=HOSTILE))
     tab = opened_in(hostile())
-    assert draw_all(tab) == ["drawn"] * 3
+    assert draw_all(tab) == ["drawn"] * 2
     tab.wait_for_selector("#trials-table[data-state=drawn]")
     tab.get_by_label("Filter").fill("onerror")
     assert tab.evaluate("window.hacked") is None

@@ -83,3 +83,12 @@ def test_other_storages_and_tables_are_read_by_optuna(
         connection.exec_driver_sql("UPDATE alembic_version SET version_num = 'v9.9.9.a'")
     monkeypatch.setattr(study, "get_trials", lambda deepcopy: [])
     assert trials_of(study, storage) == []
+
+
+def test_an_attribute_that_names_no_trial_changes_nothing(
+    study: optuna.Study, storage: RDBStorage
+) -> None:
+    trial = study.ask()
+    trial.set_user_attr("sweepstack.continues", [2])  # a study may come from anyone
+    study.tell(trial, [0.0, 0.0])
+    assert trials_of(study, storage) == study.get_trials()

@@ -282,7 +282,7 @@ def test_of_equal_trials_the_earlier_is_first_wherever_the_best_are_picked(direc
     rows = [line.split() for line in printed(study)]
     shown = [int(row[0]) for row in rows if row and row[0].isdigit()]
     assert shown == expected
-    assert [int(numbers[0]) for numbers in opened.configurations["numbers"]] == expected
+    assert [int(numbers[0]) for numbers in opened.configurations[".numbers"]] == expected
     assert opened.best_first(opened.good)["number"].tolist() == expected
     assert "(trial 1)" in Line.of(opened).best
     assert "trial 1" in content.tiles(opened)[0][1]

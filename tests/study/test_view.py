@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -12,7 +13,7 @@ from optuna.trial import TrialState, create_trial
 
 from sweepstack.study import storage
 from sweepstack.study.keys import is_seed
-from sweepstack.study.view import StudyView, open_study
+from sweepstack.study.view import StudyView, open_study, place
 
 SPACE = {
     "init": CategoricalDistribution(["he", "ones"]),
@@ -20,6 +21,7 @@ SPACE = {
     "training.seed": IntDistribution(0, 9),
     "data.split_seed": IntDistribution(0, 9),
     "optimizer": CategoricalDistribution(["sgd", "adam"]),
+    **{name: IntDistribution(0, 9) for name in ("numbers", "score", "std", "seeds", "equals")},
 }
 
 
@@ -65,19 +67,19 @@ def test_trials_that_differ_in_the_seed_alone_are_one_configuration() -> None:
     assert view.seeds == view.varied_seeds == ["training.seed"]
     assert view.settings == view.varied == ["init", "data.split_seed"]
     found = view.configurations
-    assert found["numbers"].tolist() == [[2], [0, 1], [3]]
-    assert found["runs"].tolist() == [1, 2, 1]
-    assert found["score"].tolist() == pytest.approx([0.9, 0.6, 0.1])
-    assert found["std"].tolist()[1] == pytest.approx(0.02**0.5)
+    assert found[".numbers"].tolist() == [[2], [0, 1], [3]]
+    assert found[".runs"].tolist() == [1, 2, 1]
+    assert found[".score"].tolist() == pytest.approx([0.9, 0.6, 0.1])
+    assert found[".std"].tolist()[1] == pytest.approx(0.02**0.5)
     assert found["init"].tolist() == ["he", "he", "ones"]
     assert view.best_trials == {0, 1, 2, 3}
 
 
 def test_without_settings_all_trials_are_one_configuration() -> None:
     view = viewed(point(0.5, training__seed=0), point(0.7, training__seed=1))
-    assert view.configurations["numbers"].tolist() == [[0, 1]]
+    assert view.configurations[".numbers"].tolist() == [[0, 1]]
     assert viewed().configurations.empty
-    assert list(viewed().configurations) == ["score", "runs", "std", "numbers"]
+    assert list(viewed().configurations) == [".score", ".runs", ".std", ".numbers"]
     assert viewed().best_trials == set()
 
 
@@ -87,7 +89,7 @@ def test_missing_values_of_a_key_are_a_configuration_of_their_own() -> None:
         point(0.6, optimizer="adam"),
         point(0.8, optimizer="adam"),
     )
-    assert view.configurations["numbers"].tolist() == [[1, 2], [0]]
+    assert view.configurations[".numbers"].tolist() == [[1, 2], [0]]
     assert math.isnan(view.configurations["optimizer.lr"].tolist()[0])
     assert view.varied == ["optimizer"]
 
@@ -95,8 +97,8 @@ def test_missing_values_of_a_key_are_a_configuration_of_their_own() -> None:
 def test_trials_that_are_means_over_seeds_count_their_seeds() -> None:
     seeds = {"seeds": 3, "std": 0.1}
     view = viewed(point(0.5, init="he", attrs=seeds), point(0.6, init="ones", attrs=seeds))
-    assert view.configurations["runs"].tolist() == [3, 3]
-    assert view.configurations["std"].tolist() == pytest.approx([0.1, 0.1])
+    assert view.configurations[".runs"].tolist() == [3, 3]
+    assert view.configurations[".std"].tolist() == pytest.approx([0.1, 0.1])
 
 
 def test_good_trials_are_complete_finite_and_feasible() -> None:
@@ -110,8 +112,8 @@ def test_good_trials_are_complete_finite_and_feasible() -> None:
     )
     assert view.good["number"].tolist() == [0, 5]
     assert view.duplicates.tolist() == [False] * 5 + [True]
-    assert view.configurations["numbers"].tolist() == [[0]]
-    assert view.pruned["score"].tolist() == [-math.inf]
+    assert view.configurations[".numbers"].tolist() == [[0]]
+    assert view.pruned[".score"].tolist() == [-math.inf]
     assert view.counts == {"complete": 4, "pruned": 1, "failed": 1}
 
 
@@ -135,7 +137,7 @@ def test_where_less_is_better_scores_are_negative() -> None:
         direction="minimize",
     )
     assert view.minimized
-    assert view.configurations["score"].tolist() == [-1.0, -2.0]
+    assert view.configurations[".score"].tolist() == [-1.0, -2.0]
     assert view.best_first(view.good)["number"].tolist() == [1, 0]
     curves = view.score_curves
     assert curves.index.tolist() == [0, 1]
@@ -214,3 +216,44 @@ def test_a_study_is_opened_by_name_and_read_anew(tmp_path) -> None:
     made.add_trial(create_trial(value=2.0))
     assert len(view.frame) == 1
     assert len(view.anew().frame) == 2
+
+
+def test_keys_may_be_called_like_what_is_computed() -> None:
+    view = viewed(
+        point(0.5, numbers=1, score=2, std=3, seeds=4, equals=5),
+        point(0.6, numbers=1, score=2, std=3, seeds=4, equals=6),
+    )
+    found = view.configurations
+    keys = ["numbers", "score", "std", "seeds", "equals"]
+    assert found[keys].to_numpy().tolist() == [[1, 2, 3, 4, 6], [1, 2, 3, 4, 5]]
+    assert found[".runs"].tolist() == [1, 1]
+
+
+def test_a_space_that_is_no_space_has_no_choices() -> None:
+    view = viewed(point(0.5, init="he"))
+    entry = {"key": "init", "kind": "choice", "choices": 3}
+    view.study.set_user_attr("sweepstack.identity", {"space": {"init": entry}})
+    assert view.keys["init"].choices == []
+    assert view.frame["init"].tolist() == ["he"]
+
+
+def test_numbers_and_texts_that_pandas_cannot_hold_are_read() -> None:
+    view = viewed(point(0.5, attrs={"steps": 10**400, "error": "\ud800"}))
+    assert view.frame["steps"].tolist() == [math.inf]
+    assert view.frame["error"].tolist() == ["\ud800"]
+    space = {"init": {"key": "init", "kind": "int", "low": -(10**400), "high": 3}}
+    view = StudyView(view.study, "memory")
+    view.study.set_user_attr("sweepstack.identity", {"space": space})
+    assert view.keys["init"].bounds == (3, 3)
+
+
+@pytest.mark.parametrize(
+    ("where", "folder"),
+    [
+        *(("a/b.db", "a"), ("sqlite:///a/b.db", "a"), ("sqlite:////a/b.db", "/a")),
+        *(("journal:///a/b", "a"), ("journal:////a/b", "/a"), ("journal://a/b", "a")),
+        *(("grpc://host:1", "outputs"), ("postgresql://u:p@h/d", "outputs"), ("x://", "outputs")),
+    ],
+)
+def test_trials_lie_beside_the_file_of_a_storage(where: str, folder: str) -> None:
+    assert place(where) == Path(folder)

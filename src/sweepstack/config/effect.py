@@ -105,12 +105,12 @@ RULES: tuple[Rule, ...] = (
     Rule(
         ("regularization.batch_norm", "regularization.dropout"),
         _is_linear,
-        "models.Mlp: both stand behind hidden layers, and there are none",
+        "models.mlp: both stand behind hidden layers, and there are none",
     ),
     Rule(
         ("model.activation",),
         lambda c: _is_linear(c) and c.init.gain != "auto",
-        "models.Mlp: it stands behind hidden layers; init.gain=auto reads it besides",
+        "models.mlp: it stands behind hidden layers; init.gain=auto reads it besides",
     ),
 )
 """Keys that change nothing. Seeds are never among them: each draws its own order of batches."""
@@ -121,7 +121,7 @@ def effect(config: RunConfig) -> str:
     kept: dict[str, Any] = {}
     for group, values in vars(config).items():  # twenty times as fast as dataclasses.asdict
         fields = vars(values).items() if hasattr(values, "__dict__") else None
-        # What is kept in a group's object besides its fields begins with an underscore.
+        # What `engine.spec.by_group` keeps in a group's object begins with an underscore.
         kept[group] = values if fields is None else {k: v for k, v in fields if k[0] != "_"}
     for key in idle(config):
         group, _, name = key.partition(".")

@@ -80,7 +80,7 @@ def compose(
         conf: the folder of the groups.
         overrides: as typed, for example "optimizer.lr=0.01".
         config_name: the primary config.
-        config_dir: a folder searched before `conf`, like `--config-dir`.
+        config_dir: a folder searched after `conf`, like `--config-dir`.
 
     Raises:
         hydra.errors.HydraException: an override names no key or option, or does not parse.

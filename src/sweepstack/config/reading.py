@@ -92,7 +92,7 @@ def compose(
 
     Args:
         overrides: as typed, for example "optimizer.lr=0.01".
-        config_dir: a folder searched before conf/, like `--config-dir`.
+        config_dir: a folder searched after conf/, like `--config-dir`.
         config_name: the primary config.
         with_hydra: keep the `hydra` node.
 

@@ -199,15 +199,21 @@ def number(value: float, like: float | None = None) -> str:
     return f"{value:.4f}" if size == 0 or 1e-3 <= size < 1e5 else f"{value:.4g}"
 
 
-def _label(label: Any) -> Text:
-    """The value of a key, short: numbers as %g, without control characters."""
-    if isinstance(label, bool | np.bool_):
-        return Text(str(label).lower())
-    if isinstance(label, str):
-        return Text(printable(label))
-    if label is None or math.isnan(label):
-        return Text("-")
-    return Text(str(int(label)) if label == round(label, 0) and abs(label) < 1e7 else f"{label:g}")
+def setting(value: Any, digits: int = 6, missing: str = "-") -> str:
+    """The value of a key for people: truth values as in overrides, numbers of at most `digits`
+    digits, whole ones without a point; other values as text, which is not cleaned."""
+    if isinstance(value, bool | np.bool_):
+        return str(bool(value)).lower()
+    if value is None or value != value:
+        return missing
+    if not isinstance(value, int | float | np.number):
+        return str(value)
+    size = float(value)
+    return str(int(size)) if size.is_integer() and abs(size) < 1e7 else f"{size:.{digits}g}"
+
+
+def _label(value: Any) -> Text:
+    return Text(printable(setting(value)))
 
 
 def _counts(view: StudyView) -> str:

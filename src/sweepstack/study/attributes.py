@@ -8,13 +8,13 @@ Of a study:
     sweepstack.keep_models  the most models that any command asked to keep
     sweepstack.heartbeat.WORKER  seconds since 1970 of a worker's last heartbeat, where the storage
                             has no table for it
-    sweepstack.environment.KEY  versions, git commit and device of a worker (`environment.py`)
+    sweepstack.environment.KEY  versions, git commit and device of a worker (`runs.folder`)
 
 Of a trial:
 
-    sweepstack.worker       the process that runs it (`sweep.processes.this_process`)
+    sweepstack.worker       the process that runs it (`sweep.book.processes`)
     sweepstack.environment  KEY of where it was trained
-    sweepstack.overrides    what Hydra was told, of a trial that ended
+    sweepstack.overrides    the overrides of a trial that ended
     sweepstack.point        its grid point as JSON; passed on to its replacement
     sweepstack.enqueued     the point that a person asked to be tried first, as JSON
     sweepstack.lost         why it ended without a result of its own
@@ -24,10 +24,10 @@ Of a trial:
     sweepstack.retries      on a replacement: how often in a row the line was lost without progress
     sweepstack.progress     on a replacement: last step reported and steps checkpointed by the line
     sweepstack.planned      most steps it may take, where a sweep has a budget of steps
-    sweepstack.effect       what it does (`effect.py`), of a trial that is or was to be trained
+    sweepstack.effect       its effect (`config.effect`), of a trial that is or was to be trained
     equals              number of the trial of the same effect whose numbers it has
 
-Written by `sweep`, read by `results`. Imports nothing.
+Written by `sweep`, read by `study` and `reporting`. Imports nothing.
 """
 
 PREFIX = "sweepstack."

@@ -176,7 +176,19 @@ def _series(values: list[Any]) -> pd.Series:
     """A column of the values' own type; an empty one, or one without values, is of objects."""
     if all(value is None for value in values):
         return pd.Series(values, dtype="object")
-    return pd.Series(values)
+    values = [_as_float(v) if type(v) is int and v.bit_length() > 64 else v for v in values]
+    try:
+        return pd.Series(values)
+    except UnicodeEncodeError:  # half of a surrogate pair is no text for pandas
+        return pd.Series(values, dtype="object")
+
+
+def _as_float(value: int) -> float:
+    """A study may hold an integer of any length."""
+    try:
+        return float(value)
+    except OverflowError:
+        return math.copysign(math.inf, 1 if value > 0 else -1)
 
 
 def _text_type() -> Any:

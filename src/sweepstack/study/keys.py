@@ -78,12 +78,13 @@ class Parameter:
     @property
     def choices(self) -> Sequence[Any]:
         """The values of its list, in declared order; empty for a range."""
-        return self.entry.get("choices") or () if self.is_choice else ()
+        found = self.entry.get("choices") if self.is_choice else ()
+        return found if isinstance(found, list | tuple) else ()
 
     @property
     def numbers(self) -> list[float] | None:
         """`choices` if all are finite numbers, else None."""
-        listed = [c for c in self.choices if type(c) in (int, float) and math.isfinite(c)]
+        listed = [choice for choice in self.choices if _is_number(choice)]
         return listed if listed and len(listed) == len(self.choices) else None
 
     @property
@@ -237,7 +238,10 @@ def _entry(name: str, distribution: Any) -> dict[str, Any]:
 
 
 def _is_number(value: object) -> TypeGuard[float]:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    """Whether it is a finite number, and no integer that no float can hold."""
+    if isinstance(value, int):
+        return not isinstance(value, bool) and value.bit_length() < 1024
+    return isinstance(value, float) and math.isfinite(value)
 
 
 def _condition_text(value: Any) -> str:

@@ -58,7 +58,8 @@ def trials_of(study: optuna.Study, storage: BaseStorage | None = None) -> list[F
 def _marked(trials: list[FrozenTrial]) -> list[FrozenTrial]:
     """The trials; those that another continues say so, though Optuna's public API cannot write it
     to one that has ended."""
-    continued = {trial.user_attrs.get(CONTINUES) for trial in trials}
+    numbers = (trial.user_attrs.get(CONTINUES) for trial in trials)
+    continued = {number for number in numbers if isinstance(number, int)}
     trials = list(trials)
     for place, trial in enumerate(trials):
         if (

@@ -127,14 +127,14 @@ def connect(url: str = DEFAULT, *, timeout_s: float = 10.0) -> BaseStorage:
 
 
 def look(where: str = DEFAULT, *, timeout_s: float = 10.0) -> tuple[str, BaseStorage]:
-    """Open studies only to read them: nothing is made, and no sweep that writes there waits.
+    """Open studies read-only: creates nothing, never blocks writers.
 
     Args:
         where: a URL as for `connect`, or the path of a SQLite file or of a journal file.
-        timeout_s: seconds after which a server is given up.
+        timeout_s: seconds to wait for a server.
 
     Returns:
-        What it is called (the URL, a journal's path) and the storage.
+        Its name (the URL, or a journal's path) and the storage.
 
     Raises:
         InputError: `where` is not a storage's URL.
@@ -146,7 +146,7 @@ def look(where: str = DEFAULT, *, timeout_s: float = 10.0) -> tuple[str, BaseSto
             return where, _journal(path)
         where = f"sqlite:///{where}"
     if _scheme(where) in WITHOUT_TABLES:
-        journal = _path_of(where)
+        journal = path_of(where)
         if journal is not None and not journal.is_file():
             raise EnvironmentFault(
                 f"there are no studies: {journal} does not exist; a sweep makes it"
@@ -226,12 +226,22 @@ def file_of(storage: BaseStorage) -> Path | None:
     return _file_of(storage.engine.url) if isinstance(storage, RDBStorage) else None
 
 
+def is_new(url: str) -> bool:
+    """Whether the file of a storage does not exist yet; False of a server.
+
+    Raises:
+        InputError: `url` is not a storage's URL.
+    """
+    path = path_of(url) if _scheme(url) in WITHOUT_TABLES else _file_of(_parse(url))
+    return path is not None and not path.exists()
+
+
 def absolute(url: str | None) -> str | None:
     """A URL that means the same in another working folder; None of SQLite in memory, which
     processes could not share."""
     if url is None:
         return None
-    if (path := _path_of(url)) is not None:
+    if (path := path_of(url)) is not None:
         return f"journal:///{path.absolute()}"
     try:
         parsed = sqlalchemy.make_url(url)
@@ -247,7 +257,7 @@ def _scheme(url: str) -> str:
     return url.partition("://")[0]
 
 
-def _path_of(url: str) -> Path | None:
+def path_of(url: str) -> Path | None:
     """The file of a journal's URL; None of any other."""
     if _scheme(url) != "journal":
         return None
@@ -259,7 +269,7 @@ def _path_of(url: str) -> Path | None:
 
 def _without_tables(url: str, timeout_s: float) -> BaseStorage:
     """The storage of a URL that is none of a database."""
-    path = _path_of(url)
+    path = path_of(url)
     if path is not None:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -281,6 +291,7 @@ def _without_tables(url: str, timeout_s: float) -> BaseStorage:
     try:
         proxy.wait_server_ready(timeout_s)
     except ConnectionError:
+        proxy.close()
         raise EnvironmentFault(
             f"storage {url} cannot be opened: no answer within {timeout_s:g} s"
         ) from None
@@ -291,6 +302,14 @@ def is_failure(error: BaseException) -> bool:
     """Whether an exception is a storage's that fails on the way."""
     grpc = sys.modules.get("grpc")  # loaded where it is needed
     return isinstance(error, FAILURES) or (grpc is not None and isinstance(error, grpc.RpcError))
+
+
+def close(opened: BaseStorage) -> None:
+    """Give back the connections of a storage."""
+    if isinstance(opened, RDBStorage):
+        opened.engine.dispose()
+    elif isinstance(opened, GrpcStorageProxy):
+        opened.close()
 
 
 @contextlib.contextmanager

@@ -116,7 +116,8 @@ def statistics(df: pd.DataFrame, codes: list[pd.Series], value: str) -> pd.DataF
     """mean, std and n of each group of `codes`, sorted by them."""
     values = pd.to_numeric(df[value]).astype("float64").where(df["state"] == "complete")
     runs, within = values.notna().astype("int64"), 0.0
-    if list(df.attrs.get("objectives", ())) == [value] and {"seeds", "std"} <= set(df):
+    attributes = set(df).difference(df.attrs.get("keys", ()))
+    if list(df.attrs.get("objectives", ())) == [value] and {"seeds", "std"} <= attributes:
         seeds, std = (pd.to_numeric(df[name], errors="coerce") for name in ("seeds", "std"))
         several = values.notna() & (seeds > 1) & std.notna()
         runs = runs.where(~several, seeds.fillna(0)).astype("int64")

@@ -30,7 +30,7 @@ from sqlalchemy.exc import ArgumentError
 
 from sweepstack.config.errors import InputError, masked, nearest, one_line
 from sweepstack.study import storage
-from sweepstack.study.attributes import FOLDER, IDENTITY, SWEEP
+from sweepstack.study.attributes import EQUALS, FOLDER, IDENTITY, SWEEP
 from sweepstack.study.frame import STATES, frame, history, ranks
 from sweepstack.study.keys import Direction, Key, Parameter, objectives, swept_keys
 from sweepstack.study.ranking import best_rows, order
@@ -219,8 +219,8 @@ class StudyView:
     @cached_property
     def duplicates(self) -> pd.Series:
         """Whether a trial is a duplicate."""
-        if "equals" in self.frame:
-            return self.frame["equals"].notna()
+        if EQUALS in self.frame and EQUALS not in self.keys:
+            return self.frame[EQUALS].notna()
         return pd.Series(False, index=self.frame.index)
 
     @cached_property
@@ -258,26 +258,28 @@ class StudyView:
     def configured(self, df: pd.DataFrame) -> pd.DataFrame:
         """One row per configuration, the best first.
 
-        Columns: the `settings`; score, the mean of `scores`; runs, how many seeds that is the mean
-        of; std, their sample standard deviation (NaN for one run); numbers, the list of its trials.
+        Columns: the `settings`; .score, the mean of `scores`; .runs, how many seeds that is the
+        mean of; .std, their sample standard deviation (NaN for one run); .numbers, the list of its
+        trials. No key of Hydra begins with a dot.
         """
         if df.empty:
-            return df[self.settings].assign(score=math.nan, runs=0, std=math.nan, numbers=None)
+            columns = {".score": math.nan, ".runs": 0, ".std": math.nan, ".numbers": None}
+            return df[self.settings].assign(**columns)
         codes = ranks(df, self.settings)[0] or [pd.Series(0, index=df.index)]
         place = df.groupby(codes).ngroup()
         found = df.loc[~place.duplicated(), self.settings].set_axis(place.unique())
         stats = statistics(df, [place], self.objective)
-        found["score"] = -stats["mean"] if self.minimized else stats["mean"]
-        found["runs"], found["std"] = stats["n"], stats["std"]
-        found["numbers"] = df["number"].groupby(place).agg(list)
-        firsts = found["numbers"].map(min)
-        return found.iloc[order(found["score"], firsts, ["maximize"])].reset_index(drop=True)
+        found[".score"] = -stats["mean"] if self.minimized else stats["mean"]
+        found[".runs"], found[".std"] = stats["n"], stats["std"]
+        found[".numbers"] = df["number"].groupby(place).agg(list)
+        firsts = found[".numbers"].map(min)
+        return found.iloc[order(found[".score"], firsts, ["maximize"])].reset_index(drop=True)
 
     @cached_property
     def pruned(self) -> pd.DataFrame:
-        """Pruned trials as `configurations`: worse than all that completed, so score is -inf."""
+        """Pruned trials as `configurations`: worse than all that completed, so .score is -inf."""
         rows = self.frame[(self.frame["state"] == "pruned") & ~self.duplicates]
-        return rows[self.settings].assign(score=-math.inf, runs=1, std=math.nan)
+        return rows[self.settings].assign(**{".score": -math.inf, ".runs": 1, ".std": math.nan})
 
     @cached_property
     def best(self) -> pd.DataFrame:
@@ -287,7 +289,7 @@ class StudyView:
     @cached_property
     def best_trials(self) -> set[int]:
         """Numbers of the trials of the best configurations."""
-        return {number for numbers in self.best["numbers"] for number in numbers}
+        return {number for numbers in self.best[".numbers"] for number in numbers}
 
     # --- curves ----------------------------------------------------------------------------------
 
@@ -360,8 +362,8 @@ def _unknown(name: str, names: list[str], url: str) -> str:
 
 def place(where: str) -> Path:
     """The folder of a SQLite file or a journal; outputs for a server's database."""
-    if "://" not in where or where.startswith("journal:///"):
-        return Path(where.removeprefix("journal:///")).parent
+    if (path := storage.path_of(where) if "://" in where else Path(where)) is not None:
+        return path.parent
     try:
         parsed = make_url(where)
     except (ArgumentError, ValueError):

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import optuna
-import sqlalchemy
 from rich.table import Table
 
 from sweepstack.config.errors import masked
@@ -89,8 +87,7 @@ def _storage(plan: Plan) -> str:
     if plan.storage is None:
         return "a temporary file"
     shown = masked(plan.storage)
-    url = sqlalchemy.make_url(plan.storage)
-    if url.get_backend_name() == "sqlite" and not Path(str(url.database)).exists():
+    if storage.is_new(plan.storage):
         return f"{shown} (new)"
     opened = storage.connect(plan.storage)
     if plan.study not in optuna.get_all_study_names(opened):

@@ -8,6 +8,7 @@ import math
 import tempfile
 import time
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -17,7 +18,7 @@ from typing import Any, Protocol
 import optuna
 import yaml
 from optuna.exceptions import ExperimentalWarning
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from sweepstack.config import commands, errors, files
 from sweepstack.config.errors import one_line
@@ -25,7 +26,7 @@ from sweepstack.runs import progress
 from sweepstack.study import storage
 from sweepstack.study.attributes import EQUALS, LOST, RETRIED, SWEEP
 from sweepstack.study.ranking import best_trials
-from sweepstack.study.read import trials_of
+from sweepstack.study.view import StudyView
 from sweepstack.sweep import dry_run, plan
 from sweepstack.sweep.book import studies
 from sweepstack.sweep.book.book import Book
@@ -127,8 +128,9 @@ def sweep(
         if to_go and not too_many_failed(chosen, counts):
             code = launch(crew, board, launcher)
         if app.origin["name"] == "sweepstack":  # others keep what they want
-            trial_folder.remove_models(study, folder)
-        _conclude(crew, book, code, results or folder, "" if temporary else url)
+            trial_folder.remove_models(study, folder, opened)
+        view = StudyView(study, "" if temporary else url, opened)
+        _conclude(crew, book, code, results or folder, view)
 
 
 def _command(
@@ -162,9 +164,10 @@ def _finished(counts: Mapping[str, int]) -> int:
     return counts["done"] + counts["pruned"] + counts["failed"]
 
 
-def _conclude(crew: Crew, book: Book, code: int | None, results: Path, url: str) -> None:
-    """Print and write the results, with a `url` the report too; raise if the sweep failed."""
-    counts, study = book.counts(), book.study
+def _conclude(crew: Crew, book: Book, code: int | None, results: Path, view: StudyView) -> None:
+    """Print and write the results, the report too unless the storage is temporary; raise if the
+    sweep failed."""
+    counts, study, url = book.counts(), book.study, view.where
     if code is not None:
         again = "run the same command again to resume"
         raise errors.Stopped(f"interrupted with {counts['remaining']} trials to go; {again}", code)
@@ -177,16 +180,15 @@ def _conclude(crew: Crew, book: Book, code: int | None, results: Path, url: str)
     if not counts["done"]:
         raise errors.NothingCompleted(
             f"no trial of study {crew.plan.study} completed: {counts['pruned']} pruned, "
-            f"{counts['failed']} failed{early}{_most_frequent_error(study)}"
+            f"{counts['failed']} failed{early}{_most_frequent_error(view.trials)}"
         )
     from sweepstack.reporting import terminal
-    from sweepstack.study.view import StudyView
 
-    terminal.show(StudyView(study, url or ""), progress.console())
+    terminal.show(view, progress.console())
     finished = _finished(counts)
     if equal := len(book.numbers_with(EQUALS)):
         _say(f"{equal:,} of {finished:,} trials were duplicates and not trained again")
-    _write_results(study, results)
+    _write_results(study, view.trials, results)
     if crew.folder.is_dir():
         _say(f"results: {progress.shown(crew.folder)}")
     if url:
@@ -196,7 +198,7 @@ def _conclude(crew: Crew, book: Book, code: int | None, results: Path, url: str)
     if too_many:
         raise errors.TrainingFailed(
             f"{counts['failed']} of {finished} trials failed, more than {rate} allows"
-            f"{early}{_most_frequent_error(study)}"
+            f"{early}{_most_frequent_error(view.trials)}"
         )
 
 
@@ -220,16 +222,16 @@ def _report(study: optuna.Study, url: str) -> None:
         log.debug("the report", exc_info=True)
 
 
-def _most_frequent_error(study: optuna.Study) -> str:
-    failed = [trial for trial in trials_of(study) if trial.state == TrialState.FAIL]
+def _most_frequent_error(trials: Sequence[FrozenTrial]) -> str:
+    failed = [trial for trial in trials if trial.state == TrialState.FAIL]
     reasons = (t.user_attrs.get("error") or t.user_attrs.get(LOST) for t in failed)
-    lines = [one_line(reason, 200) for reason in reasons if reason]
-    return f"; most often: {max(set(lines), key=lines.count)}" if lines else ""
+    lines = Counter(one_line(reason, 200) for reason in reasons if reason)
+    return f"; most often: {lines.most_common(1)[0][0]}" if lines else ""
 
 
-def _write_results(study: optuna.Study, folder: Path) -> None:
+def _write_results(study: optuna.Study, trials: Sequence[FrozenTrial], folder: Path) -> None:
     """optimization_results.yaml as hydra-optuna-sweeper writes it, its `name: optuna` included."""
-    best = best_trials(study)
+    best = best_trials(study, trials)
     if len(study.directions) > 1:
         front = [{"params": dict(t.params), "values": list(t.values)} for t in best]
         values: dict[str, Any] = {"solutions": front}

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import shlex
 
+import optuna
 import pytest
+from optuna.storages import RDBStorage
 from sweep_support import QUICK, study
 
 import sweepstack
 from sweepstack.config.errors import EnvironmentFault
 from sweepstack.study.ranking import best_trials
+from sweepstack.sweep.worker.trial_folder import remove_models
 
 RATES = "optimizer.lr=0.001,0.03,0.002,0.02,0.01,0.004"
 
@@ -100,3 +103,15 @@ def test_a_trial_without_a_model_says_why_and_how_to_train_it_again(main, tmp_pa
     (tmp_path / "run").mkdir()
     with pytest.raises(EnvironmentFault, match="only a run that has ended"):
         sweepstack.load(tmp_path / "run")
+
+
+def test_to_remove_models_the_database_is_read_at_once(tmp_path, monkeypatch):
+    storage = RDBStorage(f"sqlite:///{tmp_path / 'studies.db'}")
+    known = optuna.create_study(storage=storage)
+    for number, value in enumerate((2.0, 1.0)):
+        known.tell(known.ask(), value)
+        (tmp_path / str(number)).mkdir()
+        (tmp_path / str(number) / "best.pt").touch()
+    monkeypatch.setattr(known, "get_trials", None)  # takes seconds for 10,000 trials
+    remove_models(known, tmp_path, storage)
+    assert [path.parent.name for path in tmp_path.glob("*/best.pt")] == ["1"]

@@ -160,8 +160,7 @@ def writable(view: StudyView) -> Iterator[tuple[BaseStorage, int]]:
     try:
         yield target, target.get_study_id_from_name(view.name)
     finally:
-        if isinstance(target, RDBStorage):
-            target.engine.dispose()
+        storage.close(target)
 
 
 def _tables(target: BaseStorage) -> dict[str, Table] | None:

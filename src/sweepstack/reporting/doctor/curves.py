@@ -350,7 +350,9 @@ def _too_early(view: StudyView, numbers: pd.Index) -> Iterator[Finding]:
     pruner = view.asked.get("pruner")
     name = pruner.get("name") if isinstance(pruner, dict) else None
     key = {"asha": "min_resource", "median": "n_warmup_steps", "percentile": "n_warmup_steps"}
-    later = shell(f"hydra.sweeper.pruner.{key[name]}={int(2 * steps[0])}") if name in key else None
+    later = None
+    if isinstance(name, str) and name in key:
+        later = shell(f"hydra.sweeper.pruner.{key[name]}={int(2 * steps[0])}")
     yield Finding("pruning", "hint", text, later)
 
 

@@ -76,7 +76,7 @@ def check_edges(view: StudyView) -> Iterator[Finding]:
     for parameter in view.parameters:
         if parameter.column in view.varied:
             rows = parameter.within(tried)
-            if len(rows) >= MIN_TRIED and np.isfinite(rows["score"]).sum() >= MIN_COMPLETE:
+            if len(rows) >= MIN_TRIED and np.isfinite(rows[".score"]).sum() >= MIN_COMPLETE:
                 yield from _edges_of(view, parameter, rows)
 
 
@@ -96,7 +96,7 @@ def _edges_of(view: StudyView, parameter: Parameter, rows: pd.DataFrame) -> Iter
         scale = np.log if parameter.is_log else np.asarray
         places = (scale(values) - scale(low)) / (scale(high) - scale(low))
         share = near = NEAR
-    best = min(best_of(len(rows)), int(np.isfinite(rows["score"]).sum()))
+    best = min(best_of(len(rows)), int(np.isfinite(rows[".score"]).sum()))
     for upper in (False, True):
         bound = high if upper else low
         at = places >= 1 - near if upper else places <= near
@@ -105,7 +105,7 @@ def _edges_of(view: StudyView, parameter: Parameter, rows: pd.DataFrame) -> Iter
             continue
         by_chance = bdtrc(there - 1, best, share)  # P(X >= there), X ~ Binomial(best, share)
         if by_chance < 0.01 and (
-            _rises(rows, places, upper, len(listed)) if listed else _is_greater(rows["score"], at)
+            _rises(rows, places, upper, len(listed)) if listed else _is_greater(rows[".score"], at)
         ):
             text = f"{there} of the {best} best configurations{_edge_text(parameter, bound, upper)}"
             wider = overrides.widened(view, parameter, upper)
@@ -129,9 +129,9 @@ def _rises(rows: pd.DataFrame, places: Array, upper: bool, values: int) -> bool:
     at, beside = rows[levels == last], rows[levels == before]
     if at.empty or beside.empty:
         return not at.empty
-    noise = np.sqrt(np.nanmedian(rows["std"] ** 2)) if rows["std"].notna().any() else 0.0
-    error = noise * np.sqrt(1 / at["runs"].iloc[0] + 1 / beside["runs"].iloc[0])
-    return bool(at["score"].max() - beside["score"].max() > error)
+    noise = np.sqrt(np.nanmedian(rows[".std"] ** 2)) if rows[".std"].notna().any() else 0.0
+    error = noise * np.sqrt(1 / at[".runs"].iloc[0] + 1 / beside[".runs"].iloc[0])
+    return bool(at[".score"].max() - beside[".score"].max() > error)
 
 
 def _edge_text(parameter: Parameter, bound: float, upper: bool) -> str:
@@ -169,8 +169,8 @@ def check_seeds(view: StudyView) -> Iterator[Finding]:
     if not view.has_one_objective or len(done) < 2:
         return
     more = shell(f"training.seeds={SEEDS}") if view.identity.get("config") else None
-    several = view.best[view.best["runs"] > 1]
-    freedom = int((several["runs"] - 1).sum())
+    several = view.best[view.best[".runs"] > 1]
+    freedom = int((several[".runs"] - 1).sum())
     if freedom < 4:
         text = (
             "it is unknown whether the best differ by more than seed noise: "
@@ -178,10 +178,10 @@ def check_seeds(view: StudyView) -> Iterator[Finding]:
         )
         yield Finding("seed-noise", "fact", text, more if len(done) >= 5 else None)
         return
-    variance = float(((several["runs"] - 1) * several["std"] ** 2).sum()) / freedom
-    runs = int(done["runs"].iloc[0])
-    gap = done["score"].iloc[0] - done["score"].to_numpy()
-    error = np.sqrt(variance * (1 / runs + 1 / done["runs"].to_numpy()))
+    variance = float(((several[".runs"] - 1) * several[".std"] ** 2).sum()) / freedom
+    runs = int(done[".runs"].iloc[0])
+    gap = done[".score"].iloc[0] - done[".score"].to_numpy()
+    error = np.sqrt(variance * (1 / runs + 1 / done[".runs"].to_numpy()))
     tied = int((gap[1:] <= 2 * error[1:]).sum())
     noise = (
         "seed noise (standard error "
@@ -297,7 +297,7 @@ def _acts_in_blocks(view: StudyView, key: str, done: pd.DataFrame) -> bool:
     constant = np.ones((len(apart), 1))
     design = np.hstack([constant, _design(done[key])[several]])
     p, _ = explained(apart, design, constant)
-    std = view.configurations["std"].dropna()
+    std = view.configurations[".std"].dropna()
     noise = float((std**2).median()) if len(std) else np.inf
     return bool(p <= P or np.median(apart**2) > 0.5 * max(noise, 0.0) > 0)
 

@@ -15,6 +15,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from sweepstack.config.errors import printable
+from sweepstack.reporting.terminal import setting
 from sweepstack.study.frame import ranks
 from sweepstack.study.view import StudyView
 
@@ -262,19 +263,11 @@ def colour_bar(name: str) -> dict[str, Any]:
 
 def label(value: Any, letters: int = MAX_LETTERS) -> str:
     """A value of the study, short and as plain text: plotly would read tags and entities in it."""
-    if isinstance(value, bool | np.bool_):
-        return str(value).lower()
-    if isinstance(value, str):
-        text = printable(value)
-        if len(text) > letters:  # what tells names apart is often at their end
-            text = f"{text[: letters // 2]}…{text[-((letters - 1) // 2) :]}"
-        # A brace would be a variable in a hover text.
-        return html.escape(text, quote=False).replace("{", "&#123;")
-    if value is None or math.isnan(value):
-        return NOT_SET
-    if math.isfinite(value) and value == round(value) and abs(value) < 1e7:
-        return str(int(value))
-    return f"{value:.4g}"
+    text = printable(setting(value, 4, NOT_SET))
+    if isinstance(value, str) and len(text) > letters:  # what tells names apart is often at the end
+        text = f"{text[: letters // 2]}…{text[-((letters - 1) // 2) :]}"
+    # A brace would be a variable in a hover text.
+    return html.escape(text, quote=False).replace("{", "&#123;")
 
 
 def plain(name: str) -> str:

@@ -131,7 +131,7 @@ def isolation(view: StudyView, keys: list[str]) -> Plot | None:
     if len(keys) < 2 or view.good.empty:
         return None
     means = view.configured(view.good)
-    values = -means["score"] if view.minimized else means["score"]
+    values = -means[".score"] if view.minimized else means[".score"]
     tables = {key: isolated(view, means, values, key) for key in keys}
     shown = [key for key, table in tables.items() if 1 < len(table) <= style.MAX_CHOICES][
         :MAX_ISOLATED

@@ -15,7 +15,7 @@ import pandas as pd
 
 from sweepstack.config import commands
 from sweepstack.config.errors import printable
-from sweepstack.reporting.terminal import number
+from sweepstack.reporting.terminal import number, setting
 from sweepstack.study.attributes import PREFIX
 from sweepstack.study.tables import METRICS, applies, pivot, published
 from sweepstack.study.view import StudyView, is_numeric
@@ -84,15 +84,8 @@ def clean(value: object) -> str:
 
 
 def label(value: Any) -> str:
-    """The value of a key, short: numbers as %g, "–" where there is none."""
-    if isinstance(value, bool | np.bool_):
-        return str(bool(value)).lower()
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return "–"
-    if isinstance(value, int | float | np.number):
-        size = float(value)
-        return str(int(size)) if size.is_integer() and abs(size) < 1e7 else f"{size:.5g}"
-    return clean(value)
+    """The value of a key in one line, "–" where there is none."""
+    return clean(setting(value, 5, "–"))
 
 
 def counts(view: StudyView) -> str:

@@ -67,24 +67,12 @@
     };
   }
 
-  // The room that a plot has decides where its legend and its margins are.
-  function fitted(data, layout, width) {
-    if (data.some(({ type }) => type === "parcoords")) {
-      const side = width < 560 ? 36 : 70; // its labels stand above and beside the axes
-      layout = { ...layout, margin: { l: side, r: side, t: 64, b: 36, ...layout.margin } };
-    }
-    if (width >= 560 || layout.legend?.orientation === "h") return layout;
-    const legend = { ...layout.legend, orientation: "h", x: 0, xanchor: "left" };
-    const below = { ...legend, y: -0.22, yanchor: "top" };
-    return { ...layout, legend: below };
-  }
-
   async function draw(box, light = false) {
     try {
       await loaded();
       const { data, layout } = figures[Number(box.dataset.figure)];
       const size = { autosize: true, height: parseInt(box.style.height, 10) };
-      const whole = { ...fitted(data, layout, box.clientWidth), ...size, template: template(light) };
+      const whole = { ...layout, ...size, template: template(light) };
       await Plotly.react(box, data, whole, {
         responsive: true,
         displaylogo: false,

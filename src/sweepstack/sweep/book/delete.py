@@ -15,7 +15,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import optuna
-from optuna.storages import RDBStorage
 
 from sweepstack.config.errors import EXIT_TRAINING, EnvironmentFault, InputError, one_line
 from sweepstack.reporting import report
@@ -56,9 +55,10 @@ def remove(name: str, where: str = storage.DEFAULT, *, is_sure: bool = False) ->
         if not is_sure and not _agrees(f"delete study {name} ({what})? [y/N] "):
             _say("nothing was deleted")
             return EXIT_TRAINING
+        paths += _artifacts(opened, book)  # before the study is held: a second reader would wait
         with book.deletion() as alive:
             _refuse_while_running(alive, name)
-            for path in [*paths, *_artifacts(opened, book)]:
+            for path in paths:
                 _remove(path)
     _say(f"deleted study {name}: {what}")
     return 0
@@ -73,8 +73,7 @@ def _book(opened: StudyView) -> Iterator[Book]:
         study = optuna.load_study(study_name=opened.name, storage=target)
         yield book_of(target)(study, target, None)
     finally:
-        if isinstance(target, RDBStorage):
-            target.engine.dispose()
+        storage.close(target)
 
 
 def _refuse_while_running(alive: Sequence[str], name: str) -> None:

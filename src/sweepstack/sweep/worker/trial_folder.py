@@ -31,6 +31,7 @@ from typing import Any, Literal
 import numpy as np
 import optuna
 import yaml
+from optuna.storages import BaseStorage
 from optuna.trial import TrialState
 
 from sweepstack.config import commands, files
@@ -245,13 +246,13 @@ def keep_models(study: optuna.Study, keep: Keep) -> None:
         study.set_user_attr(KEEP_MODELS, keep)
 
 
-def remove_models(study: optuna.Study, folder: Path) -> None:
+def remove_models(study: optuna.Study, folder: Path, storage: BaseStorage | None = None) -> None:
     """Remove the models and TensorBoard logs that the study is not to keep, but for running trials.
 
     In place of a duplicate, which was not trained, counts the trial that it duplicates.
     """
     limit = _limit(study, study.user_attrs.get(KEEP_MODELS, "best"))
-    trials = trials_of(study)
+    trials = trials_of(study, storage)
     wanted = {trial.number for trial in trials if not trial.state.is_finished()}
     if math.isinf(limit):
         best = [trial for trial in trials if trial.state == TrialState.COMPLETE]
