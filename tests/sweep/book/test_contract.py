@@ -18,7 +18,7 @@ from optuna.trial import TrialState
 
 from sweepstack.study import storage
 from sweepstack.study.attributes import POINT
-from sweepstack.sweep.book.book import Book
+from sweepstack.sweep.book.book import Book, Owner
 from sweepstack.sweep.book.bulk import BulkBook
 from sweepstack.sweep.book.studies import open_study
 
@@ -165,3 +165,19 @@ def test_a_grid_goes_on_though_its_parameters_are_declared_in_another_order(
     assert one(book) is None
     found = {(t.params["x"], t.params["y"]) for t in book.study.trials}
     assert len(found) == len(book.study.trials) == 100
+
+
+def test_an_effect_is_of_whoever_took_it_last(open_book: Callable[..., Book]) -> None:
+    book = open_book(3)
+    trials = book.claim(3)
+    for trial in trials:
+        suggest(book, trial)
+    assert book.take_effects([(trials[1], "effect")]) == [None]
+    end(book, trials[1], state=TrialState.FAIL)
+    book.effect_ended("effect", trials[1].number, TrialState.FAIL)
+    assert book.take_effects([(trials[0], "effect")]) == [None]
+
+    other = open_book(3)
+    (owner,) = other.take_effects([(trials[2], "effect")])
+    assert isinstance(owner, Owner)
+    assert (owner.number, owner.state) == (0, TrialState.RUNNING)

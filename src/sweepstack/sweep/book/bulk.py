@@ -252,9 +252,10 @@ class BulkBook(Book):
                 effects[trial_id] = effect
         columns = select(_TRIALS.c.trial_id, _TRIALS.c.number, _TRIALS.c.state)
         for some in _in_parts(list(effects)):
-            trials = columns.where(_TRIALS.c.trial_id.in_(some), self._mine)
-            for trial in page.execute(trials.order_by(_TRIALS.c.trial_id)):
-                yield effects[trial[0]], Owner(*trial)
+            trials = page.execute(columns.where(_TRIALS.c.trial_id.in_(some), self._mine))
+            owners = {owner.id: owner for owner in (Owner(*trial) for trial in trials)}
+            # As they were written: of a failed trial's effect the next owner comes after it.
+            yield from ((effects[i], owners[i]) for i in some if i in owners)
 
     def best(self, direction: str) -> float | None:
         """See `Book.best`."""
