@@ -116,7 +116,8 @@ def _sampler(plan: Plan) -> BaseSampler:
         assert found is not None
         return found
 
-    return samplers.PerTrial(build, plan.seed, is_shared=name in samplers.SHARED)
+    kept = 2048 if name in samplers.BLIND else 1
+    return samplers.PerTrial(build, plan.seed, is_shared=name in samplers.SHARED, kept=kept)
 
 
 def book_of(storage: BaseStorage) -> Callable[..., Book]:
