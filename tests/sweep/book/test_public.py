@@ -210,9 +210,13 @@ def test_a_new_trial_whose_worker_is_killed_on_another_host_is_run_again(
 
 
 def test_a_lock_that_cannot_be_had_is_a_failure_of_the_storage(tmp_path: Path) -> None:
-    with pytest.raises(EnvironmentFault, match="cannot lock"), storage.named("journal:///s"):
-        with held(tmp_path / "none" / ".s.lock"):
-            pass
+    lock = tmp_path / "none" / ".s.lock"
+    with (
+        pytest.raises(EnvironmentFault, match="cannot lock"),
+        storage.named("journal:///s"),
+        held(lock),
+    ):
+        pass
 
 
 class Racing(PublicBook):

@@ -25,8 +25,9 @@ class Crew:
 
     def claim(self, name: str) -> optuna.Trial | None:
         here = processes.this_process()
+        worker = here if name == "a" else f"{here}{name}"
         with self.monkeypatch.context() as patch:
-            patch.setattr(processes, "this_process", lambda: here if name == "a" else f"{here}{name}")
+            patch.setattr(processes, "this_process", lambda: worker)
             patch.setattr(processes, "is_gone", lambda worker: False)
             return next(iter(self.books[name].claim(max_steps=self.most)), None)
 
