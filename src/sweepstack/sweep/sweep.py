@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import optuna
 import yaml
@@ -25,7 +25,6 @@ from sweepstack.runs import progress
 from sweepstack.study import storage
 from sweepstack.study.attributes import EQUALS, LOST, RETRIED, SWEEP
 from sweepstack.study.ranking import best_trials
-from sweepstack.study.read import trials_of
 from sweepstack.sweep import dry_run, plan
 from sweepstack.sweep.book import studies
 from sweepstack.sweep.book.book import Book
@@ -34,6 +33,9 @@ from sweepstack.sweep.space.space import Space
 from sweepstack.sweep.worker import trial_folder, worker
 from sweepstack.sweep.worker.launch import Crew, Launch, Scoreboard, launch
 from sweepstack.sweep.worker.worker import too_many_failed
+
+if TYPE_CHECKING:
+    from sweepstack.study.view import StudyView
 
 log = logging.getLogger(__name__)
 
@@ -127,7 +129,7 @@ def sweep(
         if to_go and not too_many_failed(chosen, counts):
             code = launch(crew, board, launcher)
         if app.origin["name"] == "sweepstack":  # others keep what they want
-            trial_folder.remove_models(study, folder)
+            trial_folder.remove_models(study, opened, folder)
         _conclude(crew, book, code, results or folder, "" if temporary else url)
 
 
@@ -164,7 +166,9 @@ def _finished(counts: Mapping[str, int]) -> int:
 
 def _conclude(crew: Crew, book: Book, code: int | None, results: Path, url: str) -> None:
     """Print and write the results, with a `url` the report too; raise if the sweep failed."""
-    counts, study = book.counts(), book.study
+    from sweepstack.study.view import StudyView
+
+    counts, view = book.counts(), StudyView(book.study, url, book.storage)
     if code is not None:
         again = "run the same command again to resume"
         raise errors.Stopped(f"interrupted with {counts['remaining']} trials to go; {again}", code)
@@ -177,26 +181,25 @@ def _conclude(crew: Crew, book: Book, code: int | None, results: Path, url: str)
     if not counts["done"]:
         raise errors.NothingCompleted(
             f"no trial of study {crew.plan.study} completed: {counts['pruned']} pruned, "
-            f"{counts['failed']} failed{early}{_most_frequent_error(study)}"
+            f"{counts['failed']} failed{early}{_most_frequent_error(view)}"
         )
     from sweepstack.reporting import terminal
-    from sweepstack.study.view import StudyView
 
-    terminal.show(StudyView(study, url or ""), progress.console())
+    terminal.show(view, progress.console())
     finished = _finished(counts)
     if equal := len(book.numbers_with(EQUALS)):
         _say(f"{equal:,} of {finished:,} trials were duplicates and not trained again")
-    _write_results(study, results)
+    _write_results(view, results)
     if crew.folder.is_dir():
         _say(f"results: {progress.shown(crew.folder)}")
     if url:
         if crew.plan.report:
-            _report(study, url)
+            _report(view)
         _say(f"dashboard: {commands.study('dashboard', where=url)}")
     if too_many:
         raise errors.TrainingFailed(
             f"{counts['failed']} of {finished} trials failed, more than {rate} allows"
-            f"{early}{_most_frequent_error(study)}"
+            f"{early}{_most_frequent_error(view)}"
         )
 
 
@@ -204,14 +207,14 @@ def _say(line: str) -> None:
     progress.console().print(line, highlight=False, soft_wrap=True)
 
 
-def _report(study: optuna.Study, url: str) -> None:
+def _report(view: StudyView) -> None:
     """Write the report, and its notes and files for the dashboard."""
     from sweepstack.reporting import report
     from sweepstack.reporting.dashboard import decorate
-    from sweepstack.study import view
+    from sweepstack.study.view import open_study
 
     try:
-        opened = view.open_study(study.study_name, url)  # to read: others may write
+        opened = open_study(view.name, view.where)  # to read: others may write
         written = report.write(opened, report.place_of(opened))
         _say(f"report: {progress.shown(written)}")
         decorate.decorate(opened, written=written)
@@ -220,17 +223,17 @@ def _report(study: optuna.Study, url: str) -> None:
         log.debug("the report", exc_info=True)
 
 
-def _most_frequent_error(study: optuna.Study) -> str:
-    failed = [trial for trial in trials_of(study) if trial.state == TrialState.FAIL]
+def _most_frequent_error(view: StudyView) -> str:
+    failed = [trial for trial in view.trials if trial.state == TrialState.FAIL]
     reasons = (t.user_attrs.get("error") or t.user_attrs.get(LOST) for t in failed)
     lines = [one_line(reason, 200) for reason in reasons if reason]
     return f"; most often: {max(set(lines), key=lines.count)}" if lines else ""
 
 
-def _write_results(study: optuna.Study, folder: Path) -> None:
+def _write_results(view: StudyView, folder: Path) -> None:
     """optimization_results.yaml as hydra-optuna-sweeper writes it, its `name: optuna` included."""
-    best = best_trials(study)
-    if len(study.directions) > 1:
+    best = best_trials(view.study, view.trials)
+    if len(view.study.directions) > 1:
         front = [{"params": dict(t.params), "values": list(t.values)} for t in best]
         values: dict[str, Any] = {"solutions": front}
     elif best:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 
+import optuna
 import pytest
 from sweep_support import QUICK, study
 
@@ -100,3 +101,11 @@ def test_a_trial_without_a_model_says_why_and_how_to_train_it_again(main, tmp_pa
     (tmp_path / "run").mkdir()
     with pytest.raises(EnvironmentFault, match="only a run that has ended"):
         sweepstack.load(tmp_path / "run")
+
+
+def test_to_resume_a_sweep_optuna_need_not_build_an_object_of_every_trial(main, monkeypatch):
+    assert main("-m", *QUICK, RATES).code == 0
+    monkeypatch.setattr(optuna.Study, "get_trials", None)  # takes seconds for 10,000 trials
+    ended = main("-m", *QUICK, RATES)
+    assert ended.code == 0, ended.err
+    assert "6 of them done before" in ended.out

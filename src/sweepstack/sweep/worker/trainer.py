@@ -205,7 +205,7 @@ class Trainer(Monitor):
     ) -> None:
         self.plan, self.folder, self.worker = plan, folder, worker
         self.equal = Equal(read, self._folder_of, self._replaced)
-        self._best = BestModels(worker.study, plan.keep_models)
+        self._best = BestModels(worker.study, worker.book.storage, plan.keep_models)
         self._training: dict[int, _Training] = {}
         self._newest, self._steps = (0, 0), 0
         self._seeds = 1

@@ -31,6 +31,7 @@ from typing import Any, Literal
 import numpy as np
 import optuna
 import yaml
+from optuna.storages import BaseStorage
 from optuna.trial import TrialState
 
 from sweepstack.config import commands, files
@@ -217,8 +218,8 @@ class BestModels:
     end those that are not.
     """
 
-    def __init__(self, study: optuna.Study, keep: Keep):
-        self._study, self._limit = study, _limit(study, keep)
+    def __init__(self, study: optuna.Study, storage: BaseStorage, keep: Keep):
+        self._study, self._storage, self._limit = study, storage, _limit(study, keep)
         self._best: list[tuple[int, tuple[float, ...]]] | None = None
 
     def wants(self, outcome: Outcome, *, feasible: bool) -> bool:
@@ -228,7 +229,7 @@ class BestModels:
         if not feasible or any(map(math.isnan, outcome.values)):
             return False
         if self._best is None:
-            trials = ranking.best_trials(self._study)
+            trials = ranking.best_trials(self._study, trials_of(self._study, self._storage))
             self._best = [(trial.number, tuple(trial.values)) for trial in trials]
         known = [*self._best, (outcome.asked.number, outcome.values)]
         directions = [direction.name.lower() for direction in self._study.directions]
@@ -245,13 +246,13 @@ def keep_models(study: optuna.Study, keep: Keep) -> None:
         study.set_user_attr(KEEP_MODELS, keep)
 
 
-def remove_models(study: optuna.Study, folder: Path) -> None:
+def remove_models(study: optuna.Study, storage: BaseStorage, folder: Path) -> None:
     """Remove the models and TensorBoard logs that the study is not to keep, but for running trials.
 
     In place of a duplicate, which was not trained, counts the trial that it duplicates.
     """
     limit = _limit(study, study.user_attrs.get(KEEP_MODELS, "best"))
-    trials = trials_of(study)
+    trials = trials_of(study, storage)
     wanted = {trial.number for trial in trials if not trial.state.is_finished()}
     if math.isinf(limit):
         best = [trial for trial in trials if trial.state == TrialState.COMPLETE]
