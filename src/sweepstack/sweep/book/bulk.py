@@ -242,11 +242,13 @@ class BulkBook(Book):
         # Two queries by primary keys: joined, the database might look through the whole study.
         id_ = _USER.c.trial_user_attribute_id
         query = select(id_, _USER.c.trial_id, _USER.c.value_json).order_by(id_)
+        query = query.where(id_ > self._effects_up_to, _USER.c.key == EFFECT)
+        if self._effects_up_to < 0:  # but the first time, or it looks through all studies
+            query = query.join(_TRIALS, _TRIALS.c.trial_id == _USER.c.trial_id).where(self._mine)
+            self._effects_up_to = page.scalar(select(func.max(id_))) or 0
         effects: dict[int, str] = {}
-        for at, trial_id, text in page.execute(
-            query.where(id_ > self._effects_up_to, _USER.c.key == EFFECT)
-        ):
-            self._effects_up_to, effect = at, json.loads(text)
+        for at, trial_id, text in page.execute(query):
+            self._effects_up_to, effect = max(at, self._effects_up_to), json.loads(text)
             known = self._owners.get(effect)
             if known is None or known.id != trial_id:  # else it is one of this process's
                 effects[trial_id] = effect
