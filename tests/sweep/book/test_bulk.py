@@ -159,7 +159,7 @@ def test_the_rows_of_many_trials_at_once_are_those_of_the_public_functions(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_of_a_batch_with_a_trial_taken_for_dead_the_others_are_written(url: str, kind: str) -> None:
+def test_of_a_batch_with_a_trial_presumed_dead_the_others_are_written(url: str, kind: str) -> None:
     book = ours(url, kind)
     trials = book.claim(3)
     book.release(trials[1])
@@ -236,7 +236,7 @@ def test_a_sampler_learns_from_what_the_book_writes(url: str, kind: str) -> None
     assert drawn == [trial.params["lr"] for trial in study.trials]
 
 
-def test_a_trial_that_was_taken_for_dead_is_not_told(url: str) -> None:
+def test_a_trial_that_was_presumed_dead_is_not_ended(url: str) -> None:
     book = ours(url)
     live = one(book)
     assert live is not None

@@ -134,10 +134,10 @@ def test_whoever_claims_how_many_each_point_of_a_grid_is_run_once(
     points = [{"x": float(x)} for x in range(12)]
     orders = (points, [points[i] for i in order])
     books = [BulkBook(study, opened, 12, points=each) for each in orders]
-    for who, most, put_back in [*claims, (0, 64, False), (1, 64, False)]:
+    for who, most, requeued in [*claims, (0, 64, False), (1, 64, False)]:
         for trial in books[who].claim(most):
             x = suggest(books[who], trial)
-            if put_back:
+            if requeued:
                 books[1 - who].release(trial)
             else:
                 study.tell(trial, x)

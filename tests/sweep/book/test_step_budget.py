@@ -78,7 +78,7 @@ def test_before_any_trial_has_said_it_one_runs(crew: Crew) -> None:
     assert crew.claim("b") is not None
 
 
-def test_what_waits_for_its_twin_in_this_process_takes_nothing(crew: Crew) -> None:
+def test_what_waits_for_its_original_in_this_process_takes_nothing(crew: Crew) -> None:
     assert crew.claim("a") is not None  # deferred: it will not be trained
     assert crew.claim("a") is not None
 
