@@ -11,7 +11,7 @@ from typing import Any
 import book_support
 import optuna
 import pytest
-from book_support import KINDS, end, finish, one, run_all, suggest
+from book_support import KINDS, end, falls_silent, finish, one, run_all, suggest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from optuna.trial import TrialState
@@ -181,3 +181,15 @@ def test_an_effect_is_of_whoever_took_it_last(open_book: Callable[..., Book]) ->
     (owner,) = other.take_effects([(trials[2], "effect")])
     assert isinstance(owner, Owner)
     assert (owner.number, owner.state) == (0, TrialState.RUNNING)
+
+
+def test_a_trial_that_was_presumed_dead_takes_an_effect_and_ends_lost(
+    open_book: Callable[..., Book],
+) -> None:
+    book = open_book(1)
+    (trial,) = book.claim()
+    suggest(book, trial)
+    falls_silent(book, trial)
+    assert open_book(1).recover() == 1
+    assert book.take_effects([(trial, "effect")]) == [None]
+    assert end(book, trial) == [trial.number]

@@ -23,7 +23,7 @@ import sqlite3
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -301,7 +301,8 @@ class PublicBook(Book):
     def _hand_out(self, page: Page, trials: Sequence[int]) -> None:
         if self._lock is None:  # else it is known since before they began
             for number in page.trials.keys() & trials:  # the others were added with their worker
-                self._name_worker(number)
+                with suppress(UpdateFinishedTrialError):  # withdrawn by another just now
+                    self._name_worker(number)
 
     def _name_worker(self, number: int) -> None:
         self.storage.set_trial_user_attr(self._row(number), WORKER, processes.this_process())
@@ -360,7 +361,8 @@ class PublicBook(Book):
 
     def _write_effects(self, page: Page, taken: Sequence[tuple[optuna.Trial, str]]) -> None:
         for trial, effect in taken:
-            trial.set_user_attr(EFFECT, effect)
+            with suppress(UpdateFinishedTrialError):  # its end will say that it was lost
+                trial.set_user_attr(EFFECT, effect)
 
     # --- what trials are, report and end with ----------------------------------------------------
 
