@@ -16,6 +16,7 @@ from optuna.trial import TrialState
 
 from sweepstack.study import storage
 from sweepstack.study.attributes import POINT, WORKER
+from sweepstack.sweep.book import bulk
 from sweepstack.sweep.book.book import Book, Ending, Report, canonical
 from sweepstack.sweep.book.studies import open_study
 
@@ -271,3 +272,12 @@ def test_best_and_steps_are_of_finished_trials_of_this_study(url: str, kind: str
     book.write(endings=[Ending(live, TrialState.PRUNED, None, {"steps": 10}, {})])
     assert (book.best("maximize"), book.best("minimize")) == (0.9, 0.5)
     assert book.steps() == 210
+
+
+@pytest.mark.parametrize("name", ["value_to_stored_repr", "__table__"])
+def test_a_table_without_what_is_used_of_it_is_seen_at_the_start(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    assert bulk.missing() == []
+    monkeypatch.delattr(bulk.models.TrialValueModel, name)
+    assert "TrialValueModel" in bulk.missing()[0]

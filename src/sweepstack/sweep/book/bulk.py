@@ -76,6 +76,11 @@ NEEDED = {
     "TrialHeartbeatModel": ("trial_id", "heartbeat"),
 }
 """Columns by table."""
+_STORED_AS = {
+    "TrialIntermediateValueModel": "intermediate_value_to_stored_repr",
+    "TrialValueModel": "value_to_stored_repr",
+}
+"""How a table stores NaN and inf."""
 
 
 def missing() -> list[str]:
@@ -85,6 +90,9 @@ def missing() -> list[str]:
         table = getattr(getattr(models, name, None), "__table__", None)
         there = () if table is None else table.columns.keys()
         found += [f"{name}.{column}" for column in columns if column not in there]
+    for name, function in _STORED_AS.items():
+        if not hasattr(getattr(models, name, None), function):
+            found.append(f"{name}.{function}")
     return found + [n for n in ("_filter_study",) if not hasattr(pruners, n)]
 
 
