@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+import weakref
 
 import optuna
 import pytest
 
 from sweepstack.config.errors import EnvironmentFault, InputError
-from sweepstack.sweep.samplers import SeededByTrial, build_sampler
+from sweepstack.sweep.samplers import PerTrial, SeededByTrial, build_sampler
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -148,3 +149,17 @@ def test_cmaes_says_when_its_package_is_missing(monkeypatch):
 
     with pytest.raises(EnvironmentFault, match="needs the package 'cmaes'"):
         build_sampler("cmaes", {}, 0, trusted_storage=True)
+
+
+def test_what_a_sampler_has_learnt_is_not_kept_for_every_trial():
+    built = []
+
+    def build(seed):
+        sampler = build_sampler("random", {}, seed)
+        built.append(weakref.ref(sampler))
+        return sampler
+
+    study = optuna.create_study(sampler=PerTrial(build, 0, is_shared=False))
+    for _ in range(3):
+        study.ask().suggest_float("x", 0, 1)
+    assert [sampler() is None for sampler in built] == [True, True, False]

@@ -337,8 +337,8 @@ def _versions() -> dict[str, str]:
 
 
 def _git() -> dict[str, Any] | None:
-    def ask(*words: str) -> str:
-        command = ["git", *words]
+    def ask(*arguments: str) -> str:
+        command = ["git", *arguments]
         done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
         return done.stdout.strip()
 

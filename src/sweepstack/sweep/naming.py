@@ -24,21 +24,21 @@ PLACES = frozenset(
 
 def automatic(prefix: str, arguments: Sequence[str]) -> str:
     """A name made of what was asked for, so that the same command goes on with its study."""
-    words = [prefix]
+    parts = [prefix]
     for argument in arguments:
         key, _, value = argument.lstrip("+").partition("=")
         if key == "sweeps":
-            words[0] = value
+            parts[0] = value
         elif key not in PLACES:
-            words.append(f"{key}={value}")
-    if len(words) > 1 and words[0] == "sweepstack":
-        words = words[1:]
-    name = re.sub(r"[^\w.=,-]+", "-", "_".join(words)).strip("-")
+            parts.append(f"{key}={value}")
+    if len(parts) > 1 and parts[0] == "sweepstack":
+        parts = parts[1:]
+    name = re.sub(r"[^\w.=,-]+", "-", "_".join(parts)).strip("-")
     encoded = name.encode(errors="replace")
     if len(encoded) <= LONGEST:
         return name
     begin = encoded[: LONGEST - 9].decode(errors="ignore")
-    return f"{begin}-{hashlib.sha256(' '.join(words).encode(errors='replace')).hexdigest()[:8]}"
+    return f"{begin}-{hashlib.sha256(' '.join(parts).encode(errors='replace')).hexdigest()[:8]}"
 
 
 def check(where: str, name: str) -> None:

@@ -20,7 +20,6 @@ from optuna.trial import FrozenTrial
 from sweepstack.config import check
 from sweepstack.config.errors import EnvironmentFault, InputError, one_line
 from sweepstack.config.sweeper import SAMPLERS
-from sweepstack.data import streams
 
 _WHERE = "hydra.sweeper.sampler"
 _MAKE: Mapping[str, Callable[..., BaseSampler]] = {
@@ -122,8 +121,7 @@ class SeededByTrial(RandomSampler):
     ) -> Any:
         """The next draw of this trial."""
         if self._current is None or self._current[0] != trial.number:
-            seed = streams.derive(self._seed, trial.number) % 2**32
-            self._current = (trial.number, RandomSampler(seed))
+            self._current = (trial.number, RandomSampler(_derived(self._seed, trial.number)))
         return self._current[1].sample_independent(study, trial, param_name, param_distribution)
 
 
@@ -136,16 +134,21 @@ class PerTrial(BaseSampler):
         build: the sampler of a seed.
         seed: the study's.
         is_shared: whether all trials have one in any case.
+        kept: samplers that are kept, those of as many trials as are asked for at once; one that
+            learns (gp) holds what it has learnt.
     """
 
     def __init__(
-        self, build: Callable[[int | None], BaseSampler], seed: int | None, *, is_shared: bool
+        self,
+        build: Callable[[int | None], BaseSampler],
+        seed: int | None,
+        *,
+        is_shared: bool,
+        kept: int = 1,
     ):
         self._one = build(seed) if is_shared or seed is None else None
         base = seed or 0
-        self._by_number = lru_cache(maxsize=2048)(
-            lambda number: build(streams.derive(base, number) % 2**32)
-        )
+        self._by_number = lru_cache(maxsize=kept)(lambda number: build(_derived(base, number)))
 
     def _of(self, trial: FrozenTrial) -> BaseSampler:
         return self._one or self._by_number(trial.number)
@@ -172,6 +175,12 @@ class PerTrial(BaseSampler):
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:  # noqa: D102
         self._of(trial).before_trial(study, trial)
+
+
+def _derived(seed: int, number: int) -> int:
+    from sweepstack.data import streams  # which imports torch
+
+    return streams.derive(seed, number) % 2**32
 
 
 def construct(where: str, make: Callable[..., Built], values: Mapping[str, Any]) -> Built:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import optuna
 import yaml
@@ -35,6 +35,9 @@ from sweepstack.sweep.space.space import Space
 from sweepstack.sweep.worker import trial_folder, worker
 from sweepstack.sweep.worker.launch import Crew, Launch, Scoreboard, launch
 from sweepstack.sweep.worker.worker import too_many_failed
+
+if TYPE_CHECKING:
+    from sweepstack.study.view import StudyView
 
 log = logging.getLogger(__name__)
 
@@ -193,7 +196,7 @@ def _conclude(crew: Crew, book: Book, code: int | None, results: Path, view: Stu
         _say(f"results: {progress.shown(crew.folder)}")
     if url:
         if crew.plan.report:
-            _report(study, url)
+            _report(view)
         _say(f"dashboard: {commands.study('dashboard', where=url)}")
     if too_many:
         raise errors.TrainingFailed(
@@ -206,14 +209,14 @@ def _say(line: str) -> None:
     progress.console().print(line, highlight=False, soft_wrap=True)
 
 
-def _report(study: optuna.Study, url: str) -> None:
+def _report(view: StudyView) -> None:
     """Write the report, and its notes and files for the dashboard."""
     from sweepstack.reporting import report
     from sweepstack.reporting.dashboard import decorate
-    from sweepstack.study import view
+    from sweepstack.study.view import open_study
 
     try:
-        opened = view.open_study(study.study_name, url)  # to read: others may write
+        opened = open_study(view.name, view.where)  # to read: others may write
         written = report.write(opened, report.place_of(opened))
         _say(f"report: {progress.shown(written)}")
         decorate.decorate(opened, written=written)

@@ -16,6 +16,7 @@ from optuna.trial import TrialState
 
 from sweepstack.study import storage
 from sweepstack.study.attributes import POINT, WORKER
+from sweepstack.sweep.book import bulk
 from sweepstack.sweep.book.book import Book, Ending, Report, canonical
 from sweepstack.sweep.book.studies import open_study
 
@@ -159,7 +160,7 @@ def test_the_rows_of_many_trials_at_once_are_those_of_the_public_functions(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_of_a_batch_with_a_trial_taken_for_dead_the_others_are_written(url: str, kind: str) -> None:
+def test_of_a_batch_with_a_trial_presumed_dead_the_others_are_written(url: str, kind: str) -> None:
     book = ours(url, kind)
     trials = book.claim(3)
     book.release(trials[1])
@@ -236,7 +237,7 @@ def test_a_sampler_learns_from_what_the_book_writes(url: str, kind: str) -> None
     assert drawn == [trial.params["lr"] for trial in study.trials]
 
 
-def test_a_trial_that_was_taken_for_dead_is_not_told(url: str) -> None:
+def test_a_trial_that_was_presumed_dead_is_not_ended(url: str) -> None:
     book = ours(url)
     live = one(book)
     assert live is not None
@@ -271,3 +272,12 @@ def test_best_and_steps_are_of_finished_trials_of_this_study(url: str, kind: str
     book.write(endings=[Ending(live, TrialState.PRUNED, None, {"steps": 10}, {})])
     assert (book.best("maximize"), book.best("minimize")) == (0.9, 0.5)
     assert book.steps() == 210
+
+
+@pytest.mark.parametrize("name", ["value_to_stored_repr", "__table__"])
+def test_a_table_without_what_is_used_of_it_is_seen_at_the_start(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    assert bulk.missing() == []
+    monkeypatch.delattr(bulk.models.TrialValueModel, name)
+    assert "TrialValueModel" in bulk.missing()[0]

@@ -11,14 +11,14 @@ from typing import Any
 import book_support
 import optuna
 import pytest
-from book_support import KINDS, end, finish, one, run_all, suggest
+from book_support import KINDS, end, falls_silent, finish, one, run_all, suggest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from optuna.trial import TrialState
 
 from sweepstack.study import storage
 from sweepstack.study.attributes import POINT
-from sweepstack.sweep.book.book import Book
+from sweepstack.sweep.book.book import Book, Owner
 from sweepstack.sweep.book.bulk import BulkBook
 from sweepstack.sweep.book.studies import open_study
 
@@ -134,10 +134,10 @@ def test_whoever_claims_how_many_each_point_of_a_grid_is_run_once(
     points = [{"x": float(x)} for x in range(12)]
     orders = (points, [points[i] for i in order])
     books = [BulkBook(study, opened, 12, points=each) for each in orders]
-    for who, most, put_back in [*claims, (0, 64, False), (1, 64, False)]:
+    for who, most, requeued in [*claims, (0, 64, False), (1, 64, False)]:
         for trial in books[who].claim(most):
             x = suggest(books[who], trial)
-            if put_back:
+            if requeued:
                 books[1 - who].release(trial)
             else:
                 study.tell(trial, x)
@@ -165,3 +165,31 @@ def test_a_grid_goes_on_though_its_parameters_are_declared_in_another_order(
     assert one(book) is None
     found = {(t.params["x"], t.params["y"]) for t in book.study.trials}
     assert len(found) == len(book.study.trials) == 100
+
+
+def test_an_effect_is_of_whoever_took_it_last(open_book: Callable[..., Book]) -> None:
+    book = open_book(3)
+    trials = book.claim(3)
+    for trial in trials:
+        suggest(book, trial)
+    assert book.take_effects([(trials[1], "effect")]) == [None]
+    end(book, trials[1], state=TrialState.FAIL)
+    book.effect_ended("effect", trials[1].number, TrialState.FAIL)
+    assert book.take_effects([(trials[0], "effect")]) == [None]
+
+    other = open_book(3)
+    (owner,) = other.take_effects([(trials[2], "effect")])
+    assert isinstance(owner, Owner)
+    assert (owner.number, owner.state) == (0, TrialState.RUNNING)
+
+
+def test_a_trial_that_was_presumed_dead_takes_an_effect_and_ends_lost(
+    open_book: Callable[..., Book],
+) -> None:
+    book = open_book(1)
+    (trial,) = book.claim()
+    suggest(book, trial)
+    falls_silent(book, trial)
+    assert open_book(1).recover() == 1
+    assert book.take_effects([(trial, "effect")]) == [None]
+    assert end(book, trial) == [trial.number]

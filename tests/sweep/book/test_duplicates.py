@@ -22,7 +22,7 @@ def test_one_of_each_pair_is_trained_whatever_the_width(tmp_path, width):
     check_all(tmp_path)
 
 
-def test_what_is_held_aside_runs_until_its_twin_has_ended(tmp_path):
+def test_a_deferred_trial_runs_until_its_original_has_ended(tmp_path):
     seen: list[list[Row]] = []
     app = Script(3, lambda value: seen.append(running(tmp_path)))
     worker(tmp_path, app).work()
@@ -32,7 +32,7 @@ def test_what_is_held_aside_runs_until_its_twin_has_ended(tmp_path):
     check_all(tmp_path)
 
 
-def test_a_pruned_trial_prunes_its_twin_with_the_same_reports(tmp_path):
+def test_a_pruned_trial_prunes_its_duplicate_with_the_same_reports(tmp_path):
     app = Script(2, lambda value: "pruned" if value == 2 else None)
     worker(tmp_path, app).work()
 
@@ -45,7 +45,7 @@ def test_a_pruned_trial_prunes_its_twin_with_the_same_reports(tmp_path):
 
 
 @pytest.mark.parametrize("width", [1, 3, 10])
-def test_where_a_trial_fails_its_twin_is_trained(tmp_path, width):
+def test_where_a_trial_fails_its_duplicate_is_trained(tmp_path, width):
     app = Script(width, lambda value: "failed" if value in (0, 4, 5) else None)
     worker(tmp_path, app).work()
 
@@ -63,7 +63,7 @@ def test_with_train_all_are_trained(tmp_path):
     assert all("equals" not in row.attributes for row in rows(tmp_path))
 
 
-def test_twins_of_trials_from_before_are_not_trained(tmp_path):
+def test_duplicates_of_trials_from_before_are_not_trained(tmp_path):
     first, second = Script(1), Script(1)
     worker(tmp_path, first, sampler="grid", n_trials=3).work()
     worker(tmp_path, second).work()
@@ -72,7 +72,7 @@ def test_twins_of_trials_from_before_are_not_trained(tmp_path):
     check_all(tmp_path)
 
 
-def test_a_twin_of_the_past_is_found_without_a_query(tmp_path):
+def test_a_duplicate_of_the_past_is_found_without_a_query(tmp_path):
     worker(tmp_path, Script(1), values="0,2,4").work()
     later = worker(tmp_path, Script(1), values="0,2,4,1,3,5")
     assert later.duplicates is not None
@@ -86,7 +86,7 @@ def test_a_twin_of_the_past_is_found_without_a_query(tmp_path):
     assert queries == []
 
 
-def test_what_is_held_aside_is_put_back_when_a_signal_stops_the_sweep(tmp_path):
+def test_what_is_deferred_is_requeued_when_a_signal_stops_the_sweep(tmp_path):
     def interrupt(value: int) -> None:
         raise Interrupted(EXIT_INTERRUPTED, 1)
 
@@ -101,7 +101,7 @@ def test_what_is_held_aside_is_put_back_when_a_signal_stops_the_sweep(tmp_path):
     check_all(tmp_path)
 
 
-def test_no_more_than_so_many_are_held_aside(tmp_path, monkeypatch):
+def test_no_more_than_so_many_are_deferred(tmp_path, monkeypatch):
     monkeypatch.setattr(duplicates, "MAX_DEFERRED", 1)
     most: list[int] = []
     app = Script(3, lambda value: most.append(len(running(tmp_path))))

@@ -47,7 +47,7 @@ class Meanwhile:
         assert not self.errors
 
 
-def test_a_twin_waits_for_the_other_worker_to_the_end(tmp_path):
+def test_a_duplicate_waits_for_the_other_worker_to_the_end(tmp_path):
     other = Meanwhile(tmp_path)
     app = Script(1, lambda value: other.start() if value == 0 else None)
     worker(tmp_path, app).work()
@@ -57,7 +57,7 @@ def test_a_twin_waits_for_the_other_worker_to_the_end(tmp_path):
     check_all(tmp_path)
 
 
-def test_a_twin_is_trained_when_the_other_worker_s_trial_fails(tmp_path):
+def test_a_duplicate_is_trained_when_the_other_worker_s_trial_fails(tmp_path):
     other = Meanwhile(tmp_path)
 
     def fail(value: int) -> str:
@@ -87,7 +87,7 @@ def begun_by_the_dead(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert dead.duplicates.admitted([Asked(trial, ["a=0"])])
 
 
-def test_a_twin_whose_worker_died_is_trained_by_another(tmp_path, monkeypatch):
+def test_a_duplicate_whose_worker_died_is_trained_by_another(tmp_path, monkeypatch):
     begun_by_the_dead(tmp_path, monkeypatch)
 
     app = Script(1)
@@ -97,7 +97,7 @@ def test_a_twin_whose_worker_died_is_trained_by_another(tmp_path, monkeypatch):
     check_all(tmp_path)
 
 
-def test_who_holds_as_many_aside_as_may_be_sees_itself_that_a_worker_died(tmp_path, monkeypatch):
+def test_who_has_deferred_as_many_as_may_be_sees_itself_that_a_worker_died(tmp_path, monkeypatch):
     monkeypatch.setattr(duplicates, "MAX_DEFERRED", 1)
     begun_by_the_dead(tmp_path, monkeypatch)
 
@@ -134,7 +134,7 @@ def test_many_trials_are_looked_up_together(tmp_path):
     assert effects == ["pair 0", None, "pair 1", None, "pair 2", None]
     other = worker(tmp_path, Script())
     assert other.duplicates is not None
-    assert other.duplicates.admitted(batch) == []
+    assert other.duplicates.admitted(batch[1::2]) == []
 
 
 def test_the_register_holds_the_study_while_it_reads_what_others_wrote(tmp_path, monkeypatch):

@@ -20,10 +20,10 @@ from sweep_support import QUICK
 from sweepstack.cli.study import run
 from sweepstack.config.errors import EnvironmentFault, InputError
 from sweepstack.study import storage
-from sweepstack.study.attributes import LOST, RETRIED, WORKER
+from sweepstack.study.attributes import HEARTBEAT, LOST, RETRIED, WORKER
 from sweepstack.sweep import book
 from sweepstack.sweep.book import processes, studies
-from sweepstack.sweep.book.public import PublicBook
+from sweepstack.sweep.book.public import PublicBook, held
 
 BULK = "sweepstack.sweep.book.bulk"
 
@@ -168,16 +168,93 @@ def test_a_requeue_that_is_killed_anywhere_is_finished_by_others(
     assert other.counts()["remaining"] == other.counts()["running"] == 0
 
 
+def test_a_trial_whose_worker_is_killed_as_it_begins_is_run_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = journal(tmp_path)
+    book = open_book(url, 1, kind="public")
+    book.enqueue([{"x": 7.0}])
+    begin = book.storage.set_trial_state_values
+
+    def killed(*given: Any) -> None:
+        begin(*given)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(book.storage, "set_trial_state_values", killed)
+    with pytest.raises(KeyboardInterrupt):
+        book.claim()
+    monkeypatch.setattr(processes, "is_gone", lambda worker: True)
+    other = open_book(url, 1, kind="public")
+    assert other.recover() == 1
+    assert run_all(other) == [7.0]
+
+
+def test_a_new_trial_whose_worker_is_killed_on_another_host_is_run_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    book = open_book(journal(tmp_path), 1, kind="public")
+    add = book.storage.create_new_trial
+
+    def killed(*given: Any) -> None:
+        add(*given)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(processes, "this_process", lambda: "elsewhere/1:7:7")
+    monkeypatch.setattr(book.storage, "create_new_trial", killed)
+    with pytest.raises(KeyboardInterrupt):
+        book.claim()
+    monkeypatch.undo()
+    (heartbeat,) = (key for key in book.study.user_attrs if key.startswith(HEARTBEAT))
+    book.study.set_user_attr(heartbeat, 1.0)
+    assert open_book(journal(tmp_path), 1, kind="public").recover() == 1
+
+
+def test_a_lock_that_cannot_be_had_is_a_failure_of_the_storage(tmp_path: Path) -> None:
+    lock = tmp_path / "none" / ".s.lock"
+    with (
+        pytest.raises(EnvironmentFault, match="cannot lock"),
+        storage.named("journal:///s"),
+        held(lock),
+    ):
+        pass
+
+
 class Racing(PublicBook):
     """A book of a server, where another does something between a look and the writes."""
 
     meanwhile: Any = None
 
     def _begin_new(self, *given: Any) -> list[int]:
+        self._race()
+        return super()._begin_new(*given)
+
+    def _write_effects(self, *given: Any) -> None:
+        self._race()
+        super()._write_effects(*given)
+
+    def _race(self) -> None:
         act, self.meanwhile = self.meanwhile, None
         if act is not None:
             act()
-        return super()._begin_new(*given)
+
+
+def test_a_trial_that_lost_the_race_for_an_effect_takes_it_once_the_first_has_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = f"sqlite:///{tmp_path}/studies.db"
+    monkeypatch.setattr("sweepstack.sweep.book.public.lock_file", lambda storage: None)
+    other = open_book(url, 2, kind="public")
+    made = open_book(url, 2, kind="public")
+    book = Racing(made.study, made.storage, 2)
+    first, second = one(other), one(book)
+    assert first is not None
+    assert second is not None
+    book.meanwhile = lambda: other.take_effects([(first, "effect")])
+    (owner,) = book.take_effects([(second, "effect")])
+    assert owner is not None
+    assert owner.number == first.number
+    end(other, first, state=TrialState.FAIL)
+    assert book.take_effects([(second, "effect")]) == [None]
 
 
 @pytest.mark.parametrize("points", [None, 3])

@@ -267,7 +267,7 @@ def test_a_trial_that_had_not_begun_is_not_blamed(open_book: Callable[..., Book]
     assert book.counts()["done"] == 1
 
 
-def test_a_trial_that_is_put_back_waits_for_the_next_start(open_book: Callable[..., Book]) -> None:
+def test_a_trial_that_is_requeued_waits_for_the_next_start(open_book: Callable[..., Book]) -> None:
     book = open_book(total=1, max_restarts=3)
     trial = one(book)
     x = suggest(book, trial)
@@ -290,7 +290,7 @@ def test_a_trial_that_is_put_back_waits_for_the_next_start(open_book: Callable[.
 
 
 @pytest.mark.parametrize("how", ["release", "recover"])
-def test_many_trials_are_put_back_with_as_few_queries_as_one(tmp_path, monkeypatch, how):
+def test_many_trials_are_requeued_with_as_few_queries_as_one(tmp_path, monkeypatch, how):
     def statements(count: int) -> int:
         book = book_support.open_book(f"sqlite:///{tmp_path}/{how}{count}.db", total=40)
         trials = book.claim(count)
@@ -304,12 +304,12 @@ def test_many_trials_are_put_back_with_as_few_queries_as_one(tmp_path, monkeypat
             monkeypatch.setattr(processes, "is_gone", lambda worker: True)
             assert book.recover() == count
             monkeypatch.undo()
-        put_back = len(done)
+        requeued = len(done)
         assert book.counts()["waiting"] == count
         waiting = [t for t in book.study.trials if t.state == TrialState.WAITING]
         fixed = [t.system_attrs["fixed_params"] for t in waiting]
         assert fixed == [t.params for t in book.study.trials[:count]]
-        return put_back
+        return requeued
 
     assert statements(30) == statements(1)
 

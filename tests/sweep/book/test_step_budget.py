@@ -16,17 +16,18 @@ from sweepstack.sweep.book.book import Book
 
 
 class Crew:
-    """Two workers of one study, each with a process of its own."""
+    """Three workers of one study, each with a process of its own."""
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, kind: str, most: int):
         self.monkeypatch, self.most = monkeypatch, most
         url = f"sqlite:///{folder}/studies.db"
-        self.books = {name: open_book(url, total=None, kind=kind) for name in "ab"}
+        self.books = {name: open_book(url, total=None, kind=kind) for name in "abc"}
 
     def claim(self, name: str) -> optuna.Trial | None:
         here = processes.this_process()
+        worker = here if name == "a" else f"{here}{name}"
         with self.monkeypatch.context() as patch:
-            patch.setattr(processes, "this_process", lambda: here if name == "a" else f"{here}0")
+            patch.setattr(processes, "this_process", lambda: worker)
             patch.setattr(processes, "is_gone", lambda worker: False)
             return next(iter(self.books[name].claim(max_steps=self.most)), None)
 
@@ -63,6 +64,13 @@ def test_a_trial_that_has_not_said_yet_counts_as_the_longest(crew: Crew) -> None
     assert crew.claim("a") is None
 
 
+def test_each_worker_that_has_not_said_yet_counts(crew: Crew) -> None:
+    ends(crew.books["a"], crew.plan(crew.claim("a"), 9), 4)
+    assert crew.claim("b") is not None
+    assert crew.claim("c") is not None  # 4 and perhaps 9 of 20
+    assert crew.claim("a") is None  # 4 and perhaps twice 9
+
+
 def test_before_any_trial_has_said_it_one_runs(crew: Crew) -> None:
     first = crew.claim("a")
     assert crew.claim("b") is None
@@ -70,7 +78,7 @@ def test_before_any_trial_has_said_it_one_runs(crew: Crew) -> None:
     assert crew.claim("b") is not None
 
 
-def test_what_waits_for_its_twin_in_this_process_takes_nothing(crew: Crew) -> None:
+def test_what_waits_for_its_original_in_this_process_takes_nothing(crew: Crew) -> None:
     assert crew.claim("a") is not None  # deferred: it will not be trained
     assert crew.claim("a") is not None
 

@@ -46,11 +46,11 @@ def test_results_that_cannot_be_written_put_trials_back(main, tmp_path, monkeypa
     assert line.endswith("failed: database is locked; run the same command again to resume")
     trials = study(tmp_path).trials
     assert {"RUNNING", "COMPLETE"}.isdisjoint(states(tmp_path))
-    put_back = [t for t in trials if t.state.name == "FAIL"]
-    assert put_back
-    assert all(t.user_attrs[LOST].startswith("requeued") for t in put_back)
+    requeued = [t for t in trials if t.state.name == "FAIL"]
+    assert requeued
+    assert all(t.user_attrs[LOST].startswith("requeued") for t in requeued)
     waiting = [t for t in trials if t.state.name == "WAITING"]
-    assert [t.user_attrs[CONTINUES] for t in waiting] == [t.number for t in put_back]
+    assert [t.user_attrs[CONTINUES] for t in waiting] == [t.number for t in requeued]
 
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)

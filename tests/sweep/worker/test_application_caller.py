@@ -100,7 +100,7 @@ def ends(folder: Path) -> list[tuple[str, bool]]:
 
 
 @pytest.mark.parametrize("what", ["returns", "raises", "exits"])
-def test_a_job_that_makes_something_of_ctrl_c_is_put_back(tmp_path, worker, what):
+def test_a_job_that_makes_something_of_ctrl_c_is_requeued(tmp_path, worker, what):
     """As Lightning does, which leaves with exit code 1; its result would be of half a training."""
 
     def job(x: int) -> float:

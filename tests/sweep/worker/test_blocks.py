@@ -151,7 +151,7 @@ def test_without_room_trials_are_claimed_one_by_one(tmp_path: Path) -> None:
     assert seen == [{"RUNNING": 1}, *after]
 
 
-def test_a_trial_taken_for_dead_spoils_no_other_of_its_stack(
+def test_a_trial_presumed_dead_spoils_no_other_of_its_stack(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     sweep, stolen = Sweep(tmp_path), []
@@ -174,7 +174,7 @@ def test_a_trial_taken_for_dead_spoils_no_other_of_its_stack(
     assert "sweepstack.overrides" not in lost.user_attrs
 
 
-def test_trials_claimed_but_not_begun_are_put_back_on_ctrl_c(any_sweep: Sweep) -> None:
+def test_trials_claimed_but_not_begun_are_requeued_on_ctrl_c(any_sweep: Sweep) -> None:
     stop = Stop()
 
     def engine(asked: Iterator[Asked], worker: Worker) -> Iterator[Outcome]:
@@ -189,10 +189,10 @@ def test_trials_claimed_but_not_begun_are_put_back_on_ctrl_c(any_sweep: Sweep) -
     any_sweep.work(engine, stop)
 
     assert stop.code == EXIT_INTERRUPTED
-    put_back = any_sweep.states
-    assert put_back["RUNNING"] == 0
-    assert put_back["COMPLETE"] == 1
-    assert put_back["WAITING"] >= 1
+    requeued = any_sweep.states
+    assert requeued["RUNNING"] == 0
+    assert requeued["COMPLETE"] == 1
+    assert requeued["WAITING"] >= 1
     again = [t for t in any_sweep.trials if t.state == TrialState.WAITING]
     assert {t.user_attrs[RETRIES] for t in again} == {0}
     any_sweep.work(stacked)

@@ -42,12 +42,12 @@ def test_a_trial_that_does_what_another_does_has_its_numbers(main, tmp_path):
         assert other.user_attrs["config_hash"] != one.user_attrs["config_hash"]
         assert other.user_attrs["sweepstack.overrides"] != one.user_attrs["sweepstack.overrides"]
 
-    first, twin = trial_folder(tmp_path, 0), trial_folder(tmp_path, 2)
+    first, duplicate = trial_folder(tmp_path, 0), trial_folder(tmp_path, 2)
     files = {"overrides.yaml", "config.yaml", "history.csv", "metrics.json", "sweepstack.log"}
-    assert {path.name for path in twin.iterdir()} == files
-    assert (twin / "history.csv").read_bytes() == (first / "history.csv").read_bytes()
-    assert "nesterov: true" in (twin / "config.yaml").read_text()
-    assert "a duplicate of trial 0, not trained again" in (twin / "sweepstack.log").read_text()
+    assert {path.name for path in duplicate.iterdir()} == files
+    assert (duplicate / "history.csv").read_bytes() == (first / "history.csv").read_bytes()
+    assert "nesterov: true" in (duplicate / "config.yaml").read_text()
+    assert "a duplicate of trial 0, not trained again" in (duplicate / "sweepstack.log").read_text()
     assert metrics(tmp_path, 2)["equals"] == 0
     assert metrics(tmp_path, 2)["val_mse"] == metrics(tmp_path, 0)["val_mse"]
 
@@ -93,10 +93,11 @@ def test_trials_of_several_seeds_pruned_and_failed_ones(main, tmp_path):
     seeds = ["training.seeds=2", "optimizer.lr=0.01,1e6"]
     ended = main("-m", *ADAM, "model.hidden=[4]", *seeds)
     assert ended.code == 0, ended.err
-    one, _, twin, _ = study(tmp_path).trials
-    assert twin.user_attrs["equals"] == 0
-    assert twin.user_attrs["values"] == one.user_attrs["values"]
-    assert (twin.user_attrs["seeds"], twin.user_attrs["std"]) == (2, one.user_attrs["std"])
+    one, _, duplicate, _ = study(tmp_path).trials
+    assert duplicate.user_attrs["equals"] == 0
+    assert duplicate.user_attrs["values"] == one.user_attrs["values"]
+    known = duplicate.user_attrs
+    assert (known["seeds"], known["std"]) == (2, one.user_attrs["std"])
 
     pruned = [*ADAM[:-2], "hydra.sweeper.study_name=p", *ADAM[-2:], "optimizer.lr=0.01"]
     bar = ["hydra/sweeper/pruner=threshold", "hydra.sweeper.pruner.upper=1e-9"]
@@ -126,11 +127,11 @@ def test_several_objectives_and_constraints_are_the_same(main, tmp_path):
     )
 
     assert ended.code == 0, ended.err
-    one, twin = study(tmp_path).trials
-    assert twin.user_attrs["equals"] == 0
-    assert twin.values == one.values
-    assert twin.constraints == one.constraints
-    assert list(twin.constraints.values()) == [8.0]
+    one, duplicate = study(tmp_path).trials
+    assert duplicate.user_attrs["equals"] == 0
+    assert duplicate.values == one.values
+    assert duplicate.constraints == one.constraints
+    assert list(duplicate.constraints.values()) == [8.0]
     assert "1 of 2 trials were duplicates and not trained" in ended.out
 
 
@@ -179,9 +180,9 @@ def test_two_workers_killed_at_random_moments_train_each_effect_once(tmp_path):
     assert len(by_seed) == 60
     for pair in by_seed.values():
         (trained,) = [row for row in pair if "equals" not in row.attributes]
-        (twin,) = [row for row in pair if "equals" in row.attributes]
-        assert twin.attributes["equals"] == trained.number
-        assert (twin.values, twin.reports) == (trained.values, trained.reports)
+        (duplicate,) = [row for row in pair if "equals" in row.attributes]
+        assert duplicate.attributes["equals"] == trained.number
+        assert (duplicate.values, duplicate.reports) == (trained.values, trained.reports)
 
 
 def complete(folder):

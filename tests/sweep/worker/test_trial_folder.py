@@ -115,3 +115,11 @@ def test_to_remove_models_the_database_is_read_at_once(tmp_path, monkeypatch):
     monkeypatch.setattr(known, "get_trials", None)  # takes seconds for 10,000 trials
     remove_models(known, tmp_path, storage)
     assert [path.parent.name for path in tmp_path.glob("*/best.pt")] == ["1"]
+
+
+def test_to_resume_a_sweep_optuna_need_not_build_an_object_of_every_trial(main, monkeypatch):
+    assert main("-m", *QUICK, RATES).code == 0
+    monkeypatch.setattr(optuna.Study, "get_trials", None)  # takes seconds for 10,000 trials
+    ended = main("-m", *QUICK, RATES)
+    assert ended.code == 0, ended.err
+    assert "6 of them done before" in ended.out

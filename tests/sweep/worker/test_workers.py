@@ -216,7 +216,7 @@ def test_a_killed_worker_is_replaced_and_its_trial_run_again(tmp_path: Path) -> 
 
 
 @slow
-def test_workers_whose_sweeper_was_killed_put_back_their_trials_and_end(tmp_path: Path) -> None:
+def test_workers_whose_sweeper_was_killed_requeue_their_trials_and_end(tmp_path: Path) -> None:
     command = [*APP, "-m", "x=range(0,4)", "trouble.wait=[0,1]", "hydra.sweeper.n_jobs=2"]
     sweep = Sweep(command, tmp_path)
     orphans = sweep.until(lambda: len(found := running(tmp_path)) == 2 and found, "two workers")

@@ -455,7 +455,7 @@ class Book(ABC):
 
     def _owner(self, trial: optuna.Trial, effect: str) -> Owner | None:
         found = self._owners.get(effect)
-        if found is not None and found.state != TrialState.FAIL:
+        if found is not None and found.state != TrialState.FAIL and found.number != trial.number:
             return found
         self._owners[effect] = Owner(self._id(trial), trial.number, TrialState.RUNNING)
         return None

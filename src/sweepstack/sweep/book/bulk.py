@@ -76,6 +76,11 @@ NEEDED = {
     "TrialHeartbeatModel": ("trial_id", "heartbeat"),
 }
 """Columns by table."""
+_STORED_AS = {
+    "TrialIntermediateValueModel": "intermediate_value_to_stored_repr",
+    "TrialValueModel": "value_to_stored_repr",
+}
+"""How a table stores NaN and inf."""
 
 
 def missing() -> list[str]:
@@ -85,6 +90,9 @@ def missing() -> list[str]:
         table = getattr(getattr(models, name, None), "__table__", None)
         there = () if table is None else table.columns.keys()
         found += [f"{name}.{column}" for column in columns if column not in there]
+    for name, function in _STORED_AS.items():
+        if not hasattr(getattr(models, name, None), function):
+            found.append(f"{name}.{function}")
     return found + [n for n in ("_filter_study",) if not hasattr(pruners, n)]
 
 
@@ -242,19 +250,22 @@ class BulkBook(Book):
         # Two queries by primary keys: joined, the database might look through the whole study.
         id_ = _USER.c.trial_user_attribute_id
         query = select(id_, _USER.c.trial_id, _USER.c.value_json).order_by(id_)
+        query = query.where(id_ > self._effects_up_to, _USER.c.key == EFFECT)
+        if self._effects_up_to < 0:  # but the first time, or it looks through all studies
+            query = query.join(_TRIALS, _TRIALS.c.trial_id == _USER.c.trial_id).where(self._mine)
+            self._effects_up_to = page.scalar(select(func.max(id_))) or 0
         effects: dict[int, str] = {}
-        for at, trial_id, text in page.execute(
-            query.where(id_ > self._effects_up_to, _USER.c.key == EFFECT)
-        ):
-            self._effects_up_to, effect = at, json.loads(text)
+        for at, trial_id, text in page.execute(query):
+            self._effects_up_to, effect = max(at, self._effects_up_to), json.loads(text)
             known = self._owners.get(effect)
             if known is None or known.id != trial_id:  # else it is one of this process's
                 effects[trial_id] = effect
         columns = select(_TRIALS.c.trial_id, _TRIALS.c.number, _TRIALS.c.state)
         for some in _in_parts(list(effects)):
-            trials = columns.where(_TRIALS.c.trial_id.in_(some), self._mine)
-            for trial in page.execute(trials.order_by(_TRIALS.c.trial_id)):
-                yield effects[trial[0]], Owner(*trial)
+            trials = page.execute(columns.where(_TRIALS.c.trial_id.in_(some), self._mine))
+            owners = {owner.id: owner for owner in (Owner(*trial) for trial in trials)}
+            # As they were written: of a failed trial's effect the next owner comes after it.
+            yield from ((effects[i], owners[i]) for i in some if i in owners)
 
     def best(self, direction: str) -> float | None:
         """See `Book.best`."""

@@ -23,13 +23,13 @@ import sqlite3
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.exceptions import UpdateFinishedTrialError
+from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
@@ -250,17 +250,27 @@ class PublicBook(Book):
         late = page.without_place(self.total) if ids and self._lock is None else set()
         for number in late.intersection(ids):
             self._fail(number, _WITHDRAWN)
+        self._beat_first(ids)
         return [number for number in ids if number not in late and self._begin(number)]
 
     def _begin(self, number: int) -> bool:
         """Whether a waiting trial is now this process's."""
         try:
+            if self._lock is not None:  # else another may begin it now, and be its worker
+                self._name_worker(number)
             return self.storage.set_trial_state_values(self._row(number), TrialState.RUNNING)
         except UpdateFinishedTrialError:
             return False
 
     def _begin_new(self, page: Page, found: Tally, rows: Sequence[Row]) -> list[int]:
+        self._beat_first(rows)
         return [self._add(TrialState.RUNNING, row) for row in rows]
+
+    def _beat_first(self, trials: Sequence[Any]) -> None:
+        """Send a heartbeat before trials begin: nobody would requeue one whose worker, on another
+        host, dies before its first."""
+        if trials and time.time() > self._beaten + 1.0:
+            self.beat(())
 
     def _add_waiting(self, page: Page, rows: Sequence[Row]) -> None:
         for row in rows:
@@ -289,14 +299,13 @@ class PublicBook(Book):
         return number
 
     def _hand_out(self, page: Page, trials: Sequence[int]) -> None:
-        if not trials:
-            return
-        me = processes.this_process()
-        for number in trials:
-            if number in page.trials:  # else it was added with its worker
-                self.storage.set_trial_user_attr(self._row(number), WORKER, me)
-        if time.time() > self._beaten + 1.0:
-            self.beat(())
+        if self._lock is None:  # else it is known since before they began
+            for number in page.trials.keys() & trials:  # the others were added with their worker
+                with suppress(UpdateFinishedTrialError):  # withdrawn by another just now
+                    self._name_worker(number)
+
+    def _name_worker(self, number: int) -> None:
+        self.storage.set_trial_user_attr(self._row(number), WORKER, processes.this_process())
 
     def _live(self, trial: int) -> optuna.Trial:
         # A copy shares all but what samplers have read: they look again, as after `ask`.
@@ -352,7 +361,8 @@ class PublicBook(Book):
 
     def _write_effects(self, page: Page, taken: Sequence[tuple[optuna.Trial, str]]) -> None:
         for trial, effect in taken:
-            trial.set_user_attr(EFFECT, effect)
+            with suppress(UpdateFinishedTrialError):  # its end will say that it was lost
+                trial.set_user_attr(EFFECT, effect)
 
     # --- what trials are, report and end with ----------------------------------------------------
 
@@ -437,12 +447,19 @@ def held(lock: Path | None) -> Iterator[None]:
     if lock is None:
         yield
         return
-    with closing(sqlite3.connect(lock, timeout=1.0, isolation_level=None)) as connection:
+    with closing(_locked(lock)):
+        yield
+
+
+def _locked(lock: Path) -> sqlite3.Connection:
+    try:
+        connection = sqlite3.connect(lock, timeout=1.0, isolation_level=None)
         while True:
             try:
                 connection.execute("BEGIN EXCLUSIVE")
-                break
+                return connection
             except sqlite3.OperationalError as error:
                 if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:
                     raise
-        yield
+    except sqlite3.Error as error:
+        raise StorageInternalError(f"cannot lock {lock}: {error}") from None

@@ -116,7 +116,8 @@ def _sampler(plan: Plan) -> BaseSampler:
         assert found is not None
         return found
 
-    return samplers.PerTrial(build, plan.seed, is_shared=name in samplers.SHARED)
+    kept = 2048 if name in samplers.BLIND else 1
+    return samplers.PerTrial(build, plan.seed, is_shared=name in samplers.SHARED, kept=kept)
 
 
 def book_of(storage: BaseStorage) -> Callable[..., Book]:
@@ -167,9 +168,11 @@ def _open(
             study = optuna.load_study(study_name=name, storage=storage)
     there = [way.name.lower() for way in study.directions]
     here = [way.lower() for way in directions]
-    # In this order: another process may write its identity, and then its first trial.
-    has_trials = bool(study.get_trials(deepcopy=False))
-    before = study.user_attrs.get(IDENTITY)
+    before, has_trials = study.user_attrs.get(IDENTITY), False
+    if before is None:
+        # In this order: another process may write its identity, and then its first trial.
+        has_trials = bool(study.get_trials(deepcopy=False))
+        before = study.user_attrs.get(IDENTITY)
     if before is not None:
         found = [*_differences(before, wanted), *_differences(there, here, "directions")]
         return study, list(dict.fromkeys(found))

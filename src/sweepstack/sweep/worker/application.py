@@ -112,18 +112,18 @@ class HydraApp:
             InputError: one line for each mistake.
         """
         mistakes: dict[str, str] = {}  # by their first sentence: one for all values of a key
-        for words in islice(points.to_check(space), MAX_CHECKED):
+        for overrides in islice(points.to_check(space), MAX_CHECKED):
             try:
-                self.compose([*space.fixed, *words])
+                self.compose([*space.fixed, *overrides])
             except REFUSALS as error:
                 line = one_line(error)
                 mistakes.setdefault(line.partition(". ")[0], line)
         if mistakes:
             raise InputError(list(mistakes.values()))
 
-    def compose(self, words: list[str]) -> DictConfig:
+    def compose(self, overrides: list[str]) -> DictConfig:
         """The config of one job."""
-        return self.context.config_loader.load_sweep_config(self.master, words)
+        return self.context.config_loader.load_sweep_config(self.master, overrides)
 
     def repeats(self, plan: Plan) -> int | None:
         """Unknown: the app may do anything with its config."""

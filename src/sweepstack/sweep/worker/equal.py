@@ -33,7 +33,7 @@ two."""
 
 @dataclass(frozen=True)
 class Original:
-    """A trial that was trained: what its twins are given.
+    """A trial that was trained: what its duplicates are given.
 
     Attributes:
         number: in the study.
@@ -122,8 +122,8 @@ def count(plan: Plan, composition: Composition) -> int | None:
         return None
     read, seen = _Quickly(), set()
     for point in points.arranged(plan.space, plan.order)[: plan.total]:
-        words = [*plan.space.fixed, *plan.space.overrides(point)]
-        seen.add(effect(read(composition(words))))
+        overrides = [*plan.space.fixed, *plan.space.overrides(point)]
+        seen.add(effect(read(composition(overrides))))
     return plan.total - len(seen)
 
 

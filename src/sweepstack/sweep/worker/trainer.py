@@ -94,8 +94,8 @@ class TrainingApp:
             "config": _without(asdict(configs[0]), "", swept | PLACES),
         }
 
-        def static(words: list[str]) -> Any:
-            return TrialSpec(self.read([*plan.space.fixed, *words])).static
+        def static(overrides: list[str]) -> Any:
+            return TrialSpec(self.read([*plan.space.fixed, *overrides])).static
 
         ranks = points.ranks(plan.space, static) if plan.grid else {}
         return replace(plan, objectives=objectives, directions=directions, order=ranks), same
@@ -118,9 +118,9 @@ class TrainingApp:
         def is_group(key: str) -> bool:
             return any((place / key.partition("@")[0]).is_dir() for place in places)
 
-        def load(words: list[str]) -> Any:
+        def load(overrides: list[str]) -> Any:
             return config.compose(
-                words, config_dir=self.config_dir, config_name=self.config_name, with_hydra=True
+                overrides, config_dir=self.config_dir, config_name=self.config_name, with_hydra=True
             )
 
         return Composition(load, is_group)
@@ -133,16 +133,16 @@ class TrainingApp:
         """The config without the swept values."""
         return self.composition(list(plan.space.fixed))
 
-    def read(self, words: Sequence[str]) -> RunConfig:
+    def read(self, overrides: Sequence[str]) -> RunConfig:
         """The typed config of overrides.
 
         Raises:
             InputError: one line for each mistake.
         """
         try:
-            return config.read_plain(self.composition(words))
+            return config.read_plain(self.composition(overrides))
         except config.REFUSALS:
-            config.compose(words, self.config_dir, self.config_name)  # says it for people
+            config.compose(overrides, self.config_dir, self.config_name)  # says it for people
             raise
 
     def check(self, space: Space) -> None:
@@ -157,9 +157,9 @@ class TrainingApp:
         """The config of every point at which a space is checked."""
         mistakes: dict[str, None] = {}
         configs: list[RunConfig] = []
-        for words in points.to_check(space):
+        for overrides in points.to_check(space):
             try:
-                configs.append(self.read([*space.fixed, *words]))
+                configs.append(self.read([*space.fixed, *overrides]))
             except InputError as error:
                 mistakes |= dict.fromkeys(error.mistakes)
         for path in SAME_IN_ALL & {parameter.path for parameter in space.parameters}:
@@ -205,7 +205,7 @@ class Trainer(Monitor):
     ) -> None:
         self.plan, self.folder, self.worker = plan, folder, worker
         self.equal = Equal(read, self._folder_of, self._replaced)
-        self._best = BestModels(worker.study, plan.keep_models)
+        self._best = BestModels(worker.study, worker.book.storage, plan.keep_models)
         self._training: dict[int, _Training] = {}
         self._newest, self._steps = (0, 0), 0
         self._seeds = 1

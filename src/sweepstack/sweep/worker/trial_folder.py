@@ -87,8 +87,8 @@ class TrialFolder:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise EnvironmentFault(f"cannot make {self.path}: {error.strerror or error}") from error
-        words = "".join(f"- {text}\n" for text in map(_yaml_word, overrides))
-        files.write_bytes(self.path / "overrides.yaml", words.encode(), durable=False)
+        lines = "".join(f"- {text}\n" for text in map(_yaml_word, overrides))
+        files.write_bytes(self.path / "overrides.yaml", lines.encode(), durable=False)
         files.write_bytes(self.path / "config.yaml", text.encode(), durable=False)
         resumed = f", resumes trial {continues[0]}" if continues else ""
         self.log(f"trial {spec.number} begins, config {spec.config_hash}{resumed}")
@@ -183,10 +183,10 @@ def _equal_configs(one: str, other: str) -> bool:
 
 def alone(overrides: Sequence[str]) -> str:
     """The command that trains a trial as a single run."""
-    words = list(overrides)
-    if any(word.startswith("+sweeps=") for word in words):
-        words.append("hydra.mode=RUN")  # a sweep's file asks for a sweep
-    return commands.shell("sweepstack", *words)
+    arguments = list(overrides)
+    if any(each.startswith("+sweeps=") for each in arguments):
+        arguments.append("hydra.mode=RUN")  # a sweep's file asks for a sweep
+    return commands.shell("sweepstack", *arguments)
 
 
 def _yaml(key: str, value: Any) -> str:
@@ -218,8 +218,8 @@ class BestModels:
     end those that are not.
     """
 
-    def __init__(self, study: optuna.Study, keep: Keep):
-        self._study, self._limit = study, _limit(study, keep)
+    def __init__(self, study: optuna.Study, storage: BaseStorage, keep: Keep):
+        self._study, self._storage, self._limit = study, storage, _limit(study, keep)
         self._best: list[tuple[int, tuple[float, ...]]] | None = None
 
     def wants(self, outcome: Outcome, *, feasible: bool) -> bool:
@@ -229,7 +229,7 @@ class BestModels:
         if not feasible or any(map(math.isnan, outcome.values)):
             return False
         if self._best is None:
-            trials = ranking.best_trials(self._study)
+            trials = ranking.best_trials(self._study, trials_of(self._study, self._storage))
             self._best = [(trial.number, tuple(trial.values)) for trial in trials]
         known = [*self._best, (outcome.asked.number, outcome.values)]
         directions = [direction.name.lower() for direction in self._study.directions]

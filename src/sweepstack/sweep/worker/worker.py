@@ -82,8 +82,8 @@ class Worker:
         folder: where trials leave their files.
         stop: asked by signals.
         deadline: `time.time()` after which no trial begins.
-        notify: told after every trial, and now and then what the running ones are at.
-        began: told when the first trial begins.
+        notify: called after every trial, and now and then with how far the running ones are.
+        began: called when the first trial begins.
 
     Attributes:
         decisions: what the pruner decides by the reports of trials.
@@ -259,7 +259,7 @@ class Worker:
         return bool(trials)
 
     def _recover_at_times(self) -> None:
-        """Put back what dead workers ran: nobody else may be there for whom others wait here."""
+        """Requeue what dead workers ran: trials wait for it here, and nobody else may be there."""
         if time.monotonic() >= self._recovered + RECOVER_S:
             self.book.recover()
             self._recovered = time.monotonic()
@@ -290,9 +290,9 @@ class Worker:
             self._begun.discard(asked.number)
             self.decisions.forget(asked)
             self.planned.pop(asked.number, None)
-            told = TrialState.FAIL if asked.number in lost else ending.state
+            recorded = TrialState.FAIL if asked.number in lost else ending.state
             if self.duplicates is not None:
-                self.duplicates.ended(outcome, told)
+                self.duplicates.ended(outcome, recorded)
             if ending.state == TrialState.FAIL:
                 what = " ".join(w for w in asked.overrides if w not in self.plan.space.fixed)
                 reason = ending.attributes.get("error")
