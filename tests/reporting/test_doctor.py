@@ -16,6 +16,7 @@ from sweepstack.reporting.doctor import Finding, examine, next_command
 from sweepstack.study.view import StudyView, open_study
 from sweepstack.sweep import naming
 from sweepstack.sweep.space import declare
+from sweepstack.sweep.space.points import labels_of
 
 LR = "optimizer.lr=tag(log,interval(0.0001,1.0))"
 DROPOUT = "regularization.dropout=interval(0,0.5)"
@@ -187,7 +188,7 @@ def test_where_the_noise_is_unknown_the_best_are_run_again_with_seeds():
     points = OverridesParser.create().parse_override(enqueue).value()
     best = max((t for t in trials if t.value), key=lambda t: t.value)
     assert len(points) == 5
-    known = declare.parse([LR, DROPOUT]).values_of(list(map(str, points[0])))
+    known = labels_of(declare.parse([LR, DROPOUT]), list(map(str, points[0])))
     assert known == best.params
 
 

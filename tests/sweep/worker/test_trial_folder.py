@@ -98,7 +98,7 @@ def test_a_trial_without_a_model_says_why_and_how_to_train_it_again(main, tmp_pa
     found = json.loads((place / str(other) / "metrics.json").read_text())
     found["equals"] = number
     (place / str(other) / "metrics.json").write_text(json.dumps(found))
-    with pytest.raises(EnvironmentFault, match=f"effect of trial {number}, which has it"):
+    with pytest.raises(EnvironmentFault, match=f"is a duplicate of trial {number}, which has it"):
         sweepstack.load(place / str(other))
     (tmp_path / "run").mkdir()
     with pytest.raises(EnvironmentFault, match="only a run that has ended"):
