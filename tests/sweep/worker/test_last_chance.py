@@ -49,10 +49,7 @@ def test_neighbours_of_a_trial_that_kills_its_worker_complete(tmp_path, monkeypa
         monkeypatch.setattr(processes, "this_process", lambda name=name: name)
         apps.append(Deadly(3))
         made = worker(tmp_path, apps[-1], duplicates="train")
-<<<<<<< HEAD
-=======
         made._requeue = lambda trials: None  # who is killed requeues nothing
->>>>>>> review-engine
         try:
             made.work()
             break
