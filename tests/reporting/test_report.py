@@ -77,7 +77,7 @@ def test_a_report_has_all_parts_and_each_link_has_its_target(with_plots):
     assert set(targets) <= set(read.ids)
     parts = ("pivot", "best", "plot-history", "plot-heatmap", "trials")
     assert [name for name in targets if name in parts] == list(parts)
-    assert len(data_of(text, "figures")) == 3
+    assert len(data_of(text, "figures")) == 2
 
 
 def test_the_pivot_and_the_best_trials_are_in_it(without_plots):

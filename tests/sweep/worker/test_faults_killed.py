@@ -1,4 +1,4 @@
-"""80 SIGKILLs with trials in hand: exact totals, nothing acknowledged lost, nobody blamed."""
+"""100 SIGKILLs with trials in hand: exact totals, nothing acknowledged lost, nobody blamed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from fault_support import SWEEPSTACK, Row, Sweep, rows, running, states
 
 pytestmark = pytest.mark.slow
 
-KILLS = 10  # of each of the eight sweeps
+KILLS = {1: 20, 2: 6, 4: 4}
+"""By workers: each start of several takes seconds."""
 PUBLIC = [str(Path(__file__).parents[1] / "public_app.py")]
 TRIALS, MARGIN = 24, 8
 STEPS = ("data=quadratic", "training.max_steps=1200", "training.eval_every=20")
@@ -28,19 +29,20 @@ def finished(folder: Path) -> dict[int, Row]:
 
 
 @pytest.mark.parametrize(
-    ("app", "jobs"), [(SWEEPSTACK, 1), (SWEEPSTACK, 2), (SWEEPSTACK, 4), (PUBLIC, 2)]
+    ("app", "jobs"), [(SWEEPSTACK, 1), (SWEEPSTACK, 2), (SWEEPSTACK, 4), (PUBLIC, 1)]
 )
 @pytest.mark.parametrize("command", [GRID, ASHA], ids=["grid", "tpe+asha"])
-def test_a_sweep_killed_10_times_ends_as_if_nothing_had_happened(
+def test_a_sweep_that_is_killed_again_and_again_ends_as_if_nothing_had_happened(
     tmp_path: Path, command: list[str], app: list[str], jobs: int
 ) -> None:
     words = [*app, *command, f"hydra.sweeper.n_jobs={jobs}"]
     moments = random.Random(jobs)
     acknowledged: dict[int, Row] = {}
-    for kill in range(KILLS):
+    kills = KILLS[jobs]
+    for kill in range(kills):
         last = max((row.number for row in rows(tmp_path)), default=-1)
         # Some are left for every kill, however many end before one is noticed.
-        share = (TRIALS - MARGIN) * (kill + 1) // KILLS
+        share = (TRIALS - MARGIN) * (kill + 1) // kills
         wanted = max(len(acknowledged), min(len(acknowledged) + moments.choice([0, 1, 2]), share))
         reports = moments.choice([0, 0, 1, 1, 2])
 
