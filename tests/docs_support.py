@@ -17,7 +17,7 @@ from types import ModuleType
 
 from support import REPOSITORY
 
-from sweepstack.sweep.naming import automatic
+from sweepstack.sweep.plan import name_of
 
 NOT_RUN = re.compile(r"not run here:$", re.IGNORECASE)
 FILE = re.compile(r"# ([\w./]+\.(?:py|yaml))$")
@@ -100,7 +100,7 @@ def shortened(words: list[str]) -> list[str]:
         added += SMALLER.get(word.removeprefix("+sweeps="), [])
     if "-m" in words and "hydra.sweeper.study_name" not in keys:
         sweep = [word for word in given if not word.startswith(("hydra.", "hydra/"))]
-        added.append(f"hydra.sweeper.study_name={automatic('sweepstack', sweep)!r}")
+        added.append(f"hydra.sweeper.study_name={name_of('sweepstack', sweep)!r}")
     if "-m" in words:
         # A report, or measuring how wide stacks are to be, takes longer than two steps.
         added += ["hydra.sweeper.report=false", "training.width=16"]

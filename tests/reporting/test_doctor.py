@@ -14,7 +14,7 @@ from optuna.trial import TrialState, create_trial
 
 from sweepstack.reporting.doctor import Finding, examine, next_command
 from sweepstack.study.view import StudyView, open_study
-from sweepstack.sweep import naming
+from sweepstack.sweep import plan
 from sweepstack.sweep.space import declare
 from sweepstack.sweep.space.points import labels_of
 
@@ -147,7 +147,7 @@ def test_the_next_command_is_the_same_sweep_with_a_wider_range():
 
 def test_a_study_without_a_name_of_its_own_gets_none():
     arguments = ["data=digits", LR]
-    named = at_the_edge(arguments, name=naming.automatic("sweepstack", arguments))
+    named = at_the_edge(arguments, name=plan.name_of("sweepstack", arguments))
     assert not [word for word in words_of(named) if "study_name" in word]
     assert words_of(at_the_edge(arguments, name="x_2"))[-1] == "hydra.sweeper.study_name=x_3"
 

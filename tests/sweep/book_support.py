@@ -13,9 +13,12 @@ from optuna.trial import TrialState
 
 from sweepstack.study import storage
 from sweepstack.study.attributes import HEARTBEAT, WORKER
-from sweepstack.sweep.book.book import Book, Ending
+from sweepstack.sweep.book.book import Book
 from sweepstack.sweep.book.bulk import BulkBook
 from sweepstack.sweep.book.public import PublicBook
+from sweepstack.sweep.book.records import (
+    Ending,
+)
 from sweepstack.sweep.book.studies import open_study
 
 KINDS: dict[str, type[Book]] = {"bulk": BulkBook, "public": PublicBook}

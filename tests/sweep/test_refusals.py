@@ -50,7 +50,7 @@ SPACE = [
     (["data=quadratic,digits"], ["the same objective, got val_mse and val_accuracy"]),
     (["hydra.sweeper.params=5"], ["hydra.sweeper.params must look like {init: 'he,xavier'"]),
     (["hydra.sweeper.conditions=5"], ["hydra.sweeper.conditions must look like {"]),
-    ([INTERVAL], ["optimizer.lr is continuous", "hydra.sweeper.n_trials must say"]),
+    ([INTERVAL], ["optimizer.lr is continuous", "set hydra.sweeper.n_trials"]),
     (
         [
             *("hydra/sweeper/sampler=grid", "optimizer=sgd,adam", "optimizer.momentum=0,0.9"),
@@ -69,7 +69,10 @@ SWEEPER = [
         ["must be one of basic, sweepstack, got", "mean 'sweepstack'?"],
     ),
     (["hydra.sweeper.n_trails=5"], ["n_trails'; did you mean 'hydra.sweeper.n_trials'?"]),
-    (["+hydra.sweeper.n_trails=5"], ["n_trails', it has study_name,", "did you mean 'n_trials'?"]),
+    (
+        ["+hydra.sweeper.n_trails=5"],
+        ["unknown key 'hydra.sweeper.n_trails', it has n_jobs,", "did you mean 'n_trials'?"],
+    ),
     (["hydra.sweeper.n_trials=0"], ["hydra.sweeper.n_trials must be >= 1, got 0"]),
     (["hydra.sweeper.n_trials=1,2"], ["hydra.sweeper.n_trials must have one value"]),
     (["hydra.sweeper.n_trials=${nothing}"], ["hydra.sweeper.n_trials: ", "'nothing' not found"]),
@@ -115,7 +118,7 @@ QUESTION = [
     ),
     (["hydra.sweeper.enqueue=[{optimizer.lr: 0.5}]"], ["enqueue[0]: optimizer.lr must be one of"]),
     (["hydra.sweeper.enqueue=[{init: he}]"], ["enqueue[0]: init is not in the search space"]),
-    (["hydra.sweeper.enqueue=5"], ["hydra.sweeper.enqueue must be a list of points, got 5"]),
+    (["hydra.sweeper.enqueue=5"], ["hydra.sweeper.enqueue must look like [{", ", got 5"]),
     (["hydra.sweeper.enqueue=[5]"], ["enqueue[0] must look like {optimizer.lr: 0.1, init: he}"]),
     (["hydra.sweeper.constraints={num_parameters: few}"], ['must look like "<= 100000"', "'few'"]),
     (["hydra.sweeper.constraints={num_paramters: '<= 5'}"], ["did you mean 'num_parameters'?"]),

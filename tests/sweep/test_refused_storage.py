@@ -163,7 +163,7 @@ OTHER_TABLES = """
 import sys
 from optuna.storages._rdb import models
 
-{change}
+del models.TrialHeartbeatModel
 
 from sweepstack.cli import app
 
@@ -172,16 +172,9 @@ app.main()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("change", "missing"),
-    [
-        ("del models.TrialHeartbeatModel", "TrialHeartbeatModel.trial_id"),
-        ("models.TrialModel = models.TrialValueModel", "TrialModel.study_id"),
-    ],
-)
-def test_an_optuna_with_other_tables_is_refused(tmp_path, change, missing):
+def test_an_optuna_with_other_tables_is_used_by_its_public_api(tmp_path):
     script = tmp_path / "script.py"
-    script.write_text(OTHER_TABLES.format(change=change))
+    script.write_text(OTHER_TABLES)
     ended = subprocess.run(
         [sys.executable, "script.py", "-m", *QUICK, SWEPT],
         cwd=tmp_path,
@@ -189,12 +182,10 @@ def test_an_optuna_with_other_tables_is_refused(tmp_path, change, missing):
         text=True,
     )
 
-    assert ended.returncode == 3
-    assert ended.stdout == ""
+    assert ended.returncode == 0, ended.stderr
     (line,) = ended.stderr.splitlines()
-    assert line.startswith(f"sweepstack: Optuna {optuna.__version__} has no {missing}")
-    assert line.endswith("pip install 'optuna==5.0.*'")
-    assert files(tmp_path) == ["script.py"]
+    assert f"Optuna {optuna.__version__} has no TrialHeartbeatModel.trial_id" in line
+    assert line.endswith("using its public API, which is slower")
 
 
 @pytest.mark.parametrize(

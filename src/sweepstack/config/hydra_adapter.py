@@ -53,7 +53,7 @@ class _ConfigDir(SearchPathPlugin):
     folder: Path | None = None
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-        """Called by Hydra between its own sources and the schemas."""
+        """Add the folder between Hydra's own sources and the schemas."""
         if self.folder is not None:
             search_path.append("command-line", f"file://{self.folder}")
 

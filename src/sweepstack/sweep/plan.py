@@ -5,8 +5,10 @@ A `Plan` is plain data and goes to the workers as it is.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,7 +18,7 @@ from sweepstack.config import check, sweeper
 from sweepstack.config.check import shown
 from sweepstack.config.errors import InputError
 from sweepstack.study.storage import absolute
-from sweepstack.sweep import naming, pruners, samplers
+from sweepstack.sweep import pruners, samplers
 from sweepstack.sweep.space import points
 from sweepstack.sweep.space.declare import parse
 from sweepstack.sweep.space.space import Label, Space
@@ -24,6 +26,16 @@ from sweepstack.sweep.space.space import Label, Space
 _WHERE = "hydra.sweeper"
 _HYDRAS = ("_target_", "_recursive_", "_convert_")
 _BOUND = re.compile(r"\s*(<=|>=)\s*([-+0-9.eE]+)\s*")
+_LONGEST_NAME = 80
+"""Bytes."""
+PLACES = frozenset(
+    {
+        *("data.root", "data.download", "data.workers", "data.placement", "trust"),
+        *("training.device", "training.checkpoint_every", "training.width"),
+        *("logger", "logger.name"),
+    }
+)
+"""Keys that say where and how a trial is run, not what it is: they make no other study."""
 
 
 @dataclass(frozen=True)
@@ -141,8 +153,8 @@ def read(
     enqueue = attempt(points.known, space, values["enqueue"] or (), grid) if space else ()
     name = values["study_name"]
     if name is None:
-        name = naming.automatic(prefix, arguments)
-    attempt(naming.check, f"{_WHERE}.study_name", name)
+        name = name_of(prefix, arguments)
+    attempt(_check_name, f"{_WHERE}.study_name", name)
     if values["custom_search_space"]:
         attempt(points.search_function, values["custom_search_space"])
     if mistakes and space is not None:
@@ -252,3 +264,36 @@ def _total(space: Space, values: Mapping[str, Any], sampler: Choice) -> tuple[in
     if function:
         raise InputError(f"{_WHERE}.n_trials must be given beside custom_search_space")
     return space.grid_size, True  # which says what is continuous
+
+
+def name_of(prefix: str, arguments: Sequence[str]) -> str:
+    """A name made of what was asked for, so that the same command goes on with its study."""
+    parts = [prefix]
+    for argument in arguments:
+        key, _, value = argument.lstrip("+").partition("=")
+        if key == "sweeps":
+            parts[0] = value
+        elif key not in PLACES:
+            parts.append(f"{key}={value}")
+    if len(parts) > 1 and parts[0] == "sweepstack":
+        parts = parts[1:]
+    name = re.sub(r"[^\w.=,-]+", "-", "_".join(parts)).strip("-")
+    encoded = name.encode(errors="replace")
+    if len(encoded) <= _LONGEST_NAME:
+        return name
+    begin = encoded[: _LONGEST_NAME - 9].decode(errors="ignore")
+    return f"{begin}-{hashlib.sha256(' '.join(parts).encode(errors='replace')).hexdigest()[:8]}"
+
+
+def _check_name(where: str, name: str) -> None:
+    """Refuse a name that a folder cannot have.
+
+    Raises:
+        InputError: it cannot.
+    """
+    odd = any(unicodedata.category(letter) in ("Cc", "Cs") for letter in name)
+    if not name.strip() or name in (".", "..") or "/" in name or odd or len(name.encode()) > 200:
+        raise InputError(
+            f"{where} must be a name that a folder can have (no '/', at most 200 bytes), "
+            f"got {shown(name)}"
+        )

@@ -17,7 +17,12 @@ from optuna.trial import TrialState
 from sweepstack.study import storage
 from sweepstack.study.attributes import POINT, WORKER
 from sweepstack.sweep.book import bulk
-from sweepstack.sweep.book.book import Book, Ending, Report, canonical
+from sweepstack.sweep.book.book import Book
+from sweepstack.sweep.book.records import (
+    Ending,
+    Report,
+    canonical,
+)
 from sweepstack.sweep.book.studies import open_study
 
 TABLES = (

@@ -4,39 +4,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from functools import partial
-from pathlib import Path
 from typing import Any
 
-import book_support
 import optuna
 import pytest
-from book_support import KINDS, end, falls_silent, finish, one, run_all, suggest
+from book_support import end, falls_silent, finish, one, run_all, suggest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from optuna.trial import TrialState
 
 from sweepstack.study import storage
 from sweepstack.study.attributes import POINT
-from sweepstack.sweep.book.book import Book, Owner
+from sweepstack.sweep.book.book import Book
 from sweepstack.sweep.book.bulk import BulkBook
+from sweepstack.sweep.book.records import (
+    Owner,
+)
 from sweepstack.sweep.book.studies import open_study
-
-
-@pytest.fixture
-def url(tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path}/studies.db"
-
-
-@pytest.fixture(params=KINDS)
-def kind(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
-@pytest.fixture
-def open_book(url: str, kind: str) -> Callable[..., Book]:
-    """`open_book(total)` of either implementation."""
-    return partial(book_support.open_book, url, kind=kind)
 
 
 def test_finished_and_running_trials_make_up_the_total(open_book: Callable[..., Book]) -> None:

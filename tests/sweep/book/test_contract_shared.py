@@ -18,7 +18,9 @@ from book_support import open_book, run_all, suggest
 from optuna.trial import TrialState
 
 from sweepstack.study.attributes import RETRIED, WORKER
-from sweepstack.sweep.book.book import Ending
+from sweepstack.sweep.book.records import (
+    Ending,
+)
 
 PATIENCE_S = 120  # for a hung worker only
 

@@ -5,25 +5,21 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Callable
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 import book_support
 import optuna
 import pytest
-from book_support import KINDS, end, falls_silent, finish, one, run_all, suggest
+from book_support import end, falls_silent, finish, one, run_all, suggest
 from optuna.trial import TrialState
 from sqlalchemy import event
 
 from sweepstack.study.attributes import CONTINUES, LOST, POINT, RETRIED, RETRIES, RETRY_OF, WORKER
 from sweepstack.sweep.book import processes
-from sweepstack.sweep.book.book import Book, Report
-
-
-@pytest.fixture
-def url(tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path}/studies.db"
+from sweepstack.sweep.book.book import Book
+from sweepstack.sweep.book.records import (
+    Report,
+)
 
 
 def worker_dies(trial: optuna.Trial | None) -> None:
@@ -31,17 +27,6 @@ def worker_dies(trial: optuna.Trial | None) -> None:
     assert trial is not None
     host_and_pid, _, start_time = processes.this_process().rpartition(":")
     trial.set_user_attr(WORKER, f"{host_and_pid}:{int(start_time) + 1}")
-
-
-@pytest.fixture(params=KINDS)
-def kind(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
-@pytest.fixture
-def open_book(url: str, kind: str) -> Callable[..., Book]:
-    """`open_book(total)` of either implementation."""
-    return partial(book_support.open_book, url, kind=kind)
 
 
 def test_failed_points_are_run_again_once_a_start(open_book: Callable[..., Book]) -> None:

@@ -101,7 +101,7 @@ def test_a_trial_without_a_model_says_why_and_how_to_train_it_again(main, tmp_pa
     with pytest.raises(EnvironmentFault, match=f"is a duplicate of trial {number}, which has it"):
         sweepstack.load(place / str(other))
     (tmp_path / "run").mkdir()
-    with pytest.raises(EnvironmentFault, match="only a run that has ended"):
+    with pytest.raises(EnvironmentFault, match="only a finished run has one"):
         sweepstack.load(tmp_path / "run")
 
 

@@ -46,8 +46,8 @@ from sqlalchemy import (
 
 from sweepstack.study.attributes import CONTINUES, EFFECT, EQUALS, LOST, RETRIED, RETRY_OF, WORKER
 from sweepstack.sweep.book import processes
-from sweepstack.sweep.book.book import (
-    Book,
+from sweepstack.sweep.book.book import Book
+from sweepstack.sweep.book.records import (
     Ending,
     Owner,
     Record,

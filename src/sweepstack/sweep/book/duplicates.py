@@ -16,7 +16,11 @@ from collections.abc import Callable, Iterator, Sequence
 from optuna.trial import TrialState
 
 from sweepstack.engine.spec import State
-from sweepstack.sweep.book.book import ENDED, Book, Owner
+from sweepstack.sweep.book.book import Book
+from sweepstack.sweep.book.records import (
+    ENDED,
+    Owner,
+)
 from sweepstack.sweep.worker.equal import Equal, Original
 from sweepstack.sweep.worker.trial import Asked, Outcome
 

@@ -46,9 +46,9 @@ from sweepstack.study.attributes import (
 )
 from sweepstack.study.storage import file_of
 from sweepstack.sweep.book import processes
-from sweepstack.sweep.book.book import (
+from sweepstack.sweep.book.book import Book
+from sweepstack.sweep.book.records import (
     ENDED,
-    Book,
     Ending,
     Owner,
     Record,

@@ -30,9 +30,10 @@ from sweepstack.engine.spec import Monitor, TrialResult, TrialSpec
 from sweepstack.engine.width import MANY, Widths
 from sweepstack.study.attributes import EFFECT, PLANNED
 from sweepstack.sweep import samplers
-from sweepstack.sweep.book.book import checkpointed
-from sweepstack.sweep.naming import PLACES
-from sweepstack.sweep.plan import Plan
+from sweepstack.sweep.book.records import (
+    checkpointed,
+)
+from sweepstack.sweep.plan import PLACES, Plan
 from sweepstack.sweep.space import points
 from sweepstack.sweep.space.space import Space
 from sweepstack.sweep.worker import equal, question

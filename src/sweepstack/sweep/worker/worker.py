@@ -24,9 +24,13 @@ from sweepstack.runs.folder import environment, key_of
 from sweepstack.study import storage
 from sweepstack.study.attributes import CONTINUES, ENVIRONMENT, OVERRIDES
 from sweepstack.sweep import pruners, samplers
-from sweepstack.sweep.book.book import Book, Ending, is_suspect
+from sweepstack.sweep.book.book import Book
 from sweepstack.sweep.book.duplicates import Duplicates
 from sweepstack.sweep.book.processes import BEAT_S
+from sweepstack.sweep.book.records import (
+    Ending,
+    is_suspect,
+)
 from sweepstack.sweep.plan import Plan
 from sweepstack.sweep.space.points import Overrides
 from sweepstack.sweep.worker.equal import Equal
