@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -119,3 +121,25 @@ def at_import(path: Path) -> Iterator[str]:
             pending += [*node.body, *node.orelse]
         elif isinstance(node, ast.Try | ast.With):
             pending += node.body
+
+
+def test_a_sweep_begins_without_what_is_slow_to_import(tmp_path):
+    """A second of torch's compiler, a quarter of one of pandas: no start needs them."""
+    words = [
+        "-m",
+        "data=quadratic",
+        "training.max_steps=5",
+        "optimizer.lr=0.1,0.2",
+        "hydra.sweeper.dry_run=true",
+    ]
+    code = (
+        f"import sys; sys.argv[:] = {['sweepstack', *words]}\n"
+        "from sweepstack.__main__ import main\n"
+        "main()\n"
+        "print(sorted({'pandas', 'torch._dynamo', 'plotly', 'sklearn'} & set(sys.modules)))\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.splitlines()[-1] == "[]"

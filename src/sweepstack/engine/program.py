@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import logging
 import math
-from contextlib import suppress
 from functools import lru_cache
 from typing import Any
 
@@ -147,36 +146,23 @@ class Program:
         config = self.config
         custom = isinstance(config.model, Custom)
         shapes = self.data.input_shape, self.data.outputs
-        if not custom:
+        if not custom:  # before anything is allocated
             with torch.device("meta"):
-                template = models.build(config, *shapes)
-            self._check_memory(template, self._activations(template))
+                self._check_memory(models.build(config, *shapes))
         self.module = models.build(config, *shapes)
         if custom:
-            self._check_memory(self.module, 0)
-        self._try_module()
+            self._check_memory(self.module)
+            self._try_module()
+        else:
+            self._check_memory(self.module, self._try_module())
         self.constant: set[str] | None = None  # of a custom module: what does not depend on a seed
         if custom:
             again = models.build(config, *shapes, seed=1)
             self.constant = initialization.constant(self.module, again)
 
-    def _activations(self, template: nn.Module) -> int:
-        """Numbers that a step keeps of a batch, at least: the outputs of layers with parameters."""
-        found = 0
-
-        def count(_layer: nn.Module, _inputs: Any, output: Any) -> None:
-            nonlocal found
-            found += output.numel()
-
-        for layer in template.modules():
-            if next(layer.parameters(recurse=False), None) is not None:
-                layer.register_forward_hook(count)
-        with suppress(Exception):  # mistakes are found later
-            template.eval()(torch.zeros(self.batch_size, *self.data.input_shape, device="meta"))
-        return found
-
-    def _check_memory(self, module: nn.Module, activations: int) -> None:
-        """Raise NoMemory, before anything is allocated, if one trial needs more than there is."""
+    def _check_memory(self, module: nn.Module, activations: int = 0) -> None:
+        """Raise NoMemory if one trial needs more than there is; `activations` are the numbers that
+        a step keeps of a batch."""
         count = sum(parameter.numel() for parameter in module.parameters())
         inputs = self.batch_size * math.prod(self.data.input_shape)
         # The template, the trial, its best state, gradients, a temporary copy, and moments.
@@ -192,11 +178,26 @@ class Program:
                 f"{self.config.optimizer.name}, {free / 2**30:,.1f} GiB are free on {self.device}"
             )
 
-    def _try_module(self) -> None:
-        """Run the template once on zero samples, in training mode."""
+    def _try_module(self) -> int:
+        """Run the template once on zero samples, in training mode.
+
+        Returns:
+            Numbers that a step keeps of a batch, at least: the outputs of layers with parameters.
+        """
         samples = min(self.batch_size, 2)
         sample = torch.zeros(samples, *self.data.input_shape)
         wanted = (samples, self.data.outputs)
+        kept = 0
+
+        def count(_layer: nn.Module, _inputs: Any, output: Any) -> None:
+            nonlocal kept
+            kept += output.numel() if isinstance(output, Tensor) else 0
+
+        hooks = [
+            layer.register_forward_hook(count)
+            for layer in self.module.modules()
+            if next(layer.parameters(recurse=False), None) is not None
+        ]
         self.module.train()
         try:
             with torch.no_grad(), contained():
@@ -206,6 +207,9 @@ class Program:
                 f"model {self.config.model.name} does not run on samples of shape "
                 f"{tuple(self.data.input_shape)}: {one_line(error)}"
             ) from error
+        finally:
+            for hook in hooks:
+                hook.remove()
         shape = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
         if shape != wanted:
             raise InputError(
@@ -214,6 +218,7 @@ class Program:
             )
         if not any(parameter.requires_grad for parameter in self.module.parameters()):
             raise InputError("the model must have at least one parameter to train, got none")
+        return kept * self.batch_size // samples
 
     def check(self, spec: TrialSpec) -> None:
         """Find what is wrong with the dynamic part of a spec.

@@ -8,14 +8,17 @@ never among them.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 import optuna
-import pandas as pd
 from optuna.trial import FrozenTrial, TrialState
 
 from sweepstack.study.read import trials_of
+
+if TYPE_CHECKING:  # slow to import, and a sweep needs none to begin
+    import pandas as pd
 
 Floats = npt.NDArray[np.float64]
 Places = npt.NDArray[np.int64]

@@ -26,7 +26,6 @@ from sweepstack.runs import progress
 from sweepstack.study import storage
 from sweepstack.study.attributes import EQUALS, LOST, RETRIED, SWEEP
 from sweepstack.study.ranking import best_trials
-from sweepstack.study.view import StudyView
 from sweepstack.sweep import dry_run, plan
 from sweepstack.sweep.book import studies
 from sweepstack.sweep.book.book import Book
@@ -132,6 +131,8 @@ def sweep(
             code = launch(crew, board, launcher)
         if app.origin["name"] == "sweepstack":  # others keep what they want
             trial_folder.remove_models(study, folder, opened)
+        from sweepstack.study.view import StudyView  # imports pandas, which no start needs
+
         view = StudyView(study, "" if temporary else url, opened)
         _conclude(crew, book, code, results or folder, view)
 
