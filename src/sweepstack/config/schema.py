@@ -12,14 +12,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field
 from typing import Any, Literal
 
 
-def rule(**rules: Any) -> Any:
+def rule(*, default: Any = MISSING, **rules: Any) -> Any:
     """Declare a static field; `rules` are ge, gt, le, lt, the bounds of each number, and items, the
-    most numbers of a list."""
-    return field(metadata=rules)
+    most numbers of a list. A config may lack a field with a default, which is then no part of what
+    identifies it: older studies and files do."""
+    return field(default=default, metadata=rules)
 
 
 def place(**rules: Any) -> Any:
@@ -129,20 +130,34 @@ Activation = Literal["relu", "leaky_relu", "tanh", "sigmoid", "gelu", "elu", "si
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mlp:
-    """A multilayer perceptron; `hidden` lists the units of each hidden layer."""
+class Model:
+    """What models of conf/model have besides model=custom.
+
+    `weights` is a file of tensors or the folder of another run, and for torchvision also a name of
+    its weights; null draws all by `init`. `freeze` names parameters that are not trained, by globs
+    or as `backbone`: all but the last layer. `cache_features` computes once for each sample what
+    frozen layers give, where that is possible; it changes numbers by rounding alone.
+    """
 
     name: str
+    weights: str | None = rule(default=None)
+    freeze: tuple[str, ...] = rule(default=())
+    cache_features: bool | Literal["auto"] = rule(default="auto", place=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mlp(Model):
+    """A multilayer perceptron; `hidden` lists the units of each hidden layer."""
+
     hidden: tuple[int, ...] = rule(ge=1, le=2**24, items=1000)
     activation: Activation
 
 
 @dataclass(frozen=True, kw_only=True)
-class ConvNet:
+class ConvNet(Model):
     """The two-convolution network of PyTorch courses: `depth` convolutions, `width` channels in
     the first and twice as many in each next, each followed by a 2x2 max pool, then `hidden`."""
 
-    name: str
     width: int = rule(ge=1, le=2**16)
     depth: int = rule(ge=1, le=32)
     kernel_size: int = rule(ge=1, le=1001)
@@ -151,13 +166,29 @@ class ConvNet:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ResNet:
+class ResNet(Model):
     """`depth` residual blocks with batch norm in up to three stages; `width` channels at first."""
 
-    name: str
     width: int = rule(ge=1, le=2**16)
     depth: int = rule(ge=1, le=1000)
     activation: Activation
+
+
+@dataclass(frozen=True, kw_only=True)
+class TorchvisionModel(Model):
+    """A classification model of torchvision by its name there, with the data's outputs."""
+
+    arch: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class HubModel(Model):
+    """`entry` of the hubconf.py in `repo`, a folder or owner/name on GitHub, which `trust` must
+    name; all other keys are its `arguments`, held as JSON."""
+
+    repo: str
+    entry: str
+    arguments: str = "{}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,10 +224,12 @@ class Init:
 @dataclass(frozen=True, kw_only=True)
 class Optimizer:
     """What every optimizer has. `momentum` and `nesterov` are accepted by all, so that one grid
-    can span optimizers; `INERT` lists where they change nothing."""
+    can span optimizers; `INERT` lists where they change nothing. All layers but the last learn at
+    lr times `backbone_lr_factor`."""
 
     name: str
     lr: float = dynamic(gt=0)
+    backbone_lr_factor: float = dynamic(default=1.0, gt=0)
     momentum: float = dynamic(ge=0, lt=1)
     nesterov: bool = dynamic()
 
@@ -340,7 +373,8 @@ class Training:
     """Budget, cadence, seed, device. `max_steps`, when given, wins over `max_epochs`;
     `eval_every` counts steps (null: every epoch); `checkpoint_every` too (0: never). `seeds` runs
     with the seeds from `seed` on count as one, by their mean (`seeds.py`). `width` is the most
-    trials of a sweep that are trained as one stack (`width.py`)."""
+    trials of a sweep that are trained as one stack (`width.py`). What `model.freeze` names trains
+    too after `unfreeze_at` steps (null: never)."""
 
     max_steps: int | None = dynamic(ge=1)
     max_epochs: int | None = dynamic(ge=1)
@@ -351,6 +385,7 @@ class Training:
     precision: Literal["fp32", "tf32", "bf16"]
     deterministic: bool
     checkpoint_every: int = dynamic(ge=0)
+    unfreeze_at: int | None = dynamic(default=None, ge=1)
     width: int | Literal["auto"] = place(ge=1, le=65536)
     compile: bool
 
@@ -376,7 +411,7 @@ class RunConfig:
     best.pt or study holds may lack `logger`, which changes no number."""
 
     data: Data
-    model: Mlp | ConvNet | ResNet | Custom
+    model: Mlp | ConvNet | ResNet | TorchvisionModel | HubModel | Custom
     init: Init
     optimizer: Optimizer
     schedule: Schedule
@@ -398,7 +433,14 @@ OPTIONS: dict[str, dict[str, type]] = {
         "image_folder": ImageFolder,
         "quadratic": Quadratic,
     },
-    "model": {"mlp": Mlp, "convnet": ConvNet, "resnet": ResNet, "custom": Custom},
+    "model": {
+        "mlp": Mlp,
+        "convnet": ConvNet,
+        "resnet": ResNet,
+        "torchvision": TorchvisionModel,
+        "hub": HubModel,
+        "custom": Custom,
+    },
     "optimizer": {"sgd": Sgd, "adam": Adam, "adamw": Adam, "rmsprop": RmsProp},
     "schedule": {
         "constant": Constant,
@@ -434,6 +476,8 @@ INERT: dict[str, frozenset[str]] = {
 
 FEATURES: dict[str, Callable[[RunConfig], bool]] = {
     "weight_decay": lambda c: c.regularization.weight_decay > 0,
+    "backbone_lr": lambda c: c.optimizer.backbone_lr_factor != 1,
+    "unfreeze": lambda c: c.training.unfreeze_at is not None,
     "l1": lambda c: c.regularization.l1 > 0,
     "dropout": lambda c: c.regularization.dropout > 0,
     "label_smoothing": lambda c: c.regularization.label_smoothing > 0,

@@ -65,6 +65,20 @@ class Bank:
         other._rows = []
         return other
 
+    def among(self, numbers: slice) -> Bank:
+        """Some of the tensors, those with these numbers, in the same memory."""
+        other = copy.copy(self)
+        sizes = [view[0].numel() for view in self.views.values()]
+        names = list(self.views)[numbers]
+        other.views = {name: self.views[name] for name in names}
+        if len(self.packed) == len(sizes):
+            other.packed = self.packed[numbers]
+        else:  # one long row
+            row = slice(sum(sizes[: numbers.start]), sum(sizes[: numbers.stop]))
+            other.packed = [self.packed[0][:, row]]
+        other._rows = []
+        return other
+
     @property
     def rows(self) -> list[tuple[Tensor, ...]]:
         """For each slot its share of `packed`, cut out once."""

@@ -23,11 +23,13 @@ from sweepstack.data import streams
 from sweepstack.data.batches import Source
 from sweepstack.engine.device import autocast
 from sweepstack.engine.kernels import fused
-from sweepstack.engine.program import Program
-from sweepstack.engine.stack import Row, Stack
+from sweepstack.engine.program import Group, Program
+from sweepstack.engine.stack import Bank, Row, Stack
 from sweepstack.training import regularization
 from sweepstack.training.regularization import Augmentation
 
+_OF_GROUPS = ("backbone_lr_factor", "unfreeze_at")
+"""Hyperparameters that no update rule reads: they change a group's learning rate."""
 EVALUATION_CHUNK = {"cpu": 256, "cuda": 1024}
 """Samples of a split that are evaluated at once: on a CPU what its cache holds, on a GPU enough to
 be worth its launches."""
@@ -120,6 +122,12 @@ class Step:
         """Whether slots with the same samples can share the tensor: nothing changes it."""
         return not (self.augment.any or self.uses("mixup"))
 
+    def keys(self, stack: Stack, index: Tensor) -> Row:
+        """What each step has of its own, for steps number `index` (T, S) counted from 0: the keys
+        of random streams, and with `training.unfreeze_at` the number itself, as `at`."""
+        found = {name: streams.split(stack.keys[name], index) for name in self.streams()}
+        return found | ({"at": index} if self.uses("unfreeze") else {})
+
     def streams(self) -> list[str]:
         """Names of the random streams that this program draws from."""
         names = {
@@ -150,6 +158,8 @@ class Step:
             params, grads = stack.params.packed, stack.packed_grads(each)
             if self.uses("l1"):
                 regularization.add_l1(grads, params, stack.strengths["l1"])
+            if self.uses("unfreeze"):
+                self._hold_back(stack, grads, keys["at"])
             if self.uses("clip_value"):
                 regularization.clip_by_value(grads, stack.strengths["clip_value"])
             if self.uses("clip_norm"):
@@ -160,16 +170,72 @@ class Step:
 
     def update(self, stack: Stack, grads: Sequence[fused.Grad], batch: Batch) -> None:
         """Move the parameters in place; see `optim.Rule.update`."""
-        rule, hyper = self.rule, stack.optimizer
+        hyper = {key: row for key, row in stack.optimizer.items() if key not in _OF_GROUPS}
+        banks = [stack.params, *(stack.moments[name] for name in self.rule.moments)]
+        if len(self.program.groups) == 1 and not self.uses("unfreeze"):
+            group = self.program.groups[0]
+            lr = batch.lr * stack.optimizer["backbone_lr_factor"] if group.backbone else batch.lr
+            self._update(stack, banks, grads, hyper, lr, batch.step)
+            return
+        for group, parts, mine in self._groups(stack, banks, grads):
+            lr, step, own = batch.lr, batch.step, hyper
+            if group.backbone:
+                lr = lr * stack.optimizer["backbone_lr_factor"]
+            if group.late:  # until then lr and decay are 0, and moments stay 0 as gradients are
+                step = step - stack.optimizer["unfreeze_at"].to(step.dtype)
+                on = (step > 0).to(lr.dtype)
+                lr, step = lr * on, step.clamp(min=1)
+                own = {**hyper, "weight_decay": hyper["weight_decay"] * on}
+            self._update(stack, parts, mine, own, lr, step)
+
+    def _update(
+        self,
+        stack: Stack,
+        banks: Sequence[Bank],
+        grads: Sequence[fused.Grad],
+        hyper: Row,
+        lr: Tensor,
+        step: Tensor,
+    ) -> None:
+        """Move parameters, the first of `banks`; the others are their moments."""
+        rule, (params, *moments) = self.rule, banks
         with torch.no_grad():
             if self.fused:
-                moments = [stack.moments[name] for name in rule.moments]
                 known = {key: hyper[key] for key in hyper if rule.decays or key != "weight_decay"}
-                fused.update(rule.name, stack.params, grads, moments, known, batch.lr, batch.step)
+                fused.update(rule.name, params, grads, moments, known, lr, step)
                 return
-            update = self._compiled_for(("update", stack.width), rule.update)
-            groups = {name: bank.packed for name, bank in stack.moments.items()}
-            update(stack.params.packed, grads, groups, hyper, batch.lr, batch.step)
+            update = self._compiled_for(("update", stack.width, len(grads)), rule.update)
+            packed = {name: bank.packed for name, bank in zip(rule.moments, moments, strict=True)}
+            update(params.packed, grads, packed, hyper, lr, step)
+
+    def _groups(
+        self, stack: Stack, banks: Sequence[Bank], grads: Sequence[fused.Grad]
+    ) -> Iterator[tuple[Group, list[Bank], Sequence[fused.Grad]]]:
+        """Parameters, moments and gradients of each group, in the same memory."""
+        for group in self.program.groups:
+            parts = [bank.among(group.numbers) for bank in banks]
+            yield group, parts, self._grads_of(stack, group, grads)
+
+    def _grads_of(
+        self, stack: Stack, group: Group, grads: Sequence[fused.Grad]
+    ) -> Sequence[fused.Grad]:
+        """A group's gradients, as `packed` lie."""
+        if not stack.one_row:
+            return grads[group.numbers]
+        sizes = [view[0].numel() for view in stack.params.views.values()]
+        row = slice(sum(sizes[: group.numbers.start]), sum(sizes[: group.numbers.stop]))
+        (whole,) = grads
+        assert isinstance(whole, Tensor)
+        return [whole[:, row]]
+
+    def _hold_back(self, stack: Stack, grads: list[Tensor], at: Tensor) -> None:
+        """Zero the gradients of parameters that are still frozen after `at` (S,) steps."""
+        held = at < stack.strengths["unfreeze_at"]
+        for group in self.program.groups:
+            if group.late:
+                for grad in self._grads_of(stack, group, grads):
+                    assert isinstance(grad, Tensor)
+                    grad.masked_fill_(held.view(-1, *[1] * (grad.dim() - 1)), 0.0)
 
     def _prepare(
         self, stack: Stack, x: Tensor, y: Tensor, keys: Row
@@ -236,7 +302,7 @@ class Step:
     ) -> tuple[Tensor, Row]:
         """Mean loss of one trial's batch, written without the slot axis."""
         tensors = {**params, **buffers}
-        for index, (name, layer) in enumerate(self.program.dropouts):
+        for index, name, layer in self.program.dropouts:
             tensors[f"{name}.key"] = streams.split(extra["key"], index)
             if not layer.fixed:
                 tensors[f"{name}.p"] = extra["dropout"]
