@@ -26,6 +26,7 @@ from sweepstack.runs import prediction
 from sweepstack.runs.folder import write_model
 
 CONV = ("model=convnet", "model.width=8", "model.hidden=[32]", "batch.size=32")
+RESNET = ("model=resnet", "model.width=8", "batch.size=32")
 FROZEN = (*CONV, "model.freeze=backbone")
 HUB = """
 import torch
@@ -53,6 +54,7 @@ def halves(tmp_path_factory):
     result = run(*CONV, *pictures(place / "low"), "training.max_steps=150", "optimizer.lr=0.003")
     assert result.metrics["val_accuracy"] > 0.95
     save(place / "run", result)
+    save(place / "resnet", run(*RESNET, *pictures(place / "low"), "training.max_steps=100"))
     return place
 
 
@@ -75,9 +77,10 @@ def save(folder, result):
 
 
 def test_a_transferred_trunk_gives_a_better_head_than_a_random_one(halves):
-    words = (*FROZEN, *pictures(halves / "high"), "training.max_steps=20", "optimizer.lr=0.01")
+    words = (*RESNET, *pictures(halves / "high"), "training.max_steps=20", "optimizer.lr=0.03")
+    words += ("model.freeze=backbone",)
     base = make_spec(*words).config
-    known = make_spec(*words, f"model.weights={halves / 'run'}").config
+    known = make_spec(*words, f"model.weights={halves / 'resnet'}").config
     specs = [
         varied(config, 5 * group + seed, training={"seed": seed})
         for group, config in enumerate((base, known))
@@ -85,14 +88,15 @@ def test_a_transferred_trunk_gives_a_better_head_than_a_random_one(halves):
     ]
     found = by_number(train(specs, width=5))
     random, transferred = ([found[5 * k + n].value for n in range(5)] for k in (0, 1))
+    print(random, transferred)
     assert all(mine > other for mine, other in zip(transferred, random, strict=True))
     assert sum(transferred) / 5 > sum(random) / 5 + 0.1
-    trained = torch.load(halves / "run/best.pt", weights_only=True)["model"]
+    trained = torch.load(halves / "resnet/best.pt", weights_only=True)["model"]
     for number in range(5, 10):
         state = found[number].best_state
         assert state.keys() == trained.keys()
         equal = {name for name in state if torch.equal(state[name], trained[name])}
-        assert equal == {name for name in state if not name.startswith("head.output.")}
+        assert equal == {name for name in state if not name.startswith("output.")}
 
 
 @pytest.mark.slow
@@ -202,7 +206,7 @@ def test_without_a_network_default_weights_are_one_line(monkeypatch):
 ARCHES = (
     *("resnet18", "vgg11", "mobilenet_v2", "mobilenet_v3_small", "efficientnet_b0", "densenet121"),
     *("convnext_tiny", "vit_b_16", "squeezenet1_0", "googlenet", "inception_v3", "alexnet"),
-    *("shufflenet_v2_x1_0", "mnasnet0_5", "regnet_y_400mf", "swin_t", "maxvit_t"),
+    *("shufflenet_v2_x1_0", "mnasnet0_5", "swin_t", "maxvit_t"),
 )
 
 
@@ -212,7 +216,7 @@ def test_the_last_layer_of_a_model_of_torchvision_gives_the_classes(arch):
     with torch.device("meta"):
         module = models.pretrained.build(of(arch), (3, size, size), 7)
     last = module.get_submodule(pretrained.head(module))
-    assert 7 == (last.out_features if isinstance(last, nn.Linear) else last.out_channels)
+    assert (last.out_features if isinstance(last, nn.Linear) else last.out_channels) == 7
     reference = (
         torchvision.models.get_model(arch, weights=None, init_weights=False)
         if arch in ("googlenet", "inception_v3")

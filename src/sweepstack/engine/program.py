@@ -179,7 +179,8 @@ class Program:
         config = self.config
         unseen = isinstance(config.model, Custom | HubModel)  # nobody knows what it does
         self.held = set[str]()  # names that model.freeze means
-        if not unseen:  # before anything is allocated
+        # Before anything is allocated; some of torchvision's constructors read numbers.
+        if not unseen and not isinstance(config.model, TorchvisionModel):
             with torch.device("meta"):
                 trial = models.build(config, *self._shapes)
                 self.held = pretrained.frozen(trial, getattr(config.model, "freeze", ()))
