@@ -52,6 +52,7 @@ def plots(view: StudyView) -> list[Plot]:
         tables.heatmap(view, keys),
         trials.pareto(view),
         progress.optimization(view),
+        progress.cells(view, keys),
         progress.curves(view),
         progress.intermediate(view),
         tables.learning_rate(view),
