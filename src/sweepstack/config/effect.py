@@ -72,7 +72,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         ("optimizer.nesterov", "optimizer.dampening"),
-        lambda c: c.optimizer.name == "sgd" and c.optimizer.momentum == 0,
+        lambda c: isinstance(c.optimizer, schema.Sgd) and c.optimizer.momentum == 0,
         "optimizer.Sgd: with μ = 0 the buffer is g, which only momentum dampens, and the direction "
         "g + 0·b is the buffer's",
     ),

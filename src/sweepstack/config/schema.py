@@ -177,17 +177,32 @@ class Init:
 
 @dataclass(frozen=True, kw_only=True)
 class Optimizer:
-    """What every optimizer has. `momentum` and `nesterov` are accepted by all, so that one grid
-    can span optimizers; `INERT` lists where they change nothing."""
+    """What every optimizer has."""
 
     name: str
     lr: float = dynamic(gt=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CustomOptimizer(Optimizer):
+    """A class of torch.optim, or another under the trust rule; all other keys are its `arguments`,
+    held as JSON."""
+
+    target: str
+    arguments: str = dynamic()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stacked(Optimizer):
+    """Those that train stacks. `momentum` and `nesterov` are accepted by all, so that one grid can
+    span optimizers; `INERT` lists where they change nothing."""
+
     momentum: float = dynamic(ge=0, lt=1)
     nesterov: bool = dynamic()
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sgd(Optimizer):
+class Sgd(Stacked):
     """Stochastic gradient descent with (Nesterov) momentum; `dampening` is the share of a new
     gradient that the momentum leaves out."""
 
@@ -200,7 +215,7 @@ def dampens(config: Optimizer) -> bool:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Adam(Optimizer):
+class Adam(Stacked):
     """Adam, AdamW and RAdam, and Muon, whose AdamW has them; `betas` are the decay rates of the two
     moment estimates."""
 
@@ -216,7 +231,7 @@ class Nadam(Adam):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Adagrad(Optimizer):
+class Adagrad(Stacked):
     """Adagrad; lr is divided by 1 + t·`lr_decay`."""
 
     lr_decay: float = dynamic(ge=0)
@@ -225,14 +240,14 @@ class Adagrad(Optimizer):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Lion(Optimizer):
+class Lion(Stacked):
     """Lion; `betas` are the shares of its momentum that a step and the next momentum keep."""
 
     betas: tuple[float, float] = dynamic(ge=0, lt=1)
 
 
 @dataclass(frozen=True, kw_only=True)
-class RmsProp(Optimizer):
+class RmsProp(Stacked):
     """RMSprop; `alpha` is the decay rate of the squared-gradient average."""
 
     alpha: float = dynamic(ge=0, lt=1)
@@ -432,6 +447,7 @@ OPTIONS: dict[str, dict[str, type]] = {
         "adagrad": Adagrad,
         "lion": Lion,
         "muon": Adam,
+        "custom": CustomOptimizer,
     },
     "schedule": {
         "constant": Constant,

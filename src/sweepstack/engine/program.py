@@ -5,14 +5,14 @@ from __future__ import annotations
 
 import logging
 import math
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sweepstack import data, models
-from sweepstack.config.errors import InputError, NoMemory, contained, nearest, one_line
+from sweepstack.config.errors import InputError, NoMemory, contained, nearest, noted, one_line
 from sweepstack.config.schema import Custom, Plateau
 from sweepstack.data import batches, streams
 from sweepstack.data.dataset import Dataset
@@ -20,7 +20,7 @@ from sweepstack.engine import device
 from sweepstack.engine.spec import TrialSpec
 from sweepstack.engine.stack import Numbers, Stack
 from sweepstack.models import layers
-from sweepstack.training import early_stopping, schedule
+from sweepstack.training import early_stopping, own_optimizer, schedule
 from sweepstack.training import init as initialization
 from sweepstack.training import optimizer as optim
 from sweepstack.training.loss import Task, direction_of
@@ -243,6 +243,9 @@ class Program:
                 if value > most
             ]
         activation = getattr(spec.config.model, "activation", None)
+        if self.rule.alone:
+            with noted(mistakes):
+                own_optimizer.check(spec.config, self.module)
         try:
             initialization.gain_of(spec.config.init, activation)
         except InputError as error:
@@ -310,7 +313,8 @@ class Program:
             "mixup": streams.derive(seed, streams.MIXUP),
         }
         table = beta_table(config.regularization.mixup) if spec.uses("mixup") else None
-        return Numbers(hyper, strengths, keys, table)
+        own = partial(own_optimizer.OwnOptimizer, config) if self.rule.alone else None
+        return Numbers(hyper, strengths, keys, table, own)
 
     def order_key(self, spec: TrialSpec) -> int:
         """The key of the batch order: `data.order_seed`, or the trial's seed."""

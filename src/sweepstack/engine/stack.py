@@ -8,11 +8,13 @@ Rows are written in place: shapes and addresses stay the same while trials come 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from sweepstack.training.own_optimizer import OwnOptimizer
 
 Row = dict[str, Tensor]
 _BANKS = ("params", "buffers", "best_params", "best_buffers")
@@ -95,13 +97,15 @@ class Numbers:
 
     `optimizer` are float64 hyperparameters of the update rule (with weight_decay), `strengths` the
     strengths of the regularizers in use, `keys` the 64-bit keys of its random streams, `mixup`
-    the quantiles of its Beta distribution or None.
+    the quantiles of its Beta distribution or None; `own` makes the torch optimizer of a trial that
+    has one, for its parameters.
     """
 
     optimizer: dict[str, float]
     strengths: dict[str, float]
     keys: dict[str, int]
     mixup: Tensor | None
+    own: Callable[[Iterable[Tensor]], OwnOptimizer] | None = None
 
 
 class Stack:
@@ -144,6 +148,7 @@ class Stack:
         self.strengths: Row = {}
         self.keys: Row = {}
         self.mixup: Tensor | None = None
+        self.own: OwnOptimizer | None = None
         self.one_row = width == 1 and flat  # of one trial, all parameters are one long row
         self._expose()
 
@@ -183,6 +188,8 @@ class Stack:
             for view in bank.row(slot).values():
                 view.zero_()
         self.keep_best(slot)
+        if numbers.own is not None:
+            self.own = numbers.own(self.leaves.values())
         self._set(self.optimizer, slot, numbers.optimizer, torch.float64)
         self._set(self.strengths, slot, numbers.strengths, torch.float32)
         self._set(self.keys, slot, numbers.keys, torch.int64)
@@ -247,12 +254,15 @@ class Stack:
 
     def save(self, slot: int) -> dict[str, Row]:
         """All tensors of a slot on the CPU, for a checkpoint."""
-        return {name: _on_cpu(bank.row(slot)) for name, bank in self.banks.items()}
+        saved = {name: _on_cpu(bank.row(slot)) for name, bank in self.banks.items()}
+        return saved | ({} if self.own is None else {"own": self.own.state()})
 
     def load(self, slot: int, saved: Mapping[str, Row]) -> None:
         """Put back what `save` gave, into any slot of any width."""
         for name, bank in self.banks.items():
             bank.write(slot, saved[name])
+        if self.own is not None:
+            self.own.restore(saved["own"])
 
 
 def _unshared(grads: Sequence[Tensor]) -> list[Tensor]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import FunctionType
 from typing import Any
 
@@ -162,7 +163,11 @@ class Step:
         """Move the parameters in place; see `optim.Rule.update`."""
         rule, hyper = self.rule, stack.optimizer
         with torch.no_grad():
-            if self.fused:
+            if stack.own is not None:
+                again = partial(self.gradients, stack, batch.x, batch.y, batch.keys)
+                whole = [grad for grad in grads if isinstance(grad, Tensor)]
+                stack.own.step(whole, float(batch.lr[0]), again)
+            elif self.fused:
                 moments = [stack.moments[name] for name in rule.moments]
                 others = {"ema_decay"} if rule.decays else {"ema_decay", "weight_decay"}
                 known = {key: hyper[key] for key in hyper if key not in others}

@@ -31,6 +31,7 @@ class Rule(ABC):
     name: ClassVar[str]
     moments: ClassVar[tuple[str, ...]] = ()  # names of the tensors kept per parameter
     shaped: ClassVar[bool] = False  # whether it needs the parameters' shapes and not just a row
+    alone: ClassVar[bool] = False  # whether its trials train one by one
 
     @staticmethod
     @abstractmethod
@@ -365,6 +366,7 @@ class Muon(AdamW):
     @staticmethod
     def hyper(config: schema.Optimizer) -> dict[str, float]:
         """AdamW's, μ and whether it is Nesterov's (1 or 0)."""
+        assert isinstance(config, schema.Adam)
         numbers = {"momentum": config.momentum, "nesterov": float(config.nesterov)}
         return Adam.hyper(config) | numbers
 
@@ -426,8 +428,33 @@ class Muon(AdamW):
         return x.mT if tall else x
 
 
+@dataclass(frozen=True)
+class Custom(Rule):
+    """A torch optimizer, which trains a trial alone; see own_optimizer.py."""
+
+    name: ClassVar[str] = "custom"
+    shaped: ClassVar[bool] = True
+    alone: ClassVar[bool] = True
+
+    @staticmethod
+    def hyper(config: schema.Optimizer) -> dict[str, float]:
+        """The optimizer holds its own."""
+        return {}
+
+    def coefficients(self, hyper: Hyper, lr: Tensor, step: Tensor) -> dict[str, Tensor]:
+        """Of no stack."""
+        raise NotImplementedError
+
+    def apply(
+        self, param: Tensor, grad: Tensor, moments: Sequence[Tensor], c: dict[str, Tensor]
+    ) -> None:
+        """To no stack."""
+        raise NotImplementedError
+
+
 RULES: dict[str, type[Rule]] = {
-    rule.name: rule for rule in (Sgd, Adam, AdamW, RmsProp, Nadam, Radam, Adagrad, Lion, Muon)
+    rule.name: rule
+    for rule in (Sgd, Adam, AdamW, RmsProp, Nadam, Radam, Adagrad, Lion, Muon, Custom)
 }
 
 
