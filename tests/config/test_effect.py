@@ -77,6 +77,8 @@ EQUAL = {
     "gain of xavier": (*DIGITS, "init=xavier", "model.activation=sigmoid", ["init.gain=auto"]),
     "gain of ones": (*DIGITS, "init=ones", "model.activation=sigmoid", ["init.gain=auto"]),
     "gain of orthogonal": (*DIGITS, "init=orthogonal", ["init.gain=1"]),
+    "no crop": (*PICTURES, ["regularization.random_resized_crop_ratio=2"]),
+    "no rand_augment": (*PICTURES, ["regularization.rand_augment_operations=3"]),
     "batch norm of an mlp": (*DIGITS, ["regularization.batch_norm=false"]),
     "batch norm of a convnet": (
         *(*PICTURES, "model=convnet", "model.width=2", "model.depth=1", "model.hidden=[4]"),
@@ -94,6 +96,10 @@ EQUAL = {
 
 DIFFERENT = {
     "sgd with momentum": (*DIGITS, "optimizer=sgd", "optimizer.momentum=0.5", EQUAL["sgd"][-1]),
+    "ratio of a crop": (
+        *(*PICTURES, "regularization.random_resized_crop=0.5"),
+        ["regularization.random_resized_crop_ratio=2"],
+    ),
     "momentum of rmsprop": (*DIGITS, "optimizer=rmsprop", ["optimizer.momentum=0.5"]),
     "dampening": (
         *(*DIGITS, "optimizer=sgd", "optimizer.momentum=0.5"),

@@ -73,6 +73,9 @@ REGULARIZERS = {
     "flip": ("regularization.horizontal_flip=true",),
     "rotation": ("regularization.rotation=20",),
     "translation": ("regularization.translation=0.2",),
+    "resized_crop": ("regularization.random_resized_crop=0.3", "regularization.random_erasing=0.5"),
+    "color": ("regularization.brightness=0.4", "regularization.rand_augment=9"),
+    "fixed": ("data.normalization=fixed", "data.mean=0.3", "data.std=0.4", "data.image_size=12"),
     "order_seed": ("data.order_seed=3",),
     "schedules": ("schedule=one_cycle",),
 }

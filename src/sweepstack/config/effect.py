@@ -106,6 +106,16 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(("init.gain",), _is_default_gain, "init.gain_of: the scheme's default"),
     Rule(
+        ("regularization.random_resized_crop_ratio",),
+        lambda c: c.regularization.random_resized_crop == 0,
+        "augmentation.resized_crop: read there only",
+    ),
+    Rule(
+        ("regularization.rand_augment_operations",),
+        lambda c: c.regularization.rand_augment == 0,
+        "step.Step: times whether there are any",
+    ),
+    Rule(
         ("regularization.batch_norm",),
         _is_default_norm,
         "models.build: auto is true for a resnet and false for the other built-in models",

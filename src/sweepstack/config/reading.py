@@ -46,6 +46,12 @@ _OTHER_NAMES = {
     "layers": "model.hidden",
     "hidden_size": "model.hidden",
     "path": "data.root",
+    "random_crop": "regularization.random_resized_crop regularization.crop_padding",
+    "color_jitter": "regularization.brightness regularization.contrast",
+    "randaugment": "regularization.rand_augment",
+    "erasing": "regularization.random_erasing",
+    "resize": "data.image_size",
+    "normalize": "data.normalization",
     "kaiming": "he",
     "glorot": "xavier",
     "plain": "none",
@@ -284,10 +290,8 @@ def _suggest(key: str, known: Sequence[str], composed: DictConfig) -> str:
         chosen = OmegaConf.select(composed, f"{group}.name")
         return f": {group}={chosen} has none, {group}={'|'.join(elsewhere)} have"
     leaves = [name for name in known if not name.startswith("hydra.") and "." in name]
-    other = _OTHER_NAMES.get(last, "")
     same = [name for name in leaves if name.rpartition(".")[2] == last]
-    if not same and other in leaves:
-        same = [other]
+    same = same or [name for name in _OTHER_NAMES.get(last, "").split() if name in leaves]
     if same:
         return f"; did you mean {' or '.join(repr(name) for name in same)}?"
     near = nearest(key, [name for name in known if not name.endswith(".name")])

@@ -334,7 +334,11 @@ class Regularization:
     `weight_decay` is L2 or decoupled as the optimizer defines it, `l1` the factor of the sum of
     absolute parameters, `dropout` a probability, `clip_norm` and `clip_value` bounds of the
     gradient, `mixup` the α of Beta(α, α), `cutout` the side of the erased square in pixels,
-    `crop_padding` in pixels, `rotation` in degrees, `translation` as a share of the side.
+    `random_resized_crop` the least share of the area that is kept, between rectangles
+    `random_resized_crop_ratio` times as long as high and as high as long, `crop_padding` in pixels,
+    `rotation` in degrees, `translation` as a share of the side; `brightness`, `contrast`,
+    `saturation` and `hue` as torchvision's ColorJitter has them, `rand_augment` the magnitude of
+    `rand_augment_operations` operations, `random_erasing` a probability.
     """
 
     weight_decay: float = dynamic(ge=0)
@@ -350,6 +354,15 @@ class Regularization:
     horizontal_flip: bool = dynamic()
     rotation: float = dynamic(ge=0, le=180)
     translation: float = dynamic(ge=0, lt=1)
+    random_resized_crop: float = dynamic(ge=0, le=1)
+    random_resized_crop_ratio: float = dynamic(ge=1, le=100)
+    brightness: float = dynamic(ge=0, le=10)
+    contrast: float = dynamic(ge=0, le=10)
+    saturation: float = dynamic(ge=0, le=10)
+    hue: float = dynamic(ge=0, le=0.5)
+    rand_augment: float = dynamic(ge=0, le=30)
+    rand_augment_operations: int = rule(ge=1, le=16)
+    random_erasing: float = dynamic(ge=0, le=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -514,5 +527,12 @@ FEATURES: dict[str, Callable[[RunConfig], bool]] = {
     "flip": lambda c: c.regularization.horizontal_flip,
     "rotation": lambda c: c.regularization.rotation > 0,
     "translation": lambda c: c.regularization.translation > 0,
+    "resized_crop": lambda c: c.regularization.random_resized_crop > 0,
+    "color": lambda c: (
+        max(c.regularization.brightness, c.regularization.contrast, c.regularization.saturation) > 0
+    ),
+    "hue": lambda c: c.regularization.hue > 0,
+    "rand_augment": lambda c: c.regularization.rand_augment > 0,
+    "random_erasing": lambda c: c.regularization.random_erasing > 0,
 }
 """Dynamic values whose being on or off decides the code path, and so is static."""

@@ -28,17 +28,15 @@ from sweepstack.training.regularization import beta_table
 
 log = logging.getLogger(__name__)
 
-_PICTURES_ONLY = {
-    "cutout": "cutout",
-    "crop": "crop_padding",
-    "flip": "horizontal_flip",
-    "rotation": "rotation",
-    "translation": "translation",
-}
+_PICTURES_ONLY = (
+    *("random_resized_crop", "crop_padding", "horizontal_flip", "rotation", "translation"),
+    *("brightness", "contrast", "saturation", "hue", "rand_augment", "random_erasing", "cutout"),
+)
+_COLORS_ONLY = ("saturation", "hue")
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _STRENGTHS = (
-    *("dropout", "l1", "label_smoothing", "clip_norm", "clip_value", "crop_padding"),
-    *("horizontal_flip", "rotation", "translation", "cutout"),
+    *("dropout", "l1", "label_smoothing", "clip_norm", "clip_value"),
+    *(*_PICTURES_ONLY, "random_resized_crop_ratio"),
 )
 
 
@@ -135,11 +133,10 @@ class Program:
                 "regularization.label_smoothing must be 0 for regression, "
                 f"got {config.regularization.label_smoothing}"
             )
+        asked = [key for key in _PICTURES_ONLY if getattr(config.regularization, key)]
         if not self.data.is_image:
             mistakes += [
-                f"regularization.{key} needs pictures, {config.data.name} has none"
-                for feature, key in _PICTURES_ONLY.items()
-                if self.spec.uses(feature)
+                f"regularization.{key} needs pictures, {config.data.name} has none" for key in asked
             ]
         return mistakes
 
@@ -241,6 +238,13 @@ class Program:
                     ("crop_padding", "<", given.crop_padding, side - 1),
                 )
                 if value > most
+            ]
+            channels = self.data.input_shape[0]
+            mistakes += [
+                f"regularization.{key} needs pictures of 3 channels, those of {self.data.name} "
+                f"have {channels}"
+                for key in _COLORS_ONLY
+                if getattr(given, key) and channels != 3
             ]
         activation = getattr(spec.config.model, "activation", None)
         if self.rule.alone:

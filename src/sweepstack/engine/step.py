@@ -27,7 +27,7 @@ from sweepstack.engine.kernels import fused
 from sweepstack.engine.program import Program
 from sweepstack.engine.stack import Row, Stack
 from sweepstack.training import regularization
-from sweepstack.training.regularization import Augmentation
+from sweepstack.training.augmentation import Augmentation
 
 EVALUATION_CHUNK = {"cpu": 256, "cuda": 1024}
 """Samples of a split that are evaluated at once: on a CPU what its cache holds, on a GPU enough to
@@ -102,19 +102,30 @@ class Step:
         self.compiles = program.config.training.compile if compiles is None else compiles
         self.program, self.module, self.task = program, program.module, program.task
         self.rule, self.uses = program.rule, program.spec.uses
-        uses = self.uses
-        self.augment = Augmentation(
-            crop=uses("crop"),
-            flip=uses("flip"),
-            affine=uses("rotation") or uses("translation"),
-            cutout=uses("cutout"),
-        )
+        self.augment = self._augmentation()
         parameters = sum(1 for _ in self.module.parameters())
         every = sum(1 for _ in self.module.named_parameters(remove_duplicate=False))
         self.tied = parameters != every
         on_cpu = program.device.type == "cpu" and not self.compiles
         self.fused = on_cpu and not uses("dampening") and fused.works(self.rule.name)
         self._compiled: dict[Hashable, Callable[..., Any]] = {}
+
+    def _augmentation(self) -> Augmentation:
+        uses, program = self.uses, self.program
+        affine = program.data.affine
+        return Augmentation(
+            resized=uses("resized_crop"),
+            crop=uses("crop"),
+            flip=uses("flip"),
+            affine=uses("rotation") or uses("translation"),
+            color=uses("color"),
+            hue=uses("hue"),
+            operations=uses("rand_augment") * program.config.regularization.rand_augment_operations,
+            erasing=uses("random_erasing"),
+            cutout=uses("cutout"),
+            shift=None if affine is None else affine.shift.to(program.device),
+            scale=None if affine is None else affine.scale.to(program.device),
+        )
 
     @property
     def shares_batches(self) -> bool:
