@@ -414,6 +414,8 @@ def _build(cls: type, group: str, given: Mapping[str, Any], mistakes: list[str])
     values: dict[str, Any] = {}
     for item in _fields(cls):
         path = f"{group}.{item.name}"
+        if item.name not in given and item.default is not MISSING:
+            continue
         if item.name not in given:
             name = given.get("name", "OPTION")
             mistakes.append(f"{path} is missing; `defaults: [{name}]` in a file of your own has it")

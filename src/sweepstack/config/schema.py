@@ -324,7 +324,8 @@ class Training:
     """Budget, cadence, seed, device. `max_steps`, when given, wins over `max_epochs`;
     `eval_every` counts steps (null: every epoch); `checkpoint_every` too (0: never). `seeds` runs
     with the seeds from `seed` on count as one, by their mean (`seeds.py`). `width` is the most
-    trials of a sweep that are trained as one stack (`width.py`)."""
+    trials of a sweep that are trained as one stack (`width.py`). `diagnostics` says what the layers
+    do (`diagnostics.py`); what an older best.pt or study holds may lack it."""
 
     max_steps: int | None = dynamic(ge=1)
     max_epochs: int | None = dynamic(ge=1)
@@ -337,6 +338,7 @@ class Training:
     checkpoint_every: int = dynamic(ge=0)
     width: int | Literal["auto"] = place(ge=1, le=65536)
     compile: bool
+    diagnostics: bool = field(default=False, metadata={"dynamic": True, "place": True})
 
 
 @dataclass(frozen=True, kw_only=True)
