@@ -8,6 +8,8 @@ import importlib.util
 import os
 import re
 import shlex
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -208,3 +210,16 @@ def test_the_reference_is_what_conf_and_schema_say():
             assert f"`{key}`" in written, key
     for line in written.splitlines():
         assert not re.search(r"\|\s*\|$", line), f"no comment in conf/: {line}"
+
+
+@pytest.mark.slow
+def test_the_site_is_built_without_warnings_or_anything_of_other_hosts(tmp_path):
+    build = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "-d", str(tmp_path)]
+    quiet = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
+    done = subprocess.run(build, cwd=REPOSITORY, capture_output=True, text=True, env=quiet)
+    assert done.returncode == 0, done.stderr
+    pages = {path.parent.name: path.read_text("utf-8") for path in tmp_path.rglob("index.html")}
+    assert pages.keys() >= {"first-sweep", "config", "api", "trust", "stacks"}
+    assert "sweepstack.results" in pages["api"]
+    loaded = re.compile(r"<(?:script|img|iframe)[^>]*src=.?https?:|<link[^>]*stylesheet[^>]*http")
+    assert not [name for name, page in pages.items() if loaded.search(page)]

@@ -54,6 +54,7 @@ EQUAL = {
     "cosine": (*QUADRATIC, ["schedule=cosine", "schedule.min_factor=1"]),
     "epochs": (*QUADRATIC, ["training.max_epochs=1"]),
     "minmax_range": (*DIGITS, ["data.minmax_range=[-3,3]"]),
+    "mean and std": (*DIGITS, ["data.mean=0.5", "data.std=[2]"]),
     "gain of he": (*DIGITS, "init=he", "model.activation=relu", ["init.gain=auto"]),
     "gain of he, a number": (*DIGITS, "init=he_uniform", ["init.gain=1.4142135623730951"]),
     "gain of xavier": (*DIGITS, "init=xavier", "model.activation=sigmoid", ["init.gain=auto"]),

@@ -17,6 +17,8 @@ _COMMON: dict[str, Any] = {
     "split_seed": 0,
     "normalization": "standardize",
     "minmax_range": (0.0, 1.0),
+    "mean": None,
+    "std": None,
     "subset": None,
     "order_seed": None,
     "placement": "auto",
@@ -24,7 +26,7 @@ _COMMON: dict[str, Any] = {
     "validation": 0.25,
 }
 _OWN: dict[str, dict[str, Any]] = {
-    "digits": {"test": 0.2},
+    "digits": {"test": 0.2, "image_size": None},
     "quadratic": {"test": 0.2, "samples": 400, "noise_std": 0.1},
     "image_folder": {
         "root": "data",
@@ -34,7 +36,7 @@ _OWN: dict[str, dict[str, Any]] = {
         "image_size": None,
     },
 }
-_TORCHVISION = {"root": "data", "download": False}
+_TORCHVISION = {"root": "data", "download": False, "image_size": None}
 
 Configure = Callable[..., Any]
 

@@ -97,6 +97,11 @@ RULES: tuple[Rule, ...] = (
         lambda c: c.data.normalization != "minmax",
         "splits.normalize: read for minmax only",
     ),
+    Rule(
+        ("data.mean", "data.std"),
+        lambda c: c.data.normalization != "fixed",
+        "splits.normalize: read for fixed only",
+    ),
     Rule(("init.gain",), _is_default_gain, "init.gain_of: the scheme's default"),
     Rule(
         ("regularization.batch_norm",),

@@ -39,16 +39,19 @@ class Data:
 
     `validation` is the share of the training samples (below 1) or their number (an integer);
     `subset` keeps that many training samples; `minmax_range` is the target of
-    `normalization=minmax`; `order_seed` fixes the batch order for all trials (null: each trial's
-    own seed); `placement` says where samples live while training; `workers` are the DataLoader
-    processes of `placement=stream`.
+    `normalization=minmax`, `mean` and `std` are those of `normalization=fixed`, one number or one
+    for each channel or feature; `order_seed` fixes the batch order for all trials (null: each
+    trial's own seed); `placement` says where samples live while training; `workers` are the
+    DataLoader processes of `placement=stream`.
     """
 
     name: str
     validation: float = rule(gt=0)
     split_seed: int = rule(ge=0, lt=2**63)
-    normalization: Literal["standardize", "minmax", "none"]
+    normalization: Literal["standardize", "global", "minmax", "fixed", "none"]
     minmax_range: tuple[float, ...]
+    mean: tuple[float, ...] | None
+    std: tuple[float, ...] | None = rule(gt=0)
     subset: int | None = rule(ge=1)
     order_seed: int | None = rule(ge=0, lt=2**63)
     placement: Literal["auto", "device", "stream"]
@@ -71,18 +74,32 @@ class Data:
                 "data.minmax_range must be two numbers, the lower first, "
                 f"got [{', '.join(f'{bound:.15g}' for bound in given)}]"
             )
+        if self.normalization == "fixed":
+            found += [
+                f"data.{key} must be a number, or a list of one for each channel or feature, with "
+                f"data.normalization=fixed, got {'null' if value is None else '[]'}"
+                for key, value in (("mean", self.mean), ("std", self.std))
+                if not value
+            ]
         return found
 
 
 @dataclass(frozen=True, kw_only=True)
-class Digits(Data):
+class Pictures(Data):
+    """Datasets of pictures, which are resized to `image_size` (null: as they are)."""
+
+    image_size: int | None = rule(ge=1, le=2**14)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Digits(Pictures):
     """scikit-learn's 1,797 8x8 digits, bundled with it; `test` is the share or number held out."""
 
     test: float = rule(gt=0)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Torchvision(Data):
+class Torchvision(Pictures):
     """mnist, fashion_mnist and cifar10 in torchvision's folder layout under `root`."""
 
     root: str
@@ -90,14 +107,13 @@ class Torchvision(Data):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageFolder(Data):
+class ImageFolder(Pictures):
     """Folders of class folders of pictures; a null `val_folder` splits `validation` off train."""
 
     root: str
     train_folder: str
     val_folder: str | None
     test_folder: str | None
-    image_size: int | None = rule(ge=1, le=2**14)
 
 
 @dataclass(frozen=True, kw_only=True)

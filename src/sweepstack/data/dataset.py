@@ -1,7 +1,8 @@
 """What a loaded dataset is: its splits, with random access to their samples.
 
 `TensorSplit` holds its samples as one tensor; `LazySplit` holds the names of picture files and
-decodes what is asked for. Both give the same numbers.
+decodes what is asked for, `ResizedSplit` small pictures and resizes what is asked for. All give
+the same numbers.
 
 Notation: N samples of the split, M samples asked for, shape = a sample's axes: (channels, height,
 width) for a picture, (D,) for D features.
@@ -17,6 +18,7 @@ from functools import partial
 from typing import Literal, Protocol, Self
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from sweepstack.data.pictures import decode
@@ -160,6 +162,64 @@ class LazySplit:
         for row, picture in zip(x, pictures, strict=True):
             row.copy_(picture)
         x.div_(255)
+        return x if self.affine is None else self.affine(x)
+
+
+@dataclass(frozen=True, eq=False)
+class ResizedSplit:
+    """Pictures in memory that are brought to another size, and then normalized, when asked for.
+
+    Bilinear with antialiasing, as torchvision's `resize` does.
+
+    Attributes:
+        split: the pictures as they are, (N, channels, height, width) in [0, 1].
+        side: height and width that every picture is brought to.
+        affine: the normalization; None leaves [0, 1].
+    """
+
+    split: TensorSplit
+    side: int
+    affine: Affine | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """A sample's axes."""
+        return (self.split.shape[0], self.side, self.side)
+
+    @property
+    def y(self) -> Tensor:
+        """See `Split`."""
+        return self.split.y
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of samples and targets once resized."""
+        return len(self) * math.prod(self.shape) * 4 + self.y.nbytes
+
+    def __len__(self) -> int:
+        """N."""
+        return len(self.split)
+
+    def gather(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Split`."""
+        x, y = self.split.gather(index)
+        return self._resized(x), y
+
+    def take(self, index: Tensor) -> ResizedSplit:
+        """See `Split`."""
+        return replace(self, split=self.split.take(index))
+
+    def normalized(self, affine: Affine) -> ResizedSplit:
+        """See `Split`."""
+        return replace(self, affine=affine)
+
+    def tensor(self) -> TensorSplit:
+        """See `Split`."""
+        return TensorSplit(self._resized(self.split.x), self.y)
+
+    def _resized(self, x: Tensor) -> Tensor:
+        size = (self.side, self.side)
+        x = F.interpolate(x, size, mode="bilinear", align_corners=False, antialias=True)
         return x if self.affine is None else self.affine(x)
 
 
