@@ -58,14 +58,17 @@ def compose(*overrides: str, config_dir: str | None = None) -> TrialSpec:
     return TrialSpec(config.read(config.compose(overrides, config_dir)))
 
 
-def history(study: str, storage: str = STORAGE) -> pd.DataFrame:
-    """A study's evaluations, one row per trial, seed and step: the learning rate and metrics.
+def history(study: str, storage: str = STORAGE, *, layers: bool = False) -> pd.DataFrame:
+    """A study's evaluations, one row per trial, seed and step: the learning rate and metrics; or,
+    with `layers`, what each layer does then, if trials had training.diagnostics=true.
 
-    See `study.frame.history` for the columns, `results` for arguments and errors.
+    See `study.frame.history` and `engine.diagnostics` for the columns, `results` for arguments and
+    errors.
     """
     from sweepstack.study import view
 
-    return view.open_study(study, storage).history
+    opened = view.open_study(study, storage)
+    return opened.layers if layers else opened.history
 
 
 def load(folder: str | Path, trust: Sequence[str] = ()) -> Predictor:

@@ -21,6 +21,7 @@ PICTURES = (*DIGITS[:2], "data=digits", "data.subset=64", "batch.size=16")
 EQUAL = {
     "adam: momentum": (*QUADRATIC, "optimizer=adam", ["optimizer.momentum=0.9"]),
     "width": (*QUADRATIC, ["training.width=3"]),
+    "diagnostics": (*QUADRATIC, ["training.diagnostics=true"]),
     "logger": (*QUADRATIC, ["logger=tensorboard"]),
     "adam: nesterov": (*QUADRATIC, "optimizer=adam", ["optimizer.nesterov=true"]),
     "adamw": (
