@@ -119,9 +119,9 @@ def report(value: float, step: int) -> None:
         optuna.TrialPruned: the trial is pruned; let it pass, the sweeper catches it.
         InputError: value or step is no number.
     """
-    reporting = sys.modules.get("sweepstack.sweep.worker.report")
-    if reporting is not None:
-        reporting.report(value, step)
+    application = sys.modules.get("sweepstack.sweep.worker.application")
+    if application is not None:
+        application.report(value, step)
 
 
 def results(study: str | Sequence[str], storage: str = STORAGE) -> pd.DataFrame:
