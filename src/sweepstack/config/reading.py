@@ -46,13 +46,18 @@ _OTHER_NAMES = {
     "layers": "model.hidden",
     "hidden_size": "model.hidden",
     "path": "data.root",
+    "random_crop": "regularization.random_resized_crop regularization.crop_padding",
+    "color_jitter": "regularization.brightness regularization.contrast",
+    "randaugment": "regularization.rand_augment",
+    "erasing": "regularization.random_erasing",
+    "resize": "data.image_size",
+    "normalize": "data.normalization",
     "kaiming": "he",
     "glorot": "xavier",
     "plain": "none",
     "init=none": "keep",
     "schedule=none": "constant",
     "l2": "regularization.weight_decay",
-    "random_crop": "regularization.random_resized_crop regularization.crop_padding",
     "init_from": "model.weights",
     "pretrained": "model.weights",
     "model.init": "init",
@@ -386,8 +391,8 @@ def _group(group: str, given: Any, mistakes: list[str]) -> Any:
         return None
     if group in schema.PLAIN:
         return _build(schema.PLAIN[group], group, given, mistakes)
-    if group == "model" and "_target_" in given:
-        return _custom(given, mistakes)
+    if "_target_" in given and "custom" in schema.OPTIONS[group]:
+        return _custom(group, given, mistakes)
     if group == "model" and given.get("name") == "hub":
         given = _with_arguments(given, schema.HubModel)
     options = schema.OPTIONS[group]
@@ -401,19 +406,24 @@ def _group(group: str, given: Any, mistakes: list[str]) -> Any:
     return _build(options[name], group, given, mistakes)
 
 
-def _custom(given: Mapping[str, Any], mistakes: list[str]) -> schema.Custom | None:
-    target = given["_target_"]
+def _custom(group: str, given: Mapping[str, Any], mistakes: list[str]) -> Any:
+    """What `_target_` names: keys that the group's custom option has are its own, all others are
+    arguments."""
+    cls = schema.OPTIONS[group]["custom"]
+    own = {item.name for item in _fields(cls)} - {"target", "arguments"}
+    key, target = f"{group}._target_", given["_target_"]
     if not isinstance(target, str) or target == "???":
-        mistakes.append("model._target_ must be given, for example model._target_=mypackage.Net")
+        example = {"optimizer": "torch.optim.Adadelta"}.get(group, "mypackage.Net")
+        mistakes.append(f"{key} must be given, for example {key}={example}")
         return None
-    own = {"_target_"} | ({"name"} if given.get("name") == "custom" else set())
-    rest = {key: value for key, value in given.items() if key not in own}
+    own -= {"name"} if given.get("name", "custom") != "custom" else set()  # an argument
+    rest = {name: value for name, value in given.items() if name not in ("_target_", *own)}
     try:
-        arguments = json.dumps(rest)
+        called = {"name": "custom", "target": target, "arguments": json.dumps(rest)}
     except TypeError as error:  # a date, say
-        mistakes.append(f"arguments of model._target_ must be JSON: {error}")
+        mistakes.append(f"arguments of {key} must be JSON: {error}")
         return None
-    return schema.Custom(name="custom", target=target, arguments=arguments)
+    return _build(cls, group, {**{n: v for n, v in given.items() if n in own}, **called}, mistakes)
 
 
 def _with_arguments(given: Mapping[str, Any], cls: type) -> Mapping[str, Any]:
@@ -461,6 +471,11 @@ def _across(config: schema.RunConfig) -> list[str]:
         if not getattr(config.model, "freeze", ()):
             mistakes.append(
                 "training.unfreeze_at must be null where model.freeze names nothing, "
+                f"got {config.training.unfreeze_at}"
+            )
+        if isinstance(config.optimizer, schema.CustomOptimizer):
+            mistakes.append(
+                "training.unfreeze_at must be null with optimizer=custom, "
                 f"got {config.training.unfreeze_at}"
             )
         if getattr(config.model, "cache_features", False) is True:

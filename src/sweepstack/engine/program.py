@@ -6,14 +6,14 @@ from __future__ import annotations
 import logging
 import math
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sweepstack import data, models
-from sweepstack.config.errors import InputError, NoMemory, contained, nearest, one_line
+from sweepstack.config.errors import InputError, NoMemory, contained, nearest, noted, one_line
 from sweepstack.config.schema import Custom, HubModel, Model, Plateau, TorchvisionModel
 from sweepstack.data import batches, streams
 from sweepstack.data.dataset import Dataset, TensorSplit
@@ -21,7 +21,7 @@ from sweepstack.engine import device
 from sweepstack.engine.spec import TrialSpec
 from sweepstack.engine.stack import Numbers, Stack
 from sweepstack.models import features, layers, pretrained
-from sweepstack.training import early_stopping, schedule
+from sweepstack.training import early_stopping, own_optimizer, schedule
 from sweepstack.training import init as initialization
 from sweepstack.training import optimizer as optim
 from sweepstack.training.loss import Task, direction_of
@@ -29,19 +29,17 @@ from sweepstack.training.regularization import beta_table
 
 log = logging.getLogger(__name__)
 
-_PICTURES_ONLY = {
-    "cutout": "cutout",
-    "crop": "crop_padding",
-    "flip": "horizontal_flip",
-    "rotation": "rotation",
-    "translation": "translation",
-}
-CHANGES_INPUTS = (*_PICTURES_ONLY, "mixup")
-"""Features of `schema.FEATURES` that change samples from step to step."""
+_PICTURES_ONLY = (
+    *("random_resized_crop", "crop_padding", "horizontal_flip", "rotation", "translation"),
+    *("brightness", "contrast", "saturation", "hue", "rand_augment", "random_erasing", "cutout"),
+)
+_COLORS_ONLY = ("saturation", "hue")
+_CHANGES_INPUTS = ("mixup", *_PICTURES_ONLY)
+"""Keys of `regularization` that change samples from step to step."""
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _STRENGTHS = (
-    *("dropout", "l1", "label_smoothing", "clip_norm", "clip_value", "crop_padding"),
-    *("horizontal_flip", "rotation", "translation", "cutout"),
+    *("dropout", "l1", "label_smoothing", "clip_norm", "clip_value"),
+    *(*_PICTURES_ONLY, "random_resized_crop_ratio"),
 )
 
 
@@ -71,11 +69,13 @@ _programs: dict[Any, Program] = {}  # by static part, the one last asked for at 
 @dataclass(frozen=True)
 class Group:
     """Parameters that learn alike, by their numbers in `Program.params`: `backbone` those of all
-    layers but the last, `late` those that `training.unfreeze_at` holds back."""
+    layers but the last, `late` those that `training.unfreeze_at` holds back. `rule` is the update
+    rule for these parameters."""
 
     numbers: slice
     backbone: bool
     late: bool
+    rule: optim.Rule
 
 
 class Program:
@@ -102,14 +102,14 @@ class Program:
         self.data: Dataset = data.load(asked)
         self.seen = self.data  # what the whole model is fed
         self.task = Task(self.data.task)
-        self.batch_size = config.batch.size
+        self.batch_size = config.batch.size * config.batch.accumulate  # samples of a step
         self.steps_per_epoch = len(self.data.train) // self.batch_size
         self.eval_every = config.training.eval_every or max(self.steps_per_epoch, 1)
         automatic = config.objective == "auto"
         self.objective = self.task.default_objective if automatic else config.objective
         self.direction = direction_of(self.objective)
         self.fits: int | None = None  # about how many trials fit into memory, where known
-        self.rule = optim.RULES[config.optimizer.name](decays=spec.uses("weight_decay"))
+        self.rule = optim.rule_of(spec.config.optimizer, spec.uses("weight_decay"))
         mistakes = self._mistakes()
         for attempt in (self._build, lambda: self.check(spec)):
             try:
@@ -129,6 +129,7 @@ class Program:
             (number, name, layer) for number, (name, layer) in numbered if name in kept
         ]
         self.batch_norms = layers.batch_norms(self.module)
+        self.rule = self.rule.suited(self.module, self.params())
         self.groups = self._grouped()
         resident = isinstance(self.sources["train"], batches.DeviceSource)
         self.order_device = self.device if resident else torch.device("cpu")
@@ -149,7 +150,8 @@ class Program:
         mistakes = []
         if self.batch_size > samples:
             mistakes.append(
-                f"batch.size must be <= the {samples} training samples of {config.data.name}, "
+                f"batch.size{' * batch.accumulate' if config.batch.accumulate > 1 else ''} must "
+                f"be <= the {samples} training samples of {config.data.name}, "
                 f"got {self.batch_size}"
             )
         named = {"objective": self.objective}
@@ -167,11 +169,10 @@ class Program:
                 "regularization.label_smoothing must be 0 for regression, "
                 f"got {config.regularization.label_smoothing}"
             )
+        asked = [key for key in _PICTURES_ONLY if getattr(config.regularization, key)]
         if not self.data.is_image:
             mistakes += [
-                f"regularization.{key} needs pictures, {config.data.name} has none"
-                for feature, key in _PICTURES_ONLY.items()
-                if self.spec.uses(feature)
+                f"regularization.{key} needs pictures, {config.data.name} has none" for key in asked
             ]
         return mistakes
 
@@ -231,7 +232,8 @@ class Program:
         try:
             if self.spec.uses("unfreeze") or not self.frozen:
                 raise features.Uncuttable("nothing is frozen to the end")
-            changing = [name for name in CHANGES_INPUTS if self.spec.uses(name)]
+            given = self.config.regularization
+            changing = [name for name in _CHANGES_INPUTS if getattr(given, name)]
             if changing:
                 raise features.Uncuttable(f"{changing[0]} changes the samples at each step")
             trained = self.whole_params()
@@ -286,8 +288,13 @@ class Program:
         names = list(self.params())
         kinds = [self._kind(name) for name in names]
         edges = [n for n, kind in enumerate(kinds) if n == 0 or kind != kinds[n - 1]]
-        pairs = zip(edges, [*edges[1:], len(kinds)], strict=True)
-        return [Group(slice(a, b), *kinds[a]) for a, b in pairs]
+        slices = [slice(*pair) for pair in zip(edges, [*edges[1:], len(kinds)], strict=True)]
+        return [Group(part, *kinds[part.start], self.rule.among(part)) for part in slices]
+
+    @cached_property
+    def sizes(self) -> list[int]:
+        """How many numbers each trained parameter has."""
+        return [parameter.numel() for parameter in self.params().values()]
 
     def _kind(self, name: str) -> tuple[bool, bool]:
         """Whether a parameter learns at the backbone's rate, and whether it begins late."""
@@ -302,21 +309,22 @@ class Program:
     def _check_memory(self, module: nn.Module, activations: int = 0) -> None:
         """Raise NoMemory if one trial needs more than there is; `activations` are the numbers that
         a step keeps of a batch."""
-        held = set() if self.spec.uses("unfreeze") else self.held
+        never = set() if self.spec.uses("unfreeze") else self.held
         sizes = {n: p.numel() for n, p in module.named_parameters()}
         count = sum(sizes.values())
-        fixed = sum(size for name, size in sizes.items() if name in held)
+        fixed = sum(size for name, size in sizes.items() if name in never)
         inputs = self.batch_size * math.prod(self.data.input_shape)
         # The template, the trial, its best state, gradients, a temporary copy, and moments.
-        need = 4 * ((5 + len(self.rule.moments)) * (count - fixed) + fixed + activations + inputs)
+        held = 5 + len(self.rule.moments) + self.spec.uses("ema")
+        need = 4 * (held * (count - fixed) + fixed + activations + inputs)
         free = batches.free_memory(self.device)
         if self.device.type == "cuda":  # what others use may come free
             free = torch.cuda.get_device_properties(self.device).total_memory
         self.fits = None if free is None else max(1, int(0.9 * free / need))
         if free is not None and need > free:
             raise NoMemory(
-                f"model {self.config.model.name} of {count:,} parameters at "
-                f"batch.size={self.batch_size} needs about {need / 2**30:,.1f} GiB to train with "
+                f"model {self.config.model.name} of {count:,} parameters at batch.size="
+                f"{self.config.batch.size} needs about {need / 2**30:,.1f} GiB to train with "
                 f"{self.config.optimizer.name}, {free / 2**30:,.1f} GiB are free on {self.device}"
             )
 
@@ -326,7 +334,7 @@ class Program:
         Returns:
             Numbers that a step keeps of a batch, at least: the outputs of layers with parameters.
         """
-        samples = min(self.batch_size, 2)
+        samples = min(self.config.batch.size, 2)
         sample = torch.zeros(samples, *self.data.input_shape)
         wanted = (samples, self.data.outputs)
         kept = 0
@@ -360,7 +368,7 @@ class Program:
             )
         if self.frozen >= {name for name, _ in self.module.named_parameters()}:
             raise InputError("the model must have at least one parameter to train, got none")
-        return kept * self.batch_size // samples
+        return kept * self.config.batch.size // samples
 
     def check(self, spec: TrialSpec) -> None:
         """Find what is wrong with the dynamic part of a spec.
@@ -381,7 +389,17 @@ class Program:
                 )
                 if value > most
             ]
+            channels = self.data.input_shape[0]
+            mistakes += [
+                f"regularization.{key} needs pictures of 3 channels, those of {self.data.name} "
+                f"have {channels}"
+                for key in _COLORS_ONLY
+                if getattr(given, key) and channels != 3
+            ]
         activation = getattr(spec.config.model, "activation", None)
+        if self.rule.alone:
+            with noted(mistakes):
+                own_optimizer.check(spec.config, self.module)
         try:
             initialization.gain_of(spec.config.init, activation)
         except InputError as error:
@@ -406,7 +424,8 @@ class Program:
 
     def schedule(self, spec: TrialSpec) -> schedule.LrSchedule:
         """The learning-rate schedule of a trial."""
-        return schedule.build(spec.config.schedule, self.total_steps(spec), direction_of)
+        steps, epoch = self.total_steps(spec), self.steps_per_epoch
+        return schedule.build(spec.config.schedule, steps, direction_of, epoch)
 
     def stopper(self, spec: TrialSpec) -> early_stopping.Stopper:
         """The early-stopping rule of a trial."""
@@ -440,18 +459,21 @@ class Program:
         hyper = self.rule.hyper(config.optimizer)
         hyper["weight_decay"] = config.regularization.weight_decay
         if spec.uses("backbone_lr"):
-            hyper["backbone_lr_factor"] = config.optimizer.backbone_lr_factor
+            hyper["backbone_lr_factor"] = getattr(config.optimizer, "backbone_lr_factor", 1.0)
         if spec.uses("unfreeze"):
             hyper["unfreeze_at"] = strengths["unfreeze_at"] = float(
                 config.training.unfreeze_at or 0
             )
+        if spec.uses("ema"):
+            hyper["ema_decay"] = config.training.ema_decay
         keys = {
             "dropout": streams.derive(seed, streams.DROPOUT),
             "augment": streams.derive(seed, streams.AUGMENT),
             "mixup": streams.derive(seed, streams.MIXUP),
         }
         table = beta_table(config.regularization.mixup) if spec.uses("mixup") else None
-        return Numbers(hyper, strengths, keys, table)
+        own = partial(own_optimizer.OwnOptimizer, config) if self.rule.alone else None
+        return Numbers(hyper, strengths, keys, table, own)
 
     def order_key(self, spec: TrialSpec) -> int:
         """The key of the batch order: `data.order_seed`, or the trial's seed."""
@@ -461,10 +483,11 @@ class Program:
     # --- shapes ---------------------------------------------------------------------------------
 
     def params(self) -> dict[str, Tensor]:
-        """The template's trained parameters, by name; those of a group follow each other."""
+        """The template's trained parameters, by name; those of a group follow each other, the
+        backbone's first."""
         kept, frozen = dict(self.module.named_parameters()), self.frozen
         names = [name for name in kept if name not in frozen]
-        return {name: kept[name] for name in sorted(names, key=self._kind)}
+        return {name: kept[name] for name in sorted(names, key=self._kind, reverse=True)}
 
     def whole_params(self) -> list[str]:
         """Names of the whole model's trained parameters."""
@@ -521,11 +544,14 @@ class Program:
     def stack(self, width: int) -> Stack:
         """An empty stack of `width` slots."""
         shapes, moments = (self.params(), self.buffers()), self.rule.moments
-        return Stack(*shapes, moments, self._layouts(), width, self.device)
+        averages = self.spec.uses("ema")
+        return Stack(*shapes, moments, self._layouts(), width, self.device, averages)
 
-    def _layouts(self) -> dict[str, tuple[int, ...]]:
+    def _layouts(self) -> dict[str, tuple[int, ...]] | None:
         """The gradient of a linear layer's weight (S, out, in) comes out of a batched matrix
         product as (S, in, out)."""
+        if self.rule.shaped:
+            return None
         named = self.module.named_modules()
         linear = [name for name, layer in named if isinstance(layer, nn.Linear)]
         return {f"{name}.weight".lstrip("."): (0, 2, 1) for name in linear}
