@@ -237,7 +237,7 @@ class Runner:
         seconds = time.perf_counter() - began
         self.block_steps = max(1, min(1000, round(BLOCK_SECONDS / seconds * steps)))
         with telling():
-            self.monitor.stepped(steps)
+            self.monitor.stepped(steps, [slot.spec for _, slot in live])
         ends: dict[int, tuple[State, str | None]] = {}
         for where, slot in live:
             broke = slot.advance(columns[where], seconds / len(live))

@@ -117,7 +117,7 @@ class Watch(Monitor):
         if step:
             self._print(f"resumed at step {step} of {total_steps}")
 
-    def stepped(self, steps: int) -> None:
+    def stepped(self, steps: int, specs: Sequence[TrialSpec]) -> None:
         """Move the bar."""
         self._bar.advance(self._task, steps)
 
