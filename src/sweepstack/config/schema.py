@@ -349,6 +349,19 @@ class ConsecutiveIncreases:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Changed copies of validation and test split that are measured as well; 0 measures none.
+
+    `shift` in whole pixels, `rotation` in degrees, `noise` a standard deviation of raw pixels;
+    `training/evaluation.py` says which copies.
+    """
+
+    shift: int = rule(ge=0)
+    rotation: float = rule(ge=0, le=180)
+    noise: float = rule(ge=0, le=100)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Training:
     """Budget, cadence, seed, device. `max_steps`, when given, wins over `max_epochs`;
     `eval_every` counts steps (null: every epoch); `checkpoint_every` too (0: never). `seeds` runs
@@ -386,7 +399,7 @@ class TensorBoard:
 class RunConfig:
     """A whole run. `objective` is a metric's name or `auto` (the task's own); `trust` lists the
     packages whose modules `model._target_` may name besides the closed table. What an older
-    best.pt or study holds may lack `logger`, which changes no number."""
+    best.pt or study holds may lack `logger` and `evaluation`, which are off then."""
 
     data: Data
     model: Mlp | ConvNet | ResNet | Custom
@@ -400,6 +413,7 @@ class RunConfig:
     objective: str
     trust: tuple[str, ...]
     logger: NoLogger | TensorBoard = NoLogger(name="none")
+    evaluation: Evaluation = Evaluation(shift=0, rotation=0.0, noise=0.0)
 
 
 OPTIONS: dict[str, dict[str, type]] = {
@@ -434,6 +448,7 @@ PLAIN: dict[str, type] = {
     "init": Init,
     "regularization": Regularization,
     "batch": Batch,
+    "evaluation": Evaluation,
     "training": Training,
 }
 """Groups with one set of keys."""

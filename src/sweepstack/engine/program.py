@@ -20,7 +20,7 @@ from sweepstack.engine import device
 from sweepstack.engine.spec import TrialSpec
 from sweepstack.engine.stack import Numbers, Stack
 from sweepstack.models import layers
-from sweepstack.training import early_stopping, schedule
+from sweepstack.training import early_stopping, evaluation, schedule
 from sweepstack.training import init as initialization
 from sweepstack.training import optimizer as optim
 from sweepstack.training.loss import Task, direction_of
@@ -72,7 +72,10 @@ class Program:
         self.spec, self.config = spec, config
         self.device = device.resolve(config.training)
         self.data: Dataset = data.load(config.data)
-        self.task = Task(self.data.task)
+        self.task = Task(self.data.task, tuple(evaluation.names(config.evaluation)))
+        affine = self.data.affine
+        scale = None if affine is None else affine.scale.to(self.device)
+        self.changes = evaluation.changes(config.evaluation, config.data.split_seed, scale)
         self.batch_size = config.batch.size
         self.steps_per_epoch = len(self.data.train) // self.batch_size
         self.eval_every = config.training.eval_every or max(self.steps_per_epoch, 1)
@@ -120,12 +123,13 @@ class Program:
         named = {"objective": self.objective}
         if isinstance(config.schedule, Plateau):
             named["schedule.metric"] = config.schedule.metric
+        mistakes += evaluation.mistakes(config.evaluation, self.data)
         for key, metric in named.items():
             if metric not in self.task.objectives:
                 mistakes.append(
                     f"{key} must be one of {', '.join(self.task.objectives)} for "
                     f"{self.task.name} on {config.data.name}, got '{metric}'"
-                    f"{nearest(metric, self.task.objectives)}"
+                    f"{evaluation.hint(metric) or nearest(metric, self.task.objectives)}"
                 )
         if self.task.name == "regression" and self.spec.uses("label_smoothing"):
             mistakes.append(
