@@ -72,7 +72,12 @@ def _loss(module, tensors, keys, p, x):
 def test_a_stack_trains_each_trial_as_if_alone(build):
     """Losses, gradients and running statistics under vmap against a loop, in float64."""
     module, slots = build(DROPOUT, BATCH_NORM).double(), 3
-    drawn = [init.draw(module, Init(scheme="he", gain=None), "relu", seed) for seed in range(slots)]
+    drawn = [
+        init.draw(
+            module, Init(scheme="he", gain=None, fan=None, linear=None, conv=None), "relu", seed
+        )
+        for seed in range(slots)
+    ]
     params = {
         name: torch.stack([row[name].double() for row in drawn]).requires_grad_()
         for name in drawn[0]

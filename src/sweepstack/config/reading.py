@@ -53,6 +53,7 @@ _OTHER_NAMES = {
     "resize": "data.image_size",
     "normalize": "data.normalization",
     "kaiming": "he",
+    "mode": "init.fan",
     "glorot": "xavier",
     "plain": "none",
 }

@@ -169,25 +169,41 @@ class Custom:
     arguments: str
 
 
+Scheme = Literal[
+    "xavier",
+    "xavier_uniform",
+    "he",
+    "he_uniform",
+    "normal",
+    "uniform",
+    "zeros",
+    "ones",
+    "lecun",
+    "orthogonal",
+    "torch",
+    "keep",
+]
+OWN_FAN = {"xavier": "average", "xavier_uniform": "average"}
+OWN_FAN |= {"he": "in", "he_uniform": "in", "lecun": "in"}
+"""The schemes that divide by a fan, and by which one."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Init:
-    """How weights start; `gain` null is the scheme's own, `auto` the activation's."""
+    """How weights start; `gain` null is the scheme's own, `auto` the activation's. `fan`, what the
+    variance is divided by, null is the scheme's own too. `linear` and `conv` are schemes for one
+    type of layer, null the same as the other's."""
 
-    scheme: Literal[
-        "xavier",
-        "xavier_uniform",
-        "he",
-        "he_uniform",
-        "normal",
-        "uniform",
-        "zeros",
-        "ones",
-        "lecun",
-        "orthogonal",
-        "torch",
-        "keep",
-    ] = dynamic()
+    scheme: Scheme = dynamic()  # noqa: RUF009  (a word)
     gain: float | Literal["auto"] | None = dynamic(gt=0)
+    fan: Literal["in", "out", "average"] | None = dynamic()
+    linear: Scheme | None = dynamic()  # noqa: RUF009
+    conv: Scheme | None = dynamic()  # noqa: RUF009
+
+    @property
+    def schemes(self) -> tuple[str, str]:
+        """Of linear layers and of convolutions."""
+        return self.linear or self.scheme, self.conv or self.scheme
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -249,7 +249,7 @@ class Program:
             ]
         activation = getattr(spec.config.model, "activation", None)
         try:
-            initialization.gain_of(spec.config.init, activation)
+            initialization.check(spec.config.init, activation)
         except InputError as error:
             mistakes += error.mistakes
         if self.total_steps(spec):  # 0 when the batch is larger than the split
@@ -286,7 +286,7 @@ class Program:
         if self.constant is not None:
             log.info("%s", self.init_summary)
         own_draws = self.constant is not None and module.state_dict().keys() - kept - {*drawn}
-        if own_draws or init.scheme == "keep":  # what the constructor draws follows the seed
+        if own_draws or "keep" in init.schemes:  # what the constructor draws follows the seed
             config = self.config
             module = models.build(config, self.data.input_shape, self.data.outputs, seed)
         values = initialization.draw(module, init, activation, seed, kept)
