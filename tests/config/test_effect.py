@@ -62,6 +62,10 @@ EQUAL = {
     "gain of orthogonal": (*DIGITS, "init=orthogonal", ["init.gain=1"]),
     "no crop": (*PICTURES, ["regularization.random_resized_crop_ratio=2"]),
     "no rand_augment": (*PICTURES, ["regularization.rand_augment_operations=3"]),
+    "channels": (
+        *(*PICTURES, "model=convnet", "model.channels=[2,3]", "model.hidden=[4]"),
+        ["model.width=5", "model.depth=1"],
+    ),
     "fan of xavier": (*DIGITS, "init=xavier", ["init.fan=average"]),
     "linear as all": (*DIGITS, "init=xavier", ["init.linear=xavier", "init.conv=xavier"]),
     "batch norm of an mlp": (*DIGITS, ["regularization.batch_norm=false"]),

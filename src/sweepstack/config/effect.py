@@ -110,6 +110,11 @@ RULES: tuple[Rule, ...] = (
         lambda c: c.data.normalization != "fixed",
         "splits.normalize: read for fixed only",
     ),
+    Rule(
+        ("model.width", "model.depth"),
+        lambda c: isinstance(c.model, schema.ConvNet) and c.model.channels is not None,
+        "convnet.ConvNet: channels wins",
+    ),
     Rule(("init.gain",), _is_default_gain, "init.gain_of: the scheme's default"),
     Rule(
         ("init.fan",),

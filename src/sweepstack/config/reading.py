@@ -54,6 +54,8 @@ _OTHER_NAMES = {
     "normalize": "data.normalization",
     "kaiming": "he",
     "mode": "init.fan",
+    "filters": "model.channels model.width",
+    "noise_type": "data.noise",
     "glorot": "xavier",
     "plain": "none",
 }

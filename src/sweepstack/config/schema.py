@@ -118,11 +118,26 @@ class ImageFolder(Pictures):
 
 @dataclass(frozen=True, kw_only=True)
 class Quadratic(Data):
-    """The small 1-D regression set y = x² + x·noise, x ~ U(-1, 1), noise ~ N(0, noise_std²)."""
+    """The small 1-D regression set y = x² + x·noise, or with noise=additive x² + noise, with x
+    uniform in `range` and noise ~ N(0, noise_std²); `clean_validation` leaves the noise out of
+    validation and test."""
 
     samples: int = rule(ge=8, le=10**8)
+    range: tuple[float, float]
+    noise: Literal["proportional", "additive"]
+    clean_validation: bool
     noise_std: float = rule(ge=0)
     test: float = rule(gt=0)
+
+    def mistakes(self) -> list[str]:
+        """See `Data.mistakes`."""
+        low, high = self.range
+        found = super().mistakes()
+        if not (math.isfinite(low) and math.isfinite(high) and low < high):
+            found.append(
+                f"data.range must be two numbers, the lower first, got [{low:.15g}, {high:.15g}]"
+            )
+        return found
 
 
 Activation = Literal["relu", "leaky_relu", "tanh", "sigmoid", "gelu", "elu", "silu", "selu"]
@@ -140,14 +155,22 @@ class Mlp:
 @dataclass(frozen=True, kw_only=True)
 class ConvNet:
     """The two-convolution network of PyTorch courses: `depth` convolutions, `width` channels in
-    the first and twice as many in each next, each followed by a 2x2 max pool, then `hidden`."""
+    the first and twice as many in each next, or `channels` of each, each followed by a 2x2 max
+    pool, then `hidden`."""
 
     name: str
     width: int = rule(ge=1, le=2**16)
     depth: int = rule(ge=1, le=32)
+    channels: tuple[int, ...] | None = rule(ge=1, le=2**16, items=32)
     kernel_size: int = rule(ge=1, le=1001)
     hidden: tuple[int, ...] = rule(ge=1, le=2**24, items=1000)
     activation: Activation
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Channels of each convolution."""
+        own = self.channels
+        return tuple(self.width * 2**i for i in range(self.depth)) if own is None else own
 
 
 @dataclass(frozen=True, kw_only=True)
