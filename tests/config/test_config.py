@@ -116,7 +116,7 @@ def test_defaults_are_a_run_on_digits():
         (
             ["batch=32"],
             "batch must be one of default, got '32' (its keys are batch.size, "
-            "batch.lr_scaling, batch.base_size)",
+            "batch.accumulate, batch.lr_scaling, batch.base_size)",
         ),
         (
             ["init=kaiming"],

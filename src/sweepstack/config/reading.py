@@ -385,8 +385,8 @@ def _group(group: str, given: Any, mistakes: list[str]) -> Any:
         return None
     if group in schema.PLAIN:
         return _build(schema.PLAIN[group], group, given, mistakes)
-    if group == "model" and "_target_" in given:
-        return _custom(given, mistakes)
+    if "_target_" in given and "custom" in schema.OPTIONS[group]:
+        return _custom(group, given, mistakes)
     options = schema.OPTIONS[group]
     name = given.get("name")
     if not isinstance(name, str) or name not in options:
@@ -398,18 +398,23 @@ def _group(group: str, given: Any, mistakes: list[str]) -> Any:
     return _build(options[name], group, given, mistakes)
 
 
-def _custom(given: Mapping[str, Any], mistakes: list[str]) -> schema.Custom | None:
-    target = given["_target_"]
+def _custom(group: str, given: Mapping[str, Any], mistakes: list[str]) -> Any:
+    """What `_target_` names: keys that the group's custom option has are its own, all others are
+    arguments."""
+    cls = schema.OPTIONS[group]["custom"]
+    own = {item.name for item in _fields(cls)} - {"target", "arguments"}
+    key, target = f"{group}._target_", given["_target_"]
     if not isinstance(target, str) or target == "???":
-        mistakes.append("model._target_ must be given, for example model._target_=mypackage.Net")
+        example = {"optimizer": "torch.optim.Adadelta"}.get(group, "mypackage.Net")
+        mistakes.append(f"{key} must be given, for example {key}={example}")
         return None
-    rest = {key: value for key, value in given.items() if key not in ("_target_", "name")}
+    rest = {name: value for name, value in given.items() if name not in ("_target_", *own)}
     try:
-        arguments = json.dumps(rest)
+        called = {"name": "custom", "target": target, "arguments": json.dumps(rest)}
     except TypeError as error:  # a date, say
-        mistakes.append(f"arguments of model._target_ must be JSON: {error}")
+        mistakes.append(f"arguments of {key} must be JSON: {error}")
         return None
-    return schema.Custom(name="custom", target=target, arguments=arguments)
+    return _build(cls, group, {**{n: v for n, v in given.items() if n in own}, **called}, mistakes)
 
 
 def _build(cls: type, group: str, given: Mapping[str, Any], mistakes: list[str]) -> Any:
@@ -421,7 +426,9 @@ def _build(cls: type, group: str, given: Mapping[str, Any], mistakes: list[str])
     values: dict[str, Any] = {}
     for item in _fields(cls):
         path = f"{group}.{item.name}"
-        if item.name not in given:
+        if item.name not in given and item.default is not MISSING:
+            values[item.name] = item.default
+        elif item.name not in given:
             name = given.get("name", "OPTION")
             mistakes.append(f"{path} is missing; `defaults: [{name}]` in a file of your own has it")
         else:
