@@ -53,6 +53,9 @@ _OTHER_NAMES = {
     "resize": "data.image_size",
     "normalize": "data.normalization",
     "kaiming": "he",
+    "mode": "init.fan",
+    "filters": "model.channels model.width",
+    "noise_type": "data.noise",
     "glorot": "xavier",
     "plain": "none",
 }

@@ -119,11 +119,26 @@ class ImageFolder(Pictures):
 
 @dataclass(frozen=True, kw_only=True)
 class Quadratic(Data):
-    """The small 1-D regression set y = x² + x·noise, x ~ U(-1, 1), noise ~ N(0, noise_std²)."""
+    """The small 1-D regression set y = x² + x·noise, or with noise=additive x² + noise, with x
+    uniform in `range` and noise ~ N(0, noise_std²); `clean_validation` leaves the noise out of
+    validation and test."""
 
     samples: int = rule(ge=8, le=10**8)
+    range: tuple[float, float]
+    noise: Literal["proportional", "additive"]
+    clean_validation: bool
     noise_std: float = rule(ge=0)
     test: float = rule(gt=0)
+
+    def mistakes(self) -> list[str]:
+        """See `Data.mistakes`."""
+        low, high = self.range
+        found = super().mistakes()
+        if not (math.isfinite(low) and math.isfinite(high) and low < high):
+            found.append(
+                f"data.range must be two numbers, the lower first, got [{low:.15g}, {high:.15g}]"
+            )
+        return found
 
 
 Activation = Literal["relu", "leaky_relu", "tanh", "sigmoid", "gelu", "elu", "silu", "selu"]
@@ -141,14 +156,22 @@ class Mlp:
 @dataclass(frozen=True, kw_only=True)
 class ConvNet:
     """The two-convolution network of PyTorch courses: `depth` convolutions, `width` channels in
-    the first and twice as many in each next, each followed by a 2x2 max pool, then `hidden`."""
+    the first and twice as many in each next, or `channels` of each, each followed by a 2x2 max
+    pool, then `hidden`."""
 
     name: str
     width: int = rule(ge=1, le=2**16)
     depth: int = rule(ge=1, le=32)
+    channels: tuple[int, ...] | None = rule(ge=1, le=2**16, items=32)
     kernel_size: int = rule(ge=1, le=1001)
     hidden: tuple[int, ...] = rule(ge=1, le=2**24, items=1000)
     activation: Activation
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Channels of each convolution."""
+        own = self.channels
+        return tuple(self.width * 2**i for i in range(self.depth)) if own is None else own
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,25 +193,41 @@ class Custom:
     arguments: str
 
 
+Scheme = Literal[
+    "xavier",
+    "xavier_uniform",
+    "he",
+    "he_uniform",
+    "normal",
+    "uniform",
+    "zeros",
+    "ones",
+    "lecun",
+    "orthogonal",
+    "torch",
+    "keep",
+]
+OWN_FAN = {"xavier": "average", "xavier_uniform": "average"}
+OWN_FAN |= {"he": "in", "he_uniform": "in", "lecun": "in"}
+"""The schemes that divide by a fan, and by which one."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Init:
-    """How weights start; `gain` null is the scheme's own, `auto` the activation's."""
+    """How weights start; `gain` null is the scheme's own, `auto` the activation's. `fan`, what the
+    variance is divided by, null is the scheme's own too. `linear` and `conv` are schemes for one
+    type of layer, null the same as the other's."""
 
-    scheme: Literal[
-        "xavier",
-        "xavier_uniform",
-        "he",
-        "he_uniform",
-        "normal",
-        "uniform",
-        "zeros",
-        "ones",
-        "lecun",
-        "orthogonal",
-        "torch",
-        "keep",
-    ] = dynamic()
+    scheme: Scheme = dynamic()  # noqa: RUF009  (a word)
     gain: float | Literal["auto"] | None = dynamic(gt=0)
+    fan: Literal["in", "out", "average"] | None = dynamic()
+    linear: Scheme | None = dynamic()  # noqa: RUF009
+    conv: Scheme | None = dynamic()  # noqa: RUF009
+
+    @property
+    def schemes(self) -> tuple[str, str]:
+        """Of linear layers and of convolutions."""
+        return self.linear or self.scheme, self.conv or self.scheme
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -401,6 +440,19 @@ class ConsecutiveIncreases:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Changed copies of validation and test split that are measured as well; 0 measures none.
+
+    `shift` in whole pixels, `rotation` in degrees, `noise` a standard deviation of raw pixels;
+    `training/evaluation.py` says which copies.
+    """
+
+    shift: int = rule(ge=0)
+    rotation: float = rule(ge=0, le=180)
+    noise: float = rule(ge=0, le=100)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Training:
     """Budget, cadence, seed, device. `max_steps`, when given, wins over `max_epochs`;
     `eval_every` counts steps (null: every epoch); `checkpoint_every` too (0: never). `seeds` runs
@@ -442,7 +494,7 @@ class TensorBoard:
 class RunConfig:
     """A whole run. `objective` is a metric's name or `auto` (the task's own); `trust` lists the
     packages whose modules `model._target_` may name besides the closed table. What an older
-    best.pt or study holds may lack `logger`, which changes no number."""
+    best.pt or study holds may lack `logger` and `evaluation`, which are off then."""
 
     data: Data
     model: Mlp | ConvNet | ResNet | Custom
@@ -456,6 +508,7 @@ class RunConfig:
     objective: str
     trust: tuple[str, ...]
     logger: NoLogger | TensorBoard = NoLogger(name="none")
+    evaluation: Evaluation = Evaluation(shift=0, rotation=0.0, noise=0.0)
 
 
 OPTIONS: dict[str, dict[str, type]] = {
@@ -501,6 +554,7 @@ PLAIN: dict[str, type] = {
     "init": Init,
     "regularization": Regularization,
     "batch": Batch,
+    "evaluation": Evaluation,
     "training": Training,
 }
 """Groups with one set of keys."""

@@ -20,7 +20,7 @@ from sweepstack.engine import device
 from sweepstack.engine.spec import TrialSpec
 from sweepstack.engine.stack import Numbers, Stack
 from sweepstack.models import layers
-from sweepstack.training import early_stopping, own_optimizer, schedule
+from sweepstack.training import early_stopping, evaluation, own_optimizer, schedule
 from sweepstack.training import init as initialization
 from sweepstack.training import optimizer as optim
 from sweepstack.training.loss import Task, direction_of
@@ -72,7 +72,10 @@ class Program:
         self.spec, self.config = spec, config
         self.device = device.resolve(config.training)
         self.data: Dataset = data.load(config.data)
-        self.task = Task(self.data.task)
+        self.task = Task(self.data.task, tuple(evaluation.names(config.evaluation)))
+        affine = self.data.affine
+        scale = None if affine is None else affine.scale.to(self.device)
+        self.changes = evaluation.changes(config.evaluation, config.data.split_seed, scale)
         self.batch_size = config.batch.size * config.batch.accumulate  # samples of a step
         self.steps_per_epoch = len(self.data.train) // self.batch_size
         self.eval_every = config.training.eval_every or max(self.steps_per_epoch, 1)
@@ -121,12 +124,13 @@ class Program:
         named = {"objective": self.objective}
         if isinstance(config.schedule, Plateau):
             named["schedule.metric"] = config.schedule.metric
+        mistakes += evaluation.mistakes(config.evaluation, self.data)
         for key, metric in named.items():
             if metric not in self.task.objectives:
                 mistakes.append(
                     f"{key} must be one of {', '.join(self.task.objectives)} for "
                     f"{self.task.name} on {config.data.name}, got '{metric}'"
-                    f"{nearest(metric, self.task.objectives)}"
+                    f"{evaluation.hint(metric) or nearest(metric, self.task.objectives)}"
                 )
         if self.task.name == "regression" and self.spec.uses("label_smoothing"):
             mistakes.append(
@@ -251,7 +255,7 @@ class Program:
             with noted(mistakes):
                 own_optimizer.check(spec.config, self.module)
         try:
-            initialization.gain_of(spec.config.init, activation)
+            initialization.check(spec.config.init, activation)
         except InputError as error:
             mistakes += error.mistakes
         if self.total_steps(spec):  # 0 when the batch is larger than the split
@@ -289,7 +293,7 @@ class Program:
         if self.constant is not None:
             log.info("%s", self.init_summary)
         own_draws = self.constant is not None and module.state_dict().keys() - kept - {*drawn}
-        if own_draws or init.scheme == "keep":  # what the constructor draws follows the seed
+        if own_draws or "keep" in init.schemes:  # what the constructor draws follows the seed
             config = self.config
             module = models.build(config, self.data.input_shape, self.data.outputs, seed)
         values = initialization.draw(module, init, activation, seed, kept)

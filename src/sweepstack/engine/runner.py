@@ -29,6 +29,7 @@ from sweepstack.engine.program import Program
 from sweepstack.engine.spec import Monitor, Raised, State, TrialResult, TrialSpec, telling
 from sweepstack.engine.step import Block, Step
 from sweepstack.training import optimizer as optim
+from sweepstack.training.evaluation import Change
 
 log = logging.getLogger(__name__)
 
@@ -313,7 +314,7 @@ class Runner:
             self.monitor.diagnosed(slot.spec, rows)
 
     def _measure(self, split: str, places: list[int], *, best: bool) -> list[dict[str, float]]:
-        """Metrics of some slots on a split: means over its samples."""
+        """Metrics of some slots on a split: means over its samples, and over its changed copies."""
         began = time.perf_counter()
         stack = self.stack
         banks = (stack.best_params, stack.best_buffers) if best else stack.evaluated
@@ -324,12 +325,22 @@ class Runner:
             buffers = {name: view.index_select(0, chosen) for name, view in buffers.items()}
         data = {"val": self.program.data.val, "test": self.program.data.test}[split]
         assert data is not None
-        sums = self.step.measure(params, buffers, self.program.sources[split], len(data))
+
+        def measured(name: str, change: Change | None = None) -> list[dict[str, float]]:
+            source, count = self.program.sources[split], len(data)
+            sums = self.step.measure(params, buffers, source, count, change)
+            return [dict(self.program.task.means(row, count, name)) for row in sums]
+
+        found = measured(split)
+        for name, changes in self.program.changes.items():
+            copies = [measured(f"{split}_{name}", change) for change in changes]
+            for row, each in zip(found, zip(*copies, strict=True), strict=True):
+                row |= {key: sum(one[key] for one in each) / len(each) for key in each[0]}
         for place in places:
             slot = self.slots[place]
             assert slot is not None
             slot.seconds += (time.perf_counter() - began) / len(places)
-        return [dict(self.program.task.means(row, len(data), split)) for row in sums]
+        return found
 
 
 def _checkpoints(folder: Path) -> Path:
