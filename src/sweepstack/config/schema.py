@@ -145,21 +145,35 @@ Activation = Literal["relu", "leaky_relu", "tanh", "sigmoid", "gelu", "elu", "si
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mlp:
-    """A multilayer perceptron; `hidden` lists the units of each hidden layer."""
+class Model:
+    """What models of conf/model have besides model=custom.
+
+    `weights` is a file of tensors or the folder of another run, and for torchvision also a name of
+    its weights; null draws all by `init`. `freeze` names parameters that are not trained, by globs
+    or as `backbone`: all but the last layer. `cache_features` computes once for each sample what
+    frozen layers give, where that is possible; it changes numbers by rounding alone.
+    """
 
     name: str
+    weights: str | None = rule(default=None)
+    freeze: tuple[str, ...] = rule(default=())
+    cache_features: bool | Literal["auto"] = rule(default="auto", place=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mlp(Model):
+    """A multilayer perceptron; `hidden` lists the units of each hidden layer."""
+
     hidden: tuple[int, ...] = rule(ge=1, le=2**24, items=1000)
     activation: Activation
 
 
 @dataclass(frozen=True, kw_only=True)
-class ConvNet:
+class ConvNet(Model):
     """The two-convolution network of PyTorch courses: `depth` convolutions, `width` channels in
     the first and twice as many in each next, or `channels` of each, each followed by a 2x2 max
     pool, then `hidden`."""
 
-    name: str
     width: int = rule(ge=1, le=2**16)
     depth: int = rule(ge=1, le=32)
     channels: tuple[int, ...] | None = rule(ge=1, le=2**16, items=32)
@@ -175,13 +189,29 @@ class ConvNet:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ResNet:
+class ResNet(Model):
     """`depth` residual blocks with batch norm in up to three stages; `width` channels at first."""
 
-    name: str
     width: int = rule(ge=1, le=2**16)
     depth: int = rule(ge=1, le=1000)
     activation: Activation
+
+
+@dataclass(frozen=True, kw_only=True)
+class TorchvisionModel(Model):
+    """A classification model of torchvision by its name there, with the data's outputs."""
+
+    arch: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class HubModel(Model):
+    """`entry` of the hubconf.py in `repo`, a folder or owner/name on GitHub, which `trust` must
+    name; all other keys are its `arguments`, held as JSON."""
+
+    repo: str
+    entry: str
+    arguments: str = "{}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -250,8 +280,10 @@ class CustomOptimizer(Optimizer):
 @dataclass(frozen=True, kw_only=True)
 class Stacked(Optimizer):
     """Those that train stacks. `momentum` and `nesterov` are accepted by all, so that one grid can
-    span optimizers; `INERT` lists where they change nothing."""
+    span optimizers; `INERT` lists where they change nothing. All layers but the last learn at lr
+    times `backbone_lr_factor`."""
 
+    backbone_lr_factor: float = dynamic(default=1.0, gt=0)
     momentum: float = dynamic(ge=0, lt=1)
     nesterov: bool = dynamic()
 
@@ -459,7 +491,8 @@ class Training:
     with the seeds from `seed` on count as one, by their mean (`seeds.py`). `width` is the most
     trials of a sweep that are trained as one stack (`width.py`). With `ema_decay`, an average of
     the weights is evaluated and kept, 0 is off (`stack.py`). `diagnostics` says what the layers do
-    (`diagnostics.py`)."""
+    (`diagnostics.py`). What `model.freeze` names trains too after `unfreeze_at` steps (null:
+    never)."""
 
     max_steps: int | None = dynamic(ge=1)
     max_epochs: int | None = dynamic(ge=1)
@@ -470,6 +503,7 @@ class Training:
     precision: Literal["fp32", "tf32", "bf16"]
     deterministic: bool
     checkpoint_every: int = dynamic(ge=0)
+    unfreeze_at: int | None = dynamic(default=None, ge=1)
     ema_decay: float = dynamic(default=0.0, ge=0, lt=1)
     width: int | Literal["auto"] = place(ge=1, le=65536)
     compile: bool
@@ -497,7 +531,7 @@ class RunConfig:
     best.pt or study holds may lack `logger` and `evaluation`, which are off then."""
 
     data: Data
-    model: Mlp | ConvNet | ResNet | Custom
+    model: Mlp | ConvNet | ResNet | TorchvisionModel | HubModel | Custom
     init: Init
     optimizer: Optimizer
     schedule: Schedule
@@ -520,7 +554,14 @@ OPTIONS: dict[str, dict[str, type]] = {
         "image_folder": ImageFolder,
         "quadratic": Quadratic,
     },
-    "model": {"mlp": Mlp, "convnet": ConvNet, "resnet": ResNet, "custom": Custom},
+    "model": {
+        "mlp": Mlp,
+        "convnet": ConvNet,
+        "resnet": ResNet,
+        "torchvision": TorchvisionModel,
+        "hub": HubModel,
+        "custom": Custom,
+    },
     "optimizer": {
         "sgd": Sgd,
         "adam": Adam,
@@ -570,6 +611,8 @@ INERT: dict[str, frozenset[str]] = {
 
 FEATURES: dict[str, Callable[[RunConfig], bool]] = {
     "weight_decay": lambda c: c.regularization.weight_decay > 0,
+    "backbone_lr": lambda c: getattr(c.optimizer, "backbone_lr_factor", 1) != 1,
+    "unfreeze": lambda c: c.training.unfreeze_at is not None,
     "dampening": lambda c: dampens(c.optimizer),
     "ema": lambda c: c.training.ema_decay > 0,
     "l1": lambda c: c.regularization.l1 > 0,

@@ -209,7 +209,10 @@ class Runner:
         if complete and "test" in self.program.sources:
             tests = dict(zip(complete, self._measure("test", complete, best=True), strict=True))
         slots = {place: slot for place, slot in self.live if place in ends}
-        best = {place: self.stack.best(place) for place, slot in slots.items() if slot.best}
+        shared = self.program.shared_on_cpu if complete else {}
+        best = {
+            place: self.stack.best(place) | shared for place, slot in slots.items() if slot.best
+        }
         results = []
         for place, slot in slots.items():  # nothing here can raise: each has its result
             (state, error), self.slots[place] = ends[place], None
@@ -232,8 +235,7 @@ class Runner:
         lrs = [slot.lrs(steps) if slot else [0.0] * steps for slot in self.slots]
         lr = torch.tensor(lrs, dtype=torch.float64).T.contiguous().to(place)
         index = (torch.arange(steps).unsqueeze(1) + at).to(place)
-        keys = {n: streams.split(stack.keys[n], index) for n in self.step.streams()}
-        block = Block(self._samples(live, steps), lr, index + 1, keys)
+        block = Block(self._samples(live, steps), lr, index + 1, self.step.keys(stack, index))
         columns = self.executor.run(block).T.tolist()
         seconds = time.perf_counter() - began
         self.block_steps = max(1, min(1000, round(BLOCK_SECONDS / seconds * steps)))
