@@ -9,11 +9,11 @@ from __future__ import annotations
 import contextlib
 import json
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, fields
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
 from hydra.core.config_store import ConfigStore
@@ -380,6 +380,8 @@ def _group(group: str, given: Any, mistakes: list[str]) -> Any:
         return _build(schema.PLAIN[group], group, given, mistakes)
     if group == "model" and "_target_" in given:
         return _custom(given, mistakes)
+    if group == "data" and "_target_" in given:
+        return _custom_data(given, mistakes)
     options = schema.OPTIONS[group]
     name = given.get("name")
     if not isinstance(name, str) or name not in options:
@@ -392,17 +394,44 @@ def _group(group: str, given: Any, mistakes: list[str]) -> Any:
 
 
 def _custom(given: Mapping[str, Any], mistakes: list[str]) -> schema.Custom | None:
+    found = _called("model", given, ("name",), mistakes)
+    return None if found is None else schema.Custom(name="custom", **found)
+
+
+def _custom_data(given: Mapping[str, Any], mistakes: list[str]) -> schema.CustomData | None:
+    """Keys that every dataset has stay as they are, the others are the arguments."""
+    own = {item.name for item in _fields(schema.CustomData)} - {"target", "arguments"}
+    found = _called("data", given, own, mistakes)
+    rest = {key: value for key, value in given.items() if key in own}
+    for key in ("val", "test"):
+        if isinstance(rest.get(key), Mapping):
+            rest[key] = json.dumps(rest[key], default=str)
+        elif isinstance(rest.get(key), str):
+            mistakes.append(
+                f"data.{key} must hold the arguments of that split, as data.{key}='{{split: "
+                f"{key}}}', got {rest[key]!r}"
+            )
+    if found is None:
+        return None
+    whole = {**rest, **found, "name": "custom"}
+    return cast(schema.CustomData | None, _build(schema.CustomData, "data", whole, mistakes))
+
+
+def _called(
+    group: str, given: Mapping[str, Any], own: Iterable[str], mistakes: list[str]
+) -> dict[str, str] | None:
+    """`target` and `arguments` of what `_target_` names: all keys but our own."""
     target = given["_target_"]
     if not isinstance(target, str) or target == "???":
-        mistakes.append("model._target_ must be given, for example model._target_=mypackage.Net")
+        example = {"model": "mypackage.Net", "data": "mypackage.MyDataset"}[group]
+        mistakes.append(f"{group}._target_ must be given, for example {group}._target_={example}")
         return None
-    rest = {key: value for key, value in given.items() if key not in ("_target_", "name")}
+    rest = {key: value for key, value in given.items() if key not in ("_target_", *own)}
     try:
-        arguments = json.dumps(rest)
+        return {"target": target, "arguments": json.dumps(rest)}
     except TypeError as error:  # a date, say
-        mistakes.append(f"arguments of model._target_ must be JSON: {error}")
+        mistakes.append(f"arguments of {group}._target_ must be JSON: {error}")
         return None
-    return schema.Custom(name="custom", target=target, arguments=arguments)
 
 
 def _build(cls: type, group: str, given: Mapping[str, Any], mistakes: list[str]) -> Any:

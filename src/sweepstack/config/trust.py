@@ -107,7 +107,10 @@ def _own(trusted: Sequence[str]) -> list[str]:
 
 
 def locate(
-    target: str, trusted: Sequence[str] = (), arguments: Mapping[str, Any] | None = None
+    target: str,
+    trusted: Sequence[str] = (),
+    arguments: Mapping[str, Any] | None = None,
+    key: str = "model._target_",
 ) -> Maker:
     """Import and return the class or function that `target` names.
 
@@ -115,11 +118,20 @@ def locate(
         target: a dotted name.
         trusted: packages that the user trusts; only their modules are imported.
         arguments: of the later call.
+        key: what names it, for messages.
 
     Raises:
         InputError: not allowed, not found, neither class nor function, defined elsewhere, or
             arguments that name what is not allowed or ask torchvision for weights.
     """
+    try:
+        return _locate(target, trusted, arguments)
+    except InputError as error:
+        lines = [line.replace("model._target_", key) for line in error.mistakes]
+        raise InputError(lines) from error
+
+
+def _locate(target: str, trusted: Sequence[str], arguments: Mapping[str, Any] | None) -> Maker:
     check_target(target, trusted)
     _check_nested(arguments or {}, trusted)
     found = _table_of(target).get(target) or _walk(target, _own(trusted))
@@ -131,6 +143,20 @@ def locate(
                     "downloaded only with trust=[torchvision]"
                 )
     return found
+
+
+def check_data(target: str, trusted: Sequence[str]) -> None:
+    """Check the name of a dataset's class, which the table has none of; nothing is imported.
+
+    Raises:
+        InputError: it lies in no package of `trusted`.
+    """
+    proper = all(part.isidentifier() and not part.startswith("__") for part in target.split("."))
+    if not proper or not within(target, _own(trusted)):
+        raise InputError(
+            "data._target_ must name something defined in a package of trust=[...], "
+            f"got '{one_line(target)}'"
+        )
 
 
 def _check_nested(node: Any, trusted: Sequence[str]) -> None:

@@ -43,9 +43,11 @@ _STRENGTHS = (
 
 
 @lru_cache(maxsize=2)
-def _sources(config: Any, place: str) -> dict[str, batches.Source]:
+def _sources(
+    config: Any, trust: tuple[str, ...], _stamp: data.Stamp, place: str
+) -> dict[str, batches.Source]:
     """The splits of a dataset as sources of batches; kept, so that a sweep loads them once."""
-    dataset, target = data.load(config), torch.device(place)
+    dataset, target = data.load(config, trust), torch.device(place)
     splits = {"train": dataset.train, "val": dataset.val, "test": dataset.test}
     return {
         name: batches.source(split, target, config.placement, config.workers)
@@ -73,7 +75,7 @@ class Program:
         config = spec.config
         self.spec, self.config = spec, config
         self.device = device.resolve(config.training)
-        self.data: Dataset = data.load(config.data)
+        self.data: Dataset = data.load(config.data, config.trust)
         self.task = Task(self.data.task)
         self.batch_size = config.batch.size
         self.steps_per_epoch = len(self.data.train) // self.batch_size
@@ -96,15 +98,18 @@ class Program:
         self.module.to(self.device)
         self.dropouts = layers.dropouts(self.module)
         self.batch_norms = layers.batch_norms(self.module)
-        self.sources = _sources(config.data, str(self.device))
+        self.sources = _sources(
+            config.data, config.trust, data.stamp(config.data), str(self.device)
+        )
         resident = isinstance(self.sources["train"], batches.DeviceSource)
         self.order_device = self.device if resident else torch.device("cpu")
 
     @classmethod
     def of(cls, spec: TrialSpec) -> Program:
         """The program of a spec's static part; those last asked for are kept."""
-        program = _programs.pop(spec.static, None) or cls(spec)
-        _programs[spec.static] = program
+        key = (spec.static, data.stamp(spec.config.data))  # files that changed are read again
+        program = _programs.pop(key, None) or cls(spec)
+        _programs[key] = program
         if len(_programs) > KEPT:
             del _programs[next(iter(_programs))]
         return program
@@ -333,6 +338,9 @@ class Program:
             "input_shape": list(self.data.input_shape),
             "outputs": self.data.outputs,
             "classes": list(self.data.classes),
+            "task": self.data.task,
+            "columns": self.data.columns,
+            "batch_norms": [name for name, _ in self.batch_norms],
             "shift": None if affine is None else affine.shift,
             "scale": None if affine is None else affine.scale,
         }
