@@ -9,11 +9,11 @@ from __future__ import annotations
 import contextlib
 import json
 import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, fields
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import yaml
 from hydra.core.config_store import ConfigStore
@@ -46,6 +46,12 @@ _OTHER_NAMES = {
     "layers": "model.hidden",
     "hidden_size": "model.hidden",
     "path": "data.root",
+    "random_crop": "regularization.random_resized_crop regularization.crop_padding",
+    "color_jitter": "regularization.brightness regularization.contrast",
+    "randaugment": "regularization.rand_augment",
+    "erasing": "regularization.random_erasing",
+    "resize": "data.image_size",
+    "normalize": "data.normalization",
     "kaiming": "he",
     "glorot": "xavier",
     "plain": "none",
@@ -284,10 +290,8 @@ def _suggest(key: str, known: Sequence[str], composed: DictConfig) -> str:
         chosen = OmegaConf.select(composed, f"{group}.name")
         return f": {group}={chosen} has none, {group}={'|'.join(elsewhere)} have"
     leaves = [name for name in known if not name.startswith("hydra.") and "." in name]
-    other = _OTHER_NAMES.get(last, "")
     same = [name for name in leaves if name.rpartition(".")[2] == last]
-    if not same and other in leaves:
-        same = [other]
+    same = same or [name for name in _OTHER_NAMES.get(last, "").split() if name in leaves]
     if same:
         return f"; did you mean {' or '.join(repr(name) for name in same)}?"
     near = nearest(key, [name for name in known if not name.endswith(".name")])
@@ -378,10 +382,8 @@ def _group(group: str, given: Any, mistakes: list[str]) -> Any:
         return None
     if group in schema.PLAIN:
         return _build(schema.PLAIN[group], group, given, mistakes)
-    if group == "model" and "_target_" in given:
-        return _custom(given, mistakes)
-    if group == "data" and "_target_" in given:
-        return _custom_data(given, mistakes)
+    if "_target_" in given and "custom" in schema.OPTIONS[group]:
+        return _custom(group, given, mistakes)
     options = schema.OPTIONS[group]
     name = given.get("name")
     if not isinstance(name, str) or name not in options:
@@ -393,45 +395,41 @@ def _group(group: str, given: Any, mistakes: list[str]) -> Any:
     return _build(options[name], group, given, mistakes)
 
 
-def _custom(given: Mapping[str, Any], mistakes: list[str]) -> schema.Custom | None:
-    found = _called("model", given, ("name",), mistakes)
-    return None if found is None else schema.Custom(name="custom", **found)
+def _custom(group: str, given: Mapping[str, Any], mistakes: list[str]) -> Any:
+    """What `_target_` names: keys that the group's custom option has are its own, all others are
+    arguments."""
+    cls = schema.OPTIONS[group]["custom"]
+    own = {item.name for item in _fields(cls)} - {"target", "arguments"}
+    key, target = f"{group}._target_", given["_target_"]
+    if not isinstance(target, str) or target == "???":
+        examples = {"optimizer": "torch.optim.Adadelta", "data": "mypackage.MyDataset"}
+        example = examples.get(group, "mypackage.Net")
+        mistakes.append(f"{key} must be given, for example {key}={example}")
+        return None
+    rest = {name: value for name, value in given.items() if name not in ("_target_", *own)}
+    try:
+        called = {"name": "custom", "target": target, "arguments": json.dumps(rest)}
+    except TypeError as error:  # a date, say
+        mistakes.append(f"arguments of {key} must be JSON: {error}")
+        return None
+    kept = {name: value for name, value in given.items() if name in own}
+    if group == "data":
+        kept |= _splits(kept, mistakes)
+    return _build(cls, group, {**kept, **called}, mistakes)
 
 
-def _custom_data(given: Mapping[str, Any], mistakes: list[str]) -> schema.CustomData | None:
-    """Keys that every dataset has stay as they are, the others are the arguments."""
-    own = {item.name for item in _fields(schema.CustomData)} - {"target", "arguments"}
-    found = _called("data", given, own, mistakes)
-    rest = {key: value for key, value in given.items() if key in own}
+def _splits(given: Mapping[str, Any], mistakes: list[str]) -> dict[str, str]:
+    """The arguments in which the splits of data=custom differ, as JSON."""
+    found = {}
     for key in ("val", "test"):
-        if isinstance(rest.get(key), Mapping):
-            rest[key] = json.dumps(rest[key], default=str)
-        elif isinstance(rest.get(key), str):
+        if isinstance(given.get(key), Mapping):
+            found[key] = json.dumps(given[key], default=str)
+        elif isinstance(given.get(key), str):
             mistakes.append(
                 f"data.{key} must hold the arguments of that split, as data.{key}='{{split: "
-                f"{key}}}', got {rest[key]!r}"
+                f"{key}}}', got {given[key]!r}"
             )
-    if found is None:
-        return None
-    whole = {**rest, **found, "name": "custom"}
-    return cast(schema.CustomData | None, _build(schema.CustomData, "data", whole, mistakes))
-
-
-def _called(
-    group: str, given: Mapping[str, Any], own: Iterable[str], mistakes: list[str]
-) -> dict[str, str] | None:
-    """`target` and `arguments` of what `_target_` names: all keys but our own."""
-    target = given["_target_"]
-    if not isinstance(target, str) or target == "???":
-        example = {"model": "mypackage.Net", "data": "mypackage.MyDataset"}[group]
-        mistakes.append(f"{group}._target_ must be given, for example {group}._target_={example}")
-        return None
-    rest = {key: value for key, value in given.items() if key not in ("_target_", *own)}
-    try:
-        return {"target": target, "arguments": json.dumps(rest)}
-    except TypeError as error:  # a date, say
-        mistakes.append(f"arguments of {group}._target_ must be JSON: {error}")
-        return None
+    return found
 
 
 def _build(cls: type, group: str, given: Mapping[str, Any], mistakes: list[str]) -> Any:
@@ -443,7 +441,9 @@ def _build(cls: type, group: str, given: Mapping[str, Any], mistakes: list[str])
     values: dict[str, Any] = {}
     for item in _fields(cls):
         path = f"{group}.{item.name}"
-        if item.name not in given:
+        if item.name not in given and item.default is not MISSING:
+            values[item.name] = item.default
+        elif item.name not in given:
             name = given.get("name", "OPTION")
             mistakes.append(f"{path} is missing; `defaults: [{name}]` in a file of your own has it")
         else:

@@ -25,8 +25,8 @@ from optuna.trial import FrozenTrial
 
 from sweepstack.config import reading
 from sweepstack.config.errors import InputError, one_line
-from sweepstack.config.schema import Custom, CustomData, RunConfig
-from sweepstack.config.trust import beyond_values, check_data, check_target, parts
+from sweepstack.config.schema import RunConfig
+from sweepstack.config.trust import beyond_values, check_target, parts
 from sweepstack.engine.spec import TrialSpec
 from sweepstack.study.attributes import OVERRIDES
 from sweepstack.study.view import StudyView
@@ -124,17 +124,19 @@ def _changed(
 
 
 def _check_target(trial: FrozenTrial, found: RunConfig, trust: Sequence[str]) -> None:
-    """Refuse a custom model or dataset that nobody trusts, before anything of it is looked at."""
-    try:
-        if isinstance(found.model, Custom):
-            check_target(found.model.target, trust)
-        if isinstance(found.data, CustomData):
-            check_data(found.data.target, trust)
-    except InputError as error:
-        raise InputError(
-            f"trial {trial.number}: {one_line(error)}: a study is not trusted; if you trust "
-            "it, add --trust PACKAGE"
-        ) from None
+    """Refuse a custom model, optimizer or dataset that nobody trusts, before anything of it is
+    looked at."""
+    for group in ("model", "optimizer", "data"):
+        chosen = getattr(found, group)
+        target = getattr(chosen, "target", None) if chosen.name == "custom" else None
+        try:
+            if target is not None:
+                check_target(target, trust, f"{group}._target_")
+        except InputError as error:
+            raise InputError(
+                f"trial {trial.number}: {one_line(error)}: a study is not trusted; if you trust "
+                "it, add --trust PACKAGE"
+            ) from None
 
 
 def _hash(trial: FrozenTrial) -> str | None:
@@ -230,23 +232,21 @@ def _kept(view: StudyView, trial: FrozenTrial) -> Plain | None:
 
 
 def _as_typed(plain: Plain) -> Plain:
-    """A config as its YAML files have it: the arguments of a custom model or dataset beside its
-    target."""
-    typed = dict(plain)
-    for group in ("model", "data"):
-        given = plain[group]
-        if given.get("name") != "custom" or "arguments" not in given:
+    """A config as its YAML files have it: a custom group's arguments beside its target."""
+    found = dict(plain)
+    for group, given in plain.items():
+        if not isinstance(given, dict) or given.get("name") != "custom" or "arguments" not in given:
             continue
-        held = {key: given.get(key) for key in ("arguments", "val", "test")}
-        found = {k: json.loads(text) for k, text in held.items() if isinstance(text, str)}
-        if not all(isinstance(value, dict) for value in found.values()):
+        arguments, own = json.loads(given["arguments"]), {**given}
+        if group == "data":
+            splits = {key: own[key] for key in ("val", "test") if isinstance(own[key], str)}
+            own |= {key: json.loads(text) for key, text in splits.items()}
+        if not isinstance(arguments, dict):
             raise InputError(f"{group}.arguments must be a JSON object")
-        arguments = found.pop("arguments")
-        # A model's own keys are its arguments.
-        own = {} if group == "model" else {k: v for k, v in given.items() if k != "arguments"}
-        own.pop("target", None)
-        typed[group] = {**arguments, **own, **found, "name": "custom", "_target_": given["target"]}
-    return typed
+        target = own.pop("target")
+        del own["arguments"]
+        found[group] = {**arguments, **own, "_target_": target}
+    return found
 
 
 # --- for people --------------------------------------------------------------------------------
