@@ -29,7 +29,9 @@ OPTIONS = [
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
 def test_every_option_composes_and_passes_its_schema(group, option):
-    read = config.read(config.compose([f"{group}={option}"]))
+    required = {"arrays": ["train=a"], "table": ["train=a", "target=b"], "huggingface": ["path=a"]}
+    needed = [f"data.{word}" for word in required.get(option, ())]
+    read = config.read(config.compose([f"{group}={option}", *needed]))
     chosen = getattr(read, group)
     assert option == (chosen.scheme if group == "init" else chosen.name)
 
@@ -151,8 +153,8 @@ def test_defaults_are_a_run_on_digits():
         ),
         (
             ["data=MNIST"],
-            "data must be one of cifar10, digits, fashion_mnist, image_folder, mnist, "
-            "quadratic, got 'MNIST'; did you mean 'mnist'?",
+            "data must be one of arrays, cifar10, custom, digits, fashion_mnist, huggingface, "
+            "image_folder, mnist, quadratic, table, got 'MNIST'; did you mean 'mnist'?",
         ),
         (
             ["model=custom"],

@@ -43,6 +43,10 @@ _OWN: dict[str, dict[str, Any]] = {
         "image_size": None,
     },
 }
+_FILES = {"train": "???", "val": None, "test": None, "task": "auto"}
+_OWN["arrays"] = {**_FILES, "image_size": None}
+_OWN["table"] = {**_FILES, "target": ("y",), "exclude": ()}
+_OWN["custom"] = {"val": None, "test": None, "task": "auto", "image_size": None}
 _TORCHVISION = {"root": "data", "download": False, "image_size": None}
 
 Configure = Callable[..., Any]

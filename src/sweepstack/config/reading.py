@@ -416,7 +416,8 @@ def _custom(group: str, given: Mapping[str, Any], mistakes: list[str]) -> Any:
     own = {item.name for item in _fields(cls)} - {"target", "arguments"}
     key, target = f"{group}._target_", given["_target_"]
     if not isinstance(target, str) or target == "???":
-        example = {"optimizer": "torch.optim.Adadelta"}.get(group, "mypackage.Net")
+        examples = {"optimizer": "torch.optim.Adadelta", "data": "mypackage.MyDataset"}
+        example = examples.get(group, "mypackage.Net")
         mistakes.append(f"{key} must be given, for example {key}={example}")
         return None
     own -= {"name"} if given.get("name", "custom") != "custom" else set()  # an argument
@@ -426,7 +427,24 @@ def _custom(group: str, given: Mapping[str, Any], mistakes: list[str]) -> Any:
     except TypeError as error:  # a date, say
         mistakes.append(f"arguments of {key} must be JSON: {error}")
         return None
-    return _build(cls, group, {**{n: v for n, v in given.items() if n in own}, **called}, mistakes)
+    kept = {name: value for name, value in given.items() if name in own}
+    if group == "data":
+        kept |= _splits(kept, mistakes)
+    return _build(cls, group, {**kept, **called}, mistakes)
+
+
+def _splits(given: Mapping[str, Any], mistakes: list[str]) -> dict[str, str]:
+    """The arguments in which the splits of data=custom differ, as JSON."""
+    found = {}
+    for key in ("val", "test"):
+        if isinstance(given.get(key), Mapping):
+            found[key] = json.dumps(given[key], default=str)
+        elif isinstance(given.get(key), str):
+            mistakes.append(
+                f"data.{key} must hold the arguments of that split, as data.{key}='{{split: "
+                f"{key}}}', got {given[key]!r}"
+            )
+    return found
 
 
 def _with_arguments(given: Mapping[str, Any], cls: type) -> Mapping[str, Any]:

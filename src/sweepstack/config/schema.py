@@ -62,7 +62,9 @@ class Data:
         """Rules between keys, or that need more than a bound: one line for each broken one."""
         found = []
         for key in ("test", "validation"):
-            amount = getattr(self, key, 0.5)
+            amount = getattr(self, key, None)
+            if not isinstance(amount, float):  # null, or what is the split
+                continue
             if not 0 < amount < 1 and not (amount >= 1 and float(amount).is_integer()):
                 found.append(
                     f"data.{key} must be a share between 0 and 1 or a whole number of samples, "
@@ -139,6 +141,62 @@ class Quadratic(Data):
                 f"data.range must be two numbers, the lower first, got [{low:.15g}, {high:.15g}]"
             )
         return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Own(Data):
+    """Data of your own. `auto` takes the task from the targets; `test` is the test split, or the
+    share or number held out of the training samples, or null for none; a null `val` holds out
+    `validation`."""
+
+    task: Literal["auto", "multiclass", "binary", "multilabel", "regression"]
+    val: str | None
+    test: float | str | None = rule(gt=0)
+
+    def mistakes(self) -> list[str]:
+        """See `Data`."""
+        found = super().mistakes()
+        for key, example in (("train", "FILE"), ("path", "FOLDER")):
+            if getattr(self, key, "") == "???":
+                found.append(f"data.{key} must be given, for example data.{key}={example}")
+        if getattr(self, "target", None) in ((), ("???",)):
+            found.append("data.target must be given, for example data.target=COLUMN")
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arrays(Own, Pictures):
+    """Files that hold arrays x and y: .npz, .npy, .pt or .safetensors."""
+
+    train: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table(Own):
+    """Files that hold a row for each sample: .csv or .parquet; `target` are the columns to be
+    predicted, `exclude` columns that are not read."""
+
+    train: str
+    target: tuple[str, ...]
+    exclude: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CustomData(Own, Pictures):
+    """Any map-style torch Dataset under the trust rule; all other keys are its `arguments`, held as
+    JSON; so are `val` and `test`, the arguments in which those splits differ."""
+
+    target: str
+    arguments: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class HuggingFace(Own, Pictures):
+    """A folder written by `datasets.Dataset.save_to_disk`; `val` and `test` are names of splits."""
+
+    path: str
+    train: str
+    target: str | None
 
 
 Activation = Literal["relu", "leaky_relu", "tanh", "sigmoid", "gelu", "elu", "silu", "selu"]
@@ -553,6 +611,10 @@ OPTIONS: dict[str, dict[str, type]] = {
         "cifar10": Torchvision,
         "image_folder": ImageFolder,
         "quadratic": Quadratic,
+        "arrays": Arrays,
+        "table": Table,
+        "custom": CustomData,
+        "huggingface": HuggingFace,
     },
     "model": {
         "mlp": Mlp,

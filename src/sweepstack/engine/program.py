@@ -44,9 +44,11 @@ _STRENGTHS = (
 
 
 @lru_cache(maxsize=2)
-def _sources(config: Any, place: str) -> dict[str, batches.Source]:
+def _sources(
+    config: Any, trust: tuple[str, ...], _stamp: data.Stamp, place: str
+) -> dict[str, batches.Source]:
     """The splits of a dataset as sources of batches; kept, so that a sweep loads them once."""
-    dataset, target = data.load(config), torch.device(place)
+    dataset, target = data.load(config, trust), torch.device(place)
     splits = {"train": dataset.train, "val": dataset.val, "test": dataset.test}
     return {
         name: batches.source(split, target, config.placement, config.workers)
@@ -95,11 +97,11 @@ class Program:
         self.device = device.resolve(config.training)
         asked = config.data
         if isinstance(config.model, TorchvisionModel) and config.model.weights:
-            raw = data.load(replace(config.data, normalization="none"))
+            raw = data.load(replace(config.data, normalization="none"), config.trust)
             asked = pretrained.as_weights_ask(config.model, config.data, raw.input_shape[0])
             if asked != config.data:
                 log.info("%s", _said_of(config.model, asked))
-        self.data: Dataset = data.load(asked)
+        self.data: Dataset = data.load(asked, config.trust)
         self.seen = self.data  # what the whole model is fed
         self.task = Task(self.data.task, tuple(evaluation.names(config.evaluation)))
         affine = self.data.affine
@@ -124,7 +126,7 @@ class Program:
         if mistakes:
             raise InputError(mistakes)
         self.whole = self.module.to(self.device)
-        self.sources = _sources(asked, str(self.device))
+        self.sources = _sources(asked, config.trust, data.stamp(asked), str(self.device))
         self._cut()
         kept = dict(layers.dropouts(self.module))
         numbered = enumerate(layers.dropouts(self.whole))
@@ -140,8 +142,9 @@ class Program:
     @classmethod
     def of(cls, spec: TrialSpec) -> Program:
         """The program of a spec's static part; those last asked for are kept."""
-        program = _programs.pop(spec.static, None) or cls(spec)
-        _programs[spec.static] = program
+        key = (spec.static, data.stamp(spec.config.data))  # files that changed are read again
+        program = _programs.pop(key, None) or cls(spec)
+        _programs[key] = program
         if len(_programs) > KEPT:
             del _programs[next(iter(_programs))]
         return program
@@ -532,6 +535,9 @@ class Program:
             "input_shape": list(self.seen.input_shape),
             "outputs": self.data.outputs,
             "classes": list(self.data.classes),
+            "task": self.data.task,
+            "columns": self.data.columns,
+            "batch_norms": [name for name, _ in layers.batch_norms(self.whole)],
             "shift": None if affine is None else affine.shift,
             "scale": None if affine is None else affine.scale,
         }

@@ -140,7 +140,7 @@ class Runner:
             if slot.spec.folder is None or slot.step == 0 or (due and not slot.checkpoints):
                 continue
             state = {
-                "config_hash": slot.spec.config_hash,
+                "config_hash": slot.identity,
                 "tensors": self.stack.save(place),
                 "slot": slot.state(),
             }
@@ -197,7 +197,7 @@ class Runner:
         return Slot(self.program, spec)
 
     def _resume(self, slot: Slot, place: int, folder: Path) -> None:
-        saved = checkpoint.load_trial(folder, slot.spec.config_hash)
+        saved = checkpoint.load_trial(folder, slot.identity)
         if saved is not None:
             self.stack.load(place, saved["tensors"])
             slot.restore(saved["slot"])
@@ -370,6 +370,11 @@ class Slot:
         self.stopped_early = False
         self.order_key = program.order_key(spec)
         self._epoch, self._order = -1, torch.empty(0, dtype=torch.int64)
+
+    @property
+    def identity(self) -> str:
+        """What a checkpoint must have been written with: the config and the same data."""
+        return self.spec.config_hash + self.program.data.fingerprint
 
     # --- the next steps --------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-TaskName = Literal["multiclass", "binary", "regression"]
+TaskName = Literal["multiclass", "binary", "multilabel", "regression"]
 Direction = Literal["maximize", "minimize"]
 
 _MEASURES: dict[TaskName, tuple[str, ...]] = {

@@ -30,7 +30,7 @@ from sweepstack.engine import seeds
 from sweepstack.engine.seeds import Group
 from sweepstack.engine.spec import Monitor, TrialResult, TrialSpec
 from sweepstack.engine.width import MANY, Widths
-from sweepstack.study.attributes import EFFECT, EQUALS, PLANNED, PREFIX
+from sweepstack.study.attributes import DATA_HASH, EFFECT, EQUALS, PLANNED, PREFIX
 from sweepstack.sweep import samplers
 from sweepstack.sweep.book.records import checkpointed
 from sweepstack.sweep.plan import PLACES, Plan
@@ -365,8 +365,11 @@ class Trainer(Monitor):
             "config_hash": spec.config_hash,
             EFFECT: effect(spec.config),
         }
-        if results[0].device and _program(spec).device.type == "cuda":  # else it never began
-            attributes["gpu_seconds"] = numbers["seconds"]
+        if results[0].device:  # else it never began
+            if _program(spec).device.type == "cuda":
+                attributes["gpu_seconds"] = numbers["seconds"]
+            if fingerprint := _program(spec).data.fingerprint:
+                attributes[DATA_HASH] = fingerprint
         if group.size > 1:
             values = [result.value for result in results]
             attributes |= {"seeds": group.size, "values": values, "std": seeds.spread(values)}
