@@ -107,7 +107,7 @@ class Step:
         every = sum(1 for _ in self.module.named_parameters(remove_duplicate=False))
         self.tied = parameters != every
         on_cpu = program.device.type == "cpu" and not self.compiles
-        self.fused = on_cpu and not uses("dampening") and fused.works(self.rule.name)
+        self.fused = on_cpu and not self.uses("dampening") and fused.works(self.rule.name)
         self._compiled: dict[Hashable, Callable[..., Any]] = {}
 
     def _augmentation(self) -> Augmentation:
