@@ -58,14 +58,17 @@ def compose(*overrides: str, config_dir: str | None = None) -> TrialSpec:
     return TrialSpec(config.read(config.compose(overrides, config_dir)))
 
 
-def history(study: str, storage: str = STORAGE) -> pd.DataFrame:
-    """A study's evaluations, one row per trial, seed and step: the learning rate and metrics.
+def history(study: str, storage: str = STORAGE, *, layers: bool = False) -> pd.DataFrame:
+    """A study's evaluations, one row per trial, seed and step: the learning rate and metrics; or,
+    with `layers`, what each layer does then, if trials had training.diagnostics=true.
 
-    See `study.frame.history` for the columns, `results` for arguments and errors.
+    See `study.frame.history` and `engine.diagnostics` for the columns, `results` for arguments and
+    errors.
     """
     from sweepstack.study import view
 
-    return view.open_study(study, storage).history
+    opened = view.open_study(study, storage)
+    return opened.layers if layers else opened.history
 
 
 def load(folder: str | Path, trust: Sequence[str] = ()) -> Predictor:
@@ -116,9 +119,9 @@ def report(value: float, step: int) -> None:
         optuna.TrialPruned: the trial is pruned; let it pass, the sweeper catches it.
         InputError: value or step is no number.
     """
-    reporting = sys.modules.get("sweepstack.sweep.worker.report")
-    if reporting is not None:
-        reporting.report(value, step)
+    application = sys.modules.get("sweepstack.sweep.worker.application")
+    if application is not None:
+        application.report(value, step)
 
 
 def results(study: str | Sequence[str], storage: str = STORAGE) -> pd.DataFrame:

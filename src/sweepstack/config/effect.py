@@ -61,6 +61,7 @@ def _is_linear(config: RunConfig) -> bool:
 
 RULES: tuple[Rule, ...] = (
     Rule(("training.width",), lambda c: True, "train.train: a trial's numbers never depend on it"),
+    Rule(("training.diagnostics",), lambda c: True, "diagnostics.py: it looks on"),
     Rule(("logger.name",), lambda c: True, "logger.py: it writes down what was measured"),
     *(
         Rule(

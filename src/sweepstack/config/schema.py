@@ -406,7 +406,8 @@ class Training:
     `eval_every` counts steps (null: every epoch); `checkpoint_every` too (0: never). `seeds` runs
     with the seeds from `seed` on count as one, by their mean (`seeds.py`). `width` is the most
     trials of a sweep that are trained as one stack (`width.py`). With `ema_decay`, an average of
-    the weights is evaluated and kept, 0 is off (`stack.py`)."""
+    the weights is evaluated and kept, 0 is off (`stack.py`). `diagnostics` says what the layers do
+    (`diagnostics.py`)."""
 
     max_steps: int | None = dynamic(ge=1)
     max_epochs: int | None = dynamic(ge=1)
@@ -420,6 +421,7 @@ class Training:
     ema_decay: float = dynamic(default=0.0, ge=0, lt=1)
     width: int | Literal["auto"] = place(ge=1, le=65536)
     compile: bool
+    diagnostics: bool = place(default=False)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,6 +23,7 @@ from torch import Tensor
 from sweepstack.config.errors import EnvironmentFault, InputError, SweepstackError, one_line, reason
 from sweepstack.data import streams
 from sweepstack.engine import checkpoint, device, executors
+from sweepstack.engine import diagnostics as diagnosing
 from sweepstack.engine.executors import Executor
 from sweepstack.engine.program import Program
 from sweepstack.engine.spec import Monitor, Raised, State, TrialResult, TrialSpec, telling
@@ -61,6 +62,7 @@ class Runner:
         self.executor = self._executor()
         self.slots: list[Slot | None] = []
         self.device_name = device.describe(program.device)
+        self.diagnosis: diagnosing.Diagnosis | None = None  # once it is asked for
         self.block_steps = 1
         self.alone = True  # whether no other runner uses the device's memory
         self.evaluated = False  # whether the last `advance` reached an evaluation
@@ -186,6 +188,8 @@ class Runner:
         self.slots[place] = slot
         with telling():
             self.monitor.started(spec, slot.step, slot.total_steps, slot.history)
+        if slot.layers:
+            self._note_layers(slot, slot.layers)
 
     def _fresh(self, place: int, spec: TrialSpec) -> Slot:
         self.stack.insert(place, self.program.initial(spec), self.program.numbers(spec))
@@ -217,6 +221,7 @@ class Runner:
 
     def _block(self) -> list[TrialResult]:
         """Advance every slot by a block of steps; end those whose loss is not finite."""
+        self._diagnose([place for place, slot in self.live if slot.step == 0 and not slot.layers])
         began = time.perf_counter()
         live, stack, place = self.live, self.stack, self.stack.device
         samples = stack.width * self.program.batch_size
@@ -259,6 +264,7 @@ class Runner:
         if not due:
             return []
         ends: dict[int, tuple[State, str | None]] = {}
+        noise = self._diagnose(due)
         for place, metrics in zip(due, self._measure("val", due, best=False), strict=True):
             slot = self.slots[place]
             assert slot is not None
@@ -267,7 +273,7 @@ class Runner:
                 said = f"{bad[0]} became {metrics[bad[0]]} at step {slot.step}"
                 ends[place] = ("failed", f"{said} of {slot.total_steps}")
                 continue
-            if slot.evaluated(metrics):
+            if slot.evaluated(metrics, noise.get(place, {})):
                 self.stack.keep_best(place)
             with telling():
                 self.monitor.report(slot.spec, slot.history[-1])
@@ -281,6 +287,30 @@ class Runner:
                 if slot is not None and place not in ends and self.monitor.should_stop(slot.spec):
                     ends[place] = ("pruned", None)
         return self._ends(ends)
+
+    def _diagnose(self, places: list[int]) -> dict[int, dict[str, float]]:
+        """Say what the layers do in those of some slots that ask for it; their gradients' noise."""
+        asking = {place: slot for place, slot in self.live if place in places and slot.diagnoses}
+        if not asking:
+            return {}
+        began = time.perf_counter()
+        self.diagnosis = self.diagnosis or diagnosing.Diagnosis(self.step)
+        lrs = [slot.lrs(1)[0] for slot in asking.values()]
+        steps = [slot.step for slot in asking.values()]
+        found = self.diagnosis(self.stack, list(asking), lrs, steps)
+        seconds = (time.perf_counter() - began) / len(asking)
+        for slot, (rows, _) in zip(asking.values(), found, strict=True):
+            slot.layers += rows
+            slot.seconds += seconds
+            self._note_layers(slot, rows)
+        return {place: noise for place, (_, noise) in zip(asking, found, strict=True)}
+
+    def _note_layers(self, slot: Slot, rows: list[dict[str, Any]]) -> None:
+        """Write what the layers do and tell the monitor."""
+        if slot.spec.folder is not None:
+            diagnosing.write(slot.spec.folder, rows, anew=len(rows) == len(slot.layers))
+        with telling():
+            self.monitor.diagnosed(slot.spec, rows)
 
     def _measure(self, split: str, places: list[int], *, best: bool) -> list[dict[str, float]]:
         """Metrics of some slots on a split: means over its samples."""
@@ -306,7 +336,7 @@ def _checkpoints(folder: Path) -> Path:
     return folder / "checkpoints"
 
 
-_SAVED = ("step", "loss_sum", "loss_steps", "history", "best", "seconds")
+_SAVED = ("step", "loss_sum", "loss_steps", "history", "layers", "best", "seconds")
 
 
 class Slot:
@@ -321,6 +351,7 @@ class Slot:
         self.step = 0
         self.loss_sum, self.loss_steps = 0.0, 0
         self.history: list[dict[str, float]] = []
+        self.layers: list[dict[str, Any]] = []
         self.best: dict[str, float] = {}
         self.seconds = 0.0
         self.stopped_early = False
@@ -384,19 +415,26 @@ class Slot:
         return self.finished or self.step % self.program.eval_every == 0
 
     @property
+    def diagnoses(self) -> bool:
+        """Whether what its layers do is to be found."""
+        return self.spec.config.training.diagnostics
+
+    @property
     def checkpoints(self) -> bool:
         """Whether a checkpoint is due now."""
         every = self.spec.config.training.checkpoint_every
         return bool(every) and self.spec.folder is not None and self.step % every == 0
 
-    def evaluated(self, metrics: Mapping[str, float]) -> bool:
-        """Write a row of the history; return whether it is the best so far."""
+    def evaluated(self, metrics: Mapping[str, float], noise: Mapping[str, float]) -> bool:
+        """Write a row of the history, with the noise of the gradient where it was found; return
+        whether it is the best so far."""
         row = {
             "step": self.step,
             "epoch": self.step / self.program.steps_per_epoch,
             "lr": self.base_lr * self.schedule.factor(self.step - 1),
             "train_loss": self.loss_sum / max(self.loss_steps, 1),
             **metrics,
+            **noise,
         }
         self.loss_sum, self.loss_steps = 0.0, 0
         self.history.append(row)
@@ -431,13 +469,15 @@ class Slot:
         error: str | None = None,
     ) -> TrialResult:
         """The trial's result; `test` are the test metrics of the best state."""
-        measured = {k: v for k, v in self.best.items() if k not in ("step", "epoch", "lr")}
+        left_out = ("step", "epoch", "lr", *diagnosing.NOISE)
+        measured = {k: v for k, v in self.best.items() if k not in left_out}
         samples = self.step * self.program.batch_size
         return TrialResult(
             spec=self.spec,
             state=state,
             metrics={**measured, **(test or {})},
             history=self.history,
+            layers=self.layers,
             steps=self.step,
             best_step=int(self.best.get("step", 0)),
             seconds=self.seconds,

@@ -159,16 +159,20 @@ class Step:
         with contained():
             losses, each, updated = self._accumulated(stack, x, y, extra)
         with torch.no_grad():
-            params, grads = stack.params.packed, stack.packed_grads(each)
-            if self.uses("l1"):
-                regularization.add_l1(grads, params, stack.strengths["l1"])
-            if self.uses("clip_value"):
-                regularization.clip_by_value(grads, stack.strengths["clip_value"])
-            if self.uses("clip_norm"):
-                regularization.clip_by_norm(grads, stack.strengths["clip_norm"])
+            grads = stack.packed_grads(each)
+            self.regularize(grads, stack.params.packed, stack.strengths)
             for name, value in updated.items():
                 stack.live_buffers[name].copy_(value)
         return losses, grads
+
+    def regularize(self, grads: Sequence[Tensor], params: Sequence[Tensor], strengths: Row) -> None:
+        """L1 and clipping of gradients (S, ...), in place."""
+        if self.uses("l1"):
+            regularization.add_l1(grads, params, strengths["l1"])
+        if self.uses("clip_value"):
+            regularization.clip_by_value(grads, strengths["clip_value"])
+        if self.uses("clip_norm"):
+            regularization.clip_by_norm(grads, strengths["clip_norm"])
 
     def update(self, stack: Stack, grads: Sequence[fused.Grad], batch: Batch) -> None:
         """Move the parameters in place; see `optim.Rule.update`."""
@@ -264,12 +268,12 @@ class Step:
             if stack.width == 1:
                 only = {name: value[0] for name, value in extra.items()}
                 batch = (x, y) if shared else (x[0], y[0])
-                forward = self._compiled_for(("loss", 1, shared), self._loss)
+                forward = self._compiled_for(("loss", 1, shared), self.loss)
                 total, updated = forward(leaves, buffers, *batch, only)
                 losses = total.detach().unsqueeze(0)
             else:
                 axis = None if shared else 0
-                stacked = vmap(self._loss, in_dims=(0, 0, axis, axis, 0))
+                stacked = vmap(self.loss, in_dims=(0, 0, axis, axis, 0))
                 forward = self._compiled_for(("loss", stack.width, shared), stacked)
                 each, updated = forward(leaves, buffers, x, y, extra)
                 total, losses = each.sum(), each.detach()
@@ -292,7 +296,7 @@ class Step:
             self._compiled[key] = torch.compile(copy, dynamic=False)
         return self._compiled[key]
 
-    def _loss(
+    def loss(
         self, params: Row, buffers: Row, x: Tensor, y: Tensor, extra: Row
     ) -> tuple[Tensor, Row]:
         """Mean loss of one trial's batch, written without the slot axis."""

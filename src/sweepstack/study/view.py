@@ -31,7 +31,7 @@ from sqlalchemy.exc import ArgumentError
 from sweepstack.config.errors import InputError, masked, nearest, one_line
 from sweepstack.study import storage
 from sweepstack.study.attributes import EQUALS, FOLDER, IDENTITY, SWEEP
-from sweepstack.study.frame import STATES, frame, history, ranks
+from sweepstack.study.frame import STATES, frame, history, layers, ranks
 from sweepstack.study.keys import Direction, Key, Parameter, objectives, swept_keys
 from sweepstack.study.ranking import best_rows, order
 from sweepstack.study.read import trials_of
@@ -297,6 +297,11 @@ class StudyView:
     def history(self) -> pd.DataFrame:
         """One row per evaluation; see `frame.history`."""
         return history(self.study, self.folder, trials=self.trials)
+
+    @cached_property
+    def layers(self) -> pd.DataFrame:
+        """One row per evaluation and layer, with training.diagnostics; see `frame.layers`."""
+        return layers(self.folder, self.trials)
 
     def curve(self, metric: str) -> pd.DataFrame:
         """A metric at each evaluation: a row per trial, a column per step, means over the trial's
