@@ -142,6 +142,30 @@ def test_defaults_are_a_run_on_digits():
             "unknown key 'schedule.T_max'; schedule has schedule.name, schedule.warmup_steps",
         ),
         (
+            [
+                "optimizer=sgd",
+                "optimizer.dampening=0.5",
+                "optimizer.momentum=0.9",
+                "optimizer.nesterov=true",
+            ],
+            "optimizer.dampening must be 0 with optimizer.nesterov=true, as in torch",
+        ),
+        (["batch.accumulate=0"], "batch.accumulate must be >= 1, got 0"),
+        (
+            ["batch.accumulation_steps=2"],
+            "unknown key 'batch.accumulation_steps'; did you mean 'batch.accumulate'?",
+        ),
+        (["training.ema_decay=1"], "training.ema_decay must be < 1, got 1"),
+        (
+            ["schedule=exponential", "schedule.unit=epochs"],
+            "schedule.unit must be one of step, epoch, got 'epochs'; did you mean 'epoch'?",
+        ),
+        (["optimizer=muon", "optimizer.lr=0"], "optimizer.lr must be > 0, got 0"),
+        (
+            ["optimizer=adam", "optimizer.dampening=0.5"],
+            "unknown key 'optimizer.dampening': optimizer=adam has none, optimizer=sgd have",
+        ),
+        (
             ["batch=32"],
             "batch must be one of default, got '32' (its keys are batch.size, "
             "batch.accumulate, batch.lr_scaling, batch.base_size)",

@@ -43,6 +43,9 @@ _OTHER_NAMES = {
     "steps": "training.max_steps",
     "learning_rate": "optimizer.lr",
     "batch_size": "batch.size",
+    "accumulate_grad_batches": "batch.accumulate",
+    "accumulation_steps": "batch.accumulate",
+    "ema": "training.ema_decay",
     "layers": "model.hidden",
     "hidden_size": "model.hidden",
     "path": "data.root",
@@ -504,6 +507,8 @@ def _across(config: schema.RunConfig) -> list[str]:
                 "model.cache_features must be auto or false with training.unfreeze_at, got true"
             )
     mistakes += config.data.mistakes()
+    if schema.dampens(config.optimizer) and getattr(config.optimizer, "nesterov", False):
+        mistakes.append("optimizer.dampening must be 0 with optimizer.nesterov=true, as in torch")
     return mistakes
 
 
