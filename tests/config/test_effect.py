@@ -10,6 +10,7 @@ from support import make_spec
 
 from sweepstack.config import effect
 from sweepstack.config.effect import RULES
+from sweepstack.engine.diagnostics import NOISE
 from sweepstack.engine.train import train
 
 SHORT = ("training.max_steps=6", "training.eval_every=2", "model.hidden=[5]")
@@ -22,6 +23,7 @@ EQUAL = {
     "adam: momentum": (*QUADRATIC, "optimizer=adam", ["optimizer.momentum=0.9"]),
     "width": (*QUADRATIC, ["training.width=3"]),
     "logger": (*QUADRATIC, ["logger=tensorboard"]),
+    "diagnostics": (*QUADRATIC, ["training.diagnostics=true"]),
     "adam: nesterov": (*QUADRATIC, "optimizer=adam", ["optimizer.nesterov=true"]),
     "adamw": (
         *(*DIGITS, "optimizer=adamw", "regularization.weight_decay=0.1"),
@@ -114,7 +116,8 @@ def histories(*specs):
     for spec in specs:
         (result,) = train([spec])
         assert result.state == "complete", result.error
-        found.append((result.history, result.metrics, result.best_state))
+        history = [{k: v for k, v in row.items() if k not in NOISE} for row in result.history]
+        found.append((history, result.metrics, result.best_state))
     return found
 
 
