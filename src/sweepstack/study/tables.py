@@ -178,10 +178,10 @@ def compared(df: pd.DataFrame) -> pd.DataFrame:
     second seed. Empty where the study does not have the keys or no such row is complete.
     """
     theirs = pd.read_csv(ROWS).set_index("name")
-    if not applies(df):
-        return pd.DataFrame()
-    ours = published(df[df["state"] == "complete"])
+    ours = published(df[df["state"] == "complete"]) if applies(df) else pd.DataFrame({"name": []})
     ours = ours[ours["name"].isin(theirs.index)]
+    if ours.empty:
+        return pd.DataFrame()
     groups = ours.groupby("name")
     table = pd.DataFrame({"n": groups.size()})
     for metric in METRICS:
