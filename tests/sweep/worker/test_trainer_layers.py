@@ -9,14 +9,14 @@ import sweepstack
 from sweepstack.reporting.plots import layers
 from sweepstack.study.view import open_study
 
-ON = "training.diagnostics=true"
+ON = ("training.diagnostics=true", "training.width=8")
 PUBLIC = "hydra.sweeper.storage=journal:///outputs/journal.log"
 
 
 @pytest.mark.parametrize("storage", [(), (PUBLIC,)], ids=["bulk", "public"])
 def test_layers_of_a_sweep_are_a_frame_and_a_plot(main, tmp_path, storage):
     adam = [*without("optimizer"), "optimizer=adam", "optimizer.nesterov=false,true", *storage]
-    ended = main("-m", *adam, "init=he,zeros", "model.activation=relu,tanh", ON)
+    ended = main("-m", *adam, "init=he,zeros", "model.activation=relu,tanh", *ON)
     assert ended.code == 0, ended.err
 
     where = "outputs/journal.log" if storage else sweepstack.STORAGE
@@ -44,7 +44,7 @@ def test_layers_of_a_sweep_are_a_frame_and_a_plot(main, tmp_path, storage):
 
 
 def test_without_diagnostics_there_is_nothing(main, tmp_path):
-    assert main("-m", *QUICK, "init=he,zeros").code == 0
+    assert main("-m", *QUICK, "init=he,zeros", "training.width=8").code == 0
     df = sweepstack.history("s", layers=True)
     assert df.empty
     assert list(df) == ["number", "state", "step", "layer"]
@@ -53,7 +53,7 @@ def test_without_diagnostics_there_is_nothing(main, tmp_path):
 
 
 def test_layers_of_several_seeds_have_their_seed(main, tmp_path):
-    assert main("-m", *QUICK, "init=he,zeros", "training.seeds=2", ON).code == 0
+    assert main("-m", *QUICK, "init=he,zeros", "training.seeds=2", *ON).code == 0
     df = sweepstack.history("s", layers=True)
     assert list(df.columns[:5]) == ["number", "state", "seed", "step", "layer"]
     assert df.groupby(["number", "seed"]).size().tolist() == [6] * 4
@@ -61,7 +61,7 @@ def test_layers_of_several_seeds_have_their_seed(main, tmp_path):
 
 
 def test_a_study_of_other_times_may_lack_columns_or_hold_anything(main, tmp_path):
-    assert main("-m", *QUICK, "init=he,zeros", ON).code == 0
+    assert main("-m", *QUICK, "init=he,zeros", *ON).code == 0
     file = trial_folder(tmp_path, 0) / "layers.csv"
     file.write_text("step,layer,dead\n0,<b>x</b>,0.5\n0,y\nx,z,w\n")
     (trial_folder(tmp_path, 1) / "layers.csv").write_bytes(b"\xff\xfe")
