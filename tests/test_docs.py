@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import json
 import os
 import re
 import shlex
@@ -223,3 +224,17 @@ def test_the_site_is_built_without_warnings_or_anything_of_other_hosts(tmp_path)
     assert "sweepstack.results" in pages["api"]
     loaded = re.compile(r"<(?:script|img|iframe)[^>]*src=.?https?:|<link[^>]*stylesheet[^>]*http")
     assert not [name for name, page in pages.items() if loaded.search(page)]
+
+
+@pytest.mark.slow
+def test_the_notebook_runs_from_its_first_cell_to_its_last(tmp_path):
+    cells = json.loads((DOCS / "notebook.ipynb").read_text("utf-8"))["cells"]
+    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    assert len(code) > 5
+    # What a notebook shows of a cell is the value of its last line.
+    shown = [f"{text.rpartition(chr(10))[2]}" for text in code]
+    checked = [f"assert ({last}) is not None" for last in shown if not last.startswith("import")]
+    script = tmp_path / "cells.py"
+    script.write_text("\n".join(code + checked[1:]), "utf-8")
+    done = warm.run([script.name], tmp_path, {**os.environ})
+    assert done.returncode == 0, done.stderr[-3000:]

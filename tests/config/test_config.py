@@ -97,6 +97,12 @@ def test_defaults_are_a_run_on_digits():
         (["lr=0.1"], "unknown key 'lr'; did you mean 'optimizer.lr'?"),
         (["seed=1"], "unknown key 'seed'; did you mean 'training.seed'?"),
         (["epochs=5"], "unknown key 'epochs'; did you mean 'training.max_epochs'?"),
+        (
+            ["regularization.random_crop=4"],
+            "unknown key 'regularization.random_crop'; did you mean "
+            "'regularization.random_resized_crop' or 'regularization.crop_padding'?",
+        ),
+        (["data.resize=4"], "unknown key 'data.resize'; did you mean 'data.image_size'?"),
         (["model.layers=3"], "unknown key 'model.layers'; did you mean 'model.hidden'?"),
         (
             ["data.root=x"],
@@ -110,7 +116,7 @@ def test_defaults_are_a_run_on_digits():
         (
             ["batch=32"],
             "batch must be one of default, got '32' (its keys are batch.size, "
-            "batch.lr_scaling, batch.base_size)",
+            "batch.accumulate, batch.lr_scaling, batch.base_size)",
         ),
         (
             ["init=kaiming"],

@@ -13,7 +13,7 @@ from fault_support import rows
 from sweepstack.study import storage
 from sweepstack.sweep import plan
 from sweepstack.sweep.book import studies
-from sweepstack.sweep.worker.equal import Original
+from sweepstack.sweep.worker.duplicates import Original
 from sweepstack.sweep.worker.trial import Asked, Outcome, Stop
 from sweepstack.sweep.worker.worker import Worker
 

@@ -28,12 +28,7 @@ from omegaconf.errors import OmegaConfBaseException
 from sweepstack.cli import preflight
 from sweepstack.config import commands, hydra_adapter, trust
 from sweepstack.config import reading as config
-from sweepstack.config.errors import (
-    InputError,
-    SweepstackError,
-    TrainingFailed,
-    one_line,
-)
+from sweepstack.config.errors import InputError, SweepstackError, TrainingFailed, one_line
 from sweepstack.engine import seeds
 from sweepstack.engine.spec import TrialSpec
 

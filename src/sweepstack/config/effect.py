@@ -72,22 +72,25 @@ RULES: tuple[Rule, ...] = (
         for name, keys in schema.INERT.items()
     ),
     Rule(
-        ("optimizer.nesterov",),
-        lambda c: c.optimizer.name == "sgd" and c.optimizer.momentum == 0,
-        "optimizer.Sgd: with μ = 0 the buffer is g, and the direction g + 0·b is the buffer's",
+        ("optimizer.nesterov", "optimizer.dampening"),
+        lambda c: isinstance(c.optimizer, schema.Sgd) and c.optimizer.momentum == 0,
+        "optimizer.Sgd: with μ = 0 the buffer is g, which only momentum dampens, and the direction "
+        "g + 0·b is the buffer's",
     ),
     Rule(
         ("optimizer.name",),
-        lambda c: isinstance(c.optimizer, schema.Adam) and c.regularization.weight_decay == 0,
+        lambda c: c.optimizer.name in ("adam", "adamw") and c.regularization.weight_decay == 0,
         "optimizer.AdamW: adam but for its weight decay, which is not computed where it is 0",
     ),
     Rule(
         ("batch.lr_scaling", "batch.base_size"),
-        lambda c: c.batch.lr_scaling == "none" or c.batch.size == c.batch.base_size,
+        lambda c: (
+            c.batch.lr_scaling == "none" or c.batch.size * c.batch.accumulate == c.batch.base_size
+        ),
         "optimizer.scaled_lr: lr times 1.0, the only reader of both",
     ),
     Rule(
-        ("schedule.name", "schedule.gamma", "schedule.step_size", "schedule.min_factor"),
+        tuple(f"schedule.{key}" for key in ("name", "gamma", "step_size", "min_factor", "unit")),
         _is_plain_rate,
         "schedule.py: the factor is 1.0 at every step after the warmup, which all have",
     ),
@@ -103,6 +106,16 @@ RULES: tuple[Rule, ...] = (
         "splits.normalize: read for fixed only",
     ),
     Rule(("init.gain",), _is_default_gain, "init.gain_of: the scheme's default"),
+    Rule(
+        ("regularization.random_resized_crop_ratio",),
+        lambda c: c.regularization.random_resized_crop == 0,
+        "augmentation.resized_crop: read there only",
+    ),
+    Rule(
+        ("regularization.rand_augment_operations",),
+        lambda c: c.regularization.rand_augment == 0,
+        "step.Step: times whether there are any",
+    ),
     Rule(
         ("regularization.batch_norm",),
         _is_default_norm,

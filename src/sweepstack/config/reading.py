@@ -46,6 +46,12 @@ _OTHER_NAMES = {
     "layers": "model.hidden",
     "hidden_size": "model.hidden",
     "path": "data.root",
+    "random_crop": "regularization.random_resized_crop regularization.crop_padding",
+    "color_jitter": "regularization.brightness regularization.contrast",
+    "randaugment": "regularization.rand_augment",
+    "erasing": "regularization.random_erasing",
+    "resize": "data.image_size",
+    "normalize": "data.normalization",
     "kaiming": "he",
     "glorot": "xavier",
     "plain": "none",
@@ -284,10 +290,8 @@ def _suggest(key: str, known: Sequence[str], composed: DictConfig) -> str:
         chosen = OmegaConf.select(composed, f"{group}.name")
         return f": {group}={chosen} has none, {group}={'|'.join(elsewhere)} have"
     leaves = [name for name in known if not name.startswith("hydra.") and "." in name]
-    other = _OTHER_NAMES.get(last, "")
     same = [name for name in leaves if name.rpartition(".")[2] == last]
-    if not same and other in leaves:
-        same = [other]
+    same = same or [name for name in _OTHER_NAMES.get(last, "").split() if name in leaves]
     if same:
         return f"; did you mean {' or '.join(repr(name) for name in same)}?"
     near = nearest(key, [name for name in known if not name.endswith(".name")])
@@ -378,8 +382,8 @@ def _group(group: str, given: Any, mistakes: list[str]) -> Any:
         return None
     if group in schema.PLAIN:
         return _build(schema.PLAIN[group], group, given, mistakes)
-    if group == "model" and "_target_" in given:
-        return _custom(given, mistakes)
+    if "_target_" in given and "custom" in schema.OPTIONS[group]:
+        return _custom(group, given, mistakes)
     options = schema.OPTIONS[group]
     name = given.get("name")
     if not isinstance(name, str) or name not in options:
@@ -391,18 +395,23 @@ def _group(group: str, given: Any, mistakes: list[str]) -> Any:
     return _build(options[name], group, given, mistakes)
 
 
-def _custom(given: Mapping[str, Any], mistakes: list[str]) -> schema.Custom | None:
-    target = given["_target_"]
+def _custom(group: str, given: Mapping[str, Any], mistakes: list[str]) -> Any:
+    """What `_target_` names: keys that the group's custom option has are its own, all others are
+    arguments."""
+    cls = schema.OPTIONS[group]["custom"]
+    own = {item.name for item in _fields(cls)} - {"target", "arguments"}
+    key, target = f"{group}._target_", given["_target_"]
     if not isinstance(target, str) or target == "???":
-        mistakes.append("model._target_ must be given, for example model._target_=mypackage.Net")
+        example = {"optimizer": "torch.optim.Adadelta"}.get(group, "mypackage.Net")
+        mistakes.append(f"{key} must be given, for example {key}={example}")
         return None
-    rest = {key: value for key, value in given.items() if key not in ("_target_", "name")}
+    rest = {name: value for name, value in given.items() if name not in ("_target_", *own)}
     try:
-        arguments = json.dumps(rest)
+        called = {"name": "custom", "target": target, "arguments": json.dumps(rest)}
     except TypeError as error:  # a date, say
-        mistakes.append(f"arguments of model._target_ must be JSON: {error}")
+        mistakes.append(f"arguments of {key} must be JSON: {error}")
         return None
-    return schema.Custom(name="custom", target=target, arguments=arguments)
+    return _build(cls, group, {**{n: v for n, v in given.items() if n in own}, **called}, mistakes)
 
 
 def _build(cls: type, group: str, given: Mapping[str, Any], mistakes: list[str]) -> Any:
@@ -415,8 +424,8 @@ def _build(cls: type, group: str, given: Mapping[str, Any], mistakes: list[str])
     for item in _fields(cls):
         path = f"{group}.{item.name}"
         if item.name not in given and item.default is not MISSING:
-            continue
-        if item.name not in given:
+            values[item.name] = item.default
+        elif item.name not in given:
             name = given.get("name", "OPTION")
             mistakes.append(f"{path} is missing; `defaults: [{name}]` in a file of your own has it")
         else:

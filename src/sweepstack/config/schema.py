@@ -12,14 +12,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field
 from typing import Any, Literal
 
 
-def rule(**rules: Any) -> Any:
+def rule(*, default: Any = MISSING, **rules: Any) -> Any:
     """Declare a static field; `rules` are ge, gt, le, lt, the bounds of each number, and items, the
-    most numbers of a list."""
-    return field(metadata=rules)
+    most numbers of a list. A config may lack a field with a default, which is then no part of what
+    identifies it: older studies and files do."""
+    return field(default=default, metadata=rules)
 
 
 def place(**rules: Any) -> Any:
@@ -192,30 +193,77 @@ class Init:
 
 @dataclass(frozen=True, kw_only=True)
 class Optimizer:
-    """What every optimizer has. `momentum` and `nesterov` are accepted by all, so that one grid
-    can span optimizers; `INERT` lists where they change nothing."""
+    """What every optimizer has."""
 
     name: str
     lr: float = dynamic(gt=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CustomOptimizer(Optimizer):
+    """A class of torch.optim, or another under the trust rule; all other keys are its `arguments`,
+    held as JSON."""
+
+    target: str
+    arguments: str = dynamic()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stacked(Optimizer):
+    """Those that train stacks. `momentum` and `nesterov` are accepted by all, so that one grid can
+    span optimizers; `INERT` lists where they change nothing."""
+
     momentum: float = dynamic(ge=0, lt=1)
     nesterov: bool = dynamic()
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sgd(Optimizer):
-    """Stochastic gradient descent with (Nesterov) momentum."""
+class Sgd(Stacked):
+    """Stochastic gradient descent with (Nesterov) momentum; `dampening` is the share of a new
+    gradient that the momentum leaves out."""
+
+    dampening: float = dynamic(default=0.0, ge=0, lt=1)
+
+
+def dampens(config: Optimizer) -> bool:
+    """Whether an optimizer has a dampening that counts: only momentum is dampened."""
+    return isinstance(config, Sgd) and config.dampening > 0 and config.momentum > 0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Adam(Optimizer):
-    """Adam and AdamW; `betas` are the decay rates of the two moment estimates."""
+class Adam(Stacked):
+    """Adam, AdamW and RAdam, and Muon, whose AdamW has them; `betas` are the decay rates of the two
+    moment estimates."""
 
     betas: tuple[float, float] = dynamic(ge=0, lt=1)
     eps: float = dynamic(gt=0)
 
 
 @dataclass(frozen=True, kw_only=True)
-class RmsProp(Optimizer):
+class Nadam(Adam):
+    """NAdam; `momentum_decay` says how fast its momentum grows to betas[0]."""
+
+    momentum_decay: float = dynamic(ge=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adagrad(Stacked):
+    """Adagrad; lr is divided by 1 + t·`lr_decay`."""
+
+    lr_decay: float = dynamic(ge=0)
+    initial_accumulator_value: float = dynamic(ge=0)
+    eps: float = dynamic(gt=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lion(Stacked):
+    """Lion; `betas` are the shares of its momentum that a step and the next momentum keep."""
+
+    betas: tuple[float, float] = dynamic(ge=0, lt=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RmsProp(Stacked):
     """RMSprop; `alpha` is the decay rate of the squared-gradient average."""
 
     alpha: float = dynamic(ge=0, lt=1)
@@ -237,17 +285,19 @@ class Constant(Schedule):
 
 @dataclass(frozen=True, kw_only=True)
 class StepDecay(Schedule):
-    """lr is multiplied by `gamma` every `step_size` steps."""
+    """lr is multiplied by `gamma` every `step_size` steps or epochs, the `unit`."""
 
     step_size: int = dynamic(ge=1)
     gamma: float = dynamic(gt=0, le=1)
+    unit: Literal["step", "epoch"] = dynamic(default="step")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Exponential(Schedule):
-    """lr is multiplied by `gamma` every step."""
+    """lr is multiplied by `gamma` every step or epoch, the `unit`."""
 
     gamma: float = dynamic(gt=0, le=1)
+    unit: Literal["step", "epoch"] = dynamic(default="step")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -284,7 +334,11 @@ class Regularization:
     `weight_decay` is L2 or decoupled as the optimizer defines it, `l1` the factor of the sum of
     absolute parameters, `dropout` a probability, `clip_norm` and `clip_value` bounds of the
     gradient, `mixup` the α of Beta(α, α), `cutout` the side of the erased square in pixels,
-    `crop_padding` in pixels, `rotation` in degrees, `translation` as a share of the side.
+    `random_resized_crop` the least share of the area that is kept, between rectangles
+    `random_resized_crop_ratio` times as long as high and as high as long, `crop_padding` in pixels,
+    `rotation` in degrees, `translation` as a share of the side; `brightness`, `contrast`,
+    `saturation` and `hue` as torchvision's ColorJitter has them, `rand_augment` the magnitude of
+    `rand_augment_operations` operations, `random_erasing` a probability.
     """
 
     weight_decay: float = dynamic(ge=0)
@@ -300,13 +354,24 @@ class Regularization:
     horizontal_flip: bool = dynamic()
     rotation: float = dynamic(ge=0, le=180)
     translation: float = dynamic(ge=0, lt=1)
+    random_resized_crop: float = dynamic(ge=0, le=1)
+    random_resized_crop_ratio: float = dynamic(ge=1, le=100)
+    brightness: float = dynamic(ge=0, le=10)
+    contrast: float = dynamic(ge=0, le=10)
+    saturation: float = dynamic(ge=0, le=10)
+    hue: float = dynamic(ge=0, le=0.5)
+    rand_augment: float = dynamic(ge=0, le=30)
+    rand_augment_operations: int = rule(ge=1, le=16)
+    random_erasing: float = dynamic(ge=0, le=1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """`size` samples a step; lr is scaled by size / `base_size`, linearly or by its root."""
+    """A step is one update: by `accumulate` batches of `size` samples, whose gradients are
+    averaged. lr is scaled by size·accumulate / `base_size`, linearly or by its root."""
 
     size: int = rule(ge=1)
+    accumulate: int = rule(default=1, ge=1, le=4096)
     lr_scaling: Literal["none", "linear", "sqrt"] = dynamic()
     base_size: int = dynamic(ge=1)
 
@@ -340,8 +405,9 @@ class Training:
     """Budget, cadence, seed, device. `max_steps`, when given, wins over `max_epochs`;
     `eval_every` counts steps (null: every epoch); `checkpoint_every` too (0: never). `seeds` runs
     with the seeds from `seed` on count as one, by their mean (`seeds.py`). `width` is the most
-    trials of a sweep that are trained as one stack (`width.py`). `diagnostics` says what the layers
-    do (`diagnostics.py`); what an older best.pt or study holds may lack it."""
+    trials of a sweep that are trained as one stack (`width.py`). With `ema_decay`, an average of
+    the weights is evaluated and kept, 0 is off (`stack.py`). `diagnostics` says what the layers do
+    (`diagnostics.py`)."""
 
     max_steps: int | None = dynamic(ge=1)
     max_epochs: int | None = dynamic(ge=1)
@@ -352,9 +418,10 @@ class Training:
     precision: Literal["fp32", "tf32", "bf16"]
     deterministic: bool
     checkpoint_every: int = dynamic(ge=0)
+    ema_decay: float = dynamic(default=0.0, ge=0, lt=1)
     width: int | Literal["auto"] = place(ge=1, le=65536)
     compile: bool
-    diagnostics: bool = field(default=False, metadata={"dynamic": True, "place": True})
+    diagnostics: bool = place(default=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -401,7 +468,18 @@ OPTIONS: dict[str, dict[str, type]] = {
         "quadratic": Quadratic,
     },
     "model": {"mlp": Mlp, "convnet": ConvNet, "resnet": ResNet, "custom": Custom},
-    "optimizer": {"sgd": Sgd, "adam": Adam, "adamw": Adam, "rmsprop": RmsProp},
+    "optimizer": {
+        "sgd": Sgd,
+        "adam": Adam,
+        "adamw": Adam,
+        "rmsprop": RmsProp,
+        "nadam": Nadam,
+        "radam": Adam,
+        "adagrad": Adagrad,
+        "lion": Lion,
+        "muon": Adam,
+        "custom": CustomOptimizer,
+    },
     "schedule": {
         "constant": Constant,
         "step": StepDecay,
@@ -428,14 +506,18 @@ PLAIN: dict[str, type] = {
 """Groups with one set of keys."""
 
 INERT: dict[str, frozenset[str]] = {
-    "adam": frozenset({"momentum", "nesterov"}),
-    "adamw": frozenset({"momentum", "nesterov"}),
+    **dict.fromkeys(
+        ("adam", "adamw", "nadam", "radam", "adagrad", "lion"),
+        frozenset({"momentum", "nesterov"}),
+    ),
     "rmsprop": frozenset({"nesterov"}),
 }
 """Per optimizer, the keys that change nothing for it."""
 
 FEATURES: dict[str, Callable[[RunConfig], bool]] = {
     "weight_decay": lambda c: c.regularization.weight_decay > 0,
+    "dampening": lambda c: dampens(c.optimizer),
+    "ema": lambda c: c.training.ema_decay > 0,
     "l1": lambda c: c.regularization.l1 > 0,
     "dropout": lambda c: c.regularization.dropout > 0,
     "label_smoothing": lambda c: c.regularization.label_smoothing > 0,
@@ -447,5 +529,12 @@ FEATURES: dict[str, Callable[[RunConfig], bool]] = {
     "flip": lambda c: c.regularization.horizontal_flip,
     "rotation": lambda c: c.regularization.rotation > 0,
     "translation": lambda c: c.regularization.translation > 0,
+    "resized_crop": lambda c: c.regularization.random_resized_crop > 0,
+    "color": lambda c: (
+        max(c.regularization.brightness, c.regularization.contrast, c.regularization.saturation) > 0
+    ),
+    "hue": lambda c: c.regularization.hue > 0,
+    "rand_augment": lambda c: c.regularization.rand_augment > 0,
+    "random_erasing": lambda c: c.regularization.random_erasing > 0,
 }
 """Dynamic values whose being on or off decides the code path, and so is static."""

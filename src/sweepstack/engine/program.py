@@ -5,14 +5,14 @@ from __future__ import annotations
 
 import logging
 import math
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sweepstack import data, models
-from sweepstack.config.errors import InputError, NoMemory, contained, nearest, one_line
+from sweepstack.config.errors import InputError, NoMemory, contained, nearest, noted, one_line
 from sweepstack.config.schema import Custom, Plateau
 from sweepstack.data import batches, streams
 from sweepstack.data.dataset import Dataset
@@ -20,7 +20,7 @@ from sweepstack.engine import device
 from sweepstack.engine.spec import TrialSpec
 from sweepstack.engine.stack import Numbers, Stack
 from sweepstack.models import layers
-from sweepstack.training import early_stopping, schedule
+from sweepstack.training import early_stopping, own_optimizer, schedule
 from sweepstack.training import init as initialization
 from sweepstack.training import optimizer as optim
 from sweepstack.training.loss import Task, direction_of
@@ -28,17 +28,15 @@ from sweepstack.training.regularization import beta_table
 
 log = logging.getLogger(__name__)
 
-_PICTURES_ONLY = {
-    "cutout": "cutout",
-    "crop": "crop_padding",
-    "flip": "horizontal_flip",
-    "rotation": "rotation",
-    "translation": "translation",
-}
+_PICTURES_ONLY = (
+    *("random_resized_crop", "crop_padding", "horizontal_flip", "rotation", "translation"),
+    *("brightness", "contrast", "saturation", "hue", "rand_augment", "random_erasing", "cutout"),
+)
+_COLORS_ONLY = ("saturation", "hue")
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _STRENGTHS = (
-    *("dropout", "l1", "label_smoothing", "clip_norm", "clip_value", "crop_padding"),
-    *("horizontal_flip", "rotation", "translation", "cutout"),
+    *("dropout", "l1", "label_smoothing", "clip_norm", "clip_value"),
+    *(*_PICTURES_ONLY, "random_resized_crop_ratio"),
 )
 
 
@@ -75,14 +73,14 @@ class Program:
         self.device = device.resolve(config.training)
         self.data: Dataset = data.load(config.data)
         self.task = Task(self.data.task)
-        self.batch_size = config.batch.size
+        self.batch_size = config.batch.size * config.batch.accumulate  # samples of a step
         self.steps_per_epoch = len(self.data.train) // self.batch_size
         self.eval_every = config.training.eval_every or max(self.steps_per_epoch, 1)
         automatic = config.objective == "auto"
         self.objective = self.task.default_objective if automatic else config.objective
         self.direction = direction_of(self.objective)
         self.fits: int | None = None  # about how many trials fit into memory, where known
-        self.rule = optim.RULES[config.optimizer.name](decays=spec.uses("weight_decay"))
+        self.rule = optim.rule_of(spec.config.optimizer, spec.uses("weight_decay"))
         mistakes = self._mistakes()
         for attempt in (self._build, lambda: self.check(spec)):
             try:
@@ -116,7 +114,8 @@ class Program:
         mistakes = []
         if self.batch_size > samples:
             mistakes.append(
-                f"batch.size must be <= the {samples} training samples of {config.data.name}, "
+                f"batch.size{' * batch.accumulate' if config.batch.accumulate > 1 else ''} must "
+                f"be <= the {samples} training samples of {config.data.name}, "
                 f"got {self.batch_size}"
             )
         named = {"objective": self.objective}
@@ -134,11 +133,10 @@ class Program:
                 "regularization.label_smoothing must be 0 for regression, "
                 f"got {config.regularization.label_smoothing}"
             )
+        asked = [key for key in _PICTURES_ONLY if getattr(config.regularization, key)]
         if not self.data.is_image:
             mistakes += [
-                f"regularization.{key} needs pictures, {config.data.name} has none"
-                for feature, key in _PICTURES_ONLY.items()
-                if self.spec.uses(feature)
+                f"regularization.{key} needs pictures, {config.data.name} has none" for key in asked
             ]
         return mistakes
 
@@ -155,6 +153,7 @@ class Program:
             self._try_module()
         else:
             self._check_memory(self.module, self._try_module())
+        self.rule = self.rule.suited(self.module)
         self.constant: set[str] | None = None  # of a custom module: what does not depend on a seed
         if custom:
             again = models.build(config, *shapes, seed=1)
@@ -166,15 +165,16 @@ class Program:
         count = sum(parameter.numel() for parameter in module.parameters())
         inputs = self.batch_size * math.prod(self.data.input_shape)
         # The template, the trial, its best state, gradients, a temporary copy, and moments.
-        need = 4 * ((5 + len(self.rule.moments)) * count + activations + inputs)
+        held = 5 + len(self.rule.moments) + self.spec.uses("ema")
+        need = 4 * (held * count + activations + inputs)
         free = batches.free_memory(self.device)
         if self.device.type == "cuda":  # what others use may come free
             free = torch.cuda.get_device_properties(self.device).total_memory
         self.fits = None if free is None else max(1, int(0.9 * free / need))
         if free is not None and need > free:
             raise NoMemory(
-                f"model {self.config.model.name} of {count:,} parameters at "
-                f"batch.size={self.batch_size} needs about {need / 2**30:,.1f} GiB to train with "
+                f"model {self.config.model.name} of {count:,} parameters at batch.size="
+                f"{self.config.batch.size} needs about {need / 2**30:,.1f} GiB to train with "
                 f"{self.config.optimizer.name}, {free / 2**30:,.1f} GiB are free on {self.device}"
             )
 
@@ -184,7 +184,7 @@ class Program:
         Returns:
             Numbers that a step keeps of a batch, at least: the outputs of layers with parameters.
         """
-        samples = min(self.batch_size, 2)
+        samples = min(self.config.batch.size, 2)
         sample = torch.zeros(samples, *self.data.input_shape)
         wanted = (samples, self.data.outputs)
         kept = 0
@@ -218,7 +218,7 @@ class Program:
             )
         if not any(parameter.requires_grad for parameter in self.module.parameters()):
             raise InputError("the model must have at least one parameter to train, got none")
-        return kept * self.batch_size // samples
+        return kept * self.config.batch.size // samples
 
     def check(self, spec: TrialSpec) -> None:
         """Find what is wrong with the dynamic part of a spec.
@@ -239,7 +239,17 @@ class Program:
                 )
                 if value > most
             ]
+            channels = self.data.input_shape[0]
+            mistakes += [
+                f"regularization.{key} needs pictures of 3 channels, those of {self.data.name} "
+                f"have {channels}"
+                for key in _COLORS_ONLY
+                if getattr(given, key) and channels != 3
+            ]
         activation = getattr(spec.config.model, "activation", None)
+        if self.rule.alone:
+            with noted(mistakes):
+                own_optimizer.check(spec.config, self.module)
         try:
             initialization.gain_of(spec.config.init, activation)
         except InputError as error:
@@ -264,7 +274,8 @@ class Program:
 
     def schedule(self, spec: TrialSpec) -> schedule.LrSchedule:
         """The learning-rate schedule of a trial."""
-        return schedule.build(spec.config.schedule, self.total_steps(spec), direction_of)
+        steps, epoch = self.total_steps(spec), self.steps_per_epoch
+        return schedule.build(spec.config.schedule, steps, direction_of, epoch)
 
     def stopper(self, spec: TrialSpec) -> early_stopping.Stopper:
         """The early-stopping rule of a trial."""
@@ -298,13 +309,16 @@ class Program:
         strengths = {name: math.inf if v is None else float(v) for name, v in given.items()}
         hyper = self.rule.hyper(config.optimizer)
         hyper["weight_decay"] = config.regularization.weight_decay
+        if spec.uses("ema"):
+            hyper["ema_decay"] = config.training.ema_decay
         keys = {
             "dropout": streams.derive(seed, streams.DROPOUT),
             "augment": streams.derive(seed, streams.AUGMENT),
             "mixup": streams.derive(seed, streams.MIXUP),
         }
         table = beta_table(config.regularization.mixup) if spec.uses("mixup") else None
-        return Numbers(hyper, strengths, keys, table)
+        own = partial(own_optimizer.OwnOptimizer, config) if self.rule.alone else None
+        return Numbers(hyper, strengths, keys, table, own)
 
     def order_key(self, spec: TrialSpec) -> int:
         """The key of the batch order: `data.order_seed`, or the trial's seed."""
@@ -351,11 +365,14 @@ class Program:
     def stack(self, width: int) -> Stack:
         """An empty stack of `width` slots."""
         shapes, moments = (self.params(), self.buffers()), self.rule.moments
-        return Stack(*shapes, moments, self._layouts(), width, self.device)
+        averages = self.spec.uses("ema")
+        return Stack(*shapes, moments, self._layouts(), width, self.device, averages)
 
-    def _layouts(self) -> dict[str, tuple[int, ...]]:
+    def _layouts(self) -> dict[str, tuple[int, ...]] | None:
         """The gradient of a linear layer's weight (S, out, in) comes out of a batched matrix
         product as (S, in, out)."""
+        if self.rule.shaped:
+            return None
         named = self.module.named_modules()
         linear = [name for name, layer in named if isinstance(layer, nn.Linear)]
         return {f"{name}.weight".lstrip("."): (0, 2, 1) for name in linear}

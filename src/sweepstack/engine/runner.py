@@ -316,8 +316,8 @@ class Runner:
         """Metrics of some slots on a split: means over its samples."""
         began = time.perf_counter()
         stack = self.stack
-        params = (stack.best_params if best else stack.params).views
-        buffers = (stack.best_buffers if best else stack.buffers).views
+        banks = (stack.best_params, stack.best_buffers) if best else stack.evaluated
+        params, buffers = (bank.views for bank in banks)
         if len(places) < stack.width:
             chosen = torch.tensor(places, device=stack.device)
             params = {name: view.index_select(0, chosen) for name, view in params.items()}

@@ -77,7 +77,8 @@ def _json(name: str, value: Any) -> str:
     """A key as JSON; '' for a group of which nothing counts."""
     node = plain(value)
     for item in fields(value) if is_dataclass(value) else ():
-        if item.metadata.get("place"):  # it changes nothing about the trial
+        # What changes nothing about the trial, and what older configs lack.
+        if item.metadata.get("place") or node[item.name] == item.default:
             del node[item.name]
     if node == {}:
         return ""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import FunctionType
 from typing import Any
 
@@ -26,7 +27,7 @@ from sweepstack.engine.kernels import fused
 from sweepstack.engine.program import Program
 from sweepstack.engine.stack import Row, Stack
 from sweepstack.training import regularization
-from sweepstack.training.regularization import Augmentation
+from sweepstack.training.augmentation import Augmentation
 
 EVALUATION_CHUNK = {"cpu": 256, "cuda": 1024}
 """Samples of a split that are evaluated at once: on a CPU what its cache holds, on a GPU enough to
@@ -101,19 +102,30 @@ class Step:
         self.compiles = program.config.training.compile if compiles is None else compiles
         self.program, self.module, self.task = program, program.module, program.task
         self.rule, self.uses = program.rule, program.spec.uses
-        uses = self.uses
-        self.augment = Augmentation(
-            crop=uses("crop"),
-            flip=uses("flip"),
-            affine=uses("rotation") or uses("translation"),
-            cutout=uses("cutout"),
-        )
+        self.augment = self._augmentation()
         parameters = sum(1 for _ in self.module.parameters())
         every = sum(1 for _ in self.module.named_parameters(remove_duplicate=False))
         self.tied = parameters != every
         on_cpu = program.device.type == "cpu" and not self.compiles
-        self.fused = on_cpu and fused.works(self.rule.name)
+        self.fused = on_cpu and not self.uses("dampening") and fused.works(self.rule.name)
         self._compiled: dict[Hashable, Callable[..., Any]] = {}
+
+    def _augmentation(self) -> Augmentation:
+        uses, program = self.uses, self.program
+        affine = program.data.affine
+        return Augmentation(
+            resized=uses("resized_crop"),
+            crop=uses("crop"),
+            flip=uses("flip"),
+            affine=uses("rotation") or uses("translation"),
+            color=uses("color"),
+            hue=uses("hue"),
+            operations=uses("rand_augment") * program.config.regularization.rand_augment_operations,
+            erasing=uses("random_erasing"),
+            cutout=uses("cutout"),
+            shift=None if affine is None else affine.shift.to(program.device),
+            scale=None if affine is None else affine.scale.to(program.device),
+        )
 
     @property
     def shares_batches(self) -> bool:
@@ -145,7 +157,7 @@ class Step:
         can be recorded."""
         x, extra = self._prepare(stack, x, y, keys)
         with contained():
-            losses, each, updated = self._differentiated(stack, x, y, extra)
+            losses, each, updated = self._accumulated(stack, x, y, extra)
         with torch.no_grad():
             grads = stack.packed_grads(each)
             self.regularize(grads, stack.params.packed, stack.strengths)
@@ -166,14 +178,36 @@ class Step:
         """Move the parameters in place; see `optim.Rule.update`."""
         rule, hyper = self.rule, stack.optimizer
         with torch.no_grad():
-            if self.fused:
+            if stack.own is not None:
+                again = partial(self.gradients, stack, batch.x, batch.y, batch.keys)
+                whole = [grad for grad in grads if isinstance(grad, Tensor)]
+                stack.own.step(whole, float(batch.lr[0]), again)
+            elif self.fused:
                 moments = [stack.moments[name] for name in rule.moments]
-                known = {key: hyper[key] for key in hyper if rule.decays or key != "weight_decay"}
+                others = {"ema_decay"} if rule.decays else {"ema_decay", "weight_decay"}
+                known = {key: hyper[key] for key in hyper if key not in others}
                 fused.update(rule.name, stack.params, grads, moments, known, batch.lr, batch.step)
-                return
-            update = self._compiled_for(("update", stack.width), rule.update)
-            groups = {name: bank.packed for name, bank in stack.moments.items()}
-            update(stack.params.packed, grads, groups, hyper, batch.lr, batch.step)
+            else:
+                update = self._compiled_for(("update", stack.width), rule.update)
+                groups = {name: bank.packed for name, bank in stack.moments.items()}
+                update(stack.params.packed, grads, groups, hyper, batch.lr, batch.step)
+            if self.uses("ema"):
+                self._average(stack, batch.step)
+
+    def _average(self, stack: Stack, step: Tensor) -> None:
+        """θ̄ ← θ̄ + (1-d)(θ - θ̄) with d = min(`ema_decay`, (1+t)/(10+t)), which lets go of the
+        initial weights early, as TensorFlow's ExponentialMovingAverage with `num_updates`; batch
+        norms' statistics alike."""
+        time = step.to(torch.float64)
+        weight = 1 - torch.minimum(stack.optimizer["ema_decay"], (1 + time) / (10 + time))
+        for name, bank in stack.averages.items():
+            for key, now in getattr(stack, name).views.items():
+                mean = bank.views[key]
+                if mean.is_floating_point():
+                    share = weight.to(mean.dtype).view(-1, *([1] * (mean.dim() - 1)))
+                    mean.lerp_(now, share.expand_as(mean))
+                else:
+                    mean.copy_(now)
 
     def _prepare(
         self, stack: Stack, x: Tensor, y: Tensor, keys: Row
@@ -192,6 +226,33 @@ class Step:
         if self.uses("label_smoothing"):
             extra["smoothing"] = stack.strengths["label_smoothing"]
         return x, extra
+
+    def _accumulated(
+        self, stack: Stack, x: Tensor, y: Tensor, extra: dict[str, Tensor]
+    ) -> tuple[Tensor, list[Tensor], Row]:
+        """`_differentiated`, of `batch.accumulate` batches one after the other: means of their
+        losses and gradients. Batch norms see each, and dropout draws masks for each."""
+        count, axis = self.program.config.batch.accumulate, y.dim() - 1
+        if count == 1:
+            return self._differentiated(stack, x, y, extra)
+        total: Tensor | None = None
+        grads: list[Tensor] = []
+        updated: Row = {}
+        pairs = zip(x.chunk(count, axis), y.chunk(count, axis), strict=True)
+        for number, (inputs, targets) in enumerate(pairs):
+            own = dict(extra)
+            if "key" in extra:
+                own["key"] = streams.split(extra["key"], number)
+            if "partner" in extra:
+                own["partner"] = extra["partner"].chunk(count, axis)[number]
+            losses, each, updated = self._differentiated(stack, inputs, targets, own)
+            total = losses if total is None else total + losses
+            grads = [a + b for a, b in zip(grads, each, strict=True)] if grads else each
+            with torch.no_grad():
+                for name, value in updated.items() if number < count - 1 else ():
+                    stack.live_buffers[name].copy_(value)
+        assert total is not None
+        return total / count, [grad / count for grad in grads], updated
 
     def _differentiated(
         self, stack: Stack, x: Tensor, y: Tensor, extra: dict[str, Tensor]

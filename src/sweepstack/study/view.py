@@ -322,6 +322,25 @@ class StudyView:
         return [column for column in columns if self.finished[column].nunique() > 1]
 
 
+def joined(views: Sequence[StudyView]) -> pd.DataFrame:
+    """The frames of several studies below each other, a column `study` first; keys that one study
+    lacks are missing there. `attrs` are kept where the studies agree in their objectives.
+
+    Raises:
+        InputError: no study, or one of them twice.
+    """
+    names = [view.name for view in views]
+    if not names or len(set(names)) < len(names):
+        raise InputError(f"studies must be named once each, got {', '.join(names) or 'none'}")
+    table = pd.concat([view.frame.assign(study=view.name) for view in views], ignore_index=True)
+    table.insert(0, "study", table.pop("study"))
+    goals = [view.objectives for view in views]
+    keys = {name: key for view in views for name, key in view.frame.attrs["keys"].items()}
+    same = {"objectives": goals[0]} if all(goal == goals[0] for goal in goals) else {}
+    table.attrs = {"study": ", ".join(names), "keys": keys, **same}
+    return table
+
+
 def best_of(tried: int) -> int:
     """How many of so many configurations that were tried are the best."""
     return min(MAX_BEST, max(MIN_BEST, math.ceil(tried / 10)))

@@ -18,12 +18,12 @@ from sweepstack.config.errors import InputError
 
 
 def _step_decay(config: schema.StepDecay, t: int, _steps: int) -> float:
-    """γ^⌊t / step_size⌋."""
+    """γ^⌊t / step_size⌋; t counts epochs with unit=epoch."""
     return config.gamma ** (t // config.step_size)
 
 
 def _exponential(config: schema.Exponential, t: int, _steps: int) -> float:
-    """γ^t."""
+    """γ^t; t counts epochs with unit=epoch."""
     return config.gamma**t
 
 
@@ -60,17 +60,19 @@ _SHAPES: dict[type[schema.Schedule], Callable[[Any, int, int], float]] = {
 
 @dataclass
 class LrSchedule:
-    """One trial's schedule; `steps` is T, the steps that remain after the warmup (>= 1)."""
+    """One trial's schedule; `steps` is T, the steps that remain after the warmup (>= 1), `every`
+    the steps of its unit: with schedule.unit=epoch the factor changes after each epoch only."""
 
     config: schema.Schedule
     steps: int
+    every: int = field(default=1, kw_only=True)
 
     def __post_init__(self) -> None:
         self._formula = _SHAPES[type(self.config)]
 
     def shape(self, t: int) -> float:
         """The factor at step `t` after the warmup, 0 <= t < T."""
-        return self._formula(self.config, t, self.steps)
+        return self._formula(self.config, t // self.every, self.steps)
 
     def factor(self, step: int) -> float:
         """The factor on lr for the step with 0-based index `step`.
@@ -149,7 +151,10 @@ class Plateau(LrSchedule):
 
 
 def build(
-    config: schema.Schedule, total_steps: int, direction_of: Callable[[str], str]
+    config: schema.Schedule,
+    total_steps: int,
+    direction_of: Callable[[str], str],
+    steps_per_epoch: int = 1,
 ) -> LrSchedule:
     """The schedule of a trial of `total_steps` steps.
 
@@ -164,4 +169,5 @@ def build(
         )
     if isinstance(config, schema.Plateau):
         return Plateau(config, steps, maximize=direction_of(config.metric) == "maximize")
-    return LrSchedule(config, steps)
+    by_epoch = getattr(config, "unit", "step") == "epoch"
+    return LrSchedule(config, steps, every=max(1, steps_per_epoch) if by_epoch else 1)

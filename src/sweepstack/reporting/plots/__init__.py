@@ -54,6 +54,7 @@ def plots(view: StudyView) -> list[Plot]:
         layers.layers(view),
         trials.pareto(view),
         progress.optimization(view),
+        progress.cells(view, keys),
         progress.curves(view),
         progress.intermediate(view),
         tables.learning_rate(view),

@@ -25,30 +25,9 @@ import optuna
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from sweepstack.study.attributes import (
-    CONTINUES,
-    ENQUEUED,
-    LOST,
-    PLANNED,
-    POINT,
-    PROGRESS,
-    RETRIED,
-    RETRIES,
-    RETRY_OF,
-    WORKER,
-)
-from sweepstack.sweep.book import processes
-from sweepstack.sweep.book.records import (
-    ENDED,
-    Ending,
-    Grid,
-    Owner,
-    Record,
-    Report,
-    Row,
-    Tally,
-    canonical,
-)
+from sweepstack.study import attributes as attr
+from sweepstack.sweep.book import processes, records
+from sweepstack.sweep.book.records import ENDED, Ending, Owner, Record, Report, Row, Tally
 
 GRACE_S = 120.0
 """A worker that has sent no heartbeat for so long is presumed dead."""
@@ -96,7 +75,7 @@ class Book(ABC):
         self.study_id = storage.get_study_id_from_name(study.study_name)
         self.max_restarts, self.grace_s = max_restarts, grace_s
         self._workers, self._checkpointed = workers, checkpointed
-        self._grid = None if points is None else Grid(points, first)
+        self._grid = None if points is None else records.Grid(points, first)
         self._sleep = processes.Sleep()
         self._owners: dict[str, Owner] = {}
 
@@ -126,9 +105,9 @@ class Book(ABC):
     def enqueue(self, first: Sequence[Mapping[str, Any]]) -> None:
         """Let known points wait before all others, each once in the life of the study."""
         with self._held() as page:
-            there = {value for _, value in self._values(page, ENQUEUED)}
-            marks = {canonical(point): point for point in first}
-            new = [Row(p, {ENQUEUED: mark}) for mark, p in marks.items() if mark not in there]
+            there = {value for _, value in self._values(page, attr.ENQUEUED)}
+            marks = {records.canonical(point): point for point in first}
+            new = [Row(p, {attr.ENQUEUED: mark}) for mark, p in marks.items() if mark not in there]
             self._add_waiting(page, new)
 
     def retry_failed(self) -> int:
@@ -140,9 +119,10 @@ class Book(ABC):
             again: list[tuple[Record, dict[str, Any]]] = []
             for record in self._records(page, TrialState.FAIL):
                 known = record.attributes
-                retries = known.get(RETRIES, 0) + (LOST in known)
-                if POINT in known and RETRIED not in known and retries <= self.max_restarts:
-                    again.append((record, {RETRIES: retries} if retries else {}))
+                retries = known.get(attr.RETRIES, 0) + (attr.LOST in known)
+                is_final = attr.POINT in known and attr.RETRIED not in known
+                if is_final and retries <= self.max_restarts:
+                    again.append((record, {attr.RETRIES: retries} if retries else {}))
             self._replace(page, {}, self._copies(page, again))
             return len(again)
 
@@ -278,17 +258,17 @@ class Book(ABC):
         numbers: list[int] = []
         while number is not None:
             numbers.append(number)
-            number = self.trial(number).user_attrs.get(CONTINUES)
+            number = self.trial(number).user_attrs.get(attr.CONTINUES)
         return numbers
 
     def _alive(self, page: Any) -> list[str]:
         running = self._records(page, TrialState.RUNNING)
         return [
-            str(record.attributes.get(WORKER))
+            str(record.attributes.get(attr.WORKER))
             for record in running
             if record.silent_s is not None
             and record.silent_s <= self.grace_s
-            and _may_live(record.attributes.get(WORKER))
+            and _may_live(record.attributes.get(attr.WORKER))
         ]
 
     # --- the policy ------------------------------------------------------------------------------
@@ -324,8 +304,9 @@ class Book(ABC):
 
     def _tried(self, page: Any, waiting: Sequence[int]) -> dict[int, int]:
         """Those of the waiting trials that failed, or were lost without progress, and how often."""
-        known = self._attributes(page, waiting, (RETRIES, RETRY_OF))
-        return {i: k.get(RETRIES, 0) for i, k in known.items() if k and k.get(RETRIES) != 0}
+        known = self._attributes(page, waiting, (attr.RETRIES, attr.RETRY_OF))
+        retries = {id_: kept.get(attr.RETRIES) for id_, kept in known.items() if kept}
+        return {id_: count or 0 for id_, count in retries.items() if count != 0}
 
     def _company(self, tried: Mapping[int, int], most: int) -> list[int]:
         """Those of the tried trials that may run together next, least suspected first."""
@@ -338,7 +319,7 @@ class Book(ABC):
         """What new trials are to be, at most `most`."""
         if self._grid is None or most <= 0:
             return [Row({}, {})] * most
-        for id_, mark in self._values(page, POINT, after=self._grid.seen):
+        for id_, mark in self._values(page, attr.POINT, after=self._grid.seen):
             self._grid.cover(id_, mark)
         return self._grid.next(most)
 
@@ -349,12 +330,12 @@ class Book(ABC):
         the study; before any has said so it alone may run. A trial without a worker is a person's.
         """
         plans = [r.attributes for r in self._records(page, TrialState.RUNNING) if r.id != before]
-        plans = [known for known in plans if WORKER in known]
-        silent = {known[WORKER] for known in plans if PLANNED not in known}
+        plans = [known for known in plans if attr.WORKER in known]
+        silent = {known[attr.WORKER] for known in plans if attr.PLANNED not in known}
         unknown = len(silent - {processes.this_process()})
-        planned = sum(known.get(PLANNED, 0) for known in plans)
+        planned = sum(known.get(attr.PLANNED, 0) for known in plans)
         if unknown:
-            longest = max((value for _, value in self._values(page, PLANNED)), default=None)
+            longest = max((value for _, value in self._values(page, attr.PLANNED)), default=None)
             if longest is None:
                 return False
             planned += unknown * longest
@@ -367,12 +348,13 @@ class Book(ABC):
         reasons: dict[int, str] = {}
         for record, why in lost:
             known, steps = record.attributes, self._checkpointed(record.number)
-            before = known.get(PROGRESS, [0, 0])
+            before = known.get(attr.PROGRESS, [0, 0])
             now = [max(before[0], reached.get(record.id, 0)), max(before[1], steps or 0)]
             blamed = restarts if steps is not None else 0
-            retries = 0 if now != before else known.get(RETRIES, 0) + blamed
+            retries = 0 if now != before else known.get(attr.RETRIES, 0) + blamed
             if retries <= self.max_restarts:
-                again.append((record, {RETRIES: retries, **({PROGRESS: now} if any(now) else {})}))
+                progress = {attr.PROGRESS: now} if any(now) else {}
+                again.append((record, {attr.RETRIES: retries, **progress}))
             else:
                 restarted = f"after {self.max_restarts} restarts without progress"
                 why += f"; given up {restarted} (hydra.sweeper.max_restarts)"
@@ -387,10 +369,10 @@ class Book(ABC):
         copies: list[tuple[Record, Row]] = []
         for record, attributes in again:
             old = record.attributes
-            passed_on = {POINT: old[POINT]} if POINT in old else {}
-            line = {RETRY_OF: old.get(RETRY_OF, record.number), CONTINUES: record.number}
-            row = Row(parameters.get(record.id, {}), {**passed_on, **line, **attributes})
-            copies.append((record, row))
+            kept = {attr.POINT: old[attr.POINT]} if attr.POINT in old else {}
+            kept[attr.RETRY_OF] = old.get(attr.RETRY_OF, record.number)
+            kept[attr.CONTINUES] = record.number
+            copies.append((record, Row(parameters.get(record.id, {}), {**kept, **attributes})))
         return copies
 
     def _owner(self, trial: optuna.Trial, effect: str) -> Owner | None:
@@ -502,7 +484,7 @@ def _may_live(worker: object) -> bool:
 
 def _why_lost(record: Record, grace_s: float) -> str | None:
     """Why the worker of a running trial is presumed dead; None while it is not."""
-    worker = record.attributes.get(WORKER)
+    worker = record.attributes.get(attr.WORKER)
     if worker is not None and processes.is_gone(worker):
         return f"its worker {worker} is gone"
     if record.silent_s is not None and record.silent_s > grace_s:

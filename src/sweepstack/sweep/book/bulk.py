@@ -18,44 +18,21 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import Any, NamedTuple
+from typing import Any
 
 import optuna
+import sqlalchemy as sa
 from optuna import pruners
-from optuna.distributions import (
-    BaseDistribution,
-    distribution_to_json,
-    json_to_distribution,
-)
+from optuna.distributions import BaseDistribution, distribution_to_json, json_to_distribution
 from optuna.storages import RDBStorage
 from optuna.storages._rdb import models
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy import (
-    Connection,
-    Float,
-    bindparam,
-    cast,
-    delete,
-    exists,
-    func,
-    insert,
-    select,
-    union_all,
-    update,
-)
+from sqlalchemy import Connection, bindparam, func, insert, select
 
 from sweepstack.study.attributes import CONTINUES, EFFECT, EQUALS, LOST, RETRIED, RETRY_OF, WORKER
 from sweepstack.sweep.book import processes
 from sweepstack.sweep.book.book import Book
-from sweepstack.sweep.book.records import (
-    Ending,
-    Owner,
-    Record,
-    Report,
-    Row,
-    Tally,
-    last_value,
-)
+from sweepstack.sweep.book.records import Ending, Owner, Record, Report, Row, Tally, last_value
 
 AT_ONCE = 500
 """Trials that a query names; SQLite refuses one that names too many."""
@@ -148,7 +125,9 @@ class BulkBook(Book):
             self._forget()
             new = mine
         # One statement, or a trial that is replaced in between would be in neither part.
-        both = union_all(mine.where(_TRIALS.c.trial_id.in_(self._open)), new) if self._open else new
+        both = (
+            sa.union_all(mine.where(_TRIALS.c.trial_id.in_(self._open)), new) if self._open else new
+        )
         rows = sorted((int(trial_id), state) for trial_id, state in page.execute(both))
         if rows and rows[-1][0] > self._last and self._is_unsettled(page):
             self._forget()
@@ -180,16 +159,13 @@ class BulkBook(Book):
         query = select(_TRIALS.c.trial_id, _TRIALS.c.number)
         # For update, or what ends at this moment would be taken for lost.
         query = query.where(self._mine, _TRIALS.c.state == state).with_for_update()
-        queries = [query]
-        if ids is not None:
-            queries = [query.where(_TRIALS.c.trial_id.in_(some)) for some in _in_parts(ids)]
-        rows = sorted((i, number) for each in queries for i, number in page.execute(each))
+        some: Any = page.execute(query) if ids is None else _rows(page, query, ids)
+        rows = sorted((trial_id, number) for trial_id, number in some)
         found = [trial_id for trial_id, _ in rows]
-        known, beats = self._attributes(page, found), dict[int, datetime]()
-        for some in _in_parts(found):
-            beaten = select(_BEATS.c.trial_id, _BEATS.c.heartbeat)
-            beats |= dict(page.execute(beaten.where(_BEATS.c.trial_id.in_(some))).all())
-        now = _now(page) if beats else datetime.min
+        known = self._attributes(page, found)
+        beats = dict(_rows(page, select(_BEATS.c.trial_id, _BEATS.c.heartbeat), found))
+        # The database's time, as heartbeats have it.
+        now = page.execute(select(func.now())).scalar_one().replace(tzinfo=None)
         return [
             Record(i, n, known.get(i, {}), (now - beats[i]).total_seconds() if i in beats else None)
             for i, n in rows
@@ -202,9 +178,8 @@ class BulkBook(Book):
         query = select(model.c.trial_id, model.c.key, model.c.value_json)
         if keys:
             query = query.where(model.c.key.in_(keys))
-        for some in _in_parts(ids):
-            for trial_id, key, text in page.execute(query.where(model.c.trial_id.in_(some))):
-                found.setdefault(trial_id, {})[key] = json.loads(text)
+        for trial_id, key, text in _rows(page, query, ids):
+            found.setdefault(trial_id, {})[key] = json.loads(text)
         return found
 
     def _values(self, page: Connection, key: str, after: int = -1) -> list[tuple[int, Any]]:
@@ -216,35 +191,25 @@ class BulkBook(Book):
     def _parameters(self, page: Connection, ids: Sequence[int]) -> dict[int, dict[str, Any]]:
         system = self._attributes(page, ids, ("fixed_params",), _SYSTEM)
         found = {trial_id: dict(known["fixed_params"]) for trial_id, known in system.items()}
-        columns = (_PARAMETERS.c[name] for name in NEEDED["TrialParamModel"])
-        query = select(*columns)
-        for some in _in_parts(ids):
-            for trial_id, name, value, text in page.execute(
-                query.where(_PARAMETERS.c.trial_id.in_(some))
-            ):
-                internal = json_to_distribution(text)
-                found.setdefault(trial_id, {})[name] = internal.to_external_repr(value)
+        query = select(*(_PARAMETERS.c[name] for name in NEEDED["TrialParamModel"]))
+        for trial_id, name, value, text in _rows(page, query, ids):
+            internal = json_to_distribution(text)
+            found.setdefault(trial_id, {})[name] = internal.to_external_repr(value)
         return found
 
     def _last_steps(self, page: Connection, ids: Sequence[int]) -> dict[int, int]:
-        found: dict[int, int] = {}
         query = select(_REPORTS.c.trial_id, func.max(_REPORTS.c.step)).group_by(_REPORTS.c.trial_id)
-        for some in _in_parts(ids):
-            rows = page.execute(query.where(_REPORTS.c.trial_id.in_(some)))
-            found |= {row[0]: row[1] for row in rows}
-        return found
+        return dict(_rows(page, query, ids))
 
     def _steps(self, page: Connection) -> int:
         query = select(_USER.c.value_json).join(_TRIALS, _TRIALS.c.trial_id == _USER.c.trial_id)
         other = _USER.alias().c
-        equal = exists().where(other.trial_id == _USER.c.trial_id, other.key == EQUALS)
+        equal = sa.exists().where(other.trial_id == _USER.c.trial_id, other.key == EQUALS)
         query = query.where(self._mine, _USER.c.key == "steps", ~equal)
         return sum(json.loads(text) or 0 for text in page.scalars(query))
 
     def _states(self, page: Connection, ids: Sequence[int]) -> dict[int, TrialState]:
-        query = select(_TRIALS.c.trial_id, _TRIALS.c.state)
-        parts = (query.where(_TRIALS.c.trial_id.in_(some)) for some in _in_parts(ids))
-        return {trial_id: state for part in parts for trial_id, state in page.execute(part)}
+        return dict(_rows(page, select(_TRIALS.c.trial_id, _TRIALS.c.state), ids))
 
     def _new_effects(self, page: Connection) -> Iterator[tuple[str, Owner]]:
         # Two queries by primary keys: joined, the database might look through the whole study.
@@ -260,12 +225,10 @@ class BulkBook(Book):
             known = self._owners.get(effect)
             if known is None or known.id != trial_id:  # else it is one of this process's
                 effects[trial_id] = effect
-        columns = select(_TRIALS.c.trial_id, _TRIALS.c.number, _TRIALS.c.state)
-        for some in _in_parts(list(effects)):
-            trials = page.execute(columns.where(_TRIALS.c.trial_id.in_(some), self._mine))
-            owners = {owner.id: owner for owner in (Owner(*trial) for trial in trials)}
-            # As they were written: of a failed trial's effect the next owner comes after it.
-            yield from ((effects[i], owners[i]) for i in some if i in owners)
+        columns = select(_TRIALS.c.trial_id, _TRIALS.c.number, _TRIALS.c.state).where(self._mine)
+        owners = {row[0]: Owner(*row) for row in _rows(page, columns, list(effects))}
+        # As they were written: of a failed trial's effect the next owner comes after it.
+        yield from ((effect, owners[i]) for i, effect in effects.items() if i in owners)
 
     def best(self, direction: str) -> float | None:
         """See `Book.best`."""
@@ -274,7 +237,7 @@ class BulkBook(Book):
             _TRIALS, _TRIALS.c.trial_id == _VALUES.c.trial_id
         )
         violated = select(_SYSTEM.c.trial_id).where(
-            _SYSTEM.c.key.startswith("constraints:"), cast(_SYSTEM.c.value_json, Float) > 0
+            _SYSTEM.c.key.startswith("constraints:"), sa.cast(_SYSTEM.c.value_json, sa.Float) > 0
         )
         complete = (self._mine, _TRIALS.c.state == TrialState.COMPLETE)
         with self._read() as page:
@@ -316,7 +279,7 @@ class BulkBook(Book):
             return []
         mine, start = _TRIALS.c.trial_id.in_(ids), datetime.now()
         running = {"state": TrialState.RUNNING, "datetime_start": _stored(start)}
-        page.execute(update(_TRIALS).where(mine).values(running))
+        page.execute(sa.update(_TRIALS).where(mine).values(running))
         numbers = select(_TRIALS.c.trial_id, _TRIALS.c.number).where(mine)
         user, system = self._attributes(page, ids), self._attributes(page, ids, (), _SYSTEM)
         return [
@@ -370,8 +333,7 @@ class BulkBook(Book):
         self, page: Connection, lost: Mapping[int, str], copies: Sequence[tuple[Record, Row]]
     ) -> None:
         failed = {"state": TrialState.FAIL, "datetime_complete": _stored(datetime.now())}
-        for some in _in_parts(list(lost)):
-            page.execute(update(_TRIALS).where(_TRIALS.c.trial_id.in_(some)).values(failed))
+        _update(page, sa.update(_TRIALS).values(failed), lost)
         _add_attributes(page, _USER, [(trial_id, {LOST: why}) for trial_id, why in lost.items()])
         # First, or a failed trial would be counted before it says that it is replaced.
         _add_attributes(page, _USER, [(record.id, {RETRIED: True}) for record, _ in copies])
@@ -379,11 +341,9 @@ class BulkBook(Book):
 
     def beat(self, trials: Iterable[optuna.Trial]) -> None:
         """See `Book.beat`."""
-        running = [trial._trial_id for trial in trials]
+        change = sa.update(_BEATS).values(heartbeat=func.current_timestamp())
         with self._engine.begin() as page:
-            for some in _in_parts(running):
-                change = update(_BEATS).where(_BEATS.c.trial_id.in_(some))
-                page.execute(change.values(heartbeat=func.current_timestamp()))
+            _update(page, change, [trial._trial_id for trial in trials])
 
     @contextmanager
     def deletion(self) -> Iterator[list[str]]:
@@ -393,25 +353,16 @@ class BulkBook(Book):
             trials = select(_TRIALS.c.trial_id).where(self._mine)
             for table in reversed(models.BaseModel.metadata.sorted_tables):
                 if "study_id" in table.c:
-                    page.execute(delete(table).where(table.c.study_id == self.study_id))
+                    page.execute(sa.delete(table).where(table.c.study_id == self.study_id))
                 elif "trial_id" in table.c:
-                    page.execute(delete(table).where(table.c.trial_id.in_(trials)))
+                    page.execute(sa.delete(table).where(table.c.trial_id.in_(trials)))
 
     # --- what trials are, report and end with ----------------------------------------------------
 
     def begin(self, trials: Sequence[optuna.Trial]) -> None:
         """See `Book.begin`."""
-        rows = [
-            {
-                "trial_id": trial._trial_id,
-                "param_name": name,
-                "param_value": value,
-                "distribution_json": distribution_to_json(distribution),
-            }
-            for trial in trials
-            if isinstance(trial, LiveTrial)
-            for name, value, distribution in trial.take_parameters()
-        ]
+        live = [trial for trial in trials if isinstance(trial, LiveTrial)]
+        rows = [row for trial in live for row in trial.take_parameters()]
         if rows:
             with self._engine.begin() as page:
                 page.execute(insert(_PARAMETERS), rows)
@@ -424,8 +375,7 @@ class BulkBook(Book):
         try:
             with self._engine.begin() as page:
                 lost = self._not_running(page, [ending.trial for ending in endings])
-                rows = [_report_row(report) for report in new]
-                rows = [row for row in rows if row["trial_id"] not in lost]
+                rows = [_report_row(r) for r in new if r.trial._trial_id not in lost]
                 if rows:
                     page.execute(insert(_REPORTS), rows)
                 kept = [ending for ending in endings if ending.trial._trial_id not in lost]
@@ -442,25 +392,13 @@ class BulkBook(Book):
         """Row ids of those that are not; the others stay so until the transaction ends."""
         ids = [trial._trial_id for trial in trials]
         query = select(_TRIALS.c.trial_id).where(_TRIALS.c.state == TrialState.RUNNING)
-        running: set[int] = set()
-        for some in _in_parts(ids):
-            mine = query.where(_TRIALS.c.trial_id.in_(some))
-            running.update(page.scalars(mine.with_for_update()))
-        return set(ids) - running
+        return set(ids) - {row[0] for row in _rows(page, query.with_for_update(), ids)}
 
     def _write_effects(self, page: Connection, taken: Sequence[tuple[optuna.Trial, str]]) -> None:
         new = [(t, e) for t, e in taken if EFFECT not in t._cached_frozen_trial.user_attrs]
         _add_attributes(page, _USER, [(trial._trial_id, {EFFECT: effect}) for trial, effect in new])
         for trial, effect in taken:  # `write` leaves out what is written
             trial._cached_frozen_trial.user_attrs[EFFECT] = effect
-
-
-class _Parameter(NamedTuple):
-    """A parameter of a trial as it is stored: `value` is the distribution's internal number."""
-
-    name: str
-    value: float
-    distribution: BaseDistribution
 
 
 class LiveTrial(optuna.Trial):
@@ -484,8 +422,8 @@ class LiveTrial(optuna.Trial):
         self._relative_params: dict[str, Any] | None = None
         self._fixed_params = frozen.system_attrs.get("fixed_params", {})
 
-    def take_parameters(self) -> list[_Parameter]:
-        """The parameters that are not written yet; from now on they count as written."""
+    def take_parameters(self) -> list[dict[str, Any]]:
+        """The rows of parameters that are not written yet; from now on they count as written."""
         parameters, self._unwritten.parameters = self._unwritten.parameters, []
         return parameters
 
@@ -495,12 +433,14 @@ class _Unwritten:
 
     def __init__(self, storage: Any):
         self._storage = storage
-        self.parameters: list[_Parameter] = []
+        self.parameters: list[dict[str, Any]] = []
 
     def set_trial_param(
         self, trial_id: int, name: str, value: float, distribution: BaseDistribution
     ) -> None:
-        self.parameters.append(_Parameter(name, value, distribution))
+        written = distribution_to_json(distribution)
+        row = (trial_id, name, value, written)
+        self.parameters.append(dict(zip(NEEDED["TrialParamModel"], row, strict=True)))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._storage, name)
@@ -513,21 +453,23 @@ def _hold(page: Connection, study_id: int) -> None:
     )
 
 
-def _in_parts(ids: Sequence[int]) -> Iterator[Sequence[int]]:
-    """Row ids, as many at a time as a query may name."""
+def _rows(page: Connection, query: sa.Select[Any], ids: Sequence[int]) -> Iterator[Any]:
+    """What a query, whose first column is a trial's row id, finds of the trials `ids`."""
+    column: Any = query.selected_columns[0]
     for first in range(0, len(ids), AT_ONCE):
-        yield ids[first : first + AT_ONCE]
+        yield from page.execute(query.where(column.in_(ids[first : first + AT_ONCE])))
+
+
+def _update(page: Connection, change: sa.Update, ids: Iterable[int]) -> None:
+    """Change the rows of the trials `ids`."""
+    mine, column = [{"_id": trial_id} for trial_id in ids], change.table.c["trial_id"]
+    if mine:
+        page.execute(change.where(column == bindparam("_id")), mine)
 
 
 def _stored(local: datetime) -> datetime:
     """A time as Optuna stores it: UTC, and not saying so."""
     return local.astimezone(UTC).replace(tzinfo=None)
-
-
-def _now(page: Connection) -> datetime:
-    """The database's time, as heartbeats have it."""
-    found: datetime = page.execute(select(func.now())).scalar_one()
-    return found.replace(tzinfo=None)
 
 
 def _frozen(
@@ -588,28 +530,18 @@ def _end(page: Connection, endings: Sequence[Ending]) -> None:
     _add_attributes(page, _SYSTEM, system)
     if values:
         page.execute(insert(_VALUES), values)
-    change = update(_TRIALS).where(_TRIALS.c.trial_id == bindparam("_id"))
+    change = sa.update(_TRIALS).where(_TRIALS.c.trial_id == bindparam("_id"))
     change = change.values(state=bindparam("_state"), datetime_complete=bindparam("_now"))
     page.execute(change, finished)
 
 
 def _report_row(report: Report) -> dict[str, Any]:
     stored = models.TrialIntermediateValueModel.intermediate_value_to_stored_repr
-    number, kind = stored(report.value)
-    return {
-        "trial_id": report.trial._trial_id,
-        "step": report.step,
-        "intermediate_value": number,
-        "intermediate_value_type": kind,
-    }
+    row = (report.trial._trial_id, report.step, *stored(report.value))
+    return dict(zip(NEEDED["TrialIntermediateValueModel"], row, strict=True))
 
 
 def _value_rows(trial_id: int, values: Sequence[float]) -> Iterable[dict[str, Any]]:
     for objective, value in enumerate(values):
-        number, kind = models.TrialValueModel.value_to_stored_repr(value)
-        yield {
-            "trial_id": trial_id,
-            "objective": objective,
-            "value": number,
-            "value_type": kind,
-        }
+        row = (trial_id, objective, *models.TrialValueModel.value_to_stored_repr(value))
+        yield dict(zip(NEEDED["TrialValueModel"], row, strict=True))

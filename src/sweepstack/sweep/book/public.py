@@ -33,32 +33,15 @@ from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from sweepstack.study.attributes import (
-    CONTINUES,
-    EFFECT,
-    ENQUEUED,
-    EQUALS,
-    HEARTBEAT,
-    LOST,
-    POINT,
-    RETRIED,
-    WORKER,
-)
+from sweepstack.study import attributes as attr
 from sweepstack.study.storage import file_of
-from sweepstack.sweep.book import processes
+from sweepstack.sweep.book import processes, records
 from sweepstack.sweep.book.book import Book
-from sweepstack.sweep.book.records import (
-    ENDED,
-    Ending,
-    Owner,
-    Record,
-    Report,
-    Row,
-    Tally,
-    last_value,
-)
+from sweepstack.sweep.book.records import ENDED, Ending, Owner, Record, Report, Row, Tally
 
 _WITHDRAWN = "withdrawn: another trial has its place"
+_PLACES = (attr.CONTINUES, attr.POINT, attr.ENQUEUED)
+"""Attributes that say in which place a trial is."""
 
 
 class Page:
@@ -72,13 +55,9 @@ class Page:
 
     def __init__(self, trials: Sequence[FrozenTrial]):
         self.trials = {trial.number: trial for trial in trials}
-        continued = {trial.user_attrs.get(CONTINUES) for trial in trials}
-        self.replaced = {
-            trial.number
-            for trial in trials
-            if RETRIED in trial.user_attrs
-            or (trial.number in continued and trial.state not in ENDED)
-        }
+        continued = {trial.user_attrs.get(attr.CONTINUES) for trial in trials}
+        again = {t.number for t in trials if t.number in continued and t.state not in ENDED}
+        self.replaced = again | {t.number for t in trials if attr.RETRIED in t.user_attrs}
         self.live = [trial for trial in trials if trial.number not in self.replaced]
 
     def without_place(self, total: int | None) -> set[int]:
@@ -87,16 +66,12 @@ class Page:
         places: set[tuple[str, Any]] = set()
         kept = 0
         for trial in self.live:
-            mine = {
-                (k, trial.user_attrs[k])
-                for k in (CONTINUES, POINT, ENQUEUED)
-                if k in trial.user_attrs
-            }
-            continued = self.trials.get(trial.user_attrs.get(CONTINUES, -1))
-            has_none = total is not None and kept >= total
-            has_none = has_none or bool(mine & places)
-            has_none = has_none or (continued is not None and continued.state in ENDED)
-            if has_none and not trial.state.is_finished():
+            known = trial.user_attrs
+            mine = {(key, known[key]) for key in _PLACES if key in known}
+            continued = self.trials.get(known.get(attr.CONTINUES, -1))
+            is_late = total is not None and kept >= total
+            is_settled = continued is not None and continued.state in ENDED
+            if (is_late or is_settled or mine & places) and not trial.state.is_finished():
                 found.add(trial.number)
                 continue
             places |= mine
@@ -154,7 +129,7 @@ class PublicBook(Book):
             known, is_replaced = dict(trial.user_attrs), trial.number in page.replaced
             if trial.state != state or (is_replaced and state != TrialState.RUNNING):
                 continue
-            beat = beats.get(f"{HEARTBEAT}.{known.get(WORKER)}") if WORKER in known else None
+            beat = beats.get(f"{attr.HEARTBEAT}.{known.get(attr.WORKER, '')}")
             silent_s = None if beat is None else max(0.0, time.time() - beat)
             found.append(Record(trial.number, trial.number, known, silent_s))
         return found
@@ -167,7 +142,7 @@ class PublicBook(Book):
 
     def _values(self, page: Page, key: str, after: int = -1) -> list[tuple[int, Any]]:
         # A point whose trial was withdrawn has no trial.
-        trials = page.live if key == POINT else page.trials.values()
+        trials = page.live if key == attr.POINT else page.trials.values()
         return [
             (t.number, t.user_attrs[key])
             for t in trials
@@ -182,7 +157,7 @@ class PublicBook(Book):
         return {number: page.trials[number].last_step or 0 for number in ids}
 
     def _steps(self, page: Page) -> int:
-        trained = [t.user_attrs for t in page.trials.values() if EQUALS not in t.user_attrs]
+        trained = [t.user_attrs for t in page.trials.values() if attr.EQUALS not in t.user_attrs]
         return sum(attributes.get("steps") or 0 for attributes in trained)
 
     def _states(self, page: Page, ids: Sequence[int]) -> dict[int, TrialState]:
@@ -195,11 +170,11 @@ class PublicBook(Book):
         owners = [
             Owner(trial.number, trial.number, self._state(page, trial))
             for trial in page.trials.values()
-            if EFFECT in trial.user_attrs and EQUALS not in trial.user_attrs
+            if attr.EFFECT in trial.user_attrs and attr.EQUALS not in trial.user_attrs
         ]
         # The last counts: of those that have not failed the lowest number.
         for owner in sorted(owners, key=lambda o: (o.state != TrialState.FAIL, -o.number)):
-            yield page.trials[owner.number].user_attrs[EFFECT], owner
+            yield page.trials[owner.number].user_attrs[attr.EFFECT], owner
 
     def best(self, direction: str) -> float | None:
         """See `Book.best`."""
@@ -211,13 +186,13 @@ class PublicBook(Book):
     def others_at_work(self) -> bool:
         """See `Book.others_at_work`."""
         live = self._page().live
-        return any(t.state == TrialState.RUNNING and WORKER in t.user_attrs for t in live)
+        return any(t.state == TrialState.RUNNING and attr.WORKER in t.user_attrs for t in live)
 
     def numbers_with(self, key: str) -> list[int]:
         """See `Book.numbers_with`."""
         page = self._page()
         found = {t.number for t in page.trials.values() if key in t.user_attrs}
-        return sorted(found | (page.replaced if key == RETRIED else set()))
+        return sorted(found | (page.replaced if key == attr.RETRIED else set()))
 
     def reported(self, trial: optuna.Trial) -> FrozenTrial:
         """See `Book.reported`."""
@@ -279,7 +254,7 @@ class PublicBook(Book):
     def _add(self, state: TrialState, row: Row) -> int:
         """Add a trial and return its number."""
         running = state == TrialState.RUNNING
-        worker = {WORKER: processes.this_process()} if running else {}
+        worker = {attr.WORKER: processes.this_process()} if running else {}
         template = FrozenTrial(
             number=-1,
             trial_id=-1,
@@ -305,7 +280,7 @@ class PublicBook(Book):
                     self._name_worker(number)
 
     def _name_worker(self, number: int) -> None:
-        self.storage.set_trial_user_attr(self._row(number), WORKER, processes.this_process())
+        self.storage.set_trial_user_attr(self._row(number), attr.WORKER, processes.this_process())
 
     def _live(self, trial: int) -> optuna.Trial:
         # A copy shares all but what samplers have read: they look again, as after `ask`.
@@ -324,7 +299,8 @@ class PublicBook(Book):
 
     def _fail(self, number: int, why: str, *, replaced: bool = True) -> None:
         """End a trial that is not to count, or that is given up."""
-        trial_id, said = self._row(number), {LOST: why, **({RETRIED: True} if replaced else {})}
+        trial_id = self._row(number)
+        said = {attr.LOST: why} | ({attr.RETRIED: True} if replaced else {})
         try:
             for key, value in said.items():
                 self.storage.set_trial_user_attr(trial_id, key, value)
@@ -335,7 +311,7 @@ class PublicBook(Book):
     def beat(self, trials: Iterable[optuna.Trial]) -> None:
         """See `Book.beat`; one heartbeat of the process is for all of its trials."""
         self._beaten = time.time()
-        self.study.set_user_attr(f"{HEARTBEAT}.{processes.this_process()}", self._beaten)
+        self.study.set_user_attr(f"{attr.HEARTBEAT}.{processes.this_process()}", self._beaten)
 
     @contextmanager
     def deletion(self) -> Iterator[list[str]]:
@@ -362,7 +338,7 @@ class PublicBook(Book):
     def _write_effects(self, page: Page, taken: Sequence[tuple[optuna.Trial, str]]) -> None:
         for trial, effect in taken:
             with suppress(UpdateFinishedTrialError):  # its end will say that it was lost
-                trial.set_user_attr(EFFECT, effect)
+                trial.set_user_attr(attr.EFFECT, effect)
 
     # --- what trials are, report and end with ----------------------------------------------------
 
@@ -424,7 +400,7 @@ class PublicBook(Book):
     def _end(self, ending: Ending) -> bool:
         trial_id, values = self._row(ending.trial.number), ending.values
         if ending.state == TrialState.PRUNED:
-            values = last_value(self.storage.get_trial(trial_id))
+            values = records.last_value(self.storage.get_trial(trial_id))
         try:
             self.storage.set_trial_state_values(trial_id, ending.state, values or None)
         except UpdateFinishedTrialError:

@@ -87,10 +87,7 @@ def folder_of(storage: BaseStorage, study: optuna.Study, root: Path) -> Path:
 
 
 def open_book(
-    plan: Plan,
-    study: optuna.Study,
-    storage: BaseStorage,
-    checkpointed: Callable[[int], int | None],
+    plan: Plan, study: optuna.Study, storage: BaseStorage, checkpointed: Callable[[int], int | None]
 ) -> Book:
     """The records of the plan's study: its total, its grid in order, each trial's own sampler."""
     study.sampler = RandomSampler(0)  # of a grid, whose points are fixed

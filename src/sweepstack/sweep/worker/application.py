@@ -1,7 +1,7 @@
 """Trials of any other Hydra application: each is a call of its task function, as a Hydra job.
 
-`HydraApp` is what is swept; `Caller` runs the trials of one worker. The same for sweepstack itself
-is in `trainer.py`.
+`HydraApp` is what is swept, `Caller` runs the trials of one worker, `report` lets a sweep prune
+them. The same for sweepstack itself is in `trainer.py`.
 
 A local worker process gets the application by pickle, as multiprocessing uses it. The process has
 imported the application's main module, and looks up there what pickle cannot carry: the task, under
@@ -37,10 +37,10 @@ from omegaconf.errors import OmegaConfBaseException
 from sweepstack.config.errors import EnvironmentFault, InputError, one_line
 from sweepstack.config.reading import REFUSALS
 from sweepstack.study.attributes import RETRY_OF
+from sweepstack.study.storage import is_failure
 from sweepstack.sweep.plan import Plan
 from sweepstack.sweep.space import points
 from sweepstack.sweep.space.space import Space
-from sweepstack.sweep.worker import report as reporting
 from sweepstack.sweep.worker.trial import Asked, Outcome
 
 if TYPE_CHECKING:
@@ -183,6 +183,8 @@ class Caller:
 
     def __init__(self, app: HydraApp, worker: Worker):
         self.app, self.worker = app, worker
+        self._failure: Exception | None = None
+        """Why the last report could not be written, if it could not."""
 
     def run(self, asked: Iterator[Asked]) -> Iterator[Outcome]:
         """Run trials until no more are asked; see `worker.Runner`."""
@@ -199,10 +201,14 @@ class Caller:
             number = asked.trial.user_attrs.get(RETRY_OF, asked.number)
             config.hydra.job.id, config.hydra.job.num = str(number), number
         try:
-            with reporting.running(asked, self.worker) as reports:
+            self._failure = None
+            _running.append((self, asked))
+            try:
                 job = self._call(config)
-            if job.status == JobStatus.FAILED and reports.error is not None:
-                raise reports.error  # the task is not to blame for it
+            finally:
+                _running.pop()
+            if job.status == JobStatus.FAILED and self._failure is not None:
+                raise self._failure  # the task is not to blame for it
             return _read(asked, _returned(job))
         except SystemExit as error:  # a trial may end itself, but not the sweep
             return Outcome.failed(asked, f"SystemExit: {error.code}")
@@ -236,6 +242,39 @@ class Caller:
             interrupted, stop.interrupts = not stop.interrupts, False
             if interrupted:
                 raise KeyboardInterrupt
+
+    def report(self, asked: Asked, value: float, step: int) -> None:
+        """Note a report of the trial that runs, and end it where the pruner says so."""
+        if len(self.worker.study.directions) > 1:
+            return  # nothing prunes by several objectives
+        try:
+            number, at = float(value), int(step)
+        except (TypeError, ValueError):
+            raise InputError(
+                f"sweepstack.report must be given a number and a step, got {value!r} and {step!r}"
+            ) from None
+        decisions = self.worker.decisions
+        try:
+            with self.worker.stop.held():  # or what is written might not be known to be
+                decisions.report(asked, at, number)
+                is_over = decisions.ends(asked)
+            self._failure = None
+        except Exception as error:
+            self._failure = error if is_failure(error) else self._failure
+            raise
+        if is_over:
+            raise optuna.TrialPruned(f"pruned at step {at}")
+
+
+_running: list[tuple[Caller, Asked]] = []
+"""The trial that runs, innermost last."""
+
+
+def report(value: float, step: int) -> None:
+    """See `sweepstack.report`; where no trial runs, a report goes nowhere."""
+    if _running:
+        caller, asked = _running[-1]
+        caller.report(asked, value, step)
 
 
 def _returned(job: JobReturn) -> Any:

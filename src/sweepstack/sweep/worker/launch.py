@@ -344,11 +344,7 @@ class Scoreboard:
     """
 
     def __init__(
-        self,
-        book: Book,
-        direction: str | None,
-        objective: str,
-        console: Console | None = None,
+        self, book: Book, direction: str | None, objective: str, console: Console | None = None
     ):
         self.book = book
         self.direction, self.objective = direction, objective

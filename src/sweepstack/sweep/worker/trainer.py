@@ -28,17 +28,15 @@ from sweepstack.engine import seeds
 from sweepstack.engine.seeds import Group
 from sweepstack.engine.spec import Monitor, TrialResult, TrialSpec
 from sweepstack.engine.width import MANY, Widths
-from sweepstack.study.attributes import EFFECT, PLANNED
+from sweepstack.study.attributes import EFFECT, EQUALS, PLANNED, PREFIX
 from sweepstack.sweep import samplers
-from sweepstack.sweep.book.records import (
-    checkpointed,
-)
+from sweepstack.sweep.book.records import checkpointed
 from sweepstack.sweep.plan import PLACES, Plan
 from sweepstack.sweep.space import points
 from sweepstack.sweep.space.space import Space
-from sweepstack.sweep.worker import equal, question
+from sweepstack.sweep.worker import question
 from sweepstack.sweep.worker.composition import Composition
-from sweepstack.sweep.worker.equal import Equal
+from sweepstack.sweep.worker.duplicates import Original
 from sweepstack.sweep.worker.trial import Asked, Outcome
 from sweepstack.sweep.worker.trial_folder import BestModels, TrialFolder
 
@@ -52,6 +50,11 @@ MAX_ASKED = 16
 """Trials that an adaptive sampler is asked for at once, at most."""
 MIN_STACK = 4
 """Fewer trials than this take less time one after the other."""
+MOST_COUNTED = 20_000
+"""Points of a grid whose effects are compared at most before a sweep; each takes a tenth of a
+millisecond or two."""
+_REFUSED = (SweepstackError, HydraException, OmegaConfBaseException)
+"""Errors of a trial that cannot be composed."""
 
 
 @dataclass(frozen=True)
@@ -127,8 +130,20 @@ class TrainingApp:
         return Composition(load, is_group)
 
     def repeats(self, plan: Plan) -> int | None:
-        """How many points of a grid duplicate another, if that is soon known."""
-        return equal.count(plan, self.composition)
+        """How many points of a grid duplicate an earlier one; None where there are too many points
+        to know it soon, or there is no grid."""
+        if not plan.grid or plan.total is None or plan.total > MOST_COUNTED:
+            return None
+        known: dict[tuple[str, str], Any] = {}  # a group is read once per value
+        effects: set[str] = set()
+        for point in points.arranged(plan.space, plan.order)[: plan.total]:
+            plain = self.composition([*plan.space.fixed, *plan.space.overrides(point)])
+            texts = [(group, repr(node)) for group, node in plain.items()]
+            if not all(text in known for text in texts):
+                found = config.read_plain(plain)
+                known |= {text: getattr(found, text[0]) for text in texts}
+            effects.add(effect(RunConfig(**{text[0]: known[text] for text in texts})))
+        return plan.total - len(effects)
 
     def config(self, plan: Plan) -> Any:
         """The config without the swept values."""
@@ -198,14 +213,10 @@ class Trainer(Monitor):
     """
 
     def __init__(
-        self,
-        read: Callable[[Sequence[str]], RunConfig],
-        plan: Plan,
-        folder: Path,
-        worker: Worker,
+        self, read: Callable[[Sequence[str]], RunConfig], plan: Plan, folder: Path, worker: Worker
     ) -> None:
         self.plan, self.folder, self.worker = plan, folder, worker
-        self.equal = Equal(read, self._folder_of, self._replaced)
+        self._read, self._configs = read, dict[int, RunConfig]()
         self._best = BestModels(worker.study, worker.book.storage, plan.keep_models)
         self._training: dict[int, _Training] = {}
         self._newest, self._steps = (0, 0), 0
@@ -257,9 +268,9 @@ class Trainer(Monitor):
     def _specs(self, claimed: Iterable[Asked]) -> Iterator[TrialSpec]:
         for asked in claimed:
             try:
-                run_config = self.equal.config_of(asked)
+                run_config = self._config_of(asked)
                 trust.see_own_packages(run_config.trust)
-            except (SweepstackError, HydraException, OmegaConfBaseException) as error:
+            except _REFUSED as error:
                 self.worker.record(Outcome.failed(asked, one_line(error)))
                 continue
             folder = self._folder_of(asked.number)
@@ -332,6 +343,50 @@ class Trainer(Monitor):
         if spec.folder is not None and any(result.trace for result in results):
             trace = spec.folder / "sweepstack.log"
         return Outcome(asked, group.state, objectives, attributes, numbers, trace)
+
+    # --- duplicates ------------------------------------------------------------------------------
+
+    @property
+    def equal(self) -> Trainer:
+        """What knows which trials do the same."""
+        return self
+
+    def effect_of(self, asked: Asked) -> str | None:
+        """The effect of a trial; None where it cannot be composed."""
+        try:
+            if asked.number not in self._configs:
+                self._configs[asked.number] = self._read(asked.overrides)
+        except _REFUSED:
+            return None
+        return effect(self._configs[asked.number])
+
+    def _config_of(self, asked: Asked) -> RunConfig:
+        """The config of a trial, for the last time that it is asked for."""
+        return self._configs.pop(asked.number, None) or self._read(asked.overrides)
+
+    def outcome(self, asked: Asked, original: Original) -> Outcome:
+        """Record a trial in its folder as equal to another, and say how it ended: with the other's
+        attributes but for what is its own.
+
+        Raises:
+            EnvironmentFault: the disk is full or the folder cannot be made.
+        """
+        folder = self._folder_of(asked.number)
+        spec = TrialSpec(self._config_of(asked), number=asked.number, folder=folder.path)
+        known = original.attributes
+        attributes = {key: value for key, value in known.items() if not key.startswith(PREFIX)}
+        attributes |= {"seed": spec.config.training.seed, "config_hash": spec.config_hash}
+        attributes |= {"seconds": 0.0, EQUALS: original.number}
+        numbers = {
+            key: value
+            for key, value in known.items()
+            if isinstance(value, int | float) and not isinstance(value, bool)
+        }
+        values = tuple(original.values)
+        outcome = Outcome(asked, original.state, values, attributes, numbers=numbers)
+        folder.begin(spec, asked.overrides, self._replaced(asked))
+        folder.equal(outcome, original.number)
+        return outcome
 
     # --- what the engine reports -----------------------------------------------------------------
 

@@ -13,10 +13,7 @@ from optuna.pruners import NopPruner
 
 from sweepstack.engine.spec import State
 from sweepstack.sweep.book.book import Book
-from sweepstack.sweep.book.records import (
-    Ending,
-    Report,
-)
+from sweepstack.sweep.book.records import Ending, Report
 from sweepstack.sweep.pruners import RungPruner
 
 

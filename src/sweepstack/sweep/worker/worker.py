@@ -25,26 +25,18 @@ from sweepstack.study import storage
 from sweepstack.study.attributes import CONTINUES, ENVIRONMENT, OVERRIDES
 from sweepstack.sweep import pruners, samplers
 from sweepstack.sweep.book.book import Book
-from sweepstack.sweep.book.duplicates import Duplicates
 from sweepstack.sweep.book.processes import BEAT_S
-from sweepstack.sweep.book.records import (
-    Ending,
-    is_suspect,
-)
+from sweepstack.sweep.book.records import Ending, is_suspect
 from sweepstack.sweep.plan import Plan
 from sweepstack.sweep.space.points import Overrides
-from sweepstack.sweep.worker.equal import Equal
+from sweepstack.sweep.worker.duplicates import Duplicates, Equal
 from sweepstack.sweep.worker.trial import Asked, Decisions, Outcome, Stop
 
 log = logging.getLogger(__name__)
 
 RECOVER_S = 2.0
 """Seconds between two looks for dead workers while no more can be deferred."""
-_STATES = {
-    "complete": TrialState.COMPLETE,
-    "pruned": TrialState.PRUNED,
-    "failed": TrialState.FAIL,
-}
+_STATES = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
 
 
 class Runner(Protocol):

@@ -12,7 +12,8 @@ from fault_support import Row, rows, running, until
 from sqlalchemy import event
 
 from sweepstack.study.attributes import WORKER
-from sweepstack.sweep.book import bulk, duplicates, processes
+from sweepstack.sweep.book import bulk, processes
+from sweepstack.sweep.worker import duplicates
 from sweepstack.sweep.worker.trial import Asked
 
 LIMIT_S = 60  # for a hung thread only

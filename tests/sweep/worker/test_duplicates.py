@@ -9,7 +9,7 @@ from sqlalchemy import event
 
 from sweepstack.config.errors import EXIT_INTERRUPTED
 from sweepstack.engine.train import Interrupted
-from sweepstack.sweep.book import duplicates
+from sweepstack.sweep.worker import duplicates
 from sweepstack.sweep.worker.trial import Asked
 
 

@@ -2,26 +2,24 @@
 
 The worker that is to train a trial writes the trial's effect (`effect.py`) into its attribute
 `sweepstack.effect`, once it has seen that no other has it: of all workers one trains each effect. A
-trial whose effect another has is its *duplicate*. It is recorded with the other's numbers
-(`equal.py`) once that has ended; until then it is deferred, RUNNING. A trial that fails lets go of
-its effect: the next duplicate is trained, by whoever asks first.
+trial whose effect another has is its *duplicate*. It is recorded with the other's numbers once that
+has ended; until then it is deferred, RUNNING. A trial that fails lets go of its effect: the next
+duplicate is trained, by whoever asks first.
 """
 
 from __future__ import annotations
 
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 from optuna.trial import TrialState
 
 from sweepstack.engine.spec import State
 from sweepstack.sweep.book.book import Book
-from sweepstack.sweep.book.records import (
-    ENDED,
-    Owner,
-)
-from sweepstack.sweep.worker.equal import Equal, Original
+from sweepstack.sweep.book.records import ENDED, Owner
 from sweepstack.sweep.worker.trial import Asked, Outcome
 
 MAX_DEFERRED = 1024
@@ -30,6 +28,35 @@ LOOK_S = 0.5
 """Seconds between two looks at what other workers train."""
 REMEMBERED = 1000
 """Trials of this worker whose numbers are kept, to be given to their duplicates without a query."""
+
+
+@dataclass(frozen=True)
+class Original:
+    """A trial that was trained: what its duplicates are given.
+
+    Attributes:
+        number: in the study.
+        state: complete or pruned.
+        values: its objectives, of a complete one.
+        attributes: its user attributes.
+        reports: what it reported, by step.
+    """
+
+    number: int
+    state: State
+    values: Sequence[float]
+    attributes: Mapping[str, Any]
+    reports: Mapping[int, float]
+
+
+class Equal(Protocol):
+    """Knows which trials do the same; of sweepstack's own trials `trainer.Trainer` does."""
+
+    def effect_of(self, asked: Asked) -> str | None:
+        """The effect of a trial; None where it cannot be composed."""
+
+    def outcome(self, asked: Asked, original: Original) -> Outcome:
+        """Record a trial in its folder as equal to another, and say how it ended."""
 
 
 class Duplicates:
