@@ -276,7 +276,7 @@ class Runner:
                 said = f"{bad[0]} became {metrics[bad[0]]} at step {slot.step}"
                 ends[place] = ("failed", f"{said} of {slot.total_steps}")
                 continue
-            if slot.evaluated(metrics, noise.get(place, {})):
+            if slot.evaluated({**metrics, **noise.get(place, {})}):
                 self.stack.keep_best(place)
             with telling():
                 self.monitor.report(slot.spec, slot.history[-1])
@@ -443,16 +443,14 @@ class Slot:
         every = self.spec.config.training.checkpoint_every
         return bool(every) and self.spec.folder is not None and self.step % every == 0
 
-    def evaluated(self, metrics: Mapping[str, float], noise: Mapping[str, float]) -> bool:
-        """Write a row of the history, with the noise of the gradient where it was found; return
-        whether it is the best so far."""
+    def evaluated(self, metrics: Mapping[str, float]) -> bool:
+        """Write a row of the history; return whether it is the best so far."""
         row = {
             "step": self.step,
             "epoch": self.step / self.program.steps_per_epoch,
             "lr": self.base_lr * self.schedule.factor(self.step - 1),
             "train_loss": self.loss_sum / max(self.loss_steps, 1),
             **metrics,
-            **noise,
         }
         self.loss_sum, self.loss_steps = 0.0, 0
         self.history.append(row)
