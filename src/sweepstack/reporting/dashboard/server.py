@@ -129,7 +129,7 @@ def _decorate_all(opened: BaseStorage, url: str, console: Console) -> None:
 
 
 def _say(console: Console, line: str) -> None:
-    console.print(printable(line), highlight=False, markup=False, soft_wrap=True)
+    progress.say(printable(line), console)
 
 
 def _app(opened: BaseStorage, folder: Path, console: Console) -> Any:

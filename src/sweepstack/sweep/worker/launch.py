@@ -36,7 +36,7 @@ from sweepstack.sweep.book.book import Book
 from sweepstack.sweep.book.studies import open_book
 from sweepstack.sweep.plan import Plan
 from sweepstack.sweep.worker.trial import Stop
-from sweepstack.sweep.worker.worker import App, Worker, too_many_failed
+from sweepstack.sweep.worker.worker import App, Worker, finished, too_many_failed
 
 log = logging.getLogger(__name__)
 _LOGGER = logging.getLogger("sweepstack")
@@ -349,7 +349,7 @@ class Scoreboard:
         self.book = book
         self.direction, self.objective = direction, objective
         self.console = console or progress.console()
-        self.before = _finished(book.counts())
+        self.before = finished(book.counts())
         self._began, self._last, self._last_line = time.monotonic(), 0.0, 0
         self._bar = Progress(
             TextColumn("{task.fields[done]}", table_column=Column(no_wrap=True)),
@@ -392,33 +392,33 @@ class Scoreboard:
             return None
         self._last = now
         counts, total = self.book.counts(), self.book.total
-        finished = _finished(counts)
-        done = f"{finished}{'' if total is None else f'/{total}'} trials"
-        ended = [f"{counts[state]} {state}" for state in ("pruned", "failed") if counts[state]]
+        ended = finished(counts)
+        done = f"{ended}{'' if total is None else f'/{total}'} trials"
+        others = [f"{counts[state]} {state}" for state in ("pruned", "failed") if counts[state]]
         best = self.book.best(self.direction) if self.direction else None
-        facts = [", ".join(ended), "" if best is None else f"best {self.objective} {best:.4g}"]
-        line = "  ".join(filter(None, [*facts, self._eta(finished, now)]))
-        self._bar.update(self._task, completed=finished, done=done, rest=f"{line}  {status}")
-        if not self.console.is_terminal and self._is_due(finished):
+        facts = [", ".join(others), "" if best is None else f"best {self.objective} {best:.4g}"]
+        line = "  ".join(filter(None, [*facts, self._eta(ended, now)]))
+        self._bar.update(self._task, completed=ended, done=done, rest=f"{line}  {status}")
+        if not self.console.is_terminal and self._is_due(ended):
             self.console.print(f"{done}  {line}", highlight=False, soft_wrap=True)
         return counts
 
-    def _is_due(self, finished: int) -> bool:
+    def _is_due(self, ended: int) -> bool:
         """Whether a line is due: at each tenth of the way, and at the end."""
-        new, total = finished - self.before, self.book.total
+        new, total = ended - self.before, self.book.total
         tenth = max(1, ((total or 100) - self.before) // PLAIN_LINES)
-        place = new // tenth if finished != total else PLAIN_LINES + 1
+        place = new // tenth if ended != total else PLAIN_LINES + 1
         if not new or place <= self._last_line:
             return False
         self._last_line = place
         return True
 
-    def _eta(self, finished: int, now: float) -> str:
+    def _eta(self, ended: int, now: float) -> str:
         """Hours, minutes and seconds until the total at the pace so far."""
-        new, total = finished - self.before, self.book.total
-        if not new or total is None or finished >= total:
+        new, total = ended - self.before, self.book.total
+        if not new or total is None or ended >= total:
             return ""
-        minutes, seconds = divmod(round((now - self._began) / new * (total - finished)), 60)
+        minutes, seconds = divmod(round((now - self._began) / new * (total - ended)), 60)
         hours, minutes = divmod(minutes, 60)
         return f"ETA {hours}:{minutes:02}:{seconds:02}" if hours else f"ETA {minutes}:{seconds:02}"
 
@@ -433,7 +433,3 @@ class _Warnings(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         line = f"sweepstack: {record.getMessage()}"
         self._console.print(line, highlight=False, markup=False, soft_wrap=True)
-
-
-def _finished(counts: dict[str, int]) -> int:
-    return counts["done"] + counts["pruned"] + counts["failed"]
