@@ -122,8 +122,7 @@ def _show(plan: Plan, repeats: int | None) -> None:
     """Print what a sweep would do; `repeats` trials of it will not be trained, because another does
     the same."""
     constant = [p for p in plan.space.parameters if p.size == 1 and not p.when]
-    names = {parameter.name for parameter in constant}
-    space = [row for row in plan.space.describe() if row[0] not in names]
+    space = [(p.name, p.description) for p in plan.space.parameters if p not in constant]
     fixed = [f"{p.path}={p.text(label)}" for p in constant for label in p.labels()]
     same = f"{repeats} of them do what another does and will not be trained again"
     trials = ["no limit" if plan.total is None else str(plan.total)]

@@ -64,22 +64,16 @@ class Crew:
     folder: Path
     deadline: float
 
-    def worker(
-        self,
-        book: Book,
-        stop: Stop,
-        notify: Callable[[str], object],
-        began: Callable[[], object] = lambda: None,
-    ) -> Worker:
+    def worker(self, book: Book, stop: Stop, **calls: Callable[..., object]) -> Worker:
         """A worker in this process."""
-        of = (self.plan, self.app, book, self.folder, stop)
-        return Worker(*of, deadline=self.deadline, notify=notify, began=began)
+        deadline = self.deadline
+        return Worker(self.plan, self.app, book, self.folder, stop, deadline=deadline, **calls)
 
     def __call__(self, job: Any = None) -> int | None:
         """Work as a launcher's job; return the exit code of the signal that ended it, if any."""
         stop = Stop()
         with progress.on_signal(stop.ask):
-            self.worker(_open_shared(self), stop, _silent).work()
+            self.worker(_open_shared(self), stop).work()
         return stop.code
 
 
@@ -95,7 +89,7 @@ def launch(crew: Crew, board: Scoreboard, other: Launch | None = None) -> int | 
     stop = Stop()
     if crew.plan.n_jobs == 1:
         with progress.on_signal(stop.ask), board:
-            crew.worker(board.book, stop, board.refresh).work()
+            crew.worker(board.book, stop, notify=board.refresh).work()
         return stop.code
     return _Processes(crew, board, stop).run()
 
@@ -203,29 +197,18 @@ class _Processes:
 
 @contextlib.contextmanager
 def _share(place: int, plan: Plan) -> Iterator[None]:
-    """Set a worker's share for a process that starts now; what is set by a person stays."""
-    before = dict(os.environ)
-    for key, value in _share_of(place, plan).items():
-        if key == "CUDA_VISIBLE_DEVICES":
-            os.environ[key] = value
-        else:
-            os.environ.setdefault(key, value)
+    """Give a process that starts now its share of the cores, and a GPU of the visible ones; what is
+    set by a person stays."""
+    before, gpus = dict(os.environ), _visible_gpus()
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ.setdefault(name, str(max(1, (os.cpu_count() or 1) // plan.n_jobs)))
+    if gpus and not any(word.startswith("training.device=cuda:") for word in plan.space.fixed):
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpus[place % len(gpus)]
     try:
         yield
     finally:
         os.environ.clear()
         os.environ.update(before)
-
-
-def _share_of(place: int, plan: Plan) -> dict[str, str]:
-    """Environment of a worker: its threads, and its GPU of the visible ones."""
-    threads = max(1, (os.cpu_count() or 1) // plan.n_jobs)
-    share = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
-    chosen = any(word.startswith("training.device=cuda:") for word in plan.space.fixed)
-    gpus = _visible_gpus()
-    if gpus and not chosen:
-        share["CUDA_VISIBLE_DEVICES"] = gpus[place % len(gpus)]
-    return share
 
 
 def _visible_gpus() -> list[str]:
@@ -243,10 +226,6 @@ def _open_shared(crew: Crew) -> Book:
     opened = storage.connect(plan.storage)
     study = optuna.load_study(study_name=plan.study, storage=opened)
     return open_book(plan, study, opened, partial(crew.app.checkpointed, crew.folder))
-
-
-def _silent(status: str) -> None:
-    """The board of the parent reads the study itself."""
 
 
 class _WorkerFailed(SweepstackError):
@@ -314,7 +293,7 @@ def _child(crew: Crew, place: int, parent: int, sender: connection.Connection) -
             sender.send(message)
 
     try:
-        crew.worker(_open_shared(crew), stop, _silent, lambda: send(None)).work()
+        crew.worker(_open_shared(crew), stop, began=lambda: send(None)).work()
     except SweepstackError as error:
         send((str(error), error.exit_code))
         raise SystemExit(error.exit_code) from None
