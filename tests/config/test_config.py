@@ -29,7 +29,9 @@ OPTIONS = [
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
 def test_every_option_composes_and_passes_its_schema(group, option):
-    read = config.read(config.compose([f"{group}={option}"]))
+    required = {"arrays": ["train=a"], "table": ["train=a", "target=b"], "huggingface": ["path=a"]}
+    needed = [f"data.{word}" for word in required.get(option, ())]
+    read = config.read(config.compose([f"{group}={option}", *needed]))
     chosen = getattr(read, group)
     assert option == (chosen.scheme if group == "init" else chosen.name)
 
@@ -140,6 +142,30 @@ def test_defaults_are_a_run_on_digits():
             "unknown key 'schedule.T_max'; schedule has schedule.name, schedule.warmup_steps",
         ),
         (
+            [
+                "optimizer=sgd",
+                "optimizer.dampening=0.5",
+                "optimizer.momentum=0.9",
+                "optimizer.nesterov=true",
+            ],
+            "optimizer.dampening must be 0 with optimizer.nesterov=true, as in torch",
+        ),
+        (["batch.accumulate=0"], "batch.accumulate must be >= 1, got 0"),
+        (
+            ["batch.accumulation_steps=2"],
+            "unknown key 'batch.accumulation_steps'; did you mean 'batch.accumulate'?",
+        ),
+        (["training.ema_decay=1"], "training.ema_decay must be < 1, got 1"),
+        (
+            ["schedule=exponential", "schedule.unit=epochs"],
+            "schedule.unit must be one of step, epoch, got 'epochs'; did you mean 'epoch'?",
+        ),
+        (["optimizer=muon", "optimizer.lr=0"], "optimizer.lr must be > 0, got 0"),
+        (
+            ["optimizer=adam", "optimizer.dampening=0.5"],
+            "unknown key 'optimizer.dampening': optimizer=adam has none, optimizer=sgd have",
+        ),
+        (
             ["batch=32"],
             "batch must be one of default, got '32' (its keys are batch.size, "
             "batch.accumulate, batch.lr_scaling, batch.base_size)",
@@ -151,8 +177,8 @@ def test_defaults_are_a_run_on_digits():
         ),
         (
             ["data=MNIST"],
-            "data must be one of cifar10, digits, fashion_mnist, image_folder, mnist, "
-            "quadratic, got 'MNIST'; did you mean 'mnist'?",
+            "data must be one of arrays, cifar10, custom, digits, fashion_mnist, huggingface, "
+            "image_folder, mnist, quadratic, table, got 'MNIST'; did you mean 'mnist'?",
         ),
         (
             ["model=custom"],

@@ -43,6 +43,9 @@ _OTHER_NAMES = {
     "steps": "training.max_steps",
     "learning_rate": "optimizer.lr",
     "batch_size": "batch.size",
+    "accumulate_grad_batches": "batch.accumulate",
+    "accumulation_steps": "batch.accumulate",
+    "ema": "training.ema_decay",
     "layers": "model.hidden",
     "hidden_size": "model.hidden",
     "path": "data.root",
@@ -53,6 +56,9 @@ _OTHER_NAMES = {
     "resize": "data.image_size",
     "normalize": "data.normalization",
     "kaiming": "he",
+    "mode": "init.fan",
+    "filters": "model.channels model.width",
+    "noise_type": "data.noise",
     "glorot": "xavier",
     "plain": "none",
     "init=none": "keep",
@@ -413,7 +419,8 @@ def _custom(group: str, given: Mapping[str, Any], mistakes: list[str]) -> Any:
     own = {item.name for item in _fields(cls)} - {"target", "arguments"}
     key, target = f"{group}._target_", given["_target_"]
     if not isinstance(target, str) or target == "???":
-        example = {"optimizer": "torch.optim.Adadelta"}.get(group, "mypackage.Net")
+        examples = {"optimizer": "torch.optim.Adadelta", "data": "mypackage.MyDataset"}
+        example = examples.get(group, "mypackage.Net")
         mistakes.append(f"{key} must be given, for example {key}={example}")
         return None
     own -= {"name"} if given.get("name", "custom") != "custom" else set()  # an argument
@@ -423,7 +430,24 @@ def _custom(group: str, given: Mapping[str, Any], mistakes: list[str]) -> Any:
     except TypeError as error:  # a date, say
         mistakes.append(f"arguments of {key} must be JSON: {error}")
         return None
-    return _build(cls, group, {**{n: v for n, v in given.items() if n in own}, **called}, mistakes)
+    kept = {name: value for name, value in given.items() if name in own}
+    if group == "data":
+        kept |= _splits(kept, mistakes)
+    return _build(cls, group, {**kept, **called}, mistakes)
+
+
+def _splits(given: Mapping[str, Any], mistakes: list[str]) -> dict[str, str]:
+    """The arguments in which the splits of data=custom differ, as JSON."""
+    found = {}
+    for key in ("val", "test"):
+        if isinstance(given.get(key), Mapping):
+            found[key] = json.dumps(given[key], default=str)
+        elif isinstance(given.get(key), str):
+            mistakes.append(
+                f"data.{key} must hold the arguments of that split, as data.{key}='{{split: "
+                f"{key}}}', got {given[key]!r}"
+            )
+    return found
 
 
 def _with_arguments(given: Mapping[str, Any], cls: type) -> Mapping[str, Any]:
@@ -483,6 +507,8 @@ def _across(config: schema.RunConfig) -> list[str]:
                 "model.cache_features must be auto or false with training.unfreeze_at, got true"
             )
     mistakes += config.data.mistakes()
+    if schema.dampens(config.optimizer) and getattr(config.optimizer, "nesterov", False):
+        mistakes.append("optimizer.dampening must be 0 with optimizer.nesterov=true, as in torch")
     return mistakes
 
 

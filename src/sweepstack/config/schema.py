@@ -62,7 +62,9 @@ class Data:
         """Rules between keys, or that need more than a bound: one line for each broken one."""
         found = []
         for key in ("test", "validation"):
-            amount = getattr(self, key, 0.5)
+            amount = getattr(self, key, None)
+            if not isinstance(amount, float):  # null, or what is the split
+                continue
             if not 0 < amount < 1 and not (amount >= 1 and float(amount).is_integer()):
                 found.append(
                     f"data.{key} must be a share between 0 and 1 or a whole number of samples, "
@@ -119,11 +121,82 @@ class ImageFolder(Pictures):
 
 @dataclass(frozen=True, kw_only=True)
 class Quadratic(Data):
-    """The small 1-D regression set y = x² + x·noise, x ~ U(-1, 1), noise ~ N(0, noise_std²)."""
+    """The small 1-D regression set y = x² + x·noise, or with noise=additive x² + noise, with x
+    uniform in `range` and noise ~ N(0, noise_std²); `clean_validation` leaves the noise out of
+    validation and test."""
 
     samples: int = rule(ge=8, le=10**8)
+    range: tuple[float, float]
+    noise: Literal["proportional", "additive"]
+    clean_validation: bool
     noise_std: float = rule(ge=0)
     test: float = rule(gt=0)
+
+    def mistakes(self) -> list[str]:
+        """See `Data.mistakes`."""
+        low, high = self.range
+        found = super().mistakes()
+        if not (math.isfinite(low) and math.isfinite(high) and low < high):
+            found.append(
+                f"data.range must be two numbers, the lower first, got [{low:.15g}, {high:.15g}]"
+            )
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Own(Data):
+    """Data of your own. `auto` takes the task from the targets; `test` is the test split, or the
+    share or number held out of the training samples, or null for none; a null `val` holds out
+    `validation`."""
+
+    task: Literal["auto", "multiclass", "binary", "multilabel", "regression"]
+    val: str | None
+    test: float | str | None = rule(gt=0)
+
+    def mistakes(self) -> list[str]:
+        """See `Data`."""
+        found = super().mistakes()
+        for key, example in (("train", "FILE"), ("path", "FOLDER")):
+            if getattr(self, key, "") == "???":
+                found.append(f"data.{key} must be given, for example data.{key}={example}")
+        if getattr(self, "target", None) in ((), ("???",)):
+            found.append("data.target must be given, for example data.target=COLUMN")
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arrays(Own, Pictures):
+    """Files that hold arrays x and y: .npz, .npy, .pt or .safetensors."""
+
+    train: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table(Own):
+    """Files that hold a row for each sample: .csv or .parquet; `target` are the columns to be
+    predicted, `exclude` columns that are not read."""
+
+    train: str
+    target: tuple[str, ...]
+    exclude: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CustomData(Own, Pictures):
+    """Any map-style torch Dataset under the trust rule; all other keys are its `arguments`, held as
+    JSON; so are `val` and `test`, the arguments in which those splits differ."""
+
+    target: str
+    arguments: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class HuggingFace(Own, Pictures):
+    """A folder written by `datasets.Dataset.save_to_disk`; `val` and `test` are names of splits."""
+
+    path: str
+    train: str
+    target: str | None
 
 
 Activation = Literal["relu", "leaky_relu", "tanh", "sigmoid", "gelu", "elu", "silu", "selu"]
@@ -156,13 +229,21 @@ class Mlp(Model):
 @dataclass(frozen=True, kw_only=True)
 class ConvNet(Model):
     """The two-convolution network of PyTorch courses: `depth` convolutions, `width` channels in
-    the first and twice as many in each next, each followed by a 2x2 max pool, then `hidden`."""
+    the first and twice as many in each next, or `channels` of each, each followed by a 2x2 max
+    pool, then `hidden`."""
 
     width: int = rule(ge=1, le=2**16)
     depth: int = rule(ge=1, le=32)
+    channels: tuple[int, ...] | None = rule(ge=1, le=2**16, items=32)
     kernel_size: int = rule(ge=1, le=1001)
     hidden: tuple[int, ...] = rule(ge=1, le=2**24, items=1000)
     activation: Activation
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Channels of each convolution."""
+        own = self.channels
+        return tuple(self.width * 2**i for i in range(self.depth)) if own is None else own
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,25 +281,41 @@ class Custom:
     arguments: str
 
 
+Scheme = Literal[
+    "xavier",
+    "xavier_uniform",
+    "he",
+    "he_uniform",
+    "normal",
+    "uniform",
+    "zeros",
+    "ones",
+    "lecun",
+    "orthogonal",
+    "torch",
+    "keep",
+]
+OWN_FAN = {"xavier": "average", "xavier_uniform": "average"}
+OWN_FAN |= {"he": "in", "he_uniform": "in", "lecun": "in"}
+"""The schemes that divide by a fan, and by which one."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Init:
-    """How weights start; `gain` null is the scheme's own, `auto` the activation's."""
+    """How weights start; `gain` null is the scheme's own, `auto` the activation's. `fan`, what the
+    variance is divided by, null is the scheme's own too. `linear` and `conv` are schemes for one
+    type of layer, null the same as the other's."""
 
-    scheme: Literal[
-        "xavier",
-        "xavier_uniform",
-        "he",
-        "he_uniform",
-        "normal",
-        "uniform",
-        "zeros",
-        "ones",
-        "lecun",
-        "orthogonal",
-        "torch",
-        "keep",
-    ] = dynamic()
+    scheme: Scheme = dynamic()  # noqa: RUF009  (a word)
     gain: float | Literal["auto"] | None = dynamic(gt=0)
+    fan: Literal["in", "out", "average"] | None = dynamic()
+    linear: Scheme | None = dynamic()  # noqa: RUF009
+    conv: Scheme | None = dynamic()  # noqa: RUF009
+
+    @property
+    def schemes(self) -> tuple[str, str]:
+        """Of linear layers and of convolutions."""
+        return self.linear or self.scheme, self.conv or self.scheme
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -433,6 +530,19 @@ class ConsecutiveIncreases:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Changed copies of validation and test split that are measured as well; 0 measures none.
+
+    `shift` in whole pixels, `rotation` in degrees, `noise` a standard deviation of raw pixels;
+    `training/evaluation.py` says which copies.
+    """
+
+    shift: int = rule(ge=0)
+    rotation: float = rule(ge=0, le=180)
+    noise: float = rule(ge=0, le=100)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Training:
     """Budget, cadence, seed, device. `max_steps`, when given, wins over `max_epochs`;
     `eval_every` counts steps (null: every epoch); `checkpoint_every` too (0: never). `seeds` runs
@@ -476,7 +586,7 @@ class TensorBoard:
 class RunConfig:
     """A whole run. `objective` is a metric's name or `auto` (the task's own); `trust` lists the
     packages whose modules `model._target_` may name besides the closed table. What an older
-    best.pt or study holds may lack `logger`, which changes no number."""
+    best.pt or study holds may lack `logger` and `evaluation`, which are off then."""
 
     data: Data
     model: Mlp | ConvNet | ResNet | TorchvisionModel | HubModel | Custom
@@ -490,6 +600,7 @@ class RunConfig:
     objective: str
     trust: tuple[str, ...]
     logger: NoLogger | TensorBoard = NoLogger(name="none")
+    evaluation: Evaluation = Evaluation(shift=0, rotation=0.0, noise=0.0)
 
 
 OPTIONS: dict[str, dict[str, type]] = {
@@ -500,6 +611,10 @@ OPTIONS: dict[str, dict[str, type]] = {
         "cifar10": Torchvision,
         "image_folder": ImageFolder,
         "quadratic": Quadratic,
+        "arrays": Arrays,
+        "table": Table,
+        "custom": CustomData,
+        "huggingface": HuggingFace,
     },
     "model": {
         "mlp": Mlp,
@@ -542,6 +657,7 @@ PLAIN: dict[str, type] = {
     "init": Init,
     "regularization": Regularization,
     "batch": Batch,
+    "evaluation": Evaluation,
     "training": Training,
 }
 """Groups with one set of keys."""

@@ -21,7 +21,7 @@ from sweepstack.engine import device
 from sweepstack.engine.spec import TrialSpec
 from sweepstack.engine.stack import Numbers, Stack
 from sweepstack.models import features, layers, pretrained
-from sweepstack.training import early_stopping, own_optimizer, schedule
+from sweepstack.training import early_stopping, evaluation, own_optimizer, schedule
 from sweepstack.training import init as initialization
 from sweepstack.training import optimizer as optim
 from sweepstack.training.loss import Task, direction_of
@@ -44,9 +44,11 @@ _STRENGTHS = (
 
 
 @lru_cache(maxsize=2)
-def _sources(config: Any, place: str) -> dict[str, batches.Source]:
+def _sources(
+    config: Any, trust: tuple[str, ...], _stamp: data.Stamp, place: str
+) -> dict[str, batches.Source]:
     """The splits of a dataset as sources of batches; kept, so that a sweep loads them once."""
-    dataset, target = data.load(config), torch.device(place)
+    dataset, target = data.load(config, trust), torch.device(place)
     splits = {"train": dataset.train, "val": dataset.val, "test": dataset.test}
     return {
         name: batches.source(split, target, config.placement, config.workers)
@@ -95,13 +97,16 @@ class Program:
         self.device = device.resolve(config.training)
         asked = config.data
         if isinstance(config.model, TorchvisionModel) and config.model.weights:
-            raw = data.load(replace(config.data, normalization="none"))
+            raw = data.load(replace(config.data, normalization="none"), config.trust)
             asked = pretrained.as_weights_ask(config.model, config.data, raw.input_shape[0])
             if asked != config.data:
                 log.info("%s", _said_of(config.model, asked))
-        self.data: Dataset = data.load(asked)
+        self.data: Dataset = data.load(asked, config.trust)
         self.seen = self.data  # what the whole model is fed
-        self.task = Task(self.data.task)
+        self.task = Task(self.data.task, tuple(evaluation.names(config.evaluation)))
+        affine = self.data.affine
+        scale = None if affine is None else affine.scale.to(self.device)
+        self.changes = evaluation.changes(config.evaluation, config.data.split_seed, scale)
         self.batch_size = config.batch.size * config.batch.accumulate  # samples of a step
         self.steps_per_epoch = len(self.data.train) // self.batch_size
         self.eval_every = config.training.eval_every or max(self.steps_per_epoch, 1)
@@ -121,7 +126,7 @@ class Program:
         if mistakes:
             raise InputError(mistakes)
         self.whole = self.module.to(self.device)
-        self.sources = _sources(asked, str(self.device))
+        self.sources = _sources(asked, config.trust, data.stamp(asked), str(self.device))
         self._cut()
         kept = dict(layers.dropouts(self.module))
         numbered = enumerate(layers.dropouts(self.whole))
@@ -137,8 +142,9 @@ class Program:
     @classmethod
     def of(cls, spec: TrialSpec) -> Program:
         """The program of a spec's static part; those last asked for are kept."""
-        program = _programs.pop(spec.static, None) or cls(spec)
-        _programs[spec.static] = program
+        key = (spec.static, data.stamp(spec.config.data))  # files that changed are read again
+        program = _programs.pop(key, None) or cls(spec)
+        _programs[key] = program
         if len(_programs) > KEPT:
             del _programs[next(iter(_programs))]
         return program
@@ -157,12 +163,13 @@ class Program:
         named = {"objective": self.objective}
         if isinstance(config.schedule, Plateau):
             named["schedule.metric"] = config.schedule.metric
+        mistakes += evaluation.mistakes(config.evaluation, self.data)
         for key, metric in named.items():
             if metric not in self.task.objectives:
                 mistakes.append(
                     f"{key} must be one of {', '.join(self.task.objectives)} for "
                     f"{self.task.name} on {config.data.name}, got '{metric}'"
-                    f"{nearest(metric, self.task.objectives)}"
+                    f"{evaluation.hint(metric) or nearest(metric, self.task.objectives)}"
                 )
         if self.task.name == "regression" and self.spec.uses("label_smoothing"):
             mistakes.append(
@@ -236,6 +243,8 @@ class Program:
             changing = [name for name in _CHANGES_INPUTS if getattr(given, name)]
             if changing:
                 raise features.Uncuttable(f"{changing[0]} changes the samples at each step")
+            if self.changes:
+                raise features.Uncuttable("evaluation measures on changed samples")
             trained = self.whole_params()
             parts = features.cut(self.whole.train(), trained)
             own = {name for name, _ in parts[0].named_parameters()}
@@ -401,7 +410,7 @@ class Program:
             with noted(mistakes):
                 own_optimizer.check(spec.config, self.module)
         try:
-            initialization.gain_of(spec.config.init, activation)
+            initialization.check(spec.config.init, activation)
         except InputError as error:
             mistakes += error.mistakes
         if self.total_steps(spec):  # 0 when the batch is larger than the split
@@ -439,7 +448,7 @@ class Program:
         if self.constant is not None:
             log.info("%s", self.init_summary)
         own_draws = self.constant is not None and module.state_dict().keys() - kept - {*drawn}
-        if own_draws or init.scheme == "keep":  # what the constructor draws follows the seed
+        if own_draws or "keep" in init.schemes:  # what the constructor draws follows the seed
             module, _ = self._constructed(seed)
         values = initialization.draw(module, init, activation, seed, kept)
         return dict(module.named_buffers()) | values
@@ -526,6 +535,9 @@ class Program:
             "input_shape": list(self.seen.input_shape),
             "outputs": self.data.outputs,
             "classes": list(self.data.classes),
+            "task": self.data.task,
+            "columns": self.data.columns,
+            "batch_norms": [name for name, _ in layers.batch_norms(self.whole)],
             "shift": None if affine is None else affine.shift,
             "scale": None if affine is None else affine.scale,
         }

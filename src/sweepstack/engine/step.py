@@ -28,6 +28,7 @@ from sweepstack.engine.program import Group, Program
 from sweepstack.engine.stack import Bank, Row, Stack, shares
 from sweepstack.training import regularization
 from sweepstack.training.augmentation import Augmentation
+from sweepstack.training.evaluation import Change
 
 _NO_RULES = {"ema_decay", "backbone_lr_factor", "unfreeze_at"}
 """Hyperparameters that no update rule reads."""
@@ -389,22 +390,32 @@ class Step:
 
     # --- evaluation -------------------------------------------------------------------------------
 
-    def measure(self, params: Row, buffers: Row, source: Source, samples: int) -> list[list[float]]:
+    def measure(
+        self,
+        params: Row,
+        buffers: Row,
+        source: Source,
+        samples: int,
+        change: Change | None = None,
+    ) -> list[list[float]]:
         """Sums of every measure over a split, for each slot, in eval mode without gradients.
 
         Args:
             params, buffers: tensors (S, *shape) by name.
             source: the split, in chunks with a short last one.
             samples: N, only to choose the chunk.
+            change: what is done to the samples before.
         """
         self.module.eval()
         one_by_one = len(next(iter(params.values()))) == 1 or self.program.stacking_loses
         function = self._each_sums if one_by_one else vmap(self._sums, in_dims=(0, 0, None, None))
         total: Tensor | None = None
+        seen = 0
         precision, device = self.program.config.training.precision, self.program.device
         with torch.no_grad(), autocast(precision, device), contained():
             for x, y in source.chunks(min(EVALUATION_CHUNK[device.type], samples)):
-                sums = function(params, buffers, x, y)
+                sums = function(params, buffers, x if change is None else change(x, seen), y)
+                seen += len(y)
                 total = sums if total is None else total + sums
         assert total is not None
         return [[float(value) for value in row] for row in total.tolist()]

@@ -127,9 +127,11 @@ def _changed(
 
 
 def _check_target(trial: FrozenTrial, found: RunConfig, trust: Sequence[str]) -> None:
-    """Refuse a custom model or optimizer that nobody trusts, before anything of it is looked at."""
-    for group in ("model", "optimizer"):
-        target = getattr(getattr(found, group), "target", None)
+    """Refuse a custom model, optimizer or dataset that nobody trusts, before anything of it is
+    looked at."""
+    for group in ("model", "optimizer", "data"):
+        chosen = getattr(found, group)
+        target = getattr(chosen, "target", None) if chosen.name == "custom" else None
         try:
             if target is not None:
                 check_target(target, trust, f"{group}._target_")
@@ -251,10 +253,14 @@ def _as_typed(plain: Plain) -> Plain:
         if not isinstance(given, dict) or given.get("name") != "custom" or "arguments" not in given:
             continue
         arguments, own = json.loads(given["arguments"]), {**given}
+        if group == "data":
+            splits = {key: own[key] for key in ("val", "test") if isinstance(own[key], str)}
+            own |= {key: json.loads(text) for key, text in splits.items()}
         if not isinstance(arguments, dict):
             raise InputError(f"{group}.arguments must be a JSON object")
+        target = own.pop("target")
         del own["arguments"]
-        found[group] = {**own, **arguments, "_target_": own.pop("target")}
+        found[group] = {**own, **arguments, "_target_": target}
     return found
 
 
