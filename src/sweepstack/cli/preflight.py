@@ -66,8 +66,8 @@ def resumed(argv: list[str]) -> list[str]:
             f"{folder}/manifest.json is not what sweepstack writes: arguments={shown(before)}"
         )
     # The user did not type what a manifest holds: it may name no package to trust, folder of
-    # configs, file of weights or Hydra setting, and may not download. What the run needs of these is
-    # given again.
+    # configs, file of weights or Hydra setting, and may not download. What the run needs of these
+    # is given again.
     if "--config-dir" in before and "--config-dir" not in argv:
         raise InputError(f"{folder} was started with --config-dir: give it again with --resume")
     given = {_key(word) for word in argv}
