@@ -27,6 +27,8 @@ SMALLER = {
     "depth_width": ["training.seed=0", "model.hidden=[16],[16,16]"],
     "batch_size_scaling": ["training.seed=0", "batch.size=64,128", "training.max_epochs=null"],
     "regularization_tpe": ["hydra.sweeper.n_trials=4"],
+    "shift_robustness": ["evaluation.shift=1"],
+    "dropout_augmentation": ["training.seed=0", "regularization.dropout=0.0,0.5"],
     "momentum": ["training.seed=0"],
 }
 """Overrides that leave fewer trials of a study."""
