@@ -354,7 +354,7 @@ class Program:
             "classes": list(self.data.classes),
             "task": self.data.task,
             "columns": self.data.columns,
-            "batch_norms": [name for name, _ in self.batch_norms],
+            "batch_norms": [name for name, norm in self.batch_norms if norm.kind is not None],
             "shift": None if affine is None else affine.shift,
             "scale": None if affine is None else affine.scale,
         }
