@@ -27,7 +27,14 @@ _COMMON: dict[str, Any] = {
 }
 _OWN: dict[str, dict[str, Any]] = {
     "digits": {"test": 0.2, "image_size": None},
-    "quadratic": {"test": 0.2, "samples": 400, "noise_std": 0.1},
+    "quadratic": {
+        "test": 0.2,
+        "samples": 400,
+        "noise_std": 0.1,
+        "range": (-1.0, 1.0),
+        "noise": "proportional",
+        "clean_validation": False,
+    },
     "image_folder": {
         "root": "data",
         "train_folder": "train",

@@ -167,9 +167,9 @@ class _Stop(Monitor):
         """Pass it on."""
         self._watch.started(spec, step, total_steps, history)
 
-    def stepped(self, steps: int) -> None:
+    def stepped(self, steps: int, specs: Sequence[TrialSpec]) -> None:
         """Pass it on."""
-        self._watch.stepped(steps)
+        self._watch.stepped(steps, specs)
 
     def report(self, spec: TrialSpec, row: Mapping[str, float]) -> None:
         """Note how far a trial is."""
