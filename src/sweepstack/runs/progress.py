@@ -26,6 +26,8 @@ from sweepstack.engine.spec import Monitor, TrialSpec
 
 log = logging.getLogger(__name__)
 
+MAX_COLUMNS = 4
+"""More measures than that are printed below each other."""
 PLAIN_LINES = 10
 """About how many evaluations of a run are printed where nobody watches."""
 
@@ -117,7 +119,7 @@ class Watch(Monitor):
         if step:
             self._print(f"resumed at step {step} of {total_steps}")
 
-    def stepped(self, steps: int) -> None:
+    def stepped(self, steps: int, specs: Sequence[TrialSpec]) -> None:
         """Move the bar."""
         self._bar.advance(self._task, steps)
 
@@ -145,7 +147,7 @@ class Watch(Monitor):
         return self._exit_code
 
     def _print(self, line: str) -> None:
-        _line(self.console, line)
+        say(line, self.console)
 
 
 def show_result(summary: Mapping[str, Any], folder: Path, console: Console | None = None) -> None:
@@ -159,32 +161,38 @@ def show_result(summary: Mapping[str, Any], folder: Path, console: Console | Non
     console = console or _Patient()
     measures = [name[4:] for name in summary if name.startswith("val_")]
     splits = {"validation": "val", "test": "test"}
-    table = Table(box=None, pad_edge=False)
-    table.add_column("best state")
-    for measure in measures:
-        table.add_column(measure, justify="right")
+    table = Table("best state", box=None, pad_edge=False)
+    rows = []
     for title, split in splits.items():
         values = [summary.get(f"{split}_{measure}") for measure in measures]
         if any(value is not None for value in values):
-            table.add_row(title, *("" if v is None else f"{v:.4f}" for v in values))
+            rows.append([title, *("" if v is None else f"{v:.4f}" for v in values)])
+    names = measures
+    if len(measures) > MAX_COLUMNS:  # stands better than it lies
+        names = [row[0] for row in rows]
+        rows = [list(row) for row in zip(measures, *(row[1:] for row in rows), strict=True)]
+    for name in names:
+        table.add_column(name, justify="right")
+    for row in rows:
+        table.add_row(*row)
     console.print(table)
     if "seeds" in summary:
         each = ", ".join(f"{value:.4f}" for value in summary["values"])
-        _line(
-            console,
+        say(
             f"means over {summary['seeds']} seeds; {summary['objective']}: "
             f"{each} (standard deviation {summary['std']:.4f})",
+            console,
         )
     if summary["stopped"]:
-        _line(console, f"stopped early: {summary['stopped']}")
+        say(f"stopped early: {summary['stopped']}", console)
     where = "the first seed's best" if "seeds" in summary else "best"
-    _line(
-        console,
+    say(
         f"{where} {summary['objective']} at step {summary['best_step']} of {summary['steps']}, "
         f"{summary['num_parameters']:,} parameters, {summary['seconds']:.1f} s on "
         f"{summary['device']}",
+        console,
     )
-    _line(console, f"results: {folder}")
+    say(f"results: {folder}", console)
 
 
 def console() -> Console:
@@ -198,8 +206,9 @@ def shown(folder: Path) -> Path:
     return folder.relative_to(here) if folder.is_relative_to(here) else folder
 
 
-def _line(console: Console, text: str) -> None:
-    console.print(text, highlight=False, soft_wrap=True)
+def say(text: str, to: Console | None = None) -> None:
+    """Print a line as it is, however long; on stdout by default."""
+    (to or console()).print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 class _Patient(Console):

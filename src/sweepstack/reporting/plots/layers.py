@@ -48,7 +48,7 @@ def layers(view: StudyView) -> Plot | None:
     """A heatmap of layer x step for each cell of two keys, if trials were diagnosed."""
     df = view.layers
     needed = {"activation_std", "unit_spread", "saturated", "dead", "gradient_norm", "update_ratio"}
-    if df.empty or not needed <= set(df):
+    if not needed <= set(df) or (df := df.dropna(subset=["step"])).empty:
         return None
     keys = _keys(view)
     across, down = sorted(keys, key=lambda key: int(view.frame[key].nunique())) or (None, None)
