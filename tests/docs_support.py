@@ -28,6 +28,7 @@ SMALLER = {
     "batch_size_scaling": ["training.seed=0", "batch.size=64,128", "training.max_epochs=null"],
     "regularization_tpe": ["hydra.sweeper.n_trials=4"],
     "momentum": ["training.seed=0"],
+    "published_rows": ["hydra.sweeper.n_trials=4"],
 }
 """Overrides that leave fewer trials of a study."""
 
