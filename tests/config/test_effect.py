@@ -80,6 +80,12 @@ EQUAL = {
     "gain of orthogonal": (*DIGITS, "init=orthogonal", ["init.gain=1"]),
     "no crop": (*PICTURES, ["regularization.random_resized_crop_ratio=2"]),
     "no rand_augment": (*PICTURES, ["regularization.rand_augment_operations=3"]),
+    "channels": (
+        *(*PICTURES, "model=convnet", "model.channels=[2,3]", "model.hidden=[4]"),
+        ["model.width=5", "model.depth=1"],
+    ),
+    "fan of xavier": (*DIGITS, "init=xavier", ["init.fan=average"]),
+    "linear as all": (*DIGITS, "init=xavier", ["init.linear=xavier", "init.conv=xavier"]),
     "batch norm of an mlp": (*DIGITS, ["regularization.batch_norm=false"]),
     "batch norm of a convnet": (
         *(*PICTURES, "model=convnet", "model.width=2", "model.depth=1", "model.hidden=[4]"),
@@ -101,6 +107,9 @@ DIFFERENT = {
         *(*PICTURES, "regularization.random_resized_crop=0.5"),
         ["regularization.random_resized_crop_ratio=2"],
     ),
+    "fan of he": (*DIGITS, "init=he", ["init.fan=average"]),
+    "linear": (*DIGITS, "init=he", ["init.linear=xavier"]),
+    "gain of two schemes": (*DIGITS, "init=xavier", "init.linear=he", ["init.gain=1"]),
     "momentum of rmsprop": (*DIGITS, "optimizer=rmsprop", ["optimizer.momentum=0.5"]),
     "dampening": (
         *(*DIGITS, "optimizer=sgd", "optimizer.momentum=0.5"),

@@ -337,7 +337,7 @@ def test_a_checkpoint_of_a_stack_goes_on_alone(model, words, tmp_path):
     class Signal(PruneOne):
         steps = 0
 
-        def stepped(self, steps):
+        def stepped(self, steps, specs):
             self.steps += steps
 
         def interrupted(self):

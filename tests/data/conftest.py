@@ -27,7 +27,14 @@ _COMMON: dict[str, Any] = {
 }
 _OWN: dict[str, dict[str, Any]] = {
     "digits": {"test": 0.2, "image_size": None},
-    "quadratic": {"test": 0.2, "samples": 400, "noise_std": 0.1},
+    "quadratic": {
+        "test": 0.2,
+        "samples": 400,
+        "noise_std": 0.1,
+        "range": (-1.0, 1.0),
+        "noise": "proportional",
+        "clean_validation": False,
+    },
     "image_folder": {
         "root": "data",
         "train_folder": "train",
@@ -36,6 +43,10 @@ _OWN: dict[str, dict[str, Any]] = {
         "image_size": None,
     },
 }
+_FILES = {"train": "???", "val": None, "test": None, "task": "auto"}
+_OWN["arrays"] = {**_FILES, "image_size": None}
+_OWN["table"] = {**_FILES, "target": ("y",), "exclude": ()}
+_OWN["custom"] = {"val": None, "test": None, "task": "auto", "image_size": None}
 _TORCHVISION = {"root": "data", "download": False, "image_size": None}
 
 Configure = Callable[..., Any]

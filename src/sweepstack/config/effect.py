@@ -40,13 +40,22 @@ def _is_plain_rate(config: RunConfig) -> bool:
 
 
 def _is_default_gain(config: RunConfig) -> bool:
-    """Whether `init.gain` is the scheme's default."""
-    gain, he = config.init.gain, config.init.scheme in ("he", "he_uniform")
+    """Whether `init.gain` is the default of the schemes."""
+    return all(_is_gain_of(config, scheme) for scheme in config.init.schemes)
+
+
+def _is_gain_of(config: RunConfig, scheme: str) -> bool:
+    gain, he = config.init.gain, scheme in ("he", "he_uniform")
     if gain is None:
         return True
     if gain == "auto":  # torch.nn.init.calculate_gain: relu √2, sigmoid 1
         return getattr(config.model, "activation", None) == ("relu" if he else "sigmoid")
     return gain == (math.sqrt(2) if he else 1.0)
+
+
+def _is_default_fan(config: RunConfig) -> bool:
+    fan = config.init.fan
+    return fan is None or all(schema.OWN_FAN.get(s) in (None, fan) for s in config.init.schemes)
 
 
 def _is_default_norm(config: RunConfig) -> bool:
@@ -105,7 +114,27 @@ RULES: tuple[Rule, ...] = (
         lambda c: c.data.normalization != "fixed",
         "splits.normalize: read for fixed only",
     ),
+    Rule(
+        ("model.width", "model.depth"),
+        lambda c: isinstance(c.model, schema.ConvNet) and c.model.channels is not None,
+        "convnet.ConvNet: channels wins",
+    ),
     Rule(("init.gain",), _is_default_gain, "init.gain_of: the scheme's default"),
+    Rule(
+        ("init.fan",),
+        _is_default_fan,
+        "init.draw: the scheme's default",
+    ),
+    Rule(
+        ("init.linear",),
+        lambda c: c.init.linear in (None, c.init.scheme),
+        "schema.Init.schemes: null is the other's",
+    ),
+    Rule(
+        ("init.conv",),
+        lambda c: c.init.conv in (None, c.init.scheme),
+        "schema.Init.schemes: null is the other's",
+    ),
     Rule(
         ("regularization.random_resized_crop_ratio",),
         lambda c: c.regularization.random_resized_crop == 0,

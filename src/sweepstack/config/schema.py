@@ -62,7 +62,9 @@ class Data:
         """Rules between keys, or that need more than a bound: one line for each broken one."""
         found = []
         for key in ("test", "validation"):
-            amount = getattr(self, key, 0.5)
+            amount = getattr(self, key, None)
+            if not isinstance(amount, float):  # null, or what is the split
+                continue
             if not 0 < amount < 1 and not (amount >= 1 and float(amount).is_integer()):
                 found.append(
                     f"data.{key} must be a share between 0 and 1 or a whole number of samples, "
@@ -119,46 +121,155 @@ class ImageFolder(Pictures):
 
 @dataclass(frozen=True, kw_only=True)
 class Quadratic(Data):
-    """The small 1-D regression set y = x² + x·noise, x ~ U(-1, 1), noise ~ N(0, noise_std²)."""
+    """The small 1-D regression set y = x² + x·noise, or with noise=additive x² + noise, with x
+    uniform in `range` and noise ~ N(0, noise_std²); `clean_validation` leaves the noise out of
+    validation and test."""
 
     samples: int = rule(ge=8, le=10**8)
+    range: tuple[float, float]
+    noise: Literal["proportional", "additive"]
+    clean_validation: bool
     noise_std: float = rule(ge=0)
     test: float = rule(gt=0)
+
+    def mistakes(self) -> list[str]:
+        """See `Data.mistakes`."""
+        low, high = self.range
+        found = super().mistakes()
+        if not (math.isfinite(low) and math.isfinite(high) and low < high):
+            found.append(
+                f"data.range must be two numbers, the lower first, got [{low:.15g}, {high:.15g}]"
+            )
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Own(Data):
+    """Data of your own. `auto` takes the task from the targets; `test` is the test split, or the
+    share or number held out of the training samples, or null for none; a null `val` holds out
+    `validation`."""
+
+    task: Literal["auto", "multiclass", "binary", "multilabel", "regression"]
+    val: str | None
+    test: float | str | None = rule(gt=0)
+
+    def mistakes(self) -> list[str]:
+        """See `Data`."""
+        found = super().mistakes()
+        for key, example in (("train", "FILE"), ("path", "FOLDER")):
+            if getattr(self, key, "") == "???":
+                found.append(f"data.{key} must be given, for example data.{key}={example}")
+        if getattr(self, "target", None) in ((), ("???",)):
+            found.append("data.target must be given, for example data.target=COLUMN")
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arrays(Own, Pictures):
+    """Files that hold arrays x and y: .npz, .npy, .pt or .safetensors."""
+
+    train: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table(Own):
+    """Files that hold a row for each sample: .csv or .parquet; `target` are the columns to be
+    predicted, `exclude` columns that are not read."""
+
+    train: str
+    target: tuple[str, ...]
+    exclude: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CustomData(Own, Pictures):
+    """Any map-style torch Dataset under the trust rule; all other keys are its `arguments`, held as
+    JSON; so are `val` and `test`, the arguments in which those splits differ."""
+
+    target: str
+    arguments: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class HuggingFace(Own, Pictures):
+    """A folder written by `datasets.Dataset.save_to_disk`; `val` and `test` are names of splits."""
+
+    path: str
+    train: str
+    target: str | None
 
 
 Activation = Literal["relu", "leaky_relu", "tanh", "sigmoid", "gelu", "elu", "silu", "selu"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mlp:
-    """A multilayer perceptron; `hidden` lists the units of each hidden layer."""
+class Model:
+    """What models of conf/model have besides model=custom.
+
+    `weights` is a file of tensors or the folder of another run, and for torchvision also a name of
+    its weights; null draws all by `init`. `freeze` names parameters that are not trained, by globs
+    or as `backbone`: all but the last layer. `cache_features` computes once for each sample what
+    frozen layers give, where that is possible; it changes numbers by rounding alone.
+    """
 
     name: str
+    weights: str | None = rule(default=None)
+    freeze: tuple[str, ...] = rule(default=())
+    cache_features: bool | Literal["auto"] = rule(default="auto", place=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mlp(Model):
+    """A multilayer perceptron; `hidden` lists the units of each hidden layer."""
+
     hidden: tuple[int, ...] = rule(ge=1, le=2**24, items=1000)
     activation: Activation
 
 
 @dataclass(frozen=True, kw_only=True)
-class ConvNet:
+class ConvNet(Model):
     """The two-convolution network of PyTorch courses: `depth` convolutions, `width` channels in
-    the first and twice as many in each next, each followed by a 2x2 max pool, then `hidden`."""
+    the first and twice as many in each next, or `channels` of each, each followed by a 2x2 max
+    pool, then `hidden`."""
 
-    name: str
     width: int = rule(ge=1, le=2**16)
     depth: int = rule(ge=1, le=32)
+    channels: tuple[int, ...] | None = rule(ge=1, le=2**16, items=32)
     kernel_size: int = rule(ge=1, le=1001)
     hidden: tuple[int, ...] = rule(ge=1, le=2**24, items=1000)
     activation: Activation
 
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Channels of each convolution."""
+        own = self.channels
+        return tuple(self.width * 2**i for i in range(self.depth)) if own is None else own
+
 
 @dataclass(frozen=True, kw_only=True)
-class ResNet:
+class ResNet(Model):
     """`depth` residual blocks with batch norm in up to three stages; `width` channels at first."""
 
-    name: str
     width: int = rule(ge=1, le=2**16)
     depth: int = rule(ge=1, le=1000)
     activation: Activation
+
+
+@dataclass(frozen=True, kw_only=True)
+class TorchvisionModel(Model):
+    """A classification model of torchvision by its name there, with the data's outputs."""
+
+    arch: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class HubModel(Model):
+    """`entry` of the hubconf.py in `repo`, a folder or owner/name on GitHub, which `trust` must
+    name; all other keys are its `arguments`, held as JSON."""
+
+    repo: str
+    entry: str
+    arguments: str = "{}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,25 +281,41 @@ class Custom:
     arguments: str
 
 
+Scheme = Literal[
+    "xavier",
+    "xavier_uniform",
+    "he",
+    "he_uniform",
+    "normal",
+    "uniform",
+    "zeros",
+    "ones",
+    "lecun",
+    "orthogonal",
+    "torch",
+    "keep",
+]
+OWN_FAN = {"xavier": "average", "xavier_uniform": "average"}
+OWN_FAN |= {"he": "in", "he_uniform": "in", "lecun": "in"}
+"""The schemes that divide by a fan, and by which one."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Init:
-    """How weights start; `gain` null is the scheme's own, `auto` the activation's."""
+    """How weights start; `gain` null is the scheme's own, `auto` the activation's. `fan`, what the
+    variance is divided by, null is the scheme's own too. `linear` and `conv` are schemes for one
+    type of layer, null the same as the other's."""
 
-    scheme: Literal[
-        "xavier",
-        "xavier_uniform",
-        "he",
-        "he_uniform",
-        "normal",
-        "uniform",
-        "zeros",
-        "ones",
-        "lecun",
-        "orthogonal",
-        "torch",
-        "keep",
-    ] = dynamic()
+    scheme: Scheme = dynamic()  # noqa: RUF009  (a word)
     gain: float | Literal["auto"] | None = dynamic(gt=0)
+    fan: Literal["in", "out", "average"] | None = dynamic()
+    linear: Scheme | None = dynamic()  # noqa: RUF009
+    conv: Scheme | None = dynamic()  # noqa: RUF009
+
+    @property
+    def schemes(self) -> tuple[str, str]:
+        """Of linear layers and of convolutions."""
+        return self.linear or self.scheme, self.conv or self.scheme
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,8 +338,10 @@ class CustomOptimizer(Optimizer):
 @dataclass(frozen=True, kw_only=True)
 class Stacked(Optimizer):
     """Those that train stacks. `momentum` and `nesterov` are accepted by all, so that one grid can
-    span optimizers; `INERT` lists where they change nothing."""
+    span optimizers; `INERT` lists where they change nothing. All layers but the last learn at lr
+    times `backbone_lr_factor`."""
 
+    backbone_lr_factor: float = dynamic(default=1.0, gt=0)
     momentum: float = dynamic(ge=0, lt=1)
     nesterov: bool = dynamic()
 
@@ -401,13 +530,27 @@ class ConsecutiveIncreases:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Changed copies of validation and test split that are measured as well; 0 measures none.
+
+    `shift` in whole pixels, `rotation` in degrees, `noise` a standard deviation of raw pixels;
+    `training/evaluation.py` says which copies.
+    """
+
+    shift: int = rule(ge=0)
+    rotation: float = rule(ge=0, le=180)
+    noise: float = rule(ge=0, le=100)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Training:
     """Budget, cadence, seed, device. `max_steps`, when given, wins over `max_epochs`;
     `eval_every` counts steps (null: every epoch); `checkpoint_every` too (0: never). `seeds` runs
     with the seeds from `seed` on count as one, by their mean (`seeds.py`). `width` is the most
     trials of a sweep that are trained as one stack (`width.py`). With `ema_decay`, an average of
     the weights is evaluated and kept, 0 is off (`stack.py`). `diagnostics` says what the layers do
-    (`diagnostics.py`)."""
+    (`diagnostics.py`). What `model.freeze` names trains too after `unfreeze_at` steps (null:
+    never)."""
 
     max_steps: int | None = dynamic(ge=1)
     max_epochs: int | None = dynamic(ge=1)
@@ -418,6 +561,7 @@ class Training:
     precision: Literal["fp32", "tf32", "bf16"]
     deterministic: bool
     checkpoint_every: int = dynamic(ge=0)
+    unfreeze_at: int | None = dynamic(default=None, ge=1)
     ema_decay: float = dynamic(default=0.0, ge=0, lt=1)
     width: int | Literal["auto"] = place(ge=1, le=65536)
     compile: bool
@@ -442,10 +586,10 @@ class TensorBoard:
 class RunConfig:
     """A whole run. `objective` is a metric's name or `auto` (the task's own); `trust` lists the
     packages whose modules `model._target_` may name besides the closed table. What an older
-    best.pt or study holds may lack `logger`, which changes no number."""
+    best.pt or study holds may lack `logger` and `evaluation`, which are off then."""
 
     data: Data
-    model: Mlp | ConvNet | ResNet | Custom
+    model: Mlp | ConvNet | ResNet | TorchvisionModel | HubModel | Custom
     init: Init
     optimizer: Optimizer
     schedule: Schedule
@@ -456,6 +600,7 @@ class RunConfig:
     objective: str
     trust: tuple[str, ...]
     logger: NoLogger | TensorBoard = NoLogger(name="none")
+    evaluation: Evaluation = Evaluation(shift=0, rotation=0.0, noise=0.0)
 
 
 OPTIONS: dict[str, dict[str, type]] = {
@@ -466,8 +611,19 @@ OPTIONS: dict[str, dict[str, type]] = {
         "cifar10": Torchvision,
         "image_folder": ImageFolder,
         "quadratic": Quadratic,
+        "arrays": Arrays,
+        "table": Table,
+        "custom": CustomData,
+        "huggingface": HuggingFace,
     },
-    "model": {"mlp": Mlp, "convnet": ConvNet, "resnet": ResNet, "custom": Custom},
+    "model": {
+        "mlp": Mlp,
+        "convnet": ConvNet,
+        "resnet": ResNet,
+        "torchvision": TorchvisionModel,
+        "hub": HubModel,
+        "custom": Custom,
+    },
     "optimizer": {
         "sgd": Sgd,
         "adam": Adam,
@@ -501,6 +657,7 @@ PLAIN: dict[str, type] = {
     "init": Init,
     "regularization": Regularization,
     "batch": Batch,
+    "evaluation": Evaluation,
     "training": Training,
 }
 """Groups with one set of keys."""
@@ -516,6 +673,8 @@ INERT: dict[str, frozenset[str]] = {
 
 FEATURES: dict[str, Callable[[RunConfig], bool]] = {
     "weight_decay": lambda c: c.regularization.weight_decay > 0,
+    "backbone_lr": lambda c: getattr(c.optimizer, "backbone_lr_factor", 1) != 1,
+    "unfreeze": lambda c: c.training.unfreeze_at is not None,
     "dampening": lambda c: dampens(c.optimizer),
     "ema": lambda c: c.training.ema_decay > 0,
     "l1": lambda c: c.regularization.l1 > 0,

@@ -31,7 +31,7 @@ from sweepstack.config.errors import InputError, nearest, one_line
 
 Maker = Callable[..., Any]
 
-_LISTED = {"optimizer._target_": "an optimizer of torch.optim"}
+_LISTED = {"optimizer._target_": "an optimizer of torch.optim or ", "data._target_": ""}
 _MODELS = "a layer of torch.nn, a model of torchvision.models"
 _HERE = __name__.partition(".")[0]
 
@@ -47,8 +47,8 @@ def _package(name: str, packages: Iterable[str]) -> str | None:
 
 
 def _rule(key: str) -> str:
-    listed = _LISTED.get(key, _MODELS)
-    return f"{key} must name {listed} or something defined in a package of trust=[...]"
+    listed = _LISTED.get(key, f"{_MODELS} or ")
+    return f"{key} must name {listed}something defined in a package of trust=[...]"
 
 
 @cache
@@ -71,6 +71,8 @@ def table(library: str, key: str = "model._target_") -> Mapping[str, Maker]:
                 # The first is none by itself, the other takes sparse gradients only.
                 if name not in ("Optimizer", "SparseAdam")
             }
+    elif key == "data._target_":
+        pass  # a dataset reads files
     elif library == "torch":
         from torch import nn
 

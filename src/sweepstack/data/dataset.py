@@ -11,11 +11,11 @@ width) for a picture, (D,) for D features.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal, Protocol, Self
+from typing import Any, Literal, Protocol, Self
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from sweepstack.data.pictures import decode
 
-Task = Literal["multiclass", "binary", "regression"]
+Task = Literal["multiclass", "binary", "multilabel", "regression"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +47,8 @@ class Split(Protocol):
 
     @property
     def y(self) -> Tensor:
-        """Targets (N,): int64 class numbers, or float32 0/1 (binary) or values (regression)."""
+        """Targets (N,): int64 class numbers, or float32 0/1 (binary) or values (regression);
+        float32 (N, K) of several labels (0/1) or values."""
 
     @property
     def nbytes(self) -> int:
@@ -233,6 +234,9 @@ class Dataset:
         task: what is learnt from it.
         classes: names by class number, empty for regression.
         affine: the normalization that was applied, None for none.
+        columns: how a row of a table becomes a sample, as `table.Columns.plain` has it.
+        fingerprint: SHA-256 of the samples and targets (first 16 hex digits) where they come from
+            files of the user's, which may change; '' otherwise.
     """
 
     name: str
@@ -242,6 +246,8 @@ class Dataset:
     task: Task
     classes: tuple[str, ...]
     affine: Affine | None = None
+    columns: Mapping[str, Any] | None = None
+    fingerprint: str = ""
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -250,8 +256,10 @@ class Dataset:
 
     @property
     def outputs(self) -> int:
-        """C, how many numbers a model must give: the classes, or 1 unless multiclass."""
-        return len(self.classes) if self.task == "multiclass" else 1
+        """C, how many numbers a model must give: the classes, else one for each target."""
+        if self.task == "multiclass":
+            return len(self.classes)
+        return self.train.y.shape[1] if self.train.y.dim() == 2 else 1
 
     @property
     def is_image(self) -> bool:

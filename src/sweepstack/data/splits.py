@@ -10,14 +10,14 @@ Notation: M samples of a chunk, D features.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from sweepstack.config.errors import InputError
-from sweepstack.config.schema import Data
+from sweepstack.config.schema import Data, Own
 from sweepstack.data.dataset import Affine, Dataset, ResizedSplit, Split, Task, TensorSplit
 
 S = TypeVar("S", bound=Split)
@@ -60,6 +60,30 @@ def partition(config: Data, total: int, held_out: Mapping[str, float]) -> list[T
             f"data.subset must be <= the {len(order)} training samples, got {config.subset}"
         )
     return [order[: config.subset], *parts]
+
+
+def deal(config: Own, total: int, given: Collection[str]) -> dict[str, Tensor]:
+    """Deal the samples of the training file out to the splits that have no file of their own.
+
+    Args:
+        given: the splits (val, test) that have one.
+
+    Returns:
+        int64 indices of train and, if dealt, val and test.
+
+    Raises:
+        InputError: as `partition`.
+    """
+    held_out = {"test": config.test} if isinstance(config.test, float) else {}
+    held_out |= {} if "val" in given else {"validation": config.validation}
+    parts = partition(config, total, held_out)
+    return dict(
+        zip(
+            ["train", *("val" if key == "validation" else key for key in held_out)],
+            parts,
+            strict=True,
+        )
+    )
 
 
 def normalized(
@@ -180,5 +204,5 @@ def _fit(config: Data, shape: tuple[int, ...], chunks: Iterator[Tensor]) -> Affi
         low, high = config.minmax_range
         scale = span.where(span > 0, 1) / (high - low)
         shift = lowest.double() - low * scale
-    broadcast = (-1, 1, 1) if len(shape) == 3 else (-1,)
+    broadcast = (-1, 1, 1) if len(shape) == 3 else shape
     return Affine(shift.float().reshape(broadcast), scale.float().reshape(broadcast))

@@ -122,10 +122,13 @@ class Diagnosis:
         at = torch.tensor(steps, device=stack.device) + 1
         moved = [param.clone() for param in params.values()]
         with torch.no_grad():
-            self.step.regularize(grads, moved, strengths)
-            if stack.own is None:
-                self.program.rule.update(moved, grads, moments, rows(stack.optimizer), lr, at)
-            else:  # it cannot be asked without taking the step
+            self.step.regularize(grads, moved, strengths, at - 1)
+            for group, hyper, rate, step in self.step.of_groups(rows(stack.optimizer), lr, at):
+                some = group.numbers
+                mine = {name: kept[some] for name, kept in moments.items()}
+                if stack.own is None:
+                    group.rule.update(moved[some], grads[some], mine, hyper, rate, step)
+            if stack.own is not None:  # it cannot be asked without taking the step
                 moved = [param.mul_(math.nan) for param in moved]
         norms += [_squares(a - b) for a, b in zip(moved, params.values(), strict=True)]
         return self._rows(found, torch.stack(norms).view(3, len(params), -1), steps, noise)
@@ -175,7 +178,7 @@ class Diagnosis:
         """What the layers do and the gradients, for K parts of batches: params (K, ...), x
         (K, b, *shape). A single one runs as it is, without vmap."""
         self.module.train()
-        for _, dropout in self.program.dropouts:
+        for _, _, dropout in self.program.dropouts:
             dropout.eval()
         device, precision = self.y.device, self.program.config.training.precision
         leaves = {name: view.detach().requires_grad_() for name, view in params.items()}

@@ -29,6 +29,7 @@ from sweepstack.engine.program import Program
 from sweepstack.engine.spec import Monitor, Raised, State, TrialResult, TrialSpec, telling
 from sweepstack.engine.step import Block, Step
 from sweepstack.training import optimizer as optim
+from sweepstack.training.evaluation import Change
 
 log = logging.getLogger(__name__)
 
@@ -139,7 +140,7 @@ class Runner:
             if slot.spec.folder is None or slot.step == 0 or (due and not slot.checkpoints):
                 continue
             state = {
-                "config_hash": slot.spec.config_hash,
+                "config_hash": slot.identity,
                 "tensors": self.stack.save(place),
                 "slot": slot.state(),
             }
@@ -196,7 +197,7 @@ class Runner:
         return Slot(self.program, spec)
 
     def _resume(self, slot: Slot, place: int, folder: Path) -> None:
-        saved = checkpoint.load_trial(folder, slot.spec.config_hash)
+        saved = checkpoint.load_trial(folder, slot.identity)
         if saved is not None:
             self.stack.load(place, saved["tensors"])
             slot.restore(saved["slot"])
@@ -208,7 +209,10 @@ class Runner:
         if complete and "test" in self.program.sources:
             tests = dict(zip(complete, self._measure("test", complete, best=True), strict=True))
         slots = {place: slot for place, slot in self.live if place in ends}
-        best = {place: self.stack.best(place) for place, slot in slots.items() if slot.best}
+        shared = self.program.shared_on_cpu if complete else {}
+        best = {
+            place: self.stack.best(place) | shared for place, slot in slots.items() if slot.best
+        }
         results = []
         for place, slot in slots.items():  # nothing here can raise: each has its result
             (state, error), self.slots[place] = ends[place], None
@@ -231,13 +235,12 @@ class Runner:
         lrs = [slot.lrs(steps) if slot else [0.0] * steps for slot in self.slots]
         lr = torch.tensor(lrs, dtype=torch.float64).T.contiguous().to(place)
         index = (torch.arange(steps).unsqueeze(1) + at).to(place)
-        keys = {n: streams.split(stack.keys[n], index) for n in self.step.streams()}
-        block = Block(self._samples(live, steps), lr, index + 1, keys)
+        block = Block(self._samples(live, steps), lr, index + 1, self.step.keys(stack, index))
         columns = self.executor.run(block).T.tolist()
         seconds = time.perf_counter() - began
         self.block_steps = max(1, min(1000, round(BLOCK_SECONDS / seconds * steps)))
         with telling():
-            self.monitor.stepped(steps)
+            self.monitor.stepped(steps, [slot.spec for _, slot in live])
         ends: dict[int, tuple[State, str | None]] = {}
         for where, slot in live:
             broke = slot.advance(columns[where], seconds / len(live))
@@ -313,7 +316,7 @@ class Runner:
             self.monitor.diagnosed(slot.spec, rows)
 
     def _measure(self, split: str, places: list[int], *, best: bool) -> list[dict[str, float]]:
-        """Metrics of some slots on a split: means over its samples."""
+        """Metrics of some slots on a split: means over its samples, and over its changed copies."""
         began = time.perf_counter()
         stack = self.stack
         banks = (stack.best_params, stack.best_buffers) if best else stack.evaluated
@@ -324,12 +327,22 @@ class Runner:
             buffers = {name: view.index_select(0, chosen) for name, view in buffers.items()}
         data = {"val": self.program.data.val, "test": self.program.data.test}[split]
         assert data is not None
-        sums = self.step.measure(params, buffers, self.program.sources[split], len(data))
+
+        def measured(name: str, change: Change | None = None) -> list[dict[str, float]]:
+            source, count = self.program.sources[split], len(data)
+            sums = self.step.measure(params, buffers, source, count, change)
+            return [dict(self.program.task.means(row, count, name)) for row in sums]
+
+        found = measured(split)
+        for name, changes in self.program.changes.items():
+            copies = [measured(f"{split}_{name}", change) for change in changes]
+            for row, each in zip(found, zip(*copies, strict=True), strict=True):
+                row |= {key: sum(one[key] for one in each) / len(each) for key in each[0]}
         for place in places:
             slot = self.slots[place]
             assert slot is not None
             slot.seconds += (time.perf_counter() - began) / len(places)
-        return [dict(self.program.task.means(row, len(data), split)) for row in sums]
+        return found
 
 
 def _checkpoints(folder: Path) -> Path:
@@ -357,6 +370,11 @@ class Slot:
         self.stopped_early = False
         self.order_key = program.order_key(spec)
         self._epoch, self._order = -1, torch.empty(0, dtype=torch.int64)
+
+    @property
+    def identity(self) -> str:
+        """What a checkpoint must have been written with: the config and the same data."""
+        return self.spec.config_hash + self.program.data.fingerprint
 
     # --- the next steps --------------------------------------------------------------------------
 

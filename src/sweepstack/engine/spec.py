@@ -172,8 +172,8 @@ class Monitor:
         """A trial starts at `step` of at most `total_steps`; a resumed one, at a step above 0, has
         reported the rows of `history` already."""
 
-    def stepped(self, steps: int) -> None:
-        """All slots advanced by `steps`."""
+    def stepped(self, steps: int, specs: Sequence[TrialSpec]) -> None:
+        """The trials of a stack advanced by `steps` each."""
 
     def report(self, spec: TrialSpec, row: Mapping[str, float]) -> None:
         """A trial was evaluated; `row` has step, epoch, lr, train_loss and the val metrics. At an

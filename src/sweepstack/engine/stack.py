@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -66,6 +67,16 @@ class Bank:
         other = copy.copy(self)
         other.views = {name: view[slots] for name, view in self.views.items()}
         other.packed = [group[slots] for group in self.packed]
+        other._rows = []
+        return other
+
+    def among(self, numbers: slice) -> Bank:
+        """Some of the tensors, those with these numbers, in the same memory."""
+        other = copy.copy(self)
+        sizes = [view[0].numel() for view in self.views.values()]
+        names = list(self.views)[numbers]
+        other.views = {name: self.views[name] for name in names}
+        other.packed = shares(self.packed, sizes, numbers)
         other._rows = []
         return other
 
@@ -263,6 +274,13 @@ class Stack:
             bank.write(slot, saved[name])
         if self.own is not None:
             self.own.restore(saved["own"])
+
+
+def shares(tensors: Sequence[Any], sizes: Sequence[int], numbers: slice) -> list[Any]:
+    """Some of the tensors that lie one by one, or as one long row (1, sum of sizes)."""
+    if len(tensors) == len(sizes):
+        return list(tensors[numbers])
+    return [tensors[0][:, sum(sizes[: numbers.start]) : sum(sizes[: numbers.stop])]]
 
 
 def _unshared(grads: Sequence[Tensor]) -> list[Tensor]:

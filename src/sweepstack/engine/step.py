@@ -24,11 +24,14 @@ from sweepstack.data import streams
 from sweepstack.data.batches import Source
 from sweepstack.engine.device import autocast
 from sweepstack.engine.kernels import fused
-from sweepstack.engine.program import Program
-from sweepstack.engine.stack import Row, Stack
+from sweepstack.engine.program import Group, Program
+from sweepstack.engine.stack import Bank, Row, Stack, shares
 from sweepstack.training import regularization
 from sweepstack.training.augmentation import Augmentation
+from sweepstack.training.evaluation import Change
 
+_NO_RULES = {"ema_decay", "backbone_lr_factor", "unfreeze_at"}
+"""Hyperparameters that no update rule reads."""
 EVALUATION_CHUNK = {"cpu": 256, "cuda": 1024}
 """Samples of a split that are evaluated at once: on a CPU what its cache holds, on a GPU enough to
 be worth its launches."""
@@ -132,6 +135,12 @@ class Step:
         """Whether slots with the same samples can share the tensor: nothing changes it."""
         return not (self.augment.any or self.uses("mixup"))
 
+    def keys(self, stack: Stack, index: Tensor) -> Row:
+        """What each step has of its own, for steps number `index` (T, S) counted from 0: the keys
+        of random streams, and with `training.unfreeze_at` the number itself, as `at`."""
+        found = {name: streams.split(stack.keys[name], index) for name in self.streams()}
+        return found | ({"at": index} if self.uses("unfreeze") else {})
+
     def streams(self) -> list[str]:
         """Names of the random streams that this program draws from."""
         names = {
@@ -160,15 +169,29 @@ class Step:
             losses, each, updated = self._accumulated(stack, x, y, extra)
         with torch.no_grad():
             grads = stack.packed_grads(each)
-            self.regularize(grads, stack.params.packed, stack.strengths)
+            self.regularize(grads, stack.params.packed, stack.strengths, keys.get("at"))
             for name, value in updated.items():
                 stack.live_buffers[name].copy_(value)
         return losses, grads
 
-    def regularize(self, grads: Sequence[Tensor], params: Sequence[Tensor], strengths: Row) -> None:
-        """L1 and clipping of gradients (S, ...), in place."""
+    def regularize(
+        self,
+        grads: Sequence[Tensor],
+        params: Sequence[Tensor],
+        strengths: Row,
+        at: Tensor | None = None,
+    ) -> None:
+        """L1 and clipping of gradients (S, ...), in place; what `training.unfreeze_at` holds back
+        after `at` (S,) steps has none."""
         if self.uses("l1"):
             regularization.add_l1(grads, params, strengths["l1"])
+        if self.uses("unfreeze"):
+            assert at is not None
+            held = at < strengths["unfreeze_at"]
+            for group in self.program.groups:
+                mine = shares(grads, self.program.sizes, group.numbers) if group.late else []
+                for grad in mine:
+                    grad.masked_fill_(held.view(-1, *[1] * (grad.dim() - 1)), 0.0)
         if self.uses("clip_value"):
             regularization.clip_by_value(grads, strengths["clip_value"])
         if self.uses("clip_norm"):
@@ -176,23 +199,71 @@ class Step:
 
     def update(self, stack: Stack, grads: Sequence[fused.Grad], batch: Batch) -> None:
         """Move the parameters in place; see `optim.Rule.update`."""
-        rule, hyper = self.rule, stack.optimizer
         with torch.no_grad():
             if stack.own is not None:
                 again = partial(self.gradients, stack, batch.x, batch.y, batch.keys)
                 whole = [grad for grad in grads if isinstance(grad, Tensor)]
                 stack.own.step(whole, float(batch.lr[0]), again)
-            elif self.fused:
-                moments = [stack.moments[name] for name in rule.moments]
-                others = {"ema_decay"} if rule.decays else {"ema_decay", "weight_decay"}
-                known = {key: hyper[key] for key in hyper if key not in others}
-                fused.update(rule.name, stack.params, grads, moments, known, batch.lr, batch.step)
             else:
-                update = self._compiled_for(("update", stack.width), rule.update)
-                groups = {name: bank.packed for name, bank in stack.moments.items()}
-                update(stack.params.packed, grads, groups, hyper, batch.lr, batch.step)
+                moments = [stack.moments[name] for name in self.rule.moments]
+                banks = [stack.params, *moments]
+                if len(self.program.groups) == 1:
+                    (numbers,) = self.of_groups(stack.optimizer, batch.lr, batch.step)
+                    self._update(stack.width, banks, grads, *numbers)
+                else:
+                    for numbers in self.of_groups(stack.optimizer, batch.lr, batch.step):
+                        parts = [bank.among(numbers[0].numbers) for bank in banks]
+                        mine = shares(grads, self.program.sizes, numbers[0].numbers)
+                        self._update(stack.width, parts, mine, *numbers)
             if self.uses("ema"):
                 self._average(stack, batch.step)
+
+    def of_groups(
+        self, hyper: Row, lr: Tensor, step: Tensor
+    ) -> Iterator[tuple[Group, Row, Tensor, Tensor]]:
+        """For each group of parameters its hyperparameters, lr and step (S,).
+
+        Until a late group trains, its lr and weight decay are 0, and its moments stay 0 as its
+        gradients are; then its steps count from 1, as in a new optimizer.
+        """
+        for group in self.program.groups:
+            own, rate, at = hyper, lr, step
+            if group.backbone:
+                rate = rate * hyper["backbone_lr_factor"]
+            if group.late:
+                at = at - hyper["unfreeze_at"].to(at.dtype)
+                on = (at > 0).to(rate.dtype)
+                rate, at = rate * on, at.clamp(min=1)
+                own = {**hyper, "weight_decay": hyper["weight_decay"] * on}
+            yield group, own, rate, at
+
+    def _update(
+        self,
+        width: int,
+        banks: Sequence[Bank],
+        grads: Sequence[fused.Grad],
+        group: Group,
+        hyper: Row,
+        lr: Tensor,
+        step: Tensor,
+    ) -> None:
+        """Move a group's parameters, the first of `banks`; the others are their moments."""
+        params, *moments = banks
+        if self.fused:
+            others = _NO_RULES if self.rule.decays else {*_NO_RULES, "weight_decay"}
+            known = {key: hyper[key] for key in hyper if key not in others}
+            fused.update(self.rule.name, params, grads, moments, known, lr, step)
+        else:
+            update = self._compiled_for(("update", width, group.numbers.start), group.rule.update)
+            packed = [bank.packed for bank in moments]
+            update(
+                params.packed,
+                grads,
+                dict(zip(self.rule.moments, packed, strict=True)),
+                hyper,
+                lr,
+                step,
+            )
 
     def _average(self, stack: Stack, step: Tensor) -> None:
         """θ̄ ← θ̄ + (1-d)(θ - θ̄) with d = min(`ema_decay`, (1+t)/(10+t)), which lets go of the
@@ -301,7 +372,7 @@ class Step:
     ) -> tuple[Tensor, Row]:
         """Mean loss of one trial's batch, written without the slot axis."""
         tensors = {**params, **buffers}
-        for index, (name, layer) in enumerate(self.program.dropouts):
+        for index, name, layer in self.program.dropouts:
             tensors[f"{name}.key"] = streams.split(extra["key"], index)
             if not layer.fixed:
                 tensors[f"{name}.p"] = extra["dropout"]
@@ -319,22 +390,32 @@ class Step:
 
     # --- evaluation -------------------------------------------------------------------------------
 
-    def measure(self, params: Row, buffers: Row, source: Source, samples: int) -> list[list[float]]:
+    def measure(
+        self,
+        params: Row,
+        buffers: Row,
+        source: Source,
+        samples: int,
+        change: Change | None = None,
+    ) -> list[list[float]]:
         """Sums of every measure over a split, for each slot, in eval mode without gradients.
 
         Args:
             params, buffers: tensors (S, *shape) by name.
             source: the split, in chunks with a short last one.
             samples: N, only to choose the chunk.
+            change: what is done to the samples before.
         """
         self.module.eval()
         one_by_one = len(next(iter(params.values()))) == 1 or self.program.stacking_loses
         function = self._each_sums if one_by_one else vmap(self._sums, in_dims=(0, 0, None, None))
         total: Tensor | None = None
+        seen = 0
         precision, device = self.program.config.training.precision, self.program.device
         with torch.no_grad(), autocast(precision, device), contained():
             for x, y in source.chunks(min(EVALUATION_CHUNK[device.type], samples)):
-                sums = function(params, buffers, x, y)
+                sums = function(params, buffers, x if change is None else change(x, seen), y)
+                seen += len(y)
                 total = sums if total is None else total + sums
         assert total is not None
         return [[float(value) for value in row] for row in total.tolist()]

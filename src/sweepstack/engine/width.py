@@ -253,7 +253,7 @@ class _Stepper:
         shape, place = samples.shape[:2], self.stack.device
         steps = torch.ones(shape, dtype=torch.int64, device=place)
         lr = torch.full(shape, 1e-4, dtype=torch.float64, device=place)
-        keys = {name: self.stack.keys[name].expand_as(steps) for name in self.step.streams()}
+        keys = self.step.keys(self.stack, steps)
         return Block(samples.to(place), lr, steps, keys)
 
     def evaluate(self) -> None:

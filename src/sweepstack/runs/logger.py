@@ -104,8 +104,8 @@ class _Logged(Monitor):
         self._events(spec).begin(spec.config, history)
         self.behind.started(spec, step, total_steps, history)
 
-    def stepped(self, steps: int) -> None:
-        self.behind.stepped(steps)
+    def stepped(self, steps: int, specs: Sequence[TrialSpec]) -> None:
+        self.behind.stepped(steps, specs)
 
     def report(self, spec: TrialSpec, row: Mapping[str, float]) -> None:
         self._events(spec).row(row)

@@ -78,8 +78,12 @@ class Rule(ABC):
                 self.shrink(param, grad, c)
             self.apply(param, grad, [moments[name][index] for name in self.moments], c)
 
-    def suited(self, module: nn.Module) -> Rule:
+    def suited(self, module: nn.Module, trained: Mapping[str, Tensor]) -> Rule:
         """The rule for a module's trained parameters."""
+        return self
+
+    def among(self, numbers: slice) -> Rule:
+        """The rule for some of these parameters, by their places."""
         return self
 
     def decay(self, hyper: Hyper, lr: Tensor) -> dict[str, Tensor]:
@@ -370,17 +374,21 @@ class Muon(AdamW):
         numbers = {"momentum": config.momentum, "nesterov": float(config.nesterov)}
         return Adam.hyper(config) | numbers
 
-    def suited(self, module: nn.Module) -> Muon:
+    def suited(self, module: nn.Module, trained: Mapping[str, Tensor]) -> Muon:
         """See `Rule.suited`."""
         layers = dict(module.named_modules())
-        trained = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
         found = [
             place
-            for place, (name, parameter) in enumerate(trained)
+            for place, (name, parameter) in enumerate(trained.items())
             if parameter.dim() > 1
             and not isinstance(layers[name.rpartition(".")[0]], nn.Embedding | nn.EmbeddingBag)
         ]
         return replace(self, matrices=tuple(found[:-1]))
+
+    def among(self, numbers: slice) -> Muon:
+        """See `Rule.among`."""
+        inside = [n - numbers.start for n in self.matrices if numbers.start <= n < numbers.stop]
+        return replace(self, matrices=tuple(inside))
 
     def update(
         self,

@@ -8,13 +8,20 @@ Notation: t the step after the warmup, counted from 0; T the number of such step
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, ClassVar
 
 from sweepstack.config import schema
 from sweepstack.config.errors import InputError
+
+log = logging.getLogger(__name__)
+
+FAST, MANY_STEPS = 0.97, 100
+"""schedule=exponential below this factor per step, for so many steps, is probably a mistake."""
 
 
 def _step_decay(config: schema.StepDecay, t: int, _steps: int) -> float:
@@ -150,6 +157,16 @@ class Plateau(LrSchedule):
             setattr(self, name, state[name])
 
 
+@cache
+def warn_of_fast_decay(gamma: float) -> None:
+    """Log once that a factor is one of an epoch in most torch code."""
+    log.warning(
+        "schedule.gamma=%g per step leaves %.1g of the learning rate after %d steps; torch code "
+        "mostly decays once per epoch: schedule.unit=epoch",
+        *(gamma, gamma**MANY_STEPS, MANY_STEPS),
+    )
+
+
 def build(
     config: schema.Schedule,
     total_steps: int,
@@ -170,4 +187,7 @@ def build(
     if isinstance(config, schema.Plateau):
         return Plateau(config, steps, maximize=direction_of(config.metric) == "maximize")
     by_epoch = getattr(config, "unit", "step") == "epoch"
+    gamma = config.gamma if isinstance(config, schema.Exponential) and not by_epoch else 1.0
+    if gamma < FAST and steps >= MANY_STEPS:
+        warn_of_fast_decay(gamma)
     return LrSchedule(config, steps, every=max(1, steps_per_epoch) if by_epoch else 1)

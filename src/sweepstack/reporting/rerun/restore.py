@@ -9,6 +9,7 @@ resolver, a package to trust, or a file that is run or unpickled:
 - Overrides of `hydra` are left out: they decide how a sweep runs, never what a trial is.
 - `--config-dir` of the sweep is not taken from the study: its configs may name further folders.
   Whoever needs it gives it again.
+- `model.weights` is a file that is read or downloaded: the user repeats it.
 - `trust` is what the user says now. `data.download` and checkpoints are off: they write files.
 """
 
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -97,6 +99,7 @@ def restore(
     plain = kept if is_kept else composed
     assert plain is not None
     verified = recorded is not None and (is_kept or composed_hash == recorded)
+    _check_weights(trial, plain, given)
     config, changed = _changed(plain, given, trust, config_dir)
     _check_target(trial, config, trust)
     return Restored(config, [*kept_overrides, *given], verified, [*notes, *changed])
@@ -124,9 +127,11 @@ def _changed(
 
 
 def _check_target(trial: FrozenTrial, found: RunConfig, trust: Sequence[str]) -> None:
-    """Refuse a custom model or optimizer that nobody trusts, before anything of it is looked at."""
-    for group in ("model", "optimizer"):
-        target = getattr(getattr(found, group), "target", None)
+    """Refuse a custom model, optimizer or dataset that nobody trusts, before anything of it is
+    looked at."""
+    for group in ("model", "optimizer", "data"):
+        chosen = getattr(found, group)
+        target = getattr(chosen, "target", None) if chosen.name == "custom" else None
         try:
             if target is not None:
                 check_target(target, trust, f"{group}._target_")
@@ -135,6 +140,18 @@ def _check_target(trial: FrozenTrial, found: RunConfig, trust: Sequence[str]) ->
                 f"trial {trial.number}: {one_line(error)}: a study is not trusted; if you trust "
                 "it, add --trust PACKAGE"
             ) from None
+
+
+def _check_weights(trial: FrozenTrial, plain: Plain, given: Sequence[str]) -> None:
+    """Refuse to read a file, or to download, because a study says so: the user repeats it."""
+    weights = plain["model"].get("weights") if plain["model"].get("name") != "custom" else None
+    if weights is None or any(word.partition("=")[0] == "model.weights" for word in given):
+        return
+    word = shlex.quote(f"model.weights={one_line(weights)}")
+    raise InputError(
+        f"trial {trial.number} starts from the weights '{one_line(weights, 120)}', and a study is "
+        f"not trusted to name files: if you trust it, add {word} to the command"
+    )
 
 
 def _hash(trial: FrozenTrial) -> str | None:
@@ -236,10 +253,14 @@ def _as_typed(plain: Plain) -> Plain:
         if not isinstance(given, dict) or given.get("name") != "custom" or "arguments" not in given:
             continue
         arguments, own = json.loads(given["arguments"]), {**given}
+        if group == "data":
+            splits = {key: own[key] for key in ("val", "test") if isinstance(own[key], str)}
+            own |= {key: json.loads(text) for key, text in splits.items()}
         if not isinstance(arguments, dict):
             raise InputError(f"{group}.arguments must be a JSON object")
+        target = own.pop("target")
         del own["arguments"]
-        found[group] = {**arguments, **own, "_target_": own.pop("target")}
+        found[group] = {**own, **arguments, "_target_": target}
     return found
 
 

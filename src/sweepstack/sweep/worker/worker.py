@@ -30,7 +30,7 @@ from sweepstack.sweep.book.records import Ending, is_suspect
 from sweepstack.sweep.plan import Plan
 from sweepstack.sweep.space.points import Overrides
 from sweepstack.sweep.worker.duplicates import Duplicates, Equal
-from sweepstack.sweep.worker.trial import Asked, Decisions, Outcome, Stop
+from sweepstack.sweep.worker.trial import Asked, Decisions, Outcome, Status, Stop
 
 log = logging.getLogger(__name__)
 
@@ -98,7 +98,7 @@ class Worker:
         stop: Stop,
         *,
         deadline: float = math.inf,
-        notify: Callable[[str], object] = lambda status: None,
+        notify: Callable[[Status], object] = lambda status: None,
         began: Callable[[], object] = lambda: None,
     ):
         self.plan, self.app, self.book, self.stop = plan, app, book, stop
@@ -301,7 +301,7 @@ class Worker:
             self._too_many_failed = too_many_failed(self.plan, counts)
         if ended:
             self._steps = None
-            self.notify("")
+            self.notify(Status())
 
     def _ending(self, outcome: Outcome) -> Ending:
         """What is recorded of a trial that ended: an objective that is not finite is a failure,
