@@ -378,8 +378,8 @@ def _group(group: str, given: Any, mistakes: list[str]) -> Any:
         return None
     if group in schema.PLAIN:
         return _build(schema.PLAIN[group], group, given, mistakes)
-    if group == "model" and "_target_" in given:
-        return _custom(given, mistakes)
+    if "_target_" in given and "custom" in schema.OPTIONS[group]:
+        return _custom(group, given, mistakes)
     options = schema.OPTIONS[group]
     name = given.get("name")
     if not isinstance(name, str) or name not in options:
@@ -391,18 +391,19 @@ def _group(group: str, given: Any, mistakes: list[str]) -> Any:
     return _build(options[name], group, given, mistakes)
 
 
-def _custom(given: Mapping[str, Any], mistakes: list[str]) -> schema.Custom | None:
-    target = given["_target_"]
+def _custom(group: str, given: Mapping[str, Any], mistakes: list[str]) -> Any:
+    key, target = f"{group}._target_", given["_target_"]
     if not isinstance(target, str) or target == "???":
-        mistakes.append("model._target_ must be given, for example model._target_=mypackage.Net")
+        example = {"model": "Net", "loss": "my_loss"}.get(group, "Mine")
+        mistakes.append(f"{key} must be given, for example {key}=mypackage.{example}")
         return None
-    rest = {key: value for key, value in given.items() if key not in ("_target_", "name")}
+    rest = {name: value for name, value in given.items() if name not in ("_target_", "name")}
     try:
         arguments = json.dumps(rest)
     except TypeError as error:  # a date, say
-        mistakes.append(f"arguments of model._target_ must be JSON: {error}")
+        mistakes.append(f"arguments of {key} must be JSON: {error}")
         return None
-    return schema.Custom(name="custom", target=target, arguments=arguments)
+    return schema.OPTIONS[group]["custom"](name="custom", target=target, arguments=arguments)
 
 
 def _build(cls: type, group: str, given: Mapping[str, Any], mistakes: list[str]) -> Any:

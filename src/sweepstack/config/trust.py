@@ -107,7 +107,10 @@ def _own(trusted: Sequence[str]) -> list[str]:
 
 
 def locate(
-    target: str, trusted: Sequence[str] = (), arguments: Mapping[str, Any] | None = None
+    target: str,
+    trusted: Sequence[str] = (),
+    arguments: Mapping[str, Any] | None = None,
+    key: str = "model._target_",
 ) -> Maker:
     """Import and return the class or function that `target` names.
 
@@ -115,11 +118,20 @@ def locate(
         target: a dotted name.
         trusted: packages that the user trusts; only their modules are imported.
         arguments: of the later call.
+        key: what names it, for messages.
 
     Raises:
         InputError: not allowed, not found, neither class nor function, defined elsewhere, or
             arguments that name what is not allowed or ask torchvision for weights.
     """
+    try:
+        return _locate(target, trusted, arguments)
+    except InputError as error:
+        lines = [line.replace("model._target_", key) for line in error.mistakes]
+        raise InputError(lines) from error
+
+
+def _locate(target: str, trusted: Sequence[str], arguments: Mapping[str, Any] | None) -> Maker:
     check_target(target, trusted)
     _check_nested(arguments or {}, trusted)
     found = _table_of(target).get(target) or _walk(target, _own(trusted))
@@ -226,7 +238,7 @@ def beyond_values(word: str) -> str | None:
     if ".." in key or "${" in _REFERENCE.sub("", value):
         return "calls a resolver or leaves its folder"
     is_option = not value or (".." not in value and _OPTION.fullmatch(value) is not None)
-    if "." not in key.partition("@")[0] and key != "trust" and not is_option:
+    if "." not in key.partition("@")[0] and key not in ("trust", "metrics") and not is_option:
         return "does not name an option of a group"
     return None
 

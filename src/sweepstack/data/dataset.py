@@ -21,7 +21,7 @@ from torch import Tensor
 
 from sweepstack.data.pictures import decode
 
-Task = Literal["multiclass", "binary", "regression"]
+Task = Literal["multiclass", "binary", "multilabel", "regression"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +45,8 @@ class Split(Protocol):
 
     @property
     def y(self) -> Tensor:
-        """Targets (N,): int64 class numbers, or float32 0/1 (binary) or values (regression)."""
+        """Targets (N,): int64 class numbers, or float32 0/1 (binary) or values (regression); or
+        float32 (N, K): K labels 0/1 (multilabel) or K values."""
 
     @property
     def nbytes(self) -> int:
@@ -73,7 +74,7 @@ class Split(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class TensorSplit:
-    """A split in memory: samples x (N, *shape) float32 and targets y (N,)."""
+    """A split in memory: samples x (N, *shape) float32 and targets y (N,) or (N, K)."""
 
     x: Tensor
     y: Tensor
@@ -171,7 +172,7 @@ class Dataset:
         name: as in `data.name`.
         train, val, test: the splits; `test` is None when there are no test data.
         task: what is learnt from it.
-        classes: names by class number, empty for regression.
+        classes: names by class number, or of the labels; empty for regression.
         affine: the normalization that was applied, None for none.
     """
 
@@ -190,8 +191,10 @@ class Dataset:
 
     @property
     def outputs(self) -> int:
-        """C, how many numbers a model must give: the classes, or 1 unless multiclass."""
-        return len(self.classes) if self.task == "multiclass" else 1
+        """C, how many numbers a model must give: the classes, or the K targets of a sample."""
+        if self.task == "multiclass":
+            return len(self.classes)
+        return self.train.y.shape[1] if self.train.y.dim() == 2 else 1
 
     @property
     def is_image(self) -> bool:

@@ -20,10 +20,10 @@ from sweepstack.engine import device
 from sweepstack.engine.spec import TrialSpec
 from sweepstack.engine.stack import Numbers, Stack
 from sweepstack.models import layers
-from sweepstack.training import early_stopping, schedule
+from sweepstack.training import early_stopping, metrics, schedule
 from sweepstack.training import init as initialization
+from sweepstack.training import loss as losses
 from sweepstack.training import optimizer as optim
-from sweepstack.training.loss import Task, direction_of
 from sweepstack.training.regularization import beta_table
 
 log = logging.getLogger(__name__)
@@ -74,16 +74,16 @@ class Program:
         self.spec, self.config = spec, config
         self.device = device.resolve(config.training)
         self.data: Dataset = data.load(config.data)
-        self.task = Task(self.data.task)
+        self.task, mistakes = losses.build(config, self.data, self.device)
         self.batch_size = config.batch.size
         self.steps_per_epoch = len(self.data.train) // self.batch_size
         self.eval_every = config.training.eval_every or max(self.steps_per_epoch, 1)
         automatic = config.objective == "auto"
         self.objective = self.task.default_objective if automatic else config.objective
-        self.direction = direction_of(self.objective)
+        self.direction = self.task.direction_of(self.objective)
         self.fits: int | None = None  # about how many trials fit into memory, where known
         self.rule = optim.RULES[config.optimizer.name](decays=spec.uses("weight_decay"))
-        mistakes = self._mistakes()
+        mistakes += self._mistakes()
         for attempt in (self._build, lambda: self.check(spec)):
             try:
                 attempt()
@@ -127,13 +127,9 @@ class Program:
                 mistakes.append(
                     f"{key} must be one of {', '.join(self.task.objectives)} for "
                     f"{self.task.name} on {config.data.name}, got '{metric}'"
+                    f"{metrics.remedy(metric, self.task.name)}"
                     f"{nearest(metric, self.task.objectives)}"
                 )
-        if self.task.name == "regression" and self.spec.uses("label_smoothing"):
-            mistakes.append(
-                "regularization.label_smoothing must be 0 for regression, "
-                f"got {config.regularization.label_smoothing}"
-            )
         if not self.data.is_image:
             mistakes += [
                 f"regularization.{key} needs pictures, {config.data.name} has none"
@@ -264,7 +260,7 @@ class Program:
 
     def schedule(self, spec: TrialSpec) -> schedule.LrSchedule:
         """The learning-rate schedule of a trial."""
-        return schedule.build(spec.config.schedule, self.total_steps(spec), direction_of)
+        return schedule.build(spec.config.schedule, self.total_steps(spec), self.task.direction_of)
 
     def stopper(self, spec: TrialSpec) -> early_stopping.Stopper:
         """The early-stopping rule of a trial."""
@@ -295,6 +291,7 @@ class Program:
         """The hyperparameters and stream keys of a trial."""
         config, seed = spec.config, spec.config.training.seed
         given = {name: getattr(config.regularization, name) for name in _STRENGTHS}
+        given |= {name: getattr(config.loss, name) for name in self.task.numbers}
         strengths = {name: math.inf if v is None else float(v) for name, v in given.items()}
         hyper = self.rule.hyper(config.optimizer)
         hyper["weight_decay"] = config.regularization.weight_decay

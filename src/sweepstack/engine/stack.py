@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 Row = dict[str, Tensor]
-_BANKS = ("params", "buffers", "best_params", "best_buffers")
+_BANKS = ("params", "buffers", "best_params", "best_buffers", "counts")
 _ROWS = ("optimizer", "strengths", "keys")
 Layout = tuple[int, ...]
 """How a tensor (S, *shape) lies in memory: its axes from the outermost to the innermost."""
@@ -131,6 +131,8 @@ class Stack:
         self.moments = {name: Bank(params, width, device, layouts) for name in moments}
         self.best_params = Bank(params, width, device, layouts)
         self.best_buffers = Bank(buffers, width, device)
+        # Right predictions on training samples since the last evaluation.
+        self.counts = Bank({"hits": torch.zeros((), dtype=torch.float64)}, width, device)
         self.optimizer: Row = {}
         self.strengths: Row = {}
         self.keys: Row = {}
@@ -168,7 +170,7 @@ class Stack:
         """Start a trial in a slot, with zero moments."""
         self.params.write(slot, initial)
         self.buffers.write(slot, initial)
-        for bank in self.moments.values():
+        for bank in (*self.moments.values(), self.counts):
             for view in bank.row(slot).values():
                 view.zero_()
         self.keep_best(slot)
@@ -216,6 +218,14 @@ class Stack:
         """Every bank, by its name in a checkpoint."""
         moments = {f"moment.{name}": bank for name, bank in self.moments.items()}
         return {name: getattr(self, name) for name in _BANKS} | moments
+
+    def take_hits(self, slots: list[int]) -> list[float]:
+        """The right predictions of these slots since the last call, which start again at 0."""
+        hits = self.counts.views["hits"]
+        chosen = torch.tensor(slots, dtype=torch.int64, device=self.device)
+        found: list[float] = hits.index_select(0, chosen).tolist()
+        hits.index_fill_(0, chosen, 0)
+        return found
 
     def keep_best(self, slot: int) -> None:
         """Remember a slot's present state as its best."""

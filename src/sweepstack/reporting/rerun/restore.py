@@ -25,7 +25,7 @@ from optuna.trial import FrozenTrial
 
 from sweepstack.config import reading
 from sweepstack.config.errors import InputError, one_line
-from sweepstack.config.schema import Custom, RunConfig
+from sweepstack.config.schema import RunConfig
 from sweepstack.config.trust import beyond_values, check_target, parts
 from sweepstack.engine.spec import TrialSpec
 from sweepstack.study.attributes import OVERRIDES
@@ -124,10 +124,12 @@ def _changed(
 
 
 def _check_target(trial: FrozenTrial, found: RunConfig, trust: Sequence[str]) -> None:
-    """Refuse a custom model that nobody trusts, before anything of it is looked at."""
-    if isinstance(found.model, Custom):
+    """Refuse a model, loss or metric that nobody trusts, before anything of it is looked at."""
+    own = [part.target for part in (found.model, found.loss) if hasattr(part, "target")]
+    own += [name.partition(":")[0] for name in found.metrics if "." in name]
+    for target in own:
         try:
-            check_target(found.model.target, trust)
+            check_target(target, trust)
         except InputError as error:
             raise InputError(
                 f"trial {trial.number}: {one_line(error)}: a study is not trusted; if you trust "
@@ -228,14 +230,16 @@ def _kept(view: StudyView, trial: FrozenTrial) -> Plain | None:
 
 
 def _as_typed(plain: Plain) -> Plain:
-    """A config as its YAML files have it: a custom model's arguments beside its target."""
-    model = plain["model"]
-    if model.get("name") != "custom" or "arguments" not in model:
-        return plain
-    arguments = json.loads(model["arguments"])
-    if not isinstance(arguments, dict):
-        raise InputError("model.arguments must be a JSON object")
-    return {**plain, "model": {**arguments, "name": "custom", "_target_": model["target"]}}
+    """A config as its YAML files have it: a custom group's arguments beside its target."""
+    found = dict(plain)
+    for group, given in plain.items():
+        if not isinstance(given, dict) or given.get("name") != "custom" or "arguments" not in given:
+            continue
+        arguments = json.loads(given["arguments"])
+        if not isinstance(arguments, dict):
+            raise InputError(f"{group}.arguments must be a JSON object")
+        found[group] = {**arguments, "name": "custom", "_target_": given["target"]}
+    return found
 
 
 # --- for people --------------------------------------------------------------------------------

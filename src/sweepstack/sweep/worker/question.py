@@ -18,6 +18,7 @@ from sweepstack.sweep.plan import Plan
 if TYPE_CHECKING:
     from sweepstack.config.schema import RunConfig
     from sweepstack.engine.program import Program
+    from sweepstack.training.loss import Task
 
 NUMBERS = ("num_parameters", "steps", "seconds", "samples_per_s")
 """What a trial has besides its metrics, for objectives and constraints."""
@@ -74,12 +75,13 @@ def resolve(plan: Plan, program: Program) -> tuple[tuple[str, ...], tuple[str, .
     """
     known = _known(program)
     objectives = plan.objectives or (program.objective,)
-    _check_names("objectives", objectives, known)
-    _check_names("constraints", [constraint.name for constraint in plan.constraints], known)
+    constraints, task = [constraint.name for constraint in plan.constraints], program.task
+    _check_names("objectives", objectives, known, task)
+    _check_names("constraints", constraints, known, task)
     twice = [name for name in dict.fromkeys(objectives) if objectives.count(name) > 1]
     if twice:
         raise InputError(f"hydra.sweeper.objectives must differ, got {twice[0]} twice")
-    directions = _directions(plan, objectives, known)
+    directions = _directions(plan, objectives, known, task)
     if plan.sampler.name == "cmaes" and len(directions) > 1:
         raise InputError("hydra.sweeper.sampler must not be cmaes with several objectives")
     pruners.build(plan.pruner.name, plan.pruner.given, directions)
@@ -93,10 +95,12 @@ def _known(program: Program) -> list[str]:
     return [*program.task.objectives, *NUMBERS]
 
 
-def _check_names(key: str, names: Iterable[object], known: Sequence[str]) -> None:
+def _check_names(key: str, names: Iterable[object], known: Sequence[str], task: Task) -> None:
+    from sweepstack.training.metrics import remedy
+
     mistakes = [
         f"hydra.sweeper.{key} must be among {', '.join(known)}, got '{name}'"
-        f"{nearest(str(name), known)}"
+        f"{remedy(str(name), task.name)}{nearest(str(name), known)}"
         for name in names
         if name not in known
     ]
@@ -104,11 +108,11 @@ def _check_names(key: str, names: Iterable[object], known: Sequence[str]) -> Non
         raise InputError(mistakes)
 
 
-def _directions(plan: Plan, objectives: Sequence[str], known: Sequence[str]) -> tuple[str, ...]:
+def _directions(
+    plan: Plan, objectives: Sequence[str], known: Sequence[str], task: Task
+) -> tuple[str, ...]:
     """One for each objective; a metric has its own."""
-    from sweepstack.training.loss import direction_of
-
-    own = {name: direction_of(name) for name in known if name not in NUMBERS}
+    own = {name: task.direction_of(name) for name in known if name not in NUMBERS}
     if not plan.directions:
         unclear = [name for name in objectives if name not in own]
         if unclear:
