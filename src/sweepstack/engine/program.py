@@ -151,6 +151,8 @@ class Program:
             self._try_module()
         else:
             self._check_memory(self.module, self._try_module())
+        if self.task.loss == "nll":
+            self._check_log_probabilities()
         self.constant: set[str] | None = None  # of a custom module: what does not depend on a seed
         if custom:
             again = models.build(config, *shapes, seed=1)
@@ -215,6 +217,17 @@ class Program:
         if not any(parameter.requires_grad for parameter in self.module.parameters()):
             raise InputError("the model must have at least one parameter to train, got none")
         return kept * self.batch_size // samples
+
+    def _check_log_probabilities(self) -> None:
+        """Raise InputError if the outputs for zeros are no log-probabilities."""
+        with torch.no_grad(), contained():
+            total = self.module.eval()(torch.zeros(2, *self.data.input_shape)).exp().sum(-1)
+        if not torch.allclose(total, torch.ones(2), atol=1e-3):
+            raise InputError(
+                "loss=nll needs log-probabilities, whose exponentials add up to 1, got outputs of "
+                f"model {self.config.model.name} that add up to {float(total[0]):.4g}: end it with "
+                "torch.nn.LogSoftmax(-1), or take loss=cross_entropy for logits"
+            )
 
     def check(self, spec: TrialSpec) -> None:
         """Find what is wrong with the dynamic part of a spec.
