@@ -25,7 +25,7 @@ from sweepstack.engine.device import autocast
 from sweepstack.engine.kernels import fused
 from sweepstack.engine.program import Program
 from sweepstack.engine.stack import Row, Stack
-from sweepstack.training import regularization
+from sweepstack.training import metrics, regularization
 from sweepstack.training.regularization import Augmentation
 
 EVALUATION_CHUNK = {"cpu": 256, "cuda": 1024}
@@ -324,6 +324,26 @@ class Step:
             for row, each in zip(rows, whole, strict=True):
                 row += [metric.whole(each, y) for metric in self.task.whole if metric.whole]
         return rows
+
+    def confusion(self, state: Row) -> Tensor:
+        """Validation samples of each class (row) by what is predicted (column), (K, K) int64; of
+        several labels right predictions, predictions and samples of each, (3, K).
+
+        Args:
+            state: one trial's parameters and buffers, without a slot axis.
+        """
+        self.module.eval()
+        program, labels = self.program, self.task.name == "multilabel"
+        tensors = {name: tensor.to(program.device) for name, tensor in state.items()}
+        total: Any = 0
+        with torch.no_grad(), autocast(program.config.training.precision, program.device):
+            for x, y in program.sources["val"].chunks(EVALUATION_CHUNK[program.device.type]):
+                outputs = functional_call(self.module, tensors, (x,), tie_weights=self.tied).float()
+                said, true = (each.double() for each in metrics.predicted(outputs, y))
+                counts = torch.stack([(said * true).sum(0), said.sum(0), true.sum(0)])
+                total = total + (counts if labels else true.T @ said)
+        found: Tensor = total.long().cpu()
+        return found
 
     def _each_sums(
         self, params: Row, buffers: Row, numbers: Row, x: Tensor, y: Tensor
