@@ -90,6 +90,26 @@ def test_a_target_that_runs_something(hostile, again, target, kept):
     assert reruns() == []
 
 
+@pytest.mark.parametrize("target", ["os.system", "torch.nn.Linear", "torch.optim.Optimizer"])
+def test_an_optimizer_that_is_none(hostile, again, target):
+    words = [word for word in words_of(0) if not word.startswith("optimizer")]
+    words += ["optimizer=custom", f"optimizer._target_={target}", "trust=[os,torch]"]
+    edit(0, sweepstack__overrides=words, config_hash=None)
+    said = again("s", "0")
+    assert said.code == 2
+    assert "optimizer._target_ must name an optimizer of torch.optim" in said.line
+    assert reruns() == []
+
+
+def test_a_torch_optimizer_is_run_again(main, again):
+    words = [word for word in FIT if not word.startswith("optimizer")]
+    words += ["optimizer=custom", "optimizer._target_=torch.optim.Adamax", "+optimizer.eps=1e-7"]
+    assert main("-m", *words, "optimizer.lr=0.01").code == 0
+    said = again("s", "0")
+    assert said.code == 0, said.out
+    assert "another config" not in said.out
+
+
 def test_a_package_that_the_user_trusts_is_built(main, again, tmp_path):
     (tmp_path / "mynet.py").write_text(EVIL.replace('"canary"', '"imported"'))
     words = [word for word in FIT if not word.startswith("model")]
