@@ -18,6 +18,7 @@ from sweepstack.sweep.plan import Plan
 if TYPE_CHECKING:
     from sweepstack.config.schema import RunConfig
     from sweepstack.engine.program import Program
+    from sweepstack.training.loss import Task
 
 NUMBERS = ("num_parameters", "steps", "seconds", "samples_per_s")
 """What a trial has besides its metrics, for objectives and constraints."""
@@ -70,12 +71,13 @@ def resolve(plan: Plan, program: Program) -> tuple[tuple[str, ...], tuple[str, .
     # Numbers that a trial ends with; what test data say must choose nothing.
     known = [*program.task.objectives, *NUMBERS]
     objectives = plan.objectives or (program.objective,)
-    _check_names("objectives", objectives, known)
-    _check_names("constraints", [constraint.name for constraint in plan.constraints], known)
+    constraints, task = [constraint.name for constraint in plan.constraints], program.task
+    _check_names("objectives", objectives, known, task)
+    _check_names("constraints", constraints, known, task)
     twice = [name for name in dict.fromkeys(objectives) if objectives.count(name) > 1]
     if twice:
         raise InputError(f"hydra.sweeper.objectives must differ, got {twice[0]} twice")
-    directions = _directions(plan, objectives, known)
+    directions = _directions(plan, objectives, known, task)
     if plan.sampler.name == "cmaes" and len(directions) > 1:
         raise InputError("hydra.sweeper.sampler must not be cmaes with several objectives")
     pruners.build(plan.pruner.name, plan.pruner.given, directions)
@@ -89,10 +91,12 @@ def resolve(plan: Plan, program: Program) -> tuple[tuple[str, ...], tuple[str, .
     return objectives, directions
 
 
-def _check_names(key: str, names: Iterable[object], known: Sequence[str]) -> None:
+def _check_names(key: str, names: Iterable[object], known: Sequence[str], task: Task) -> None:
+    from sweepstack.training.metrics import remedy
+
     mistakes = [
         f"hydra.sweeper.{key} must be among {', '.join(known)}, got '{name}'"
-        f"{nearest(str(name), known)}"
+        f"{remedy(str(name), task.name)}{nearest(str(name), known)}"
         for name in names
         if name not in known
     ]
@@ -100,11 +104,11 @@ def _check_names(key: str, names: Iterable[object], known: Sequence[str]) -> Non
         raise InputError(mistakes)
 
 
-def _directions(plan: Plan, objectives: Sequence[str], known: Sequence[str]) -> tuple[str, ...]:
+def _directions(
+    plan: Plan, objectives: Sequence[str], known: Sequence[str], task: Task
+) -> tuple[str, ...]:
     """One for each objective; a metric has its own."""
-    from sweepstack.training.loss import direction_of
-
-    own = {name: direction_of(name) for name in known if name not in NUMBERS}
+    own = {name: task.direction_of(name) for name in known if name not in NUMBERS}
     if not plan.directions:
         unclear = [name for name in objectives if name not in own]
         if unclear:
