@@ -98,7 +98,7 @@ def blocks(page: str) -> list[Block]:
 
 def shortened(words: list[str]) -> list[str]:
     """The arguments of `sweepstack ...` with little to train, and the full command's study name."""
-    if "--resume" in words:
+    if "--resume" in words or words[:1] in (["predict"], ["export"]):
         return words
     given = [word for word in words if "=" in word]
     keys = {word.partition("=")[0] for word in given}
