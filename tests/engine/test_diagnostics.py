@@ -216,6 +216,13 @@ def test_activations_that_are_functions_are_not_seen():
     assert not net.a._forward_hooks
 
 
+def test_an_optimizer_that_cannot_be_asked_has_no_update_ratio():
+    words = ("optimizer=custom", "optimizer._target_=torch.optim.Adadelta", "model.hidden=[4]")
+    (result,) = train([make_spec(*ON, *words)])
+    assert all(math.isnan(row["update_ratio"]) for row in result.layers)
+    assert all(row["gradient_norm"] > 0 for row in result.layers)
+
+
 # --- contracts ------------------------------------------------------------------------------------
 
 
