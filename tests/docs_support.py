@@ -26,7 +26,12 @@ SMALLER = {
     "lr_sensitivity": ["training.seed=0", "optimizer.lr=0.001,0.01,0.1"],
     "depth_width": ["training.seed=0", "model.hidden=[16],[16,16]"],
     "batch_size_scaling": ["training.seed=0", "batch.size=64,128", "training.max_epochs=null"],
+    "optimizer_zoo": ["training.seed=0", "optimizer=sgd,lion,muon"],
+    "batch_noise": ["training.seed=0", "batch.size=4"],
+    "early_stopping_quadratic": ["training.seed=0"],
     "regularization_tpe": ["hydra.sweeper.n_trials=4"],
+    "shift_robustness": ["evaluation.shift=1"],
+    "dropout_augmentation": ["training.seed=0", "regularization.dropout=0.0,0.5"],
     "momentum": ["training.seed=0"],
     "published_rows": ["hydra.sweeper.n_trials=4"],
 }

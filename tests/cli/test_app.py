@@ -29,7 +29,7 @@ def test_a_run_leaves_everything_that_it_promises(sweepstack, tmp_path):
     run = only_run(tmp_path)
     assert str(run.relative_to(tmp_path)) in done.stdout
     assert {path.name for path in run.iterdir()} == {
-        *(".hydra", "metrics.json", "history.csv", "best.pt", "best.pt.sha256"),
+        *(".hydra", "metrics.json", "history.csv", "best.pt", "best.pt.sha256", "classes.json"),
         *("manifest.json", "sweepstack.log"),
     }
     metrics = json.loads((run / "metrics.json").read_text())

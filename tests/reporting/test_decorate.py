@@ -224,7 +224,7 @@ def test_with_other_tables_the_same_is_written_through_public_methods(tmp_path, 
         for index in range(4):
             add(study, index / 10)
         if not known:
-            monkeypatch.setattr(decorate, "_tables", lambda _: None)
+            monkeypatch.setattr(decorate, "_has_tables", lambda _: False)
         assert decorated(where)
         assert not decorated(where)
         texts.append([note(study, number).partition("Run it")[0] for number in range(4)])
@@ -236,13 +236,13 @@ def test_with_other_tables_the_same_is_written_through_public_methods(tmp_path, 
 @pytest.mark.parametrize("table", ["trials", "study_system_attributes"])
 def test_tables_of_another_optuna_are_noticed(tmp_path, table):
     target = storage.connect(f"sqlite:///{tmp_path}/studies.db")
-    assert decorate._tables(target) is not None
+    assert decorate._has_tables(target)
     with target.engine.begin() as connection:
         connection.exec_driver_sql(f"ALTER TABLE {table} RENAME COLUMN study_id TO of_study")
-    assert decorate._tables(target) is None
+    assert not decorate._has_tables(target)
     with target.engine.begin() as connection:
         connection.exec_driver_sql(f"ALTER TABLE {table} RENAME TO others")
-    assert decorate._tables(target) is None
+    assert not decorate._has_tables(target)
     target.engine.dispose()
 
 

@@ -90,6 +90,26 @@ def test_a_target_that_runs_something(hostile, again, target, kept):
     assert reruns() == []
 
 
+@pytest.mark.parametrize("target", ["os.system", "torch.nn.Linear", "torch.optim.Optimizer"])
+def test_an_optimizer_that_is_none(hostile, again, target):
+    words = [word for word in words_of(0) if not word.startswith("optimizer")]
+    words += ["optimizer=custom", f"optimizer._target_={target}", "trust=[os,torch]"]
+    edit(0, sweepstack__overrides=words, config_hash=None)
+    said = again("s", "0")
+    assert said.code == 2
+    assert "optimizer._target_ must name an optimizer of torch.optim" in said.line
+    assert reruns() == []
+
+
+def test_a_torch_optimizer_is_run_again(main, again):
+    words = [word for word in FIT if not word.startswith("optimizer")]
+    words += ["optimizer=custom", "optimizer._target_=torch.optim.Adamax", "+optimizer.eps=1e-7"]
+    assert main("-m", *words, "optimizer.lr=0.01").code == 0
+    said = again("s", "0")
+    assert said.code == 0, said.out
+    assert "another config" not in said.out
+
+
 def test_a_package_that_the_user_trusts_is_built(main, again, tmp_path):
     (tmp_path / "mynet.py").write_text(EVIL.replace('"canary"', '"imported"'))
     words = [word for word in FIT if not word.startswith("model")]
@@ -236,3 +256,18 @@ def test_the_name_of_a_study_is_no_path(hostile, again):
     execute("UPDATE studies SET study_name = '../../canary/x'")
     assert again("../../canary/x", "0").code == 0
     assert reruns() == ["canary-x-0"]
+
+
+def test_no_file_of_weights_is_read_because_a_study_says_so(hostile, again, tmp_path):
+    import torch
+
+    weights = tmp_path / "w.pt"
+    torch.save({}, weights)
+    in_config(model={"name": "mlp", "hidden": [8], "activation": "relu", "weights": str(weights)})
+    said = again("s", "0")
+    assert said.code == 2
+    assert f"if you trust it, add model.weights={weights} to the command" in said.line
+    asked = again("s", "0", f"model.weights={weights}")
+    assert asked.code == 2
+    assert "does not fit model mlp: it lacks 'hidden.0.weight'" in asked.line
+    assert reruns() == []

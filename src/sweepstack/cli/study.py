@@ -166,27 +166,27 @@ def _show(options: argparse.Namespace) -> int:
 
 def _report(options: argparse.Namespace) -> int:
     from sweepstack.reporting import report
-    from sweepstack.runs.progress import console, shown
+    from sweepstack.runs.progress import say, shown
     from sweepstack.study import view
 
     if options.output is not None:
         report.check(options.output)
     opened = view.open_study(options.study, options.storage)
     path = report.write(opened, options.output or report.place_of(opened))
-    console().print(f"report: {shown(path)}", highlight=False, soft_wrap=True, markup=False)
+    say(f"report: {shown(path)}")
     return 0
 
 
 def _export(options: argparse.Namespace) -> int:
     from sweepstack.reporting import overview
-    from sweepstack.runs.progress import console, shown
+    from sweepstack.runs.progress import say, shown
     from sweepstack.study import view
 
     overview.check_output(options.output)
     opened = view.open_study(options.study, options.storage)
     table = opened.history if options.history else opened.frame
     overview.write(table, options.output)
-    console().print(f"{len(table)} rows: {shown(options.output)}", highlight=False, soft_wrap=True)
+    say(f"{len(table)} rows: {shown(options.output)}")
     return 0
 
 

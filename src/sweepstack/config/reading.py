@@ -420,6 +420,7 @@ def _custom(group: str, given: Mapping[str, Any], mistakes: list[str]) -> Any:
     key, target = f"{group}._target_", given["_target_"]
     if not isinstance(target, str) or target == "???":
         examples = {"optimizer": "torch.optim.Adadelta", "data": "mypackage.MyDataset"}
+        examples["loss"] = "mypackage.my_loss"
         example = examples.get(group, "mypackage.Net")
         mistakes.append(f"{key} must be given, for example {key}={example}")
         return None

@@ -319,6 +319,47 @@ class Init:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Loss:
+    """What is minimized, the mean over samples. mse has no more keys than its name."""
+
+    name: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weighted(Loss):
+    """auto, cross_entropy, bce and nll. `class_weights` multiply the losses of a class: a number
+    for each, or `balanced`: N / (C · n_c) of the training samples, as scikit-learn computes it."""
+
+    class_weights: tuple[float, ...] | Literal["balanced"] | None = rule(gt=0, items=2**16)
+
+
+AUTO_LOSS = Weighted(name="auto", class_weights=None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Huber(Loss):
+    """Squared up to an error of `delta`, linear beyond it."""
+
+    delta: float = dynamic(gt=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Focal(Weighted):
+    """Cross-entropy times (1 - p)^`gamma`, p the probability of the right class."""
+
+    gamma: float = dynamic(ge=0, le=100)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CustomLoss:
+    """A function or class under the trust rule; all other keys are its `arguments`, as JSON."""
+
+    name: str
+    target: str
+    arguments: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Optimizer:
     """What every optimizer has."""
 
@@ -584,9 +625,9 @@ class TensorBoard:
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """A whole run. `objective` is a metric's name or `auto` (the task's own); `trust` lists the
-    packages whose modules `model._target_` may name besides the closed table. What an older
-    best.pt or study holds may lack `logger` and `evaluation`, which are off then."""
+    """A whole run. `objective` is a metric's name or `auto` (the task's own); `metrics` are
+    measured too; `trust` lists the packages whose modules a `_target_` may name besides the closed
+    table. What an older best.pt or study holds may lack what has a default."""
 
     data: Data
     model: Mlp | ConvNet | ResNet | TorchvisionModel | HubModel | Custom
@@ -601,6 +642,8 @@ class RunConfig:
     trust: tuple[str, ...]
     logger: NoLogger | TensorBoard = NoLogger(name="none")
     evaluation: Evaluation = Evaluation(shift=0, rotation=0.0, noise=0.0)
+    loss: Loss | CustomLoss = AUTO_LOSS
+    metrics: tuple[str, ...] = ()
 
 
 OPTIONS: dict[str, dict[str, type]] = {
@@ -635,6 +678,10 @@ OPTIONS: dict[str, dict[str, type]] = {
         "lion": Lion,
         "muon": Adam,
         "custom": CustomOptimizer,
+    },
+    "loss": {
+        **dict.fromkeys(("auto", "cross_entropy", "bce", "nll"), Weighted),
+        **{"mse": Loss, "huber": Huber, "focal": Focal, "custom": CustomLoss},
     },
     "schedule": {
         "constant": Constant,

@@ -254,7 +254,7 @@ def beyond_values(word: str) -> str | None:
     if ".." in key or "${" in _REFERENCE.sub("", value):
         return "calls a resolver or leaves its folder"
     is_option = not value or (".." not in value and _OPTION.fullmatch(value) is not None)
-    if "." not in key.partition("@")[0] and key != "trust" and not is_option:
+    if "." not in key.partition("@")[0] and key not in ("trust", "metrics") and not is_option:
         return "does not name an option of a group"
     return None
 

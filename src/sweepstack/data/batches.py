@@ -39,7 +39,7 @@ class Source(Protocol):
 
     def batches(self, indices: Tensor) -> Iterator[Pair]:
         """For each of the T indices (S, B) of int64 (T, S, B), on any device: x (S, B, *shape)
-        float32 and y (S, B); likewise (B, *shape) and (B,) of (T, B)."""
+        float32 and y (S, B), or (S, B, K); likewise (B, *shape) and (B,) of (T, B)."""
 
     def chunks(self, size: int) -> Iterator[Pair]:
         """The split in order: x (M, *shape) and y (M,) with M = `size`, the last one shorter."""
@@ -83,9 +83,10 @@ class DeviceSource:
         """See `Source.batches`."""
         indices, x = indices.to(self.device, non_blocking=True), self.split.x.flatten(1)
         rows, targets = indices.flatten(1).unbind(0), self.split.y[indices].unbind(0)
+        shape = (*indices.shape[1:], *self.split.shape)
         for row, y in zip(rows, targets, strict=True):
             # index_select copies whole rows, 2-3 times faster than x[row]
-            yield x.index_select(0, row).view(*y.shape, *self.split.shape), y
+            yield x.index_select(0, row).view(shape), y
 
     def chunks(self, size: int) -> Iterator[Pair]:
         """See `Source.chunks`; the chunks are views."""
@@ -195,7 +196,7 @@ class _Gathered(Dataset[Any]):
             x, y = self.split.gather(torch.from_numpy(index.reshape(-1)))
         except EnvironmentFault as fault:
             return fault  # a raised one would arrive with its traceback as the message
-        return x.view(*index.shape, *self.split.shape), y.view(index.shape)
+        return x.view(*index.shape, *self.split.shape), y.view(*index.shape, *y.shape[1:])
 
 
 def free_memory(device: torch.device) -> int | None:

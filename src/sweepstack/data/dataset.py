@@ -76,7 +76,7 @@ class Split(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class TensorSplit:
-    """A split in memory: samples x (N, *shape) float32 and targets y (N,)."""
+    """A split in memory: samples x (N, *shape) float32 and targets y (N,) or (N, K)."""
 
     x: Tensor
     y: Tensor
@@ -232,7 +232,7 @@ class Dataset:
         name: as in `data.name`.
         train, val, test: the splits; `test` is None when there are no test data.
         task: what is learnt from it.
-        classes: names by class number, empty for regression.
+        classes: names by class number, or of the labels; empty for regression.
         affine: the normalization that was applied, None for none.
         columns: how a row of a table becomes a sample, as `table.Columns.plain` has it.
         fingerprint: SHA-256 of the samples and targets (first 16 hex digits) where they come from

@@ -21,10 +21,10 @@ from sweepstack.engine import device
 from sweepstack.engine.spec import TrialSpec
 from sweepstack.engine.stack import Numbers, Stack
 from sweepstack.models import features, layers, pretrained
-from sweepstack.training import early_stopping, evaluation, own_optimizer, schedule
+from sweepstack.training import early_stopping, evaluation, metrics, own_optimizer, schedule
 from sweepstack.training import init as initialization
+from sweepstack.training import loss as losses
 from sweepstack.training import optimizer as optim
-from sweepstack.training.loss import Task, direction_of
 from sweepstack.training.regularization import beta_table
 
 log = logging.getLogger(__name__)
@@ -103,7 +103,7 @@ class Program:
                 log.info("%s", _said_of(config.model, asked))
         self.data: Dataset = data.load(asked, config.trust)
         self.seen = self.data  # what the whole model is fed
-        self.task = Task(self.data.task, tuple(evaluation.names(config.evaluation)))
+        self.task, mistakes = losses.build(config, self.data, self.device)
         affine = self.data.affine
         scale = None if affine is None else affine.scale.to(self.device)
         self.changes = evaluation.changes(config.evaluation, config.data.split_seed, scale)
@@ -112,10 +112,10 @@ class Program:
         self.eval_every = config.training.eval_every or max(self.steps_per_epoch, 1)
         automatic = config.objective == "auto"
         self.objective = self.task.default_objective if automatic else config.objective
-        self.direction = direction_of(self.objective)
+        self.direction = self.task.direction_of(self.objective)
         self.fits: int | None = None  # about how many trials fit into memory, where known
         self.rule = optim.rule_of(spec.config.optimizer, spec.uses("weight_decay"))
-        mistakes = self._mistakes()
+        mistakes += self._mistakes()
         for attempt in (self._build, lambda: self.check(spec)):
             try:
                 attempt()
@@ -169,19 +169,19 @@ class Program:
                 mistakes.append(
                     f"{key} must be one of {', '.join(self.task.objectives)} for "
                     f"{self.task.name} on {config.data.name}, got '{metric}'"
-                    f"{evaluation.hint(metric) or nearest(metric, self.task.objectives)}"
+                    f"{self._remedy(metric)}"
                 )
-        if self.task.name == "regression" and self.spec.uses("label_smoothing"):
-            mistakes.append(
-                "regularization.label_smoothing must be 0 for regression, "
-                f"got {config.regularization.label_smoothing}"
-            )
         asked = [key for key in _PICTURES_ONLY if getattr(config.regularization, key)]
         if not self.data.is_image:
             mistakes += [
                 f"regularization.{key} needs pictures, {config.data.name} has none" for key in asked
             ]
         return mistakes
+
+    def _remedy(self, metric: str) -> str:
+        """What to set for a metric that is not measured, or the nearest one that is."""
+        switch = evaluation.hint(metric) or metrics.remedy(metric, self.task.name)
+        return switch or nearest(metric, self.task.objectives)
 
     def _build(self) -> None:
         config = self.config
@@ -208,6 +208,8 @@ class Program:
         named = dict(self.module.named_parameters())
         for name in self.frozen & (self.constant or set()):
             named[name].requires_grad_(False)
+        if self.task.loss == "nll":
+            self._check_log_probabilities()
 
     def _constructed(self, seed: int = 0) -> tuple[nn.Module, set[str] | None]:
         """The model with its weights, and the names of those that were loaded, if any."""
@@ -379,6 +381,17 @@ class Program:
             raise InputError("the model must have at least one parameter to train, got none")
         return kept * self.config.batch.size // samples
 
+    def _check_log_probabilities(self) -> None:
+        """Raise InputError if the outputs for zeros are no log-probabilities."""
+        with torch.no_grad(), contained():
+            total = self.module.eval()(torch.zeros(2, *self.data.input_shape)).exp().sum(-1)
+        if not torch.allclose(total, torch.ones(2), atol=1e-3):
+            raise InputError(
+                "loss=nll needs log-probabilities, whose exponentials add up to 1, got outputs of "
+                f"model {self.config.model.name} that add up to {float(total[0]):.4g}: end it with "
+                "torch.nn.LogSoftmax(-1), or take loss=cross_entropy for logits"
+            )
+
     def check(self, spec: TrialSpec) -> None:
         """Find what is wrong with the dynamic part of a spec.
 
@@ -434,7 +447,7 @@ class Program:
     def schedule(self, spec: TrialSpec) -> schedule.LrSchedule:
         """The learning-rate schedule of a trial."""
         steps, epoch = self.total_steps(spec), self.steps_per_epoch
-        return schedule.build(spec.config.schedule, steps, direction_of, epoch)
+        return schedule.build(spec.config.schedule, steps, self.task.direction_of, epoch)
 
     def stopper(self, spec: TrialSpec) -> early_stopping.Stopper:
         """The early-stopping rule of a trial."""
@@ -464,6 +477,7 @@ class Program:
         """The hyperparameters and stream keys of a trial."""
         config, seed = spec.config, spec.config.training.seed
         given = {name: getattr(config.regularization, name) for name in _STRENGTHS}
+        given |= {name: getattr(config.loss, name) for name in self.task.numbers}
         strengths = {name: math.inf if v is None else float(v) for name, v in given.items()}
         hyper = self.rule.hyper(config.optimizer)
         hyper["weight_decay"] = config.regularization.weight_decay
@@ -537,7 +551,9 @@ class Program:
             "classes": list(self.data.classes),
             "task": self.data.task,
             "columns": self.data.columns,
-            "batch_norms": [name for name, _ in layers.batch_norms(self.whole)],
+            "batch_norms": [
+                name for name, norm in layers.batch_norms(self.whole) if norm.kind is not None
+            ],
             "shift": None if affine is None else affine.shift,
             "scale": None if affine is None else affine.scale,
         }

@@ -11,7 +11,7 @@ import logging
 import math
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import replace
 from pathlib import Path
@@ -267,8 +267,8 @@ class Runner:
         if not due:
             return []
         ends: dict[int, tuple[State, str | None]] = {}
-        noise = self._diagnose(due)
-        for place, metrics in zip(due, self._measure("val", due, best=False), strict=True):
+        noise, measured = self._diagnose(due), self._measure("val", due, best=False)
+        for place, metrics, hits in zip(due, measured, self._hits(due), strict=True):
             slot = self.slots[place]
             assert slot is not None
             bad = [name for name, value in metrics.items() if not math.isfinite(value)]
@@ -276,7 +276,9 @@ class Runner:
                 said = f"{bad[0]} became {metrics[bad[0]]} at step {slot.step}"
                 ends[place] = ("failed", f"{said} of {slot.total_steps}")
                 continue
-            if slot.evaluated({**metrics, **noise.get(place, {})}):
+            samples = max(slot.loss_steps, 1) * self.program.batch_size
+            share = None if hits is None else hits / samples
+            if slot.evaluated({**metrics, **noise.get(place, {})}, share):
                 self.stack.keep_best(place)
             with telling():
                 self.monitor.report(slot.spec, slot.history[-1])
@@ -315,22 +317,30 @@ class Runner:
         with telling():
             self.monitor.diagnosed(slot.spec, rows)
 
+    def _hits(self, places: list[int]) -> Sequence[float | None]:
+        """Right predictions of some slots on training samples since their last evaluation."""
+        if not self.program.task.counts_hits:
+            return [None] * len(places)
+        return self.stack.take_hits(places)
+
     def _measure(self, split: str, places: list[int], *, best: bool) -> list[dict[str, float]]:
         """Metrics of some slots on a split: means over its samples, and over its changed copies."""
         began = time.perf_counter()
         stack = self.stack
         banks = (stack.best_params, stack.best_buffers) if best else stack.evaluated
         params, buffers = (bank.views for bank in banks)
+        numbers = self.step.numbers(stack)
         if len(places) < stack.width:
             chosen = torch.tensor(places, device=stack.device)
             params = {name: view.index_select(0, chosen) for name, view in params.items()}
             buffers = {name: view.index_select(0, chosen) for name, view in buffers.items()}
+            numbers = {name: row.index_select(0, chosen) for name, row in numbers.items()}
         data = {"val": self.program.data.val, "test": self.program.data.test}[split]
         assert data is not None
 
         def measured(name: str, change: Change | None = None) -> list[dict[str, float]]:
             source, count = self.program.sources[split], len(data)
-            sums = self.step.measure(params, buffers, source, count, change)
+            sums = self.step.measure(params, buffers, numbers, source, count, change)
             return [dict(self.program.task.means(row, count, name)) for row in sums]
 
         found = measured(split)
@@ -443,13 +453,19 @@ class Slot:
         every = self.spec.config.training.checkpoint_every
         return bool(every) and self.spec.folder is not None and self.step % every == 0
 
-    def evaluated(self, metrics: Mapping[str, float]) -> bool:
-        """Write a row of the history; return whether it is the best so far."""
+    def evaluated(self, metrics: Mapping[str, float], accuracy: float | None = None) -> bool:
+        """Write a row of the history; return whether it is the best so far.
+
+        Args:
+            metrics: of the validation split.
+            accuracy: on training samples since the last evaluation.
+        """
         row = {
             "step": self.step,
             "epoch": self.step / self.program.steps_per_epoch,
             "lr": self.base_lr * self.schedule.factor(self.step - 1),
             "train_loss": self.loss_sum / max(self.loss_steps, 1),
+            **({} if accuracy is None else {"train_accuracy": accuracy}),
             **metrics,
         }
         self.loss_sum, self.loss_steps = 0.0, 0

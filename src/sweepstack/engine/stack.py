@@ -18,7 +18,7 @@ from torch import Tensor
 from sweepstack.training.own_optimizer import OwnOptimizer
 
 Row = dict[str, Tensor]
-_BANKS = ("params", "buffers", "best_params", "best_buffers")
+_BANKS = ("params", "buffers", "best_params", "best_buffers", "counts")
 _ROWS = ("optimizer", "strengths", "keys")
 Layout = tuple[int, ...]
 """How a tensor (S, *shape) lies in memory: its axes from the outermost to the innermost."""
@@ -155,6 +155,8 @@ class Stack:
         self.best_params, self.best_buffers = bank(params), bank(buffers)
         kept = {"params": params, "buffers": buffers} if averages else {}
         self.averages = {name: bank(like) for name, like in kept.items()}
+        # Right predictions on training samples since the last evaluation.
+        self.counts = bank({"hits": torch.zeros((), dtype=torch.float64)})
         self.optimizer: Row = {}
         self.strengths: Row = {}
         self.keys: Row = {}
@@ -195,7 +197,7 @@ class Stack:
         """Start a trial in a slot, with zero moments."""
         for bank in (self.params, self.buffers, *self.averages.values()):
             bank.write(slot, initial)
-        for bank in self.moments.values():
+        for bank in (*self.moments.values(), self.counts):
             for view in bank.row(slot).values():
                 view.zero_()
         self.keep_best(slot)
@@ -252,6 +254,14 @@ class Stack:
         """The parameters and buffers that are evaluated and kept: the averages where there are."""
         kept = self.averages
         return kept.get("params", self.params), kept.get("buffers", self.buffers)
+
+    def take_hits(self, slots: list[int]) -> list[float]:
+        """The right predictions of these slots since the last call, which start again at 0."""
+        hits = self.counts.views["hits"]
+        chosen = torch.tensor(slots, dtype=torch.int64, device=self.device)
+        found: list[float] = hits.index_select(0, chosen).tolist()
+        hits.index_fill_(0, chosen, 0)
+        return found
 
     def keep_best(self, slot: int) -> None:
         """Remember a slot's present state as its best."""

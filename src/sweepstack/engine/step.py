@@ -26,7 +26,7 @@ from sweepstack.engine.device import autocast
 from sweepstack.engine.kernels import fused
 from sweepstack.engine.program import Group, Program
 from sweepstack.engine.stack import Bank, Row, Stack, shares
-from sweepstack.training import regularization
+from sweepstack.training import metrics, regularization
 from sweepstack.training.augmentation import Augmentation
 from sweepstack.training.evaluation import Change
 
@@ -37,12 +37,18 @@ EVALUATION_CHUNK = {"cpu": 256, "cuda": 1024}
 be worth its launches."""
 
 
+AT_ONCE = 2**17
+"""Numbers of past steps that are kept until right predictions are counted."""
+_TOLD = "told "
+
+
 @dataclass(frozen=True)
 class Batch:
     """One step's samples, and its numbers for each slot.
 
-    x (S, B, *shape) and y (S, B), or one batch that all slots share, (B, *shape) and (B,); lr (S,)
-    float64, after schedule and scaling; step (S,) counted from 1; keys (S,) of random streams.
+    x (S, B, *shape) and y (S, B), or one batch that all slots `share`, (B, *shape) and (B,); lr
+    (S,) float64, after schedule and scaling; step (S,) counted from 1; keys (S,) of random streams.
+    Targets of several numbers have an axis more.
     """
 
     x: Tensor
@@ -50,17 +56,13 @@ class Batch:
     lr: Tensor
     step: Tensor
     keys: Row
-
-    @property
-    def shared(self) -> bool:
-        """Whether all slots see the same samples."""
-        return self.y.dim() == 1
+    shared: bool = False
 
     def of(self, slots: slice) -> Batch:
         """The batch of some slots."""
         x, y = (self.x, self.y) if self.shared else (self.x[slots], self.y[slots])
         keys = {name: key[slots] for name, key in self.keys.items()}
-        return Batch(x, y, self.lr[slots], self.step[slots], keys)
+        return Batch(x, y, self.lr[slots], self.step[slots], keys, self.shared)
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,8 @@ class Block:
             *(row.unbind(0) for row in (self.lr, self.step, *self.keys.values())), strict=True
         )
         for (x, y), (lr, step, *keys) in zip(source.batches(self.samples), rows, strict=True):
-            yield Batch(x, y, lr, step, dict(zip(self.keys, keys, strict=True)))
+            named = dict(zip(self.keys, keys, strict=True))
+            yield Batch(x, y, lr, step, named, self.shared)
 
 
 class Step:
@@ -109,6 +112,7 @@ class Step:
         parameters = sum(1 for _ in self.module.parameters())
         every = sum(1 for _ in self.module.named_parameters(remove_duplicate=False))
         self.tied = parameters != every
+        self.axes = program.data.train.y.dim()  # of the targets of one trial's batch
         on_cpu = program.device.type == "cpu" and not self.compiles
         self.fused = on_cpu and not self.uses("dampening") and fused.works(self.rule.name)
         self._compiled: dict[Hashable, Callable[..., Any]] = {}
@@ -152,27 +156,45 @@ class Step:
 
     # --- training -------------------------------------------------------------------------------
 
-    def __call__(self, stack: Stack, batch: Batch) -> Tensor:
-        """Advance every slot by one step in place; return the losses (S,), detached."""
-        losses, grads = self.gradients(stack, batch.x, batch.y, batch.keys)
+    def __call__(self, stack: Stack, batch: Batch) -> list[Tensor]:
+        """Advance every slot by one step in place; return what `gradients` tells."""
+        told, grads = self.gradients(stack, batch.x, batch.y, batch.keys)
         self.update(stack, grads, batch)
-        return losses
+        return told
 
     def gradients(
         self, stack: Stack, x: Tensor, y: Tensor, keys: Row
-    ) -> tuple[Tensor, list[Tensor]]:
-        """Losses (S,) and gradients, laid out as `stack.params.packed`, with L1 and clipping;
-        updates batch norms' statistics. Which operations run depends on no number, so that they
-        can be recorded."""
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """What a step tells, the losses (S,) and what `count` takes; and gradients, laid out as
+        `stack.params.packed`, with L1 and clipping. Updates batch norms' statistics. Which
+        operations run depends on no number, so that they can be recorded."""
         x, extra = self._prepare(stack, x, y, keys)
         with contained():
             losses, each, updated = self._accumulated(stack, x, y, extra)
         with torch.no_grad():
             grads = stack.packed_grads(each)
             self.regularize(grads, stack.params.packed, stack.strengths, keys.get("at"))
+            told = [updated.pop(name) for name in list(updated) if name.startswith(_TOLD)]
             for name, value in updated.items():
                 stack.live_buffers[name].copy_(value)
-        return losses, grads
+        return [
+            losses,
+            *([each.unsqueeze(0) for each in told] if stack.width == 1 else told),
+        ], grads
+
+    def count(self, stack: Stack, kept: list[list[Tensor]], *, most: int = 0) -> None:
+        """Add the right predictions of some steps to those of the slots, and forget the steps.
+
+        Args:
+            kept: what each step told besides its losses, (S, B) or (S,).
+            most: wait until there are more numbers than this.
+        """
+        if not kept or len(kept) * kept[0][0].numel() <= most:
+            return
+        with torch.no_grad():
+            told = [torch.stack(rows) for rows in zip(*kept, strict=True)]
+            stack.counts.views["hits"].add_(self.task.counted(told).sum(0))
+        kept.clear()
 
     def regularize(
         self,
@@ -201,7 +223,7 @@ class Step:
         """Move the parameters in place; see `optim.Rule.update`."""
         with torch.no_grad():
             if stack.own is not None:
-                again = partial(self.gradients, stack, batch.x, batch.y, batch.keys)
+                again = partial(self._again, stack, batch)
                 whole = [grad for grad in grads if isinstance(grad, Tensor)]
                 stack.own.step(whole, float(batch.lr[0]), again)
             else:
@@ -217,6 +239,11 @@ class Step:
                         self._update(stack.width, parts, mine, *numbers)
             if self.uses("ema"):
                 self._average(stack, batch.step)
+
+    def _again(self, stack: Stack, batch: Batch) -> tuple[Tensor, list[Tensor]]:
+        """The losses (S,) and gradients of a batch, for an optimizer that asks more than once."""
+        told, grads = self.gradients(stack, batch.x, batch.y, batch.keys)
+        return told[0], grads
 
     def of_groups(
         self, hyper: Row, lr: Tensor, step: Tensor
@@ -295,20 +322,25 @@ class Step:
         if self.program.dropouts:
             extra |= {"key": keys["dropout"], "dropout": stack.strengths["dropout"]}
         if self.uses("label_smoothing"):
-            extra["smoothing"] = stack.strengths["label_smoothing"]
-        return x, extra
+            extra["label_smoothing"] = stack.strengths["label_smoothing"]
+        return x, extra | self.numbers(stack)
+
+    def numbers(self, stack: Stack) -> Row:
+        """What the loss takes from each slot, in training and in evaluation."""
+        return {name: stack.strengths[name] for name in self.task.numbers}
 
     def _accumulated(
         self, stack: Stack, x: Tensor, y: Tensor, extra: dict[str, Tensor]
     ) -> tuple[Tensor, list[Tensor], Row]:
         """`_differentiated`, of `batch.accumulate` batches one after the other: means of their
         losses and gradients. Batch norms see each, and dropout draws masks for each."""
-        count, axis = self.program.config.batch.accumulate, y.dim() - 1
+        count, axis = self.program.config.batch.accumulate, y.dim() - self.axes
         if count == 1:
             return self._differentiated(stack, x, y, extra)
         total: Tensor | None = None
         grads: list[Tensor] = []
         updated: Row = {}
+        told: dict[str, list[Tensor]] = {}
         pairs = zip(x.chunk(count, axis), y.chunk(count, axis), strict=True)
         for number, (inputs, targets) in enumerate(pairs):
             own = dict(extra)
@@ -319,23 +351,31 @@ class Step:
             losses, each, updated = self._differentiated(stack, inputs, targets, own)
             total = losses if total is None else total + losses
             grads = [a + b for a, b in zip(grads, each, strict=True)] if grads else each
+            for name in [name for name in updated if name.startswith(_TOLD)]:
+                told.setdefault(name, []).append(updated.pop(name))
             with torch.no_grad():
                 for name, value in updated.items() if number < count - 1 else ():
                     stack.live_buffers[name].copy_(value)
         assert total is not None
-        return total / count, [grad / count for grad in grads], updated
+        # What is told of each sample stands side by side; of a batch it is a sum.
+        joined = {
+            name: torch.cat(parts, -1) if len(told) > 1 else torch.stack(parts).sum(0)
+            for name, parts in told.items()
+        }
+        return total / count, [grad / count for grad in grads], updated | joined
 
     def _differentiated(
         self, stack: Stack, x: Tensor, y: Tensor, extra: dict[str, Tensor]
     ) -> tuple[Tensor, list[Tensor], Row]:
-        """Losses (S,), gradients in the order of the parameters, and new batch-norm statistics.
+        """Losses (S,), gradients in the order of the parameters, new batch-norm statistics, and
+        what `count` takes.
 
-        With one slot, gradients and statistics come without the slot axis.
+        With one slot, all but the losses come without the slot axis.
         """
         self.module.train()
         leaves, buffers = stack.leaves, stack.live_buffers
         with autocast(self.program.config.training.precision, stack.device):
-            shared = y.dim() == 1
+            shared = y.dim() == self.axes
             if stack.width == 1:
                 only = {name: value[0] for name, value in extra.items()}
                 batch = (x, y) if shared else (x[0], y[0])
@@ -377,16 +417,28 @@ class Step:
             if not layer.fixed:
                 tensors[f"{name}.p"] = extra["dropout"]
         outputs = functional_call(self.module, tensors, (x,), tie_weights=self.tied).float()
-        losses = self.task.losses(outputs, y, extra.get("smoothing"))
+        scores = self.task.scores(outputs)
+        losses = self.task.losses(scores, y, extra)
+        told = self._told(scores.detach(), y, losses.detach(), extra)
+        updated = {f"{_TOLD}{place}": each for place, each in enumerate(told)}
         if "lam" in extra:
-            other = self.task.losses(outputs, extra["partner"], extra.get("smoothing"))
+            other = self.task.losses(scores, extra["partner"], extra)
             losses = extra["lam"] * losses + (1 - extra["lam"]) * other
-        updated: Row = {}
         for name, norm in self.program.batch_norms:
             if norm.updated is not None:  # neither frozen nor kept in eval mode by the module
                 updated[f"{name}.running_mean"], updated[f"{name}.running_var"] = norm.updated
                 norm.updated = None
         return losses.mean(), updated
+
+    def _told(self, scores: Tensor, y: Tensor, losses: Tensor, extra: Row) -> list[Tensor]:
+        """What `count` takes; of mixed samples how many are right: λ times those of the first
+        target and (1 - λ) times those of the other."""
+        plain = not ({"label_smoothing", "lam"} & extra.keys())
+        told = self.task.tells(scores, y, losses, plain=plain)
+        if "lam" not in extra or not told:
+            return told
+        (other,) = self.task.tells(scores, extra["partner"], losses, plain=False)
+        return [extra["lam"] * told[0] + (1 - extra["lam"]) * other]
 
     # --- evaluation -------------------------------------------------------------------------------
 
@@ -394,42 +446,82 @@ class Step:
         self,
         params: Row,
         buffers: Row,
+        numbers: Row,
         source: Source,
         samples: int,
         change: Change | None = None,
     ) -> list[list[float]]:
-        """Sums of every measure over a split, for each slot, in eval mode without gradients.
+        """Sums of every measure over a split, for each slot, in eval mode without gradients; then
+        the metrics that need the whole split.
 
         Args:
             params, buffers: tensors (S, *shape) by name.
+            numbers: (S,) by name, see `Step.numbers`.
             source: the split, in chunks with a short last one.
             samples: N, only to choose the chunk.
             change: what is done to the samples before.
         """
         self.module.eval()
         one_by_one = len(next(iter(params.values()))) == 1 or self.program.stacking_loses
-        function = self._each_sums if one_by_one else vmap(self._sums, in_dims=(0, 0, None, None))
+        stacked = vmap(self._sums, in_dims=(0, 0, 0, None, None))
+        function = self._each_sums if one_by_one else stacked
         total: Tensor | None = None
         seen = 0
+        kept: list[tuple[Tensor, Tensor]] = []
         precision, device = self.program.config.training.precision, self.program.device
         with torch.no_grad(), autocast(precision, device), contained():
             for x, y in source.chunks(min(EVALUATION_CHUNK[device.type], samples)):
-                sums = function(params, buffers, x if change is None else change(x, seen), y)
+                given = x if change is None else change(x, seen)
                 seen += len(y)
+                sums, *outputs = function(params, buffers, numbers, given, y)
                 total = sums if total is None else total + sums
+                kept += [(each, y) for each in outputs]
         assert total is not None
-        return [[float(value) for value in row] for row in total.tolist()]
+        rows = [[float(value) for value in row] for row in total.tolist()]
+        if kept:
+            whole, y = torch.cat([o for o, _ in kept], 1), torch.cat([y for _, y in kept])
+            for row, each in zip(rows, whole, strict=True):
+                row += [metric.whole(each, y) for metric in self.task.whole if metric.whole]
+        return rows
 
-    def _each_sums(self, params: Row, buffers: Row, x: Tensor, y: Tensor) -> Tensor:
+    def confusion(self, state: Row) -> Tensor:
+        """Validation samples of each class (row) by what is predicted (column), (K, K) int64; of
+        several labels right predictions, predictions and samples of each, (3, K).
+
+        Args:
+            state: one trial's parameters and buffers, without a slot axis.
+        """
+        self.module.eval()
+        program, labels = self.program, self.task.name == "multilabel"
+        known = self.module.state_dict(keep_vars=True).keys()  # a cut model has only its head
+        tensors = {name: t.to(program.device) for name, t in state.items() if name in known}
+        total: Any = 0
+        with torch.no_grad(), autocast(program.config.training.precision, program.device):
+            for x, y in program.sources["val"].chunks(EVALUATION_CHUNK[program.device.type]):
+                outputs = functional_call(self.module, tensors, (x,), tie_weights=self.tied).float()
+                said, true = (each.double() for each in metrics.predicted(outputs, y))
+                counts = torch.stack([(said * true).sum(0), said.sum(0), true.sum(0)])
+                total = total + (counts if labels else true.T @ said)
+        found: Tensor = total.long().cpu()
+        return found
+
+    def _each_sums(
+        self, params: Row, buffers: Row, numbers: Row, x: Tensor, y: Tensor
+    ) -> tuple[Tensor, ...]:
         """`_sums` of every slot, without vmap."""
 
         def of(row: Row, slot: int) -> Row:
             return {name: view[slot] for name, view in row.items()}
 
         slots = range(len(next(iter(params.values()))))
-        return torch.stack([self._sums(of(params, n), of(buffers, n), x, y) for n in slots])
+        rows = (of(params, n) | of(buffers, n) for n in slots)
+        each = [self._sums(row, {}, of(numbers, n), x, y) for n, row in enumerate(rows)]
+        return tuple(torch.stack(parts) for parts in zip(*each, strict=True))
 
-    def _sums(self, params: Row, buffers: Row, x: Tensor, y: Tensor) -> Tensor:
+    def _sums(
+        self, params: Row, buffers: Row, numbers: Row, x: Tensor, y: Tensor
+    ) -> tuple[Tensor, ...]:
         tensors = {**params, **buffers}
-        outputs = functional_call(self.module, tensors, (x,), tie_weights=self.tied)
-        return self.task.sums(outputs.float(), y)
+        outputs = functional_call(self.module, tensors, (x,), tie_weights=self.tied).float()
+        sums = self.task.sums(outputs, y, numbers)
+        return (sums, outputs) if self.task.whole else (sums,)

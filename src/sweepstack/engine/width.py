@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 TRIED = {"cpu": (1, 2, 4, 8, 16, 32, 64), "cuda": (1, 16, 64, 256, 1024)}
 """Widths that are measured, up to the number of trials, until one is past the best."""
 MANY = 2**20
-SAME_WIDTH = ("data.root", "model.activation", "training.eval_every", "objective")
+SAME_WIDTH = ("data.root", "model.activation", "training.eval_every", "objective", "metrics")
 """Static keys that hardly change a step's time: configs that differ in them share a width."""
 
 # Which width is chosen. vmap costs a fixed time per step, so that a gain may come late.
@@ -263,7 +263,7 @@ class _Stepper:
         rows = torch.arange(samples, device=self.x.device) % len(self.x)
         source = DeviceSource(TensorSplit(self.x[rows], self.y[rows]), self.program.device)
         params, buffers = self.stack.params.views, self.stack.buffers.views
-        self.step.measure(params, buffers, source, samples)
+        self.step.measure(params, buffers, self.step.numbers(self.stack), source, samples)
 
 
 def _key(program: Program) -> str:

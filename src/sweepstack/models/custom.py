@@ -48,7 +48,7 @@ def build(
     given: dict[str, Any] = json.loads(model.arguments)
     make = _maker(model.target, trusted, given)
     offered = {"input_shape": tuple(input_shape), "outputs": outputs}
-    arguments = _arguments(make, model.target, given, offered)
+    arguments = arguments_of(make, model.target, given, offered)
     return checked(f"model._target_ '{model.target}'", lambda: make(**arguments), input_shape)
 
 
@@ -107,16 +107,25 @@ def _says_module(function: Callable[..., Any]) -> bool:
     return inspect.isclass(returned) and issubclass(returned, nn.Module)
 
 
-def _arguments(
-    make: Callable[..., Any], target: str, given: Mapping[str, Any], offered: Mapping[str, Any]
+def arguments_of(
+    make: Callable[..., Any],
+    target: str,
+    given: Mapping[str, Any],
+    offered: Mapping[str, Any],
+    group: str = "model",
 ) -> dict[str, Any]:
+    """What to call `make` with: the `given` arguments, and those `offered` that it has.
+
+    Raises:
+        InputError: it lacks a given one.
+    """
     parameters = inspect.signature(make).parameters.values()
     named = [p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
     if not any(p.kind is p.VAR_KEYWORD for p in parameters):
         unknown = [name for name in given if name not in named]
         if unknown:
             raise InputError(
-                [f"unknown key 'model.{n}' of '{target}'{nearest(n, named)}" for n in unknown]
+                [f"unknown key '{group}.{n}' of '{target}'{nearest(n, named)}" for n in unknown]
             )
     return {name: value for name, value in offered.items() if name in named} | dict(given)
 

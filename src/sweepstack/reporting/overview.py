@@ -23,6 +23,7 @@ from rich.text import Text
 from sweepstack.config import files
 from sweepstack.config.errors import EnvironmentFault, InputError, nearest, printable
 from sweepstack.reporting import doctor, terminal
+from sweepstack.reporting.terminal import line as print_line
 from sweepstack.runs import progress
 from sweepstack.study import storage
 from sweepstack.study.frame import STATES, is_retried
@@ -170,7 +171,7 @@ def _print_progress(view: StudyView, console: Console, now: datetime) -> None:
     if view.frame["started"].notna().any():
         elapsed = max(int((now - view.frame["started"].min().to_pydatetime()).total_seconds()), 0)
         parts.append(f"{timedelta(seconds=elapsed)} since the first began")
-    _line(console, ", ".join(parts), "bold")
+    print_line(console, ", ".join(parts), "bold")
     running = [trial for trial in view.trials if trial.state == TrialState.RUNNING]
     for trial in running[:RUNNING]:
         text = "not evaluated yet"
@@ -178,14 +179,14 @@ def _print_progress(view: StudyView, console: Console, now: datetime) -> None:
             step = max(trial.intermediate_values)
             value = terminal.number(trial.intermediate_values[step])
             text = f"step {step:,}, {view.objective} {value}"
-        _line(console, f"trial {trial.number}: {text}")
+        print_line(console, f"trial {trial.number}: {text}")
     if len(running) > RUNNING:
-        _line(console, f"and {len(running) - RUNNING:,} more")
+        print_line(console, f"and {len(running) - RUNNING:,} more")
 
 
 def _print_tables(view: StudyView, console: Console) -> None:
     if view.frame.empty:
-        _line(console, f"{view.name}: no trial yet")
+        print_line(console, f"{view.name}: no trial yet")
     else:
         terminal.show(view, console)
 
@@ -196,19 +197,15 @@ def _print_findings(view: StudyView, console: Console) -> None:
         return
     findings = doctor.examine(view)
     if findings:
-        _line(console, "")
+        print_line(console, "")
     for finding in findings:
         style = STYLES[finding.level]
-        _line(console, f"{finding.level}: {finding.text}", style)
+        print_line(console, f"{finding.level}: {finding.text}", style)
         if finding.command:
-            _line(console, f"    {finding.command}", style)
+            print_line(console, f"    {finding.command}", style)
     command = doctor.next_command(view, findings)
     if command:
-        _line(console, f"next: {command}")
-
-
-def _line(console: Console, text: str, style: str = "") -> None:
-    console.print(Text(printable(text), style=style), soft_wrap=True)
+        print_line(console, f"next: {command}")
 
 
 # --- export --------------------------------------------------------------------------------------

@@ -48,7 +48,7 @@ def show(view: StudyView, console: Console | None = None) -> None:
     df.attrs = view.frame.attrs
     complete = df["state"] == "complete"
     if not complete.any():
-        _line(console, f"{view.name}: no trial has completed: {_counts(view)}")
+        line(console, f"{view.name}: no trial has completed: {_counts(view)}")
         return
     title = ", ".join(f"{name} ({direction})" for name, direction in view.objectives.items())
     title = f"{view.name}: {title}"
@@ -62,7 +62,7 @@ def show(view: StudyView, console: Console | None = None) -> None:
             keys.sort(key=lambda key: -view.finished[key].nunique())
         _show_means(console, df, keys, title)
     if not complete.all():
-        _line(console, _counts(view))
+        line(console, _counts(view))
     _show_published(console, compared(df))
 
 
@@ -70,8 +70,8 @@ def _show_published(console: Console, table: pd.DataFrame) -> None:
     """Print the course's rows beside the study's, where it has any."""
     if table.empty:
         return
-    _line(console, "")
-    _line(console, "published rows: ours ± std of n seeds, theirs, difference in std (of all rows)")
+    line(console, "")
+    line(console, "published rows: ours ± std of n seeds, theirs, difference in std (of all rows)")
     first = [("name", [Text(name) for name in table["name"]])]
     first.append(("n", [Text(str(n)) for n in table["n"]]))
     rest: list[_Column] = []
@@ -102,17 +102,17 @@ def _show_means(console: Console, df: pd.DataFrame, keys: list[str], title: str)
     title += ", mean ± std" if shown["std"].notna().any() else ""
     title += "" if with_n else f", n={shown['n'].iloc[0]}"
     if not keys:
-        _line(console, f"{title}: {_estimate(shown.iloc[0])}")
+        line(console, f"{title}: {_estimate(shown.iloc[0])}")
     elif is_grid:
         stats["states"] = tried["state"].groupby(codes).agg(lambda s: ", ".join(sorted(set(s))))
         stats["best"] = stats["mean"] == shown["mean"].iloc[0]
         cells = {_tuple(code): _cell(row, with_n) for code, row in stats.iterrows()}
-        _line(console, title)
+        line(console, title)
         if len(keys) > 1:
-            _line(console, f"down: {keys[0]}, across: {keys[1]}")
+            line(console, f"down: {keys[0]}, across: {keys[1]}")
         _show_grid(console, keys[0], labels, cells, value)
     else:
-        _line(console, f"{title}; the best {len(shown)} of {len(done)}")
+        line(console, f"{title}; the best {len(shown)} of {len(done)}")
         first = [(value, [Text(_estimate(row)) for _, row in shown.iterrows()])]
         if with_n:
             first.append(("n", [Text(str(n)) for n in shown["n"]]))
@@ -161,7 +161,7 @@ def _show_front(console: Console, df: pd.DataFrame, keys: list[str], title: str)
     """Print the Pareto front."""
     goals, points = df.attrs["objectives"], best_rows(df)
     shown = points.head(BEST)
-    _line(console, f"{title}; {len(shown)} of {len(points)} on the Pareto front")
+    line(console, f"{title}; {len(shown)} of {len(points)} on the Pareto front")
     first = [("trial", [Text(str(number)) for number in shown["number"]])]
     first += [(name, [Text(number(x)) for x in shown[name]]) for name in goals]
     _show_list(console, first, [(key, [_label(x) for x in shown[key]]) for key in keys])
@@ -178,7 +178,7 @@ def _show_list(console: Console, first: list[_Column], rest: list[_Column]) -> N
     _show_columns(console, first, rest)
     if same:
         pairs = (f"{key}={texts[0].plain}" for key, texts in same if texts[0].plain != "-")
-        _line(console, f"the same in all: {', '.join(pairs)}")
+        line(console, f"the same in all: {', '.join(pairs)}")
 
 
 def _show_columns(console: Console, first: list[_Column], rest: list[_Column]) -> None:
@@ -244,5 +244,6 @@ def _counts(view: StudyView) -> str:
     return ", ".join(parts)
 
 
-def _line(console: Console, text: str) -> None:
-    console.print(Text(printable(text)), soft_wrap=True)
+def line(console: Console, text: str, style: str = "") -> None:
+    """Print one line of text from a study, however long."""
+    console.print(Text(printable(text), style=style), soft_wrap=True)

@@ -5,6 +5,8 @@ metrics.json    metrics of the best state, steps, seconds; written last
 history.csv     one row per evaluation
 layers.csv      with training.diagnostics, what each layer does; written while it trains
 best.pt         the best state's tensors and the config, with best.pt.sha256
+model.pt        the tensors alone, for load_state_dict of the same module anywhere
+classes.json    of classes or labels: validation samples by class and prediction in that state
 checkpoints/    only while the run is unfinished
 tensorboard/    with logger=tensorboard
 .hydra/         what Hydra composed, and sweepstack.log
@@ -35,6 +37,8 @@ from sweepstack.config.errors import EnvironmentFault, InputError, one_line
 from sweepstack.engine import seeds
 from sweepstack.engine.spec import TrialResult, TrialSpec
 
+MAX_CLASSES = 1000
+"""More classes have no classes.json: a matrix of so many rows and columns helps nobody."""
 PACKAGES = ("sweepstack", "torch", "torchvision", "hydra-core", "optuna", "numpy", "scikit-learn")
 
 
@@ -243,21 +247,41 @@ def write_history(
 
 
 def write_model(folder: Path, result: TrialResult) -> None:
-    """Write best.pt, which `sweepstack.load` reads.
+    """Write best.pt, which `sweepstack.load` reads, and model.pt, which
+    `module.load_state_dict(torch.load(PATH))` does.
 
     Raises:
         EnvironmentFault: the disk is full or the folder cannot be written.
     """
     from sweepstack.engine import checkpoint
 
+    state, inputs = dict(result.best_state), dict(result.inputs)
     best = {
-        "model": dict(result.best_state),
+        "model": state,
         "config": _plain(result.spec),
-        "inputs": dict(result.inputs),
+        "inputs": inputs,
         "step": result.best_step,
         "metrics": result.metrics,
     }
     checkpoint.save(folder / "best.pt", best)
+    checkpoint.save_state(
+        folder / "model.pt", state, inputs.get("batch_norms", ()), result.best_step
+    )
+    _write_classes(folder, result)
+
+
+def _write_classes(folder: Path, result: TrialResult) -> None:
+    """Write classes.json, unless numbers are predicted: class names, and the confusion matrix or,
+    of several labels, right predictions, predictions and samples of each."""
+    from sweepstack.engine.program import Program
+    from sweepstack.engine.step import Step
+
+    program = Program.of(result.spec)
+    if program.task.counts_hits and program.data.outputs <= MAX_CLASSES:
+        found = Step(program).confusion(dict(result.best_state)).tolist()
+        kind = "labels" if program.task.name == "multilabel" else "confusion"
+        names = list(program.data.classes) or [str(place) for place in range(len(found[0]))]
+        write_json(folder / "classes.json", {"classes": names, kind: found}, durable=False)
 
 
 def summary(result: TrialResult) -> dict[str, Any]:

@@ -147,7 +147,7 @@ class Watch(Monitor):
         return self._exit_code
 
     def _print(self, line: str) -> None:
-        _line(self.console, line)
+        say(line, self.console)
 
 
 def show_result(summary: Mapping[str, Any], folder: Path, console: Console | None = None) -> None:
@@ -178,21 +178,21 @@ def show_result(summary: Mapping[str, Any], folder: Path, console: Console | Non
     console.print(table)
     if "seeds" in summary:
         each = ", ".join(f"{value:.4f}" for value in summary["values"])
-        _line(
-            console,
+        say(
             f"means over {summary['seeds']} seeds; {summary['objective']}: "
             f"{each} (standard deviation {summary['std']:.4f})",
+            console,
         )
     if summary["stopped"]:
-        _line(console, f"stopped early: {summary['stopped']}")
+        say(f"stopped early: {summary['stopped']}", console)
     where = "the first seed's best" if "seeds" in summary else "best"
-    _line(
-        console,
+    say(
         f"{where} {summary['objective']} at step {summary['best_step']} of {summary['steps']}, "
         f"{summary['num_parameters']:,} parameters, {summary['seconds']:.1f} s on "
         f"{summary['device']}",
+        console,
     )
-    _line(console, f"results: {folder}")
+    say(f"results: {folder}", console)
 
 
 def console() -> Console:
@@ -206,8 +206,9 @@ def shown(folder: Path) -> Path:
     return folder.relative_to(here) if folder.is_relative_to(here) else folder
 
 
-def _line(console: Console, text: str) -> None:
-    console.print(text, highlight=False, soft_wrap=True)
+def say(text: str, to: Console | None = None) -> None:
+    """Print a line as it is, however long; on stdout by default."""
+    (to or console()).print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 class _Patient(Console):

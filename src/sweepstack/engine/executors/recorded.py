@@ -27,7 +27,7 @@ from sweepstack.engine.executors import Executor, side_effects, warn_of_side_eff
 from sweepstack.engine.executors.recording import Recorder
 from sweepstack.engine.program import Program
 from sweepstack.engine.stack import Stack
-from sweepstack.engine.step import Batch, Block, Step
+from sweepstack.engine.step import AT_ONCE, Batch, Block, Step
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +56,8 @@ class Recorded(Executor):
                     losses[done - 1, part.slots] = part.advance(share)
                 if self._decided(shared):
                     break
+            for part in self._parts:
+                part.count()
         if done < len(losses):
             run = super().run if self._stays_eager(shared) else self._threads
             losses[done:] = run(block.after(done))
@@ -87,7 +89,9 @@ class Recorded(Executor):
 
         def advance(part: _Part) -> Tensor:
             batches = block.of(part.slots).batches(self.source)
-            return torch.stack([part.advance(batch) for batch in batches])
+            found = torch.stack([part.advance(batch) for batch in batches])
+            part.count()
+            return found
 
         pool = _pool(len(self._parts), torch.get_num_threads())
         futures = [pool.submit(advance, part) for part in self._parts]
@@ -101,6 +105,7 @@ class _Part:
     def __init__(self, step: Step, stack: Stack, slots: slice):
         self.slots, self.step, self.stack = slots, step, stack
         self._replays: dict[bool, Callable[..., list[Any]]] = {}
+        self._kept: list[list[Tensor]] = []
 
     def recorder(self, shared: bool) -> Recorder:
         """The recorder of steps with such batches."""
@@ -118,8 +123,16 @@ class _Part:
             with torch.no_grad():
                 found = replay(*inputs)
         losses: Tensor = found[0]
-        self.step.update(self.stack, found[1:], batch)
+        first = len(found) - len(self.stack.params.packed)
+        self.step.update(self.stack, found[first:], batch)
+        if first > 1:
+            self._kept.append(found[1:first])
+            self.step.count(self.stack, self._kept, most=AT_ONCE)
         return losses
+
+    def count(self) -> None:
+        """Count the right predictions of the last steps."""
+        self.step.count(self.stack, self._kept)
 
     def _bound(self, shared: bool) -> Callable[..., list[Any]] | None:
         recording = self.recorder(shared).recording
@@ -132,8 +145,8 @@ class _Part:
         """Losses and gradients by the module itself, recorded if needed."""
 
         def function() -> list[Tensor]:
-            losses, grads = self.step.gradients(self.stack, batch.x, batch.y, batch.keys)
-            return [losses, *grads]
+            told, grads = self.step.gradients(self.stack, batch.x, batch.y, batch.keys)
+            return [*told, *grads]
 
         recorder = self.recorder(batch.shared)
         if not recorder.open:

@@ -30,13 +30,13 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from optuna.artifacts import ArtifactMeta, FileSystemArtifactStore
 from optuna.storages import BaseStorage, RDBStorage
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy import MetaData, Table, insert, select, update
-from sqlalchemy.exc import InvalidRequestError
+from sqlalchemy import column, insert, select, table, update
+from sqlalchemy.exc import SQLAlchemyError
 
 from sweepstack.config import commands
 from sweepstack.config.errors import EnvironmentFault, one_line, shown_to_people
@@ -47,6 +47,7 @@ from sweepstack.study import storage
 from sweepstack.study.attributes import EQUALS, IDENTITY, LOST, OVERRIDES, SWEEP
 from sweepstack.study.frame import STATES
 from sweepstack.study.ranking import best_trials
+from sweepstack.study.read import TRIALS
 from sweepstack.study.view import StudyView, place
 
 MAX_NOTES = 2000
@@ -79,6 +80,8 @@ _SIGNATURE = re.compile(r"\n\n\[//\]: # \(sweepstack ([0-9a-f]{16})\)\n\Z")
 
 Attributes = dict[str, Any]
 """System attributes of a study."""
+STUDIES = table("studies", column("study_id"))
+ROWS = table("study_system_attributes", column("study_id"), column("key"), column("value_json"))
 
 
 def artifacts(where: str) -> Path:
@@ -108,11 +111,10 @@ def decorate(
         return False
     with storage.named(view.where), writable(view) as (target, study_id):
         folder = artifacts(view.where)
-        tables = _tables(target)
         known = target.get_study_system_attrs(study_id)
         before = known.get(DECORATED) if folder.is_dir() else None
         before = before if isinstance(before, dict) else {}
-        known_trials = _trials(target, study_id, tables)
+        known_trials = _trials(target, study_id)
         states = Counter(state for _, state in known_trials.values() if state in FINISHED)
         # What changes whenever a trial ends.
         ended = ", ".join(f"{state} {count}" for state, count in sorted(states.items()))
@@ -142,7 +144,7 @@ def decorate(
             shown = {**_changed_notes(texts, known), **_changed_plots(plots, known)}
             return {**shown, **new, DECORATED: state}
 
-        _write(target, study_id, tables, change)
+        _write(target, study_id, change)
     return True
 
 
@@ -163,73 +165,56 @@ def writable(view: StudyView) -> Iterator[tuple[BaseStorage, int]]:
         storage.close(target)
 
 
-def _tables(target: BaseStorage) -> dict[str, Table] | None:
-    """Optuna's tables as the database has them, None where it has none or others: then its public
-    methods do the same, an attribute at a time."""
-    wanted = {
-        "studies": {"study_id"},
-        "trials": {"trial_id", "number", "study_id", "state"},
-        "study_system_attributes": {"study_id", "key", "value_json"},
-    }
+def _has_tables(target: BaseStorage) -> TypeGuard[RDBStorage]:
+    """Whether a storage has Optuna's tables as they are used here; with others its public methods
+    do the same, an attribute at a time."""
     if not isinstance(target, RDBStorage):
-        return None
-    metadata = MetaData()
+        return False
     try:
-        metadata.reflect(target.engine, only=list(wanted))
-    except InvalidRequestError:
-        return None
-    tables = {name: metadata.tables[name] for name in wanted}
-    known = all(names <= set(tables[name].c.keys()) for name, names in wanted.items())
-    return tables if known else None
+        with target.engine.connect() as connection:
+            for each in (STUDIES, TRIALS, ROWS):
+                connection.execute(select(each).limit(1))
+    except SQLAlchemyError:
+        return False
+    return True
 
 
-def _trials(
-    target: BaseStorage, study_id: int, tables: dict[str, Table] | None
-) -> dict[int, tuple[int, str]]:
+def _trials(target: BaseStorage, study_id: int) -> dict[int, tuple[int, str]]:
     """The id in the storage and the state of each trial, by its number."""
-    if tables is None or not isinstance(target, RDBStorage):
+    if not _has_tables(target):
         find, trials = target.get_trial_id_from_study_id_trial_number, target.get_all_trials
         return {
             trial.number: (find(study_id, trial.number), trial.state.name)
             for trial in trials(study_id, deepcopy=False)
         }
-    rows = tables["trials"].c
+    rows = TRIALS.c
     query = select(rows.number, rows.trial_id, rows.state).where(rows.study_id == study_id)
     with target.engine.connect() as connection:
         return {number: (id_, str(state)) for number, id_, state in connection.execute(query)}
 
 
 def _write(
-    target: BaseStorage,
-    study_id: int,
-    tables: dict[str, Table] | None,
-    change: Callable[[Mapping[str, Any]], Attributes],
+    target: BaseStorage, study_id: int, change: Callable[[Mapping[str, Any]], Attributes]
 ) -> None:
     """Set the attributes that `change` makes of all that there are, in one transaction where the
     storage has any."""
-    if tables is None or not isinstance(target, RDBStorage):
+    if not _has_tables(target):
         for key, value in change(target.get_study_system_attrs(study_id)).items():
             target.set_study_system_attr(study_id, key, value)
         return
-    studies, rows = tables["studies"].c, tables["study_system_attributes"]
-    mine = rows.c.study_id == study_id
+    mine = ROWS.c.study_id == study_id
     with target.engine.begin() as connection:
         # SQLite's transaction holds the whole file already.
-        hold = select(studies.study_id).where(studies.study_id == study_id)
-        connection.execute(hold.with_for_update())
-        query = select(rows.c.key, rows.c.value_json).where(mine)
+        connection.execute(select(STUDIES).where(STUDIES.c.study_id == study_id).with_for_update())
+        query = select(ROWS.c.key, ROWS.c.value_json).where(mine)
         known = {key: json.loads(text) for key, text in connection.execute(query)}
         wanted = {key: json.dumps(value) for key, value in change(known).items()}
-        new = [
-            {"study_id": study_id, "key": key, "value_json": text}
-            for key, text in wanted.items()
-            if key not in known
-        ]
+        new = [{"key": key, "value_json": wanted[key]} for key in wanted if key not in known]
         if new:
-            connection.execute(insert(rows), new)
+            connection.execute(insert(ROWS).values(study_id=study_id), new)
         for key in wanted.keys() & known.keys():
-            query_one = update(rows).where(mine, rows.c.key == key)
-            connection.execute(query_one.values(value_json=wanted[key]))
+            one = update(ROWS).where(mine, ROWS.c.key == key)
+            connection.execute(one.values(value_json=wanted[key]))
 
 
 def _parts(known: Mapping[str, Any], prefix: str) -> list[str]:

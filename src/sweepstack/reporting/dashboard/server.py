@@ -32,7 +32,6 @@ from wsgiref.util import setup_testing_defaults
 import optuna
 from optuna.artifacts import FileSystemArtifactStore
 from optuna.storages import BaseStorage, InMemoryStorage
-from rich.console import Console
 
 from sweepstack.config.errors import EnvironmentFault, InputError, SweepstackError, printable
 from sweepstack.reporting.dashboard import decorate
@@ -93,53 +92,51 @@ def serve(
             "--token TOKEN, or --no-token to let everyone in"
         )
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    console = progress.console()
     url, opened = storage.look(where)
     with _listening(host, port) as server, contextlib.suppress(KeyboardInterrupt):
         if not local:
             risk = "has no login" if token is None else "is not encrypted"
             _say(
-                console,
                 f"warning: {host} may be reached from other machines, and the dashboard {risk}: "
                 "whoever gets in can delete studies",
             )
         with storage.named(url):
-            _decorate_all(opened, url, console)
+            _decorate_all(opened, url)
         shown = "" if token is None else "?token=TOKEN"
         if token == "":
             token = secrets.token_urlsafe(24)
             shown = f"?token={token}"
-        app = _app(opened, decorate.artifacts(url), console)
+        app = _app(opened, decorate.artifacts(url))
         server.set_app(Guard(app, [host, *allowed], server.server_port, token))
         name = f"[{host}]" if ":" in host else host
-        _say(console, f"dashboard: http://{name}:{server.server_port}/{shown} (Ctrl-C ends it)")
+        _say(f"dashboard: http://{name}:{server.server_port}/{shown} (Ctrl-C ends it)")
         server.serve_forever()
     return 0
 
 
-def _decorate_all(opened: BaseStorage, url: str, console: Console) -> None:
+def _decorate_all(opened: BaseStorage, url: str) -> None:
     """Decorate every study of sweepstack; one that cannot be is shown as it is."""
     for name in optuna.get_all_study_names(opened):
         study = optuna.load_study(study_name=name, storage=opened)
         try:
             if decorate.decorate(StudyView(study, url, opened), max_notes=None):
-                _say(console, f"prepared {name}: notes, files of the best trials, report")
+                _say(f"prepared {name}: notes, files of the best trials, report")
         except SweepstackError as error:
-            _say(console, f"{name} is shown without notes: {error}")
+            _say(f"{name} is shown without notes: {error}")
 
 
-def _say(console: Console, line: str) -> None:
-    console.print(printable(line), highlight=False, markup=False, soft_wrap=True)
+def _say(line: str) -> None:
+    progress.say(printable(line))
 
 
-def _app(opened: BaseStorage, folder: Path, console: Console) -> Any:
+def _app(opened: BaseStorage, folder: Path) -> Any:
     """optuna-dashboard as a WSGI application."""
     from optuna_dashboard import wsgi
 
     if reads_by_trial():
         by_trial(opened)
     else:
-        _say(console, "this optuna-dashboard is slow where thousands of trials have notes")
+        _say("this optuna-dashboard is slow where thousands of trials have notes")
     return wsgi(opened, artifact_store=FileSystemArtifactStore(folder))
 
 

@@ -15,12 +15,10 @@ the doctor says that something is unknown.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from sweepstack.reporting.doctor.finding import Finding, plain
-
-if TYPE_CHECKING:
-    from sweepstack.study.view import StudyView
+from sweepstack.reporting.doctor import curves, failures, settings
+from sweepstack.reporting.doctor.command import next_command
+from sweepstack.reporting.doctor.finding import LEVELS, Finding, plain
+from sweepstack.study.view import StudyView
 
 __all__ = ["Finding", "examine", "next_command", "plain"]
 
@@ -31,25 +29,9 @@ def examine(view: StudyView) -> list[Finding]:
     The texts are plain and hold text of the study (names, values, errors) without its control
     characters; whoever puts them into HTML escapes them.
     """
-    from sweepstack.reporting.doctor import curves, failures, settings
-    from sweepstack.reporting.doctor.finding import LEVELS
-
     checks = (
         *(failures.check, settings.check_edges, curves.check_shapes, curves.check_pruning),
         *(settings.check_seeds, settings.check_idle),
     )
     found = [finding for check in checks for finding in check(view)]
     return sorted(found, key=lambda finding: LEVELS.index(finding.level))
-
-
-def next_command(view: StudyView, findings: list[Finding]) -> str | None:
-    """One line for a shell that acts on the findings, the most important first: problems, seed
-    noise that is unknown or hides which is the best, then other hints. None where there is nothing
-    to do, or where it is not known how the study was made.
-
-    Other values, more steps or seeds are another question, to which the sweeper gives a study of
-    its own: an unnamed one finds a name from its arguments, a named one gets NAME_2.
-    """
-    from sweepstack.reporting.doctor import command
-
-    return command.propose(view, findings)

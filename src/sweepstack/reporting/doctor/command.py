@@ -33,8 +33,14 @@ NUMBERS = {"num_parameters", "steps", "seconds", "samples_per_s"}
 _PARAMS = "hydra.sweeper.params="
 
 
-def propose(view: StudyView, findings: Sequence[Finding]) -> str | None:
-    """See `doctor.next_command`."""
+def next_command(view: StudyView, findings: Sequence[Finding]) -> str | None:
+    """One line for a shell that acts on the findings, the most important first: problems, seed
+    noise that is unknown or hides which is the best, then other hints. None where there is nothing
+    to do, or where it is not known how the study was made.
+
+    Other values, more steps or seeds are another question, to which the sweeper gives a study of
+    its own: an unnamed one finds a name from its arguments, a named one gets NAME_2.
+    """
     application, arguments = view.asked.get("application"), view.asked.get("arguments")
     if not isinstance(application, Mapping) or application.get("name") != "sweepstack":
         return None

@@ -72,6 +72,7 @@ def check_shapes(view: StudyView) -> Iterator[Finding]:
         text = f"saturated early, by step {short(0.2 * last)} of {short(last)}"
         found("saturated", curves.saturated, text, _budget(view, 0.5), 0.8)
     text = "overfitting: val_loss rises while the training loss still falls"
+    text += curves.gap(view)
     found("overfitting", curves.overfitting(view), text, _regularized(view))
     text = "noisy late: in the second half an evaluation decides more than the settings do"
     constant = view.config("schedule.name") == "constant"
@@ -263,6 +264,19 @@ class Curves:
         pairs = zip(*(table.to_numpy(dtype=float) for table in aligned), strict=True)
         kept = ((v, t, ~np.isnan(v) & ~np.isnan(t)) for v, t in pairs)
         return np.array([_overfits(v[both], t[both]) for v, t, both in kept], dtype=bool)
+
+    def gap(self, view: StudyView) -> str:
+        """The generalization gap of the best: train_accuracy less val_accuracy at their last
+        evaluation, median; empty where the history has not both."""
+        names = ("train_accuracy", "val_accuracy")
+        tables = [view.curve(name).reindex(index=self.numbers[self.best]) for name in names]
+        if any(table.empty for table in tables):
+            return ""
+        train, val = (table.ffill(axis=1).iloc[:, -1].to_numpy(dtype=float) for table in tables)
+        if not np.isfinite(train - val).any():
+            return ""
+        middle = [short(float(np.nanmedian(each))) for each in (train, val)]
+        return f" (train_accuracy {middle[0]}, val_accuracy {middle[1]} at the end, median)"
 
 
 def _overfits(validation: Array, training: Array) -> bool:

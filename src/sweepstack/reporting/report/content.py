@@ -5,6 +5,7 @@ Everything comes from a study and is untrusted text; the template escapes it.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,7 +33,10 @@ MAX_ROWS, MAX_COLUMNS = 60, 24
 """Values of a key that a pivot has room for."""
 BEST_METRICS = ("std", "test_accuracy", "val_loss", "steps", "seconds")
 LEFT_OUT = ("config_hash", "feasible", "retried")
-FIRST = ("std", "test_accuracy", "val_accuracy", "val_loss", "train_loss", "seconds", "error")
+FIRST = (
+    *("std", "test_accuracy", "val_accuracy", "train_accuracy", "val_loss", "train_loss"),
+    *("seconds", "error"),
+)
 """Attributes of all trials that are shown at once, in this order; others on request."""
 
 
@@ -290,8 +294,61 @@ def best_table(view: StudyView) -> Table | None:
     return Table(key, title, caption, "best-of", [Cell("trial"), *head], body, printable(command))
 
 
+def class_tables(view: StudyView) -> list[Table]:
+    """Precision, recall and F1 of each class in the best trial, and who is taken for whom, on
+    validation samples; nothing where its folder, a stranger's perhaps, does not say."""
+    best = view.best_rows()["number"].head(1).tolist() if view.has_one_objective else []
+    found = _classes_of(view, best[0]) if best else None
+    if found is None:
+        return []
+    names, counts, confusion = found
+    right, said, true = counts
+    parts = (right / np.maximum(said, 1), right / np.maximum(true, 1))
+    columns = [*parts, 2 * right / np.maximum(said + true, 1)]
+    head = [Cell(text, "number") for text in ("precision", "recall", "F1", "samples", "predicted")]
+    rows = [
+        [Cell(name), *(Cell(number(float(column[place])), "number") for column in columns)]
+        + [Cell(f"{int(count[place]):,}", "number") for count in (true, said)]
+        for place, name in enumerate(names)
+    ]
+    caption = f"Validation samples, best state of trial {best[0]}"
+    title = "Classes of the best trial"
+    tables = [Table("classes", title, caption, "best-of", [Cell("class"), *head], rows)]
+    if confusion is not None and len(names) <= MAX_COLUMNS:
+        shares = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
+        body = [
+            [Cell(name), *(Cell(f"{int(n):,}", shade=float(s)) for n, s in zip(*row, strict=True))]
+            for name, *row in zip(names, confusion, shares, strict=True)
+        ]
+        head = [Cell("class ↓\u00a0 predicted →"), *map(Cell, names)]
+        title = "Confusion matrix of the best trial"
+        tables.append(Table("confusion", title, caption, "pivot", head, body))
+    return tables
+
+
+def _classes_of(view: StudyView, trial: int) -> tuple[list[str], Any, Any] | None:
+    """Names, counts (3, K) and the confusion matrix (K, K) or None, of a trial's classes.json."""
+    try:
+        assert view.folder is not None
+        text = (view.folder / str(trial) / "classes.json").read_text("utf-8")
+        given = json.loads(text)
+        names = [clean(name) for name in given["classes"]]
+        matrix = np.array(given.get("confusion", given.get("labels")), dtype=np.float64)
+        is_square = "confusion" in given
+    except (AssertionError, OSError, ValueError, TypeError, KeyError, AttributeError):
+        return None
+    rows = len(names) if is_square else 3
+    known = matrix.shape == (rows, len(names)) and bool((matrix >= 0).all())
+    if not known or not 0 < len(names) <= MAX_ROWS:
+        return None
+    if not is_square:
+        return names, matrix, None
+    return names, np.stack([np.diag(matrix), matrix.sum(0), matrix.sum(1)]), matrix
+
+
 def _value(view: StudyView, name: str, value: Any) -> Cell:
-    is_metric = name in view.objectives or name == "std" or name.endswith(("_accuracy", "_loss"))
+    is_metric = name in view.objectives or name == "std"
+    is_metric = is_metric or name.startswith(("train_", "val_", "test_"))
     is_known = is_metric and isinstance(value, float) and not math.isnan(value)
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     return Cell(

@@ -36,6 +36,7 @@ def html(view: StudyView) -> str:
     drawn = _plots(view)
     findings = doctor.examine(view)
     tables = [t for t in (content.pivot_table(view), content.best_table(view)) if t]
+    tables += content.class_tables(view)
     columns, same = content.trials(view)
     figures = [_figure(plot.figure) for plot in drawn]
     table = json.dumps({"columns": columns}, separators=(",", ":"))

@@ -88,7 +88,7 @@ def rerun(
     program = Program.of(TrialSpec(restored.config))
     console = progress.console()
     for line in [*_changes(view, trial, program), *restored.notes, *_data_read(program)]:
-        _print(console, line)
+        progress.say(line, console)
     place = run_folder.claim(folder or PLACE / _folder_name(view.name, number))
     spec = TrialSpec(restored.config, number=number, folder=place)
     swept = any(override.startswith("+sweeps=") for override in restored.overrides)
@@ -96,8 +96,8 @@ def rerun(
     comparison = _compared(console, spec, program, trial, _recorded(view, trial, restored, program))
     _print_table(console, comparison)
     _write(place, view, number, comparison)
-    _print(console, f"results: {progress.shown(place)}")
-    _print(console, one_line(comparison.verdict))
+    progress.say(f"results: {progress.shown(place)}", console)
+    progress.say(one_line(comparison.verdict), console)
     return 0 if comparison.agrees else EXIT_DIFFERENT
 
 
@@ -117,18 +117,11 @@ def _compared(
     # Probes can excuse a difference only where they train, and none does where the rerun cannot.
     trains = any(key.step is not None for key in now.numbers) or now.broke_at is not None
     if not comparison.agrees and trains:
-        _print(
-            console,
-            f"{len(PROBES)} probes measure how far this trial amplifies rounding; before: "
-            f"{comparison.verdict}",
-        )
+        probed = f"{len(PROBES)} probes measure how far this trial amplifies rounding"
+        progress.say(f"{probed}; before: {comparison.verdict}", console)
         probes = _probe(spec, stop, program.objective, tolerance.floor)
         comparison = compare(recorded, now, tolerance, probes)
     return comparison
-
-
-def _print(console: Console, line: str) -> None:
-    console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _ended_trial(view: StudyView, number: int) -> FrozenTrial:

@@ -127,14 +127,18 @@ def _changed(
 
 
 def _check_target(trial: FrozenTrial, found: RunConfig, trust: Sequence[str]) -> None:
-    """Refuse a custom model, optimizer or dataset that nobody trusts, before anything of it is
-    looked at."""
-    for group in ("model", "optimizer", "data"):
-        chosen = getattr(found, group)
-        target = getattr(chosen, "target", None) if chosen.name == "custom" else None
+    """Refuse a custom model, optimizer, dataset, loss or metric that nobody trusts, before anything
+    of it is looked at."""
+    chosen = {group: getattr(found, group) for group in ("model", "optimizer", "data", "loss")}
+    own = [
+        (f"{group}._target_", part.target)
+        for group, part in chosen.items()
+        if part.name == "custom"
+    ]
+    own += [("metrics", name.partition(":")[0]) for name in found.metrics if "." in name]
+    for key, target in own:
         try:
-            if target is not None:
-                check_target(target, trust, f"{group}._target_")
+            check_target(target, trust, key)
         except InputError as error:
             raise InputError(
                 f"trial {trial.number}: {one_line(error)}: a study is not trusted; if you trust "

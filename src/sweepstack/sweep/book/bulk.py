@@ -231,7 +231,6 @@ class BulkBook(Book):
         yield from ((effect, owners[i]) for i, effect in effects.items() if i in owners)
 
     def best(self, direction: str) -> float | None:
-        """See `Book.best`."""
         extreme = func.max if direction == "maximize" else func.min
         query = select(extreme(_VALUES.c.value)).join(
             _TRIALS, _TRIALS.c.trial_id == _VALUES.c.trial_id
@@ -247,20 +246,17 @@ class BulkBook(Book):
         return found
 
     def others_at_work(self) -> bool:
-        """See `Book.others_at_work`."""
         query = select(_TRIALS.c.trial_id).join(_BEATS, _BEATS.c.trial_id == _TRIALS.c.trial_id)
         query = query.where(self._mine, _TRIALS.c.state == TrialState.RUNNING)
         with self._read() as page:
             return page.scalar(query.limit(1)) is not None
 
     def numbers_with(self, key: str) -> list[int]:
-        """See `Book.numbers_with`."""
         query = select(_TRIALS.c.number).join(_USER, _USER.c.trial_id == _TRIALS.c.trial_id)
         with self._read() as page:
             return list(page.scalars(query.where(self._mine, _USER.c.key == key)))
 
     def reported(self, trial: optuna.Trial) -> FrozenTrial:
-        """See `Book.reported`."""
         return trial._get_latest_trial()
 
     # --- claiming and requeueing -----------------------------------------------------------------
@@ -340,7 +336,6 @@ class BulkBook(Book):
         self._add_waiting(page, [row for _, row in copies])
 
     def beat(self, trials: Iterable[optuna.Trial]) -> None:
-        """See `Book.beat`."""
         change = sa.update(_BEATS).values(heartbeat=func.current_timestamp())
         with self._engine.begin() as page:
             _update(page, change, [trial._trial_id for trial in trials])
@@ -360,7 +355,6 @@ class BulkBook(Book):
     # --- what trials are, report and end with ----------------------------------------------------
 
     def begin(self, trials: Sequence[optuna.Trial]) -> None:
-        """See `Book.begin`."""
         live = [trial for trial in trials if isinstance(trial, LiveTrial)]
         rows = [row for trial in live for row in trial.take_parameters()]
         if rows:

@@ -19,7 +19,7 @@ import optuna
 from sweepstack.config.errors import EXIT_TRAINING, EnvironmentFault, InputError, one_line
 from sweepstack.reporting import report
 from sweepstack.reporting.dashboard import decorate
-from sweepstack.runs.progress import console, shown
+from sweepstack.runs.progress import say, shown
 from sweepstack.study import storage
 from sweepstack.study.attributes import FOLDER
 from sweepstack.study.read import trials_of
@@ -53,14 +53,14 @@ def remove(name: str, where: str = storage.DEFAULT, *, is_sure: bool = False) ->
             [f"{len(trials_of(opened.study))} trials", *(str(shown(p.absolute())) for p in paths)]
         )
         if not is_sure and not _agrees(f"delete study {name} ({what})? [y/N] "):
-            _say("nothing was deleted")
+            say("nothing was deleted")
             return EXIT_TRAINING
         paths += _artifacts(opened, book)  # before the study is held: a second reader would wait
         with book.deletion() as alive:
             _refuse_while_running(alive, name)
             for path in paths:
                 _remove(path)
-    _say(f"deleted study {name}: {what}")
+    say(f"deleted study {name}: {what}")
     return 0
 
 
@@ -122,7 +122,3 @@ def _agrees(question: str) -> bool:
         return input(question).strip().lower() in ("y", "yes")
     except EOFError:
         return False
-
-
-def _say(line: str) -> None:
-    console().print(line, highlight=False, markup=False, soft_wrap=True)

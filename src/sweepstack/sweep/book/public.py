@@ -177,25 +177,21 @@ class PublicBook(Book):
             yield page.trials[owner.number].user_attrs[attr.EFFECT], owner
 
     def best(self, direction: str) -> float | None:
-        """See `Book.best`."""
         complete = self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
         kept = [t.value for t in complete if all(v <= 0 for v in t.constraints.values())]
         values = [value for value in kept if value is not None]
         return (max if direction == "maximize" else min)(values, default=None)
 
     def others_at_work(self) -> bool:
-        """See `Book.others_at_work`."""
         live = self._page().live
         return any(t.state == TrialState.RUNNING and attr.WORKER in t.user_attrs for t in live)
 
     def numbers_with(self, key: str) -> list[int]:
-        """See `Book.numbers_with`."""
         page = self._page()
         found = {t.number for t in page.trials.values() if key in t.user_attrs}
         return sorted(found | (page.replaced if key == attr.RETRIED else set()))
 
     def reported(self, trial: optuna.Trial) -> FrozenTrial:
-        """See `Book.reported`."""
         return self.storage.get_trial(self._row(trial.number))
 
     # --- claiming and requeueing -----------------------------------------------------------------
@@ -315,7 +311,6 @@ class PublicBook(Book):
 
     @contextmanager
     def deletion(self) -> Iterator[list[str]]:
-        """See `Book.deletion`."""
         with self._held() as page:
             yield self._alive(page)
             self.storage.delete_study(self.study_id)
@@ -323,7 +318,6 @@ class PublicBook(Book):
     # --- effects ---------------------------------------------------------------------------------
 
     def take_effects(self, wanted: Sequence[tuple[optuna.Trial, str]]) -> list[Owner | None]:
-        """See `Book.take_effects`."""
         found = super().take_effects(wanted)
         if self._lock is not None or all(found):
             return found

@@ -231,10 +231,6 @@ class Space:
             )
         return [f"{p.key}={p.text(values[p.name])}" for p in self.parameters if p.name in values]
 
-    def describe(self) -> list[tuple[str, str]]:
-        """One (name, values and condition) for each parameter, for people."""
-        return [(parameter.name, parameter.description) for parameter in self.parameters]
-
     def signature(self) -> dict[str, Any]:
         """What a study of this space must keep on resume, equal after a trip through JSON.
 

@@ -38,7 +38,7 @@ from sweepstack.sweep.book.book import Book
 from sweepstack.sweep.book.studies import open_book
 from sweepstack.sweep.plan import Plan
 from sweepstack.sweep.worker.trial import Live, Status, Stop
-from sweepstack.sweep.worker.worker import App, Worker, too_many_failed
+from sweepstack.sweep.worker.worker import App, Worker, finished, too_many_failed
 
 log = logging.getLogger(__name__)
 _LOGGER = logging.getLogger("sweepstack")
@@ -69,22 +69,16 @@ class Crew:
     folder: Path
     deadline: float
 
-    def worker(
-        self,
-        book: Book,
-        stop: Stop,
-        notify: Callable[[Status], object],
-        began: Callable[[], object] = lambda: None,
-    ) -> Worker:
+    def worker(self, book: Book, stop: Stop, **calls: Callable[..., object]) -> Worker:
         """A worker in this process."""
-        of = (self.plan, self.app, book, self.folder, stop)
-        return Worker(*of, deadline=self.deadline, notify=notify, began=began)
+        deadline = self.deadline
+        return Worker(self.plan, self.app, book, self.folder, stop, deadline=deadline, **calls)
 
     def __call__(self, job: Any = None) -> int | None:
         """Work as a launcher's job; return the exit code of the signal that ended it, if any."""
         stop = Stop()
         with progress.on_signal(stop.ask):
-            self.worker(_open_shared(self), stop, _silent).work()
+            self.worker(_open_shared(self), stop).work()
         return stop.code
 
 
@@ -101,7 +95,7 @@ def launch(crew: Crew, board: Scoreboard, other: Launch | None = None) -> int | 
     stop = Stop()
     if crew.plan.n_jobs == 1:
         with progress.on_signal(stop.ask), board:
-            crew.worker(board.book, stop, board.refresh).work()
+            crew.worker(board.book, stop, notify=board.refresh).work()
         return stop.code
     return _Processes(crew, board, stop).run()
 
@@ -209,29 +203,18 @@ class _Processes:
 
 @contextlib.contextmanager
 def _share(place: int, plan: Plan) -> Iterator[None]:
-    """Set a worker's share for a process that starts now; what is set by a person stays."""
-    before = dict(os.environ)
-    for key, value in _share_of(place, plan).items():
-        if key == "CUDA_VISIBLE_DEVICES":
-            os.environ[key] = value
-        else:
-            os.environ.setdefault(key, value)
+    """Give a process that starts now its share of the cores, and a GPU of the visible ones; what is
+    set by a person stays."""
+    before, gpus = dict(os.environ), _visible_gpus()
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ.setdefault(name, str(max(1, (os.cpu_count() or 1) // plan.n_jobs)))
+    if gpus and not any(word.startswith("training.device=cuda:") for word in plan.space.fixed):
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpus[place % len(gpus)]
     try:
         yield
     finally:
         os.environ.clear()
         os.environ.update(before)
-
-
-def _share_of(place: int, plan: Plan) -> dict[str, str]:
-    """Environment of a worker: its threads, and its GPU of the visible ones."""
-    threads = max(1, (os.cpu_count() or 1) // plan.n_jobs)
-    share = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
-    chosen = any(word.startswith("training.device=cuda:") for word in plan.space.fixed)
-    gpus = _visible_gpus()
-    if gpus and not chosen:
-        share["CUDA_VISIBLE_DEVICES"] = gpus[place % len(gpus)]
-    return share
 
 
 def _visible_gpus() -> list[str]:
@@ -249,10 +232,6 @@ def _open_shared(crew: Crew) -> Book:
     opened = storage.connect(plan.storage)
     study = optuna.load_study(study_name=plan.study, storage=opened)
     return open_book(plan, study, opened, partial(crew.app.checkpointed, crew.folder))
-
-
-def _silent(status: Status) -> None:
-    """The board of the parent reads the study itself."""
 
 
 class _WorkerFailed(SweepstackError):
@@ -320,7 +299,7 @@ def _child(crew: Crew, place: int, parent: int, sender: connection.Connection) -
             sender.send(message)
 
     try:
-        crew.worker(_open_shared(crew), stop, _silent, lambda: send(None)).work()
+        crew.worker(_open_shared(crew), stop, began=lambda: send(None)).work()
     except SweepstackError as error:
         send((str(error), error.exit_code))
         raise SystemExit(error.exit_code) from None
@@ -360,7 +339,7 @@ class Scoreboard:
         self.book = book
         self.direction, self.objective = direction, objective
         self.console = console or progress.console()
-        self.before, self.reads = _finished(book.counts()), False
+        self.before, self.reads = finished(book.counts()), False
         self._status = Status()
         self._began = self._printed = time.monotonic()
         self._last, self._last_line = 0.0, 0
@@ -412,18 +391,18 @@ class Scoreboard:
         counts, total = self.book.counts(), self.book.total
         if self.reads:
             self._status = self._read()
-        finished = _finished(counts)
-        done = f"{finished}{'' if total is None else f'/{total}'} trials"
-        ended = [f"{counts[state]} {state}" for state in ("pruned", "failed") if counts[state]]
+        ended = finished(counts)
+        done = f"{ended}{'' if total is None else f'/{total}'} trials"
+        others = [f"{counts[state]} {state}" for state in ("pruned", "failed") if counts[state]]
         best = self.book.best(self.direction) if self.direction else None
-        facts = [", ".join(ended), "" if best is None else f"best {self.objective} {best:.4g}"]
-        line = "  ".join(filter(None, [*facts, self._eta(finished, now)]))
+        facts = [", ".join(others), "" if best is None else f"best {self.objective} {best:.4g}"]
+        line = "  ".join(filter(None, [*facts, self._eta(ended, now)]))
         said = f"{line}  {self._status}".strip()
-        self._bar.update(self._task, completed=finished, done=done, rest=said)
+        self._bar.update(self._task, completed=ended, done=done, rest=said)
         self._bar.below = _table(self._status, self.objective, self.direction)
-        if not self.console.is_terminal and self._is_due(finished, now):
+        if not self.console.is_terminal and self._is_due(ended, now):
             self._printed = now
-            text = f"{done}  {line}" if finished == total else f"{done}  {said}"
+            text = f"{done}  {line}" if ended == total else f"{done}  {said}"
             self.console.print(text, highlight=False, soft_wrap=True)
         return counts
 
@@ -437,29 +416,29 @@ class Scoreboard:
             found.append(Live(trial.number, max(trial.intermediate_values, default=0), 0, reports))
         return Status(found)
 
-    def _is_due(self, finished: int, now: float) -> bool:
+    def _is_due(self, ended: int, now: float) -> bool:
         """Whether a line is due: at each tenth of the way, at the end, and where trials train for
         long, every `PLAIN_S` seconds, or a twentieth of the time so far."""
-        new, total = finished - self.before, self.book.total
+        new, total = ended - self.before, self.book.total
         tenth = max(1, ((total or 100) - self.before) // PLAIN_LINES)
-        place = new // tenth if finished != total else PLAIN_LINES + 1
+        place = new // tenth if ended != total else PLAIN_LINES + 1
         if new and place > self._last_line:
             self._last_line = place
             return True
         quiet = now - self._printed
         return bool(self._status.trials) and quiet >= max(PLAIN_S, (now - self._began) / 20)
 
-    def _eta(self, finished: int, now: float) -> str:
+    def _eta(self, ended: int, now: float) -> str:
         """Hours, minutes and seconds until the total: by the steps that are left, where they are
         known, else at the pace of trials so far."""
-        new, total = finished - self.before, self.book.total
-        if total is None or finished >= total:
+        new, total = ended - self.before, self.book.total
+        if total is None or ended >= total:
             return ""
-        left = self._status.seconds_left(total - finished - len(self._status.trials))
+        left = self._status.seconds_left(total - ended - len(self._status.trials))
         if left is None and not new:
             return ""
         if left is None:
-            left = (now - self._began) / new * (total - finished)
+            left = (now - self._began) / new * (total - ended)
         minutes, seconds = divmod(round(left), 60)
         hours, minutes = divmod(minutes, 60)
         return f"ETA {hours}:{minutes:02}:{seconds:02}" if hours else f"ETA {minutes}:{seconds:02}"
@@ -528,7 +507,3 @@ class _Warnings(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         line = f"sweepstack: {record.getMessage()}"
         self._console.print(line, highlight=False, markup=False, soft_wrap=True)
-
-
-def _finished(counts: dict[str, int]) -> int:
-    return counts["done"] + counts["pruned"] + counts["failed"]

@@ -18,11 +18,10 @@ from sweepstack.sweep.plan import Plan
 if TYPE_CHECKING:
     from sweepstack.config.schema import RunConfig
     from sweepstack.engine.program import Program
+    from sweepstack.training.loss import Task
 
 NUMBERS = ("num_parameters", "steps", "seconds", "samples_per_s")
 """What a trial has besides its metrics, for objectives and constraints."""
-
-
 MOST_PROGRAMS = 50
 """Static parts that meet their data and model before the first trial; each takes a moment."""
 
@@ -52,11 +51,8 @@ def meet(configs: Sequence[RunConfig]) -> Program:
             mistakes |= dict.fromkeys(error.mistakes)
     objectives = dict.fromkeys(program.objective for program in programs)
     if len(objectives) > 1:
-        common = [
-            name
-            for name in programs[0].task.objectives
-            if all(name in program.task.objectives for program in programs)
-        ]
+        names, *others = [program.task.objectives for program in programs]
+        common = [name for name in names if all(name in other for other in others)]
         mistakes[
             f"all trials must have the same objective, got {' and '.join(objectives)}: set "
             f"objective to one of {', '.join(common)}"
@@ -72,31 +68,35 @@ def resolve(plan: Plan, program: Program) -> tuple[tuple[str, ...], tuple[str, .
     Raises:
         InputError: they name no number of a trial, do not go together, or forbid the pruner.
     """
-    known = _known(program)
+    # Numbers that a trial ends with; what test data say must choose nothing.
+    known = [*program.task.objectives, *NUMBERS]
     objectives = plan.objectives or (program.objective,)
-    _check_names("objectives", objectives, known)
-    _check_names("constraints", [constraint.name for constraint in plan.constraints], known)
+    constraints, task = [constraint.name for constraint in plan.constraints], program.task
+    _check_names("objectives", objectives, known, task)
+    _check_names("constraints", constraints, known, task)
     twice = [name for name in dict.fromkeys(objectives) if objectives.count(name) > 1]
     if twice:
         raise InputError(f"hydra.sweeper.objectives must differ, got {twice[0]} twice")
-    directions = _directions(plan, objectives, known)
+    directions = _directions(plan, objectives, known, task)
     if plan.sampler.name == "cmaes" and len(directions) > 1:
         raise InputError("hydra.sweeper.sampler must not be cmaes with several objectives")
     pruners.build(plan.pruner.name, plan.pruner.given, directions)
-    if len(objectives) == 1 and objectives[0] != program.objective:
-        _check_pruner(plan, objectives[0], program.objective)
+    if len(objectives) == 1 and plan.pruner.name != "none" and objectives[0] != program.objective:
+        name = objectives[0]
+        remedy = "" if name in NUMBERS else f"; set objective={name} instead"
+        raise InputError(
+            f"hydra.sweeper.pruner must be none: it compares by {program.objective}, and {name} is "
+            f"optimized{remedy}"
+        )
     return objectives, directions
 
 
-def _known(program: Program) -> list[str]:
-    """Names of the numbers that a trial ends with; what test data say must choose nothing."""
-    return [*program.task.objectives, *NUMBERS]
+def _check_names(key: str, names: Iterable[object], known: Sequence[str], task: Task) -> None:
+    from sweepstack.training.metrics import remedy
 
-
-def _check_names(key: str, names: Iterable[object], known: Sequence[str]) -> None:
     mistakes = [
         f"hydra.sweeper.{key} must be among {', '.join(known)}, got '{name}'"
-        f"{nearest(str(name), known)}"
+        f"{remedy(str(name), task.name)}{nearest(str(name), known)}"
         for name in names
         if name not in known
     ]
@@ -104,11 +104,11 @@ def _check_names(key: str, names: Iterable[object], known: Sequence[str]) -> Non
         raise InputError(mistakes)
 
 
-def _directions(plan: Plan, objectives: Sequence[str], known: Sequence[str]) -> tuple[str, ...]:
+def _directions(
+    plan: Plan, objectives: Sequence[str], known: Sequence[str], task: Task
+) -> tuple[str, ...]:
     """One for each objective; a metric has its own."""
-    from sweepstack.training.loss import direction_of
-
-    own = {name: direction_of(name) for name in known if name not in NUMBERS}
+    own = {name: task.direction_of(name) for name in known if name not in NUMBERS}
     if not plan.directions:
         unclear = [name for name in objectives if name not in own]
         if unclear:
@@ -131,13 +131,3 @@ def _directions(plan: Plan, objectives: Sequence[str], known: Sequence[str]) -> 
     if mistakes:
         raise InputError(mistakes)
     return plan.directions
-
-
-def _check_pruner(plan: Plan, objective: str, reported: str) -> None:
-    if plan.pruner.name == "none":
-        return
-    remedy = "" if objective in NUMBERS else f"; set objective={objective} instead"
-    raise InputError(
-        f"hydra.sweeper.pruner must be none: it compares by {reported}, and {objective} is "
-        f"optimized{remedy}"
-    )

@@ -268,10 +268,7 @@ class Trainer(Monitor):
         from sweepstack.engine.train import train
 
         keep_memory()
-        first = next(asked, None)
-        if first is None:
-            return
-        specs = self._specs(chain([first], asked))
+        specs = self._specs(asked)
         head = next(specs, None)
         if head is None:
             return

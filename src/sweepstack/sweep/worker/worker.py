@@ -29,6 +29,7 @@ from sweepstack.sweep.book.processes import BEAT_S
 from sweepstack.sweep.book.records import Ending, is_suspect
 from sweepstack.sweep.plan import Plan
 from sweepstack.sweep.space.points import Overrides
+from sweepstack.sweep.space.space import Space
 from sweepstack.sweep.worker.duplicates import Duplicates, Equal
 from sweepstack.sweep.worker.trial import Asked, Decisions, Outcome, Status, Stop
 
@@ -45,27 +46,39 @@ class Runner(Protocol):
     @property
     def equal(self) -> Equal | None:
         """What knows which trials do the same; None where nobody can know."""
-        ...
 
     def run(self, asked: Iterator[Asked]) -> Iterator[Outcome]:
         """Run trials until no more are asked; each ends in one outcome."""
-        ...
 
 
 class App(Protocol):
-    """What is swept, as far as a worker knows it; it can be pickled."""
+    """What is swept; it can be pickled."""
+
+    @property
+    def prefix(self) -> str:
+        """What an unnamed study's name begins with."""
+
+    @property
+    def origin(self) -> Mapping[str, str | None]:
+        """Where configs come from: `name`; of sweepstack also `config_dir` and `config_name`."""
+
+    def check(self, space: Space) -> None:
+        """Check the values of a space."""
+
+    def prepare(self, plan: Plan) -> tuple[Plan, dict[str, Any]]:
+        """Check the space; add objectives and directions, and what identifies the question."""
+
+    def repeats(self, plan: Plan) -> int | None:
+        """How many points of a grid are duplicates, if that is soon known."""
 
     def runner(self, plan: Plan, folder: Path, worker: Worker) -> Runner:
         """What this worker runs its trials with."""
-        ...
 
     def checkpointed(self, folder: Path, number: int) -> int | None:
         """Steps that the checkpoints of a trial hold, None if it never began; 0 if nobody knows."""
-        ...
 
     def config(self, plan: Plan) -> Any:
         """The config without the swept values, for a custom search space."""
-        ...
 
 
 class Worker:
@@ -322,6 +335,11 @@ class Worker:
         return Ending(outcome.asked.trial, _STATES[state], values, attributes, violations)
 
 
+def finished(counts: Mapping[str, int]) -> int:
+    """How many trials of a study will not run again."""
+    return counts["done"] + counts["pruned"] + counts["failed"]
+
+
 def too_many_failed(plan: Plan, counts: Mapping[str, int], *, ended: bool = False) -> bool:
     """Whether more than `hydra.sweeper.max_failure_rate` of the study's trials failed for good.
 
@@ -329,8 +347,8 @@ def too_many_failed(plan: Plan, counts: Mapping[str, int], *, ended: bool = Fals
     would still be so. Without a total nothing is certain; then the finished trials are judged, as
     soon as there are 20.
     """
-    finished = counts["done"] + counts["pruned"] + counts["failed"]
-    of = finished if ended else max(finished, 20 if plan.total is None else plan.total)
+    done = finished(counts)
+    of = done if ended else max(done, 20 if plan.total is None else plan.total)
     return counts["failed"] > plan.max_failure_rate * of
 
 
