@@ -75,7 +75,7 @@ def at_once(specs: Iterator[Any], monitor: Any, **_: Any) -> Iterator[TrialResul
             began = time.perf_counter()
             hash((spec.static, spec.config_hash))
             SPENT["compose, read"] += time.perf_counter() - began
-        monitor.stepped(200)
+        monitor.stepped(200, stack)
         row = {"step": 200, "epoch": 1.0, "lr": 0.1, "train_loss": 1.0, "val_loss": 1.0}
         row |= {"val_mse": 1.0, "val_mae": 1.0}
         for spec in stack:

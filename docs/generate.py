@@ -113,15 +113,15 @@ def _names(keys: Sequence[Key]) -> list[str]:
 
 
 def _keys(group: str, file: Path) -> Iterator[Key]:
-    if (group, file.stem) == ("model", "custom"):
-        yield Key("custom", "_target_", "???", "dotted name of the module", "a string", "same")
-        return
     kind = schema.OPTIONS[group][file.stem] if group in schema.OPTIONS else schema.PLAIN[group]
     fields = {item.name: item for item in dataclasses.fields(kind)}
     hints = typing.get_type_hints(kind)
     for line in file.read_text("utf-8").splitlines():
         match = LINE.fullmatch(line)
         if match is None or match["key"] in ("name", "scheme"):  # the option itself
+            continue
+        if match["key"] == "_target_":
+            yield Key(file.stem, "_target_", "???", match["comment"], "a string", "same")
             continue
         item = fields[match["key"]]
         yield Key(

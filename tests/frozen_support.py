@@ -36,3 +36,19 @@ class OwnEval(Net):
         super().train(mode)
         self.trunk.eval()
         return self
+
+
+class SignSgd(torch.optim.Optimizer):
+    """An optimizer of somebody's own: θ ← θ - η·sign(g); with `rebinds`, by new tensors."""
+
+    def __init__(self, params, lr, rebinds=False):
+        super().__init__(params, {"lr": lr, "rebinds": rebinds})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for p in group["params"]:
+                if group["rebinds"]:
+                    p.data = p - group["lr"] * p.grad.sign()
+                else:
+                    p.sub_(p.grad.sign(), alpha=group["lr"])

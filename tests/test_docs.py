@@ -5,9 +5,12 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import json
 import os
 import re
 import shlex
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -208,3 +211,30 @@ def test_the_reference_is_what_conf_and_schema_say():
             assert f"`{key}`" in written, key
     for line in written.splitlines():
         assert not re.search(r"\|\s*\|$", line), f"no comment in conf/: {line}"
+
+
+@pytest.mark.slow
+def test_the_site_is_built_without_warnings_or_anything_of_other_hosts(tmp_path):
+    build = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "-d", str(tmp_path)]
+    quiet = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
+    done = subprocess.run(build, cwd=REPOSITORY, capture_output=True, text=True, env=quiet)
+    assert done.returncode == 0, done.stderr
+    pages = {path.parent.name: path.read_text("utf-8") for path in tmp_path.rglob("index.html")}
+    assert pages.keys() >= {"first-sweep", "config", "api", "trust", "stacks"}
+    assert "sweepstack.results" in pages["api"]
+    loaded = re.compile(r"<(?:script|img|iframe)[^>]*src=.?https?:|<link[^>]*stylesheet[^>]*http")
+    assert not [name for name, page in pages.items() if loaded.search(page)]
+
+
+@pytest.mark.slow
+def test_the_notebook_runs_from_its_first_cell_to_its_last(tmp_path):
+    cells = json.loads((DOCS / "notebook.ipynb").read_text("utf-8"))["cells"]
+    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    assert len(code) > 5
+    # What a notebook shows of a cell is the value of its last line.
+    shown = [f"{text.rpartition(chr(10))[2]}" for text in code]
+    checked = [f"assert ({last}) is not None" for last in shown if not last.startswith("import")]
+    script = tmp_path / "cells.py"
+    script.write_text("\n".join(code + checked[1:]), "utf-8")
+    done = warm.run([script.name], tmp_path, {**os.environ})
+    assert done.returncode == 0, done.stderr[-3000:]

@@ -20,6 +20,7 @@ ORDER = (
 NEVER = {"study": {"data", "models", "training", "engine", "runs"}}
 MAY_KNOW = {
     "config": {"hydra", "omegaconf"},
+    "data": {"pandas"},
     "study": {"optuna", "pandas", "sqlalchemy"},
     "reporting": {
         "hydra",

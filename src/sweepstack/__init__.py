@@ -9,6 +9,7 @@ What studies found:
 
     df = sweepstack.results("init_activation_grid")
     sweepstack.best(df), sweepstack.pivot(df, "init", "model.activation"), sweepstack.history("...")
+    sweepstack.study("init_activation_grid").plot.curves(by=["init"])
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from sweepstack.engine.spec import TrialResult, TrialSpec
+    from sweepstack.reporting.notebook import Study
     from sweepstack.runs.prediction import Predictor
 
 
@@ -56,14 +58,17 @@ def compose(*overrides: str, config_dir: str | None = None) -> TrialSpec:
     return TrialSpec(config.read(config.compose(overrides, config_dir)))
 
 
-def history(study: str, storage: str = STORAGE) -> pd.DataFrame:
-    """A study's evaluations, one row per trial, seed and step: the learning rate and metrics.
+def history(study: str, storage: str = STORAGE, *, layers: bool = False) -> pd.DataFrame:
+    """A study's evaluations, one row per trial, seed and step: the learning rate and metrics; or,
+    with `layers`, what each layer does then, if trials had training.diagnostics=true.
 
-    See `study.frame.history` for the columns, `results` for arguments and errors.
+    See `study.frame.history` and `engine.diagnostics` for the columns, `results` for arguments and
+    errors.
     """
     from sweepstack.study import view
 
-    return view.open_study(study, storage).history
+    opened = view.open_study(study, storage)
+    return opened.layers if layers else opened.history
 
 
 def load(folder: str | Path, trust: Sequence[str] = ()) -> Predictor:
@@ -119,14 +124,14 @@ def report(value: float, step: int) -> None:
         application.report(value, step)
 
 
-def results(study: str, storage: str = STORAGE) -> pd.DataFrame:
+def results(study: str | Sequence[str], storage: str = STORAGE) -> pd.DataFrame:
     """A study as a frame: one row per trial, a column per swept key, metric and attribute.
 
     See `study.frame.frame` for the columns. Units are in their names: duration_s, seconds (of
     training), gpu_seconds, samples_per_s.
 
     Args:
-        study: its name.
+        study: its name; of several names the rows stand below each other, with a column `study`.
         storage: a database's URL, or the path of a SQLite file or of an Optuna journal.
 
     Raises:
@@ -135,7 +140,9 @@ def results(study: str, storage: str = STORAGE) -> pd.DataFrame:
     """
     from sweepstack.study import view
 
-    return view.open_study(study, storage).frame
+    if isinstance(study, str):
+        return view.open_study(study, storage).frame
+    return view.joined([view.open_study(name, storage) for name in study])
 
 
 def run(*overrides: str, config_dir: str | None = None) -> TrialResult:
@@ -164,3 +171,18 @@ def run(*overrides: str, config_dir: str | None = None) -> TrialResult:
     if result.state == "failed":
         raise TrainingFailed(f"the run failed: {result.error}")
     return result
+
+
+def study(name: str, storage: str = STORAGE) -> Study:
+    """A study for a notebook: `.trials`, `.history`, `.best`, `.pivot(...)`, and plotly figures by
+    `.plot.heatmap()`, `.plot.curves(by=["init"])`, `.plot.importance()` and others.
+
+    Arguments and errors are those of `results`.
+    """
+    from sweepstack.reporting import notebook
+
+    return notebook.open_study(name, storage)
+
+
+open_study = study
+"""`study`, also once the package of that name is imported."""

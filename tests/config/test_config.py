@@ -23,13 +23,15 @@ OPTIONS = [
     (group, file.stem)
     for group in ("data", "model", "init", "optimizer", "schedule", "early_stopping", "logger")
     for file in sorted((REPOSITORY / "conf" / group).glob("*.yaml"))
-    if file.stem != "custom"
+    if file.stem not in ("custom", "hub")  # they need more
 ]
 
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
 def test_every_option_composes_and_passes_its_schema(group, option):
-    read = config.read(config.compose([f"{group}={option}"]))
+    required = {"arrays": ["train=a"], "table": ["train=a", "target=b"], "huggingface": ["path=a"]}
+    needed = [f"data.{word}" for word in required.get(option, ())]
+    read = config.read(config.compose([f"{group}={option}", *needed]))
     chosen = getattr(read, group)
     assert option == (chosen.scheme if group == "init" else chosen.name)
 
@@ -78,7 +80,8 @@ def test_defaults_are_a_run_on_digits():
         (["+modell=1"], "unknown key 'modell'; did you mean 'model'?"),
         (
             ["model=mpl"],
-            "model must be one of convnet, custom, mlp, resnet, got 'mpl'; did you mean 'mlp'?",
+            "model must be one of convnet, custom, hub, mlp, resnet, torchvision, got 'mpl'; "
+            "did you mean 'mlp'?",
         ),
         (
             ["init=he,xavier"],
@@ -97,6 +100,37 @@ def test_defaults_are_a_run_on_digits():
         (["lr=0.1"], "unknown key 'lr'; did you mean 'optimizer.lr'?"),
         (["seed=1"], "unknown key 'seed'; did you mean 'training.seed'?"),
         (["epochs=5"], "unknown key 'epochs'; did you mean 'training.max_epochs'?"),
+        (
+            ["regularization.random_crop=4"],
+            "unknown key 'regularization.random_crop'; did you mean "
+            "'regularization.random_resized_crop' or 'regularization.crop_padding'?",
+        ),
+        (["data.resize=4"], "unknown key 'data.resize'; did you mean 'data.image_size'?"),
+        (
+            ["regularization.l2=1"],
+            "unknown key 'regularization.l2'; did you mean 'regularization.weight_decay'?",
+        ),
+        (
+            ["init=none"],
+            "init must be one of he, he_uniform, keep, lecun, normal, ones, orthogonal, torch, "
+            "uniform, xavier, xavier_uniform, zeros, got 'none'; did you mean 'keep'?",
+        ),
+        (
+            ["training.init_from=x"],
+            "unknown key 'training.init_from'; did you mean 'model.weights'?",
+        ),
+        (["model.weight=x"], "unknown key 'model.weight'; did you mean 'model.weights'?"),
+        (["model.init=he"], "unknown key 'model.init'; did you mean 'init'?"),
+        (["model=hub", "model.repo=x"], "model.entry must be given"),
+        (
+            ["training.unfreeze_at=3"],
+            "training.unfreeze_at must be null where model.freeze names nothing, got 3",
+        ),
+        (
+            ["training.unfreeze_at=3", "model.freeze=backbone", "model.cache_features=true"],
+            "model.cache_features must be auto or false with training.unfreeze_at, got true",
+        ),
+        (["model.freeze=3"], "model.freeze must be a list of strings, got 3"),
         (["model.layers=3"], "unknown key 'model.layers'; did you mean 'model.hidden'?"),
         (
             ["data.root=x"],
@@ -108,9 +142,33 @@ def test_defaults_are_a_run_on_digits():
             "unknown key 'schedule.T_max'; schedule has schedule.name, schedule.warmup_steps",
         ),
         (
+            [
+                "optimizer=sgd",
+                "optimizer.dampening=0.5",
+                "optimizer.momentum=0.9",
+                "optimizer.nesterov=true",
+            ],
+            "optimizer.dampening must be 0 with optimizer.nesterov=true, as in torch",
+        ),
+        (["batch.accumulate=0"], "batch.accumulate must be >= 1, got 0"),
+        (
+            ["batch.accumulation_steps=2"],
+            "unknown key 'batch.accumulation_steps'; did you mean 'batch.accumulate'?",
+        ),
+        (["training.ema_decay=1"], "training.ema_decay must be < 1, got 1"),
+        (
+            ["schedule=exponential", "schedule.unit=epochs"],
+            "schedule.unit must be one of step, epoch, got 'epochs'; did you mean 'epoch'?",
+        ),
+        (["optimizer=muon", "optimizer.lr=0"], "optimizer.lr must be > 0, got 0"),
+        (
+            ["optimizer=adam", "optimizer.dampening=0.5"],
+            "unknown key 'optimizer.dampening': optimizer=adam has none, optimizer=sgd have",
+        ),
+        (
             ["batch=32"],
             "batch must be one of default, got '32' (its keys are batch.size, "
-            "batch.lr_scaling, batch.base_size)",
+            "batch.accumulate, batch.lr_scaling, batch.base_size)",
         ),
         (
             ["init=kaiming"],
@@ -119,8 +177,8 @@ def test_defaults_are_a_run_on_digits():
         ),
         (
             ["data=MNIST"],
-            "data must be one of cifar10, digits, fashion_mnist, image_folder, mnist, "
-            "quadratic, got 'MNIST'; did you mean 'mnist'?",
+            "data must be one of arrays, cifar10, custom, digits, fashion_mnist, huggingface, "
+            "image_folder, mnist, quadratic, table, got 'MNIST'; did you mean 'mnist'?",
         ),
         (
             ["model=custom"],

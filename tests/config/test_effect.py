@@ -21,6 +21,7 @@ PICTURES = (*DIGITS[:2], "data=digits", "data.subset=64", "batch.size=16")
 EQUAL = {
     "adam: momentum": (*QUADRATIC, "optimizer=adam", ["optimizer.momentum=0.9"]),
     "width": (*QUADRATIC, ["training.width=3"]),
+    "diagnostics": (*QUADRATIC, ["training.diagnostics=true"]),
     "logger": (*QUADRATIC, ["logger=tensorboard"]),
     "adam: nesterov": (*QUADRATIC, "optimizer=adam", ["optimizer.nesterov=true"]),
     "adamw": (
@@ -39,6 +40,23 @@ EQUAL = {
         *("regularization.l1=0.01", "regularization.clip_norm=0.5", "model.activation=relu"),
         ["optimizer.nesterov=true"],
     ),
+    **{
+        name: (
+            *QUADRATIC,
+            f"optimizer={name}",
+            ["optimizer.momentum=0.9", "optimizer.nesterov=true"],
+        )
+        for name in ("nadam", "radam", "adagrad", "lion")
+    },
+    "sgd, dampened": (*QUADRATIC, "optimizer=sgd", ["optimizer.dampening=0.5"]),
+    "exponential by epochs": (
+        *(*QUADRATIC, "schedule=exponential", "schedule.gamma=1"),
+        ["schedule.unit=epoch"],
+    ),
+    "scaled by 1, accumulated": (
+        *(*QUADRATIC, "batch.size=8", "batch.accumulate=2", "batch.base_size=16"),
+        ["batch.lr_scaling=linear"],
+    ),
     "adam or adamw": (*DIGITS, "optimizer=adam", ["optimizer=adamw"]),
     "base size unused": (*QUADRATIC, ["batch.base_size=7"]),
     "scaled by 1": (*QUADRATIC, "batch.base_size=16", ["batch.lr_scaling=linear"]),
@@ -54,11 +72,20 @@ EQUAL = {
     "cosine": (*QUADRATIC, ["schedule=cosine", "schedule.min_factor=1"]),
     "epochs": (*QUADRATIC, ["training.max_epochs=1"]),
     "minmax_range": (*DIGITS, ["data.minmax_range=[-3,3]"]),
+    "mean and std": (*DIGITS, ["data.mean=0.5", "data.std=[2]"]),
     "gain of he": (*DIGITS, "init=he", "model.activation=relu", ["init.gain=auto"]),
     "gain of he, a number": (*DIGITS, "init=he_uniform", ["init.gain=1.4142135623730951"]),
     "gain of xavier": (*DIGITS, "init=xavier", "model.activation=sigmoid", ["init.gain=auto"]),
     "gain of ones": (*DIGITS, "init=ones", "model.activation=sigmoid", ["init.gain=auto"]),
     "gain of orthogonal": (*DIGITS, "init=orthogonal", ["init.gain=1"]),
+    "no crop": (*PICTURES, ["regularization.random_resized_crop_ratio=2"]),
+    "no rand_augment": (*PICTURES, ["regularization.rand_augment_operations=3"]),
+    "channels": (
+        *(*PICTURES, "model=convnet", "model.channels=[2,3]", "model.hidden=[4]"),
+        ["model.width=5", "model.depth=1"],
+    ),
+    "fan of xavier": (*DIGITS, "init=xavier", ["init.fan=average"]),
+    "linear as all": (*DIGITS, "init=xavier", ["init.linear=xavier", "init.conv=xavier"]),
     "batch norm of an mlp": (*DIGITS, ["regularization.batch_norm=false"]),
     "batch norm of a convnet": (
         *(*PICTURES, "model=convnet", "model.width=2", "model.depth=1", "model.hidden=[4]"),
@@ -76,7 +103,26 @@ EQUAL = {
 
 DIFFERENT = {
     "sgd with momentum": (*DIGITS, "optimizer=sgd", "optimizer.momentum=0.5", EQUAL["sgd"][-1]),
+    "ratio of a crop": (
+        *(*PICTURES, "regularization.random_resized_crop=0.5"),
+        ["regularization.random_resized_crop_ratio=2"],
+    ),
+    "fan of he": (*DIGITS, "init=he", ["init.fan=average"]),
+    "linear": (*DIGITS, "init=he", ["init.linear=xavier"]),
+    "gain of two schemes": (*DIGITS, "init=xavier", "init.linear=he", ["init.gain=1"]),
     "momentum of rmsprop": (*DIGITS, "optimizer=rmsprop", ["optimizer.momentum=0.5"]),
+    "dampening": (
+        *(*DIGITS, "optimizer=sgd", "optimizer.momentum=0.5"),
+        ["optimizer.dampening=0.5"],
+    ),
+    "radam is not adam": (*DIGITS, "optimizer=adam", ["optimizer=radam"]),
+    "momentum of muon": (*DIGITS, "optimizer=muon", ["optimizer.momentum=0.5"]),
+    "average of the weights": (*QUADRATIC, ["training.ema_decay=0.9"]),
+    "accumulated": (*QUADRATIC, ["batch.accumulate=2"]),
+    "gamma by epochs": (
+        *(*QUADRATIC, "schedule=exponential", "schedule.gamma=0.5"),
+        ["schedule.unit=epoch"],
+    ),
     "momentum of sgd": (*DIGITS, "optimizer=sgd", ["optimizer.momentum=0.5"]),
     "decoupled decay": (
         *(*DIGITS, "optimizer=adam", "regularization.weight_decay=0.1"),
@@ -113,7 +159,11 @@ def histories(*specs):
     for spec in specs:
         (result,) = train([spec])
         assert result.state == "complete", result.error
-        found.append((result.history, result.metrics, result.best_state))
+        history = [
+            {name: x for name, x in row.items() if not name.startswith("gradient_noise")}
+            for row in result.history  # diagnostics measure more, and change nothing
+        ]
+        found.append((history, result.metrics, result.best_state))
     return found
 
 
@@ -164,6 +214,10 @@ BASES = {
     "adam": ("optimizer=adam", "model=convnet", "schedule=cosine", "early_stopping=patience"),
     "adamw": ("optimizer=adamw", "regularization.weight_decay=0.1", "schedule=one_cycle"),
     "rmsprop": ("optimizer=rmsprop", "model=resnet", "schedule=exponential"),
+    "muon": ("optimizer=muon", "batch.accumulate=2"),
+    "nadam": ("optimizer=nadam",),
+    "adagrad": ("optimizer=adagrad",),
+    "lion": ("optimizer=lion",),
     "scaled": ("batch.lr_scaling=sqrt", "batch.base_size=7", "schedule=step"),
     "pictures": ("data=mnist", "early_stopping=consecutive_increases", "training.max_steps=5"),
     "linear": ("model.hidden=[]", "data=quadratic", "data.normalization=minmax"),

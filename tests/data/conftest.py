@@ -17,6 +17,8 @@ _COMMON: dict[str, Any] = {
     "split_seed": 0,
     "normalization": "standardize",
     "minmax_range": (0.0, 1.0),
+    "mean": None,
+    "std": None,
     "subset": None,
     "order_seed": None,
     "placement": "auto",
@@ -24,8 +26,15 @@ _COMMON: dict[str, Any] = {
     "validation": 0.25,
 }
 _OWN: dict[str, dict[str, Any]] = {
-    "digits": {"test": 0.2},
-    "quadratic": {"test": 0.2, "samples": 400, "noise_std": 0.1},
+    "digits": {"test": 0.2, "image_size": None},
+    "quadratic": {
+        "test": 0.2,
+        "samples": 400,
+        "noise_std": 0.1,
+        "range": (-1.0, 1.0),
+        "noise": "proportional",
+        "clean_validation": False,
+    },
     "image_folder": {
         "root": "data",
         "train_folder": "train",
@@ -34,7 +43,11 @@ _OWN: dict[str, dict[str, Any]] = {
         "image_size": None,
     },
 }
-_TORCHVISION = {"root": "data", "download": False}
+_FILES = {"train": "???", "val": None, "test": None, "task": "auto"}
+_OWN["arrays"] = {**_FILES, "image_size": None}
+_OWN["table"] = {**_FILES, "target": ("y",), "exclude": ()}
+_OWN["custom"] = {"val": None, "test": None, "task": "auto", "image_size": None}
+_TORCHVISION = {"root": "data", "download": False, "image_size": None}
 
 Configure = Callable[..., Any]
 

@@ -1,5 +1,6 @@
 """Datasets that need no files: the digits and the quadratic."""
 
+import math
 import subprocess
 import sys
 
@@ -8,6 +9,7 @@ import torch
 from sklearn.datasets import load_digits
 
 from sweepstack import data
+from sweepstack.config.errors import InputError
 from sweepstack.data import bundled
 
 
@@ -82,6 +84,28 @@ def test_targets_are_x_squared_with_noise_in_proportion_to_x(configure, noise_st
     noise = ((y - x**2) / x)[x.abs() > 0.01]
     assert float(noise.mean()) == pytest.approx(0, abs=0.02)
     assert float(noise.std()) == pytest.approx(noise_std, abs=0.02)
+
+
+def test_additive_noise_does_not_depend_on_x_and_validation_may_be_clean(configure):
+    given = {"normalization": "none", "samples": 20_000, "noise_std": 0.5, "range": (2.0, 5.0)}
+    dataset = data.load(configure("quadratic", noise="additive", clean_validation=True, **given))
+    for split, std in ((dataset.train, 0.5), (dataset.val, 0.0), (dataset.test, 0.0)):
+        x = split.tensor().x.squeeze(1)
+        assert 2 <= float(x.min()) < 2.01
+        assert 4.99 < float(x.max()) <= 5
+        noise = split.y - x**2
+        assert float(noise.std()) == pytest.approx(std, abs=0.02)
+        assert float(noise[x > 4].std()) == pytest.approx(std, abs=0.03)
+    noisy = data.load(configure("quadratic", noise="additive", **given))
+    assert noisy.val.tensor().x.equal(dataset.val.tensor().x)
+    assert noisy.train.y.equal(dataset.train.y)
+    assert float((noisy.val.y - dataset.val.y).std()) == pytest.approx(0.5, abs=0.02)
+
+
+@pytest.mark.parametrize("bounds", [(1.0, 1.0), (2.0, 1.0), (0.0, math.inf)])
+def test_a_range_needs_the_lower_number_first(configure, bounds):
+    with pytest.raises(InputError, match=r"data.range must be two numbers, the lower first, got"):
+        data.load(configure("quadratic", range=bounds))
 
 
 def test_samples_follow_from_the_seed(configure):

@@ -8,7 +8,7 @@ import torch
 from sweepstack import data
 from sweepstack.config.errors import InputError
 from sweepstack.data import splits
-from sweepstack.data.dataset import TensorSplit
+from sweepstack.data.dataset import ResizedSplit, TensorSplit
 from sweepstack.data.splits import normalize, partition
 
 
@@ -56,6 +56,12 @@ def test_a_subset_keeps_part_of_the_training_samples_and_leaves_the_others_alone
         ({"normalization": "minmax", "minmax_range": (1.0, 1.0)}, r"minmax_range.*got \[1, 1\]"),
         ({"normalization": "minmax", "minmax_range": (0.0,)}, r"two numbers.*got \[0\]"),
         ({"normalization": "minmax", "minmax_range": (0.0, math.inf)}, r"got \[0, inf\]"),
+        ({"normalization": "fixed", "std": (1.0,)}, "data.mean must be a number.*got null"),
+        ({"normalization": "fixed", "mean": (0.0,), "std": ()}, r"data.std must be.*got \[\]"),
+        (
+            {"normalization": "fixed", "mean": (0.0, 1.0), "std": (1.0,)},
+            "data.mean must have 1 number or 1, one for each channel of digits, got 2",
+        ),
     ],
 )
 def test_a_split_that_cannot_be_made_is_the_users_mistake(configure, changes, message):
@@ -137,7 +143,65 @@ def test_a_constant_feature_is_divided_by_one_although_its_mean_is_rounded(confi
     assert float(val.x) == pytest.approx(0.5)
 
 
-@pytest.mark.parametrize("normalization", ["standardize", "minmax"])
+@pytest.mark.parametrize(("mean", "std"), [((0.5,), (0.25,)), ((0.4, 0.5, 0.6), (0.1, 0.2, 0.3))])
+def test_fixed_takes_the_numbers_that_are_given(configure, two, mean, std):
+    config = configure("digits", normalization="fixed", mean=mean, std=std)
+    affine, (train, val) = normalize(config, *two)
+    assert affine is not None
+    assert affine.shift.shape == affine.scale.shape == (3, 1, 1)
+    for split, raw in zip((train, val), two, strict=True):
+        expected = (raw.x - torch.tensor(mean).view(-1, 1, 1)) / torch.tensor(std).view(-1, 1, 1)
+        torch.testing.assert_close(split.x, expected)
+
+
+def test_fixed_of_features_has_a_number_for_each_feature(configure):
+    x = torch.tensor([[0.0, 100.0], [2.0, 300.0]])
+    config = configure("quadratic", normalization="fixed", mean=(1.0, 100.0), std=(2.0, 50.0))
+    _, (train,) = normalize(config, TensorSplit(x, torch.zeros(2)))
+    assert train.x.tolist() == [[-0.5, 0.0], [0.5, 4.0]]
+
+
+@pytest.mark.parametrize("shape", [(50, 3, 5, 4), (50, 60)])
+def test_global_takes_one_mean_and_deviation_of_all_numbers(configure, two, shape):
+    raw = TensorSplit(two[0].x.reshape(shape), two[0].y)
+    _, (train,) = normalize(configure("digits", normalization="global"), raw)
+    expected = (raw.x - raw.x.mean()) / raw.x.std(correction=0)
+    torch.testing.assert_close(train.x, expected, atol=1e-5, rtol=1e-5)
+
+
+# --- the size of pictures -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [4, 20])
+def test_pictures_are_resized_as_torchvision_does(configure, size):
+    from torchvision.transforms.v2 import functional as vision
+
+    config = configure("digits", image_size=size, normalization="none")
+    found = data.load(config)
+    raw = data.load(configure("digits", normalization="none"))
+    assert found.input_shape == (1, size, size)
+    expected = vision.resize(raw.val.tensor().x, [size, size], antialias=True)
+    torch.testing.assert_close(found.val.tensor().x, expected)
+
+
+def test_pictures_that_are_resized_when_needed_have_the_same_numbers(configure, monkeypatch):
+    held = data.load(configure("digits", image_size=11))
+    monkeypatch.setattr(splits, "HELD_BYTES", 100)
+    data._load.cache_clear()
+    lazy = data.load(configure("digits", image_size=11))
+    assert isinstance(lazy.train, ResizedSplit)
+    assert lazy.train.nbytes == held.train.nbytes
+    index = torch.tensor([5, 900, 5, 3])
+    for mine, other in zip(lazy.train.gather(index), held.train.gather(index), strict=True):
+        assert mine.equal(other)
+    assert lazy.train.take(index).tensor().x.equal(held.train.take(index).tensor().x)
+    monkeypatch.setattr(splits, "STATISTICS_AT_MOST", 10)
+    data._load.cache_clear()
+    few = data.load(configure("digits", image_size=11))
+    assert float(few.train.take(torch.arange(10)).tensor().x.mean()) == pytest.approx(0, abs=1e-5)
+
+
+@pytest.mark.parametrize("normalization", ["standardize", "global", "minmax"])
 def test_statistics_do_not_depend_on_how_samples_are_cut(
     configure, two, normalization, monkeypatch
 ):

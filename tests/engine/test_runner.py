@@ -126,7 +126,7 @@ def test_an_interrupt_checkpoints_the_trials_of_all_stacks(tmp_path, width):
     class Signal(Monitor):
         steps = 0
 
-        def stepped(self, steps):
+        def stepped(self, steps, specs):
             self.steps += steps
 
         def interrupted(self):

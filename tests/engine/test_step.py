@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from engine_support import SMALL_MODELS, filled, make_steps, one, varied
+from support import make_spec
 
 from sweepstack.engine.program import Program
 from sweepstack.engine.stack import Stack
@@ -57,3 +59,101 @@ def test_a_broken_slot_leaves_its_neighbours_alone(spec):
     assert not losses[0].isfinite()
     assert losses[1].isfinite()
     assert all(grad[1].isfinite().all() for grad in grads)
+
+
+DIGITS = ("data=digits", "data.subset=200", "training.max_steps=12", "training.eval_every=4")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("optimizer=adam",),
+        ("model=convnet", "model.width=2", "model.hidden=[8]", "regularization.clip_norm=0.1"),
+        ("regularization.mixup=0.4", "regularization.rotation=20", "regularization.l1=0.01"),
+        ("batch.lr_scaling=linear", "batch.base_size=16", "schedule=cosine"),
+    ],
+)
+def test_accumulated_batches_are_one_large_batch(words):
+    small = one(*DIGITS, *words, "batch.size=10", "batch.accumulate=4")
+    large = one(*DIGITS, *words, "batch.size=40")
+    assert len(small.history) == 3
+    for mine, other in zip(small.history, large.history, strict=True):
+        assert mine == pytest.approx(other, rel=1e-4)
+    assert one(*DIGITS, *words, "batch.size=10").history[0] != pytest.approx(
+        large.history[0], rel=1e-2
+    )
+
+
+def test_a_batch_norm_sees_each_of_the_accumulated_batches():
+    spec = make_spec(*DIGITS, *SMALL_MODELS["batch norm"], "batch.size=10", "batch.accumulate=2")
+    program = Program.of(spec)
+    for count in (1, 2):
+        stack = filled(program, [spec] * count)
+        (batch,) = make_steps(program, stack, 1)
+        module = program.module.train()
+        name = next(n for n in stack.buffers.views if n.endswith("running_mean"))
+        expected = torch.zeros_like(stack.buffers.views[name])
+        weight = stack.params.row(0)["hidden.0.weight"].clone()
+        for half in batch.x.flatten(2).split(10, dim=1):  # momentum 0.1
+            expected = 0.9 * expected + 0.1 * (half @ weight.T).mean(1)
+        Step(program)(stack, batch)
+        torch.testing.assert_close(stack.buffers.views[name], expected)
+        assert module.training
+
+
+def test_accumulated_batches_draw_their_own_dropout_masks():
+    words = (*DIGITS, "model.hidden=[64]", "regularization.dropout=0.5", "batch.size=10")
+    spec = make_spec(*words, "batch.accumulate=2")
+    program = Program.of(spec)
+    stack = filled(program, [spec])
+    (batch,) = make_steps(program, stack, 1)
+    x, y = batch.x[:, :10].repeat(1, 2, 1, 1, 1), batch.y[:, :10].repeat(1, 2)
+    both, _ = Step(program).gradients(stack, x, y, batch.keys)
+    alone = Program.of(make_spec(*words))
+    single, _ = Step(alone).gradients(filled(alone, [spec]), x[:, :10], y[:, :10], batch.keys)
+    assert both != pytest.approx(single, rel=1e-3)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "muon"])
+@pytest.mark.parametrize("count", [1, 3])
+def test_averages_of_the_weights(optimizer, count):
+    """d = min(ema_decay, (1+t)/(10+t)), of parameters and batch norms' statistics."""
+    words = (*DIGITS, *SMALL_MODELS["batch norm"], f"optimizer={optimizer}", "batch.size=10")
+    base = make_spec(*words, "training.ema_decay=0.5").config
+    decays = [0.15, 0.3, 0.9][:count]
+    trials = [varied(base, n, training={"ema_decay": d, "seed": n}) for n, d in enumerate(decays)]
+    program = Program.of(trials[0])
+    stack, step = filled(program, trials), Step(program)
+    means = [
+        {
+            name: view.clone()
+            for name, view in {**stack.params.row(n), **stack.buffers.row(n)}.items()
+        }
+        for n in range(count)
+    ]
+    for number, batch in enumerate(make_steps(program, stack, 12), 1):
+        step(stack, batch)
+        for n, decay in enumerate(decays):
+            d = min(decay, (1 + number) / (10 + number))
+            for name, view in {**stack.params.row(n), **stack.buffers.row(n)}.items():
+                means[n][name] = d * means[n][name] + (1 - d) * view
+    for n in range(count):
+        stack.keep_best(n)
+        found = stack.best(n)
+        assert found.keys() == means[n].keys()
+        for name, mean in means[n].items():
+            torch.testing.assert_close(found[name], mean)
+    assert not torch.equal(stack.params.row(0)["hidden.0.weight"], found["hidden.0.weight"])
+
+
+def test_the_averages_are_evaluated_and_kept():
+    words = (*DIGITS, "optimizer=sgd", "optimizer.lr=0.5", "batch.size=10")
+    averaged, plain = one(*words, "training.ema_decay=0.95"), one(*words)
+    for mine, other in zip(averaged.history, plain.history, strict=True):
+        assert mine["train_loss"] == other["train_loss"]  # of the weights that are trained
+        assert mine["val_loss"] != other["val_loss"]
+    program = Program.of(averaged.spec)
+    row = {name: tensor.unsqueeze(0) for name, tensor in averaged.best_state.items()}
+    (sums,) = Step(program).measure(row, {}, program.sources["test"], len(program.data.test))
+    found = dict(program.task.means(sums, len(program.data.test), "test"))
+    assert found["test_loss"] == pytest.approx(averaged.metrics["test_loss"], rel=1e-5)

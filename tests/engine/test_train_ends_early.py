@@ -50,7 +50,7 @@ def test_an_interrupt_checkpoints_and_the_next_run_ends_with_the_same_numbers(tm
     class Signal(Monitor):
         steps = 0
 
-        def stepped(self, steps):
+        def stepped(self, steps, specs):
             self.steps += steps
 
         def interrupted(self):

@@ -46,6 +46,14 @@ def test_a_spec_that_does_not_fit_its_data_fails_alone():
             "regularization.crop_padding must be < 8, the shorter side of the pictures of digits",
         ),
         (
+            ["data=quadratic", "regularization.rand_augment=9"],
+            "regularization.rand_augment needs pictures, quadratic has none",
+        ),
+        (
+            ["regularization.hue=0.1"],
+            "regularization.hue needs pictures of 3 channels, those of digits have 1",
+        ),
+        (
             ["data=quadratic", "regularization.label_smoothing=0.1"],
             "regularization.label_smoothing must be 0 for regression, got 0.1",
         ),

@@ -72,7 +72,12 @@ def _loss(module, tensors, keys, p, x):
 def test_a_stack_trains_each_trial_as_if_alone(build):
     """Losses, gradients and running statistics under vmap against a loop, in float64."""
     module, slots = build(DROPOUT, BATCH_NORM).double(), 3
-    drawn = [init.draw(module, Init(scheme="he", gain=None), "relu", seed) for seed in range(slots)]
+    drawn = [
+        init.draw(
+            module, Init(scheme="he", gain=None, fan=None, linear=None, conv=None), "relu", seed
+        )
+        for seed in range(slots)
+    ]
     params = {
         name: torch.stack([row[name].double() for row in drawn]).requires_grad_()
         for name in drawn[0]
@@ -137,6 +142,18 @@ def test_convnet_doubles_channels_and_halves_the_picture(spec):
     assert module.head.hidden[0].in_features == 12 * 3 * 2
 
 
+def test_convnet_takes_the_channels_of_each_convolution(spec):
+    config = spec("model=convnet", "model.channels=[16,8]", "model.hidden=[]").config
+    module = models.build(config, (1, 8, 8), 10)
+    shapes = [tuple(conv.weight.shape) for conv in module.convs]
+    assert shapes == [(16, 1, 5, 5), (8, 16, 5, 5)]
+    assert module(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
+    doubled = spec("model=convnet", "model.channels=[3,6]").config
+    same = spec("model=convnet", "model.width=3").config
+    x = torch.rand(2, 1, 8, 8)
+    assert torch.equal(*(models.build(c, (1, 8, 8), 10)(x) for c in (doubled, same)))
+
+
 @pytest.mark.parametrize(
     ("depth", "channels"),
     [(1, [4]), (2, [4, 8]), (3, [4, 8, 16]), (5, [4, 4, 8, 8, 16])],
@@ -180,6 +197,16 @@ def test_resnet_convolutions_have_biases_only_without_batch_norm(spec):
             ["model=convnet", "model.depth=5"],
             (1, 8, 8),
             ["model.depth must be <= 3 for pictures of 8x8, got 5"],
+        ),
+        (
+            ["model=convnet", "model.channels=[4,4,4,4]"],
+            (1, 8, 8),
+            ["model.channels must have <= 3 numbers for pictures of 8x8, got 4"],
+        ),
+        (
+            ["model=convnet", "model.channels=[]"],
+            (1, 8, 8),
+            ["model.channels must have at least one number, or be null, got []"],
         ),
         (
             ["model=convnet", "model.kernel_size=4", "model.depth=4"],

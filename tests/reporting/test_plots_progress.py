@@ -134,10 +134,56 @@ def test_learning_curves_show_training_beside_validation_as_means_over_seeds(tmp
     (folder / "history.csv").write_text(text)
     opened = StudyView(study, f"sqlite:///{tmp_path}/studies.db")
     [plot] = [plot for plot in plots(opened) if plot.key == "learning-curves"]
+    assert plot.figure.layout.yaxis.title.text == "loss"  # of both
     validation, training = plot.figure.data
     assert numbers(validation.y) == [0.7, 0.3]
     assert numbers(training.y) == [0.6, 0.2]
     assert (validation.line.dash, training.line.dash) == ("solid", "dot")
+
+
+def grid_study(objective="val_accuracy"):
+    """Three inits times two activations times two seeds, three evaluations each."""
+    study = new("minimize" if objective == "val_loss" else "maximize", objective)
+    for place, init in enumerate(("xavier", "he", "zeros")):
+        for activation in ("relu", "tanh"):
+            for seed in (0, 1):
+                reports = {step: place / 10 + seed / 50 + step / 100 for step in (10, 20, 30)}
+                params = {"init": init, "model.activation": activation, "training.seed": seed}
+                add(study, reports[30], params, reports=reports)
+    return study
+
+
+def test_mean_curves_have_a_line_and_a_band_for_each_value_and_a_menu_of_the_second_key():
+    plot = drawn(grid_study())["mean-curves"]
+    lines = [found for found in plot.figure.data if found.showlegend is not False]
+    assert len(lines) == 6
+    assert {found.name for found in lines} == {"xavier (n=2)", "he (n=2)", "zeros (n=2)"} or {
+        found.name for found in lines
+    } == {"relu (n=6)", "tanh (n=6)"}
+    (he, *_) = [found for found in lines if found.name == "he (n=2)"]
+    assert numbers(he.y) == [0.21, 0.31, 0.41]
+    bands = [found for found in plot.figure.data if found.fill == "tonexty"]
+    std = 0.02 / 2**0.5
+    assert any(numbers(found.y, 3) == [round(y + std, 3) for y in numbers(he.y)] for found in bands)
+    (menu,) = plot.figure.layout.updatemenus
+    assert len(menu.buttons) == 2
+
+
+def test_a_curve_is_called_by_what_was_varied():
+    plot = drawn(grid_study())["learning-curves"]
+    assert plot.figure.data[0].name in ("9: zeros, relu", "11: zeros, tanh")
+
+
+def test_a_narrowed_logarithmic_axis_has_ticks():
+    study = new("minimize", "val_loss")
+    for index in range(6):
+        add(study, 0.5 + index / 100, reports={1: 0.6 + index / 100, 2: 0.5 + index / 100})
+    add(study, None, state="pruned", reports={1: 1e12, 2: 1e12})
+    along = drawn(study)["learning-curves"].figure.layout.yaxis
+    assert along.type == "log"
+    assert along.range[1] - along.range[0] < 1
+    assert along.dtick is None  # whole decades: none would be within the range
+    assert along.nticks == 5
 
 
 def test_one_evaluation_per_trial_is_no_curve():

@@ -50,6 +50,7 @@ def test_all_plots_are_there_in_reading_order(every):
     assert list(every) == [
         "heatmap",
         "optimization",
+        "mean-curves",
         "learning-curves",
         "intermediate",
         "learning-rate",

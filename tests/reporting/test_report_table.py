@@ -37,7 +37,7 @@ def test_published_rows_are_named_as_in_the_course():
     df = published_grid(256).frame
     assert applies(df)
     rows = published(df)
-    assert rows["name"][0] == "he-relu-1-0.1-0.0-64-100-adam-False"
+    assert rows["name"][0] == "he-relu-1-0.1-0.0-5-64-100-adam-False"
     assert rows["name"].nunique() == 256
     two = rows[rows["layers"] == 2]
     assert set(two["hidden"]) == {50}

@@ -124,6 +124,23 @@ def test_a_resumed_run_has_every_step_once(tmp_path):
 
 
 @needs_tensorboard
+def test_what_the_layers_do_is_logged_once_each(tmp_path):
+    spec = make_spec(*QUICK, "training.diagnostics=true")
+    results = list(train([spec], logger.follow(spec, tmp_path / "live", Monitor())))
+    logger.write(tmp_path / "ended", spec.config, results)
+    for name in ("live", "ended"):
+        found = scalars(tmp_path / name / "tensorboard")
+        assert found["gradient_norm/hidden.0"] == [
+            (row["step"], pytest.approx(row["gradient_norm"], rel=1e-6))
+            for row in results[0].layers
+            if row["layer"] == "hidden.0"
+        ]
+        assert [step for step, _ in found["activation_std/output"]] == [0, 2, 4, 6, 8]
+        assert "saturated/output" not in found
+        assert len(found["gradient_noise_scale"]) == 4
+
+
+@needs_tensorboard
 def test_a_watcher_of_the_file_forgets_what_a_resumed_run_writes_anew(tmp_path):
     """TensorBoard may have read the file before: the new one says that it starts over."""
     spec = make_spec(*QUICK)

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from io import StringIO
 from typing import Any
 
 import optuna
 import pandas as pd
 import pytest
+import yaml
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState, create_trial
 from rich.console import Console
+from support import REPOSITORY
 
 from sweepstack.config.errors import InputError
 from sweepstack.reporting.terminal import show
 from sweepstack.study.frame import frame
-from sweepstack.study.tables import pivot
+from sweepstack.study.tables import PUBLISHED, ROWS, compared, pivot, published
 from sweepstack.study.view import StudyView
 
 INITS = ["xavier_uniform", "he", "normal", "uniform", "zeros", "ones"]
@@ -345,3 +348,66 @@ def test_one_complete_trial_of_four_gives_a_table_and_a_report(tmp_path) -> None
     assert "\x1b" not in page
     assert "[31m" not in page
     assert "0.5000" in page
+
+
+def test_the_published_rows_are_compared_in_standard_deviations_of_a_seed():
+    theirs = pd.read_csv(ROWS).set_index("name")
+    one, other = theirs.index[[0, 2]]
+    keys = [key for key in dict.fromkeys(PUBLISHED.values()) if key != "model.hidden"]
+    columns = {key: name for name, key in PUBLISHED.items() if key in keys}
+    rows = []
+    for name, val in ((one, 0.93), (one, 0.95), (other, 0.90), (other, 0.90), (other, 0.93)):
+        row = theirs.loc[name]
+        shape = f"[{','.join([str(row['hidden'])] * row['layers'])}]"
+        known = {key: row[column] for key, column in columns.items()}
+        accuracies = {"val_accuracy": val, "test_accuracy": val - 0.01}
+        rows.append({"state": "complete", "model.hidden": shape, **known, **accuracies})
+    rows.append({**rows[0], "state": "failed", "val_accuracy": math.nan})
+    rows.append({**rows[0], "batch.size": 128})  # another row, which the course does not print
+    table = compared(pd.DataFrame(rows)).set_index("name")
+
+    assert list(table.index) == [one, other]
+    assert table["n"].tolist() == [2, 3]
+    assert table["val_accuracy"].tolist() == pytest.approx([0.94, 0.91])
+    assert table["val_accuracy_published"].tolist() == [0.9333, 0.9322]
+    pooled = math.sqrt((2 * 0.01**2 + 2 * 0.01**2 + 0.02**2) / 3)
+    assert table["test_accuracy_std"][one] == pytest.approx(0.02 / math.sqrt(2))
+    assert table["val_accuracy_in_std"][other] == pytest.approx((0.91 - 0.9322) / pooled)
+
+    assert compared(pd.DataFrame(rows[:1]))["val_accuracy_in_std"].isna().all()  # one seed
+    assert compared(pd.DataFrame(rows[-1:])).empty
+    assert compared(pd.DataFrame(rows).drop(columns="init")).empty
+
+
+def test_the_sweep_of_the_published_rows_has_each_of_them_with_three_seeds():
+    sweep = yaml.safe_load((REPOSITORY / "sweeps" / "published_rows.yaml").read_text())["hydra"]
+    points = pd.DataFrame(sweep["sweeper"]["enqueue"])
+    known = set(sweep["sweeper"]["params"])
+    assert set(points) == known
+    assert len(points) == sweep["sweeper"]["n_trials"]
+    points["model.hidden"] = points["model.hidden"].map(str)
+    runs = pd.DataFrame({"name": published(points)["name"], "seed": points["training.seed"]})
+    theirs = pd.read_csv(ROWS)
+    assert sorted(set(runs["name"])) == sorted(theirs["name"])
+    assert {tuple(seeds) for _, seeds in runs.groupby("name")["seed"]} == {(0, 1, 2)}
+
+
+def test_what_a_study_shares_with_the_published_rows_is_printed():
+    points = {"optimizer.lr": 0.01, "optimizer.momentum": 0.0, "optimizer.nesterov": False}
+    points |= {"init": "he", "model.activation": "relu", "model.hidden": "[100]"}
+    points |= {"optimizer": "adam", "batch.size": 64}
+    space = {key: CategoricalDistribution([value]) for key, value in points.items()}
+    study = optuna.create_study(direction="maximize")
+    study.set_user_attr("sweepstack.identity", {"objectives": ["val_accuracy"]})
+    for accuracy in (0.93, 0.92):
+        attributes = {"test_accuracy": accuracy}
+        trial = create_trial(
+            value=accuracy, params=points, distributions=space, user_attrs=attributes
+        )
+        study.add_trial(trial)
+    out = StringIO()
+    show(StudyView(study, ""), Console(file=out, width=120))
+    (line,) = (text for text in out.getvalue().splitlines() if text.startswith("he-relu"))
+    words = line.split()
+    assert words[:2] == ["he-relu-1-0.01-0.0-5-64-100-adam-False", "2"]
+    assert words[2:7] == ["0.9250", "±", "0.0071", "0.9333", "-1.2"]

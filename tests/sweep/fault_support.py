@@ -167,6 +167,16 @@ class Sweep:
             self.send(signal.SIGCONT)
         return found
 
+    def catch_or_end(self, number: int, condition: Callable[[], Any]) -> bool:
+        """`catch`; False if the command succeeds before the condition holds."""
+        try:
+            self.catch(number, condition, "the condition held")
+        except AssertionError:
+            if self.process.exitcode != 0:
+                raise
+            return False
+        return True
+
     def ends(self) -> int:
         """Wait for its end; return its exit code."""
         self.process.join(PATIENCE_S)

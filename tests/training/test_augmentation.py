@@ -1,34 +1,52 @@
 """Picture augmentation: each change against its definition, and a slot's pictures the same in any
 stack."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.transforms import functional as vision
+from torchvision.transforms.v2 import functional as v2
 
 from sweepstack.data import streams
-from sweepstack.training.regularization import (
+from sweepstack.training.augmentation import (
     Augmentation,
     crop,
     cutout,
+    erase,
     flip,
+    jitter,
+    rand_augment,
+    resized_crop,
     rotate_and_translate,
+    turn_hue,
 )
 
 CHANGES = ("crop", "flip", "affine", "cutout")
+NEW = ("resized", "color", "hue", "operations", "erasing")
 STRENGTHS = {
     "crop_padding": [4.0, 0.0, 2.0, 40.0],
     "horizontal_flip": [1.0, 1.0, 0.0, 1.0],
     "rotation": [15.0, 0.0, 180.0, 3.0],
     "translation": [0.1, 0.3, 0.0, 0.5],
     "cutout": [8.0, 0.0, 3.0, 100.0],
+    "random_resized_crop": [0.08, 1.0, 0.5, 0.2],
+    "random_resized_crop_ratio": [1.333, 1.0, 3.0, 1.5],
+    "brightness": [0.4, 0.0, 2.0, 0.1],
+    "contrast": [0.4, 0.0, 2.0, 0.1],
+    "saturation": [0.4, 0.0, 2.0, 0.1],
+    "hue": [0.1, 0.0, 0.5, 0.3],
+    "rand_augment": [9.0, 30.0, 1.0, 15.0],
+    "random_erasing": [0.5, 0.0, 1.0, 0.9],
 }
 
 
 def augmentation(*on):
-    return Augmentation(**{change: change in on for change in CHANGES})
+    given = {change: change in on for change in (*CHANGES, *NEW)}
+    return Augmentation(**given | {"operations": 2 * ("operations" in on)})
 
 
 def strengths(slots=4, **constant):
@@ -52,9 +70,13 @@ def numbers(samples, count, seed=1):
 # --- a stack --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("on", [*((change,) for change in CHANGES), CHANGES])
+@pytest.mark.parametrize(
+    "on", [*((change,) for change in (*CHANGES, *NEW)), CHANGES, (*CHANGES, *NEW)]
+)
 @pytest.mark.parametrize("shape", [(3, 32, 32), (1, 28, 28), (2, 7, 13)])
 def test_a_slots_pictures_are_bit_equal_alone_and_in_a_stack(on, shape):
+    if "hue" in on and shape[0] != 3:
+        pytest.skip("needs colors")
     x, change = pictures(4, 5, *shape), augmentation(*on)
     together = change(x, keys(), strengths())
     assert together.shape == x.shape
@@ -70,11 +92,13 @@ def test_a_pictures_numbers_do_not_depend_on_the_batch_size():
     assert torch.equal(change(x, keys(), strengths())[:, :2], change(x[:, :2], keys(), strengths()))
 
 
-@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("change", [*CHANGES, *NEW])
 def test_pictures_differ_between_samples_slots_and_steps(change):
-    x = pictures(1, 1, 1, 32, 32).expand(4, 64, 1, 32, 32)
+    x = pictures(1, 1, 3, 32, 32).sigmoid().expand(4, 64, 3, 32, 32)
     given = strengths(
-        crop_padding=4.0, horizontal_flip=1.0, rotation=20.0, translation=0.2, cutout=8.0
+        **{"crop_padding": 4.0, "horizontal_flip": 1.0, "rotation": 20.0, "translation": 0.2},
+        **{"cutout": 8.0, "random_resized_crop": 0.2, "brightness": 0.5, "hue": 0.3},
+        **{"rand_augment": 20.0, "random_erasing": 0.5},
     )
     now, later = (augmentation(change)(x, keys(step=step), given) for step in (0, 1))
     assert not (now == now[:, :1]).flatten(2).all(-1)[:, 1:].all(1).any()
@@ -111,7 +135,7 @@ def test_changes_draw_independent_numbers():
 
 def test_any_says_whether_there_is_something_to_do():
     assert not augmentation().any
-    assert all(augmentation(change).any for change in CHANGES)
+    assert all(augmentation(change).any for change in (*CHANGES, *NEW))
     x = pictures(2, 3, 1, 4, 4)
     assert torch.equal(augmentation()(x, keys(2), {}), x)
 
@@ -220,6 +244,111 @@ def test_cutout_erases_a_square_around_its_center(size, side, seed):
         top, left = row - side // 2, column - side // 2
         expected[:, max(0, top) : max(0, top + side), max(0, left) : max(0, left + side)] = 0
         assert torch.equal(erased[sample], expected)
+
+
+# --- crops, colors, RandAugment and erasing, against torchvision ----------------------------------
+
+
+@pytest.mark.parametrize("size", [(16, 16), (12, 20)])
+def test_a_resized_crop_is_torchvisions(size):
+    x, u, (height, width) = pictures(40, 3, *size), numbers(40, 4), size
+    ours = resized_crop(x, u, torch.full((40,), 0.1), torch.full((40,), 4 / 3))
+    seen = set()
+    for row, (a, r, across, down) in enumerate(u.double().tolist()):
+        area, ratio = (0.1 + 0.9 * a) * height * width, (4 / 3) ** (2 * r - 1)
+        w = min(width, round((area * ratio) ** 0.5))
+        h = min(height, round((area / ratio) ** 0.5))
+        left, top = int(across * (width - w + 1)), int(down * (height - h + 1))
+        bilinear = v2.InterpolationMode.BILINEAR
+        expected = v2.resized_crop(x[row], top, left, h, w, [height, width], bilinear)
+        torch.testing.assert_close(ours[row], expected, atol=1e-4, rtol=1e-4)
+        seen.add((left, top, w, h))
+    assert len(seen) > 30
+    kept = resized_crop(x, u, torch.ones(40), torch.ones(40))
+    if height == width:
+        torch.testing.assert_close(kept, x, atol=1e-4, rtol=0)
+
+
+def test_color_jitter_is_torchvisions():
+    x, u = pictures(20, 3, 9, 7).sigmoid(), numbers(20, 3)
+    v = torch.tensor([0.4, 0.2, 1.5, 0.0]).repeat(5)
+    ours = jitter(x, u, v, v, v)
+    for row, draws in enumerate(u.tolist()):
+        low = max(0.0, 1 - float(v[row]))
+        factors = [low + draw * (1 + float(v[row]) - low) for draw in draws]
+        expected = v2.adjust_brightness(x[row], factors[0])
+        expected = v2.adjust_contrast(expected, factors[1])
+        expected = v2.adjust_saturation(expected, factors[2])
+        torch.testing.assert_close(ours[row], expected, atol=1e-5, rtol=0)
+    assert torch.equal(ours[3::4], x[3::4])  # no strength keeps the picture
+
+
+def test_hue_is_torchvisions():
+    x = pictures(20, 3, 9, 7).sigmoid()
+    x[0], x[1, :, 0] = 0.5, 1.0  # grays have no hue
+    turn = torch.linspace(-0.5, 0.5, 20)
+    expected = torch.stack([v2.adjust_hue(x[row], float(turn[row])) for row in range(20)])
+    torch.testing.assert_close(turn_hue(x, turn), expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("sign", [-1, 1])
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("magnitude", [9, 30])
+def test_rand_augment_is_torchvisions(magnitude, channels, sign):
+    m, size, bilinear = magnitude / 30, 11, v2.InterpolationMode.BILINEAR
+    x = pictures(1, channels, size, size).sigmoid()
+    factor, angle = 1 + 0.9 * m * sign, sign * math.degrees(math.atan(0.3 * m))
+    moved = sign * m * size * 150 / 331
+
+    def affine(rotation=0.0, right=0.0, down=0.0, shear=(0.0, 0.0)):
+        return v2.affine(x, rotation, [right, down], 1.0, list(shear), bilinear)
+
+    expected = {
+        "identity": x,
+        "shear_x": affine(shear=(angle, 0.0)),
+        "shear_y": affine(shear=(0.0, angle)),
+        "translate_x": affine(right=moved),
+        "translate_y": affine(down=moved),
+        "rotate": affine(rotation=30.0 * m * sign),
+        "brightness": v2.adjust_brightness(x, factor),
+        "color": v2.adjust_saturation(x, factor),
+        "contrast": v2.adjust_contrast(x, factor),
+        "sharpness": v2.adjust_sharpness(x, factor),
+        "posterize": v2.posterize(x, 8 - round(4 * m)),
+        "solarize": v2.solarize(x, 1 - m),
+        "autocontrast": v2.autocontrast(x),
+    }
+    for place, (name, wanted) in enumerate(expected.items()):
+        u = torch.tensor([[(place + 0.5) / len(expected), 0.25 if sign < 0 else 0.75]])
+        ours = rand_augment(x, u, torch.tensor([m]))
+        torch.testing.assert_close(ours, wanted, atol=1e-4, rtol=0, msg=name)
+
+
+def test_erasing_leaves_a_rectangle_of_zeros_as_often_as_asked():
+    n, height, width = 2000, 20, 30
+    x, probability = torch.ones(n, 2, height, width), torch.full((n,), 0.3)
+    gone = erase(x, streams.uniform(torch.arange(n), 5), probability) == 0
+    assert torch.equal(gone[:, 0], gone[:, 1])
+    rows, columns = gone[:, 0].any(2), gone[:, 0].any(1)
+    assert torch.equal(gone[:, 0], rows.unsqueeze(2) & columns.unsqueeze(1))  # a rectangle
+    erased = gone.flatten(1).any(1)
+    assert erased.float().mean() == pytest.approx(0.3, abs=5 * (0.21 / n) ** 0.5)
+    share = gone[erased, 0].double().mean((1, 2))
+    assert share.min() > 0.01
+    assert share.max() < 0.36
+    ratio = (rows.sum(1) / columns.sum(1))[erased]
+    assert ratio.min() < 0.45
+    assert ratio.max() > 2.2
+    assert not (erase(x, torch.rand(n, 5), torch.zeros(n)) == 0).any()
+
+
+def test_colors_change_the_raw_picture_of_normalized_data():
+    raw, shift, scale = pictures(2, 4, 3, 6, 6).sigmoid(), 0.3, 0.2
+    affine = {"shift": torch.full((3, 1, 1), shift), "scale": torch.full((3, 1, 1), scale)}
+    plain = Augmentation(color=True, hue=True, operations=1)(raw, keys(2), strengths(2))
+    given = Augmentation(color=True, hue=True, operations=1, **affine)
+    normalized = given((raw - shift) / scale, keys(2), strengths(2))
+    torch.testing.assert_close(normalized * scale + shift, plain, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("change", [crop, flip, rotate_and_translate, cutout])

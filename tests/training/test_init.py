@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from sweepstack import models
+from sweepstack.config import schema
 from sweepstack.config.errors import InputError
-from sweepstack.config.schema import Init
 from sweepstack.models import layers
 from sweepstack.training import init
 
@@ -30,8 +30,12 @@ LAYERS = {
 }
 
 
-def draw(module, scheme, gain=None, activation="relu", seed=0):
-    return init.draw(module, Init(scheme=scheme, gain=gain), activation, seed)
+def Init(**given):
+    return schema.Init(**{"gain": None, "fan": None, "linear": None, "conv": None, **given})
+
+
+def draw(module, scheme, gain=None, activation="relu", seed=0, **given):
+    return init.draw(module, Init(scheme=scheme, gain=gain, **given), activation, seed)
 
 
 def std_of(scheme, fan_in, fan_out, gain):
@@ -229,7 +233,7 @@ def test_an_automatic_gain_is_the_activations(activation, gain):
 @pytest.mark.parametrize("activation", ["relu", "gelu", "elu", "silu"])
 def test_computed_gains_keep_the_second_moment(activation):
     z = torch.randn(4_000_000, generator=torch.Generator().manual_seed(0))
-    gain = init.gain_of(Init(scheme="lecun", gain="auto"), activation)
+    gain = init.gain_of(Init(scheme="lecun", gain="auto"), "lecun", activation)
     outputs = gain * layers.activation(activation)(z)
     assert outputs.square().mean().item() == pytest.approx(1, abs=5e-3)
 
@@ -255,3 +259,50 @@ def test_an_automatic_gain_needs_a_known_activation():
         draw(nn.Linear(2, 2), "he", "auto", activation=None)
     draw(nn.Linear(2, 2), "he", 1.5, activation=None)
     draw(nn.Linear(2, 2), "he", None, activation=None)
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+@pytest.mark.parametrize("fan", ["in", "out", "average"])
+@pytest.mark.parametrize("scheme", ["xavier", "xavier_uniform", "he", "he_uniform", "lecun"])
+def test_the_variance_is_divided_by_the_fan_that_is_asked_for(scheme, fan, kind):
+    layer, fan_in, fan_out = LAYERS[kind]
+    divisor = {"in": fan_in, "out": fan_out, "average": (fan_in + fan_out) / 2}[fan]
+    weight = draw(layer, scheme, fan=fan)["weight"]
+    gain = math.sqrt(2) if scheme.startswith("he") else 1.0
+    std = gain / math.sqrt(divisor)
+    assert weight.std().item() == pytest.approx(std, rel=5 / math.sqrt(2 * weight.numel()))
+    own = "average" if scheme.startswith("xavier") else "in"
+    assert torch.equal(weight, draw(layer, scheme)["weight"]) == (fan == own)
+
+
+def test_a_type_of_layer_has_its_own_scheme():
+    module = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(16, 8), nn.Linear(8, 2))
+    convs, linears = ["0.weight"], ["2.weight", "3.weight"]
+    mixed = draw(module, "he", linear="normal", conv="xavier")
+    for names, scheme in ((convs, "xavier"), (linears, "normal")):
+        plain = draw(module, scheme)
+        assert all(torch.equal(mixed[name], plain[name]) for name in names)
+    one = draw(module, "he", conv="keep")
+    assert torch.equal(one["0.weight"], module[0].weight)
+    assert torch.equal(one["2.weight"], draw(module, "he")["2.weight"])
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            {"scheme": "normal", "fan": "in"},
+            "init.fan must be null with init=normal, which divides by no fan, got in: "
+            "xavier, xavier_uniform, he, he_uniform, lecun have one",
+        ),
+        (
+            {"scheme": "he", "linear": "zeros", "conv": "torch", "gain": 2.0},
+            "init.gain must be null with init=zeros and torch, where it has no effect, got 2.0",
+        ),
+    ],
+)
+def test_what_no_scheme_reads_is_refused(given, message):
+    with pytest.raises(InputError) as caught:
+        init.check(Init(**given), "relu")
+    assert caught.value.mistakes == [message]
+    init.check(Init(**given | {"conv": "he"}), "relu")

@@ -1,6 +1,7 @@
 """Learning-rate schedules against torch.optim.lr_scheduler, and what holds for all of them."""
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -96,6 +97,40 @@ def torch_one_cycle(optimizer, steps, config):
 def test_factors_are_those_of_torch(config, make, steps):
     expected = torch_factors(lambda optimizer: make(optimizer, steps), steps)
     assert build(config, steps).factors(0, steps) == pytest.approx(expected, rel=1e-9, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("config", "make"),
+    [
+        (step_decay(3, 0.1), lambda o: lr_scheduler.StepLR(o, 3, 0.1)),
+        (exponential(0.9), lambda o: lr_scheduler.ExponentialLR(o, 0.9)),
+    ],
+)
+def test_with_unit_epoch_the_factor_changes_after_each_epoch(config, make):
+    by_epoch = replace(config, unit="epoch")
+    epochs = torch_factors(make, 8)
+    mine = schedule.build(by_epoch, 40, direction_of, steps_per_epoch=5)
+    assert mine.factors(0, 40) == pytest.approx([epochs[step // 5] for step in range(40)])
+    late = schedule.build(replace(by_epoch, warmup_steps=4), 44, direction_of, steps_per_epoch=5)
+    assert late.factors(0, 44) == pytest.approx([0.25, 0.5, 0.75, 1.0, *mine.factors(0, 40)])
+
+
+@pytest.mark.parametrize(
+    ("gamma", "steps", "unit", "said"),
+    [
+        (0.9, 100, "step", 1),
+        *((0.97, 100, "step", 0), (0.9, 99, "step", 0), (0.9, 100, "epoch", 0)),
+    ],
+)
+def test_a_decay_per_step_that_is_one_of_an_epoch_is_said_once(gamma, steps, unit, said, caplog):
+    schedule.warn_of_fast_decay.cache_clear()
+    for _ in range(2):
+        build(replace(exponential(gamma), unit=unit), steps)
+    lines = [record.getMessage() for record in caplog.records]
+    assert lines == said * [
+        "schedule.gamma=0.9 per step leaves 3e-05 of the learning rate after 100 steps; torch code "
+        "mostly decays once per epoch: schedule.unit=epoch"
+    ]
 
 
 @pytest.mark.parametrize("metric", ["val_loss", "val_accuracy"])

@@ -40,13 +40,22 @@ def _is_plain_rate(config: RunConfig) -> bool:
 
 
 def _is_default_gain(config: RunConfig) -> bool:
-    """Whether `init.gain` is the scheme's default."""
-    gain, he = config.init.gain, config.init.scheme in ("he", "he_uniform")
+    """Whether `init.gain` is the default of the schemes."""
+    return all(_is_gain_of(config, scheme) for scheme in config.init.schemes)
+
+
+def _is_gain_of(config: RunConfig, scheme: str) -> bool:
+    gain, he = config.init.gain, scheme in ("he", "he_uniform")
     if gain is None:
         return True
     if gain == "auto":  # torch.nn.init.calculate_gain: relu √2, sigmoid 1
         return getattr(config.model, "activation", None) == ("relu" if he else "sigmoid")
     return gain == (math.sqrt(2) if he else 1.0)
+
+
+def _is_default_fan(config: RunConfig) -> bool:
+    fan = config.init.fan
+    return fan is None or all(schema.OWN_FAN.get(s) in (None, fan) for s in config.init.schemes)
 
 
 def _is_default_norm(config: RunConfig) -> bool:
@@ -61,6 +70,7 @@ def _is_linear(config: RunConfig) -> bool:
 
 RULES: tuple[Rule, ...] = (
     Rule(("training.width",), lambda c: True, "train.train: a trial's numbers never depend on it"),
+    Rule(("training.diagnostics",), lambda c: True, "diagnostics.py: it looks on"),
     Rule(("logger.name",), lambda c: True, "logger.py: it writes down what was measured"),
     *(
         Rule(
@@ -71,22 +81,25 @@ RULES: tuple[Rule, ...] = (
         for name, keys in schema.INERT.items()
     ),
     Rule(
-        ("optimizer.nesterov",),
-        lambda c: c.optimizer.name == "sgd" and c.optimizer.momentum == 0,
-        "optimizer.Sgd: with μ = 0 the buffer is g, and the direction g + 0·b is the buffer's",
+        ("optimizer.nesterov", "optimizer.dampening"),
+        lambda c: isinstance(c.optimizer, schema.Sgd) and c.optimizer.momentum == 0,
+        "optimizer.Sgd: with μ = 0 the buffer is g, which only momentum dampens, and the direction "
+        "g + 0·b is the buffer's",
     ),
     Rule(
         ("optimizer.name",),
-        lambda c: isinstance(c.optimizer, schema.Adam) and c.regularization.weight_decay == 0,
+        lambda c: c.optimizer.name in ("adam", "adamw") and c.regularization.weight_decay == 0,
         "optimizer.AdamW: adam but for its weight decay, which is not computed where it is 0",
     ),
     Rule(
         ("batch.lr_scaling", "batch.base_size"),
-        lambda c: c.batch.lr_scaling == "none" or c.batch.size == c.batch.base_size,
+        lambda c: (
+            c.batch.lr_scaling == "none" or c.batch.size * c.batch.accumulate == c.batch.base_size
+        ),
         "optimizer.scaled_lr: lr times 1.0, the only reader of both",
     ),
     Rule(
-        ("schedule.name", "schedule.gamma", "schedule.step_size", "schedule.min_factor"),
+        tuple(f"schedule.{key}" for key in ("name", "gamma", "step_size", "min_factor", "unit")),
         _is_plain_rate,
         "schedule.py: the factor is 1.0 at every step after the warmup, which all have",
     ),
@@ -96,7 +109,42 @@ RULES: tuple[Rule, ...] = (
         lambda c: c.data.normalization != "minmax",
         "splits.normalize: read for minmax only",
     ),
+    Rule(
+        ("data.mean", "data.std"),
+        lambda c: c.data.normalization != "fixed",
+        "splits.normalize: read for fixed only",
+    ),
+    Rule(
+        ("model.width", "model.depth"),
+        lambda c: isinstance(c.model, schema.ConvNet) and c.model.channels is not None,
+        "convnet.ConvNet: channels wins",
+    ),
     Rule(("init.gain",), _is_default_gain, "init.gain_of: the scheme's default"),
+    Rule(
+        ("init.fan",),
+        _is_default_fan,
+        "init.draw: the scheme's default",
+    ),
+    Rule(
+        ("init.linear",),
+        lambda c: c.init.linear in (None, c.init.scheme),
+        "schema.Init.schemes: null is the other's",
+    ),
+    Rule(
+        ("init.conv",),
+        lambda c: c.init.conv in (None, c.init.scheme),
+        "schema.Init.schemes: null is the other's",
+    ),
+    Rule(
+        ("regularization.random_resized_crop_ratio",),
+        lambda c: c.regularization.random_resized_crop == 0,
+        "augmentation.resized_crop: read there only",
+    ),
+    Rule(
+        ("regularization.rand_augment_operations",),
+        lambda c: c.regularization.rand_augment == 0,
+        "step.Step: times whether there are any",
+    ),
     Rule(
         ("regularization.batch_norm",),
         _is_default_norm,

@@ -7,6 +7,9 @@ from pathlib import Path
 
 from sweepstack.config.errors import EnvironmentFault
 
+LAYERS = "layers.csv"
+"""What each layer does, in a trial's folder: written by `engine.diagnostics`."""
+
 
 def write_bytes(path: Path, content: bytes, *, durable: bool = True) -> None:
     """Write a file so that after a crash it is there whole or not at all.

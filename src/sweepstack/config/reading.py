@@ -43,13 +43,32 @@ _OTHER_NAMES = {
     "steps": "training.max_steps",
     "learning_rate": "optimizer.lr",
     "batch_size": "batch.size",
+    "accumulate_grad_batches": "batch.accumulate",
+    "accumulation_steps": "batch.accumulate",
+    "ema": "training.ema_decay",
     "layers": "model.hidden",
     "hidden_size": "model.hidden",
     "path": "data.root",
+    "random_crop": "regularization.random_resized_crop regularization.crop_padding",
+    "color_jitter": "regularization.brightness regularization.contrast",
+    "randaugment": "regularization.rand_augment",
+    "erasing": "regularization.random_erasing",
+    "resize": "data.image_size",
+    "normalize": "data.normalization",
     "kaiming": "he",
+    "mode": "init.fan",
+    "filters": "model.channels model.width",
+    "noise_type": "data.noise",
     "glorot": "xavier",
     "plain": "none",
+    "init=none": "keep",
+    "schedule=none": "constant",
+    "l2": "regularization.weight_decay",
+    "init_from": "model.weights",
+    "pretrained": "model.weights",
+    "model.init": "init",
 }
+"""What people call a key, a value, or a value of a group, and what it is called here."""
 
 _hints = lru_cache(maxsize=None)(typing.get_type_hints)
 """Types of a schema class's fields; a sweep reads thousands of configs."""
@@ -259,7 +278,8 @@ def _explain(text: str, error: Exception, composed: DictConfig, config_dir: str 
     value = override.get_value_element_as_str()
     options = _options(key, config_dir)
     if options and value not in options:
-        near = nearest(_OTHER_NAMES.get(value.lower(), value), options)
+        meant = _OTHER_NAMES.get(f"{key}={value.lower()}", _OTHER_NAMES.get(value.lower(), value))
+        near = nearest(meant, options)
         inner = [name for name in known if name.startswith(f"{key}.")]
         keys = f" (its keys are {', '.join(inner)})" if options == ["default"] else ""
         return f"{key} must be one of {', '.join(options)}, got '{value}'{near}{keys}"
@@ -281,13 +301,12 @@ def _suggest(key: str, known: Sequence[str], composed: DictConfig) -> str:
         if last in {item.name for item in fields(cls)}
     ]
     if elsewhere:
-        chosen = OmegaConf.select(composed, f"{group}.name")
+        chosen = OmegaConf.select(composed, f"{group}.name", default="custom")
         return f": {group}={chosen} has none, {group}={'|'.join(elsewhere)} have"
     leaves = [name for name in known if not name.startswith("hydra.") and "." in name]
-    other = _OTHER_NAMES.get(last, "")
-    same = [name for name in leaves if name.rpartition(".")[2] == last]
-    if not same and other in leaves:
-        same = [other]
+    others = _OTHER_NAMES.get(key, _OTHER_NAMES.get(last, "")).split()
+    same = [name for name in leaves if name.rpartition(".")[2] == last and key not in _OTHER_NAMES]
+    same = same or [name for name in others if name in known]
     if same:
         return f"; did you mean {' or '.join(repr(name) for name in same)}?"
     near = nearest(key, [name for name in known if not name.endswith(".name")])
@@ -378,8 +397,10 @@ def _group(group: str, given: Any, mistakes: list[str]) -> Any:
         return None
     if group in schema.PLAIN:
         return _build(schema.PLAIN[group], group, given, mistakes)
-    if group == "model" and "_target_" in given:
-        return _custom(given, mistakes)
+    if "_target_" in given and "custom" in schema.OPTIONS[group]:
+        return _custom(group, given, mistakes)
+    if group == "model" and given.get("name") == "hub":
+        given = _with_arguments(given, schema.HubModel)
     options = schema.OPTIONS[group]
     name = given.get("name")
     if not isinstance(name, str) or name not in options:
@@ -391,18 +412,50 @@ def _group(group: str, given: Any, mistakes: list[str]) -> Any:
     return _build(options[name], group, given, mistakes)
 
 
-def _custom(given: Mapping[str, Any], mistakes: list[str]) -> schema.Custom | None:
-    target = given["_target_"]
+def _custom(group: str, given: Mapping[str, Any], mistakes: list[str]) -> Any:
+    """What `_target_` names: keys that the group's custom option has are its own, all others are
+    arguments."""
+    cls = schema.OPTIONS[group]["custom"]
+    own = {item.name for item in _fields(cls)} - {"target", "arguments"}
+    key, target = f"{group}._target_", given["_target_"]
     if not isinstance(target, str) or target == "???":
-        mistakes.append("model._target_ must be given, for example model._target_=mypackage.Net")
+        examples = {"optimizer": "torch.optim.Adadelta", "data": "mypackage.MyDataset"}
+        example = examples.get(group, "mypackage.Net")
+        mistakes.append(f"{key} must be given, for example {key}={example}")
         return None
-    rest = {key: value for key, value in given.items() if key not in ("_target_", "name")}
+    own -= {"name"} if given.get("name", "custom") != "custom" else set()  # an argument
+    rest = {name: value for name, value in given.items() if name not in ("_target_", *own)}
     try:
-        arguments = json.dumps(rest)
+        called = {"name": "custom", "target": target, "arguments": json.dumps(rest)}
     except TypeError as error:  # a date, say
-        mistakes.append(f"arguments of model._target_ must be JSON: {error}")
+        mistakes.append(f"arguments of {key} must be JSON: {error}")
         return None
-    return schema.Custom(name="custom", target=target, arguments=arguments)
+    kept = {name: value for name, value in given.items() if name in own}
+    if group == "data":
+        kept |= _splits(kept, mistakes)
+    return _build(cls, group, {**kept, **called}, mistakes)
+
+
+def _splits(given: Mapping[str, Any], mistakes: list[str]) -> dict[str, str]:
+    """The arguments in which the splits of data=custom differ, as JSON."""
+    found = {}
+    for key in ("val", "test"):
+        if isinstance(given.get(key), Mapping):
+            found[key] = json.dumps(given[key], default=str)
+        elif isinstance(given.get(key), str):
+            mistakes.append(
+                f"data.{key} must hold the arguments of that split, as data.{key}='{{split: "
+                f"{key}}}', got {given[key]!r}"
+            )
+    return found
+
+
+def _with_arguments(given: Mapping[str, Any], cls: type) -> Mapping[str, Any]:
+    """A group in which the keys that its class does not have are `arguments`, as JSON."""
+    known = {item.name for item in _fields(cls)}
+    own = {key: value for key, value in given.items() if key in known}
+    rest = {key: value for key, value in given.items() if key not in known}
+    return own | ({"arguments": json.dumps(rest, default=str)} if rest else {})
 
 
 def _build(cls: type, group: str, given: Mapping[str, Any], mistakes: list[str]) -> Any:
@@ -414,9 +467,13 @@ def _build(cls: type, group: str, given: Mapping[str, Any], mistakes: list[str])
     values: dict[str, Any] = {}
     for item in _fields(cls):
         path = f"{group}.{item.name}"
-        if item.name not in given:
+        if item.name not in given and item.default is not MISSING:
+            values[item.name] = item.default
+        elif item.name not in given:
             name = given.get("name", "OPTION")
             mistakes.append(f"{path} is missing; `defaults: [{name}]` in a file of your own has it")
+        elif given[item.name] == "???":
+            mistakes.append(f"{path} must be given")
         else:
             values[item.name] = check.value(
                 path, hints[item.name], item.metadata, given[item.name], mistakes
@@ -434,7 +491,24 @@ def _across(config: schema.RunConfig) -> list[str]:
         mistakes.append(
             f"training.seed + training.seeds - 1 must be < {2**63}, the last seed, got {last}"
         )
+    if config.training.unfreeze_at is not None:
+        if not getattr(config.model, "freeze", ()):
+            mistakes.append(
+                "training.unfreeze_at must be null where model.freeze names nothing, "
+                f"got {config.training.unfreeze_at}"
+            )
+        if isinstance(config.optimizer, schema.CustomOptimizer):
+            mistakes.append(
+                "training.unfreeze_at must be null with optimizer=custom, "
+                f"got {config.training.unfreeze_at}"
+            )
+        if getattr(config.model, "cache_features", False) is True:
+            mistakes.append(
+                "model.cache_features must be auto or false with training.unfreeze_at, got true"
+            )
     mistakes += config.data.mistakes()
+    if schema.dampens(config.optimizer) and getattr(config.optimizer, "nesterov", False):
+        mistakes.append("optimizer.dampening must be 0 with optimizer.nesterov=true, as in torch")
     return mistakes
 
 

@@ -12,14 +12,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field
 from typing import Any, Literal
 
 
-def rule(**rules: Any) -> Any:
+def rule(*, default: Any = MISSING, **rules: Any) -> Any:
     """Declare a static field; `rules` are ge, gt, le, lt, the bounds of each number, and items, the
-    most numbers of a list."""
-    return field(metadata=rules)
+    most numbers of a list. A config may lack a field with a default, which is then no part of what
+    identifies it: older studies and files do."""
+    return field(default=default, metadata=rules)
 
 
 def place(**rules: Any) -> Any:
@@ -39,16 +40,19 @@ class Data:
 
     `validation` is the share of the training samples (below 1) or their number (an integer);
     `subset` keeps that many training samples; `minmax_range` is the target of
-    `normalization=minmax`; `order_seed` fixes the batch order for all trials (null: each trial's
-    own seed); `placement` says where samples live while training; `workers` are the DataLoader
-    processes of `placement=stream`.
+    `normalization=minmax`, `mean` and `std` are those of `normalization=fixed`, one number or one
+    for each channel or feature; `order_seed` fixes the batch order for all trials (null: each
+    trial's own seed); `placement` says where samples live while training; `workers` are the
+    DataLoader processes of `placement=stream`.
     """
 
     name: str
     validation: float = rule(gt=0)
     split_seed: int = rule(ge=0, lt=2**63)
-    normalization: Literal["standardize", "minmax", "none"]
+    normalization: Literal["standardize", "global", "minmax", "fixed", "none"]
     minmax_range: tuple[float, ...]
+    mean: tuple[float, ...] | None
+    std: tuple[float, ...] | None = rule(gt=0)
     subset: int | None = rule(ge=1)
     order_seed: int | None = rule(ge=0, lt=2**63)
     placement: Literal["auto", "device", "stream"]
@@ -58,7 +62,9 @@ class Data:
         """Rules between keys, or that need more than a bound: one line for each broken one."""
         found = []
         for key in ("test", "validation"):
-            amount = getattr(self, key, 0.5)
+            amount = getattr(self, key, None)
+            if not isinstance(amount, float):  # null, or what is the split
+                continue
             if not 0 < amount < 1 and not (amount >= 1 and float(amount).is_integer()):
                 found.append(
                     f"data.{key} must be a share between 0 and 1 or a whole number of samples, "
@@ -71,18 +77,32 @@ class Data:
                 "data.minmax_range must be two numbers, the lower first, "
                 f"got [{', '.join(f'{bound:.15g}' for bound in given)}]"
             )
+        if self.normalization == "fixed":
+            found += [
+                f"data.{key} must be a number, or a list of one for each channel or feature, with "
+                f"data.normalization=fixed, got {'null' if value is None else '[]'}"
+                for key, value in (("mean", self.mean), ("std", self.std))
+                if not value
+            ]
         return found
 
 
 @dataclass(frozen=True, kw_only=True)
-class Digits(Data):
+class Pictures(Data):
+    """Datasets of pictures, which are resized to `image_size` (null: as they are)."""
+
+    image_size: int | None = rule(ge=1, le=2**14)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Digits(Pictures):
     """scikit-learn's 1,797 8x8 digits, bundled with it; `test` is the share or number held out."""
 
     test: float = rule(gt=0)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Torchvision(Data):
+class Torchvision(Pictures):
     """mnist, fashion_mnist and cifar10 in torchvision's folder layout under `root`."""
 
     root: str
@@ -90,58 +110,166 @@ class Torchvision(Data):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageFolder(Data):
+class ImageFolder(Pictures):
     """Folders of class folders of pictures; a null `val_folder` splits `validation` off train."""
 
     root: str
     train_folder: str
     val_folder: str | None
     test_folder: str | None
-    image_size: int | None = rule(ge=1, le=2**14)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Quadratic(Data):
-    """The small 1-D regression set y = x² + x·noise, x ~ U(-1, 1), noise ~ N(0, noise_std²)."""
+    """The small 1-D regression set y = x² + x·noise, or with noise=additive x² + noise, with x
+    uniform in `range` and noise ~ N(0, noise_std²); `clean_validation` leaves the noise out of
+    validation and test."""
 
     samples: int = rule(ge=8, le=10**8)
+    range: tuple[float, float]
+    noise: Literal["proportional", "additive"]
+    clean_validation: bool
     noise_std: float = rule(ge=0)
     test: float = rule(gt=0)
+
+    def mistakes(self) -> list[str]:
+        """See `Data.mistakes`."""
+        low, high = self.range
+        found = super().mistakes()
+        if not (math.isfinite(low) and math.isfinite(high) and low < high):
+            found.append(
+                f"data.range must be two numbers, the lower first, got [{low:.15g}, {high:.15g}]"
+            )
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Own(Data):
+    """Data of your own. `auto` takes the task from the targets; `test` is the test split, or the
+    share or number held out of the training samples, or null for none; a null `val` holds out
+    `validation`."""
+
+    task: Literal["auto", "multiclass", "binary", "multilabel", "regression"]
+    val: str | None
+    test: float | str | None = rule(gt=0)
+
+    def mistakes(self) -> list[str]:
+        """See `Data`."""
+        found = super().mistakes()
+        for key, example in (("train", "FILE"), ("path", "FOLDER")):
+            if getattr(self, key, "") == "???":
+                found.append(f"data.{key} must be given, for example data.{key}={example}")
+        if getattr(self, "target", None) in ((), ("???",)):
+            found.append("data.target must be given, for example data.target=COLUMN")
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arrays(Own, Pictures):
+    """Files that hold arrays x and y: .npz, .npy, .pt or .safetensors."""
+
+    train: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table(Own):
+    """Files that hold a row for each sample: .csv or .parquet; `target` are the columns to be
+    predicted, `exclude` columns that are not read."""
+
+    train: str
+    target: tuple[str, ...]
+    exclude: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CustomData(Own, Pictures):
+    """Any map-style torch Dataset under the trust rule; all other keys are its `arguments`, held as
+    JSON; so are `val` and `test`, the arguments in which those splits differ."""
+
+    target: str
+    arguments: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class HuggingFace(Own, Pictures):
+    """A folder written by `datasets.Dataset.save_to_disk`; `val` and `test` are names of splits."""
+
+    path: str
+    train: str
+    target: str | None
 
 
 Activation = Literal["relu", "leaky_relu", "tanh", "sigmoid", "gelu", "elu", "silu", "selu"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mlp:
-    """A multilayer perceptron; `hidden` lists the units of each hidden layer."""
+class Model:
+    """What models of conf/model have besides model=custom.
+
+    `weights` is a file of tensors or the folder of another run, and for torchvision also a name of
+    its weights; null draws all by `init`. `freeze` names parameters that are not trained, by globs
+    or as `backbone`: all but the last layer. `cache_features` computes once for each sample what
+    frozen layers give, where that is possible; it changes numbers by rounding alone.
+    """
 
     name: str
+    weights: str | None = rule(default=None)
+    freeze: tuple[str, ...] = rule(default=())
+    cache_features: bool | Literal["auto"] = rule(default="auto", place=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mlp(Model):
+    """A multilayer perceptron; `hidden` lists the units of each hidden layer."""
+
     hidden: tuple[int, ...] = rule(ge=1, le=2**24, items=1000)
     activation: Activation
 
 
 @dataclass(frozen=True, kw_only=True)
-class ConvNet:
+class ConvNet(Model):
     """The two-convolution network of PyTorch courses: `depth` convolutions, `width` channels in
-    the first and twice as many in each next, each followed by a 2x2 max pool, then `hidden`."""
+    the first and twice as many in each next, or `channels` of each, each followed by a 2x2 max
+    pool, then `hidden`."""
 
-    name: str
     width: int = rule(ge=1, le=2**16)
     depth: int = rule(ge=1, le=32)
+    channels: tuple[int, ...] | None = rule(ge=1, le=2**16, items=32)
     kernel_size: int = rule(ge=1, le=1001)
     hidden: tuple[int, ...] = rule(ge=1, le=2**24, items=1000)
     activation: Activation
 
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Channels of each convolution."""
+        own = self.channels
+        return tuple(self.width * 2**i for i in range(self.depth)) if own is None else own
+
 
 @dataclass(frozen=True, kw_only=True)
-class ResNet:
+class ResNet(Model):
     """`depth` residual blocks with batch norm in up to three stages; `width` channels at first."""
 
-    name: str
     width: int = rule(ge=1, le=2**16)
     depth: int = rule(ge=1, le=1000)
     activation: Activation
+
+
+@dataclass(frozen=True, kw_only=True)
+class TorchvisionModel(Model):
+    """A classification model of torchvision by its name there, with the data's outputs."""
+
+    arch: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class HubModel(Model):
+    """`entry` of the hubconf.py in `repo`, a folder or owner/name on GitHub, which `trust` must
+    name; all other keys are its `arguments`, held as JSON."""
+
+    repo: str
+    entry: str
+    arguments: str = "{}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,53 +281,118 @@ class Custom:
     arguments: str
 
 
+Scheme = Literal[
+    "xavier",
+    "xavier_uniform",
+    "he",
+    "he_uniform",
+    "normal",
+    "uniform",
+    "zeros",
+    "ones",
+    "lecun",
+    "orthogonal",
+    "torch",
+    "keep",
+]
+OWN_FAN = {"xavier": "average", "xavier_uniform": "average"}
+OWN_FAN |= {"he": "in", "he_uniform": "in", "lecun": "in"}
+"""The schemes that divide by a fan, and by which one."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Init:
-    """How weights start; `gain` null is the scheme's own, `auto` the activation's."""
+    """How weights start; `gain` null is the scheme's own, `auto` the activation's. `fan`, what the
+    variance is divided by, null is the scheme's own too. `linear` and `conv` are schemes for one
+    type of layer, null the same as the other's."""
 
-    scheme: Literal[
-        "xavier",
-        "xavier_uniform",
-        "he",
-        "he_uniform",
-        "normal",
-        "uniform",
-        "zeros",
-        "ones",
-        "lecun",
-        "orthogonal",
-        "torch",
-        "keep",
-    ] = dynamic()
+    scheme: Scheme = dynamic()  # noqa: RUF009  (a word)
     gain: float | Literal["auto"] | None = dynamic(gt=0)
+    fan: Literal["in", "out", "average"] | None = dynamic()
+    linear: Scheme | None = dynamic()  # noqa: RUF009
+    conv: Scheme | None = dynamic()  # noqa: RUF009
+
+    @property
+    def schemes(self) -> tuple[str, str]:
+        """Of linear layers and of convolutions."""
+        return self.linear or self.scheme, self.conv or self.scheme
 
 
 @dataclass(frozen=True, kw_only=True)
 class Optimizer:
-    """What every optimizer has. `momentum` and `nesterov` are accepted by all, so that one grid
-    can span optimizers; `INERT` lists where they change nothing."""
+    """What every optimizer has."""
 
     name: str
     lr: float = dynamic(gt=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CustomOptimizer(Optimizer):
+    """A class of torch.optim, or another under the trust rule; all other keys are its `arguments`,
+    held as JSON."""
+
+    target: str
+    arguments: str = dynamic()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stacked(Optimizer):
+    """Those that train stacks. `momentum` and `nesterov` are accepted by all, so that one grid can
+    span optimizers; `INERT` lists where they change nothing. All layers but the last learn at lr
+    times `backbone_lr_factor`."""
+
+    backbone_lr_factor: float = dynamic(default=1.0, gt=0)
     momentum: float = dynamic(ge=0, lt=1)
     nesterov: bool = dynamic()
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sgd(Optimizer):
-    """Stochastic gradient descent with (Nesterov) momentum."""
+class Sgd(Stacked):
+    """Stochastic gradient descent with (Nesterov) momentum; `dampening` is the share of a new
+    gradient that the momentum leaves out."""
+
+    dampening: float = dynamic(default=0.0, ge=0, lt=1)
+
+
+def dampens(config: Optimizer) -> bool:
+    """Whether an optimizer has a dampening that counts: only momentum is dampened."""
+    return isinstance(config, Sgd) and config.dampening > 0 and config.momentum > 0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Adam(Optimizer):
-    """Adam and AdamW; `betas` are the decay rates of the two moment estimates."""
+class Adam(Stacked):
+    """Adam, AdamW and RAdam, and Muon, whose AdamW has them; `betas` are the decay rates of the two
+    moment estimates."""
 
     betas: tuple[float, float] = dynamic(ge=0, lt=1)
     eps: float = dynamic(gt=0)
 
 
 @dataclass(frozen=True, kw_only=True)
-class RmsProp(Optimizer):
+class Nadam(Adam):
+    """NAdam; `momentum_decay` says how fast its momentum grows to betas[0]."""
+
+    momentum_decay: float = dynamic(ge=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adagrad(Stacked):
+    """Adagrad; lr is divided by 1 + t·`lr_decay`."""
+
+    lr_decay: float = dynamic(ge=0)
+    initial_accumulator_value: float = dynamic(ge=0)
+    eps: float = dynamic(gt=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lion(Stacked):
+    """Lion; `betas` are the shares of its momentum that a step and the next momentum keep."""
+
+    betas: tuple[float, float] = dynamic(ge=0, lt=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RmsProp(Stacked):
     """RMSprop; `alpha` is the decay rate of the squared-gradient average."""
 
     alpha: float = dynamic(ge=0, lt=1)
@@ -221,17 +414,19 @@ class Constant(Schedule):
 
 @dataclass(frozen=True, kw_only=True)
 class StepDecay(Schedule):
-    """lr is multiplied by `gamma` every `step_size` steps."""
+    """lr is multiplied by `gamma` every `step_size` steps or epochs, the `unit`."""
 
     step_size: int = dynamic(ge=1)
     gamma: float = dynamic(gt=0, le=1)
+    unit: Literal["step", "epoch"] = dynamic(default="step")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Exponential(Schedule):
-    """lr is multiplied by `gamma` every step."""
+    """lr is multiplied by `gamma` every step or epoch, the `unit`."""
 
     gamma: float = dynamic(gt=0, le=1)
+    unit: Literal["step", "epoch"] = dynamic(default="step")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -268,7 +463,11 @@ class Regularization:
     `weight_decay` is L2 or decoupled as the optimizer defines it, `l1` the factor of the sum of
     absolute parameters, `dropout` a probability, `clip_norm` and `clip_value` bounds of the
     gradient, `mixup` the α of Beta(α, α), `cutout` the side of the erased square in pixels,
-    `crop_padding` in pixels, `rotation` in degrees, `translation` as a share of the side.
+    `random_resized_crop` the least share of the area that is kept, between rectangles
+    `random_resized_crop_ratio` times as long as high and as high as long, `crop_padding` in pixels,
+    `rotation` in degrees, `translation` as a share of the side; `brightness`, `contrast`,
+    `saturation` and `hue` as torchvision's ColorJitter has them, `rand_augment` the magnitude of
+    `rand_augment_operations` operations, `random_erasing` a probability.
     """
 
     weight_decay: float = dynamic(ge=0)
@@ -284,13 +483,24 @@ class Regularization:
     horizontal_flip: bool = dynamic()
     rotation: float = dynamic(ge=0, le=180)
     translation: float = dynamic(ge=0, lt=1)
+    random_resized_crop: float = dynamic(ge=0, le=1)
+    random_resized_crop_ratio: float = dynamic(ge=1, le=100)
+    brightness: float = dynamic(ge=0, le=10)
+    contrast: float = dynamic(ge=0, le=10)
+    saturation: float = dynamic(ge=0, le=10)
+    hue: float = dynamic(ge=0, le=0.5)
+    rand_augment: float = dynamic(ge=0, le=30)
+    rand_augment_operations: int = rule(ge=1, le=16)
+    random_erasing: float = dynamic(ge=0, le=1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """`size` samples a step; lr is scaled by size / `base_size`, linearly or by its root."""
+    """A step is one update: by `accumulate` batches of `size` samples, whose gradients are
+    averaged. lr is scaled by size·accumulate / `base_size`, linearly or by its root."""
 
     size: int = rule(ge=1)
+    accumulate: int = rule(default=1, ge=1, le=4096)
     lr_scaling: Literal["none", "linear", "sqrt"] = dynamic()
     base_size: int = dynamic(ge=1)
 
@@ -320,11 +530,27 @@ class ConsecutiveIncreases:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Changed copies of validation and test split that are measured as well; 0 measures none.
+
+    `shift` in whole pixels, `rotation` in degrees, `noise` a standard deviation of raw pixels;
+    `training/evaluation.py` says which copies.
+    """
+
+    shift: int = rule(ge=0)
+    rotation: float = rule(ge=0, le=180)
+    noise: float = rule(ge=0, le=100)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Training:
     """Budget, cadence, seed, device. `max_steps`, when given, wins over `max_epochs`;
     `eval_every` counts steps (null: every epoch); `checkpoint_every` too (0: never). `seeds` runs
     with the seeds from `seed` on count as one, by their mean (`seeds.py`). `width` is the most
-    trials of a sweep that are trained as one stack (`width.py`)."""
+    trials of a sweep that are trained as one stack (`width.py`). With `ema_decay`, an average of
+    the weights is evaluated and kept, 0 is off (`stack.py`). `diagnostics` says what the layers do
+    (`diagnostics.py`). What `model.freeze` names trains too after `unfreeze_at` steps (null:
+    never)."""
 
     max_steps: int | None = dynamic(ge=1)
     max_epochs: int | None = dynamic(ge=1)
@@ -335,8 +561,11 @@ class Training:
     precision: Literal["fp32", "tf32", "bf16"]
     deterministic: bool
     checkpoint_every: int = dynamic(ge=0)
+    unfreeze_at: int | None = dynamic(default=None, ge=1)
+    ema_decay: float = dynamic(default=0.0, ge=0, lt=1)
     width: int | Literal["auto"] = place(ge=1, le=65536)
     compile: bool
+    diagnostics: bool = place(default=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -357,10 +586,10 @@ class TensorBoard:
 class RunConfig:
     """A whole run. `objective` is a metric's name or `auto` (the task's own); `trust` lists the
     packages whose modules `model._target_` may name besides the closed table. What an older
-    best.pt or study holds may lack `logger`, which changes no number."""
+    best.pt or study holds may lack `logger` and `evaluation`, which are off then."""
 
     data: Data
-    model: Mlp | ConvNet | ResNet | Custom
+    model: Mlp | ConvNet | ResNet | TorchvisionModel | HubModel | Custom
     init: Init
     optimizer: Optimizer
     schedule: Schedule
@@ -371,6 +600,7 @@ class RunConfig:
     objective: str
     trust: tuple[str, ...]
     logger: NoLogger | TensorBoard = NoLogger(name="none")
+    evaluation: Evaluation = Evaluation(shift=0, rotation=0.0, noise=0.0)
 
 
 OPTIONS: dict[str, dict[str, type]] = {
@@ -381,9 +611,31 @@ OPTIONS: dict[str, dict[str, type]] = {
         "cifar10": Torchvision,
         "image_folder": ImageFolder,
         "quadratic": Quadratic,
+        "arrays": Arrays,
+        "table": Table,
+        "custom": CustomData,
+        "huggingface": HuggingFace,
     },
-    "model": {"mlp": Mlp, "convnet": ConvNet, "resnet": ResNet, "custom": Custom},
-    "optimizer": {"sgd": Sgd, "adam": Adam, "adamw": Adam, "rmsprop": RmsProp},
+    "model": {
+        "mlp": Mlp,
+        "convnet": ConvNet,
+        "resnet": ResNet,
+        "torchvision": TorchvisionModel,
+        "hub": HubModel,
+        "custom": Custom,
+    },
+    "optimizer": {
+        "sgd": Sgd,
+        "adam": Adam,
+        "adamw": Adam,
+        "rmsprop": RmsProp,
+        "nadam": Nadam,
+        "radam": Adam,
+        "adagrad": Adagrad,
+        "lion": Lion,
+        "muon": Adam,
+        "custom": CustomOptimizer,
+    },
     "schedule": {
         "constant": Constant,
         "step": StepDecay,
@@ -405,19 +657,26 @@ PLAIN: dict[str, type] = {
     "init": Init,
     "regularization": Regularization,
     "batch": Batch,
+    "evaluation": Evaluation,
     "training": Training,
 }
 """Groups with one set of keys."""
 
 INERT: dict[str, frozenset[str]] = {
-    "adam": frozenset({"momentum", "nesterov"}),
-    "adamw": frozenset({"momentum", "nesterov"}),
+    **dict.fromkeys(
+        ("adam", "adamw", "nadam", "radam", "adagrad", "lion"),
+        frozenset({"momentum", "nesterov"}),
+    ),
     "rmsprop": frozenset({"nesterov"}),
 }
 """Per optimizer, the keys that change nothing for it."""
 
 FEATURES: dict[str, Callable[[RunConfig], bool]] = {
     "weight_decay": lambda c: c.regularization.weight_decay > 0,
+    "backbone_lr": lambda c: getattr(c.optimizer, "backbone_lr_factor", 1) != 1,
+    "unfreeze": lambda c: c.training.unfreeze_at is not None,
+    "dampening": lambda c: dampens(c.optimizer),
+    "ema": lambda c: c.training.ema_decay > 0,
     "l1": lambda c: c.regularization.l1 > 0,
     "dropout": lambda c: c.regularization.dropout > 0,
     "label_smoothing": lambda c: c.regularization.label_smoothing > 0,
@@ -429,5 +688,12 @@ FEATURES: dict[str, Callable[[RunConfig], bool]] = {
     "flip": lambda c: c.regularization.horizontal_flip,
     "rotation": lambda c: c.regularization.rotation > 0,
     "translation": lambda c: c.regularization.translation > 0,
+    "resized_crop": lambda c: c.regularization.random_resized_crop > 0,
+    "color": lambda c: (
+        max(c.regularization.brightness, c.regularization.contrast, c.regularization.saturation) > 0
+    ),
+    "hue": lambda c: c.regularization.hue > 0,
+    "rand_augment": lambda c: c.regularization.rand_augment > 0,
+    "random_erasing": lambda c: c.regularization.random_erasing > 0,
 }
 """Dynamic values whose being on or off decides the code path, and so is static."""

@@ -4,8 +4,8 @@ A `_target_` may come from a study, a checkpoint or a report, and building it ru
 holds for every config. A name is accepted
 
 - in a closed table: the layers of torch.nn, the classification models of torchvision.models
-  without weights, and sweepstack's MLP. Nothing in it reads files, opens networks, runs its
-  arguments, or takes packages to trust;
+  without weights, and sweepstack's MLP; as an optimizer, the optimizers of torch.optim. Nothing in
+  it reads files, opens networks, runs its arguments, or takes packages to trust;
 - in a package that the user trusts by name (`trust=[...]`, `--trust`), where it must be defined in
   such a package too: modules import others, so `mypackage.os.system` is in mypackage. What a file
   says about trust is never read. sweepstack itself cannot be trusted: its functions load configs.
@@ -31,10 +31,8 @@ from sweepstack.config.errors import InputError, nearest, one_line
 
 Maker = Callable[..., Any]
 
-_RULE = (
-    "model._target_ must name a layer of torch.nn, a model of torchvision.models or something "
-    "defined in a package of trust=[...]"
-)
+_LISTED = {"optimizer._target_": "an optimizer of torch.optim or ", "data._target_": ""}
+_MODELS = "a layer of torch.nn, a model of torchvision.models"
 _HERE = __name__.partition(".")[0]
 
 
@@ -48,15 +46,34 @@ def _package(name: str, packages: Iterable[str]) -> str | None:
     return min(inside, key=len, default=None)
 
 
+def _rule(key: str) -> str:
+    listed = _LISTED.get(key, f"{_MODELS} or ")
+    return f"{key} must name {listed}something defined in a package of trust=[...]"
+
+
 @cache
-def table(library: str) -> Mapping[str, Maker]:
+def table(library: str, key: str = "model._target_") -> Mapping[str, Maker]:
     """The closed table: what may be built untrusted, by its public name and by that of its home.
 
     Args:
         library: torch, torchvision or sweepstack; the table of any other is empty.
+        key: of the config, which says what is built.
     """
     public: dict[str, Maker] = {}
-    if library == "torch":
+    if key == "optimizer._target_":
+        if library == "torch":
+            from torch import optim
+
+            public = {
+                f"torch.optim.{name}": kind
+                for name, kind in vars(optim).items()
+                if inspect.isclass(kind) and issubclass(kind, optim.Optimizer)
+                # The first is none by itself, the other takes sparse gradients only.
+                if name not in ("Optimizer", "SparseAdam")
+            }
+    elif key == "data._target_":
+        pass  # a dataset reads files
+    elif library == "torch":
         from torch import nn
 
         public = {
@@ -82,24 +99,24 @@ def _home(found: Any) -> str:
     return f"{found.__module__}.{found.__qualname__}"
 
 
-def _table_of(name: str) -> Mapping[str, Maker]:
-    return table(name.partition(".")[0])
+def _table_of(name: str, key: str) -> Mapping[str, Maker]:
+    return table(name.partition(".")[0], key)
 
 
-def check_target(target: object, trusted: Sequence[str] = ()) -> None:
+def check_target(target: object, trusted: Sequence[str] = (), key: str = "model._target_") -> None:
     """Check a name alone; no package of `trusted` is imported.
 
     Raises:
         InputError: no dotted name, or one outside of the table and `trusted`.
     """
     name = str(target)
-    listed = _table_of(name)
+    listed = _table_of(name, key)
     if name in listed:
         return
     proper = all(part.isidentifier() and not part.startswith("__") for part in name.split("."))
     if not proper or not within(name, _own(trusted)):
         why = f"; {_HERE} itself cannot be trusted" if within(name, [_HERE]) else ""
-        raise InputError(f"{_RULE}, got '{one_line(name)}'{why}{nearest(name, listed)}")
+        raise InputError(f"{_rule(key)}, got '{one_line(name)}'{why}{nearest(name, listed)}")
 
 
 def _own(trusted: Sequence[str]) -> list[str]:
@@ -107,7 +124,10 @@ def _own(trusted: Sequence[str]) -> list[str]:
 
 
 def locate(
-    target: str, trusted: Sequence[str] = (), arguments: Mapping[str, Any] | None = None
+    target: str,
+    trusted: Sequence[str] = (),
+    arguments: Mapping[str, Any] | None = None,
+    key: str = "model._target_",
 ) -> Maker:
     """Import and return the class or function that `target` names.
 
@@ -115,14 +135,22 @@ def locate(
         target: a dotted name.
         trusted: packages that the user trusts; only their modules are imported.
         arguments: of the later call.
+        key: of the config, which says what is built.
 
     Raises:
         InputError: not allowed, not found, neither class nor function, defined elsewhere, or
             arguments that name what is not allowed or ask torchvision for weights.
     """
-    check_target(target, trusted)
+    check_target(target, trusted, key)
     _check_nested(arguments or {}, trusted)
-    found = _table_of(target).get(target) or _walk(target, _own(trusted))
+    try:
+        found = _table_of(target, key).get(target) or _walk(target, _own(trusted))
+    except InputError as error:
+        pairs = ((_rule("model._target_"), _rule(key)), ("model._target_", key))
+        lines = error.mistakes
+        for old, new in pairs:
+            lines = [line.replace(old, new) for line in lines]
+        raise InputError(lines) from error
     if within(found.__module__, ["torchvision"]) and not within("torchvision", trusted):
         for key, value in (arguments or {}).items():
             if key.startswith(("weights", "pretrained")) and value is not None:
@@ -159,14 +187,14 @@ def _walk(target: str, packages: Sequence[str]) -> Maker:
         raise InputError(
             f"model._target_ must name a class or a function, '{target}' is of type {kind}"
         )
-    if _table_of(found.__module__).get(_home(found)) is not found:
+    if table(found.__module__.partition(".")[0]).get(_home(found)) is not found:
         _check_home(found.__module__, target, packages)
     return typing.cast(Maker, found)
 
 
 def _check_home(module: object, target: str, packages: Sequence[str]) -> None:
     if not isinstance(module, str) or not within(module, packages):
-        raise InputError(f"{_RULE}, '{target}' leads to {module}")
+        raise InputError(f"{_rule('model._target_')}, '{target}' leads to {module}")
 
 
 def _member(owner: Any, path: str, name: str, target: str) -> Any:

@@ -5,28 +5,50 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import lru_cache
+from pathlib import Path
 
 from sweepstack.config import schema
 from sweepstack.config.errors import InputError, nearest
 from sweepstack.data import bundled, image_folder, torchvision_sets
 from sweepstack.data.dataset import Dataset
 
+Stamp = tuple[tuple[str, int, int], ...]
 
-def load(config: schema.Data) -> Dataset:
+
+def load(config: schema.Data, trust: Sequence[str] = ()) -> Dataset:
     """Load a dataset; the last two are kept, so that a sweep loads its data once.
+
+    Args:
+        config: which.
+        trust: packages that `data._target_` may name.
 
     Raises:
         InputError: the config contradicts itself or does not fit the data.
         EnvironmentFault: the data are missing, damaged or could not be fetched.
     """
     # Batch order and worker processes come later: they change no sample.
-    return _load(replace(config, order_seed=None, workers=0))
+    trusted = tuple(trust) if isinstance(config, schema.CustomData) else ()
+    return _load(replace(config, order_seed=None, workers=0), trusted, stamp(config))
+
+
+def stamp(config: schema.Data) -> Stamp:
+    """When the user's files were written, and their sizes: a changed file is read again."""
+    if not isinstance(config, schema.Arrays | schema.Table):
+        return ()
+    found = []
+    for name in (config.train, config.val, config.test):
+        with suppress(OSError):  # `load` says what is missing
+            status = Path(name).expanduser().stat() if isinstance(name, str) else None
+            found += [(str(name), status.st_mtime_ns, status.st_size)] if status else []
+    return tuple(found)
 
 
 @lru_cache(maxsize=2)
-def _load(config: schema.Data) -> Dataset:
+def _load(config: schema.Data, trust: tuple[str, ...], _stamp: Stamp) -> Dataset:
     if mistakes := config.mistakes():
         raise InputError(mistakes)
     match config:
@@ -38,6 +60,14 @@ def _load(config: schema.Data) -> Dataset:
             return image_folder.load(config)
         case schema.Quadratic():
             return bundled.load_quadratic(config)
+        case schema.Own():
+            from sweepstack.data import arrays, table
+
+            return (
+                table.load(config)
+                if isinstance(config, schema.Table)
+                else (arrays.load(config, trust))
+            )
     known = schema.OPTIONS["data"]
     raise InputError(
         f"data.name must be one of {', '.join(known)}, got '{config.name}'"

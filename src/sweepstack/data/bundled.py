@@ -36,22 +36,35 @@ def load_digits(config: Digits) -> Dataset:
 def load_quadratic(config: Quadratic) -> Dataset:
     """Draw a 1-D regression set y = x² + x·noise; samples (1,), targets not normalized.
 
-    x ~ U(-1, 1) and noise ~ N(0, noise_std²): the noise of y grows with |x|, so that the lowest
-    mean squared error is noise_std² · E[x²] = noise_std² / 3.
+    x is uniform in `range`, noise ~ N(0, noise_std²): the noise of y grows with |x|, so that the
+    lowest mean squared error is noise_std² · E[x²], which is noise_std² / 3 from -1 to 1. With
+    noise=additive y = x² + noise, and the lowest error is noise_std². With `clean_validation` the
+    targets of validation and test are x², and the lowest error there is 0.
 
     Raises:
         InputError: `test`, `validation` or `subset` do not fit `samples`.
     """
     # A stream of its own, so that the samples do not share draws with the order that splits them.
     generator = torch.Generator().manual_seed(derive(config.split_seed, 0))
-    x = torch.rand(config.samples, 1, generator=generator) * 2 - 1
+    low, high = config.range
+    x = torch.rand(config.samples, 1, generator=generator) * (high - low) + low
     noise = torch.randn(config.samples, 1, generator=generator) * config.noise_std
-    return _dataset(config, TensorSplit(x, (x.square() + x * noise).squeeze(1)), ())
+    clean = TensorSplit(x, x.square().squeeze(1))
+    noise = noise if config.noise == "additive" else x * noise
+    noisy = TensorSplit(x, (x.square() + noise).squeeze(1))
+    return _dataset(config, noisy, (), clean if config.clean_validation else noisy)
 
 
-def _dataset(config: Digits | Quadratic, raw: TensorSplit, classes: tuple[str, ...]) -> Dataset:
+def _dataset(
+    config: Digits | Quadratic,
+    raw: TensorSplit,
+    classes: tuple[str, ...],
+    held: TensorSplit | None = None,
+) -> Dataset:
+    """Training samples of `raw`, the others of `held` (None: of the same)."""
     held_out = {"test": config.test, "validation": config.validation}
-    train, test, val = (raw.take(part) for part in partition(config, len(raw), held_out))
+    parts = partition(config, len(raw), held_out)
+    train, (test, val) = raw.take(parts[0]), ((held or raw).take(part) for part in parts[1:])
     return normalized(config, "multiclass" if classes else "regression", classes, train, val, test)
 
 

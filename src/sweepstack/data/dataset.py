@@ -1,7 +1,8 @@
 """What a loaded dataset is: its splits, with random access to their samples.
 
 `TensorSplit` holds its samples as one tensor; `LazySplit` holds the names of picture files and
-decodes what is asked for. Both give the same numbers.
+decodes what is asked for, `ResizedSplit` small pictures and resizes what is asked for. All give
+the same numbers.
 
 Notation: N samples of the split, M samples asked for, shape = a sample's axes: (channels, height,
 width) for a picture, (D,) for D features.
@@ -10,18 +11,19 @@ width) for a picture, (D,) for D features.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal, Protocol, Self
+from typing import Any, Literal, Protocol, Self
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from sweepstack.data.pictures import decode
 
-Task = Literal["multiclass", "binary", "regression"]
+Task = Literal["multiclass", "binary", "multilabel", "regression"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +47,8 @@ class Split(Protocol):
 
     @property
     def y(self) -> Tensor:
-        """Targets (N,): int64 class numbers, or float32 0/1 (binary) or values (regression)."""
+        """Targets (N,): int64 class numbers, or float32 0/1 (binary) or values (regression);
+        float32 (N, K) of several labels (0/1) or values."""
 
     @property
     def nbytes(self) -> int:
@@ -164,6 +167,64 @@ class LazySplit:
 
 
 @dataclass(frozen=True, eq=False)
+class ResizedSplit:
+    """Pictures in memory that are brought to another size, and then normalized, when asked for.
+
+    Bilinear with antialiasing, as torchvision's `resize` does.
+
+    Attributes:
+        split: the pictures as they are, (N, channels, height, width) in [0, 1].
+        side: height and width that every picture is brought to.
+        affine: the normalization; None leaves [0, 1].
+    """
+
+    split: TensorSplit
+    side: int
+    affine: Affine | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """A sample's axes."""
+        return (self.split.shape[0], self.side, self.side)
+
+    @property
+    def y(self) -> Tensor:
+        """See `Split`."""
+        return self.split.y
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of samples and targets once resized."""
+        return len(self) * math.prod(self.shape) * 4 + self.y.nbytes
+
+    def __len__(self) -> int:
+        """N."""
+        return len(self.split)
+
+    def gather(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Split`."""
+        x, y = self.split.gather(index)
+        return self._resized(x), y
+
+    def take(self, index: Tensor) -> ResizedSplit:
+        """See `Split`."""
+        return replace(self, split=self.split.take(index))
+
+    def normalized(self, affine: Affine) -> ResizedSplit:
+        """See `Split`."""
+        return replace(self, affine=affine)
+
+    def tensor(self) -> TensorSplit:
+        """See `Split`."""
+        return TensorSplit(self._resized(self.split.x), self.y)
+
+    def _resized(self, x: Tensor) -> Tensor:
+        size = (self.side, self.side)
+        x = F.interpolate(x, size, mode="bilinear", align_corners=False, antialias=True)
+        return x if self.affine is None else self.affine(x)
+
+
+@dataclass(frozen=True, eq=False)
 class Dataset:
     """A dataset, split and normalized.
 
@@ -173,6 +234,9 @@ class Dataset:
         task: what is learnt from it.
         classes: names by class number, empty for regression.
         affine: the normalization that was applied, None for none.
+        columns: how a row of a table becomes a sample, as `table.Columns.plain` has it.
+        fingerprint: SHA-256 of the samples and targets (first 16 hex digits) where they come from
+            files of the user's, which may change; '' otherwise.
     """
 
     name: str
@@ -182,6 +246,8 @@ class Dataset:
     task: Task
     classes: tuple[str, ...]
     affine: Affine | None = None
+    columns: Mapping[str, Any] | None = None
+    fingerprint: str = ""
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -190,8 +256,10 @@ class Dataset:
 
     @property
     def outputs(self) -> int:
-        """C, how many numbers a model must give: the classes, or 1 unless multiclass."""
-        return len(self.classes) if self.task == "multiclass" else 1
+        """C, how many numbers a model must give: the classes, else one for each target."""
+        if self.task == "multiclass":
+            return len(self.classes)
+        return self.train.y.shape[1] if self.train.y.dim() == 2 else 1
 
     @property
     def is_image(self) -> bool:

@@ -17,12 +17,7 @@ from sweepstack.config.errors import EnvironmentFault, InputError
 from sweepstack.config.schema import ImageFolder
 from sweepstack.data.dataset import Dataset, LazySplit, Split, Task
 from sweepstack.data.pictures import probe
-from sweepstack.data.splits import normalized, partition
-
-HELD_BYTES = 2**30
-"""Decoded splits are held in memory up to this size, all together."""
-STATISTICS_AT_MOST = 2000
-"""Training pictures that give the statistics of a larger dataset."""
+from sweepstack.data.splits import HELD_BYTES, STATISTICS_AT_MOST, normalized, partition
 
 
 def load(config: ImageFolder) -> Dataset:

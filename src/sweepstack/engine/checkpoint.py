@@ -83,7 +83,7 @@ def load_trial(folder: Path, config_hash: str) -> dict[str, Any] | None:
     A damaged one is renamed to NAME.damaged with a warning, and the one before it is used.
 
     Raises:
-        InputError: the checkpoint belongs to another config.
+        InputError: the checkpoint belongs to another config, or its data changed.
     """
     found = _found(folder)
     for number, path in enumerate(found, 1):
@@ -97,7 +97,7 @@ def load_trial(folder: Path, config_hash: str) -> dict[str, Any] | None:
             _rename(path)
             continue
         if state["config_hash"] != config_hash:
-            raise InputError(f"{path} belongs to a run with another config")
+            raise InputError(f"{path} belongs to a run with another config or other data")
         return state
     return None
 

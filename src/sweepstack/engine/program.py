@@ -5,22 +5,23 @@ from __future__ import annotations
 
 import logging
 import math
-from functools import lru_cache
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sweepstack import data, models
-from sweepstack.config.errors import InputError, NoMemory, contained, nearest, one_line
-from sweepstack.config.schema import Custom, Plateau
+from sweepstack.config.errors import InputError, NoMemory, contained, nearest, noted, one_line
+from sweepstack.config.schema import Custom, HubModel, Model, Plateau, TorchvisionModel
 from sweepstack.data import batches, streams
-from sweepstack.data.dataset import Dataset
+from sweepstack.data.dataset import Dataset, TensorSplit
 from sweepstack.engine import device
 from sweepstack.engine.spec import TrialSpec
 from sweepstack.engine.stack import Numbers, Stack
-from sweepstack.models import layers
-from sweepstack.training import early_stopping, schedule
+from sweepstack.models import features, layers, pretrained
+from sweepstack.training import early_stopping, evaluation, own_optimizer, schedule
 from sweepstack.training import init as initialization
 from sweepstack.training import optimizer as optim
 from sweepstack.training.loss import Task, direction_of
@@ -28,24 +29,26 @@ from sweepstack.training.regularization import beta_table
 
 log = logging.getLogger(__name__)
 
-_PICTURES_ONLY = {
-    "cutout": "cutout",
-    "crop": "crop_padding",
-    "flip": "horizontal_flip",
-    "rotation": "rotation",
-    "translation": "translation",
-}
+_PICTURES_ONLY = (
+    *("random_resized_crop", "crop_padding", "horizontal_flip", "rotation", "translation"),
+    *("brightness", "contrast", "saturation", "hue", "rand_augment", "random_erasing", "cutout"),
+)
+_COLORS_ONLY = ("saturation", "hue")
+_CHANGES_INPUTS = ("mixup", *_PICTURES_ONLY)
+"""Keys of `regularization` that change samples from step to step."""
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _STRENGTHS = (
-    *("dropout", "l1", "label_smoothing", "clip_norm", "clip_value", "crop_padding"),
-    *("horizontal_flip", "rotation", "translation", "cutout"),
+    *("dropout", "l1", "label_smoothing", "clip_norm", "clip_value"),
+    *(*_PICTURES_ONLY, "random_resized_crop_ratio"),
 )
 
 
 @lru_cache(maxsize=2)
-def _sources(config: Any, place: str) -> dict[str, batches.Source]:
+def _sources(
+    config: Any, trust: tuple[str, ...], _stamp: data.Stamp, place: str
+) -> dict[str, batches.Source]:
     """The splits of a dataset as sources of batches; kept, so that a sweep loads them once."""
-    dataset, target = data.load(config), torch.device(place)
+    dataset, target = data.load(config, trust), torch.device(place)
     splits = {"train": dataset.train, "val": dataset.val, "test": dataset.test}
     return {
         name: batches.source(split, target, config.placement, config.workers)
@@ -54,8 +57,27 @@ def _sources(config: Any, place: str) -> dict[str, batches.Source]:
     }
 
 
+_features: dict[Any, tuple[dict[str, batches.Source], Dataset]] = {}
+"""What the frozen part of a model gives for a dataset; the last two are kept, so that programs of
+other batch sizes or optimizers need not compute it again."""
+_FOR_FEATURES = ("data.", "model.", "training.device", "training.precision", "trust")
+FEATURES_AT_ONCE = 64
+"""Samples whose features are computed at once."""
+
 KEPT = 16
 _programs: dict[Any, Program] = {}  # by static part, the one last asked for at the end
+
+
+@dataclass(frozen=True)
+class Group:
+    """Parameters that learn alike, by their numbers in `Program.params`: `backbone` those of all
+    layers but the last, `late` those that `training.unfreeze_at` holds back. `rule` is the update
+    rule for these parameters."""
+
+    numbers: slice
+    backbone: bool
+    late: bool
+    rule: optim.Rule
 
 
 class Program:
@@ -73,16 +95,26 @@ class Program:
         config = spec.config
         self.spec, self.config = spec, config
         self.device = device.resolve(config.training)
-        self.data: Dataset = data.load(config.data)
-        self.task = Task(self.data.task)
-        self.batch_size = config.batch.size
+        asked = config.data
+        if isinstance(config.model, TorchvisionModel) and config.model.weights:
+            raw = data.load(replace(config.data, normalization="none"), config.trust)
+            asked = pretrained.as_weights_ask(config.model, config.data, raw.input_shape[0])
+            if asked != config.data:
+                log.info("%s", _said_of(config.model, asked))
+        self.data: Dataset = data.load(asked, config.trust)
+        self.seen = self.data  # what the whole model is fed
+        self.task = Task(self.data.task, tuple(evaluation.names(config.evaluation)))
+        affine = self.data.affine
+        scale = None if affine is None else affine.scale.to(self.device)
+        self.changes = evaluation.changes(config.evaluation, config.data.split_seed, scale)
+        self.batch_size = config.batch.size * config.batch.accumulate  # samples of a step
         self.steps_per_epoch = len(self.data.train) // self.batch_size
         self.eval_every = config.training.eval_every or max(self.steps_per_epoch, 1)
         automatic = config.objective == "auto"
         self.objective = self.task.default_objective if automatic else config.objective
         self.direction = direction_of(self.objective)
         self.fits: int | None = None  # about how many trials fit into memory, where known
-        self.rule = optim.RULES[config.optimizer.name](decays=spec.uses("weight_decay"))
+        self.rule = optim.rule_of(spec.config.optimizer, spec.uses("weight_decay"))
         mistakes = self._mistakes()
         for attempt in (self._build, lambda: self.check(spec)):
             try:
@@ -93,18 +125,26 @@ class Program:
                 mistakes += error.mistakes
         if mistakes:
             raise InputError(mistakes)
-        self.module.to(self.device)
-        self.dropouts = layers.dropouts(self.module)
+        self.whole = self.module.to(self.device)
+        self.sources = _sources(asked, config.trust, data.stamp(asked), str(self.device))
+        self._cut()
+        kept = dict(layers.dropouts(self.module))
+        numbered = enumerate(layers.dropouts(self.whole))
+        self.dropouts = [
+            (number, name, layer) for number, (name, layer) in numbered if name in kept
+        ]
         self.batch_norms = layers.batch_norms(self.module)
-        self.sources = _sources(config.data, str(self.device))
+        self.rule = self.rule.suited(self.module, self.params())
+        self.groups = self._grouped()
         resident = isinstance(self.sources["train"], batches.DeviceSource)
         self.order_device = self.device if resident else torch.device("cpu")
 
     @classmethod
     def of(cls, spec: TrialSpec) -> Program:
         """The program of a spec's static part; those last asked for are kept."""
-        program = _programs.pop(spec.static, None) or cls(spec)
-        _programs[spec.static] = program
+        key = (spec.static, data.stamp(spec.config.data))  # files that changed are read again
+        program = _programs.pop(key, None) or cls(spec)
+        _programs[key] = program
         if len(_programs) > KEPT:
             del _programs[next(iter(_programs))]
         return program
@@ -116,65 +156,184 @@ class Program:
         mistakes = []
         if self.batch_size > samples:
             mistakes.append(
-                f"batch.size must be <= the {samples} training samples of {config.data.name}, "
+                f"batch.size{' * batch.accumulate' if config.batch.accumulate > 1 else ''} must "
+                f"be <= the {samples} training samples of {config.data.name}, "
                 f"got {self.batch_size}"
             )
         named = {"objective": self.objective}
         if isinstance(config.schedule, Plateau):
             named["schedule.metric"] = config.schedule.metric
+        mistakes += evaluation.mistakes(config.evaluation, self.data)
         for key, metric in named.items():
             if metric not in self.task.objectives:
                 mistakes.append(
                     f"{key} must be one of {', '.join(self.task.objectives)} for "
                     f"{self.task.name} on {config.data.name}, got '{metric}'"
-                    f"{nearest(metric, self.task.objectives)}"
+                    f"{evaluation.hint(metric) or nearest(metric, self.task.objectives)}"
                 )
         if self.task.name == "regression" and self.spec.uses("label_smoothing"):
             mistakes.append(
                 "regularization.label_smoothing must be 0 for regression, "
                 f"got {config.regularization.label_smoothing}"
             )
+        asked = [key for key in _PICTURES_ONLY if getattr(config.regularization, key)]
         if not self.data.is_image:
             mistakes += [
-                f"regularization.{key} needs pictures, {config.data.name} has none"
-                for feature, key in _PICTURES_ONLY.items()
-                if self.spec.uses(feature)
+                f"regularization.{key} needs pictures, {config.data.name} has none" for key in asked
             ]
         return mistakes
 
     def _build(self) -> None:
         config = self.config
-        custom = isinstance(config.model, Custom)
-        shapes = self.data.input_shape, self.data.outputs
-        if not custom:  # before anything is allocated
+        unseen = isinstance(config.model, Custom | HubModel)  # nobody knows what it does
+        self.held = set[str]()  # names that model.freeze means
+        # Before anything is allocated; some of torchvision's constructors read numbers.
+        if not unseen and not isinstance(config.model, TorchvisionModel):
             with torch.device("meta"):
-                self._check_memory(models.build(config, *shapes))
-        self.module = models.build(config, *shapes)
-        if custom:
+                trial = models.build(config, *self._shapes)
+                self.held = pretrained.frozen(trial, getattr(config.model, "freeze", ()))
+                self._check_memory(trial)
+        self.module, self.constant = self._constructed()
+        if isinstance(config.model, Custom | HubModel | TorchvisionModel) and self.constant is None:
+            again, _ = self._constructed(seed=1)
+            self.constant = initialization.constant(self.module, again)
+        if isinstance(config.model, Model):
+            self.held = pretrained.frozen(self.module, config.model.freeze)
+            pretrained.hold_norms(self.module, self.held)
+        if unseen:
             self._check_memory(self.module)
             self._try_module()
         else:
             self._check_memory(self.module, self._try_module())
-        self.constant: set[str] | None = None  # of a custom module: what does not depend on a seed
-        if custom:
-            again = models.build(config, *shapes, seed=1)
-            self.constant = initialization.constant(self.module, again)
+        named = dict(self.module.named_parameters())
+        for name in self.frozen & (self.constant or set()):
+            named[name].requires_grad_(False)
+
+    def _constructed(self, seed: int = 0) -> tuple[nn.Module, set[str] | None]:
+        """The model with its weights, and the names of those that were loaded, if any."""
+        model = self.config.model
+        module = models.build(self.config, *self._shapes, seed)
+        if isinstance(model, Model) and model.weights is not None:
+            return module, pretrained.load(module, model, self.seen.classes)
+        return module, None
+
+    @property
+    def _shapes(self) -> tuple[tuple[int, ...], int]:
+        """A sample's axes as the whole model sees it, and the number of outputs."""
+        return self.seen.input_shape, self.seen.outputs
+
+    @property
+    def frozen(self) -> set[str]:
+        """Names of the parameters that are never trained."""
+        module = self.__dict__.get("whole", self.module)
+        own = {n for n, p in module.named_parameters() if not p.requires_grad}
+        return own | (set() if self.spec.uses("unfreeze") else self.held)
+
+    def _cut(self) -> None:
+        """Compute once what frozen layers give for each sample, where `model.cache_features` says
+        so and nothing makes it another from step to step; only the rest is trained then."""
+        model = self.config.model
+        wanted = getattr(model, "cache_features", False)
+        if not wanted:
+            return
+        try:
+            if self.spec.uses("unfreeze") or not self.frozen:
+                raise features.Uncuttable("nothing is frozen to the end")
+            given = self.config.regularization
+            changing = [name for name in _CHANGES_INPUTS if getattr(given, name)]
+            if changing:
+                raise features.Uncuttable(f"{changing[0]} changes the samples at each step")
+            if self.changes:
+                raise features.Uncuttable("evaluation measures on changed samples")
+            trained = self.whole_params()
+            parts = features.cut(self.whole.train(), trained)
+            own = {name for name, _ in parts[0].named_parameters()}
+            if not own <= (self.constant or set()):
+                raise features.Uncuttable("frozen layers are drawn from each trial's seed")
+            sample = self.data.train.gather(torch.arange(min(2, len(self.data.train))))[0]
+            if not features.agree(self.whole, parts, sample.to(self.device)):
+                raise features.Uncuttable("its parts give other numbers than the whole")
+            self.sources, self.data = self._featured(parts[0])
+        except features.Uncuttable as error:
+            if wanted is True:
+                raise InputError(
+                    f"model.cache_features must be auto or false, got true: {error}"
+                ) from error
+            if self.frozen:
+                log.info("features of frozen layers are not kept: %s", error)
+            return
+        self.module = parts[1]
+        log.info(
+            "frozen layers gave %s numbers for each sample, once", math.prod(self.data.input_shape)
+        )
+
+    def _featured(self, part: nn.Module) -> tuple[dict[str, batches.Source], Dataset]:
+        """Features of all splits, on the device."""
+        kept = [(k, v) for k, v in self.spec.static if k.startswith(_FOR_FEATURES)]
+        key = (tuple(kept), str(self.device), _stamp(self.config.model))
+        if key not in _features:
+            free, training = batches.free_memory(self.device), self.config.training
+            splits: dict[str, Any] = {}
+            for name, source in self.sources.items():
+                found = []
+                with torch.no_grad(), device.autocast(training.precision, self.device):
+                    for x, y in source.chunks(FEATURES_AT_ONCE):
+                        found.append((part.eval()(x).float(), y))
+                        size = found[0][0].nbytes * len(self.data.train) / len(found[0][1])
+                        if free is not None and 4 * size > free:
+                            raise features.Uncuttable("they do not fit into memory")
+                x, y = (torch.cat(parts) for parts in zip(*found, strict=True))
+                splits[name] = TensorSplit(x, y)
+            if len(_features) > 1:
+                del _features[next(iter(_features))]
+            sources: dict[str, batches.Source] = {
+                name: batches.DeviceSource(split, self.device) for name, split in splits.items()
+            }
+            _features[key] = sources, replace(self.data, **splits)
+        return _features[key]
+
+    def _grouped(self) -> list[Group]:
+        """The groups of parameters; one, where all learn alike."""
+        names = list(self.params())
+        kinds = [self._kind(name) for name in names]
+        edges = [n for n, kind in enumerate(kinds) if n == 0 or kind != kinds[n - 1]]
+        slices = [slice(*pair) for pair in zip(edges, [*edges[1:], len(kinds)], strict=True)]
+        return [Group(part, *kinds[part.start], self.rule.among(part)) for part in slices]
+
+    @cached_property
+    def sizes(self) -> list[int]:
+        """How many numbers each trained parameter has."""
+        return [parameter.numel() for parameter in self.params().values()]
+
+    def _kind(self, name: str) -> tuple[bool, bool]:
+        """Whether a parameter learns at the backbone's rate, and whether it begins late."""
+        slower = self.spec.uses("backbone_lr") and name in self.backbone
+        return slower, self.spec.uses("unfreeze") and name in self.held
+
+    @cached_property
+    def backbone(self) -> set[str]:
+        """Names of the parameters of all layers but the last."""
+        return pretrained.in_backbone(self.whole)
 
     def _check_memory(self, module: nn.Module, activations: int = 0) -> None:
         """Raise NoMemory if one trial needs more than there is; `activations` are the numbers that
         a step keeps of a batch."""
-        count = sum(parameter.numel() for parameter in module.parameters())
+        never = set() if self.spec.uses("unfreeze") else self.held
+        sizes = {n: p.numel() for n, p in module.named_parameters()}
+        count = sum(sizes.values())
+        fixed = sum(size for name, size in sizes.items() if name in never)
         inputs = self.batch_size * math.prod(self.data.input_shape)
         # The template, the trial, its best state, gradients, a temporary copy, and moments.
-        need = 4 * ((5 + len(self.rule.moments)) * count + activations + inputs)
+        held = 5 + len(self.rule.moments) + self.spec.uses("ema")
+        need = 4 * (held * (count - fixed) + fixed + activations + inputs)
         free = batches.free_memory(self.device)
         if self.device.type == "cuda":  # what others use may come free
             free = torch.cuda.get_device_properties(self.device).total_memory
         self.fits = None if free is None else max(1, int(0.9 * free / need))
         if free is not None and need > free:
             raise NoMemory(
-                f"model {self.config.model.name} of {count:,} parameters at "
-                f"batch.size={self.batch_size} needs about {need / 2**30:,.1f} GiB to train with "
+                f"model {self.config.model.name} of {count:,} parameters at batch.size="
+                f"{self.config.batch.size} needs about {need / 2**30:,.1f} GiB to train with "
                 f"{self.config.optimizer.name}, {free / 2**30:,.1f} GiB are free on {self.device}"
             )
 
@@ -184,7 +343,7 @@ class Program:
         Returns:
             Numbers that a step keeps of a batch, at least: the outputs of layers with parameters.
         """
-        samples = min(self.batch_size, 2)
+        samples = min(self.config.batch.size, 2)
         sample = torch.zeros(samples, *self.data.input_shape)
         wanted = (samples, self.data.outputs)
         kept = 0
@@ -216,9 +375,9 @@ class Program:
                 f"the model must return outputs of shape (B, {wanted[1]}) for "
                 f"{self.data.name}, got {shape} for B = {samples}"
             )
-        if not any(parameter.requires_grad for parameter in self.module.parameters()):
+        if self.frozen >= {name for name, _ in self.module.named_parameters()}:
             raise InputError("the model must have at least one parameter to train, got none")
-        return kept * self.batch_size // samples
+        return kept * self.config.batch.size // samples
 
     def check(self, spec: TrialSpec) -> None:
         """Find what is wrong with the dynamic part of a spec.
@@ -239,9 +398,19 @@ class Program:
                 )
                 if value > most
             ]
+            channels = self.data.input_shape[0]
+            mistakes += [
+                f"regularization.{key} needs pictures of 3 channels, those of {self.data.name} "
+                f"have {channels}"
+                for key in _COLORS_ONLY
+                if getattr(given, key) and channels != 3
+            ]
         activation = getattr(spec.config.model, "activation", None)
+        if self.rule.alone:
+            with noted(mistakes):
+                own_optimizer.check(spec.config, self.module)
         try:
-            initialization.gain_of(spec.config.init, activation)
+            initialization.check(spec.config.init, activation)
         except InputError as error:
             mistakes += error.mistakes
         if self.total_steps(spec):  # 0 when the batch is larger than the split
@@ -264,7 +433,8 @@ class Program:
 
     def schedule(self, spec: TrialSpec) -> schedule.LrSchedule:
         """The learning-rate schedule of a trial."""
-        return schedule.build(spec.config.schedule, self.total_steps(spec), direction_of)
+        steps, epoch = self.total_steps(spec), self.steps_per_epoch
+        return schedule.build(spec.config.schedule, steps, direction_of, epoch)
 
     def stopper(self, spec: TrialSpec) -> early_stopping.Stopper:
         """The early-stopping rule of a trial."""
@@ -274,21 +444,20 @@ class Program:
         """Initial parameters and buffers of a trial, drawn from its seed on the CPU."""
         activation = getattr(spec.config.model, "activation", None)
         init, seed, kept = spec.config.init, spec.config.training.seed, self.constant or set()
-        module, drawn = self.module, initialization.drawn(self.module, kept)
+        module, drawn = self.whole, initialization.drawn(self.whole, kept)
         if self.constant is not None:
             log.info("%s", self.init_summary)
         own_draws = self.constant is not None and module.state_dict().keys() - kept - {*drawn}
-        if own_draws or init.scheme == "keep":  # what the constructor draws follows the seed
-            config = self.config
-            module = models.build(config, self.data.input_shape, self.data.outputs, seed)
+        if own_draws or "keep" in init.schemes:  # what the constructor draws follows the seed
+            module, _ = self._constructed(seed)
         values = initialization.draw(module, init, activation, seed, kept)
         return dict(module.named_buffers()) | values
 
     @property
     def init_summary(self) -> str:
-        """What `init` draws of a custom module and what stays as it was constructed."""
-        drawn = initialization.drawn(self.module, self.constant or ())
-        kept = [name for name, _ in self.module.named_parameters() if name not in drawn]
+        """What `init` draws of a model that brings weights, and what stays as constructed."""
+        drawn = initialization.drawn(self.whole, self.constant or ())
+        kept = [name for name, _ in self.whole.named_parameters() if name not in drawn]
         return f"init draws {_listed(drawn)}; kept as constructed: {_listed(kept)}"
 
     def numbers(self, spec: TrialSpec) -> Numbers:
@@ -298,13 +467,22 @@ class Program:
         strengths = {name: math.inf if v is None else float(v) for name, v in given.items()}
         hyper = self.rule.hyper(config.optimizer)
         hyper["weight_decay"] = config.regularization.weight_decay
+        if spec.uses("backbone_lr"):
+            hyper["backbone_lr_factor"] = getattr(config.optimizer, "backbone_lr_factor", 1.0)
+        if spec.uses("unfreeze"):
+            hyper["unfreeze_at"] = strengths["unfreeze_at"] = float(
+                config.training.unfreeze_at or 0
+            )
+        if spec.uses("ema"):
+            hyper["ema_decay"] = config.training.ema_decay
         keys = {
             "dropout": streams.derive(seed, streams.DROPOUT),
             "augment": streams.derive(seed, streams.AUGMENT),
             "mixup": streams.derive(seed, streams.MIXUP),
         }
         table = beta_table(config.regularization.mixup) if spec.uses("mixup") else None
-        return Numbers(hyper, strengths, keys, table)
+        own = partial(own_optimizer.OwnOptimizer, config) if self.rule.alone else None
+        return Numbers(hyper, strengths, keys, table, own)
 
     def order_key(self, spec: TrialSpec) -> int:
         """The key of the batch order: `data.order_seed`, or the trial's seed."""
@@ -314,25 +492,52 @@ class Program:
     # --- shapes ---------------------------------------------------------------------------------
 
     def params(self) -> dict[str, Tensor]:
-        """The template's trained parameters, by name."""
-        named = self.module.named_parameters()
-        return {name: parameter for name, parameter in named if parameter.requires_grad}
+        """The template's trained parameters, by name; those of a group follow each other, the
+        backbone's first."""
+        kept, frozen = dict(self.module.named_parameters()), self.frozen
+        names = [name for name in kept if name not in frozen]
+        return {name: kept[name] for name in sorted(names, key=self._kind, reverse=True)}
+
+    def whole_params(self) -> list[str]:
+        """Names of the whole model's trained parameters."""
+        frozen = self.frozen
+        return [name for name, _ in self.whole.named_parameters() if name not in frozen]
 
     def buffers(self) -> dict[str, Tensor]:
-        """A trial's other tensors: batch norms' statistics, and a custom module's frozen parameters
-        and saved buffers."""
-        trained, state = self.params(), self.module.state_dict()
+        """A trial's other tensors: batch norms' statistics, frozen parameters that the trial's seed
+        drew, and a custom module's saved buffers."""
+        trained, state, shared = self.params(), self.module.state_dict(), self.shared
         names = dict(self.module.named_parameters()) | dict(self.module.named_buffers())
-        return {n: t for n, t in names.items() if n in state and n not in trained}
+        return {n: t for n, t in names.items() if n in state and n not in trained | shared.keys()}
+
+    @cached_property
+    def shared(self) -> dict[str, Tensor]:
+        """What all trials have in common and none changes: frozen parameters that do not depend on
+        a seed, and the statistics of their batch norms."""
+        fixed = self.frozen
+        for name, norm in layers.batch_norms(self.whole):
+            if norm.frozen:
+                fixed |= {f"{name}.{kind}".lstrip(".") for kind in ("running_mean", "running_var")}
+        kept = fixed & (self.constant or set())
+        state = self.whole.state_dict()
+        return {name: state[name] for name in state if name in kept}
+
+    @cached_property
+    def shared_on_cpu(self) -> dict[str, Tensor]:
+        """`shared`, for a trial's best state."""
+        return {name: tensor.detach().to("cpu", copy=True) for name, tensor in self.shared.items()}
 
     @property
     def inputs(self) -> dict[str, Any]:
         """The model's inputs and outputs: a sample is (x - shift) / scale, pictures in [0, 1]."""
-        affine = self.data.affine
+        affine = self.seen.affine
         return {
-            "input_shape": list(self.data.input_shape),
+            "input_shape": list(self.seen.input_shape),
             "outputs": self.data.outputs,
             "classes": list(self.data.classes),
+            "task": self.data.task,
+            "columns": self.data.columns,
+            "batch_norms": [name for name, _ in layers.batch_norms(self.whole)],
             "shift": None if affine is None else affine.shift,
             "scale": None if affine is None else affine.scale,
         }
@@ -351,14 +556,29 @@ class Program:
     def stack(self, width: int) -> Stack:
         """An empty stack of `width` slots."""
         shapes, moments = (self.params(), self.buffers()), self.rule.moments
-        return Stack(*shapes, moments, self._layouts(), width, self.device)
+        averages = self.spec.uses("ema")
+        return Stack(*shapes, moments, self._layouts(), width, self.device, averages)
 
-    def _layouts(self) -> dict[str, tuple[int, ...]]:
+    def _layouts(self) -> dict[str, tuple[int, ...]] | None:
         """The gradient of a linear layer's weight (S, out, in) comes out of a batched matrix
         product as (S, in, out)."""
+        if self.rule.shaped:
+            return None
         named = self.module.named_modules()
         linear = [name for name, layer in named if isinstance(layer, nn.Linear)]
         return {f"{name}.weight".lstrip("."): (0, 2, 1) for name in linear}
+
+
+def _stamp(model: Any) -> Any:
+    """What tells whether the file of weights is still the one that was read."""
+    return pretrained.stamp(model.weights) if isinstance(model, Model) and model.weights else None
+
+
+def _said_of(model: TorchvisionModel, asked: Any) -> str:
+    """What weights of torchvision ask of the pictures."""
+    size = getattr(asked, "image_size", None)
+    mean, std = ([round(number, 3) for number in pair] for pair in (asked.mean, asked.std))
+    return f"model.weights={model.weights}: pictures of side {size}, mean {mean}, std {std}"
 
 
 def _listed(names: list[str]) -> str:

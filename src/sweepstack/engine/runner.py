@@ -23,11 +23,13 @@ from torch import Tensor
 from sweepstack.config.errors import EnvironmentFault, InputError, SweepstackError, one_line, reason
 from sweepstack.data import streams
 from sweepstack.engine import checkpoint, device, executors
+from sweepstack.engine import diagnostics as diagnosing
 from sweepstack.engine.executors import Executor
 from sweepstack.engine.program import Program
 from sweepstack.engine.spec import Monitor, Raised, State, TrialResult, TrialSpec, telling
 from sweepstack.engine.step import Block, Step
 from sweepstack.training import optimizer as optim
+from sweepstack.training.evaluation import Change
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +63,7 @@ class Runner:
         self.executor = self._executor()
         self.slots: list[Slot | None] = []
         self.device_name = device.describe(program.device)
+        self.diagnosis: diagnosing.Diagnosis | None = None  # once it is asked for
         self.block_steps = 1
         self.alone = True  # whether no other runner uses the device's memory
         self.evaluated = False  # whether the last `advance` reached an evaluation
@@ -137,7 +140,7 @@ class Runner:
             if slot.spec.folder is None or slot.step == 0 or (due and not slot.checkpoints):
                 continue
             state = {
-                "config_hash": slot.spec.config_hash,
+                "config_hash": slot.identity,
                 "tensors": self.stack.save(place),
                 "slot": slot.state(),
             }
@@ -186,13 +189,15 @@ class Runner:
         self.slots[place] = slot
         with telling():
             self.monitor.started(spec, slot.step, slot.total_steps, slot.history)
+        if slot.layers:
+            self._note_layers(slot, slot.layers)
 
     def _fresh(self, place: int, spec: TrialSpec) -> Slot:
         self.stack.insert(place, self.program.initial(spec), self.program.numbers(spec))
         return Slot(self.program, spec)
 
     def _resume(self, slot: Slot, place: int, folder: Path) -> None:
-        saved = checkpoint.load_trial(folder, slot.spec.config_hash)
+        saved = checkpoint.load_trial(folder, slot.identity)
         if saved is not None:
             self.stack.load(place, saved["tensors"])
             slot.restore(saved["slot"])
@@ -204,7 +209,10 @@ class Runner:
         if complete and "test" in self.program.sources:
             tests = dict(zip(complete, self._measure("test", complete, best=True), strict=True))
         slots = {place: slot for place, slot in self.live if place in ends}
-        best = {place: self.stack.best(place) for place, slot in slots.items() if slot.best}
+        shared = self.program.shared_on_cpu if complete else {}
+        best = {
+            place: self.stack.best(place) | shared for place, slot in slots.items() if slot.best
+        }
         results = []
         for place, slot in slots.items():  # nothing here can raise: each has its result
             (state, error), self.slots[place] = ends[place], None
@@ -217,6 +225,7 @@ class Runner:
 
     def _block(self) -> list[TrialResult]:
         """Advance every slot by a block of steps; end those whose loss is not finite."""
+        self._diagnose([place for place, slot in self.live if slot.step == 0 and not slot.layers])
         began = time.perf_counter()
         live, stack, place = self.live, self.stack, self.stack.device
         samples = stack.width * self.program.batch_size
@@ -226,13 +235,12 @@ class Runner:
         lrs = [slot.lrs(steps) if slot else [0.0] * steps for slot in self.slots]
         lr = torch.tensor(lrs, dtype=torch.float64).T.contiguous().to(place)
         index = (torch.arange(steps).unsqueeze(1) + at).to(place)
-        keys = {n: streams.split(stack.keys[n], index) for n in self.step.streams()}
-        block = Block(self._samples(live, steps), lr, index + 1, keys)
+        block = Block(self._samples(live, steps), lr, index + 1, self.step.keys(stack, index))
         columns = self.executor.run(block).T.tolist()
         seconds = time.perf_counter() - began
         self.block_steps = max(1, min(1000, round(BLOCK_SECONDS / seconds * steps)))
         with telling():
-            self.monitor.stepped(steps)
+            self.monitor.stepped(steps, [slot.spec for _, slot in live])
         ends: dict[int, tuple[State, str | None]] = {}
         for where, slot in live:
             broke = slot.advance(columns[where], seconds / len(live))
@@ -259,6 +267,7 @@ class Runner:
         if not due:
             return []
         ends: dict[int, tuple[State, str | None]] = {}
+        noise = self._diagnose(due)
         for place, metrics in zip(due, self._measure("val", due, best=False), strict=True):
             slot = self.slots[place]
             assert slot is not None
@@ -267,7 +276,7 @@ class Runner:
                 said = f"{bad[0]} became {metrics[bad[0]]} at step {slot.step}"
                 ends[place] = ("failed", f"{said} of {slot.total_steps}")
                 continue
-            if slot.evaluated(metrics):
+            if slot.evaluated({**metrics, **noise.get(place, {})}):
                 self.stack.keep_best(place)
             with telling():
                 self.monitor.report(slot.spec, slot.history[-1])
@@ -282,31 +291,65 @@ class Runner:
                     ends[place] = ("pruned", None)
         return self._ends(ends)
 
+    def _diagnose(self, places: list[int]) -> dict[int, dict[str, float]]:
+        """Say what the layers do in those of some slots that ask for it; their gradients' noise."""
+        asking = {place: slot for place, slot in self.live if place in places and slot.diagnoses}
+        if not asking:
+            return {}
+        began = time.perf_counter()
+        self.diagnosis = self.diagnosis or diagnosing.Diagnosis(self.step)
+        lrs = [slot.lrs(1)[0] for slot in asking.values()]
+        steps = [slot.step for slot in asking.values()]
+        found = self.diagnosis(self.stack, list(asking), lrs, steps)
+        seconds = (time.perf_counter() - began) / len(asking)
+        for slot, (rows, _) in zip(asking.values(), found, strict=True):
+            slot.layers += rows
+            slot.seconds += seconds
+            self._note_layers(slot, rows)
+        return {place: noise for place, (_, noise) in zip(asking, found, strict=True)}
+
+    def _note_layers(self, slot: Slot, rows: list[dict[str, Any]]) -> None:
+        """Write what the layers do and tell the monitor."""
+        if slot.spec.folder is not None:
+            diagnosing.write(slot.spec.folder, rows, anew=len(rows) == len(slot.layers))
+        with telling():
+            self.monitor.diagnosed(slot.spec, rows)
+
     def _measure(self, split: str, places: list[int], *, best: bool) -> list[dict[str, float]]:
-        """Metrics of some slots on a split: means over its samples."""
+        """Metrics of some slots on a split: means over its samples, and over its changed copies."""
         began = time.perf_counter()
         stack = self.stack
-        params = (stack.best_params if best else stack.params).views
-        buffers = (stack.best_buffers if best else stack.buffers).views
+        banks = (stack.best_params, stack.best_buffers) if best else stack.evaluated
+        params, buffers = (bank.views for bank in banks)
         if len(places) < stack.width:
             chosen = torch.tensor(places, device=stack.device)
             params = {name: view.index_select(0, chosen) for name, view in params.items()}
             buffers = {name: view.index_select(0, chosen) for name, view in buffers.items()}
         data = {"val": self.program.data.val, "test": self.program.data.test}[split]
         assert data is not None
-        sums = self.step.measure(params, buffers, self.program.sources[split], len(data))
+
+        def measured(name: str, change: Change | None = None) -> list[dict[str, float]]:
+            source, count = self.program.sources[split], len(data)
+            sums = self.step.measure(params, buffers, source, count, change)
+            return [dict(self.program.task.means(row, count, name)) for row in sums]
+
+        found = measured(split)
+        for name, changes in self.program.changes.items():
+            copies = [measured(f"{split}_{name}", change) for change in changes]
+            for row, each in zip(found, zip(*copies, strict=True), strict=True):
+                row |= {key: sum(one[key] for one in each) / len(each) for key in each[0]}
         for place in places:
             slot = self.slots[place]
             assert slot is not None
             slot.seconds += (time.perf_counter() - began) / len(places)
-        return [dict(self.program.task.means(row, len(data), split)) for row in sums]
+        return found
 
 
 def _checkpoints(folder: Path) -> Path:
     return folder / "checkpoints"
 
 
-_SAVED = ("step", "loss_sum", "loss_steps", "history", "best", "seconds")
+_SAVED = ("step", "loss_sum", "loss_steps", "history", "layers", "best", "seconds")
 
 
 class Slot:
@@ -321,11 +364,17 @@ class Slot:
         self.step = 0
         self.loss_sum, self.loss_steps = 0.0, 0
         self.history: list[dict[str, float]] = []
+        self.layers: list[dict[str, Any]] = []
         self.best: dict[str, float] = {}
         self.seconds = 0.0
         self.stopped_early = False
         self.order_key = program.order_key(spec)
         self._epoch, self._order = -1, torch.empty(0, dtype=torch.int64)
+
+    @property
+    def identity(self) -> str:
+        """What a checkpoint must have been written with: the config and the same data."""
+        return self.spec.config_hash + self.program.data.fingerprint
 
     # --- the next steps --------------------------------------------------------------------------
 
@@ -384,6 +433,11 @@ class Slot:
         return self.finished or self.step % self.program.eval_every == 0
 
     @property
+    def diagnoses(self) -> bool:
+        """Whether what its layers do is to be found."""
+        return self.spec.config.training.diagnostics
+
+    @property
     def checkpoints(self) -> bool:
         """Whether a checkpoint is due now."""
         every = self.spec.config.training.checkpoint_every
@@ -431,13 +485,15 @@ class Slot:
         error: str | None = None,
     ) -> TrialResult:
         """The trial's result; `test` are the test metrics of the best state."""
-        measured = {k: v for k, v in self.best.items() if k not in ("step", "epoch", "lr")}
+        left_out = ("step", "epoch", "lr", *diagnosing.NOISE)
+        measured = {k: v for k, v in self.best.items() if k not in left_out}
         samples = self.step * self.program.batch_size
         return TrialResult(
             spec=self.spec,
             state=state,
             metrics={**measured, **(test or {})},
             history=self.history,
+            layers=self.layers,
             steps=self.step,
             best_step=int(self.best.get("step", 0)),
             seconds=self.seconds,

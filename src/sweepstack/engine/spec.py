@@ -77,7 +77,8 @@ def _json(name: str, value: Any) -> str:
     """A key as JSON; '' for a group of which nothing counts."""
     node = plain(value)
     for item in fields(value) if is_dataclass(value) else ():
-        if item.metadata.get("place"):  # it changes nothing about the trial
+        # What changes nothing about the trial, and what older configs lack.
+        if item.metadata.get("place") or node[item.name] == item.default:
             del node[item.name]
     if node == {}:
         return ""
@@ -101,7 +102,8 @@ class TrialResult:
     """A trial's result.
 
     `metrics` are those of the best state (validation and, once, test) plus `train_loss` at that
-    evaluation; `history` has one row per evaluation; `best_state` maps parameter and buffer names
+    evaluation; `history` has one row per evaluation, `layers` (with training.diagnostics) one per
+    layer too, see `diagnostics.py`; `best_state` maps parameter and buffer names
     to CPU tensors; `inputs` says what the model takes and gives (input_shape, outputs, classes,
     shift, scale); `seconds` is the trial's share of the stack's wall time; `stopped` says why early
     stopping ended it and `error` why it failed, in one line; `trace` is the traceback of what a
@@ -113,6 +115,7 @@ class TrialResult:
     objective: str
     metrics: dict[str, float] = field(default_factory=dict)
     history: list[dict[str, float]] = field(default_factory=list)
+    layers: list[dict[str, Any]] = field(default_factory=list)
     steps: int = 0
     best_step: int = 0
     seconds: float = 0.0
@@ -169,12 +172,16 @@ class Monitor:
         """A trial starts at `step` of at most `total_steps`; a resumed one, at a step above 0, has
         reported the rows of `history` already."""
 
-    def stepped(self, steps: int) -> None:
-        """All slots advanced by `steps`."""
+    def stepped(self, steps: int, specs: Sequence[TrialSpec]) -> None:
+        """The trials of a stack advanced by `steps` each."""
 
     def report(self, spec: TrialSpec, row: Mapping[str, float]) -> None:
         """A trial was evaluated; `row` has step, epoch, lr, train_loss and the val metrics. At an
         evaluation of a stack, the reports of all slots come before any `should_stop`."""
+
+    def diagnosed(self, spec: TrialSpec, rows: Sequence[Mapping[str, Any]]) -> None:
+        """What the layers of a trial do at a step (`diagnostics.py`); of a resumed one first all
+        that was found before."""
 
     def should_stop(self, spec: TrialSpec) -> bool:
         """Whether to prune the trial, asked once after each of its reports."""

@@ -8,11 +8,14 @@ Rows are written in place: shapes and addresses stay the same while trials come 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from sweepstack.training.own_optimizer import OwnOptimizer
 
 Row = dict[str, Tensor]
 _BANKS = ("params", "buffers", "best_params", "best_buffers")
@@ -29,6 +32,7 @@ class Bank:
         width: number of slots S.
         device: where they lie.
         layouts: of those that are not simply contiguous in memory.
+        one_row: whether the tensors of a single slot are packed as one row.
     """
 
     def __init__(
@@ -37,6 +41,7 @@ class Bank:
         width: int,
         device: torch.device,
         layouts: Mapping[str, Layout] | None = None,
+        one_row: bool = True,
     ):
         floats = {name: t for name, t in like.items() if t.dtype == torch.float32}
         sizes = [width * tensor.numel() for tensor in floats.values()]
@@ -54,7 +59,7 @@ class Bank:
             group = flat.view(lies) if name in parts else flat.new_zeros(lies)
             self.packed.append(group)
             self.views[name] = group.permute([layout.index(axis) for axis in range(len(layout))])
-        if width == 1:  # all parameters are one long row: an update is a few operations
+        if width == 1 and one_row:  # all parameters are one long row: an update is a few operations
             self.packed = [storage.view(1, -1)]
 
     def part(self, slots: slice) -> Bank:
@@ -62,6 +67,16 @@ class Bank:
         other = copy.copy(self)
         other.views = {name: view[slots] for name, view in self.views.items()}
         other.packed = [group[slots] for group in self.packed]
+        other._rows = []
+        return other
+
+    def among(self, numbers: slice) -> Bank:
+        """Some of the tensors, those with these numbers, in the same memory."""
+        other = copy.copy(self)
+        sizes = [view[0].numel() for view in self.views.values()]
+        names = list(self.views)[numbers]
+        other.views = {name: self.views[name] for name in names}
+        other.packed = shares(self.packed, sizes, numbers)
         other._rows = []
         return other
 
@@ -93,13 +108,15 @@ class Numbers:
 
     `optimizer` are float64 hyperparameters of the update rule (with weight_decay), `strengths` the
     strengths of the regularizers in use, `keys` the 64-bit keys of its random streams, `mixup`
-    the quantiles of its Beta distribution or None.
+    the quantiles of its Beta distribution or None; `own` makes the torch optimizer of a trial that
+    has one, for its parameters.
     """
 
     optimizer: dict[str, float]
     strengths: dict[str, float]
     keys: dict[str, int]
     mixup: Tensor | None
+    own: Callable[[Iterable[Tensor]], OwnOptimizer] | None = None
 
 
 class Stack:
@@ -109,8 +126,9 @@ class Stack:
         params, buffers: one trial's tensors by name, for shapes and types.
         moments: names of what the optimizer keeps per parameter.
         layouts: of parameters whose gradients are not contiguous: they lie in memory alike, so
-            that an update passes over both from end to end.
+            that an update passes over both from end to end; None keeps every parameter's shape.
         width: number of slots S.
+        averages: whether to keep running averages of parameters and buffers.
     """
 
     def __init__(
@@ -118,24 +136,31 @@ class Stack:
         params: Mapping[str, Tensor],
         buffers: Mapping[str, Tensor],
         moments: tuple[str, ...],
-        layouts: Mapping[str, Layout],
+        layouts: Mapping[str, Layout] | None,
         width: int,
         device: torch.device,
+        averages: bool = False,
     ):
         self.width, self.device = width, device
-        self._shapes, self._layouts = (params, buffers, moments, layouts), layouts
-        if width == 1:  # of one trial, gradients lie as its parameters do
-            layouts = {}
-        self.params = Bank(params, width, device, layouts)
-        self.buffers = Bank(buffers, width, device)
-        self.moments = {name: Bank(params, width, device, layouts) for name in moments}
-        self.best_params = Bank(params, width, device, layouts)
-        self.best_buffers = Bank(buffers, width, device)
+        self._shapes, self._averages = (params, buffers, moments, layouts), averages
+        self._layouts, flat = layouts or {}, layouts is not None
+
+        def bank(like: Mapping[str, Tensor]) -> Bank:
+            # Of one trial, gradients lie as its parameters do.
+            laid = self._layouts if width > 1 and like is params else None
+            return Bank(like, width, device, laid, flat)
+
+        self.params, self.buffers = bank(params), bank(buffers)
+        self.moments = {name: bank(params) for name in moments}
+        self.best_params, self.best_buffers = bank(params), bank(buffers)
+        kept = {"params": params, "buffers": buffers} if averages else {}
+        self.averages = {name: bank(like) for name, like in kept.items()}
         self.optimizer: Row = {}
         self.strengths: Row = {}
         self.keys: Row = {}
         self.mixup: Tensor | None = None
-        self.one_row = width == 1  # of one trial, all parameters are one long row
+        self.own: OwnOptimizer | None = None
+        self.one_row = width == 1 and flat  # of one trial, all parameters are one long row
         self._expose()
 
     def _expose(self) -> None:
@@ -150,7 +175,9 @@ class Stack:
         other.width, other.one_row = slots.stop - slots.start, False
         for name in _BANKS:
             setattr(other, name, getattr(self, name).part(slots))
-        other.moments = {name: bank.part(slots) for name, bank in self.moments.items()}
+        for name in ("moments", "averages"):
+            parts = {key: bank.part(slots) for key, bank in getattr(self, name).items()}
+            setattr(other, name, parts)
         for name in _ROWS:
             setattr(other, name, {key: row[slots] for key, row in getattr(self, name).items()})
         other.mixup = None if self.mixup is None else self.mixup[slots]
@@ -166,12 +193,14 @@ class Stack:
 
     def insert(self, slot: int, initial: Row, numbers: Numbers) -> None:
         """Start a trial in a slot, with zero moments."""
-        self.params.write(slot, initial)
-        self.buffers.write(slot, initial)
+        for bank in (self.params, self.buffers, *self.averages.values()):
+            bank.write(slot, initial)
         for bank in self.moments.values():
             for view in bank.row(slot).values():
                 view.zero_()
         self.keep_best(slot)
+        if numbers.own is not None:
+            self.own = numbers.own(self.leaves.values())
         self._set(self.optimizer, slot, numbers.optimizer, torch.float64)
         self._set(self.strengths, slot, numbers.strengths, torch.float32)
         self._set(self.keys, slot, numbers.keys, torch.int64)
@@ -188,7 +217,7 @@ class Stack:
 
     def moved(self, slots: list[int], width: int) -> Stack:
         """A stack of `width` slots whose first ones are these `slots`, all on the device."""
-        other = Stack(*self._shapes, width, self.device)
+        other = Stack(*self._shapes, width, self.device, self._averages)
         chosen = torch.tensor(slots, dtype=torch.int64, device=self.device)
         for name, bank in self.banks.items():
             other.banks[name].take(chosen, bank)
@@ -215,12 +244,20 @@ class Stack:
     def banks(self) -> dict[str, Bank]:
         """Every bank, by its name in a checkpoint."""
         moments = {f"moment.{name}": bank for name, bank in self.moments.items()}
-        return {name: getattr(self, name) for name in _BANKS} | moments
+        averages = {f"average.{name}": bank for name, bank in self.averages.items()}
+        return {name: getattr(self, name) for name in _BANKS} | moments | averages
+
+    @property
+    def evaluated(self) -> tuple[Bank, Bank]:
+        """The parameters and buffers that are evaluated and kept: the averages where there are."""
+        kept = self.averages
+        return kept.get("params", self.params), kept.get("buffers", self.buffers)
 
     def keep_best(self, slot: int) -> None:
         """Remember a slot's present state as its best."""
-        self.best_params.write(slot, self.params.row(slot))
-        self.best_buffers.write(slot, self.buffers.row(slot))
+        params, buffers = self.evaluated
+        self.best_params.write(slot, params.row(slot))
+        self.best_buffers.write(slot, buffers.row(slot))
 
     def best(self, slot: int) -> Row:
         """A slot's best parameters and buffers, copied to the CPU."""
@@ -228,12 +265,22 @@ class Stack:
 
     def save(self, slot: int) -> dict[str, Row]:
         """All tensors of a slot on the CPU, for a checkpoint."""
-        return {name: _on_cpu(bank.row(slot)) for name, bank in self.banks.items()}
+        saved = {name: _on_cpu(bank.row(slot)) for name, bank in self.banks.items()}
+        return saved | ({} if self.own is None else {"own": self.own.state()})
 
     def load(self, slot: int, saved: Mapping[str, Row]) -> None:
         """Put back what `save` gave, into any slot of any width."""
         for name, bank in self.banks.items():
             bank.write(slot, saved[name])
+        if self.own is not None:
+            self.own.restore(saved["own"])
+
+
+def shares(tensors: Sequence[Any], sizes: Sequence[int], numbers: slice) -> list[Any]:
+    """Some of the tensors that lie one by one, or as one long row (1, sum of sizes)."""
+    if len(tensors) == len(sizes):
+        return list(tensors[numbers])
+    return [tensors[0][:, sum(sizes[: numbers.start]) : sum(sizes[: numbers.stop])]]
 
 
 def _unshared(grads: Sequence[Tensor]) -> list[Tensor]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import FunctionType
 from typing import Any
 
@@ -23,11 +24,14 @@ from sweepstack.data import streams
 from sweepstack.data.batches import Source
 from sweepstack.engine.device import autocast
 from sweepstack.engine.kernels import fused
-from sweepstack.engine.program import Program
-from sweepstack.engine.stack import Row, Stack
+from sweepstack.engine.program import Group, Program
+from sweepstack.engine.stack import Bank, Row, Stack, shares
 from sweepstack.training import regularization
-from sweepstack.training.regularization import Augmentation
+from sweepstack.training.augmentation import Augmentation
+from sweepstack.training.evaluation import Change
 
+_NO_RULES = {"ema_decay", "backbone_lr_factor", "unfreeze_at"}
+"""Hyperparameters that no update rule reads."""
 EVALUATION_CHUNK = {"cpu": 256, "cuda": 1024}
 """Samples of a split that are evaluated at once: on a CPU what its cache holds, on a GPU enough to
 be worth its launches."""
@@ -101,24 +105,41 @@ class Step:
         self.compiles = program.config.training.compile if compiles is None else compiles
         self.program, self.module, self.task = program, program.module, program.task
         self.rule, self.uses = program.rule, program.spec.uses
-        uses = self.uses
-        self.augment = Augmentation(
-            crop=uses("crop"),
-            flip=uses("flip"),
-            affine=uses("rotation") or uses("translation"),
-            cutout=uses("cutout"),
-        )
+        self.augment = self._augmentation()
         parameters = sum(1 for _ in self.module.parameters())
         every = sum(1 for _ in self.module.named_parameters(remove_duplicate=False))
         self.tied = parameters != every
         on_cpu = program.device.type == "cpu" and not self.compiles
-        self.fused = on_cpu and fused.works(self.rule.name)
+        self.fused = on_cpu and not self.uses("dampening") and fused.works(self.rule.name)
         self._compiled: dict[Hashable, Callable[..., Any]] = {}
+
+    def _augmentation(self) -> Augmentation:
+        uses, program = self.uses, self.program
+        affine = program.data.affine
+        return Augmentation(
+            resized=uses("resized_crop"),
+            crop=uses("crop"),
+            flip=uses("flip"),
+            affine=uses("rotation") or uses("translation"),
+            color=uses("color"),
+            hue=uses("hue"),
+            operations=uses("rand_augment") * program.config.regularization.rand_augment_operations,
+            erasing=uses("random_erasing"),
+            cutout=uses("cutout"),
+            shift=None if affine is None else affine.shift.to(program.device),
+            scale=None if affine is None else affine.scale.to(program.device),
+        )
 
     @property
     def shares_batches(self) -> bool:
         """Whether slots with the same samples can share the tensor: nothing changes it."""
         return not (self.augment.any or self.uses("mixup"))
+
+    def keys(self, stack: Stack, index: Tensor) -> Row:
+        """What each step has of its own, for steps number `index` (T, S) counted from 0: the keys
+        of random streams, and with `training.unfreeze_at` the number itself, as `at`."""
+        found = {name: streams.split(stack.keys[name], index) for name in self.streams()}
+        return found | ({"at": index} if self.uses("unfreeze") else {})
 
     def streams(self) -> list[str]:
         """Names of the random streams that this program draws from."""
@@ -145,31 +166,119 @@ class Step:
         can be recorded."""
         x, extra = self._prepare(stack, x, y, keys)
         with contained():
-            losses, each, updated = self._differentiated(stack, x, y, extra)
+            losses, each, updated = self._accumulated(stack, x, y, extra)
         with torch.no_grad():
-            params, grads = stack.params.packed, stack.packed_grads(each)
-            if self.uses("l1"):
-                regularization.add_l1(grads, params, stack.strengths["l1"])
-            if self.uses("clip_value"):
-                regularization.clip_by_value(grads, stack.strengths["clip_value"])
-            if self.uses("clip_norm"):
-                regularization.clip_by_norm(grads, stack.strengths["clip_norm"])
+            grads = stack.packed_grads(each)
+            self.regularize(grads, stack.params.packed, stack.strengths, keys.get("at"))
             for name, value in updated.items():
                 stack.live_buffers[name].copy_(value)
         return losses, grads
 
+    def regularize(
+        self,
+        grads: Sequence[Tensor],
+        params: Sequence[Tensor],
+        strengths: Row,
+        at: Tensor | None = None,
+    ) -> None:
+        """L1 and clipping of gradients (S, ...), in place; what `training.unfreeze_at` holds back
+        after `at` (S,) steps has none."""
+        if self.uses("l1"):
+            regularization.add_l1(grads, params, strengths["l1"])
+        if self.uses("unfreeze"):
+            assert at is not None
+            held = at < strengths["unfreeze_at"]
+            for group in self.program.groups:
+                mine = shares(grads, self.program.sizes, group.numbers) if group.late else []
+                for grad in mine:
+                    grad.masked_fill_(held.view(-1, *[1] * (grad.dim() - 1)), 0.0)
+        if self.uses("clip_value"):
+            regularization.clip_by_value(grads, strengths["clip_value"])
+        if self.uses("clip_norm"):
+            regularization.clip_by_norm(grads, strengths["clip_norm"])
+
     def update(self, stack: Stack, grads: Sequence[fused.Grad], batch: Batch) -> None:
         """Move the parameters in place; see `optim.Rule.update`."""
-        rule, hyper = self.rule, stack.optimizer
         with torch.no_grad():
-            if self.fused:
-                moments = [stack.moments[name] for name in rule.moments]
-                known = {key: hyper[key] for key in hyper if rule.decays or key != "weight_decay"}
-                fused.update(rule.name, stack.params, grads, moments, known, batch.lr, batch.step)
-                return
-            update = self._compiled_for(("update", stack.width), rule.update)
-            groups = {name: bank.packed for name, bank in stack.moments.items()}
-            update(stack.params.packed, grads, groups, hyper, batch.lr, batch.step)
+            if stack.own is not None:
+                again = partial(self.gradients, stack, batch.x, batch.y, batch.keys)
+                whole = [grad for grad in grads if isinstance(grad, Tensor)]
+                stack.own.step(whole, float(batch.lr[0]), again)
+            else:
+                moments = [stack.moments[name] for name in self.rule.moments]
+                banks = [stack.params, *moments]
+                if len(self.program.groups) == 1:
+                    (numbers,) = self.of_groups(stack.optimizer, batch.lr, batch.step)
+                    self._update(stack.width, banks, grads, *numbers)
+                else:
+                    for numbers in self.of_groups(stack.optimizer, batch.lr, batch.step):
+                        parts = [bank.among(numbers[0].numbers) for bank in banks]
+                        mine = shares(grads, self.program.sizes, numbers[0].numbers)
+                        self._update(stack.width, parts, mine, *numbers)
+            if self.uses("ema"):
+                self._average(stack, batch.step)
+
+    def of_groups(
+        self, hyper: Row, lr: Tensor, step: Tensor
+    ) -> Iterator[tuple[Group, Row, Tensor, Tensor]]:
+        """For each group of parameters its hyperparameters, lr and step (S,).
+
+        Until a late group trains, its lr and weight decay are 0, and its moments stay 0 as its
+        gradients are; then its steps count from 1, as in a new optimizer.
+        """
+        for group in self.program.groups:
+            own, rate, at = hyper, lr, step
+            if group.backbone:
+                rate = rate * hyper["backbone_lr_factor"]
+            if group.late:
+                at = at - hyper["unfreeze_at"].to(at.dtype)
+                on = (at > 0).to(rate.dtype)
+                rate, at = rate * on, at.clamp(min=1)
+                own = {**hyper, "weight_decay": hyper["weight_decay"] * on}
+            yield group, own, rate, at
+
+    def _update(
+        self,
+        width: int,
+        banks: Sequence[Bank],
+        grads: Sequence[fused.Grad],
+        group: Group,
+        hyper: Row,
+        lr: Tensor,
+        step: Tensor,
+    ) -> None:
+        """Move a group's parameters, the first of `banks`; the others are their moments."""
+        params, *moments = banks
+        if self.fused:
+            others = _NO_RULES if self.rule.decays else {*_NO_RULES, "weight_decay"}
+            known = {key: hyper[key] for key in hyper if key not in others}
+            fused.update(self.rule.name, params, grads, moments, known, lr, step)
+        else:
+            update = self._compiled_for(("update", width, group.numbers.start), group.rule.update)
+            packed = [bank.packed for bank in moments]
+            update(
+                params.packed,
+                grads,
+                dict(zip(self.rule.moments, packed, strict=True)),
+                hyper,
+                lr,
+                step,
+            )
+
+    def _average(self, stack: Stack, step: Tensor) -> None:
+        """θ̄ ← θ̄ + (1-d)(θ - θ̄) with d = min(`ema_decay`, (1+t)/(10+t)), which lets go of the
+        initial weights early, as TensorFlow's ExponentialMovingAverage with `num_updates`; batch
+        norms' statistics alike."""
+        time = step.to(torch.float64)
+        weight = 1 - torch.minimum(stack.optimizer["ema_decay"], (1 + time) / (10 + time))
+        for name, bank in stack.averages.items():
+            for key, now in getattr(stack, name).views.items():
+                mean = bank.views[key]
+                if mean.is_floating_point():
+                    share = weight.to(mean.dtype).view(-1, *([1] * (mean.dim() - 1)))
+                    mean.lerp_(now, share.expand_as(mean))
+                else:
+                    mean.copy_(now)
 
     def _prepare(
         self, stack: Stack, x: Tensor, y: Tensor, keys: Row
@@ -189,6 +298,33 @@ class Step:
             extra["smoothing"] = stack.strengths["label_smoothing"]
         return x, extra
 
+    def _accumulated(
+        self, stack: Stack, x: Tensor, y: Tensor, extra: dict[str, Tensor]
+    ) -> tuple[Tensor, list[Tensor], Row]:
+        """`_differentiated`, of `batch.accumulate` batches one after the other: means of their
+        losses and gradients. Batch norms see each, and dropout draws masks for each."""
+        count, axis = self.program.config.batch.accumulate, y.dim() - 1
+        if count == 1:
+            return self._differentiated(stack, x, y, extra)
+        total: Tensor | None = None
+        grads: list[Tensor] = []
+        updated: Row = {}
+        pairs = zip(x.chunk(count, axis), y.chunk(count, axis), strict=True)
+        for number, (inputs, targets) in enumerate(pairs):
+            own = dict(extra)
+            if "key" in extra:
+                own["key"] = streams.split(extra["key"], number)
+            if "partner" in extra:
+                own["partner"] = extra["partner"].chunk(count, axis)[number]
+            losses, each, updated = self._differentiated(stack, inputs, targets, own)
+            total = losses if total is None else total + losses
+            grads = [a + b for a, b in zip(grads, each, strict=True)] if grads else each
+            with torch.no_grad():
+                for name, value in updated.items() if number < count - 1 else ():
+                    stack.live_buffers[name].copy_(value)
+        assert total is not None
+        return total / count, [grad / count for grad in grads], updated
+
     def _differentiated(
         self, stack: Stack, x: Tensor, y: Tensor, extra: dict[str, Tensor]
     ) -> tuple[Tensor, list[Tensor], Row]:
@@ -203,12 +339,12 @@ class Step:
             if stack.width == 1:
                 only = {name: value[0] for name, value in extra.items()}
                 batch = (x, y) if shared else (x[0], y[0])
-                forward = self._compiled_for(("loss", 1, shared), self._loss)
+                forward = self._compiled_for(("loss", 1, shared), self.loss)
                 total, updated = forward(leaves, buffers, *batch, only)
                 losses = total.detach().unsqueeze(0)
             else:
                 axis = None if shared else 0
-                stacked = vmap(self._loss, in_dims=(0, 0, axis, axis, 0))
+                stacked = vmap(self.loss, in_dims=(0, 0, axis, axis, 0))
                 forward = self._compiled_for(("loss", stack.width, shared), stacked)
                 each, updated = forward(leaves, buffers, x, y, extra)
                 total, losses = each.sum(), each.detach()
@@ -231,12 +367,12 @@ class Step:
             self._compiled[key] = torch.compile(copy, dynamic=False)
         return self._compiled[key]
 
-    def _loss(
+    def loss(
         self, params: Row, buffers: Row, x: Tensor, y: Tensor, extra: Row
     ) -> tuple[Tensor, Row]:
         """Mean loss of one trial's batch, written without the slot axis."""
         tensors = {**params, **buffers}
-        for index, (name, layer) in enumerate(self.program.dropouts):
+        for index, name, layer in self.program.dropouts:
             tensors[f"{name}.key"] = streams.split(extra["key"], index)
             if not layer.fixed:
                 tensors[f"{name}.p"] = extra["dropout"]
@@ -254,22 +390,32 @@ class Step:
 
     # --- evaluation -------------------------------------------------------------------------------
 
-    def measure(self, params: Row, buffers: Row, source: Source, samples: int) -> list[list[float]]:
+    def measure(
+        self,
+        params: Row,
+        buffers: Row,
+        source: Source,
+        samples: int,
+        change: Change | None = None,
+    ) -> list[list[float]]:
         """Sums of every measure over a split, for each slot, in eval mode without gradients.
 
         Args:
             params, buffers: tensors (S, *shape) by name.
             source: the split, in chunks with a short last one.
             samples: N, only to choose the chunk.
+            change: what is done to the samples before.
         """
         self.module.eval()
         one_by_one = len(next(iter(params.values()))) == 1 or self.program.stacking_loses
         function = self._each_sums if one_by_one else vmap(self._sums, in_dims=(0, 0, None, None))
         total: Tensor | None = None
+        seen = 0
         precision, device = self.program.config.training.precision, self.program.device
         with torch.no_grad(), autocast(precision, device), contained():
             for x, y in source.chunks(min(EVALUATION_CHUNK[device.type], samples)):
-                sums = function(params, buffers, x, y)
+                sums = function(params, buffers, x if change is None else change(x, seen), y)
+                seen += len(y)
                 total = sums if total is None else total + sums
         assert total is not None
         return [[float(value) for value in row] for row in total.tolist()]

@@ -24,12 +24,14 @@ from torch import Tensor
 
 from sweepstack.config import files
 from sweepstack.config.errors import EnvironmentFault, one_line
+from sweepstack.config.schema import CustomOptimizer
 from sweepstack.data.batches import DeviceSource
 from sweepstack.data.dataset import TensorSplit
 from sweepstack.engine import device, executors
 from sweepstack.engine.program import Program
 from sweepstack.engine.stack import Stack
 from sweepstack.engine.step import EVALUATION_CHUNK, Block, Step
+from sweepstack.training.own_optimizer import say_one_by_one
 
 log = logging.getLogger(__name__)
 
@@ -93,6 +95,9 @@ class Widths:
         for name in (key, limited):
             if kept.get(name, 1) > 1 or (name in kept and program.stacking_loses):
                 return kept[name]
+        if isinstance(program.config.optimizer, CustomOptimizer):
+            say_one_by_one(program.config.optimizer.target)
+            return 1
         reason = why_not_stacked(program)
         if reason is not None:
             name = program.config.model.name
@@ -248,7 +253,7 @@ class _Stepper:
         shape, place = samples.shape[:2], self.stack.device
         steps = torch.ones(shape, dtype=torch.int64, device=place)
         lr = torch.full(shape, 1e-4, dtype=torch.float64, device=place)
-        keys = {name: self.stack.keys[name].expand_as(steps) for name in self.step.streams()}
+        keys = self.step.keys(self.stack, steps)
         return Block(samples.to(place), lr, steps, keys)
 
     def evaluate(self) -> None:

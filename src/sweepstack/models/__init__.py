@@ -6,14 +6,16 @@ trial's parameters and buffers, and for many trials under vmap.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import nn
 
 from sweepstack.config import schema
 from sweepstack.config.errors import InputError
-from sweepstack.models import custom
+from sweepstack.models import custom, pretrained
 from sweepstack.models.convnet import ConvNet, ResNet
 from sweepstack.models.mlp import Mlp
 
@@ -39,9 +41,17 @@ def build(
 
 def _build(config: schema.RunConfig, input_shape: Sequence[int], outputs: int) -> nn.Module:
     model = config.model
+    if isinstance(model, schema.Custom | schema.HubModel | schema.TorchvisionModel):
+        _check_own(config.regularization, model.name)
     if isinstance(model, schema.Custom):
-        _check_custom(config.regularization)
         return custom.build(model, config.trust, input_shape, outputs)
+    if isinstance(model, schema.TorchvisionModel):
+        return pretrained.build(model, input_shape, outputs)
+    if isinstance(model, schema.HubModel):
+        make = partial(
+            pretrained.hub_entry, model, config.trust, json.loads(model.arguments), outputs
+        )
+        return custom.checked(f"model.entry '{model.entry}'", make, input_shape)
     dropout, batch_norm = config.regularization.dropout > 0, config.regularization.batch_norm
     if batch_norm == "auto":
         batch_norm = isinstance(model, schema.ResNet)
@@ -52,17 +62,17 @@ def _build(config: schema.RunConfig, input_shape: Sequence[int], outputs: int) -
     return Mlp(input_shape, outputs, model.hidden, model.activation, dropout, batch_norm)
 
 
-def _check_custom(regularization: schema.Regularization) -> None:
+def _check_own(regularization: schema.Regularization, name: str) -> None:
     mistakes = []
     if regularization.batch_norm != "auto":
         given = str(regularization.batch_norm).lower()
         mistakes.append(
-            f"regularization.batch_norm must be auto with model=custom, got {given}: the module "
+            f"regularization.batch_norm must be auto with model={name}, got {given}: the module "
             "itself decides where it normalizes"
         )
     if regularization.dropout > 0:
         mistakes.append(
-            f"regularization.dropout must be 0 with model=custom, got {regularization.dropout}: "
+            f"regularization.dropout must be 0 with model={name}, got {regularization.dropout}: "
             "the module's own torch.nn.Dropout layers and their p are used"
         )
     if mistakes:

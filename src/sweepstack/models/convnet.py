@@ -24,7 +24,8 @@ class ConvNet(nn.Module):
     """The small network of PyTorch courses: `depth` times convolution, (batch norm), activation,
     2x2 max pool, (dropout of channels); then an `Mlp` with the hidden layers.
 
-    The convolutions keep the size of the picture and have width, 2·width, 4·width, ... channels.
+    The convolutions keep the size of the picture and have width, 2·width, 4·width, ... channels, or
+    those that `channels` lists.
 
     Args:
         input_shape: (K, h, w).
@@ -47,7 +48,7 @@ class ConvNet(nn.Module):
         super().__init__()
         channels, height, width = picture_shape("convnet", input_shape)
         _check(config, height, width)
-        sizes = [channels, *(config.width * 2**i for i in range(config.depth))]
+        sizes, depth = [channels, *config.sizes], len(config.sizes)
         kernel, bias = config.kernel_size, not batch_norm
         self.convs = nn.ModuleList(
             nn.Conv2d(a, b, kernel, padding=kernel // 2, bias=bias) for a, b in pairwise(sizes)
@@ -57,7 +58,7 @@ class ConvNet(nn.Module):
             optional(Dropout(None, channels=True), dropout) for _ in sizes[1:]
         )
         self.activation = layers.activation(config.activation)
-        pooled = (sizes[-1], height >> config.depth, width >> config.depth)
+        pooled = (sizes[-1], height >> depth, width >> depth)
         self.head = Mlp(pooled, outputs, config.hidden, config.activation, dropout, batch_norm)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -165,9 +166,13 @@ def _check(config: schema.ConvNet, height: int, width: int) -> None:
     if config.kernel_size % 2 == 0:
         mistakes.append(f"model.kernel_size must be odd, got {config.kernel_size}")
     deepest = min(height, width).bit_length() - 1
-    if config.depth > deepest:
+    if not config.sizes:
+        mistakes.append("model.channels must have at least one number, or be null, got []")
+    if len(config.sizes) > deepest:
+        key = "model.depth must be" if config.channels is None else "model.channels must have"
         mistakes.append(
-            f"model.depth must be <= {deepest} for pictures of {height}x{width}, got {config.depth}"
+            f"{key} <= {deepest}{'' if config.channels is None else ' numbers'} for pictures of "
+            f"{height}x{width}, got {len(config.sizes)}"
         )
     if mistakes:
         raise InputError(mistakes)

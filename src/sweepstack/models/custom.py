@@ -18,7 +18,14 @@ import torch
 from torch import Tensor, nn
 
 from sweepstack.config import schema, trust
-from sweepstack.config.errors import InputError, ModuleExit, contained, nearest, reason
+from sweepstack.config.errors import (
+    InputError,
+    ModuleExit,
+    SweepstackError,
+    contained,
+    nearest,
+    reason,
+)
 from sweepstack.models.layers import adapt
 
 
@@ -42,20 +49,34 @@ def build(
     make = _maker(model.target, trusted, given)
     offered = {"input_shape": tuple(input_shape), "outputs": outputs}
     arguments = _arguments(make, model.target, given, offered)
+    return checked(f"model._target_ '{model.target}'", lambda: make(**arguments), input_shape)
+
+
+def checked(name: str, make: Callable[[], Any], input_shape: Sequence[int]) -> nn.Module:
+    """Build a module, make it stackable, and check that it can train beside others.
+
+    Args:
+        name: what messages call it.
+        make: constructs it.
+        input_shape: shape of a sample.
+
+    Raises:
+        InputError: see `build`.
+    """
     try:
         with contained():
-            module = make(**arguments)
+            module = make()
+    except SweepstackError:
+        raise
     except Exception as error:
-        raise InputError(
-            f"model._target_ '{model.target}' cannot be built: {reason(error)}"
-        ) from error
+        raise InputError(f"{name} cannot be built: {reason(error)}") from error
     if not isinstance(module, nn.Module):
         kind = type(module).__name__
-        raise InputError(f"model._target_ '{model.target}' must give a torch.nn.Module, got {kind}")
+        raise InputError(f"{name} must give a torch.nn.Module, got {kind}")
     sample = torch.zeros(2, *input_shape)
-    _run(model.target, module.eval(), sample)  # lazy layers get their shapes here
+    _run(name, module.eval(), sample)  # lazy layers get their shapes here
     module = adapt(module)
-    _check_independence(model.target, module.train(), sample)
+    _check_independence(name, module.train(), sample)
     return module
 
 
@@ -100,58 +121,58 @@ def _arguments(
     return {name: value for name, value in offered.items() if name in named} | dict(given)
 
 
-def _run(target: str, module: nn.Module, sample: Tensor) -> Any:
+def _run(name: str, module: nn.Module, sample: Tensor) -> Any:
     mode = "training" if module.training else "evaluation"
     try:
         with torch.no_grad(), contained():
             return module(sample)
     except Exception as error:
         raise InputError(
-            f"model._target_ '{target}' does not run in {mode} on a batch of shape "
+            f"{name} does not run in {mode} on a batch of shape "
             f"{tuple(sample.shape)}: {reason(error)}"
         ) from error
 
 
-def _check_independence(target: str, module: nn.Module, sample: Tensor) -> None:
+def _check_independence(name: str, module: nn.Module, sample: Tensor) -> None:
     """Run a training batch twice, and one that is not all zeros, whose mean may count; compare
     outputs, parameters, buffers and random state."""
     wrong = [n for n, p in module.named_parameters() if p.dtype != torch.float32]
     if wrong:
         raise InputError(
-            f"model._target_ '{target}' must have float32 parameters, '{wrong[0]}' is not; "
+            f"{name} must have float32 parameters, '{wrong[0]}' is not; "
             "training.precision=bf16 computes in bf16"
         )
-    before = {name: (tensor, tensor.detach().clone()) for name, tensor in _tensors(module)}
+    before = {key: (tensor, tensor.detach().clone()) for key, tensor in _tensors(module)}
     random = torch.get_rng_state()
-    output = _run(target, module, sample)
+    output = _run(name, module, sample)
     mistakes = []
-    again = _run(target, module, sample)
+    again = _run(name, module, sample)
     with suppress(InputError):  # which numbers a module takes is up to the data
-        _run(target, module, torch.linspace(0, 1, sample.numel()).view_as(sample))
+        _run(name, module, torch.linspace(0, 1, sample.numel()).view_as(sample))
     undrawn = isinstance(output, Tensor) and torch.equal(random, torch.get_rng_state())
     if undrawn and output.isnan().any():
         mistakes.append(
-            f"model._target_ '{target}' returns NaN for a batch of zeros: it must give finite "
+            f"{name} returns NaN for a batch of zeros: it must give finite "
             "numbers where training begins"
         )
     elif undrawn and not (isinstance(again, Tensor) and torch.equal(output, again)):
         mistakes.append(
-            f"model._target_ '{target}' gives another output for the same batch: a trial could "
+            f"{name} gives another output for the same batch: a trial could "
             "neither be resumed nor trained beside others; it may keep no state while it runs"
         )
     if not isinstance(output, Tensor):
         kind = type(output).__name__
-        mistakes.append(f"model._target_ '{target}' must return one tensor in training, got {kind}")
+        mistakes.append(f"{name} must return one tensor in training, got {kind}")
     if not torch.equal(random, torch.get_rng_state()):
         mistakes.append(
-            f"model._target_ '{target}' draws random numbers that are not the trial's own; "
+            f"{name} draws random numbers that are not the trial's own; "
             "use torch.nn.Dropout layers instead of functions such as F.dropout"
         )
-    for name, tensor in _tensors(module):
-        kept, content = before.get(name, (None, tensor))
+    for key, tensor in _tensors(module):
+        kept, content = before.get(key, (None, tensor))
         if tensor is not kept or not torch.equal(tensor.nan_to_num(), content.nan_to_num()):
             mistakes.append(
-                f"model._target_ '{target}' changes '{name}' while it runs, which trials would "
+                f"{name} changes '{key}' while it runs, which trials would "
                 "share; only BatchNorm layers may keep state between steps"
             )
     if mistakes:

@@ -10,6 +10,8 @@ Notation: x is one trial's input, (B, C) or (B, C, *), with B samples and C feat
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -47,6 +49,7 @@ class Dropout(nn.Module):
     Args:
         p: the module's own probability, or None when every trial brings its own.
         channels: zero whole channels of x (B, C, *).
+        rows: zero whole samples (stochastic depth: Huang et al., ECCV 2016).
         kind: the layer of torch that does the same.
 
     Attributes:
@@ -60,9 +63,14 @@ class Dropout(nn.Module):
     key: Tensor
 
     def __init__(
-        self, p: float | None, channels: bool = False, kind: type[nn.Module] | None = None
+        self,
+        p: float | None,
+        channels: bool = False,
+        kind: Callable[[float], nn.Module] | None = None,
+        rows: bool = False,
     ):
         super().__init__()
+        self.own_axes = 1 if rows else 2 if channels else None  # of x, that have masks of their own
         self.fixed, self.channels, self.call = p is not None, channels, 0
         self.kind = kind or (nn.Dropout2d if channels else nn.Dropout)
         self.register_buffer("p", torch.tensor(p or 0.0), persistent=False)
@@ -73,8 +81,8 @@ class Dropout(nn.Module):
         """Mask x (B, *), or x (B, C, *) by channels; the result has the shape and type of x."""
         if not self.training:
             return x
-        drawn = (*x.shape[:2], *[1] * (x.dim() - 2)) if self.channels else tuple(x.shape)
-        n = x.shape[0] * x.shape[1] if self.channels else x.numel()
+        own = x.shape[: self.own_axes]
+        drawn, n = (*own, *[1] * (x.dim() - len(own))), own.numel()
         key = streams.split(self.key, self.call) if self.call else self.key
         p = self.p.float()
         keep = streams.uniform(key, self._steps(n, x.device)) >= p
@@ -211,6 +219,11 @@ def adapt(module: nn.Module) -> nn.Module:
             module = nn.Sequential(new)
     for _, dropout in dropouts(module):
         dropout.register_forward_hook(_count_call)
+    return counting(module)
+
+
+def counting(module: nn.Module) -> nn.Module:
+    """Let a module whose dropout layers count their calls begin at 0 in each forward pass."""
     if dropouts(module):
         module.register_forward_pre_hook(_start_calls)
     return module
@@ -221,7 +234,8 @@ def restore_dropout(module: nn.Module, p: float) -> None:
     those without a p of their own get `p`."""
     for name, layer in list(module.named_modules(remove_duplicate=False)):
         if isinstance(layer, Dropout):
-            new = layer.kind(float(layer.p) if layer.fixed else p).train(layer.training)
+            new = layer.kind(float(layer.p) if layer.fixed else p)
+            new.train(layer.training)
             module.set_submodule(name, new)
 
 
@@ -255,6 +269,9 @@ def _replacement(layer: nn.Module, known: dict[nn.Module, nn.Module]) -> nn.Modu
         new: nn.Module = Dropout(layer.p, _DROPOUTS[type(layer)], type(layer))
     elif isinstance(layer, _BATCH_NORMS):
         new = _batch_norm(layer)
+    elif type(layer).__name__ == "StochasticDepth" and getattr(layer, "mode", "") == "row":
+        kind: Any = type(layer)  # torchvision's, which is not imported here
+        new = Dropout(float(getattr(layer, "p", 0)), kind=partial(kind, mode="row"), rows=True)
     else:
         return None
     known[layer] = new.train(layer.training)

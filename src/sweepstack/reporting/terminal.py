@@ -15,7 +15,7 @@ from rich.text import Text
 from sweepstack.config.errors import printable
 from sweepstack.study.frame import ranks
 from sweepstack.study.ranking import best_rows, order
-from sweepstack.study.tables import statistics, tried_ones
+from sweepstack.study.tables import METRICS, compared, statistics, tried_ones
 from sweepstack.study.view import StudyView
 
 BEST = 10
@@ -63,6 +63,24 @@ def show(view: StudyView, console: Console | None = None) -> None:
         _show_means(console, df, keys, title)
     if not complete.all():
         line(console, _counts(view))
+    _show_published(console, compared(df))
+
+
+def _show_published(console: Console, table: pd.DataFrame) -> None:
+    """Print the course's rows beside the study's, where it has any."""
+    if table.empty:
+        return
+    line(console, "")
+    line(console, "published rows: ours ± std of n seeds, theirs, difference in std (of all rows)")
+    first = [("name", [Text(name) for name in table["name"]])]
+    first.append(("n", [Text(str(n)) for n in table["n"]]))
+    rest: list[_Column] = []
+    for metric in METRICS:
+        ours = table[[metric, f"{metric}_std"]].set_axis(["mean", "std"], axis=1)
+        rest.append((metric, [Text(_estimate(row)) for _, row in ours.iterrows()]))
+        rest.append(("theirs", [Text(number(x)) for x in table[f"{metric}_published"]]))
+        rest.append(("in std", [Text(f"{x:+.1f}") for x in table[f"{metric}_in_std"]]))
+    _show_columns(console, first, rest)
 
 
 def _show_means(console: Console, df: pd.DataFrame, keys: list[str], title: str) -> None:

@@ -3,6 +3,7 @@
 manifest.json   before training: command, config, versions, git commit, device, seed
 metrics.json    metrics of the best state, steps, seconds; written last
 history.csv     one row per evaluation
+layers.csv      with training.diagnostics, what each layer does; written while it trains
 best.pt         the best state's tensors and the config, with best.pt.sha256
 checkpoints/    only while the run is unfinished
 tensorboard/    with logger=tensorboard
@@ -222,7 +223,13 @@ def write_result(folder: Path, result: TrialResult) -> None:
         checkpoint.clear_trial(folder / "checkpoints")
 
 
-def write_history(folder: Path, rows: Sequence[Mapping[str, Any]], *, durable: bool = True) -> None:
+def write_history(
+    folder: Path,
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    durable: bool = True,
+    name: str = "history.csv",
+) -> None:
     """Write history.csv, one row per evaluation.
 
     Raises:
@@ -232,7 +239,7 @@ def write_history(folder: Path, rows: Sequence[Mapping[str, Any]], *, durable: b
     writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    files.write_bytes(folder / "history.csv", text.getvalue().encode(), durable=durable)
+    files.write_bytes(folder / name, text.getvalue().encode(), durable=durable)
 
 
 def write_model(folder: Path, result: TrialResult) -> None:

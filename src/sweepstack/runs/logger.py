@@ -1,4 +1,5 @@
-"""Scalars for TensorBoard: what a run's evaluations measured, and its config as text.
+"""Scalars for TensorBoard: what a run's evaluations measured (and, with training.diagnostics,
+what its layers do), and its config as text.
 
 Reads the `logger` config group. A single run is written while it trains (`follow`), the best trials
 of a sweep when they end (`write`), to `FOLDER/tensorboard`; with several seeds, to
@@ -59,6 +60,7 @@ def write(folder: Path, config: RunConfig, results: Sequence[TrialResult]) -> No
     for result in results:
         events = Events(_place(folder, result.spec, several=config.training.seeds > 1))
         events.begin(result.spec.config, result.history)
+        events.layers(result.layers)
         events.scalars(result.best_step, _of_test(result))
 
 
@@ -102,12 +104,16 @@ class _Logged(Monitor):
         self._events(spec).begin(spec.config, history)
         self.behind.started(spec, step, total_steps, history)
 
-    def stepped(self, steps: int) -> None:
-        self.behind.stepped(steps)
+    def stepped(self, steps: int, specs: Sequence[TrialSpec]) -> None:
+        self.behind.stepped(steps, specs)
 
     def report(self, spec: TrialSpec, row: Mapping[str, float]) -> None:
         self._events(spec).row(row)
         self.behind.report(spec, row)
+
+    def diagnosed(self, spec: TrialSpec, rows: Sequence[Mapping[str, Any]]) -> None:
+        self._events(spec).layers(rows)
+        self.behind.diagnosed(spec, rows)
 
     def should_stop(self, spec: TrialSpec) -> bool:
         return self.behind.should_stop(spec)
@@ -157,6 +163,20 @@ class Events:
             EnvironmentFault: the disk is full or the folder cannot be written.
         """
         self._write([_scalars(row)])
+
+    def layers(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Add what layers do, each number as METRIC/LAYER, but for those that a layer has not.
+
+        Raises:
+            EnvironmentFault: the disk is full or the folder cannot be written.
+        """
+        named: dict[int, dict[str, float]] = {}
+        for row in rows:
+            step, layer, *_ = row.values()
+            found = {f"{k}/{layer}": v for k, v in row.items() if k not in ("step", "layer")}
+            known = {name: value for name, value in found.items() if value == value}
+            named.setdefault(step, {"step": step}).update(known)
+        self._write([_scalars(row) for row in named.values()])
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Add numbers at a step.

@@ -26,6 +26,8 @@ from sweepstack.engine.spec import Monitor, TrialSpec
 
 log = logging.getLogger(__name__)
 
+MAX_COLUMNS = 4
+"""More measures than that are printed below each other."""
 PLAIN_LINES = 10
 """About how many evaluations of a run are printed where nobody watches."""
 
@@ -117,7 +119,7 @@ class Watch(Monitor):
         if step:
             self._print(f"resumed at step {step} of {total_steps}")
 
-    def stepped(self, steps: int) -> None:
+    def stepped(self, steps: int, specs: Sequence[TrialSpec]) -> None:
         """Move the bar."""
         self._bar.advance(self._task, steps)
 
@@ -159,14 +161,20 @@ def show_result(summary: Mapping[str, Any], folder: Path, console: Console | Non
     console = console or _Patient()
     measures = [name[4:] for name in summary if name.startswith("val_")]
     splits = {"validation": "val", "test": "test"}
-    table = Table(box=None, pad_edge=False)
-    table.add_column("best state")
-    for measure in measures:
-        table.add_column(measure, justify="right")
+    table = Table("best state", box=None, pad_edge=False)
+    rows = []
     for title, split in splits.items():
         values = [summary.get(f"{split}_{measure}") for measure in measures]
         if any(value is not None for value in values):
-            table.add_row(title, *("" if v is None else f"{v:.4f}" for v in values))
+            rows.append([title, *("" if v is None else f"{v:.4f}" for v in values)])
+    names = measures
+    if len(measures) > MAX_COLUMNS:  # stands better than it lies
+        names = [row[0] for row in rows]
+        rows = [list(row) for row in zip(measures, *(row[1:] for row in rows), strict=True)]
+    for name in names:
+        table.add_column(name, justify="right")
+    for row in rows:
+        table.add_row(*row)
     console.print(table)
     if "seeds" in summary:
         each = ", ".join(f"{value:.4f}" for value in summary["values"])

@@ -25,6 +25,7 @@ Of a trial:
     sweepstack.progress     on a replacement: last step reported and steps checkpointed by the line
     sweepstack.planned      most steps it may take, where a sweep has a budget of steps
     sweepstack.effect       its effect (`config.effect`), of a trial that is or was to be trained
+    sweepstack.data         SHA-256 of its data, where they come from files of the user's
     equals              number of the trial of the same effect whose numbers it has
 
 Written by `sweep`, read by `study` and `reporting`. Imports nothing.
@@ -51,4 +52,5 @@ RETRIES = "sweepstack.retries"
 PROGRESS = "sweepstack.progress"
 PLANNED = "sweepstack.planned"
 EFFECT = "sweepstack.effect"
+DATA_HASH = "sweepstack.data"
 EQUALS = "equals"

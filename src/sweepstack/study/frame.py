@@ -23,6 +23,7 @@ import optuna
 import pandas as pd
 from optuna.trial import FrozenTrial, TrialState
 
+from sweepstack.config.files import LAYERS
 from sweepstack.study.attributes import RETRIED, WORKER
 from sweepstack.study.keys import FIXED, objectives, swept_keys
 from sweepstack.study.read import trials_of
@@ -124,6 +125,24 @@ def history(
     return table[[*first, *(column for column in table if column not in first)]]
 
 
+def layers(folder: Path | None, trials: Sequence[FrozenTrial]) -> pd.DataFrame:
+    """What each layer does at step 0 and at each evaluation of trials with training.diagnostics,
+    running ones too.
+
+    Columns: number and state of the trial; seed, where trials are means over several; then those of
+    `engine.diagnostics`. What is not known is NaN.
+    """
+    rows = [
+        {"number": trial.number, "state": STATES[trial.state], **row}
+        for trial in trials
+        if not is_retried(trial)
+        for row in rows_of(folder, trial, LAYERS)
+    ]
+    columns = ["number", "state", *(["seed"] if any("seed" in row for row in rows) else [])]
+    table = pd.DataFrame.from_records(rows, columns=None if rows else [*columns, "step", "layer"])
+    return table[[*columns, *(column for column in table if column not in columns)]]
+
+
 def ranks(df: pd.DataFrame, by: Sequence[str]) -> tuple[list[pd.Series], list[list[Any]]]:
     """Return the rank of each row's label in each column of `by`, and the labels by rank.
 
@@ -196,14 +215,16 @@ def _text_type() -> Any:
     return pd.Series(["text"]).dtype
 
 
-def rows_of(folder: Path | None, trial: FrozenTrial) -> list[dict[str, Any]]:
-    """The rows of a finished trial's history.csv in a study's folder; none where it is gone."""
-    if folder is None or trial.state in (TrialState.WAITING, TrialState.RUNNING):
+def rows_of(
+    folder: Path | None, trial: FrozenTrial, name: str = "history.csv"
+) -> list[dict[str, Any]]:
+    """The rows of a finished trial's history.csv in a study's folder, or of layers.csv of any;
+    none where it is gone."""
+    unfinished = trial.state in (TrialState.WAITING, TrialState.RUNNING)
+    if folder is None or (unfinished and name != LAYERS):
         return []
     try:
-        with (folder / str(trial.number) / "history.csv").open(
-            newline="", encoding="utf-8"
-        ) as file:
+        with (folder / str(trial.number) / name).open(newline="", encoding="utf-8") as file:
             header, *lines = csv.reader(file)
     except (OSError, ValueError, csv.Error):  # none, an empty one, or no text
         return []
@@ -212,7 +233,11 @@ def rows_of(folder: Path | None, trial: FrozenTrial) -> list[dict[str, Any]]:
 
 def _row(header: Sequence[str], line: Sequence[str]) -> dict[str, Any]:
     return {
-        name: int(text) if name in ("step", "seed") and _WHOLE.fullmatch(text) else _float(text)
+        name: text
+        if name == "layer"
+        else int(text)
+        if name in ("step", "seed") and _WHOLE.fullmatch(text)
+        else _float(text)
         for name, text in zip(header, line, strict=True)
     }
 

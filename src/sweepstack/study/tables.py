@@ -4,17 +4,20 @@ course grid.
 std is the sample standard deviation (divisor n - 1) over the n runs of a cell: its trials, or the
 seeds of its trials where a trial is itself a mean over seeds.
 
-The course's rows are called such as `he-relu-1-0.01-0.0-64-100-adam-False`: init, activation,
-number of hidden layers, lr, momentum, batch size, hidden units, optimizer, nesterov. The sweep
-`mlp_mnist_200_steps` asks the same question. For example:
+The course's rows are called such as `he-relu-1-0.01-0.0-5-64-100-adam-False`: init, activation,
+number of hidden layers, lr, momentum, a constant 5 of which the course does not say what it is,
+batch size, hidden units, optimizer, nesterov. The sweep `mlp_mnist_200_steps` asks the same
+question, `published_rows` reruns the eleven rows that the course prints. For example:
 
     published(sweepstack.results("mlp_mnist_200_steps")).sort_values("val_accuracy")
+    compared(sweepstack.results("published_rows"))
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -39,9 +42,11 @@ PUBLISHED = {
 METRICS = ("val_accuracy", "test_accuracy")
 RUN_NAME = (
     *("init", "activation", "layers", "lr", "momentum"),
-    *("batch", "hidden", "optimizer", "nesterov"),
+    *("5", "batch", "hidden", "optimizer", "nesterov"),
 )
-"""What a run's name is made of."""
+"""What a run's name is made of; the 5 is the same in all."""
+ROWS = Path(__file__).with_name("published_rows.csv")
+"""The rows that the course prints, the best of its grid, with the `published` columns."""
 
 
 def pivot(
@@ -155,11 +160,39 @@ def published(df: pd.DataFrame) -> pd.DataFrame:
     found = {name: df[key] for name, key in PUBLISHED.items()}
     found["layers"] = pd.Series([layers for layers, _ in shapes], index=df.index)
     found["hidden"] = pd.Series([hidden for _, hidden in shapes], index=df.index)
-    rows = zip(*(found[name] for name in RUN_NAME), strict=True)
+    parts = (found.get(name, [name] * len(df)) for name in RUN_NAME)
+    rows = zip(*parts, strict=True)
     names = pd.Series(["-".join(map(_word, row)) for row in rows], index=df.index, dtype=object)
     nothing = pd.Series(float("nan"), index=df.index)
     metrics = {name: df.get(name, nothing) for name in METRICS}
     return pd.DataFrame({"name": names, **metrics, **found})
+
+
+def compared(df: pd.DataFrame) -> pd.DataFrame:
+    """The course's rows that a study has trained, as the course prints them, beside its own.
+
+    Columns: name; n, the number of seeds; for val_accuracy and test_accuracy each METRIC, the mean
+    over the seeds; METRIC_std, their sample standard deviation; METRIC_published; METRIC_in_std,
+    the difference (ours - theirs) in standard deviations of a seed. That is pooled over all rows,
+    since one of three seeds says little: √(Σ (x - mean of its row)² / Σ (n - 1)); NaN without a
+    second seed. Empty where the study does not have the keys or no such row is complete.
+    """
+    theirs = pd.read_csv(ROWS).set_index("name")
+    ours = published(df[df["state"] == "complete"]) if applies(df) else pd.DataFrame({"name": []})
+    ours = ours[ours["name"].isin(theirs.index)]
+    if ours.empty:
+        return pd.DataFrame()
+    groups = ours.groupby("name")
+    table = pd.DataFrame({"n": groups.size()})
+    for metric in METRICS:
+        values = pd.to_numeric(ours[metric]).astype("float64")
+        by_name = values.groupby(ours["name"])
+        table[metric], table[f"{metric}_std"] = by_name.mean(), by_name.std()
+        squares = ((values - by_name.transform("mean")) ** 2).sum()
+        spread = np.sqrt(squares / degrees) if (degrees := len(ours) - len(table)) else np.nan
+        table[f"{metric}_published"] = theirs[metric]
+        table[f"{metric}_in_std"] = (table[metric] - theirs[metric]) / spread
+    return table.reindex([name for name in theirs.index if name in table.index]).reset_index()
 
 
 def _layers(value: Any) -> tuple[int | None, Any]:

@@ -31,7 +31,7 @@ from sqlalchemy.exc import ArgumentError
 from sweepstack.config.errors import InputError, masked, nearest, one_line
 from sweepstack.study import storage
 from sweepstack.study.attributes import EQUALS, FOLDER, IDENTITY, SWEEP
-from sweepstack.study.frame import STATES, frame, history, ranks
+from sweepstack.study.frame import STATES, frame, history, layers, ranks
 from sweepstack.study.keys import Direction, Key, Parameter, objectives, swept_keys
 from sweepstack.study.ranking import best_rows, order
 from sweepstack.study.read import trials_of
@@ -298,6 +298,11 @@ class StudyView:
         """One row per evaluation; see `frame.history`."""
         return history(self.study, self.folder, trials=self.trials)
 
+    @cached_property
+    def layers(self) -> pd.DataFrame:
+        """One row per evaluation and layer, with training.diagnostics; see `frame.layers`."""
+        return layers(self.folder, self.trials)
+
     def curve(self, metric: str) -> pd.DataFrame:
         """A metric at each evaluation: a row per trial, a column per step, means over the trial's
         seeds, NaN where there was none. Empty where the history has it not."""
@@ -315,6 +320,25 @@ class StudyView:
 
     def _with_several_values(self, columns: Sequence[str]) -> list[str]:
         return [column for column in columns if self.finished[column].nunique() > 1]
+
+
+def joined(views: Sequence[StudyView]) -> pd.DataFrame:
+    """The frames of several studies below each other, a column `study` first; keys that one study
+    lacks are missing there. `attrs` are kept where the studies agree in their objectives.
+
+    Raises:
+        InputError: no study, or one of them twice.
+    """
+    names = [view.name for view in views]
+    if not names or len(set(names)) < len(names):
+        raise InputError(f"studies must be named once each, got {', '.join(names) or 'none'}")
+    table = pd.concat([view.frame.assign(study=view.name) for view in views], ignore_index=True)
+    table.insert(0, "study", table.pop("study"))
+    goals = [view.objectives for view in views]
+    keys = {name: key for view in views for name, key in view.frame.attrs["keys"].items()}
+    same = {"objectives": goals[0]} if all(goal == goals[0] for goal in goals) else {}
+    table.attrs = {"study": ", ".join(names), "keys": keys, **same}
+    return table
 
 
 def best_of(tried: int) -> int:

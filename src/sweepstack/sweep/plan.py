@@ -32,7 +32,7 @@ PLACES = frozenset(
     {
         *("data.root", "data.download", "data.workers", "data.placement", "trust"),
         *("training.device", "training.checkpoint_every", "training.width"),
-        *("logger", "logger.name"),
+        *("training.diagnostics", "logger", "logger.name"),
     }
 )
 """Keys that say where and how a trial is run, not what it is: they make no other study."""

@@ -40,31 +40,46 @@ _SECOND_MOMENT_GAIN = {
 }
 
 
-def gain_of(init: schema.Init, activation: str | None) -> float:
-    """The gain that `init` means for a model with that activation (None: unknown).
+def check(init: schema.Init, activation: str | None) -> None:
+    """Find what no scheme of `init` makes use of.
+
+    Raises:
+        InputError: a gain or a fan where no scheme has one, or `auto` without a known activation.
+    """
+    mistakes = []
+    used = list(dict.fromkeys(init.schemes))
+    shown = f"init={' and '.join(used)}"
+    if init.gain is not None and all(scheme in _WITHOUT_GAIN for scheme in used):
+        mistakes.append(
+            f"init.gain must be null with {shown}, where it has no effect, got {init.gain}"
+        )
+    elif init.gain == "auto" and activation is None:
+        mistakes.append(
+            "init.gain must be a number or null with model=custom, whose activation is not known, "
+            "got auto"
+        )
+    if init.fan is not None and not any(scheme in schema.OWN_FAN for scheme in used):
+        mistakes.append(
+            f"init.fan must be null with {shown}, which divides by no fan, got {init.fan}: "
+            f"{', '.join(schema.OWN_FAN)} have one"
+        )
+    if mistakes:
+        raise InputError(mistakes)
+
+
+def gain_of(init: schema.Init, scheme: str, activation: str | None) -> float:
+    """The gain that `init` means for a scheme and a model with that activation (None: unknown).
 
     null is the scheme's own: √2 for he and he_uniform, otherwise 1. `auto` is the activation's:
     that of `torch.nn.init.calculate_gain` where it knows one, and for gelu, elu and silu
     1 / √E[f(z)²] with z ~ N(0, 1), integrated numerically: 1.5335, 1.2452 and 1.6765. (By the
     same rule relu has √2.)
-
-    Raises:
-        InputError: a gain with a scheme that has none, or `auto` without a known activation.
     """
-    if init.gain is None:
-        return _OWN_GAIN.get(init.scheme, 1.0)
-    if init.scheme in _WITHOUT_GAIN:
-        raise InputError(
-            f"init.gain must be null with init={init.scheme}, where it has no effect, "
-            f"got {init.gain}"
-        )
+    if init.gain is None or scheme in _WITHOUT_GAIN:
+        return _OWN_GAIN.get(scheme, 1.0)
     if init.gain != "auto":
         return init.gain
-    if activation is None:
-        raise InputError(
-            "init.gain must be a number or null with model=custom, whose activation is not known, "
-            "got auto"
-        )
+    assert activation is not None  # see `check`
     if activation in _SECOND_MOMENT_GAIN:
         return _SECOND_MOMENT_GAIN[activation]
     return nn.init.calculate_gain(activation)  # type: ignore[arg-type]
@@ -72,12 +87,12 @@ def gain_of(init: schema.Init, activation: str | None) -> float:
 
 @dataclass(frozen=True)
 class _Weight:
-    """What a scheme needs to know: the weight's shape (out, in / groups, *kernel), its fans, the
-    gain and where random numbers come from."""
+    """What a scheme needs to know: the weight's shape (out, in / groups, *kernel), its fan_in and
+    the fan that is asked for, the gain and where random numbers come from."""
 
     shape: torch.Size
     fan_in: int
-    fan_out: int
+    fan: float
     gain: float
     generator: Generator
 
@@ -88,24 +103,15 @@ class _Weight:
         return torch.empty(self.shape).uniform_(-bound, bound, generator=self.generator)
 
 
-def _xavier(w: _Weight) -> Tensor:
-    """N(0, gain² · 2 / (fan_in + fan_out)) (Glorot and Bengio 2010)."""
-    return w.normal(w.gain * math.sqrt(2 / (w.fan_in + w.fan_out)))
+def _fan_normal(w: _Weight) -> Tensor:
+    """N(0, gain² / fan): xavier with (fan_in + fan_out) / 2 (Glorot and Bengio 2010), he with
+    fan_in and gain √2 (He et al. 2015), lecun with fan_in and gain 1."""
+    return w.normal(w.gain * math.sqrt(1 / w.fan))
 
 
-def _xavier_uniform(w: _Weight) -> Tensor:
-    """U(-a, a), a = gain · √(6 / (fan_in + fan_out)) (Glorot and Bengio 2010)."""
-    return w.uniform(w.gain * math.sqrt(6 / (w.fan_in + w.fan_out)))
-
-
-def _fan_in_normal(w: _Weight) -> Tensor:
-    """N(0, gain² / fan_in): he with gain √2 (He et al. 2015), lecun with gain 1."""
-    return w.normal(w.gain / math.sqrt(w.fan_in))
-
-
-def _he_uniform(w: _Weight) -> Tensor:
-    """U(-a, a), a = gain · √(3 / fan_in) (He et al. 2015)."""
-    return w.uniform(w.gain * math.sqrt(3 / w.fan_in))
+def _fan_uniform(w: _Weight) -> Tensor:
+    """U(-a, a), a = gain · √(3 / fan), which has the variance gain² / fan."""
+    return w.uniform(w.gain * math.sqrt(3 / w.fan))
 
 
 def _orthogonal(w: _Weight) -> Tensor:
@@ -128,11 +134,11 @@ def _torch(w: _Weight) -> Tensor:
 
 
 _SCHEMES: dict[str, Callable[[_Weight], Tensor]] = {
-    "xavier": _xavier,
-    "xavier_uniform": _xavier_uniform,
-    "he": _fan_in_normal,
-    "he_uniform": _he_uniform,
-    "lecun": _fan_in_normal,
+    "xavier": _fan_normal,
+    "xavier_uniform": _fan_uniform,
+    "he": _fan_normal,
+    "he_uniform": _fan_uniform,
+    "lecun": _fan_normal,
     "normal": lambda w: w.normal(w.gain),
     "uniform": lambda w: w.uniform(w.gain),
     "zeros": lambda w: torch.zeros(w.shape),
@@ -205,28 +211,37 @@ def draw(
         A new float32 CPU tensor for every parameter, by name.
 
     Raises:
-        InputError: see `gain_of`.
+        InputError: see `check`.
     """
-    gain = gain_of(init, activation)
+    check(init, activation)
     owners, values = _owners(module), {}
-    chosen = set() if init.scheme == "keep" else set(drawn(module, kept))
+    chosen = set(drawn(module, kept))
     for index, (name, parameter) in enumerate(module.named_parameters()):
-        if name not in chosen:
+        layer, leaf = owners[parameter]
+        scheme = init.schemes[0 if isinstance(layer, nn.Linear) else 1]
+        if name not in chosen or scheme == "keep":
             values[name] = parameter.detach().to("cpu", torch.float32, copy=True)
             continue
         key = streams.derive(seed, streams.INIT, index) & _NONNEGATIVE
         generator = Generator().manual_seed(key)
-        values[name] = _draw(*owners[parameter], init.scheme, gain, generator)
+        gain = gain_of(init, scheme, activation)
+        values[name] = _draw(layer, leaf, scheme, init.fan, gain, generator)
     return values
 
 
-def _draw(layer: Any, leaf: str, scheme: str, gain: float, generator: Generator) -> Tensor:
+def _draw(
+    layer: Any, leaf: str, scheme: str, fan: str | None, gain: float, generator: Generator
+) -> Tensor:
     """The weight or bias of a linear layer or convolution."""
     out, inputs, *kernel = layer.weight.shape
     pixels = math.prod(kernel)
     groups = 1 if isinstance(layer, nn.Linear) else layer.groups
     shape = getattr(layer, leaf).shape
-    weight = _Weight(shape, inputs * pixels, out // groups * pixels, gain, generator)
+    fans = {"in": inputs * pixels, "out": out // groups * pixels}
+    fans["average"] = (fans["in"] + fans["out"]) / 2
+    weight = _Weight(
+        shape, fans["in"], fans[fan or schema.OWN_FAN.get(scheme, "in")], gain, generator
+    )
     if leaf == "weight":
         return _SCHEMES[scheme](weight)
     return _torch(weight) if scheme == "torch" else torch.zeros(shape)

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-TaskName = Literal["multiclass", "binary", "regression"]
+TaskName = Literal["multiclass", "binary", "multilabel", "regression"]
 Direction = Literal["maximize", "minimize"]
 
 _MEASURES: dict[TaskName, tuple[str, ...]] = {
@@ -31,9 +31,13 @@ def direction_of(metric: str) -> Direction:
 
 @dataclass(frozen=True)
 class Task:
-    """One of the three tasks; the data decide."""
+    """One of the three tasks; the data decide.
+
+    `changed` names what is measured on changed samples as well, as "shifted".
+    """
 
     name: TaskName
+    changed: tuple[str, ...] = ()
 
     @property
     def measures(self) -> tuple[str, ...]:
@@ -43,7 +47,9 @@ class Task:
     @property
     def objectives(self) -> tuple[str, ...]:
         """The metrics that `objective` may name; test metrics are not among them."""
-        return (*(f"val_{measure}" for measure in self.measures), "train_loss")
+        splits = ["val", *(f"val_{name}" for name in self.changed)]
+        own = [f"{split}_{measure}" for split in splits for measure in self.measures]
+        return (*own, "train_loss")
 
     @property
     def default_objective(self) -> str:

@@ -8,22 +8,29 @@ Notation: t the step after the warmup, counted from 0; T the number of such step
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, ClassVar
 
 from sweepstack.config import schema
 from sweepstack.config.errors import InputError
 
+log = logging.getLogger(__name__)
+
+FAST, MANY_STEPS = 0.97, 100
+"""schedule=exponential below this factor per step, for so many steps, is probably a mistake."""
+
 
 def _step_decay(config: schema.StepDecay, t: int, _steps: int) -> float:
-    """γ^⌊t / step_size⌋."""
+    """γ^⌊t / step_size⌋; t counts epochs with unit=epoch."""
     return config.gamma ** (t // config.step_size)
 
 
 def _exponential(config: schema.Exponential, t: int, _steps: int) -> float:
-    """γ^t."""
+    """γ^t; t counts epochs with unit=epoch."""
     return config.gamma**t
 
 
@@ -60,17 +67,19 @@ _SHAPES: dict[type[schema.Schedule], Callable[[Any, int, int], float]] = {
 
 @dataclass
 class LrSchedule:
-    """One trial's schedule; `steps` is T, the steps that remain after the warmup (>= 1)."""
+    """One trial's schedule; `steps` is T, the steps that remain after the warmup (>= 1), `every`
+    the steps of its unit: with schedule.unit=epoch the factor changes after each epoch only."""
 
     config: schema.Schedule
     steps: int
+    every: int = field(default=1, kw_only=True)
 
     def __post_init__(self) -> None:
         self._formula = _SHAPES[type(self.config)]
 
     def shape(self, t: int) -> float:
         """The factor at step `t` after the warmup, 0 <= t < T."""
-        return self._formula(self.config, t, self.steps)
+        return self._formula(self.config, t // self.every, self.steps)
 
     def factor(self, step: int) -> float:
         """The factor on lr for the step with 0-based index `step`.
@@ -148,8 +157,21 @@ class Plateau(LrSchedule):
             setattr(self, name, state[name])
 
 
+@cache
+def warn_of_fast_decay(gamma: float) -> None:
+    """Log once that a factor is one of an epoch in most torch code."""
+    log.warning(
+        "schedule.gamma=%g per step leaves %.1g of the learning rate after %d steps; torch code "
+        "mostly decays once per epoch: schedule.unit=epoch",
+        *(gamma, gamma**MANY_STEPS, MANY_STEPS),
+    )
+
+
 def build(
-    config: schema.Schedule, total_steps: int, direction_of: Callable[[str], str]
+    config: schema.Schedule,
+    total_steps: int,
+    direction_of: Callable[[str], str],
+    steps_per_epoch: int = 1,
 ) -> LrSchedule:
     """The schedule of a trial of `total_steps` steps.
 
@@ -164,4 +186,8 @@ def build(
         )
     if isinstance(config, schema.Plateau):
         return Plateau(config, steps, maximize=direction_of(config.metric) == "maximize")
-    return LrSchedule(config, steps)
+    by_epoch = getattr(config, "unit", "step") == "epoch"
+    gamma = config.gamma if isinstance(config, schema.Exponential) and not by_epoch else 1.0
+    if gamma < FAST and steps >= MANY_STEPS:
+        warn_of_fast_decay(gamma)
+    return LrSchedule(config, steps, every=max(1, steps_per_epoch) if by_epoch else 1)

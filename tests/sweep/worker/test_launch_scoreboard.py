@@ -7,11 +7,13 @@ import re
 from io import StringIO
 from typing import Any
 
+import optuna
 import pytest
 from rich.console import Console
 
 from sweepstack.sweep.worker import launch
 from sweepstack.sweep.worker.launch import Scoreboard
+from sweepstack.sweep.worker.trial import Live, Status
 
 
 class Study:
@@ -105,10 +107,83 @@ def test_a_terminal_has_a_bar_with_what_the_running_trial_is_at(clock: list[floa
         clock[0] += 10
         study.now["done"] = 5
         logging.getLogger("sweepstack.sweep.worker").warning("trial %d failed", 3)
-        shown.refresh("trial 5 step 10/300")
+        shown.refresh(Status([Live(5, 10, 300)]))
         shown._bar.refresh()  # what ten times a second does
     plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text(shown))
     assert "5/20 trials" in plain
     assert "trial 5 step 10/300" in plain
     assert "sweepstack: trial 3 failed\n" in re.sub(" +\n", "\n", plain)
     assert logging.getLogger("sweepstack").propagate
+
+
+def plain(shown: Scoreboard) -> str:
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text(shown))
+
+
+STACK = Status(
+    [
+        *(Live(n, 40, 100, [0.1, 0.2, 0.1 * n]) for n in range(8)),
+        Live(8, 40, 100, []),
+    ],
+    steps_per_s=30.0,
+    samples_per_s=1920.0,
+    per_trial=100.0,
+    memory=3 * 2**29,
+)
+
+
+def test_a_terminal_has_a_table_of_the_best_trials_in_training(clock: list[float]) -> None:
+    with board(Study(total=20), force_terminal=True) as shown:
+        clock[0] += 10
+        shown.refresh(STACK)
+        shown._bar.refresh()
+        said = plain(shown)
+    rows = [line.split() for line in said.splitlines() if re.search("[▁▂▃▄▅▆▇█]", line)]
+    assert [row[:3] for row in rows[-5:]] == [
+        [str(n), "40/100", f"{0.1 * n:.4g}"] for n in (7, 6, 5, 4, 3)
+    ]
+    assert rows[-5][3] == "▁▂█"
+    assert re.search(r"mean of 9 +0\.35", said)
+    assert "1,920 samples/s, 1.5 GiB on the GPU" in said
+    assert "9 trials train, 40 % of their steps, 30 steps/s" in said
+    assert "ETA 0:55" in said  # 9 times 60 steps, and 11 trials of 100
+
+
+def test_the_smallest_are_the_best_where_the_objective_is_minimized() -> None:
+    study = Study(total=20)
+    study.best = lambda direction: None  # type: ignore[method-assign]
+    with board(study, "minimize", force_terminal=True) as shown:
+        shown.refresh(STACK, always=True)
+        shown._bar.refresh()
+        rows = [line.split() for line in plain(shown).splitlines() if "40/100" in line]
+    assert rows[-5][0] == "0"
+
+
+def test_without_a_terminal_a_long_stack_has_a_line_every_ten_seconds_and_later_fewer(
+    clock: list[float],
+) -> None:
+    with board(Study(total=9)) as shown:
+        for _ in range(1200):
+            clock[0] += 0.5
+            shown.refresh(STACK)
+    lines = text(shown).splitlines()
+    assert 20 <= len(lines) <= 45
+    assert "9 trials train, 40 % of their steps" in lines[0]
+
+
+def test_trials_of_other_processes_are_read_from_the_study(clock: list[float]) -> None:
+    study = optuna.create_study(direction="maximize")
+    for values in ((0.1, 0.3), (0.2, 0.4), ()):
+        trial = study.ask()
+        for step, value in enumerate(values, 1):
+            trial.report(value, 10 * step)
+    book = Study(total=9)
+    book.storage, book.study_id = study._storage, study._study_id  # type: ignore[attr-defined]
+    with board(book, force_terminal=True) as shown:
+        shown.reads = True
+        shown.refresh(always=True)
+        shown._bar.refresh()
+        said = plain(shown)
+    assert "3 trials train" in said
+    rows = [line.split() for line in said.splitlines() if re.search("[▁▂▃▄▅▆▇█]", line)]
+    assert [row[:3] for row in rows[-2:]] == [["1", "20", "0.4"], ["0", "20", "0.3"]]

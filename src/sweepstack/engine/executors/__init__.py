@@ -57,7 +57,7 @@ class Executor:
 
 def choose(step: Step, stack: Stack, source: Source) -> Executor:
     """The executor of a stack."""
-    if captures(stack.device):
+    if captures(stack.device) and not step.rule.alone:
         from sweepstack.engine.executors.cuda_graph import CudaGraph
 
         return CudaGraph(step, stack, source)

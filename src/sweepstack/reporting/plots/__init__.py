@@ -3,6 +3,7 @@
     style        what all share: colours, axes, labels, the layout
     progress     the objective and the best so far; learning curves; evaluations and pruning
     parameters   the objective by key: importance, slices, contour, parallel coordinates
+    layers       what each layer does, with training.diagnostics
     tables       means and bests by value: heatmap, isolation, learning rate
     trials       several objectives against each other; which worker trained what when
 
@@ -45,13 +46,15 @@ def plots(view: StudyView) -> list[Plot]:
     Plots without data are left out. Plots of more than `style.MAX_POINTS` trials draw some of them
     and say so.
     """
-    from sweepstack.reporting.plots import parameters, progress, tables, trials
+    from sweepstack.reporting.plots import layers, parameters, progress, tables, trials
 
     importance, keys = parameters.importance(view)
     drawn = [
         tables.heatmap(view, keys),
+        layers.layers(view),
         trials.pareto(view),
         progress.optimization(view),
+        progress.cells(view, keys),
         progress.curves(view),
         progress.intermediate(view),
         tables.learning_rate(view),

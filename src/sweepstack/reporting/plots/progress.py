@@ -6,7 +6,7 @@ values of 1,000 trials are 1,000 colours without a sign of what was pruned.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from sweepstack.reporting.plots import Plot, style
+from sweepstack.study.frame import ranks
 from sweepstack.study.view import StudyView
 
 PAUSE_S = 60.0
@@ -25,6 +26,8 @@ MAX_TICKS = 500
 MAX_BEST = 5
 MAX_PRUNED = 20
 """Trials that have a learning curve."""
+MAX_LABELLED = 3
+"""Keys whose values stand in the label of a learning curve."""
 MARGIN = 1.0
 """How far an axis goes beyond the best trials, as a share of their own range."""
 MAX_STEPS = 200
@@ -189,14 +192,19 @@ def curves(view: StudyView) -> Plot | None:
         return None
     names = [name for pair in metrics for name in pair if name]
     means = wanted.groupby(["number", "step"], sort=True)[names].mean()
+    labels = {number: _settings_of(view, number) for number in best}
     fig = make_subplots(rows=len(metrics), cols=1, shared_xaxes=True, vertical_spacing=0.06)
     outside = False
     for row, pair in enumerate(metrics, 1):
-        fig.add_traces(_row(means, best, pruned, pair, row == 1), rows=row, cols=1)
+        fig.add_traces(_row(means, labels, pruned, pair, row == 1), rows=row, cols=1)
         drawn = [name for name in pair if name]
+        title = pair[0] if pair[1] is None else pair[0].removeprefix("val_")
         along = style.value_axis(view, means[drawn], pair[0])
         of_best = means.loc[means.index.isin(best, level="number"), drawn]
-        along["range"], left_out = _range(of_best, means[drawn], along.get("type") == "log")
+        limits, left_out = _range(of_best, means[drawn], along.get("type") == "log")
+        if limits and along.get("type") == "log":  # ticks for what is shown of the axis
+            along = {"title": along["title"], **style.log_axis([10**limit for limit in limits])}
+        along |= {"range": limits, "title": {**along["title"], "text": style.label(title, 40)}}
         outside |= left_out
         fig.update_yaxes(along, row=row, col=1)
     style.styled(fig, 60 + 260 * len(metrics))
@@ -211,6 +219,73 @@ def curves(view: StudyView) -> Plot | None:
     elif outside:
         says += " The axes follow the best; some of the pruned lie outside."
     return Plot("learning-curves", "Learning curves", says, fig)
+
+
+def cells(view: StudyView, keys: Sequence[str], metric: str | None = None) -> Plot | None:
+    """Mean curves of the complete trials of each value of a key, a band of ± standard deviation
+    around each; a menu has the values of a second key.
+
+    Args:
+        keys: of which the first two with few values are taken.
+        metric: of the history; the objective by default.
+    """
+    metric = metric or view.objective
+    few = [key for key in keys if 2 <= view.good[key].nunique() <= len(style.PALETTE)][:2]
+    curves = view.curve(metric)
+    if not few or curves.shape[1] < 2 or view.good.empty:
+        return None
+    trials = view.good[view.good["number"].isin(curves.index)].set_index("number")
+    codes, labels = ranks(trials, few)
+    options: list[style.Option] = []
+    for second in range(len(labels[1]) if len(few) > 1 else 1):
+        traces: list[go.Scatter] = []
+        for first, value in enumerate(labels[0]):
+            chosen = codes[0] == first
+            chosen &= codes[1] == second if len(few) > 1 else True
+            name, colour = style.label(value), style.PALETTE[first % len(style.PALETTE)]
+            traces += _band(curves.loc[trials.index[chosen]], name, colour)
+        chosen_value = style.label(labels[1][second]) if len(few) > 1 else ""
+        options.append((f"{style.label(few[-1])} = {chosen_value}", traces, {}))
+    fig = style.with_menu(options, 400)
+    fig.update_xaxes(title={"text": "step"}, nticks=8)
+    fig.update_yaxes(style.value_axis(view, curves.loc[trials.index], metric))
+    says = f"Mean {style.plain(metric)} of the complete trials for each {style.plain(few[0])}; the "
+    says += "band is ± standard deviation over the n trials of a line."
+    says += f" The menu has the values of {style.plain(few[1])}." if len(few) > 1 else ""
+    title = f"Mean curves by {' and '.join(map(style.plain, few))}"
+    return Plot("mean-curves", title, says + style.of_several(view), fig)
+
+
+def _band(curves: pd.DataFrame, name: str, colour: str) -> list[go.Scatter]:
+    """The mean of some curves (a row per trial, a column per step), and a band around it."""
+    if curves.empty:
+        return []
+    found = pd.DataFrame({"mean": curves.mean(), "std": curves.std(ddof=1)})
+    found = _fewer(found.dropna(subset="mean"))
+    low, high = (style.floats(found["mean"] + sign * found["std"].fillna(0)) for sign in (-1, 1))
+    steps = style.floats(found.index)
+    shared = {"legendgroup": name, "hoverinfo": "skip", "mode": "lines", "showlegend": False}
+    edge = go.Scatter(x=steps, y=low, line={"width": 0, "color": colour}, **shared)
+    band = go.Scatter(x=steps, y=high, line={"width": 0, "color": colour}, fill="tonexty", **shared)
+    band.fillcolor = f"rgba{(*(int(colour[at : at + 2], 16) for at in (1, 3, 5)), 0.18)}"
+    line = go.Scatter(
+        x=steps,
+        y=style.floats(found["mean"]),
+        name=f"{name} (n={len(curves)})",
+        legendgroup=name,
+        mode="lines",
+        line={"color": colour, "width": 2},
+        hovertemplate=f"{name}: %{{y}}, step %{{x}}<extra></extra>",
+    )
+    return [edge, band, line]
+
+
+def _settings_of(view: StudyView, number: int) -> str:
+    """A trial's number and what was varied, short: "3: he, relu"."""
+    row = view.frame.loc[view.frame["number"] == number].iloc[0]
+    values = [row[key] for key in (view.varied or view.varied_seeds)[:MAX_LABELLED]]
+    labels = [style.label(value, 12) for value in values if value == value]
+    return f"{number}: {', '.join(labels)}" if labels else f"trial {number}"
 
 
 def _metrics(view: StudyView, history: pd.DataFrame) -> list[tuple[str, str | None]]:
@@ -242,12 +317,12 @@ def _range(best: Any, every: Any, log: bool) -> tuple[list[float] | None, bool]:
 
 def _row(
     means: pd.DataFrame,
-    best: Iterable[int],
+    best: Mapping[int, str],
     pruned: Iterable[int],
     metrics: tuple[str, str | None],
     is_first: bool,
 ) -> list[go.Scatter]:
-    """The curves of one metric: pruned trials in grey below the best ones."""
+    """The curves of one metric: pruned trials in grey below the best ones, which have labels."""
     known = set(means.index.get_level_values("number"))
     cut = {int(n): _fewer(means.loc[n])[metrics[0]] for n in pruned if n in known}
     traces = _lines(cut, "pruned", style.GREY)
@@ -260,7 +335,7 @@ def _row(
             if metric is None:
                 continue
             mode = "lines+markers" if dash == "solid" and len(curve) <= 30 else "lines"
-            trace = style.points(curve.index, curve[metric], (), f"trial {number}", mode=mode)
+            trace = style.points(curve.index, curve[metric], (), best[number], mode=mode)
             trace.update(
                 line={"color": colour, "dash": dash, "width": 2},
                 marker={"size": 4},

@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from sweepstack.config import schema
 from sweepstack.config import trust as trust_rule
 from sweepstack.config.errors import EXIT_DIFFERENT, EnvironmentFault, InputError, one_line
 from sweepstack.engine import device, seeds
@@ -45,7 +46,7 @@ from sweepstack.reporting.rerun.restore import Restored, restore
 from sweepstack.runs import folder as run_folder
 from sweepstack.runs import progress
 from sweepstack.runs.folder import environment
-from sweepstack.study.attributes import ENVIRONMENT
+from sweepstack.study.attributes import DATA_HASH, ENVIRONMENT
 from sweepstack.study.frame import STATES, rows_of
 from sweepstack.study.view import StudyView
 
@@ -86,7 +87,7 @@ def rerun(
     trust_rule.see_own_packages(restored.config.trust)
     program = Program.of(TrialSpec(restored.config))
     console = progress.console()
-    for line in [*_changes(view, trial, program.device), *restored.notes, *_data_read(program)]:
+    for line in [*_changes(view, trial, program), *restored.notes, *_data_read(program)]:
         progress.say(line, console)
     place = run_folder.claim(folder or PLACE / _folder_name(view.name, number))
     spec = TrialSpec(restored.config, number=number, folder=place)
@@ -159,9 +160,9 @@ class _Stop(Monitor):
         """Pass it on."""
         self._watch.started(spec, step, total_steps, history)
 
-    def stepped(self, steps: int) -> None:
+    def stepped(self, steps: int, specs: Sequence[TrialSpec]) -> None:
         """Pass it on."""
-        self._watch.stepped(steps)
+        self._watch.stepped(steps, specs)
 
     def report(self, spec: TrialSpec, row: Mapping[str, float]) -> None:
         """Note how far a trial is."""
@@ -314,12 +315,12 @@ def _kind_then(trial: FrozenTrial) -> str | None:
     return "cpu" if re.search(r"\(\d+ threads\)$", name) else "cuda"
 
 
-def _changes(view: StudyView, trial: FrozenTrial, now_on: Any) -> list[str]:
+def _changes(view: StudyView, trial: FrozenTrial, program: Program) -> list[str]:
     """A line for each thing, besides the config, that is not as it was."""
     key = trial.user_attrs.get(ENVIRONMENT)
     then = view.user_attrs.get(f"{ENVIRONMENT}.{key}") if isinstance(key, str) else None
     pairs: list[tuple[str, object, object]] = []
-    lines = []
+    lines, now_on = [], program.device
     if isinstance(then, Mapping):
         now = environment()
         old, new = then.get("versions"), now["versions"]
@@ -332,6 +333,8 @@ def _changes(view: StudyView, trial: FrozenTrial, now_on: Any) -> list[str]:
         lines.append("the study does not record the versions that trained it")
     if before := trial.user_attrs.get("device"):
         pairs.append(("device", before, device.describe(now_on)))
+    if before := trial.user_attrs.get(DATA_HASH):
+        pairs.append(("SHA-256 of the data", before, program.data.fingerprint))
     lines += [
         f"changed: {what} {one_line(old, 100)} then, {one_line(new, 100)} now"
         for what, old, new in pairs
@@ -350,8 +353,12 @@ def _commit(git: object) -> str:
 
 def _data_read(program: Program) -> list[str]:
     """Which files of this machine are read."""
-    root = getattr(program.config.data, "root", None)
-    return [] if root is None else [f"data are read from {one_line(Path(root).absolute())}"]
+    data = program.config.data
+    named = [getattr(data, key, None) for key in ("root", "path")]
+    if isinstance(data, schema.Arrays | schema.Table):
+        named += [data.train, data.val, data.test]
+    places = [str(Path(name).absolute()) for name in named if isinstance(name, str)]
+    return [f"data are read from {one_line(', '.join(places))}"] if places else []
 
 
 def _print_table(console: Console, comparison: Comparison) -> None:

@@ -9,6 +9,7 @@ resolver, a package to trust, or a file that is run or unpickled:
 - Overrides of `hydra` are left out: they decide how a sweep runs, never what a trial is.
 - `--config-dir` of the sweep is not taken from the study: its configs may name further folders.
   Whoever needs it gives it again.
+- `model.weights` is a file that is read or downloaded: the user repeats it.
 - `trust` is what the user says now. `data.download` and checkpoints are off: they write files.
 """
 
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -25,7 +27,7 @@ from optuna.trial import FrozenTrial
 
 from sweepstack.config import reading
 from sweepstack.config.errors import InputError, one_line
-from sweepstack.config.schema import Custom, RunConfig
+from sweepstack.config.schema import RunConfig
 from sweepstack.config.trust import beyond_values, check_target, parts
 from sweepstack.engine.spec import TrialSpec
 from sweepstack.study.attributes import OVERRIDES
@@ -97,6 +99,7 @@ def restore(
     plain = kept if is_kept else composed
     assert plain is not None
     verified = recorded is not None and (is_kept or composed_hash == recorded)
+    _check_weights(trial, plain, given)
     config, changed = _changed(plain, given, trust, config_dir)
     _check_target(trial, config, trust)
     return Restored(config, [*kept_overrides, *given], verified, [*notes, *changed])
@@ -124,15 +127,31 @@ def _changed(
 
 
 def _check_target(trial: FrozenTrial, found: RunConfig, trust: Sequence[str]) -> None:
-    """Refuse a custom model that nobody trusts, before anything of it is looked at."""
-    if isinstance(found.model, Custom):
+    """Refuse a custom model, optimizer or dataset that nobody trusts, before anything of it is
+    looked at."""
+    for group in ("model", "optimizer", "data"):
+        chosen = getattr(found, group)
+        target = getattr(chosen, "target", None) if chosen.name == "custom" else None
         try:
-            check_target(found.model.target, trust)
+            if target is not None:
+                check_target(target, trust, f"{group}._target_")
         except InputError as error:
             raise InputError(
                 f"trial {trial.number}: {one_line(error)}: a study is not trusted; if you trust "
                 "it, add --trust PACKAGE"
             ) from None
+
+
+def _check_weights(trial: FrozenTrial, plain: Plain, given: Sequence[str]) -> None:
+    """Refuse to read a file, or to download, because a study says so: the user repeats it."""
+    weights = plain["model"].get("weights") if plain["model"].get("name") != "custom" else None
+    if weights is None or any(word.partition("=")[0] == "model.weights" for word in given):
+        return
+    word = shlex.quote(f"model.weights={one_line(weights)}")
+    raise InputError(
+        f"trial {trial.number} starts from the weights '{one_line(weights, 120)}', and a study is "
+        f"not trusted to name files: if you trust it, add {word} to the command"
+    )
 
 
 def _hash(trial: FrozenTrial) -> str | None:
@@ -228,14 +247,21 @@ def _kept(view: StudyView, trial: FrozenTrial) -> Plain | None:
 
 
 def _as_typed(plain: Plain) -> Plain:
-    """A config as its YAML files have it: a custom model's arguments beside its target."""
-    model = plain["model"]
-    if model.get("name") != "custom" or "arguments" not in model:
-        return plain
-    arguments = json.loads(model["arguments"])
-    if not isinstance(arguments, dict):
-        raise InputError("model.arguments must be a JSON object")
-    return {**plain, "model": {**arguments, "name": "custom", "_target_": model["target"]}}
+    """A config as its YAML files have it: a custom group's arguments beside its target."""
+    found = dict(plain)
+    for group, given in plain.items():
+        if not isinstance(given, dict) or given.get("name") != "custom" or "arguments" not in given:
+            continue
+        arguments, own = json.loads(given["arguments"]), {**given}
+        if group == "data":
+            splits = {key: own[key] for key in ("val", "test") if isinstance(own[key], str)}
+            own |= {key: json.loads(text) for key, text in splits.items()}
+        if not isinstance(arguments, dict):
+            raise InputError(f"{group}.arguments must be a JSON object")
+        target = own.pop("target")
+        del own["arguments"]
+        found[group] = {**own, **arguments, "_target_": target}
+    return found
 
 
 # --- for people --------------------------------------------------------------------------------

@@ -9,13 +9,14 @@ from __future__ import annotations
 import contextlib
 import glob
 import logging
+import math
 import multiprocessing
 import os
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing import connection, resource_tracker
@@ -25,9 +26,10 @@ from types import TracebackType
 from typing import Any, TextIO
 
 import optuna
-from rich.console import Console
+from optuna.trial import TrialState
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TextColumn
-from rich.table import Column
+from rich.table import Column, Table
 
 from sweepstack.config.errors import EXIT_TERMINATED, EnvironmentFault, SweepstackError
 from sweepstack.runs import progress
@@ -35,8 +37,8 @@ from sweepstack.study import storage
 from sweepstack.sweep.book.book import Book
 from sweepstack.sweep.book.studies import open_book
 from sweepstack.sweep.plan import Plan
-from sweepstack.sweep.worker.trial import Stop
-from sweepstack.sweep.worker.worker import App, Worker, finished, too_many_failed
+from sweepstack.sweep.worker.trial import Live, Status, Stop
+from sweepstack.sweep.worker.worker import App, Worker, count_finished, too_many_failed
 
 log = logging.getLogger(__name__)
 _LOGGER = logging.getLogger("sweepstack")
@@ -47,8 +49,11 @@ MAX_FALSE_STARTS = 3
 """Workers in a row that may die before they begin a trial. Those that die later are limited by the
 trial's restarts and by max_failure_rate."""
 REFRESH_S = 0.5
-PLAIN_LINES = 10
-"""About how many lines a sweep prints without a terminal."""
+PLAIN_LINES, PLAIN_S = 10, 10.0
+"""About how many lines a sweep prints without a terminal, and after how many seconds one more."""
+MAX_SHOWN = 5
+"""Trials in training that are shown."""
+CURVE, BARS = 24, "▁▂▃▄▅▆▇█"
 
 Launch = Callable[[Callable[[Any], int | None], int], int | None]
 """Another launcher: runs a function as that many Hydra jobs; returns the first exit code of a
@@ -83,6 +88,7 @@ def launch(crew: Crew, board: Scoreboard, other: Launch | None = None) -> int | 
     Raises:
         EnvironmentFault: the storage or the disk is gone.
     """
+    board.reads = other is not None or crew.plan.n_jobs > 1
     if other is not None:
         with board, progress.every(1.0, board.refresh, "sweepstack-board"):
             return other(crew, crew.plan.n_jobs)
@@ -311,15 +317,20 @@ def _outlive(parent: int) -> None:
 
 
 class Scoreboard:
-    """Shows one sweep: done, pruned, failed, best so far and ETA. A context manager.
+    """Shows one sweep: done, pruned, failed, best so far, ETA, and the trials in training. A
+    context manager.
 
-    A bar on a terminal, about ten lines elsewhere. Reads the study, whoever runs the trials.
+    On a terminal a bar and a table of the best trials in training. Elsewhere lines: ten, and more
+    where ten are rarer than every `PLAIN_S` seconds. Reads the study, whoever runs the trials.
 
     Args:
         book: the study's records.
         direction: "maximize" or "minimize" of a single objective, else None.
         objective: its name.
         console: where to; stdout by default.
+
+    Attributes:
+        reads: whether to read running trials from the study, as other processes train them.
     """
 
     def __init__(
@@ -328,15 +339,18 @@ class Scoreboard:
         self.book = book
         self.direction, self.objective = direction, objective
         self.console = console or progress.console()
-        self.before = finished(book.counts())
-        self._began, self._last, self._last_line = time.monotonic(), 0.0, 0
-        self._bar = Progress(
+        self.before, self.reads = count_finished(book.counts()), False
+        self._status = Status()
+        self._began = self._printed = time.monotonic()
+        self._last, self._last_line = 0.0, 0
+        self._bar = _Bar(
             TextColumn("{task.fields[done]}", table_column=Column(no_wrap=True)),
             BarColumn(bar_width=20),
             TextColumn("{task.fields[rest]}", table_column=Column(no_wrap=True, ratio=1)),
             console=self.console,
             disable=not self.console.is_terminal,
             expand=True,
+            transient=False,
         )
         self._warnings = _Warnings(self.console)
         self._task = self._bar.add_task("sweep", total=book.total, done="", rest="")
@@ -355,51 +369,132 @@ class Scoreboard:
         value: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self.reads = False
         with storage.ignored():  # or it would hide what is raised already
-            self.refresh(always=True)
+            self.refresh(Status(), always=True)
         _LOGGER.removeHandler(self._warnings)
         _LOGGER.propagate = True
         self._bar.stop()
 
-    def refresh(self, status: str = "", *, always: bool = False) -> dict[str, int] | None:
+    def refresh(
+        self, status: Status | None = None, *, always: bool = False
+    ) -> dict[str, int] | None:
         """Read the study and show it, at most every `REFRESH_S` seconds; the counts, if so.
 
-        `status` says how far the running trials are.
+        `status` says how far the running trials are; None leaves what was said last.
         """
         now = time.monotonic()
+        self._status = status or self._status
         if not always and now - self._last < REFRESH_S:
             return None
         self._last = now
         counts, total = self.book.counts(), self.book.total
-        ended = finished(counts)
-        done = f"{ended}{'' if total is None else f'/{total}'} trials"
-        others = [f"{counts[state]} {state}" for state in ("pruned", "failed") if counts[state]]
+        if self.reads:
+            self._status = self._read()
+        finished = count_finished(counts)
+        done = f"{finished}{'' if total is None else f'/{total}'} trials"
+        ended = [f"{counts[state]} {state}" for state in ("pruned", "failed") if counts[state]]
         best = self.book.best(self.direction) if self.direction else None
-        facts = [", ".join(others), "" if best is None else f"best {self.objective} {best:.4g}"]
-        line = "  ".join(filter(None, [*facts, self._eta(ended, now)]))
-        self._bar.update(self._task, completed=ended, done=done, rest=f"{line}  {status}")
-        if not self.console.is_terminal and self._is_due(ended):
-            self.console.print(f"{done}  {line}", highlight=False, soft_wrap=True)
+        facts = [", ".join(ended), "" if best is None else f"best {self.objective} {best:.4g}"]
+        line = "  ".join(filter(None, [*facts, self._eta(finished, now)]))
+        said = f"{line}  {self._status}".strip()
+        self._bar.update(self._task, completed=finished, done=done, rest=said)
+        self._bar.below = _table(self._status, self.objective, self.direction)
+        if not self.console.is_terminal and self._is_due(finished, now):
+            self._printed = now
+            text = f"{done}  {line}" if finished == total else f"{done}  {said}"
+            self.console.print(text, highlight=False, soft_wrap=True)
         return counts
 
-    def _is_due(self, ended: int) -> bool:
-        """Whether a line is due: at each tenth of the way, and at the end."""
-        new, total = ended - self.before, self.book.total
-        tenth = max(1, ((total or 100) - self.before) // PLAIN_LINES)
-        place = new // tenth if ended != total else PLAIN_LINES + 1
-        if not new or place <= self._last_line:
-            return False
-        self._last_line = place
-        return True
+    def _read(self) -> Status:
+        """The running trials as the study has them."""
+        running = (TrialState.RUNNING,)
+        trials = self.book.storage.get_all_trials(self.book.study_id, False, running)
+        found = []
+        for trial in trials:
+            reports = [value for _, value in sorted(trial.intermediate_values.items())]
+            found.append(Live(trial.number, max(trial.intermediate_values, default=0), 0, reports))
+        return Status(found)
 
-    def _eta(self, ended: int, now: float) -> str:
-        """Hours, minutes and seconds until the total at the pace so far."""
-        new, total = ended - self.before, self.book.total
-        if not new or total is None or ended >= total:
+    def _is_due(self, finished: int, now: float) -> bool:
+        """Whether a line is due: at each tenth of the way, at the end, and where trials train for
+        long, every `PLAIN_S` seconds, or a twentieth of the time so far."""
+        new, total = finished - self.before, self.book.total
+        tenth = max(1, ((total or 100) - self.before) // PLAIN_LINES)
+        place = new // tenth if finished != total else PLAIN_LINES + 1
+        if new and place > self._last_line:
+            self._last_line = place
+            return True
+        quiet = now - self._printed
+        return bool(self._status.trials) and quiet >= max(PLAIN_S, (now - self._began) / 20)
+
+    def _eta(self, finished: int, now: float) -> str:
+        """Hours, minutes and seconds until the total: by the steps that are left, where they are
+        known, else at the pace of trials so far."""
+        new, total = finished - self.before, self.book.total
+        if total is None or finished >= total:
             return ""
-        minutes, seconds = divmod(round((now - self._began) / new * (total - ended)), 60)
+        left = self._status.seconds_left(total - finished - len(self._status.trials))
+        if left is None and not new:
+            return ""
+        if left is None:
+            left = (now - self._began) / new * (total - finished)
+        minutes, seconds = divmod(round(left), 60)
         hours, minutes = divmod(minutes, 60)
         return f"ETA {hours}:{minutes:02}:{seconds:02}" if hours else f"ETA {minutes}:{seconds:02}"
+
+
+class _Bar(Progress):
+    """A progress bar with something below it."""
+
+    below: RenderableType | None = None
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        """The bar, and what is below."""
+        yield from super().get_renderables()
+        if self.below is not None:
+            yield self.below
+
+
+def _table(status: Status, objective: str, direction: str | None) -> Table | None:
+    """The best trials in training, each with its curve, and the mean of all."""
+    if not status.trials:
+        return None
+    sign = -1 if direction == "minimize" else 1
+    evaluated = [trial for trial in status.trials if trial.values and direction]
+    evaluated.sort(key=lambda trial: sign * trial.values[-1], reverse=True)
+    rest = [trial for trial in status.trials if trial not in evaluated]
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    for name in ("trial", "step", objective if direction else ""):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    scale = [value for trial in evaluated[:MAX_SHOWN] for value in trial.values[-CURVE:]]
+    for trial in [*evaluated, *rest][:MAX_SHOWN]:
+        value = f"{trial.values[-1]:.4g}" if trial.values and direction else ""
+        table.add_row(str(trial.number), _steps(trial), value, _curve(trial.values, scale))
+    if len(status.trials) > MAX_SHOWN:
+        last = [trial.values[-1] for trial in evaluated]
+        mean = f"{math.fsum(last) / len(last):.4g}" if last else ""
+        table.add_row(f"mean of {len(status.trials)}", "", mean, "", style="dim")
+    if status.samples_per_s:
+        memory = "" if status.memory is None else f", {status.memory / 2**30:.1f} GiB on the GPU"
+        table.caption = f"{status.samples_per_s:,.0f} samples/s{memory}"
+        table.caption_justify = "left"
+    return table
+
+
+def _steps(trial: Live) -> str:
+    return f"{trial.step:,}/{trial.total:,}" if trial.total else f"{trial.step:,}"
+
+
+def _curve(values: Sequence[float], scale: Sequence[float]) -> str:
+    """The last evaluations as bars."""
+    shown = [value for value in values[-CURVE:] if math.isfinite(value)]
+    known = [value for value in scale if math.isfinite(value)]
+    if len(shown) < 2:
+        return ""
+    low, span = min(known), max(known) - min(known) or 1.0
+    return "".join(BARS[round((value - low) / span * (len(BARS) - 1))] for value in shown)
 
 
 class _Warnings(logging.Handler):

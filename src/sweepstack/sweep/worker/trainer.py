@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import math
+import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache, cached_property
@@ -28,7 +30,7 @@ from sweepstack.engine import seeds
 from sweepstack.engine.seeds import Group
 from sweepstack.engine.spec import Monitor, TrialResult, TrialSpec
 from sweepstack.engine.width import MANY, Widths
-from sweepstack.study.attributes import EFFECT, EQUALS, PLANNED, PREFIX
+from sweepstack.study.attributes import DATA_HASH, EFFECT, EQUALS, PLANNED, PREFIX
 from sweepstack.sweep import samplers
 from sweepstack.sweep.plan import PLACES, Plan
 from sweepstack.sweep.space import points
@@ -36,7 +38,7 @@ from sweepstack.sweep.space.space import Space
 from sweepstack.sweep.worker import question
 from sweepstack.sweep.worker.composition import Composition
 from sweepstack.sweep.worker.duplicates import Original
-from sweepstack.sweep.worker.trial import Asked, Outcome
+from sweepstack.sweep.worker.trial import Asked, Live, Outcome, Status
 from sweepstack.sweep.worker.trial_folder import BestModels, TrialFolder
 
 if TYPE_CHECKING:
@@ -49,6 +51,8 @@ MAX_ASKED = 16
 """Trials that an adaptive sampler is asked for at once, at most."""
 MIN_STACK = 4
 """Fewer trials than this take less time one after the other."""
+PACE_S, MIN_PACE_S = 20.0, 1.0
+"""Seconds over which the pace of training is taken, at most and at least."""
 MOST_COUNTED = 20_000
 """Points of a grid whose effects are compared at most before a sweep; each takes a tenth of a
 millisecond or two."""
@@ -205,13 +209,44 @@ def _without(node: Mapping[str, Any], prefix: str, left_out: set[str] | frozense
     return kept
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Training:
     """A trial in training: its members, one for each seed, and its folder."""
 
     asked: Asked
     group: Group
     folder: TrialFolder
+    live: Live
+
+
+class _Pace:
+    """How fast trials are trained: steps of all trials in the last seconds."""
+
+    def __init__(self) -> None:
+        self._blocks = deque[tuple[float, int, int]]()  # when each ended, its steps and samples
+        self._ended, self._steps = 0, 0
+
+    def add(self, steps: int, batch_size: int) -> None:
+        """So many steps were taken, of all trials together."""
+        now = time.monotonic()
+        self._blocks.append((now, steps, steps * batch_size))
+        while len(self._blocks) > 2 and now - self._blocks[1][0] > PACE_S:
+            self._blocks.popleft()
+
+    def ended(self, trial: Live) -> None:
+        """A trial is over."""
+        self._ended, self._steps = self._ended + 1, self._steps + trial.step
+
+    def status(self, trials: Sequence[Live], memory: int | None) -> Status:
+        """What to say of these trials."""
+        blocks = list(self._blocks)
+        seconds = blocks[-1][0] - blocks[0][0]  # the first block has no known beginning
+        if seconds < MIN_PACE_S:
+            return Status(trials, memory=memory)
+        steps, samples = (sum(block[at] for block in blocks[1:]) / seconds for at in (1, 2))
+        counted = self._ended + len(trials)
+        mean = (self._steps + sum(trial.total for trial in trials)) / max(counted, 1)
+        return Status(trials, steps, samples, mean, memory)
 
 
 class Trainer(Monitor):
@@ -227,8 +262,7 @@ class Trainer(Monitor):
         self._read, self._configs = read, dict[int, RunConfig]()
         self._best = BestModels(worker.study, worker.book.storage, plan.keep_models)
         self._training: dict[int, _Training] = {}
-        self._newest, self._steps = (0, 0), 0
-        self._seeds = 1
+        self._pace, self._seeds = _Pace(), 1
 
     def run(self, asked: Iterator[Asked]) -> Iterator[Outcome]:
         """Train trials until no more are asked; each ends in one outcome. Those that cannot be
@@ -283,7 +317,9 @@ class Trainer(Monitor):
             folder.begin(spec, asked.overrides, self._replaced(asked))
             members = seeds.members(spec)
             self._seeds = len(members)
-            self._training[spec.number] = _Training(asked, Group(spec, len(members)), folder)
+            self._training[spec.number] = _Training(
+                asked, Group(spec, len(members)), folder, Live(spec.number, 0, 1)
+            )
             if self.plan.max_steps_total is not None:
                 self._plan_steps(asked, spec)
             yield from members
@@ -311,6 +347,7 @@ class Trainer(Monitor):
             self.worker.decisions.end(asked)  # the other seeds need not go on
         if group.is_over:
             del self._training[asked.number]
+            self._pace.ended(training.live)
             outcome = self._outcome(asked, group)
             feasible = all((c.violation(outcome.numbers) or 0) <= 0 for c in self.plan.constraints)
             keep_model = self._best.wants(outcome, feasible=feasible)
@@ -333,8 +370,11 @@ class Trainer(Monitor):
             "config_hash": spec.config_hash,
             EFFECT: effect(spec.config),
         }
-        if results[0].device and _program(spec).device.type == "cuda":  # else it never began
-            attributes["gpu_seconds"] = numbers["seconds"]
+        if results[0].device:  # else it never began
+            if _program(spec).device.type == "cuda":
+                attributes["gpu_seconds"] = numbers["seconds"]
+            if fingerprint := _program(spec).data.fingerprint:
+                attributes[DATA_HASH] = fingerprint
         if group.size > 1:
             values = [result.value for result in results]
             attributes |= {"seeds": group.size, "values": values, "std": seeds.spread(values)}
@@ -403,19 +443,29 @@ class Trainer(Monitor):
         self, spec: TrialSpec, step: int, total_steps: int, history: Sequence[Mapping[str, float]]
     ) -> None:
         """Report again what a resumed trial has reported before."""
-        self._newest, self._steps = (spec.number, total_steps), step
+        self._training[spec.number].live = Live(spec.number, step, total_steps)
         seed = spec.config.training.seed
         self._training[spec.number].folder.log(f"step {step} of {total_steps}, seed {seed}")
         for row in history:
             self.report(spec, row)
 
-    def stepped(self, steps: int) -> None:
+    def stepped(self, steps: int, specs: Sequence[TrialSpec]) -> None:
         """Write what waits, and say how far the running trials are."""
         self.worker.write()
-        self._steps += steps
-        (number, total), trials = self._newest, len(self._training)
-        of = f"trial {number} step {min(self._steps, total)}/{total}"
-        self.worker.notify(of if trials == 1 else f"{trials} trials train")
+        for number in {spec.number for spec in specs}:
+            live = self._training[number].live
+            live.step = min(live.step + steps, live.total)
+        self._pace.add(steps * len(specs), specs[0].config.batch.size)
+        trials = [training.live for training in self._training.values()]
+        self.worker.notify(self._pace.status(trials, self._memory(specs[0])))
+
+    @staticmethod
+    def _memory(spec: TrialSpec) -> int | None:
+        """Bytes of its GPU that are allocated."""
+        import torch
+
+        device = _program(spec).device
+        return torch.cuda.memory_allocated(device) if device.type == "cuda" else None
 
     def report(self, spec: TrialSpec, row: Mapping[str, float]) -> None:
         """Note an evaluation; those of a stack are written together."""
@@ -423,7 +473,9 @@ class Trainer(Monitor):
         training.folder.log(" ".join(f"{name} {value:.6g}" for name, value in row.items()))
         value = row[_program(spec).objective]  # the run's own, whatever the sweep optimizes
         means = training.group.observe(spec.config.training.seed, int(row["step"]), value)
-        self._report(training.asked, means)
+        known = list(means)
+        training.live.values += [value for _, value in known]
+        self._report(training.asked, known)
 
     def _report(self, asked: Asked, means: Iterable[tuple[int, float]]) -> None:
         if len(self.plan.objectives) == 1:  # Optuna takes reports of a single objective only

@@ -60,6 +60,56 @@ class Outcome:
         return cls(asked, "failed", attributes={"error": reason}, trace=trace)
 
 
+@dataclass
+class Live:
+    """How far a trial in training is: its step of so many, and the objective at its evaluations."""
+
+    number: int
+    step: int
+    total: int
+    values: list[float] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Status:
+    """How far the trials of one worker are.
+
+    Attributes:
+        trials: those in training.
+        steps_per_s, samples_per_s: of all of them together, lately; 0 at first.
+        per_trial: steps that a trial takes, the mean of those that ended or are planned.
+        memory: bytes of the GPU that are allocated; None without one.
+    """
+
+    trials: Sequence[Live] = ()
+    steps_per_s: float = 0.0
+    samples_per_s: float = 0.0
+    per_trial: float = 0.0
+    memory: int | None = None
+
+    def __str__(self) -> str:
+        """In one line."""
+        if not self.trials:
+            return ""
+        first, parts = self.trials[0], [f"{len(self.trials)} trials train"]
+        planned = sum(trial.total for trial in self.trials)
+        if len(self.trials) == 1:
+            parts = [f"trial {first.number} step {first.step}" + f"/{planned}" * bool(planned)]
+        elif planned:
+            share = sum(trial.step for trial in self.trials) / planned
+            parts.append(f"{100 * share:.0f} % of their steps")
+        if self.steps_per_s:
+            parts.append(f"{self.steps_per_s:,.0f} steps/s")
+        return ", ".join(parts)
+
+    def seconds_left(self, waiting: int) -> float | None:
+        """Until these trials, and so many others, have taken their steps; None if unknown."""
+        if not self.steps_per_s:
+            return None
+        own = sum(trial.total - trial.step for trial in self.trials)
+        return (own + waiting * self.per_trial) / self.steps_per_s
+
+
 class Stop:
     """Whether this worker is to stop, and with which exit code.
 

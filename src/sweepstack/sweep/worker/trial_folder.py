@@ -3,6 +3,8 @@
     overrides.yaml   the overrides that Hydra composed
     config.yaml      the whole config
     history.csv      one row per evaluation (and per seed, where there are several)
+    layers.csv       what each layer does, with training.diagnostics; written while it trains, of
+                     several seeds in seed_N until they have ended
     metrics.json     the trial's user attributes; written last. `equals` names the trial that was
                      trained in place of this duplicate
     sweepstack.log   what happened when
@@ -36,6 +38,7 @@ from optuna.trial import TrialState
 
 from sweepstack.config import commands, files
 from sweepstack.config.errors import EnvironmentFault
+from sweepstack.config.files import LAYERS
 from sweepstack.engine import checkpoint
 from sweepstack.engine.seeds import Group
 from sweepstack.engine.spec import TrialSpec, by_group, plain
@@ -106,14 +109,10 @@ class TrialFolder:
         """
         if not self.path.is_dir():  # presumed dead: another trial has taken it over
             return
-        several = group.size > 1
-        rows = [
-            {"seed": result.spec.config.training.seed, **row} if several else row
-            for result in group.results
-            for row in result.history
-        ]
-        if rows:
+        if rows := _rows(group, "history"):
             run_folder.write_history(self.path, rows, durable=False)
+        if group.size > 1 and (rows := _rows(group, "layers")):
+            run_folder.write_history(self.path, rows, durable=False, name=LAYERS)
         if keep_model and group.results[0].best_state:  # of several seeds the first
             run_folder.write_model(self.path, group.results[0])
             logger.write(self.path, group.spec.config, group.results)
@@ -127,9 +126,10 @@ class TrialFolder:
         Raises:
             EnvironmentFault: the disk is full or the folder cannot be written.
         """
-        with contextlib.suppress(OSError):  # someone cleaned; the database has the numbers
-            history = self.path.with_name(str(number)).joinpath("history.csv").read_bytes()
-            files.write_bytes(self.path / "history.csv", history, durable=False)
+        for name in ("history.csv", LAYERS):
+            with contextlib.suppress(OSError):  # someone cleaned; the database has the numbers
+                rows = self.path.with_name(str(number)).joinpath(name).read_bytes()
+                files.write_bytes(self.path / name, rows, durable=False)
         self.log(f"{outcome.state}: a duplicate of trial {number}, not trained again")
         self._close(outcome)
 
@@ -151,14 +151,23 @@ class TrialFolder:
         (self.path / "metrics.json").unlink(missing_ok=True)  # of one that failed
 
 
+def _rows(group: Group, name: Literal["history", "layers"]) -> list[dict[str, Any]]:
+    """The rows of all seeds; of several each with its seed."""
+    return [
+        {"seed": result.spec.config.training.seed, **row} if group.size > 1 else row
+        for result in group.results
+        for row in getattr(result, name)
+    ]
+
+
 def _clear(folder: Path) -> None:
     """Remove a trial's checkpoints, and files that a killed process left half written."""
-    for left in folder.glob(".*.tmp"):
+    for left in (*folder.glob(".*.tmp"), *folder.glob(f"seed_*/{LAYERS}")):
         left.unlink(missing_ok=True)
-    for place in [folder / "checkpoints", *folder.glob("seed_*/checkpoints")]:
-        checkpoint.clear_trial(place)
-        if place.parent != folder and not any(place.parent.iterdir()):
-            place.parent.rmdir()
+    for place in (folder, *folder.glob("seed_*")):
+        checkpoint.clear_trial(place / "checkpoints")
+        if place != folder and place.is_dir() and not any(place.iterdir()):
+            place.rmdir()
 
 
 def tidy(study: Path, replaced: Sequence[int], lost: Sequence[int]) -> None:

@@ -31,7 +31,7 @@ from sweepstack.sweep.plan import Plan
 from sweepstack.sweep.space.points import Overrides
 from sweepstack.sweep.space.space import Space
 from sweepstack.sweep.worker.duplicates import Duplicates, Equal
-from sweepstack.sweep.worker.trial import Asked, Decisions, Outcome, Stop
+from sweepstack.sweep.worker.trial import Asked, Decisions, Outcome, Status, Stop
 
 log = logging.getLogger(__name__)
 
@@ -111,7 +111,7 @@ class Worker:
         stop: Stop,
         *,
         deadline: float = math.inf,
-        notify: Callable[[str], object] = lambda status: None,
+        notify: Callable[[Status], object] = lambda status: None,
         began: Callable[[], object] = lambda: None,
     ):
         self.plan, self.app, self.book, self.stop = plan, app, book, stop
@@ -314,7 +314,7 @@ class Worker:
             self._too_many_failed = too_many_failed(self.plan, counts)
         if ended:
             self._steps = None
-            self.notify("")
+            self.notify(Status())
 
     def _ending(self, outcome: Outcome) -> Ending:
         """What is recorded of a trial that ended: an objective that is not finite is a failure,
@@ -335,7 +335,7 @@ class Worker:
         return Ending(outcome.asked.trial, _STATES[state], values, attributes, violations)
 
 
-def finished(counts: Mapping[str, int]) -> int:
+def count_finished(counts: Mapping[str, int]) -> int:
     """How many trials of a study will not run again."""
     return counts["done"] + counts["pruned"] + counts["failed"]
 
@@ -347,7 +347,7 @@ def too_many_failed(plan: Plan, counts: Mapping[str, int], *, ended: bool = Fals
     would still be so. Without a total nothing is certain; then the finished trials are judged, as
     soon as there are 20.
     """
-    done = finished(counts)
+    done = count_finished(counts)
     of = done if ended else max(done, 20 if plan.total is None else plan.total)
     return counts["failed"] > plan.max_failure_rate * of
 
