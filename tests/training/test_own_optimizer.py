@@ -79,7 +79,7 @@ class PruneOne(Monitor):
     def __init__(self, at=None):
         self.steps, self.at = 0, at
 
-    def stepped(self, steps):
+    def stepped(self, steps, *_):
         self.steps += steps
 
     def should_stop(self, spec):
