@@ -30,7 +30,10 @@ SMALLER = {
     "batch_noise": ["training.seed=0", "batch.size=4"],
     "early_stopping_quadratic": ["training.seed=0"],
     "regularization_tpe": ["hydra.sweeper.n_trials=4"],
+    "shift_robustness": ["evaluation.shift=1"],
+    "dropout_augmentation": ["training.seed=0", "regularization.dropout=0.0,0.5"],
     "momentum": ["training.seed=0"],
+    "published_rows": ["hydra.sweeper.n_trials=4"],
 }
 """Overrides that leave fewer trials of a study."""
 

@@ -78,6 +78,12 @@ REGULARIZERS = {
     "fixed": ("data.normalization=fixed", "data.mean=0.3", "data.std=0.4", "data.image_size=12"),
     "order_seed": ("data.order_seed=3",),
     "schedules": ("schedule=one_cycle",),
+    "backbone_lr": ("optimizer.backbone_lr_factor=0.1",),
+    "frozen": ("model.freeze=backbone",),
+    "unfreeze": (
+        *("model.freeze=backbone", "training.unfreeze_at=5", "optimizer.backbone_lr_factor=0.5"),
+        "regularization.clip_norm=0.5",
+    ),
 }
 
 

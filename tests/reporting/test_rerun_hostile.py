@@ -256,3 +256,18 @@ def test_the_name_of_a_study_is_no_path(hostile, again):
     execute("UPDATE studies SET study_name = '../../canary/x'")
     assert again("../../canary/x", "0").code == 0
     assert reruns() == ["canary-x-0"]
+
+
+def test_no_file_of_weights_is_read_because_a_study_says_so(hostile, again, tmp_path):
+    import torch
+
+    weights = tmp_path / "w.pt"
+    torch.save({}, weights)
+    in_config(model={"name": "mlp", "hidden": [8], "activation": "relu", "weights": str(weights)})
+    said = again("s", "0")
+    assert said.code == 2
+    assert f"if you trust it, add model.weights={weights} to the command" in said.line
+    asked = again("s", "0", f"model.weights={weights}")
+    assert asked.code == 2
+    assert "does not fit model mlp: it lacks 'hidden.0.weight'" in asked.line
+    assert reruns() == []

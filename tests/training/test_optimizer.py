@@ -60,7 +60,11 @@ NAMES = {
 
 
 def theirs(config, parameters, weight_decay):
-    given = {key: value for key, value in vars(config).items() if key != "name"}
+    given = {
+        key: value
+        for key, value in vars(config).items()
+        if key not in ("name", "backbone_lr_factor")
+    }
     if config.name not in ("sgd", "rmsprop"):
         del given["momentum"]
     if config.name != "sgd":
@@ -203,7 +207,9 @@ def test_muon_takes_hidden_matrices_and_adamw_the_rest(weight_decay):
         others = [named[name] for name in names if name not in MATRICES]
         adamw = torch.optim.AdamW(others, betas=config.betas, eps=config.eps, **common)
         pairs.append((Muon([named[name] for name in names if name in MATRICES], **given), adamw))
-    rule = optim.rule_of(slots[0], weight_decay > 0).suited(nets[0])
+    rule = optim.rule_of(slots[0], weight_decay > 0).suited(
+        nets[0], dict(nets[0].named_parameters())
+    )
     hyper = {
         key: torch.tensor([rule.hyper(c)[key] for c in slots], dtype=torch.float64)
         for key in rule.hyper(slots[0])
@@ -251,7 +257,9 @@ def test_muon_leaves_embeddings_and_the_output_layer_to_adamw():
             self.words, self.norm = nn.Embedding(9, 4), nn.LayerNorm(4)
             self.hidden, self.out = nn.Linear(4, 4), nn.Linear(4, 2)
 
-    rule = optim.RULES["muon"](False).suited(Net())
+    rule = optim.RULES["muon"](False).suited(net := Net(), dict(net.named_parameters()))
     names = [name for name, _ in Net().named_parameters()]
     assert [names[place] for place in rule.matrices] == ["hidden.weight"]
-    assert optim.RULES["muon"](False).suited(nn.Linear(4, 2)).matrices == ()
+    linear = nn.Linear(4, 2)
+    only = optim.RULES["muon"](False).suited(linear, dict(linear.named_parameters()))
+    assert only.matrices == ()

@@ -47,6 +47,8 @@ sweepstack: hyperparameter sweeps for PyTorch
   sweepstack -m +sweeps=init_activation_grid        a sweep from a file in sweeps/
   sweepstack --cfg hydra -p hydra.sweeper           the settings of a sweep
   sweepstack --resume outputs/runs/DATE_TIME        resume a run that was stopped
+  sweepstack predict outputs/runs/DATE_TIME FILE    classes and probabilities; FILE may be a folder
+  sweepstack export outputs/runs/DATE_TIME -o model.onnx  or .pt2, .safetensors, .pt
   sweepstack --cfg job [OVERRIDES]                  print the composed config and train nothing
   sweepstack --help model=resnet                    this text, with that option's keys
   sweepstack --config-dir FOLDER                    groups of your own
@@ -66,6 +68,11 @@ def main() -> None:
 def _main() -> None:
     if sys.argv[1:] == ["--version"]:
         print(f"sweepstack {metadata.version('sweepstack')}")
+        return
+    if sys.argv[1:2] in (["predict"], ["export"]):
+        from sweepstack.cli import predict
+
+        predict.run(sys.argv[1:])
         return
     # Until training can be interrupted in good order, Ctrl-C just ends the process.
     signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -176,7 +176,7 @@ def check(arguments: Any, argv: Sequence[str]) -> Ready | None:
     spec = TrialSpec(config.read(cfg))
     program = _program(spec)
     wanted = _wanted(cfg)
-    copies = 2 * (2 + len(program.rule.moments)) + 1  # two checkpoints and best.pt
+    copies = 2 * (2 + len(program.rule.moments)) + 2  # two checkpoints, best.pt, model.pt
     run_folder.need_space(wanted, 1 + 4e-6 * program.num_parameters * copies)
     missing = [folder for folder in (wanted, *wanted.parents) if not folder.exists()]
     if any(text.startswith("hydra.run.dir=") for text in arguments.overrides):

@@ -11,7 +11,7 @@ import contextlib
 import hashlib
 import io
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,21 @@ def save(path: Path, value: Any) -> None:
     digest = hashlib.sha256(content).hexdigest()
     files.write_bytes(_checksum(path), f"{digest}  {path.name}\n".encode())
     files.write_bytes(path, content)
+
+
+def save_state(path: Path, state: Mapping[str, Any], batch_norms: Sequence[str], step: int) -> None:
+    """Save tensors as `module.load_state_dict(torch.load(path))` takes them.
+
+    Args:
+        batch_norms: names of layers that in torch also count their batches, here `step`.
+
+    Raises:
+        EnvironmentFault: the disk is full or the folder cannot be written.
+    """
+    counts = {f"{name}.num_batches_tracked": torch.tensor(step) for name in batch_norms}
+    buffer = io.BytesIO()
+    torch.save({**state, **counts}, buffer)
+    files.write_bytes(path, buffer.getvalue(), durable=False)
 
 
 def load(path: Path) -> Any:

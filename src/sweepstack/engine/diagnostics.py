@@ -11,7 +11,8 @@ parameters of its own (`ROW`):
   derivative is below 6% of its largest; the bound of Glorot and Bengio 2010's figures).
 - dead: the share of relu units that are 0 on the whole batch.
 - weight_norm, gradient_norm: of all its trained parameters together.
-- update_ratio: |Δθ| / |θ| of the step that the optimizer would take now on this batch.
+- update_ratio: |Δθ| / |θ| of the step that the optimizer would take now on this batch; NaN with
+  optimizer=custom, which cannot be asked without taking it.
 And of the whole network, after McCandlish et al., "An Empirical Model of Large-Batch Training",
 2018, appendix A.1:
 - gradient_noise: tr(Σ), the sum of the variances of one sample's gradient; a batch of m samples has
@@ -125,7 +126,10 @@ class Diagnosis:
             for group, hyper, rate, step in self.step.of_groups(rows(stack.optimizer), lr, at):
                 some = group.numbers
                 mine = {name: kept[some] for name, kept in moments.items()}
-                group.rule.update(moved[some], grads[some], mine, hyper, rate, step)
+                if stack.own is None:
+                    group.rule.update(moved[some], grads[some], mine, hyper, rate, step)
+            if stack.own is not None:  # it cannot be asked without taking the step
+                moved = [param.mul_(math.nan) for param in moved]
         norms += [_squares(a - b) for a, b in zip(moved, params.values(), strict=True)]
         return self._rows(found, torch.stack(norms).view(3, len(params), -1), steps, noise)
 

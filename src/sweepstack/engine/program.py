@@ -537,7 +537,9 @@ class Program:
             "classes": list(self.data.classes),
             "task": self.data.task,
             "columns": self.data.columns,
-            "batch_norms": [name for name, _ in layers.batch_norms(self.whole)],
+            "batch_norms": [
+                name for name, norm in layers.batch_norms(self.whole) if norm.kind is not None
+            ],
             "shift": None if affine is None else affine.shift,
             "scale": None if affine is None else affine.scale,
         }

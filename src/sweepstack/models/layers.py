@@ -115,6 +115,7 @@ class BatchNorm(nn.Module):
             caller puts them in place.
         frozen: whether its parameters are frozen: then it always runs as in eval mode, and its
             statistics stay.
+        kind: the class of torch's layer that it stands for, None in a built-in model.
     """
 
     running_mean: Tensor
@@ -131,6 +132,7 @@ class BatchNorm(nn.Module):
         self.register_buffer("running_var", torch.ones(channels))
         self.updated: tuple[Tensor, Tensor] | None = None
         self.frozen = False
+        self.kind: Callable[..., nn.Module] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalize x (B, C) or (B, C, *).
@@ -229,14 +231,19 @@ def counting(module: nn.Module) -> nn.Module:
     return module
 
 
-def restore_dropout(module: nn.Module, p: float) -> None:
-    """Put torch's dropout layers, which draw from torch's generator, back into an adapted module;
-    those without a p of their own get `p`."""
+def restore(module: nn.Module, p: float) -> None:
+    """Put torch's dropout layers, which draw from torch's generator, and a user's batch norms back
+    into an adapted module; dropout without a p of its own gets `p`."""
     for name, layer in list(module.named_modules(remove_duplicate=False)):
         if isinstance(layer, Dropout):
-            new = layer.kind(float(layer.p) if layer.fixed else p)
-            new.train(layer.training)
-            module.set_submodule(name, new)
+            new: Any = layer.kind(float(layer.p) if layer.fixed else p)
+        elif isinstance(layer, BatchNorm) and layer.kind is not None:
+            new = layer.kind(layer.channels, layer.eps, layer.momentum, layer.weight is not None)
+            new.weight, new.bias = layer.weight, layer.bias
+            new.running_mean, new.running_var = layer.running_mean, layer.running_var
+        else:
+            continue
+        module.set_submodule(name, new.train(layer.training))
 
 
 def _refusal(layer: nn.Module) -> str | None:
@@ -285,6 +292,7 @@ def _batch_norm(layer: nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d) -> Batc
     new = BatchNorm(layer.num_features, layer.eps, layer.momentum, layer.affine)
     new.weight, new.bias = layer.weight, layer.bias
     new.running_mean, new.running_var = layer.running_mean, layer.running_var
+    new.kind = type(layer)
     new.frozen = layer.affine and not any(p.requires_grad for p in layer.parameters())
     return new
 

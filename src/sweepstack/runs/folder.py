@@ -5,6 +5,7 @@ metrics.json    metrics of the best state, steps, seconds; written last
 history.csv     one row per evaluation
 layers.csv      with training.diagnostics, what each layer does; written while it trains
 best.pt         the best state's tensors and the config, with best.pt.sha256
+model.pt        the tensors alone, for load_state_dict of the same module anywhere
 checkpoints/    only while the run is unfinished
 tensorboard/    with logger=tensorboard
 .hydra/         what Hydra composed, and sweepstack.log
@@ -243,21 +244,26 @@ def write_history(
 
 
 def write_model(folder: Path, result: TrialResult) -> None:
-    """Write best.pt, which `sweepstack.load` reads.
+    """Write best.pt, which `sweepstack.load` reads, and model.pt, which
+    `module.load_state_dict(torch.load(PATH))` does.
 
     Raises:
         EnvironmentFault: the disk is full or the folder cannot be written.
     """
     from sweepstack.engine import checkpoint
 
+    state, inputs = dict(result.best_state), dict(result.inputs)
     best = {
-        "model": dict(result.best_state),
+        "model": state,
         "config": _plain(result.spec),
-        "inputs": dict(result.inputs),
+        "inputs": inputs,
         "step": result.best_step,
         "metrics": result.metrics,
     }
     checkpoint.save(folder / "best.pt", best)
+    checkpoint.save_state(
+        folder / "model.pt", state, inputs.get("batch_norms", ()), result.best_step
+    )
 
 
 def summary(result: TrialResult) -> dict[str, Any]:

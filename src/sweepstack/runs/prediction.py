@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import io
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
 from sweepstack import models
-from sweepstack.config import commands
+from sweepstack.config import commands, files
 from sweepstack.config import reading as config
-from sweepstack.config.errors import EnvironmentFault, InputError, one_line
-from sweepstack.data.pictures import pixels
+from sweepstack.config.errors import EnvironmentFault, InputError, TrainingFailed, nearest, one_line
+from sweepstack.data.pictures import decode, pixels
 from sweepstack.engine import checkpoint
 from sweepstack.models import layers
 
@@ -34,6 +37,9 @@ class Predictor(nn.Module):
         model: the trained module.
         classes: names by class number, empty for regression.
         input_shape: a sample's axes: (channels, height, width), or (D,).
+        task: multiclass, binary, multilabel or regression.
+        columns: how a row of a table becomes a sample, as `data.table.Columns.plain` has it; None
+            for other data.
     """
 
     shift: Tensor
@@ -43,6 +49,9 @@ class Predictor(nn.Module):
         super().__init__()
         self.model, self.classes = model, tuple(inputs["classes"])
         self.input_shape = tuple(inputs["input_shape"])
+        binary = "binary" if inputs["outputs"] == 1 else "multiclass"
+        self.task = str(inputs.get("task", binary if self.classes else "regression"))
+        self.columns: Mapping[str, Any] | None = inputs.get("columns")
         shape = [1] * (len(self.input_shape) or 1)
         shift, scale = inputs["shift"], inputs["scale"]
         self.register_buffer("shift", torch.zeros(shape) if shift is None else shift)
@@ -61,6 +70,51 @@ class Predictor(nn.Module):
         """
         outputs: Tensor = self.model((self._raw(x) - self.shift) / self.scale)
         return outputs
+
+    def probabilities(self, x: Tensor | np.ndarray[Any, Any] | Image.Image) -> Tensor:
+        """As `forward`, but of classes their probabilities (B, C), in the order of `classes`."""
+        outputs: Tensor = self(x)
+        if self.task == "multiclass":
+            return outputs.softmax(-1)
+        if self.task == "binary":
+            p = outputs.sigmoid()
+            return torch.cat([1 - p, p], -1)
+        return outputs.sigmoid() if self.task == "multilabel" else outputs
+
+    def sample(
+        self, x: Tensor | np.ndarray[Any, Any] | Image.Image, n: int = 50
+    ) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation (over n - 1) of n `probabilities` with dropout on.
+
+        Source: Y. Gal and Z. Ghahramani, "Dropout as a Bayesian Approximation", ICML 2016.
+
+        Args:
+            x: as for `forward`.
+            n: predictions; each draws its masks from torch's generator.
+
+        Raises:
+            InputError: the model has no dropout, or n < 2.
+        """
+        if n < 2:
+            raise InputError(f"n must be >= 2 for a standard deviation, got {n}")
+        if not (dropouts := self.dropouts):
+            raise InputError("the model has no dropout layers with p > 0: it always says the same")
+        modes = [layer.training for layer in dropouts]
+        try:
+            for layer in dropouts:
+                layer.train()
+            with torch.no_grad():
+                drawn = torch.stack([self.probabilities(x) for _ in range(n)])
+        finally:
+            for layer, mode in zip(dropouts, modes, strict=True):
+                layer.train(mode)
+        return drawn.mean(0), drawn.std(0)
+
+    @property
+    def dropouts(self) -> list[nn.Module]:
+        """The dropout layers with p > 0."""
+        kinds = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
+        return [layer for layer in self.modules() if isinstance(layer, kinds) and layer.p > 0]
 
     def _raw(self, x: Any) -> Tensor:
         picture, shape = len(self.input_shape) == 3, self.input_shape
@@ -118,7 +172,7 @@ def _predictor(saved: Any, trust: Sequence[str]) -> Predictor:
     read = config.read_plain({**given, "trust": list(trust)})
     module = models.build(read, inputs["input_shape"], inputs["outputs"])
     module.load_state_dict(state, strict=False)
-    layers.restore_dropout(module, read.regularization.dropout)
+    layers.restore(module, read.regularization.dropout)
     missing = {name for name, _ in module.named_parameters()} - state.keys()
     if missing:
         raise InputError(f"it lacks parameters of the model: {', '.join(sorted(missing))}")
@@ -143,3 +197,194 @@ def _why_none(folder: Path) -> str:
         f"only the best trials keep their model (hydra.sweeper.keep_models), here {kept}; "
         f"train it again: {commands.study('rerun', study, number, where=where)}"
     )
+
+
+# --- files ---------------------------------------------------------------------------------------
+
+BATCH = 256
+"""Samples that are predicted at once."""
+
+
+def read(model: Predictor, path: Path) -> tuple[list[str], Iterator[Tensor]]:
+    """Samples from a picture, a folder of pictures, or a file of arrays or of a table.
+
+    Returns:
+        A name for each sample, a file's or a row's number, and batches of raw samples.
+
+    Raises:
+        InputError: the file is of another kind, or its samples do not fit the model.
+        EnvironmentFault: there is no such file, it is damaged, or the folder has no pictures.
+    """
+    from sweepstack.data import arrays, table
+
+    kinds = Image.registered_extensions()
+    if not path.exists():
+        raise EnvironmentFault(f"'{path}' does not exist")
+    if path.is_dir() or path.suffix.lower() in kinds:
+        found = sorted(path.rglob("*")) if path.is_dir() else [path]
+        found = [place for place in found if place.suffix.lower() in kinds]
+        if not found:
+            raise EnvironmentFault(f"{path} holds no pictures")
+        if len(model.input_shape) != 3:
+            raise InputError(f"the model takes samples of shape {model.input_shape}, no pictures")
+        names = [str(p.relative_to(path)) if path.is_dir() else str(p) for p in found]
+        return names, _decoded(found, model.input_shape)
+    if path.suffix.lower() in (".csv", ".parquet"):
+        if model.columns is None:
+            raise InputError(f"{path} is a table, and the model was trained on {model.input_shape}")
+        columns = table.Columns.of_plain(model.columns)
+        x = columns.encode(table.read(path, columns.texts), str(path))
+    else:
+        x = _fitted(arrays.samples(arrays.read(path)[0], f"x of {path}"), model.input_shape)
+    batches = (x[start : start + BATCH] for start in range(0, len(x), BATCH))
+    return [str(row) for row in range(len(x))], batches
+
+
+def _fitted(x: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Pictures with the channel's axis, resized to what the model takes as for training."""
+    if len(shape) == 3 and shape[0] == 1 and x.dim() == 3:
+        x = x.unsqueeze(1)
+    if len(shape) == 3 and x.dim() == 4 and x.shape[1] == shape[0] and x.shape[1:] != shape:
+        x = F.interpolate(x, shape[1:], mode="bilinear", align_corners=False, antialias=True)
+    return x
+
+
+def _decoded(files: Sequence[Path], shape: tuple[int, ...]) -> Iterator[Tensor]:
+    for start in range(0, len(files), BATCH):
+        chosen = files[start : start + BATCH]
+        yield torch.stack([decode(str(file), shape) for file in chosen]).float() / 255
+
+
+def predict(model: Predictor, path: Path, samples: int | None = None) -> list[list[str]]:
+    """Predict each sample that `read` finds.
+
+    Args:
+        model: from `load`.
+        path: a file or folder.
+        samples: predictions with dropout on, whose mean and deviation are told; 0 for one without
+            dropout; None for 50 where the model has dropout.
+
+    Returns:
+        The header, and a row for each sample: its file or row, then its class, the probability and
+        the deviation of that; of several labels or numbers each with its deviation.
+
+    Raises:
+        InputError, EnvironmentFault: as `read` and `Predictor.sample`.
+    """
+    if samples is None:
+        samples = 50 if model.dropouts else 0
+    names, batches = read(model, path)
+    means, spreads = [], []
+    with torch.no_grad():
+        for x in batches:
+            mean, spread = model.sample(x, samples) if samples else (model.probabilities(x), None)
+            means.append(mean)
+            spreads.append(torch.full_like(mean, torch.nan) if spread is None else spread)
+    mean, spread = torch.cat(means), torch.cat(spreads)
+    first = "row" if names[:1] == ["0"] else "file"
+    rows = [[name, *_told(model, *pair)] for name, *pair in zip(names, mean, spread, strict=True)]
+    return [[first, *_header(model, mean.shape[1])], *rows]
+
+
+def _header(model: Predictor, outputs: int) -> list[str]:
+    if model.task in ("multiclass", "binary"):
+        return ["class", "probability", "std"]
+    names: Sequence[str] = model.classes
+    if not names:
+        targets = (model.columns or {}).get("target", ())
+        numbered = ["prediction"] if outputs == 1 else [f"prediction_{i}" for i in range(outputs)]
+        names = list(targets) if len(targets) == outputs > 1 else numbered
+    return [word for name in names for word in (name, "std" if outputs == 1 else f"{name}_std")]
+
+
+def _told(model: Predictor, mean: Tensor, spread: Tensor) -> list[str]:
+    pairs = [(f"{m:.6g}", "" if s != s else f"{s:.6g}") for m, s in zip(mean, spread, strict=True)]
+    if model.task in ("multiclass", "binary"):
+        best = int(mean.argmax())
+        return [model.classes[best], *pairs[best]]
+    return [word for pair in pairs for word in pair]
+
+
+# --- other formats -------------------------------------------------------------------------------
+
+
+class _Plain(nn.Module):
+    """From raw float samples to outputs, without checks."""
+
+    def __init__(self, model: Predictor):
+        super().__init__()
+        self.model, self.shift, self.scale = model.model, model.shift, model.scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Raw samples (B, *input_shape) to outputs (B, C)."""
+        outputs: Tensor = self.model((x - self.shift) / self.scale)
+        return outputs
+
+
+EXPORTS = {".pt": (), ".safetensors": ("safetensors",), ".pt2": (), ".onnx": ("onnx", "onnxscript")}
+"""The packages that each format needs."""
+
+
+def check_export(path: Path) -> None:
+    """Check before anything is read that a model can be exported to a file.
+
+    Raises:
+        InputError: its name ends with something else than a key of `EXPORTS`.
+        EnvironmentFault: a package or the folder is missing.
+    """
+    kind = path.suffix.lower()
+    if kind not in EXPORTS:
+        allowed = ", ".join(EXPORTS)
+        raise InputError(f"--output must end with {allowed}, got '{path}'{nearest(kind, EXPORTS)}")
+    missing = [package for package in EXPORTS[kind] if find_spec(package) is None]
+    if missing:
+        raise EnvironmentFault(
+            f"writing {kind} needs {' and '.join(missing)}: pip install 'sweepstack[export]'"
+        )
+    if not path.absolute().parent.is_dir():
+        raise EnvironmentFault(f"cannot write {path}: there is no folder {path.parent}")
+
+
+def export(model: Predictor, path: Path) -> None:
+    """Write a model for other programs: .pt and .safetensors hold the module's state dict; .pt2
+    (`torch.export`) and .onnx a program from raw float samples (B, *input_shape), normalized
+    inside, to outputs (B, C), for any B.
+
+    Raises:
+        InputError, EnvironmentFault: as `check_export`, or the file cannot be written.
+        TrainingFailed: torch's exporter cannot take the module.
+    """
+    check_export(path)
+    kind, buffer = path.suffix.lower(), io.BytesIO()
+    state = {name: tensor.contiguous() for name, tensor in model.model.state_dict().items()}
+    if kind == ".pt":
+        torch.save(state, buffer)
+    elif kind == ".safetensors":
+        from safetensors.torch import save
+
+        buffer.write(save(state, {"classes": json.dumps(model.classes)}))
+    else:
+        try:
+            _traced(model, kind, buffer)
+        except Exception as error:  # whatever a user's module makes of the exporter
+            raise TrainingFailed(f"torch cannot export the model: {one_line(error)}") from error
+    files.write_bytes(path, buffer.getvalue())
+
+
+def _traced(model: Predictor, kind: str, buffer: io.BytesIO) -> None:
+    # Sizes 0 and 1 are special to the exporter.
+    sample, batch = torch.zeros(2, *model.input_shape), {0: torch.export.Dim("batch")}
+    plain = _Plain(model).eval()
+    if kind == ".pt2":
+        torch.export.save(torch.export.export(plain, (sample,), dynamic_shapes=(batch,)), buffer)
+        return
+    program = torch.onnx.export(
+        *(plain, (sample,)),
+        dynamo=True,
+        verbose=False,
+        dynamic_shapes=(batch,),
+        input_names=["x"],
+        output_names=["outputs"],
+    )
+    assert program is not None
+    buffer.write(program.model_proto.SerializeToString())

@@ -8,7 +8,7 @@
     metrics.json     the trial's user attributes; written last. `equals` names the trial that was
                      trained in place of this duplicate
     sweepstack.log   what happened when
-    best.pt          of the trials that `hydra.sweeper.keep_models` keeps
+    best.pt, model.pt  of the trials that `hydra.sweeper.keep_models` keeps
     tensorboard/     of these trials, with logger=tensorboard
     checkpoints/     only while it is unfinished
 
@@ -271,7 +271,7 @@ def remove_models(study: optuna.Study, folder: Path, storage: BaseStorage | None
     for trial in trials:
         place = folder / str(trial.number)
         if trial.number not in wanted and (place / "best.pt").exists():
-            for name in ("best.pt", "best.pt.sha256"):
+            for name in ("best.pt", "best.pt.sha256", "model.pt"):
                 (place / name).unlink(missing_ok=True)
             shutil.rmtree(place / "tensorboard", ignore_errors=True)
 
