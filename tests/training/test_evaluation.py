@@ -121,9 +121,8 @@ def test_a_stack_measures_what_each_of_its_trials_measures_alone():
         ),
         (
             ["objective=val_shifted_accuracy"],
-            "objective must be one of val_loss, val_accuracy, train_loss, train_accuracy for multiclass on "
-            "digits, "
-            "got 'val_shifted_accuracy'; evaluation.shift is 0",
+            "objective must be one of val_loss, val_accuracy, train_loss, train_accuracy for "
+            "multiclass on digits, got 'val_shifted_accuracy'; evaluation.shift is 0",
         ),
     ],
 )
