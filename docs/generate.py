@@ -74,7 +74,7 @@ def _top() -> str:
     for comment, key, default in re.findall(r"^((?:# .*\n)+)(\w+): (.+)$", text, re.MULTILINE):
         words = " ".join(line.removeprefix("# ") for line in comment.splitlines())
         rows.append([f"`{key}`", f"`{default}`", check.describe(hints[key]), words])
-    assert len(rows) == 2
+    assert len(rows) == 3
     return _table("## Top level", ["key", "default", "allowed", "meaning"], rows)
 
 
