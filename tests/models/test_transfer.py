@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import logging
 
@@ -17,6 +18,7 @@ from torch import nn
 
 from sweepstack import models
 from sweepstack.cli import preflight
+from sweepstack.config import reading
 from sweepstack.config.errors import EnvironmentFault, InputError
 from sweepstack.config.schema import TorchvisionModel
 from sweepstack.data import streams
@@ -24,6 +26,7 @@ from sweepstack.engine.program import Program
 from sweepstack.engine.spec import Monitor
 from sweepstack.engine.train import train
 from sweepstack.models import features, layers, pretrained
+from sweepstack.reporting.rerun.restore import _as_typed
 from sweepstack.runs import prediction
 from sweepstack.runs.folder import write_model
 
@@ -181,6 +184,9 @@ def test_weights_that_cannot_be_used(halves, tmp_path, monkeypatch, capsys):
         "got 'resnet81'; did you mean 'resnet18'?"
     )
     assert "needs pictures" in refused(InputError, "model=torchvision", "data=quadratic")
+    assert "indivisible by patch size" in refused(
+        InputError, "model=torchvision", "model.arch=vit_b_16", "data.image_size=30"
+    )
     line = refused(InputError, "model.freeze=[hiden]")
     assert line.endswith("got 'hiden'; did you mean 'hidden'?")
     assert "at least one parameter to train" in refused(InputError, "model.freeze=['*']")
@@ -282,7 +288,7 @@ def test_stochastic_depth_draws_from_the_trials_seed():
     assert not torch.equal(first, other)
     assert all(row.unique().numel() == 1 for row in first)
     assert set(first.unique().tolist()) == {0.0, 2.0}
-    layers.restore_dropout(depth, 0.1)
+    layers.restore(depth, 0.1)
     assert isinstance(depth[0], torchvision.ops.StochasticDepth)
     assert (depth[0].p, depth[0].mode) == (0.5, "row")
 
@@ -314,6 +320,16 @@ def test_a_hub_entry_is_built_where_its_repository_is_trusted(repo, tmp_path):
         Program(make_spec(*words, f"trust=[{repo}]", "model.entry=nat"))
     with pytest.raises(EnvironmentFault, match="there is no folder"):
         Program(make_spec(*words, f"model.repo={repo}s", f"trust=[{repo}s]"))
+
+
+def test_a_custom_model_may_have_an_argument_called_name():
+    words = ("model=custom", "model._target_=torchvision.models.get_model", "+model.name=resnet18")
+    spec = make_spec(*words, "trust=[torchvision]")
+    assert json.loads(spec.config.model.arguments) == {"name": "resnet18"}
+    again = reading.read_plain(_as_typed(dataclasses.asdict(spec.config)))
+    assert again.model == spec.config.model
+    with pytest.raises(InputError, match=r"did you mean model=torchvision model\.arch=NAME"):
+        Program(make_spec(*words))
 
 
 # --- freezing and groups --------------------------------------------------------------------------

@@ -66,7 +66,7 @@ def build(model: schema.TorchvisionModel, input_shape: Sequence[int], outputs: i
         given |= {"aux_logits": False, "init_weights": False}
     try:
         module = models.get_model(model.arch, weights=None, **given)
-    except (ValueError, RuntimeError) as error:  # such as pictures that fit no patches
+    except (AssertionError, ValueError, RuntimeError) as error:  # pictures that fit no patches
         raise InputError(f"model.arch={model.arch} cannot be built: {one_line(error)}") from error
     if input_shape[0] != 3:
         _see_channels(module, input_shape[0])
@@ -107,6 +107,10 @@ def hub_entry(
             f"model.repo={model.repo} cannot be fetched: {one_line(error)}"
         ) from error
     except RuntimeError as error:
+        if "internet connection" in str(error):
+            raise EnvironmentFault(
+                f"model.repo={model.repo} cannot be fetched: {one_line(error)}"
+            ) from error
         if "Cannot find callable" not in str(error):
             raise
         near = nearest(model.entry, _entries(folder)) if source == "local" else ""
