@@ -33,6 +33,7 @@ SMALLER = {
     "shift_robustness": ["evaluation.shift=1"],
     "dropout_augmentation": ["training.seed=0", "regularization.dropout=0.0,0.5"],
     "momentum": ["training.seed=0"],
+    "transfer_frozen": ["training.seed=0", "data.validation=200"],
     "published_rows": ["hydra.sweeper.n_trials=4"],
 }
 """Overrides that leave fewer trials of a study."""
@@ -97,7 +98,7 @@ def blocks(page: str) -> list[Block]:
 
 def shortened(words: list[str]) -> list[str]:
     """The arguments of `sweepstack ...` with little to train, and the full command's study name."""
-    if "--resume" in words:
+    if "--resume" in words or words[:1] in (["predict"], ["export"]):
         return words
     given = [word for word in words if "=" in word]
     keys = {word.partition("=")[0] for word in given}

@@ -2,24 +2,21 @@
 
 import gc
 import os
+from importlib import import_module
 
 os.environ["OMP_NUM_THREADS"] = "1"  # on a machine that others use too, threads wait for each other
 
-import alembic.command
-import optuna.samplers
-import sklearn.datasets
-import torch
-import torchvision
+for name in (
+    *("alembic.command", "optuna.artifacts", "optuna.samplers", "optuna.storages"),
+    *("plotly.io", "plotly.subplots", "sklearn.datasets", "torch", "torchvision"),
+    *("sqlalchemy.dialects.sqlite", "sqlalchemy.orm", "hydra_plugins.sweepstack_sweeper._impl"),
+    *("sweepstack.cli.app", "sweepstack.cli.study", "sweepstack.engine.executors.recorded"),
+    *("sweepstack.engine.train", "sweepstack.reporting.dashboard.decorate"),
+    *("sweepstack.reporting.overview", "sweepstack.reporting.report.page"),
+    *("sweepstack.sweep.book.bulk", "sweepstack.sweep.sweep", "sweepstack.sweep.worker.trainer"),
+):
+    import_module(name)
 
-import sweepstack.cli.app
-import sweepstack.cli.study
-import sweepstack.engine.program
-import sweepstack.engine.train
-import sweepstack.study.tables
-import sweepstack.sweep.sweep
-import sweepstack.sweep.worker.trainer
-from hydra_plugins.sweepstack_sweeper import _impl
-
-__all__ = ["_impl", "alembic", "optuna", "sklearn", "sweepstack", "torch", "torchvision"]
+import_module("optuna").storages.RDBStorage("sqlite://").engine.dispose()  # maps its tables
 
 gc.freeze()  # garbage collections of the forks look at their own objects only: twice as fast

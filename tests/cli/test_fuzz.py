@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import warm
 from fuzz_support import copy_studies, faults, line_of
 
 SEED = 0
-PARTS, PER_PART = 40, 25
-"""1,000 lines, in parts that pytest's workers share."""
+PER_PART = 25
+PARTS = int(os.environ.get("FUZZ_LINES", "400")) // PER_PART
+"""In parts that pytest's workers share. Whoever changes what a command line may say tries more:
+FUZZ_LINES=1000 pytest tests/cli/test_fuzz.py"""
 
 
 @pytest.fixture(scope="module")

@@ -46,6 +46,7 @@ _OWN: dict[str, dict[str, Any]] = {
 _FILES = {"train": "???", "val": None, "test": None, "task": "auto"}
 _OWN["arrays"] = {**_FILES, "image_size": None}
 _OWN["table"] = {**_FILES, "target": ("y",), "exclude": ()}
+_OWN["huggingface"] = {**_FILES, "train": "train", "image_size": None}
 _OWN["custom"] = {"val": None, "test": None, "task": "auto", "image_size": None}
 _TORCHVISION = {"root": "data", "download": False, "image_size": None}
 

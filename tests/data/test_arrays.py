@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -217,7 +218,7 @@ def test_a_run_on_changed_data_is_not_resumed(tmp_path, monkeypatch):
     class Stop(sweepstack.engine.spec.Monitor):
         at = 0
 
-        def stepped(self, steps):
+        def stepped(self, steps, *_):
             self.at += steps
 
         def interrupted(self):
@@ -367,3 +368,44 @@ def test_pictures_are_no_image_files_here(tmp_path, own):
     Image.new("L", (4, 4)).save(tmp_path / "a.png")
     with pytest.raises(InputError, match="must end in"):
         data.load(own(tmp_path / "a.png"))
+
+
+# --- data=huggingface -----------------------------------------------------------------------------
+
+
+def test_a_folder_of_the_package_datasets(tmp_path, configure):
+    library = pytest.importorskip("datasets")
+    kinds = {"image": library.Image(), "label": library.ClassLabel(names=["a", "b", "c"])}
+    pixels = RNG.integers(0, 256, (30, 4, 4), dtype=np.uint8)
+    made = library.Dataset.from_dict(
+        {"image": [Image.fromarray(p) for p in pixels], "label": [i % 3 for i in range(30)]},
+        features=library.Features(kinds),
+    )
+    library.DatasetDict({"train": made, "held": made}).save_to_disk(tmp_path / "saved")
+    config = configure("huggingface", path=str(tmp_path / "saved"), val="held", target=None)
+    found = data.load(replace(config, normalization="none"))
+    assert found.classes == ("a", "b", "c")
+    assert torch.equal(found.val.x, torch.from_numpy(pixels)[:, None] / 255)
+    with pytest.raises(InputError, match=r"data.val must be one of train, held, got 'vall'"):
+        data.load(replace(config, val="vall"))
+
+
+def test_a_folder_needs_the_package_datasets(tmp_path, configure, monkeypatch):
+    config = configure("huggingface", path=str(tmp_path), target=None)
+    monkeypatch.setattr(arrays, "find_spec", lambda name: None)
+    with pytest.raises(EnvironmentFault, match="pip install datasets"):
+        data.load(config)
+
+
+def test_trials_on_own_data_are_themselves_in_a_stack(tmp_path):
+    from sweepstack.engine.train import train
+
+    words = ("data=arrays", f"data.train={npz(tmp_path / 'a.npz')}", "batch.size=8")
+    words += ("training.max_steps=6", "training.device=cpu")
+    specs = [sweepstack.compose(*words, f"training.seed={seed}") for seed in range(3)]
+    specs = [replace(spec, number=number) for number, spec in enumerate(specs)]
+    stacked = sorted(train(specs, width=3), key=lambda result: result.spec.number)
+    for spec, result in zip(specs, stacked, strict=True):
+        (alone,) = train([spec], width=1)
+        assert alone.metrics == pytest.approx(result.metrics, rel=1e-5)
+    assert len({result.metrics["val_loss"] for result in stacked}) == 3

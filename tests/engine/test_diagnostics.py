@@ -196,6 +196,31 @@ def test_layers_are_named_as_the_module_names_them():
     assert not any(math.isnan(row["activation_std"]) for row in result.layers)
 
 
+def test_dropout_is_off_and_batch_norms_use_the_batch():
+    spec = make_spec(*ON, *MODELS["custom"])
+    (result,) = train([spec])
+    program = Program.of(spec)
+    chosen = diagnostics.streams.permutation(0, len(program.data.train))[:SAMPLES]
+    x = program.data.train.x.index_select(0, chosen)
+    net = program.module.train()
+    net.drop.eval()
+    start = program.initial(spec)
+    with torch.no_grad():
+        parts = [torch.func.functional_call(net, start, part) for part in x.split(SAMPLES // PARTS)]
+    (row,) = (r for r in result.layers if (r["step"], r["layer"]) == (0, "head"))
+    assert row["activation_std"] == pytest.approx(float(torch.cat(parts).std()), rel=2e-3)
+
+
+def test_units_of_a_convolution_are_its_channels():
+    a = torch.zeros(5, 3, 4, 4)
+    a[:, 1] = 1.0
+    found = diagnostics._statistics(a, nn.Conv2d(1, 3, 1), nn.ReLU())
+    assert found["alive"].tolist() == [False, True, False]
+    assert float(found["between"]) == pytest.approx(2 / 9)
+    found = diagnostics._statistics(a, nn.Linear(4, 4), nn.ReLU())
+    assert found["alive"].tolist() == [True] * 4
+
+
 def test_activations_that_are_functions_are_not_seen():
     class Functional(nn.Module):
         def __init__(self):
@@ -214,6 +239,13 @@ def test_activations_that_are_functions_are_not_seen():
         assert torch.equal(found["b"]["alive"], (net.b(F.relu(net.a(x))) > 0).any(0))
         assert float(found["a"]["mean"]) == pytest.approx(float(net.a(x).mean()), abs=1e-6)
     assert not net.a._forward_hooks
+
+
+def test_an_optimizer_that_cannot_be_asked_has_no_update_ratio():
+    words = ("optimizer=custom", "optimizer._target_=torch.optim.Adadelta", "model.hidden=[4]")
+    (result,) = train([make_spec(*ON, *words)])
+    assert all(math.isnan(row["update_ratio"]) for row in result.layers)
+    assert all(row["gradient_norm"] > 0 for row in result.layers)
 
 
 # --- contracts ------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import logging
 
 import pytest
@@ -15,6 +16,7 @@ from support import make_spec
 from torch import nn
 
 from sweepstack import models
+from sweepstack.cli import preflight
 from sweepstack.config.errors import EnvironmentFault, InputError
 from sweepstack.config.schema import TorchvisionModel
 from sweepstack.data import streams
@@ -383,7 +385,7 @@ def test_moments_are_untouched_before_unfreezing_and_all_resumes(tmp_path):
     words += ("training.eval_every=4", "regularization.l1=0.01", "training.checkpoint_every=4")
 
     class Stop(Monitor):
-        def stepped(self, steps):
+        def stepped(self, steps, specs):
             self.taken = getattr(self, "taken", 0) + steps
 
         def interrupted(self):
@@ -482,3 +484,13 @@ def test_a_saved_model_needs_no_file_of_weights(halves, tmp_path):
     (tmp_path / "w.pt").unlink()
     loaded = prediction.load(tmp_path / "run").model.state_dict()
     assert all(torch.equal(loaded[name], tensor) for name, tensor in result.best_state.items())
+
+
+def test_no_file_of_weights_is_read_because_a_manifest_says_so(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = ["model.weights=w.pt", "training.max_steps=3"]
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/manifest.json").write_text(json.dumps({"arguments": words}))
+    with pytest.raises(InputError, match=r"was started with 'model\.weights=w\.pt': give it again"):
+        preflight.resumed(["--resume", "run"])
+    assert "training.max_steps=3" in preflight.resumed(["--resume", "run", "model.weights=w.pt"])

@@ -24,7 +24,13 @@ SHORT = ("data=quadratic", "model.hidden=[6]", "training.max_steps=20", "trainin
 OPTIMIZERS = {
     "Adadelta": ("+optimizer.rho=0.8", "optimizer.lr=1.0"),
     "Adamax": ("+optimizer.betas=[0.5,0.9]", "regularization.weight_decay=0.1"),
-    "Rprop": ("batch.size=64", "schedule=exponential", "schedule.gamma=0.9"),
+    "Rprop": ("batch.size=64",),
+    "SGD": (
+        "+optimizer.momentum=0.9",
+        "+optimizer.dampening=0.1",
+        "schedule=exponential",
+        "schedule.gamma=0.9",
+    ),
     "LBFGS": ("+optimizer.max_iter=3", "optimizer.lr=0.1"),
     "Adam": ("+optimizer.amsgrad=true", "training.ema_decay=0.5"),
 }
@@ -79,7 +85,7 @@ class PruneOne(Monitor):
     def __init__(self, at=None):
         self.steps, self.at = 0, at
 
-    def stepped(self, steps):
+    def stepped(self, steps, *_):
         self.steps += steps
 
     def should_stop(self, spec):

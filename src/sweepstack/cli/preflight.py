@@ -66,7 +66,8 @@ def resumed(argv: list[str]) -> list[str]:
             f"{folder}/manifest.json is not what sweepstack writes: arguments={shown(before)}"
         )
     # The user did not type what a manifest holds: it may name no package to trust, folder of
-    # configs or Hydra setting, and may not download. What the run needs of these is given again.
+    # configs, file of weights or Hydra setting, and may not download. What the run needs of these
+    # is given again.
     if "--config-dir" in before and "--config-dir" not in argv:
         raise InputError(f"{folder} was started with --config-dir: give it again with --resume")
     given = {_key(word) for word in argv}
@@ -74,6 +75,10 @@ def resumed(argv: list[str]) -> list[str]:
     kept = [w for w in before if "=" in w and not w.startswith("-") and _key(w) not in given]
     kept = [word for word in kept if unsafe.isdisjoint(trust.parts(word))]
     for word in kept:
+        if trust.parts(word) == ["model", "weights"] and not word.endswith("=null"):
+            raise InputError(
+                f"{folder} was started with {shown(word)}: give it again with --resume"
+            )
         why = trust.beyond_values(word)
         if why:
             raise InputError(

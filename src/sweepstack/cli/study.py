@@ -15,13 +15,15 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
 from sweepstack import STORAGE
 from sweepstack.config import commands
 from sweepstack.config.errors import InputError
+
+_Command = Callable[[argparse.Namespace], int]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -37,16 +39,7 @@ def run(arguments: Sequence[str]) -> int:
         SweepstackError: what is wrong, in one line.
     """
     options = parser().parse_args(arguments)
-    chosen = {
-        "list": _list,
-        "show": _show,
-        "report": _report,
-        "export": _export,
-        "rerun": _rerun,
-        "delete": _delete,
-        "dashboard": _dashboard,
-    }[options.command]
-    return chosen(options)
+    return int(options.run(options))
 
 
 class _Parser(argparse.ArgumentParser):
@@ -69,35 +62,39 @@ def parser() -> argparse.ArgumentParser:
     study = _Parser(add_help=False, parents=[common])
     study.add_argument("study", metavar="STUDY", help="the study's name, as `list` shows it")
     top = _Parser(prog="sweepstack-study", description="What studies found.")
-    commands = top.add_subparsers(
-        dest="command", required=True, metavar="COMMAND", parser_class=_Parser
-    )
+    kinds = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def add(
-        name: str, parent: _Parser, help: str, text: str | None = None
+        run: Callable[[argparse.Namespace], int],
+        parent: _Parser,
+        help: str,
+        text: str | None = None,
     ) -> argparse.ArgumentParser:
-        return commands.add_parser(name, parents=[parent], help=help, description=text)
+        name = run.__name__.lstrip("_")
+        added = kinds.add_parser(name, parents=[parent], help=help, description=text)
+        added.set_defaults(run=run)
+        return added
 
-    add("list", common, "studies, trials by state, best, when")
-    show = add("show", study, "tables and what the doctor finds")
+    add(_list, common, "studies, trials by state, best, when")
+    show = add(_show, study, "tables and what the doctor finds")
     show.add_argument("--watch", action="store_true", help="again and again while a sweep runs")
     show.add_argument(
         "--every", type=_seconds, default=2.0, metavar="SECONDS", help="with --watch (default: 2)"
     )
     where = "where to (default: outputs/reports/STUDY.html)"
-    page = add("report", study, "all plots and tables, as a file")
+    page = add(_report, study, "all plots and tables, as a file")
     page.add_argument("-o", "--output", type=Path, metavar="FILE.html", help=where)
-    export = add("export", study, "a row per trial, as a file")
+    export = add(_export, study, "a row per trial, as a file")
     export.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.csv|.parquet")
     export.add_argument("--history", action="store_true", help="a row per evaluation instead")
     again = "Train a trial again alone, from what the study keeps, and compare. "
     again += "Exit code 0: it agrees within the tolerance; 5: it differs."
     what = "train a trial again alone and compare it with what is recorded"
-    _add_rerun_options(add("rerun", study, what, again))
-    gone = add("delete", study, "delete a study with the files of its trials; asks first")
+    _add_rerun_options(add(_rerun, study, what, again))
+    gone = add(_delete, study, "delete a study with the files of its trials; asks first")
     gone.add_argument("-y", "--yes", action="store_true", help="do not ask")
     what = "optuna-dashboard on the studies, until Ctrl-C"
-    _add_dashboard_options(add("dashboard", common, what))
+    _add_dashboard_options(add(_dashboard, common, what))
     return top
 
 

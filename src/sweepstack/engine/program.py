@@ -94,13 +94,14 @@ class Program:
     def __init__(self, spec: TrialSpec):
         config = spec.config
         self.spec, self.config = spec, config
+        self.notes: list[str] = []  # lines for the log, when the first trial starts
         self.device = device.resolve(config.training)
         asked = config.data
         if isinstance(config.model, TorchvisionModel) and config.model.weights:
             raw = data.load(replace(config.data, normalization="none"), config.trust)
             asked = pretrained.as_weights_ask(config.model, config.data, raw.input_shape[0])
             if asked != config.data:
-                log.info("%s", _said_of(config.model, asked))
+                self.notes.append(_said_of(config.model, asked))
         self.data: Dataset = data.load(asked, config.trust)
         self.seen = self.data  # what the whole model is fed
         self.task, mistakes = losses.build(config, self.data, self.device)
@@ -136,6 +137,8 @@ class Program:
         self.batch_norms = layers.batch_norms(self.module)
         self.rule = self.rule.suited(self.module, self.params())
         self.groups = self._grouped()
+        if self.constant is not None:
+            self.notes.append(self.init_summary)
         resident = isinstance(self.sources["train"], batches.DeviceSource)
         self.order_device = self.device if resident else torch.device("cpu")
 
@@ -262,12 +265,11 @@ class Program:
                     f"model.cache_features must be auto or false, got true: {error}"
                 ) from error
             if self.frozen:
-                log.info("features of frozen layers are not kept: %s", error)
+                self.notes.append(f"features of frozen layers are not kept: {error}")
             return
         self.module = parts[1]
-        log.info(
-            "frozen layers gave %s numbers for each sample, once", math.prod(self.data.input_shape)
-        )
+        numbers = math.prod(self.data.input_shape)
+        self.notes.append(f"features of frozen layers are kept: {numbers:,} numbers a sample")
 
     def _featured(self, part: nn.Module) -> tuple[dict[str, batches.Source], Dataset]:
         """Features of all splits, on the device."""
@@ -458,8 +460,9 @@ class Program:
         activation = getattr(spec.config.model, "activation", None)
         init, seed, kept = spec.config.init, spec.config.training.seed, self.constant or set()
         module, drawn = self.whole, initialization.drawn(self.whole, kept)
-        if self.constant is not None:
-            log.info("%s", self.init_summary)
+        for note in self.notes:
+            log.info("%s", note)
+        self.notes.clear()
         own_draws = self.constant is not None and module.state_dict().keys() - kept - {*drawn}
         if own_draws or "keep" in init.schemes:  # what the constructor draws follows the seed
             module, _ = self._constructed(seed)

@@ -35,7 +35,7 @@ from sweepstack.sweep.book.book import Book
 from sweepstack.sweep.plan import Choice, Plan
 from sweepstack.sweep.worker import trial_folder
 from sweepstack.sweep.worker.launch import Crew, Launch, Scoreboard, launch
-from sweepstack.sweep.worker.worker import App, finished, too_many_failed
+from sweepstack.sweep.worker.worker import App, count_finished, too_many_failed
 
 if TYPE_CHECKING:
     from sweepstack.study.view import StudyView
@@ -195,7 +195,7 @@ def _command(
 
 
 def _announce(chosen: Plan, book: Book) -> None:
-    done, total = finished(book.counts()), "trials"
+    done, total = count_finished(book.counts()), "trials"
     if book.total is not None:
         before = f", {min(done, book.total)} of them done before" if done else ""
         total = f"{book.total} trials{before}"
@@ -225,7 +225,7 @@ def _conclude(crew: Crew, book: Book, code: int | None, results: Path, view: Stu
     from sweepstack.reporting import terminal
 
     terminal.show(view, progress.console())
-    ended = finished(counts)
+    ended = count_finished(counts)
     if equal := len(book.numbers_with(EQUALS)):
         say(f"{equal:,} of {ended:,} trials were duplicates and not trained again")
     _write_results(study, view.trials, results)

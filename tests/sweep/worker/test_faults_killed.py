@@ -11,7 +11,7 @@ from fault_support import SWEEPSTACK, Row, Sweep, rows, running, states
 
 pytestmark = pytest.mark.slow
 
-KILLS = {1: 20, 2: 5, 4: 4}
+KILLS = {1: 25, 2: 6, 4: 4}
 """By workers: each start of several takes seconds."""
 PUBLIC = [str(Path(__file__).parents[1] / "public_app.py")]
 TRIALS, MARGIN = 24, 8
@@ -28,7 +28,7 @@ def finished(folder: Path) -> dict[int, Row]:
     return {row.number: row for row in rows(folder) if row.state in ("COMPLETE", "PRUNED")}
 
 
-# Every kind of sweep, book and number of workers, and 20 kills of each book.
+# Every kind of sweep, book and number of workers, and 25 kills of each book.
 @pytest.mark.parametrize(
     ("command", "app", "jobs"),
     [

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import optuna
 import pytest
 from sweep_support import QUICK, trial_folder, without
 
 import sweepstack
 from sweepstack.reporting.plots import layers
-from sweepstack.study.view import open_study
+from sweepstack.study import frame
+from sweepstack.study.view import StudyView, open_study
 
 ON = ("training.diagnostics=true", "training.width=8")
 PUBLIC = "hydra.sweeper.storage=journal:///outputs/journal.log"
@@ -43,13 +45,15 @@ def test_layers_of_a_sweep_are_a_frame_and_a_plot(main, tmp_path, storage):
     assert [trace.visible for trace in plot.figure.data] == [True, False, False, False, False]
 
 
-def test_without_diagnostics_there_is_nothing(main, tmp_path):
-    assert main("-m", *QUICK, "init=he,zeros", "training.width=8").code == 0
-    df = sweepstack.history("s", layers=True)
+def test_without_diagnostics_there_is_nothing(tmp_path):
+    (tmp_path / "0").mkdir()
+    (tmp_path / "0" / "history.csv").write_text("step,val_mse\n4,0.5\n")
+    study = optuna.create_study()
+    study.add_trial(optuna.trial.create_trial(value=0.5))
+    df = frame.layers(tmp_path, study.trials)
     assert df.empty
     assert list(df) == ["number", "state", "step", "layer"]
-    assert layers.layers(open_study("s")) is None
-    assert not (trial_folder(tmp_path, 0) / "layers.csv").exists()
+    assert layers.layers(StudyView(study, "")) is None
 
 
 def test_layers_of_several_seeds_have_their_seed(main, tmp_path):
@@ -60,11 +64,16 @@ def test_layers_of_several_seeds_have_their_seed(main, tmp_path):
     assert not list(trial_folder(tmp_path, 0).glob("seed_*"))
 
 
-def test_a_study_of_other_times_may_lack_columns_or_hold_anything(main, tmp_path):
-    assert main("-m", *QUICK, "init=he,zeros", *ON).code == 0
-    file = trial_folder(tmp_path, 0) / "layers.csv"
-    file.write_text("step,layer,dead\n0,<b>x</b>,0.5\n0,y\nx,z,w\n")
-    (trial_folder(tmp_path, 1) / "layers.csv").write_bytes(b"\xff\xfe")
-    df = sweepstack.history("s", layers=True)
+def test_a_file_may_lack_columns_or_hold_anything(tmp_path):
+    study = optuna.create_study()
+    for number, content in enumerate(
+        (b"step,layer,dead\n0,<b>x</b>,0.5\n0,y\nx,z,w\n", b"\xff\xfe", b"")
+    ):
+        (tmp_path / str(number)).mkdir()
+        (tmp_path / str(number) / "layers.csv").write_bytes(content)
+        study.add_trial(optuna.trial.create_trial(value=0.5))
+    df = frame.layers(tmp_path, study.trials)
     assert df["layer"].tolist() == ["<b>x</b>", "z"]
-    assert layers.layers(open_study("s")) is None
+    view = StudyView(study, "")
+    vars(view)["layers"] = df
+    assert layers.layers(view) is None

@@ -33,7 +33,7 @@ HEIGHT = 440
 
 def html(view: StudyView) -> str:
     """The whole document."""
-    drawn = _plots(view)
+    drawn = plots.plots(view)
     findings = doctor.examine(view)
     tables = [t for t in (content.pivot_table(view), content.best_table(view)) if t]
     tables += content.class_tables(view)
@@ -94,10 +94,6 @@ def _policy(allowed: list[str]) -> str:
         f"default-src 'none'; script-src {' '.join(allowed)}; style-src 'unsafe-inline'; "
         "img-src data: blob:; base-uri 'none'; form-action 'none'"
     )
-
-
-def _plots(view: StudyView) -> list[Plot]:
-    return plots.plots(view)
 
 
 def _shown(plot: Plot) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from optuna import pruners
 from optuna.distributions import BaseDistribution, distribution_to_json, json_to_distribution
 from optuna.storages import RDBStorage
 from optuna.storages._rdb import models
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy import Connection, bindparam, func, insert, select
 
 from sweepstack.study.attributes import CONTINUES, EFFECT, EQUALS, LOST, RETRIED, RETRY_OF, WORKER
@@ -469,19 +469,9 @@ def _stored(local: datetime) -> datetime:
 def _frozen(
     trial_id: int, number: Any, start: datetime, user: dict[str, Any], system: dict[str, Any]
 ) -> FrozenTrial:
-    return FrozenTrial(
-        number=int(number),
-        state=TrialState.RUNNING,
-        value=None,
-        datetime_start=start,
-        datetime_complete=None,
-        params={},
-        distributions={},
-        user_attrs=user,
-        system_attrs=system,
-        intermediate_values={},
-        trial_id=trial_id,
-    )
+    found = create_trial(state=TrialState.RUNNING, user_attrs=user, system_attrs=system)
+    found.number, found._trial_id, found.datetime_start = int(number), trial_id, start
+    return found
 
 
 def _add_attributes(

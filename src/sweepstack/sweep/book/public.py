@@ -24,14 +24,13 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import optuna
 from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.storages import BaseStorage
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from sweepstack.study import attributes as attr
 from sweepstack.study.storage import file_of
@@ -249,22 +248,11 @@ class PublicBook(Book):
 
     def _add(self, state: TrialState, row: Row) -> int:
         """Add a trial and return its number."""
-        running = state == TrialState.RUNNING
-        worker = {attr.WORKER: processes.this_process()} if running else {}
-        template = FrozenTrial(
-            number=-1,
-            trial_id=-1,
-            state=state,
-            value=None,
-            datetime_start=datetime.now() if running else None,
-            datetime_complete=None,
-            params={},
-            distributions={},
-            user_attrs={**row.attributes, **worker},
-            system_attrs=row.system,
-            intermediate_values={},
-        )
-        added = self.storage.create_new_trial(self.study_id, template)
+        known = dict(row.attributes)
+        if state == TrialState.RUNNING:
+            known[attr.WORKER] = processes.this_process()
+        new = create_trial(state=state, user_attrs=known, system_attrs=row.system)
+        added = self.storage.create_new_trial(self.study_id, new)
         number = self.storage.get_trial(added).number
         self._ids[number] = added
         return number

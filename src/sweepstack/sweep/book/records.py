@@ -7,7 +7,6 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import optuna
@@ -129,22 +128,6 @@ def is_suspect(trial: optuna.Trial) -> bool:
     """Whether a trial was lost without progress: it may be what ended its worker, or only have been
     beside what did. It is run with no others than its like beside it."""
     return bool(trial.user_attrs.get(RETRIES, 0))
-
-
-def checkpointed(folder: Path, number: int) -> int | None:
-    """Steps that the checkpoints in a trial's folder hold, of all its seeds together.
-
-    None if the trial never began. One whose study has no folder at all counts as begun: the files
-    may lie on another host.
-    """
-    place = folder / str(number)
-    if not place.is_dir():
-        return None if folder.is_dir() else 0
-    newest: dict[Path, int] = {}
-    for file in place.glob("**/checkpoints/step_*.pt"):
-        step = int(file.stem.removeprefix("step_"))
-        newest[file.parent] = max(step, newest.get(file.parent, 0))
-    return sum(newest.values())
 
 
 def last_value(frozen: FrozenTrial) -> list[float]:

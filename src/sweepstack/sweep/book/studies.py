@@ -90,9 +90,8 @@ def open_book(
     plan: Plan, study: optuna.Study, storage: BaseStorage, checkpointed: Callable[[int], int | None]
 ) -> Book:
     """The records of the plan's study: its total, its grid in order, each trial's own sampler."""
-    study.sampler = RandomSampler(0)  # of a grid, whose points are fixed
-    if not plan.grid:
-        study.sampler = _sampler(plan)
+    # Of a grid the points are fixed.
+    study.sampler = RandomSampler(0) if plan.grid else _sampler(plan)
     return book_of(storage)(
         study,
         storage,

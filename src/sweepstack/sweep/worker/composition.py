@@ -88,25 +88,16 @@ class Composition:
     def _base(self, structural: tuple[str, ...]) -> Plain | None:
         """The kept composition, or None where values refer to each other."""
         if structural not in self._kept:
-            cfg = _without_hydra(self._load(list(structural)))
-            raw = OmegaConf.to_container(cfg, resolve=False)
-            assert isinstance(raw, dict)
-            self._kept[structural] = None if _interpolates(raw) else _named(raw)
+            raw = self._full(structural, resolve=False)
+            self._kept[structural] = None if _interpolates(raw) else raw
         return self._kept[structural]
 
-    def _full(self, overrides: Sequence[str]) -> Plain:
-        cfg = _without_hydra(self._load(list(overrides)))
-        raw = OmegaConf.to_container(cfg, resolve=True)
+    def _full(self, overrides: Sequence[str], *, resolve: bool = True) -> Plain:
+        cfg = self._load(list(overrides))
+        cfg = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
+        raw = OmegaConf.to_container(cfg, resolve=resolve)
         assert isinstance(raw, dict)
-        return _named(raw)
-
-
-def _named(raw: dict[Any, Any]) -> Plain:
-    return {str(key): value for key, value in raw.items()}
-
-
-def _without_hydra(cfg: DictConfig) -> DictConfig:
-    return OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
+        return {str(key): value for key, value in raw.items()}
 
 
 def _interpolates(node: Any) -> bool:

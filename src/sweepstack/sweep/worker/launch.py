@@ -38,7 +38,7 @@ from sweepstack.sweep.book.book import Book
 from sweepstack.sweep.book.studies import open_book
 from sweepstack.sweep.plan import Plan
 from sweepstack.sweep.worker.trial import Live, Status, Stop
-from sweepstack.sweep.worker.worker import App, Worker, finished, too_many_failed
+from sweepstack.sweep.worker.worker import App, Worker, count_finished, too_many_failed
 
 log = logging.getLogger(__name__)
 _LOGGER = logging.getLogger("sweepstack")
@@ -339,7 +339,7 @@ class Scoreboard:
         self.book = book
         self.direction, self.objective = direction, objective
         self.console = console or progress.console()
-        self.before, self.reads = finished(book.counts()), False
+        self.before, self.reads = count_finished(book.counts()), False
         self._status = Status()
         self._began = self._printed = time.monotonic()
         self._last, self._last_line = 0.0, 0
@@ -391,7 +391,7 @@ class Scoreboard:
         counts, total = self.book.counts(), self.book.total
         if self.reads:
             self._status = self._read()
-        ended = finished(counts)
+        ended = count_finished(counts)
         done = f"{ended}{'' if total is None else f'/{total}'} trials"
         others = [f"{counts[state]} {state}" for state in ("pruned", "failed") if counts[state]]
         best = self.book.best(self.direction) if self.direction else None

@@ -32,7 +32,6 @@ from sweepstack.engine.spec import Monitor, TrialResult, TrialSpec
 from sweepstack.engine.width import MANY, Widths
 from sweepstack.study.attributes import DATA_HASH, EFFECT, EQUALS, PLANNED, PREFIX
 from sweepstack.sweep import samplers
-from sweepstack.sweep.book.records import checkpointed
 from sweepstack.sweep.plan import PLACES, Plan
 from sweepstack.sweep.space import points
 from sweepstack.sweep.space.space import Space
@@ -113,8 +112,17 @@ class TrainingApp:
         return Trainer(self.read, plan, folder, worker)
 
     def checkpointed(self, folder: Path, number: int) -> int | None:
-        """Steps that the checkpoints of a trial hold, None if it never began."""
-        return checkpointed(folder, number)
+        """Steps that the checkpoints of a trial hold, of all its seeds together; None if it never
+        began. One whose study has no folder at all counts as begun: the files may lie on another
+        host."""
+        place = folder / str(number)
+        if not place.is_dir():
+            return None if folder.is_dir() else 0
+        newest: dict[Path, int] = {}
+        for file in place.glob("**/checkpoints/step_*.pt"):
+            step = int(file.stem.removeprefix("step_"))
+            newest[file.parent] = max(step, newest.get(file.parent, 0))
+        return sum(newest.values())
 
     @cached_property
     def composition(self) -> Composition:

@@ -335,7 +335,7 @@ class Worker:
         return Ending(outcome.asked.trial, _STATES[state], values, attributes, violations)
 
 
-def finished(counts: Mapping[str, int]) -> int:
+def count_finished(counts: Mapping[str, int]) -> int:
     """How many trials of a study will not run again."""
     return counts["done"] + counts["pruned"] + counts["failed"]
 
@@ -347,7 +347,7 @@ def too_many_failed(plan: Plan, counts: Mapping[str, int], *, ended: bool = Fals
     would still be so. Without a total nothing is certain; then the finished trials are judged, as
     soon as there are 20.
     """
-    done = finished(counts)
+    done = count_finished(counts)
     of = done if ended else max(done, 20 if plan.total is None else plan.total)
     return counts["failed"] > plan.max_failure_rate * of
 
