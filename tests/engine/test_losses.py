@@ -21,7 +21,7 @@ from sweepstack.engine import program as programs
 from sweepstack.engine.program import Program
 from sweepstack.engine.spec import Monitor
 from sweepstack.engine.train import Interrupted, train
-from sweepstack.reporting.rerun import restore
+from sweepstack.reporting.rerun.restore import _as_typed, _check_target
 
 SHORT = (
     *("training.max_steps=12", "training.eval_every=4", "batch.size=16", "data.subset=100"),
@@ -51,7 +51,7 @@ def given(monkeypatch):
 
     def give(task, numbers):
         found = made_up(task, numbers)
-        monkeypatch.setattr(data, "load", lambda config: found)
+        monkeypatch.setattr(data, "load", lambda config, *trust: found)
         monkeypatch.setattr(programs, "_programs", {})
         programs._sources.cache_clear()
 
@@ -98,7 +98,7 @@ class Signal(Monitor):
     def __init__(self):
         self.steps = 0
 
-    def stepped(self, steps):
+    def stepped(self, steps, *specs):
         self.steps += steps
 
     def interrupted(self):
@@ -236,7 +236,7 @@ def test_auroc_needs_two_classes(given, monkeypatch):
     given("binary", 0)
     found = data.load(None)
     only = replace(found, val=TensorSplit(found.val.x, torch.ones(30)))
-    monkeypatch.setattr(data, "load", lambda config: only)
+    monkeypatch.setattr(data, "load", lambda config, *trust: only)
     with pytest.raises(InputError, match="which needs samples of two classes or more"):
         Program.of(make_spec("metrics=[auroc]"))
 
@@ -248,7 +248,7 @@ def test_auroc_needs_two_classes(given, monkeypatch):
 def test_a_study_is_not_trusted_to_name_a_loss_or_a_metric(words):
     config, trial = make_spec(*words, OWN).config, SimpleNamespace(number=1)
     with pytest.raises(InputError, match="a study is not trusted; if you trust it, add --trust"):
-        restore._check_target(trial, config, [])
-    restore._check_target(trial, config, ["own_losses"])
-    plain = restore._as_typed(asdict(config))
+        _check_target(trial, config, [])
+    _check_target(trial, config, ["own_losses"])
+    plain = _as_typed(asdict(config))
     assert reading.read_plain(plain) == config
