@@ -108,9 +108,9 @@ def test_accumulated_batches_draw_their_own_dropout_masks():
     stack = filled(program, [spec])
     (batch,) = make_steps(program, stack, 1)
     x, y = batch.x[:, :10].repeat(1, 2, 1, 1, 1), batch.y[:, :10].repeat(1, 2)
-    both, _ = Step(program).gradients(stack, x, y, batch.keys)
+    (both, *_), _ = Step(program).gradients(stack, x, y, batch.keys)
     alone = Program.of(make_spec(*words))
-    single, _ = Step(alone).gradients(filled(alone, [spec]), x[:, :10], y[:, :10], batch.keys)
+    (single, *_), _ = Step(alone).gradients(filled(alone, [spec]), x[:, :10], y[:, :10], batch.keys)
     assert both != pytest.approx(single, rel=1e-3)
 
 
@@ -154,6 +154,6 @@ def test_the_averages_are_evaluated_and_kept():
         assert mine["val_loss"] != other["val_loss"]
     program = Program.of(averaged.spec)
     row = {name: tensor.unsqueeze(0) for name, tensor in averaged.best_state.items()}
-    (sums,) = Step(program).measure(row, {}, program.sources["test"], len(program.data.test))
+    (sums,) = Step(program).measure(row, {}, {}, program.sources["test"], len(program.data.test))
     found = dict(program.task.means(sums, len(program.data.test), "test"))
     assert found["test_loss"] == pytest.approx(averaged.metrics["test_loss"], rel=1e-5)
