@@ -154,7 +154,7 @@ def test_links_lead_somewhere(page):
 
 def known_keys() -> set[str]:
     """Every key of a config and of the sweeper."""
-    found = {"objective", "trust"}
+    found = {"objective", "metrics", "trust"}
     found |= {f"{group}._target_" for group in ("data", "model", "optimizer", "loss")}
     plain = {group: {"": kind} for group, kind in schema.PLAIN.items()}
     for group, options in {**schema.OPTIONS, **plain}.items():

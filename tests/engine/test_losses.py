@@ -4,7 +4,8 @@ contract 2 for each loss."""
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
+from dataclasses import asdict, replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,12 +14,14 @@ from sklearn.metrics import cohen_kappa_score
 from support import make_spec
 
 from sweepstack import data
+from sweepstack.config import reading
 from sweepstack.config.errors import InputError
 from sweepstack.data.dataset import Dataset, TensorSplit
 from sweepstack.engine import program as programs
 from sweepstack.engine.program import Program
 from sweepstack.engine.spec import Monitor
 from sweepstack.engine.train import Interrupted, train
+from sweepstack.reporting.rerun import restore
 
 SHORT = (
     *("training.max_steps=12", "training.eval_every=4", "batch.size=16", "data.subset=100"),
@@ -236,3 +239,16 @@ def test_auroc_needs_two_classes(given, monkeypatch):
     monkeypatch.setattr(data, "load", lambda config: only)
     with pytest.raises(InputError, match="which needs samples of two classes or more"):
         Program.of(make_spec("metrics=[auroc]"))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("loss=custom", "loss._target_=own_losses.poly"), ("metrics=[own_losses.kappa:maximize]",)],
+)
+def test_a_study_is_not_trusted_to_name_a_loss_or_a_metric(words):
+    config, trial = make_spec(*words, OWN).config, SimpleNamespace(number=1)
+    with pytest.raises(InputError, match="a study is not trusted; if you trust it, add --trust"):
+        restore._check_target(trial, config, [])
+    restore._check_target(trial, config, ["own_losses"])
+    plain = restore._as_typed(asdict(config))
+    assert reading.read_plain(plain) == config

@@ -30,8 +30,8 @@ def test_a_spec_that_does_not_fit_its_data_fails_alone():
         ),
         (
             ["objective=val_acuracy"],
-            "objective must be one of val_loss, val_accuracy, train_loss for multiclass on digits, "
-            "got 'val_acuracy'; did you mean 'val_accuracy'?",
+            "objective must be one of val_loss, val_accuracy, train_loss, train_accuracy for "
+            "multiclass on digits, got 'val_acuracy'; did you mean 'val_accuracy'?",
         ),
         (
             ["data=quadratic", "regularization.cutout=2"],

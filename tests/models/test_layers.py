@@ -18,7 +18,7 @@ from sweepstack.models.layers import (
     adapt,
     batch_norms,
     dropouts,
-    restore_dropout,
+    restore,
 )
 
 # --- activations ----------------------------------------------------------------------------------
@@ -249,7 +249,7 @@ def test_a_layer_that_runs_twice_has_two_masks_the_same_each_time():
 def test_torchs_dropout_comes_back_in_every_place_of_a_layer():
     twice = nn.Dropout(0.3)
     net = adapt(nn.Sequential(twice, nn.Linear(2, 2), twice))
-    restore_dropout(net, 0.0)
+    restore(net, 0.0)
     assert [type(layer) for layer in net] == [nn.Dropout, nn.Linear, nn.Dropout]
     assert (net[0].p, net[2].p) == pytest.approx((0.3, 0.3))
 

@@ -19,6 +19,7 @@ from sweepstack import models
 from sweepstack.config import commands, files
 from sweepstack.config import reading as config
 from sweepstack.config.errors import EnvironmentFault, InputError, TrainingFailed, nearest, one_line
+from sweepstack.data import arrays, table
 from sweepstack.data.pictures import decode, pixels
 from sweepstack.engine import checkpoint
 from sweepstack.models import layers
@@ -170,6 +171,8 @@ def load(folder: str | Path, trust: Sequence[str] = ()) -> Predictor:
 def _predictor(saved: Any, trust: Sequence[str]) -> Predictor:
     given, inputs, state = saved["config"], saved["inputs"], saved["model"]
     read = config.read_plain({**given, "trust": list(trust)})
+    if inputs.get("columns") is not None:
+        table.Columns.of_plain(inputs["columns"])
     module = models.build(read, inputs["input_shape"], inputs["outputs"])
     module.load_state_dict(state, strict=False)
     layers.restore(module, read.regularization.dropout)
@@ -215,8 +218,6 @@ def read(model: Predictor, path: Path) -> tuple[list[str], Iterator[Tensor]]:
         InputError: the file is of another kind, or its samples do not fit the model.
         EnvironmentFault: there is no such file, it is damaged, or the folder has no pictures.
     """
-    from sweepstack.data import arrays, table
-
     kinds = Image.registered_extensions()
     if not path.exists():
         raise EnvironmentFault(f"'{path}' does not exist")
