@@ -13,6 +13,7 @@ from engine_support import by_number, varied
 from support import make_spec
 from torch import nn
 
+from sweepstack.config import trust
 from sweepstack.config.errors import InputError
 from sweepstack.engine.program import Program
 from sweepstack.engine.runner import Slot
@@ -190,3 +191,28 @@ def test_what_is_refused(words, said):
 def test_the_target_must_be_given():
     with pytest.raises(InputError, match=r"for example optimizer\._target_=torch\.optim\.Adadelta"):
         make_spec("optimizer=custom")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            ("optimizer=custom", "optimizer._target_=torch.optim.Adadelta", "optimizer.rho=0.9"),
+            "unknown key 'optimizer.rho'; an argument of optimizer._target_ is written "
+            "'+optimizer.rho=0.9'",
+        ),
+        (
+            ("optimizer._target_=torch.optim.Adadelta",),
+            "unknown key 'optimizer._target_': optimizer=adam has none, optimizer=custom have",
+        ),
+    ],
+)
+def test_how_a_torch_optimizer_is_asked_for(words, said):
+    with pytest.raises(InputError) as caught:
+        make_spec(*words)
+    assert caught.value.mistakes == [said]
+
+
+def test_a_name_without_its_package_is_explained():
+    with pytest.raises(InputError, match=r"did you mean 'torch\.optim\.Adadelta'"):
+        trust.check_target("Adadelta", (), own_optimizer.KEY)

@@ -288,7 +288,9 @@ def _explain(text: str, error: Exception, composed: DictConfig, config_dir: str 
     if options and key not in known and override.type == OverrideType.CHANGE:
         return f"'{text}' must be written '+{text}': no {key} is chosen so far"
     if key not in known:
-        return f"unknown key '{key}'{_suggest(key, known, composed)}"
+        target = f"{key.partition('.')[0]}._target_"
+        further = f"; an argument of {target} is written '+{text}'" if target in known else ""
+        return f"unknown key '{key}'{further or _suggest(key, known, composed)}"
     return f"{text}: {one_line(error)}"
 
 
@@ -298,7 +300,7 @@ def _suggest(key: str, known: Sequence[str], composed: DictConfig) -> str:
     elsewhere = [
         option
         for option, cls in schema.OPTIONS.get(group, {}).items()
-        if last in {item.name for item in fields(cls)}
+        if {last.replace("_target_", "target")} & {item.name for item in fields(cls)}
     ]
     if elsewhere:
         chosen = OmegaConf.select(composed, f"{group}.name", default="custom")
