@@ -116,16 +116,12 @@ def check_target(target: object, trusted: Sequence[str] = (), key: str = "model.
     proper = all(part.isidentifier() and not part.startswith("__") for part in name.split("."))
     if not proper or not within(name, _own(trusted)):
         why = f"; {_HERE} itself cannot be trusted" if within(name, [_HERE]) else ""
-<<<<<<< HEAD
         near = nearest(name, listed)
         if name == "torchvision.models.get_model":
             near = "; did you mean model=torchvision model.arch=NAME?"
-        raise InputError(f"{_rule(key)}, got '{one_line(name)}'{why}{near}")
-=======
         if key == "optimizer._target_":  # also of a name without its package
-            listed, name = table("torch", key), f"torch.optim.{name.rpartition('.')[2]}"
-        raise InputError(f"{_rule(key)}, got '{one_line(target)}'{why}{nearest(name, listed)}")
->>>>>>> optimizers
+            near = nearest(f"torch.optim.{name.rpartition('.')[2]}", table("torch", key))
+        raise InputError(f"{_rule(key)}, got '{one_line(target)}'{why}{near}")
 
 
 def _own(trusted: Sequence[str]) -> list[str]:
