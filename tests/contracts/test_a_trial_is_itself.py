@@ -276,9 +276,9 @@ def test_dropout_masks_are_equal_to_the_last_bit(monkeypatch):
     class Telling(Step):
         """Gives what its dropout layers draw along with the statistics of its batch norms."""
 
-        def _loss(self, *arguments):
+        def loss(self, *arguments):
             drawn.clear()
-            loss, updated = super()._loss(*arguments)
+            loss, updated = super().loss(*arguments)
             return loss, updated | {f"draw {index}": draw for index, draw in enumerate(drawn)}
 
     monkeypatch.setattr(streams, "uniform", spy)
