@@ -29,8 +29,8 @@ def test_a_run_leaves_everything_that_it_promises(sweepstack, tmp_path):
     run = only_run(tmp_path)
     assert str(run.relative_to(tmp_path)) in done.stdout
     assert {path.name for path in run.iterdir()} == {
-        *(".hydra", "metrics.json", "history.csv", "best.pt", "best.pt.sha256", "classes.json"),
-        *("manifest.json", "sweepstack.log"),
+        *(".hydra", "metrics.json", "history.csv", "best.pt", "best.pt.sha256", "model.pt"),
+        *("manifest.json", "sweepstack.log", "classes.json"),
     }
     metrics = json.loads((run / "metrics.json").read_text())
     assert metrics.keys() >= {
@@ -39,7 +39,7 @@ def test_a_run_leaves_everything_that_it_promises(sweepstack, tmp_path):
     }
     assert (metrics["state"], metrics["steps"], metrics["num_parameters"]) == ("complete", 60, 7510)
     header, *rows = (run / "history.csv").read_text().splitlines()
-    assert header == "step,epoch,lr,train_loss,val_loss,val_accuracy"
+    assert header == "step,epoch,lr,train_loss,train_accuracy,val_loss,val_accuracy"
     assert [row.split(",")[0] for row in rows] == ["20", "40", "60"]
     manifest = json.loads((run / "manifest.json").read_text())
     assert manifest["command"] == "sweepstack " + " ".join(SHORT)

@@ -32,7 +32,7 @@ def test_what_a_trial_leaves(main, tmp_path):
 
     left = {path.name for path in trial_folder(tmp_path, 0).iterdir()}
     files = {"overrides.yaml", "config.yaml", "history.csv", "metrics.json", "sweepstack.log"}
-    assert left == files | {"best.pt", "best.pt.sha256", "classes.json"}
+    assert left == files | {"best.pt", "best.pt.sha256", "model.pt"}
     assert {path.name for path in trial_folder(tmp_path, 1).iterdir()} == files
     overrides = yaml.safe_load((trial_folder(tmp_path, 0) / "overrides.yaml").read_text())
     assert overrides[-1] == "optimizer.lr=0.02"
