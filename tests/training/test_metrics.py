@@ -75,6 +75,14 @@ def test_of_two_classes():
     )
 
 
+def test_a_label_that_never_occurs_counts_as_zero():
+    outputs, y = drawn(N, 3) - torch.tensor([0, 0, 99]), torch.ones(N, 3)
+    y[:, 2] = 0
+    found = measured("multilabel", ["f1_macro"], outputs, y)
+    expected = sk.f1_score(y, outputs > 0, average="macro", zero_division=0)
+    assert found["val_f1_macro"] == pytest.approx(expected)
+
+
 def test_of_labels():
     outputs, y = drawn(N, 3), (drawn(N, 3, seed=1) > 0.4).float()
     names = ["subset_accuracy", "f1_macro", "precision_macro", "recall_macro", "auroc"]

@@ -5,8 +5,8 @@ of a stack at once and which do not depend on how a split is cut into chunks. `a
 of the user's own need the outputs of the whole split: they are computed trial by trial.
 
 A class that occurs neither among the targets nor among the predictions does not count in a macro
-mean; a class that is never predicted has precision 0, one that never occurs recall 0. Both are what
-scikit-learn does by default.
+mean; such a label counts as 0. A class that is never predicted has precision 0, one that never
+occurs recall 0. All of it is what scikit-learn does by default.
 
 Notation: B samples of a chunk, N of a split, C outputs, K classes or labels.
 """
@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -27,6 +27,7 @@ Direction = Literal["maximize", "minimize"]
 Sums = Mapping[str, Tensor]
 _CLASSES = ("multiclass", "binary", "multilabel")
 _TOP = re.compile(r"top([1-9][0-9]{0,4})_accuracy")
+_RATES = ("precision", "recall", "f1")
 _OWN = re.compile(r"([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)+)(?::(\w+))?")
 
 
@@ -123,10 +124,10 @@ def rates(counts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     )
 
 
-def _macro(which: int) -> Callable[[Sums, int], Tensor]:
+def _macro(which: int, *, labels: bool = False) -> Callable[[Sums, int], Tensor]:
     def mean(sums: Sums, _samples: int) -> Tensor:
         _, said, true = sums["counts"]
-        return rates(sums["counts"])[which][said + true > 0].mean()
+        return rates(sums["counts"])[which][(said + true > 0) | labels].mean()
 
     return mean
 
@@ -190,7 +191,7 @@ def _known() -> dict[str, Metric]:
             lambda sums, samples: (sums["moments"][0] / samples).sqrt().mean(),
         ),
     ]
-    for which, name in enumerate(("precision", "recall", "f1")):
+    for which, name in enumerate(_RATES):
         found.append(Metric(f"{name}_macro", _CLASSES, sums=counts, value=_macro(which)))
         found.append(Metric(name, ("binary",), sums=counts, value=_of_ones(which)))
     return {metric.name: metric for metric in found}
@@ -261,5 +262,8 @@ def asked(
                 "always be right about"
             )
         else:
+            if task == "multilabel" and name.endswith("_macro"):
+                of_labels = _macro(_RATES.index(name.removesuffix("_macro")), labels=True)
+                metric = replace(metric, value=of_labels)
             found[metric.name] = metric
     return list(found.values()), mistakes
