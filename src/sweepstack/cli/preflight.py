@@ -75,7 +75,7 @@ def resumed(argv: list[str]) -> list[str]:
     kept = [w for w in before if "=" in w and not w.startswith("-") and _key(w) not in given]
     kept = [word for word in kept if unsafe.isdisjoint(trust.parts(word))]
     for word in kept:
-        if trust.parts(word) == ["model", "weights"] and not word.endswith("=null"):
+        if trust.parts(word) == ["model", "weights"] and word.partition("=")[2] != "null":
             raise InputError(
                 f"{folder} was started with {shown(word)}: give it again with --resume"
             )
