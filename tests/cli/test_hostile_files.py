@@ -143,6 +143,12 @@ def test_a_part_of_another_type(good, place, part, value):
         {"input_shape": [10**9, 10**9]},
         {"outputs": "x"},
         {"classes": 3},
+        {"classes": ["a"]},
+        {"classes": list(range(10))},
+        {"shift": torch.zeros(77)},
+        {"columns": {"numbers": {"a": "x"}, "flags": [], "values": {}}},
+        {"columns": {"numbers": {"a": 1.0}, "flags": ["b"], "values": {}}},
+        {"columns": {"numbers": {"a": 1.0}, "flags": [], "values": {}}},
         {"shift": "x"},
         {"scale": [1]},
     ],
@@ -173,6 +179,7 @@ WORDS = {
     "+x=file:///evil": "does not name an option",
     "init=/etc/passwd": "does not name an option",
     "objective=${oc.env:HOME}": "calls a resolver",
+    "model.weights=/evil=null": "give it again",
     "objective='a\x1b[2J'": "KEY=VALUE",
 }
 

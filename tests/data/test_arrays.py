@@ -73,6 +73,10 @@ def test_safetensors_needs_its_package(own, tmp_path, monkeypatch):
     [
         ((40, 6, 5), np.uint8, (1, 6, 5)),
         ((40, 6, 5, 3), np.uint8, (3, 6, 5)),
+        ((40, 6, 5, 4), np.uint8, (4, 6, 5)),
+        ((40, 6, 5, 3), np.int64, (3, 6, 5)),
+        ((40, 6, 6, 3), np.float64, (3, 6, 6)),
+        ((40, 6, 5, 3), np.float64, (6, 5, 3)),
         ((40, 3, 6, 5), np.uint8, (3, 6, 5)),
         ((40, 1, 6, 5), np.int64, (1, 6, 5)),
         ((40, 2, 6, 5), np.float64, (2, 6, 5)),
@@ -88,7 +92,7 @@ def test_samples_of_any_shape(own, tmp_path, shape, dtype, expected):
     scale = 255 if len(expected) == 3 and dtype != np.float64 else 1
     order = torch.randperm(40, generator=torch.Generator().manual_seed(0))
     first = torch.tensor(x[order[10]].astype("f4")).div(scale)
-    if shape[-1] == 3 and len(shape) == 4:
+    if len(shape) == 4 and expected != shape[1:]:
         first = first.permute(2, 0, 1)
     assert torch.equal(found.train.x[0], first.reshape(expected))
 
@@ -157,6 +161,8 @@ def test_several_targets_are_kept_as_columns(own, tmp_path):
         (np.where(X > 2, np.nan, X), Y, "must hold finite float32 numbers, [0-9]+ of them"),
         (X * 1e300, Y, "must hold finite float32 numbers, 120 of them"),
         (X[:0], Y[:0], "got shape"),
+        (np.arange(80).reshape(40, 2) + 2**40, Y, "column 0 from 1099511627776 to .* too close"),
+        (X, np.linspace(1, 2, 40) * 1e300, "must hold finite numbers, 40 of them are not"),
         (X, Y[:-1], "must be of equal length, got 40 and 39"),
         (X, np.where(Y == 2, np.nan, 1.5), "must hold finite numbers, 10 of them are not"),
         (X, np.zeros((40, 2, 2)), "must have shape"),
@@ -174,6 +180,8 @@ def test_files_that_do_not_fit(own, tmp_path):
     np.savez(tmp_path / "objects.npz", x=np.array([{}, None]), y=Y)
     (tmp_path / "broken.npz").write_bytes(good.read_bytes()[:50])
     torch.save({"x": np.float64}, tmp_path / "code.pt")
+    torch.save({"x": torch.zeros(4, 1), "y": ["a", None] * 2}, tmp_path / "missing.pt")
+    half = npz(tmp_path / "half.npz", y=np.full(40, 0.5))
     other = npz(tmp_path / "wide.npz", RNG.normal(size=(40, 4)))
     strange = npz(tmp_path / "strange.npz", y=np.full(40, 7))
     cases = [
@@ -187,6 +195,8 @@ def test_files_that_do_not_fit(own, tmp_path):
         (InputError, own(good, val=str(other)), r"shape of data.train's, \(3,\), got \(4,\)"),
         (InputError, own(good, val=str(good)), "must differ from each other"),
         (InputError, own(good, val=str(strange)), "classes of data.train only, '7' is none"),
+        (InputError, own(good, val=str(half)), "classes of data.train only, '0.5' is none"),
+        (InputError, own(tmp_path / "missing.pt"), "for each sample, some are missing"),
         (InputError, own(good, image_size=8), "which are no pictures"),
         (InputError, own(good, test=40.0), "data.test must leave"),
         (InputError, own("???"), "data.train must be given"),

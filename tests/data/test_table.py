@@ -123,6 +123,12 @@ def test_a_file_of_its_own_for_validation(configure, tmp_path, frame):
         ({"y": [None] * 3 + ["a", "b", "c"] * 19}, {}, "3 of 60 rows have none"),
         ({}, {"exclude": ("age", "city", "rain", "old")}, "must have columns besides"),
         ({}, {"task": "regression"}, "must have numbers for data.task=regression"),
+        ({"day": "2024/01/31"}, {}, "holds dates"),
+        ({"day": "31 Jan 2024"}, {}, "holds dates"),
+        ({"s": np.arange(60) + 1.7e9}, {}, "from 1700000000 to 1700000059 are too close together"),
+        ({"y": ["?", *map(str, range(59))]}, {}, "target 'y' of .* holds 1 values that are not"),
+        ({"big": [str(10**25 + i) for i in range(60)]}, {}, "holds numbers as strings, or larger"),
+        ({}, {"target": ("y", "y")}, "data.target must name each column once, got y, y"),
     ],
 )
 def test_tables_that_do_not_fit(load, frame, change, options, said, monkeypatch):
@@ -139,12 +145,16 @@ def test_files_that_do_not_fit(configure, tmp_path, frame):
     frame[:0].to_csv(tmp_path / "empty.csv", index=False)
     (tmp_path / "broken.csv").write_bytes(b'a,b\n"1,2\n\xff')
     (tmp_path / "bytes.csv").write_bytes(b"")
+    (tmp_path / "twice.csv").write_bytes(b"\xef\xbb\xbfy,a,y\n" + b"no,1,no\nyes,2,yes\n" * 20)
+    (tmp_path / "longer.csv").write_bytes(b"a,y\n" + b"1,2,no\n2,3,yes\n" * 20)
     good = str(tmp_path / "a.csv")
     cases = [
         (InputError, {"val": "less.csv"}, "less.csv must have column rain"),
         (InputError, {"val": "words.csv"}, "column age of .*words.csv must hold numbers"),
         (InputError, {"val": "maybe.csv"}, "classes of data.train only, 'maybe' is none"),
         (InputError, {"train": "empty.csv"}, "must have rows below its header"),
+        (InputError, {"train": "twice.csv"}, "different names of columns, 'y' is there twice"),
+        (InputError, {"train": "longer.csv"}, "must have a name for each column"),
         (EnvironmentFault, {"train": "broken.csv"}, "cannot be read"),
         (EnvironmentFault, {"train": "bytes.csv"}, "cannot be read"),
         (EnvironmentFault, {"train": "no.csv"}, "does not exist"),
@@ -155,6 +165,22 @@ def test_files_that_do_not_fit(configure, tmp_path, frame):
             data.load(configure("table", **{"train": good, **full}))
     with pytest.raises(EnvironmentFault, match=r"data.train must name a file, .https:/"):
         data.load(configure("table", train="https://example.com/a.csv"))
+
+
+def test_truth_values_of_which_some_are_missing_are_numbers(load, frame, caplog):
+    found = load(frame.assign(old=[None, True, False] * 20))
+    assert "old" in found.columns["numbers"]
+    assert "old" in found.columns["flags"]
+    kept = Columns.of_plain(load(frame).columns)
+    row = frame[:2].astype({"old": object}).assign(old=[None, True])
+    assert kept.encode(row, "it").shape == (2, kept.inputs)
+
+
+def test_a_table_of_missing_strings_alone(load):
+    pytest.importorskip("pyarrow")
+    frame = pd.DataFrame({"a": pd.Series([None] * 40, dtype=object), "y": ["no", "yes"] * 20})
+    with pytest.raises(InputError, match="must have columns besides"):
+        load(frame, "parquet")
 
 
 def test_parquet_needs_pyarrow(configure, tmp_path, monkeypatch):

@@ -113,8 +113,10 @@ def told(place, *words):
 
 def test_predict_a_folder_of_pictures(place, tmp_path):
     pictures = np.random.default_rng(0).integers(0, 256, (3, 8, 8), dtype=np.uint8)
-    (tmp_path / "sub").mkdir()
-    (tmp_path / "notes.txt").touch()
+    for folder in ("sub", "folder.png", ".cache"):
+        (tmp_path / folder).mkdir()
+    for junk in ("notes.txt", "._a.png", ".cache/a.png"):
+        (tmp_path / junk).touch()
     for name, picture in zip(("a.png", "b.png", "sub/c.png"), pictures, strict=True):
         Image.fromarray(picture).save(tmp_path / name)
     rows = told(place, place / "digits", tmp_path, "--samples", 0)
@@ -130,8 +132,8 @@ def test_predict_a_folder_of_pictures(place, tmp_path):
 def test_predict_arrays_with_the_deviation(place, tmp_path):
     x = np.random.default_rng(0).random((300, 8, 8))
     np.savez(tmp_path / "x.npz", x=x)
-    torch.manual_seed(0)
     rows = told(place, place / "digits", tmp_path / "x.npz")
+    assert rows == told(place, place / "digits", tmp_path / "x.npz")  # the same masks
     model = sweepstack.load(place / "digits")
     torch.manual_seed(0)
     mean, std = model.sample(torch.from_numpy(x[:256])[:, None], 50)
@@ -215,8 +217,10 @@ def test_an_exported_model_gives_the_same(place, tmp_path, kind, name):
         ("predict {}/table {}/rows.csv --samples 5", InputError, "no dropout layers"),
         ("predict {}/table {}/rows.csv -o {}/a.txt", InputError, "--output must end with .csv"),
         ("predict {}/table {}/rows.csv -o {}/x/a.csv", EnvironmentFault, "there is no folder"),
+        ("predict {}/table {}/rows.csv -o {}/rows.csv", InputError, "not be what is predicted"),
         ("predict {}/own {}/rows.csv", InputError, "model._target_ must name"),
         ("export {}/digits -o {}/a.onx", InputError, "must end with .*did you mean '.onnx'"),
+        ("export {}/digits -o {}/digits/best.pt", InputError, "must not be a model that"),
         ("export {}/digits", InputError, "required: -o"),
         ("export {}/digits {}/own -o {}/a.pt", InputError, "by STUDY and NUMBER"),
     ],

@@ -77,8 +77,13 @@ def _predict(options: argparse.Namespace) -> None:
             raise InputError(f"--output must end with .csv, got '{output}'")
         if not output.absolute().parent.is_dir():
             raise EnvironmentFault(f"cannot write {output}: there is no folder {output.parent}")
+        if output.exists() and Path(path).exists() and output.samefile(path):
+            raise InputError(f"--output must not be what is predicted, got '{output}'")
+    import torch
+
     from sweepstack.runs import prediction
 
+    torch.manual_seed(0)  # the same masks each time
     rows = prediction.predict(_model(words, options), Path(path), options.samples)
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)

@@ -43,6 +43,7 @@ Raw = tuple[Array, Array | None]
 MAX_CLASSES = 100
 """Whole numbers with more different values are regression targets, unless `data.task` says."""
 _KINDS = (".npz", ".npy", ".pt", ".safetensors")
+_CHANNELS = (1, 3, 4)
 
 
 def load(config: schema.Own, trusted: Sequence[str] = ()) -> Dataset:
@@ -79,6 +80,8 @@ def _dataset(config: schema.Own, raw: Mapping[str, Raw], classes: Sequence[str])
             f"data.image_size must be null for samples of shape {tuple(x['train'].shape[1:])}, "
             f"which are no pictures (channels, height, width), got {side}"
         )
+    if x["train"].dim() == 2:
+        check_fine(raw["train"][0].reshape(len(x["train"]), -1), f"x of {_named(config, 'train')}")
     rule = Targets.of(y["train"], config.task, f"y of {_named(config, 'train')}", classes)
     whole = {s: TensorSplit(x[s], rule.tensor(y[s], f"y of {_named(config, s)}")) for s in x}
     parts = {s: whole["train"].take(i) for s, i in deal(config, len(x["train"]), raw).items()}
@@ -202,8 +205,8 @@ def samples(x: Array, what: str) -> Tensor:
     """Raw samples as float32 (N, *shape).
 
     (N,) becomes (N, 1). Whole numbers with three axes per sample are pictures in 0..255, divided
-    by 255; of unsigned bytes (N, height, width) and (N, height, width, 1 or 3) are pictures too and
-    become (N, channels, height, width).
+    by 255; (N, height, width, channels) of 1, 3 or 4 channels, whole numbers or square, become
+    (N, channels, height, width), and so does (N, height, width) of unsigned bytes.
 
     Raises:
         InputError: no numbers, none at all, or some that are not finite.
@@ -215,9 +218,10 @@ def samples(x: Array, what: str) -> Tensor:
         x = x[:, None]
     if x.dtype == np.uint8 and x.ndim == 3:
         x = x[:, None]
-    elif x.dtype == np.uint8 and x.ndim == 4 and x.shape[3] in (1, 3) and x.shape[1] not in (1, 3):
-        x = x.transpose(0, 3, 1, 2)
     whole = x.ndim == 4 and x.dtype.kind in "iu"
+    last = x.ndim == 4 and x.shape[3] in _CHANNELS and x.shape[1] not in _CHANNELS
+    if last and (whole or x.shape[1] == x.shape[2]):
+        x = x.transpose(0, 3, 1, 2)
     if whole and not 0 <= int(x.min()) <= int(x.max()) <= 255:
         raise InputError(
             f"{what} must hold pictures of whole numbers in 0..255, got {x.min()}..{x.max()}"
@@ -228,6 +232,26 @@ def samples(x: Array, what: str) -> Tensor:
     if strange:
         raise InputError(f"{what} must hold finite float32 numbers, {strange:,} of them are not")
     return found.div_(255) if whole else found
+
+
+def check_fine(x: Array, what: str) -> None:
+    """Check that float32 can tell the numbers of each column of x (N, D) apart.
+
+    Raises:
+        InputError: some lie so close together, for their size, that it cannot.
+    """
+    if x.dtype.itemsize < 4 or x.dtype == np.float32 or not len(x):
+        return
+    low, high = x.min(0).astype(float), x.max(0).astype(float)
+    with np.errstate(over="ignore", invalid="ignore"):
+        lost = np.abs(x - x.astype(np.float32).astype(float)).max(0)
+        coarse = np.flatnonzero((lost > (high - low) * 2.0**-10) & np.isfinite(lost))
+    if len(coarse):
+        place = f"of column {coarse[0]} " if x.shape[1] > 1 else ""
+        raise InputError(
+            f"{what}: the numbers {place}from {low[coarse[0]]:.15g} to {high[coarse[0]]:.15g} are "
+            "too close together for float32: subtract their mean"
+        )
 
 
 def checked(y: Array | None, count: int, what: str) -> Array:
@@ -246,9 +270,12 @@ def checked(y: Array | None, count: int, what: str) -> Array:
         raise InputError(f"x and y of {what} must be of equal length, got {count} and {len(y)}")
     if y.dtype.kind not in "buifUSO":
         raise InputError(f"y of {what} must hold numbers or strings, got type {y.dtype}")
-    strange = int((~np.isfinite(y)).sum()) if y.dtype.kind == "f" else 0
+    with np.errstate(over="ignore"):
+        strange = int((~np.isfinite(y.astype(np.float32))).sum()) if y.dtype.kind == "f" else 0
     if strange:
         raise InputError(f"y of {what} must hold finite numbers, {strange:,} of them are not")
+    if y.dtype.kind == "O" and any(value is None or value != value for value in y.flat):
+        raise InputError(f"y of {what} must be given for each sample, some are missing")
     return y
 
 
@@ -359,7 +386,8 @@ def _distinct(y: Array) -> Array:
 
 
 def _name(value: Any) -> str:
-    return str(int(value)) if isinstance(value, float | np.floating) else str(value)
+    whole = isinstance(value, float | np.floating) and value == int(value)
+    return str(int(value)) if whole else str(value)
 
 
 # --- a torch Dataset of the user's ----------------------------------------------------------------

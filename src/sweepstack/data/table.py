@@ -25,7 +25,7 @@ from torch import Tensor
 
 from sweepstack.config import schema
 from sweepstack.config.errors import EnvironmentFault, InputError, nearest, noted, one_line
-from sweepstack.data.arrays import Array, Targets, checked, fingerprint, places
+from sweepstack.data.arrays import Array, Targets, check_fine, checked, fingerprint, places
 from sweepstack.data.dataset import Affine, Dataset, TensorSplit
 from sweepstack.data.splits import deal, normalize
 
@@ -36,7 +36,10 @@ log = logging.getLogger(__name__)
 
 MAX_VALUES = 100
 """Different strings of a column that become inputs."""
-_DATE = re.compile(r"\s*(\d{4}-\d{1,2}-\d{1,2}|\d{1,2}[./-]\d{1,2}[./-](\d{4}|\d{2}))\b.*")
+_DATE = re.compile(
+    r"\s*(\d{4}[./-]\d{1,2}[./-]\d{1,2}|\d{1,2}[./-]\d{1,2}[./-](\d{4}|\d{2})"
+    r"|\d{1,2}[ -][A-Za-z]{3,9}[ -]\d{2,4}|[A-Za-z]{3,9} \d{1,2},? \d{4})\b.*"
+)
 _KINDS = (".csv", ".parquet")
 
 
@@ -111,7 +114,7 @@ def read(path: Path, texts: Sequence[str] = ()) -> pd.DataFrame:
         texts: columns that hold strings, whatever they look like.
 
     Raises:
-        InputError: another kind of file, or it has no rows.
+        InputError: another kind of file, it has no rows, or its header does not name them.
         EnvironmentFault: it cannot be read.
     """
     kind = path.suffix.lower()
@@ -129,16 +132,25 @@ def read(path: Path, texts: Sequence[str] = ()) -> pd.DataFrame:
                 frame = pd.read_parquet(file)
             else:
                 frame = pd.read_csv(file, dtype=dict.fromkeys(texts, str), low_memory=False)
+                file.seek(0)
+                header = pd.read_csv(file, header=None, nrows=1, dtype=str).iloc[0].dropna()
     except Exception as error:  # whatever a reader raises on a damaged file
         raise EnvironmentFault(f"{path} cannot be read ({one_line(error)})") from error
     frame.columns = frame.columns.map(str)
     if frame.empty:
         raise InputError(f"{path} must have rows below its header, it has none")
+    if kind == ".csv" and not isinstance(frame.index, pd.RangeIndex):  # else pandas drops one
+        raise InputError(f"{path} must have a name for each column, its rows are longer than that")
+    if kind == ".csv" and header.duplicated().any():  # pandas would call it NAME.1
+        twice = one_line(header[header.duplicated()].iloc[0], 80)
+        raise InputError(f"{path} must have different names of columns, '{twice}' is there twice")
     return frame
 
 
 def _targets(frame: pd.DataFrame, config: schema.Table, path: Path) -> Array:
     """The target columns, (N,) or (N, K)."""
+    if len(set(config.target)) < len(config.target):
+        raise InputError(f"data.target must name each column once, got {_listed(config.target)}")
     unknown = [name for name in config.target if name not in frame]
     if unknown:
         raise InputError(
@@ -153,7 +165,11 @@ def _targets(frame: pd.DataFrame, config: schema.Table, path: Path) -> Array:
             f"{missing:,} of {len(frame):,} rows have none: remove them"
         )
     numbers = all(_is_number(chosen[name]) for name in chosen)
-    y = chosen.to_numpy() if numbers else chosen.astype(str).to_numpy().astype(str)
+    for name in () if numbers else config.target:
+        if not _is_number(chosen[name]):
+            _check_words(chosen[name].astype(str), f"target '{name}' of {path}")
+    y = chosen.astype(float) if numbers and any(t.kind == "O" for t in chosen.dtypes) else chosen
+    y = y.to_numpy() if numbers else y.astype(str).to_numpy().astype(str)
     return checked(y, len(frame), str(path))
 
 
@@ -163,8 +179,10 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _is_number(column: pd.Series[Any]) -> bool:
-    from pandas.api.types import is_bool_dtype, is_numeric_dtype
+    from pandas.api.types import infer_dtype, is_bool_dtype, is_numeric_dtype
 
+    if column.dtype == object:  # truth values of which some are missing
+        return infer_dtype(column, skipna=True) in ("boolean", "decimal")
     return bool(is_numeric_dtype(column.dtype) or is_bool_dtype(column.dtype))
 
 
@@ -203,11 +221,12 @@ class Columns:
             with noted(mistakes):
                 column = rows[name]
                 if _is_number(column):
-                    mean = float(column.astype(float).mean()) if column.notna().any() else 0.0
-                    numbers[name] = mean
+                    known = column.astype(float).dropna()
+                    check_fine(known.to_numpy(float)[:, None], f"column '{name}' of {where}")
+                    numbers[name] = float(known.mean()) if len(known) else 0.0
                 else:
                     values[name] = _values(column, f"column '{name}' of {where}")
-        if not (numbers or values or mistakes):
+        if not (numbers or any(values.values()) or mistakes):
             mistakes.append(f"{where} must have columns besides data.target and data.exclude")
         if mistakes:
             raise InputError(mistakes)
@@ -259,8 +278,15 @@ class Columns:
 
     @classmethod
     def of_plain(cls, given: Mapping[str, Any]) -> Columns:
-        """Back from `plain`."""
-        return cls(given["numbers"], given["flags"], given["values"])
+        """Back from `plain`; whatever is raised, it is something else."""
+        numbers = {str(name): float(mean) for name, mean in given["numbers"].items()}
+        values = {str(name): list(map(str, known)) for name, known in given["values"].items()}
+        return cls(numbers, [name for name in given["flags"] if numbers[name] is not None], values)
+
+    @property
+    def inputs(self) -> int:
+        """D."""
+        return len(self.numbers) + len(self.flags) + sum(map(len, self.values.values()))
 
 
 def _values(column: pd.Series[Any], what: str) -> list[str]:
@@ -273,20 +299,28 @@ def _values(column: pd.Series[Any], what: str) -> list[str]:
         raise InputError(
             f"{what} holds dates, such as {one_line(known[0], 20)}: make numbers of them, {out}"
         )
-    import pandas as pd
-
-    strange = texts[pd.to_numeric(texts, errors="coerce").isna()]
-    if len(strange) <= len(texts) / 2 and len(known) > 2:
-        raise InputError(
-            f"{what} holds {len(strange):,} values that are not numbers, such as "
-            f"'{one_line(strange.iloc[0], 20) if len(strange) else known[0]}': correct them, {out}"
-        )
+    _check_words(texts, what, out)
     if len(known) > MAX_VALUES:
         raise InputError(
             f"{what} holds strings with {len(known):,} different values, at most {MAX_VALUES} can "
             f"be inputs: join some of them, {out}"
         )
     return known
+
+
+def _check_words(texts: pd.Series[Any], what: str, out: str = "") -> None:
+    """Refuse strings most of which are numbers."""
+    import pandas as pd
+
+    strange = texts[pd.to_numeric(texts, errors="coerce").isna()]
+    if len(strange) > len(texts) / 2 or texts.nunique() < 3:
+        return
+    if len(strange):
+        says = f"{len(strange):,} values that are not numbers, such as '"
+        says += f"{one_line(strange.iloc[0], 20)}'"
+    else:
+        says = f"numbers as strings, or larger ones than fit, such as '{one_line(texts.iloc[0])}'"
+    raise InputError(f"{what} holds {says}: correct them{out and f', {out}'}")
 
 
 def _log_missing(frames: Mapping[str, pd.DataFrame], columns: Columns) -> None:

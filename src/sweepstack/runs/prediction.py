@@ -171,15 +171,30 @@ def load(folder: str | Path, trust: Sequence[str] = ()) -> Predictor:
 def _predictor(saved: Any, trust: Sequence[str]) -> Predictor:
     given, inputs, state = saved["config"], saved["inputs"], saved["model"]
     read = config.read_plain({**given, "trust": list(trust)})
-    if inputs.get("columns") is not None:
-        table.Columns.of_plain(inputs["columns"])
     module = models.build(read, inputs["input_shape"], inputs["outputs"])
     module.load_state_dict(state, strict=False)
     layers.restore(module, read.regularization.dropout)
     missing = {name for name, _ in module.named_parameters()} - state.keys()
     if missing:
         raise InputError(f"it lacks parameters of the model: {', '.join(sorted(missing))}")
-    return Predictor(module, inputs)
+    found = Predictor(module, inputs)
+    _check(found, inputs["outputs"])
+    return found
+
+
+def _check(model: Predictor, outputs: int) -> None:
+    """Refuse what would fail only when something is predicted."""
+    wrong: list[object] = [name for name in model.classes if not isinstance(name, str)]
+    count = {"multiclass": outputs, "binary": 2}.get(model.task, len(model.classes))
+    wrong += [model.classes] if len(model.classes) != count else []
+    for tensor in (model.shift, model.scale):
+        if np.broadcast_shapes(tensor.shape, model.input_shape) != (model.input_shape or (1,)):
+            wrong.append(tuple(tensor.shape))
+    if model.columns is not None:
+        columns = table.Columns.of_plain(model.columns).inputs
+        wrong += [columns] if (columns,) != model.input_shape else []
+    if wrong:
+        raise ValueError(f"its inputs do not fit each other: {one_line(wrong[0], 80)}")
 
 
 def _why_none(folder: Path) -> str:
@@ -223,7 +238,13 @@ def read(model: Predictor, path: Path) -> tuple[list[str], Iterator[Tensor]]:
         raise EnvironmentFault(f"'{path}' does not exist")
     if path.is_dir() or path.suffix.lower() in kinds:
         found = sorted(path.rglob("*")) if path.is_dir() else [path]
-        found = [place for place in found if place.suffix.lower() in kinds]
+        found = [
+            place
+            for place in found
+            if place.suffix.lower() in kinds
+            and place.is_file()
+            and not any(part.startswith(".") for part in place.relative_to(path).parts)
+        ]
         if not found:
             raise EnvironmentFault(f"{path} holds no pictures")
         if len(model.input_shape) != 3:
@@ -334,6 +355,8 @@ def check_export(path: Path) -> None:
         EnvironmentFault: a package or the folder is missing.
     """
     kind = path.suffix.lower()
+    if path.with_name(f"{path.name}.sha256").exists():  # best.pt
+        raise InputError(f"--output must not be a model that sweepstack wrote, got '{path}'")
     if kind not in EXPORTS:
         allowed = ", ".join(EXPORTS)
         raise InputError(f"--output must end with {allowed}, got '{path}'{nearest(kind, EXPORTS)}")
