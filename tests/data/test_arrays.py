@@ -11,9 +11,11 @@ from PIL import Image
 
 import sweepstack
 from sweepstack import data
+from sweepstack.config.effect import effect
 from sweepstack.config.errors import EnvironmentFault, InputError
 from sweepstack.data import arrays
 from sweepstack.data.arrays import Targets
+from sweepstack.sweep.worker.trainer import effect_on_data
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(40, 3))
@@ -215,6 +217,18 @@ def test_a_changed_file_is_read_again_and_has_another_fingerprint(own, tmp_path)
     second = data.load(config)
     assert second.fingerprint != first.fingerprint
     assert len(second.fingerprint) == 16
+
+
+def test_a_trial_on_changed_data_is_no_duplicate(tmp_path):
+    path = npz(tmp_path / "a.npz")
+    words = ("data=arrays", f"data.train={path}")
+    before = [effect_on_data(sweepstack.compose(*words).config) for _ in range(2)]
+    npz(path, X + 1)
+    assert before[0] == before[1] != effect_on_data(sweepstack.compose(*words).config)
+    path.unlink()
+    assert effect_on_data(sweepstack.compose(*words).config) == effect(
+        sweepstack.compose(*words).config
+    )
 
 
 def test_a_run_on_changed_data_is_not_resumed(tmp_path, monkeypatch):

@@ -180,6 +180,9 @@ def _deep(root):
     Image.fromarray(pixels).save(root / "train" / "cat" / "2.png")
 
 
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n%%EOF\n"
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -192,6 +195,7 @@ def _deep(root):
         (_write("train", "cat", "x.png", content=b"-"), "train/cat/x.png cannot be .*remove it"),
         (_write("train", "cat", "0.png", content=b""), "train/cat/0.png cannot be read"),
         (_truncate, "train/cat/2.png cannot be read"),
+        (_write("train", "cat", "0.png", content=EPS), "cannot be read .cannot identify image"),
         (_deep, "train/cat/2.png cannot be read .*8 bits a channel"),
         (lambda root: (root / "val" / "zebra").mkdir(), "it has zebra besides"),
     ],

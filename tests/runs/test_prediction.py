@@ -68,7 +68,9 @@ def test_a_module_of_ones_own_gets_its_dropout_back(tmp_path):
 def test_pictures_come_as_floats_whole_numbers_arrays_or_pil(digits):
     whole = torch.randint(0, 256, (3, 1, 8, 8), dtype=torch.uint8)
     wanted = digits(whole / 255)
-    for same in (whole, whole.long(), whole.numpy(), whole.numpy() / 255):
+    array = whole.numpy()
+    others = (array.astype(">u2"), array[::-1].copy()[::-1], whole.to(torch.uint16))
+    for same in (whole, whole.long(), array, array / 255, *others):
         torch.testing.assert_close(digits(same), wanted)
     for mode in ("L", "RGB"):
         picture = Image.fromarray(whole[0, 0].numpy()).convert(mode)

@@ -1,8 +1,8 @@
 """`data=image_folder`: your own pictures, one folder for each class.
 
-ROOT/train/CLASS/* and the same class folders under ROOT/val and, if there is one, ROOT/test. Every
-file in a class folder must be a picture; names that start with a dot are skipped. Two classes make
-a binary task, more a multiclass one.
+ROOT/train/CLASS/* and the same class folders under ROOT/val and, if there is one, ROOT/test. Files
+whose names do not end as a picture's, and names that start with a dot, are skipped. Two classes
+make a binary task, more a multiclass one.
 """
 
 from __future__ import annotations

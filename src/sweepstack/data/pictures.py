@@ -58,7 +58,9 @@ def _check_depth(picture: Image.Image) -> None:
 @contextmanager
 def _opened(path: str) -> Iterator[Image.Image]:
     try:
-        with Image.open(path) as picture:
+        Image.init()
+        # EPS is a programming language: Pillow would start Ghostscript.
+        with Image.open(path, formats=[kind for kind in Image.ID if kind != "EPS"]) as picture:
             yield picture
     except Exception as error:  # Pillow's readers raise almost anything on a damaged file
         raise EnvironmentFault(

@@ -122,7 +122,9 @@ class Predictor(nn.Module):
         try:
             if isinstance(x, Image.Image):
                 x = pixels(x, shape[0] if picture else 1).unsqueeze(0)
-            given = torch.as_tensor(x) if isinstance(x, np.ndarray) else x
+            if isinstance(x, np.ndarray):  # which may be flipped, or of another byte order
+                x = torch.from_numpy(np.array(x, x.dtype.newbyteorder("="), order="C"))
+            given = x
         except (TypeError, ValueError) as error:
             raise InputError(f"the model cannot read its input: {one_line(error)}") from None
         if not isinstance(given, Tensor) or given.is_complex():
@@ -137,10 +139,10 @@ class Predictor(nn.Module):
                 f"the model takes samples (B, *shape) = ({axes}), got {tuple(given.shape)}"
             )
         whole = picture and not given.is_floating_point() and given.dtype != torch.bool
-        if whole and given.numel() and not 0 <= int(given.min()) <= int(given.max()) <= 255:
+        given = given.to(self.shift)
+        if whole and given.numel() and not 0 <= given.min() <= given.max() <= 255:
             low, high = int(given.min()), int(given.max())
             raise InputError(f"whole numbers of a picture must be in 0..255, got {low}..{high}")
-        given = given.to(self.shift)
         return given / 255 if whole else given
 
 

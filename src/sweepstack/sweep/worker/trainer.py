@@ -22,7 +22,7 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from sweepstack.config import reading as config
-from sweepstack.config import trust
+from sweepstack.config import schema, trust
 from sweepstack.config.effect import effect
 from sweepstack.config.errors import InputError, SweepstackError, masked, one_line
 from sweepstack.config.schema import RunConfig
@@ -368,7 +368,7 @@ class Trainer(Monitor):
             "device": results[0].device,
             "seed": spec.config.training.seed,
             "config_hash": spec.config_hash,
-            EFFECT: effect(spec.config),
+            EFFECT: effect_on_data(spec.config),
         }
         if results[0].device:  # else it never began
             if _program(spec).device.type == "cuda":
@@ -403,7 +403,7 @@ class Trainer(Monitor):
                 self._configs[asked.number] = self._read(asked.overrides)
         except _REFUSED:
             return None
-        return effect(self._configs[asked.number])
+        return effect_on_data(self._configs[asked.number])
 
     def _config_of(self, asked: Asked) -> RunConfig:
         """The config of a trial, for the last time that it is asked for."""
@@ -492,6 +492,18 @@ class Trainer(Monitor):
     def interrupted(self) -> int | None:
         """The exit code of a signal."""
         return self.worker.stop.code
+
+
+def effect_on_data(config: RunConfig) -> str:
+    """What a trial does, and on which data where those are files of the user's, which may change
+    before a sweep goes on."""
+    from sweepstack import data
+
+    found = effect(config)
+    if isinstance(config.data, schema.Own):
+        with contextlib.suppress(SweepstackError):  # training says what is wrong
+            found += data.load(config.data, config.trust).fingerprint
+    return found
 
 
 def _program(spec: TrialSpec) -> Program:
