@@ -373,15 +373,15 @@ def test_keys_that_do_not_fit(words, said):
         sweepstack.compose(*words)
 
 
-def test_a_study_on_a_dataset_of_its_own_is_read_back_as_typed():
+def test_a_study_on_a_dataset_of_its_own_is_read_backas_typed():
     from dataclasses import asdict
 
-    from sweepstack.reporting.rerun.restore import _as_typed
+    from sweepstack.reporting.rerun.restore import as_typed
 
     spec = sweepstack.compose(
         "data=custom", "data._target_=a.B", "+data.w=3", "data.val={split: val}", "data.test=0.2"
     )
-    typed = _as_typed(asdict(spec.config))
+    typed = as_typed(asdict(spec.config))
     assert typed["data"]["_target_"] == "a.B"
     from sweepstack.config import reading
 

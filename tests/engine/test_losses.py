@@ -21,7 +21,7 @@ from sweepstack.engine import program as programs
 from sweepstack.engine.program import Program
 from sweepstack.engine.spec import Monitor
 from sweepstack.engine.train import Interrupted, train
-from sweepstack.reporting.rerun.restore import _as_typed, _check_target
+from sweepstack.reporting.rerun.restore import _check_target, as_typed
 
 SHORT = (
     *("training.max_steps=12", "training.eval_every=4", "batch.size=16", "data.subset=100"),
@@ -250,5 +250,5 @@ def test_a_study_is_not_trusted_to_name_a_loss_or_a_metric(words):
     with pytest.raises(InputError, match="a study is not trusted; if you trust it, add --trust"):
         _check_target(trial, config, [])
     _check_target(trial, config, ["own_losses"])
-    plain = _as_typed(asdict(config))
+    plain = as_typed(asdict(config))
     assert reading.read_plain(plain) == config

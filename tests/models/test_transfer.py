@@ -26,7 +26,7 @@ from sweepstack.engine.program import Program
 from sweepstack.engine.spec import Monitor
 from sweepstack.engine.train import train
 from sweepstack.models import features, layers, pretrained
-from sweepstack.reporting.rerun.restore import _as_typed
+from sweepstack.reporting.rerun.restore import as_typed
 from sweepstack.runs import prediction
 from sweepstack.runs.folder import write_model
 
@@ -326,7 +326,7 @@ def test_a_custom_model_may_have_an_argument_called_name():
     words = ("model=custom", "model._target_=torchvision.models.get_model", "+model.name=resnet18")
     spec = make_spec(*words, "trust=[torchvision]")
     assert json.loads(spec.config.model.arguments) == {"name": "resnet18"}
-    again = reading.read_plain(_as_typed(dataclasses.asdict(spec.config)))
+    again = reading.read_plain(as_typed(dataclasses.asdict(spec.config)))
     assert again.model == spec.config.model
     with pytest.raises(InputError, match=r"did you mean model=torchvision model\.arch=NAME"):
         Program(make_spec(*words))

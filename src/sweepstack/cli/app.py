@@ -215,7 +215,7 @@ def _run(run_config: RunConfig, folder: Path) -> float:
     device.keep_memory()
     spec = TrialSpec(run_config, folder=folder)
     if not (folder / "manifest.json").exists():  # a job of --multirun
-        run_folder.begin(folder, spec, _as_typed())
+        run_folder.begin(folder, spec, as_typed())
     try:
         with Watch() as watch, on_signal(watch.interrupt):
             results = list(train(seeds.members(spec), logger.follow(spec, folder, watch)))
@@ -235,7 +235,7 @@ def _run(run_config: RunConfig, folder: Path) -> float:
     return float(summary[str(summary["objective"])])
 
 
-def _as_typed() -> list[str]:
+def as_typed() -> list[str]:
     """The arguments of this job, its references unresolved."""
     given = preflight.parsed(sys.argv[1:])[0].config_dir
     typed = OmegaConf.to_container(HydraConfig.get().overrides.task) or []

@@ -3,6 +3,8 @@
     sweepstack-study list                       studies, trials by state, best, when
     sweepstack-study show STUDY                 tables of what was swept, and what the doctor finds
     sweepstack-study report STUDY               one HTML file with every plot and table
+    sweepstack-study compare A B                which is better, paired by equal configurations
+    sweepstack-study best STUDY -o FOLDER       what won, as a config to train again
     sweepstack-study export STUDY -o x.csv      one row per trial; --history: per evaluation
     sweepstack-study rerun STUDY 17             train it again alone and compare (exit code 5)
     sweepstack-study delete STUDY               its rows, folder and report; asks first
@@ -75,12 +77,19 @@ def parser() -> argparse.ArgumentParser:
         added.set_defaults(run=run)
         return added
 
-    add(_list, common, "studies, trials by state, best, when")
+    listed = add(_list, common, "studies, trials by state, best, when")
+    listed.add_argument("--json", action="store_true", help="for programs")
     show = add(_show, study, "tables and what the doctor finds")
     show.add_argument("--watch", action="store_true", help="again and again while a sweep runs")
     show.add_argument(
         "--every", type=_seconds, default=2.0, metavar="SECONDS", help="with --watch (default: 2)"
     )
+    show.add_argument("--json", action="store_true", help="for programs")
+    several = add(_compare, common, "which of several studies is better, and by how much")
+    several.add_argument("studies", metavar="STUDY", nargs="+", help="two or more")
+    several.add_argument("-o", "--output", type=Path, metavar="FILE.html", help="as a page too")
+    best = add(_best, study, "the best configuration, as a config to train again")
+    best.add_argument("-o", "--output", type=Path, metavar="FOLDER", help="for --config-dir")
     where = "where to (default: outputs/reports/STUDY.html)"
     page = add(_report, study, "all plots and tables, as a file")
     page.add_argument("-o", "--output", type=Path, metavar="FILE.html", help=where)
@@ -151,13 +160,15 @@ def _list(options: argparse.Namespace) -> int:
 
     url, opened = storage.look(options.storage)
     with storage.named(url):
-        overview.show_list(opened, progress.console())
+        overview.show_list(opened, progress.console(), as_json=options.json)
     return 0
 
 
 def _show(options: argparse.Namespace) -> int:
     from sweepstack.reporting import overview
 
+    if options.json:
+        return overview.show_json(options.study, options.storage)
     return overview.show(options.study, options.storage, options.every if options.watch else None)
 
 
@@ -172,6 +183,23 @@ def _report(options: argparse.Namespace) -> int:
     path = report.write(opened, options.output or report.place_of(opened))
     say(f"report: {shown(path)}")
     return 0
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from sweepstack.reporting import comparison, report
+    from sweepstack.study import view
+
+    if options.output is not None:
+        report.check(options.output)
+    views = [view.open_study(name, options.storage) for name in options.studies]
+    return comparison.compare(views, options.output)
+
+
+def _best(options: argparse.Namespace) -> int:
+    from sweepstack.reporting import comparison
+    from sweepstack.study import view
+
+    return comparison.winner(view.open_study(options.study, options.storage), options.output)
 
 
 def _export(options: argparse.Namespace) -> int:

@@ -4,12 +4,15 @@ progress, best trials, pivot and what the doctor finds; its frame as a file."""
 from __future__ import annotations
 
 import io
+import json
+import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pandas as pd
@@ -71,25 +74,32 @@ class Line:
         return cls(view.name, counts, best, max(times, default=None))
 
 
-def show_list(opened: BaseStorage, console: Console) -> None:
-    """Print the studies of a storage, the one that was last at work first."""
+def show_list(opened: BaseStorage, console: Console, *, as_json: bool = False) -> None:
+    """Print the studies of a storage, the one that was last at work first; for programs as JSON:
+    name, counts of trials by state, best, last."""
     names = optuna.get_all_study_names(opened)
     loaded = [optuna.load_study(study_name=name, storage=opened) for name in names]
     lines = [Line.of(StudyView(study, "", opened)) for study in loaded]
+    lines.sort(key=lambda line: line.last or datetime.min, reverse=True)
+    if as_json:
+        print(json.dumps([asdict(line) for line in lines], indent=1, default=str))
+        return
     if not lines:
         console.print("there are no studies yet")
         return
     states = [state for state in STATES.values() if any(state in line.counts for line in lines)]
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column("study", overflow="fold")
+    table.add_column("study", overflow="fold", no_wrap=not console.is_terminal)
     for state in states:
         table.add_column(state, justify="right")
     table.add_column("best", overflow="fold")
     table.add_column("last at work", no_wrap=True)
-    for line in sorted(lines, key=lambda line: line.last or datetime.min, reverse=True):
+    for line in lines:
         when = f"{line.last:%Y-%m-%d %H:%M}" if line.last else "never"
         counts = [str(line.counts.get(state, "")) for state in states]
         table.add_row(Text(printable(line.name)), *counts, Text(printable(line.best)), when)
+    if not console.is_terminal:  # another program reads it: a line of a study stays a line
+        console.width = max(console.width, console.measure(table).maximum)
     console.print(table)
 
 
@@ -141,6 +151,48 @@ def show(
         _print_tables(view, console)
         _print_findings(view, console)
     return 0
+
+
+def show_json(name: str, where: str = storage.DEFAULT) -> int:
+    """Print what is known of a study for programs, as JSON; return the exit code 0.
+
+    Raises as `show`.
+    """
+    view = open_study(name, where)
+    with storage.named(view.where):
+        best = view.configurations.head(10)
+        means = -best[".score"] if view.minimized else best[".score"]
+        rows = [
+            {
+                "mean": mean,
+                "std": row[".std"],
+                "n": row[".runs"],
+                "trials": row[".numbers"],
+                "values": {key: row[key] for key in view.settings},
+            }
+            for mean, (_, row) in zip(means, best.iterrows(), strict=True)
+        ]
+        findings = doctor.examine(view) if len(view.good) else []
+        found = {
+            "study": view.name,
+            "objectives": view.objectives,
+            "trials": view.counts,
+            "best": rows,
+            "findings": [asdict(finding) for finding in findings],
+            "next": doctor.next_command(view, findings),
+        }
+    print(json.dumps(_without_nan(found), indent=1))
+    return 0
+
+
+def _without_nan(node: Any) -> Any:
+    """What JSON has: plain numbers, null in place of NaN."""
+    if isinstance(node, dict):
+        return {str(key): _without_nan(value) for key, value in node.items()}
+    if isinstance(node, list | tuple):
+        return [_without_nan(value) for value in node]
+    node = node.item() if hasattr(node, "item") else node
+    return None if node != node or node in (math.inf, -math.inf) else node
 
 
 def is_over(view: StudyView, began: datetime, now: datetime) -> bool:

@@ -26,7 +26,7 @@ from sweepstack.sweep.space.space import Label, Space
 _WHERE = "hydra.sweeper"
 _HYDRAS = ("_target_", "_recursive_", "_convert_")
 _BOUND = re.compile(r"\s*(<=|>=)\s*([-+0-9.eE]+)\s*")
-_LONGEST_NAME = 80
+_LONGEST_NAME = 40
 """Bytes."""
 PLACES = frozenset(
     {
@@ -267,22 +267,24 @@ def _total(space: Space, values: Mapping[str, Any], sampler: Choice) -> tuple[in
 
 
 def name_of(prefix: str, arguments: Sequence[str]) -> str:
-    """A name made of what was asked for, so that the same command goes on with its study."""
-    parts = [prefix]
+    """A short name made of what was asked for, so that the same command goes on with its study: the
+    sweep's file, the last parts of the keys, and eight digits of a hash of the arguments."""
+    name, keys, asked = prefix, [], []
     for argument in arguments:
         key, _, value = argument.lstrip("+").partition("=")
         if key == "sweeps":
-            parts[0] = value
+            name = value
         elif key not in PLACES:
-            parts.append(f"{key}={value}")
-    if len(parts) > 1 and parts[0] == "sweepstack":
-        parts = parts[1:]
-    name = re.sub(r"[^\w.=,-]+", "-", "_".join(parts)).strip("-")
-    encoded = name.encode(errors="replace")
-    if len(encoded) <= _LONGEST_NAME:
-        return name
-    begin = encoded[: _LONGEST_NAME - 9].decode(errors="ignore")
-    return f"{begin}-{hashlib.sha256(' '.join(parts).encode(errors='replace')).hexdigest()[:8]}"
+            keys.append(re.split("[./]", key)[-1])
+            asked.append(f"{key}={value}")
+    if not asked:
+        return re.sub(r"[^\w.,-]+", "-", name).strip("-") or prefix
+    own = [] if name == "sweepstack" else [name]
+    words = re.sub(r"[^\w.,-]+", "-", "_".join([*own, *keys])).strip("-")
+    if len(words) > _LONGEST_NAME - 9:
+        words = words[: _LONGEST_NAME - 9].rpartition("_")[0] or words[: _LONGEST_NAME - 9]
+    text = " ".join([name, *asked]).encode(errors="replace")
+    return f"{words}-{hashlib.sha256(text).hexdigest()[:8]}"
 
 
 def _check_name(where: str, name: str) -> None:

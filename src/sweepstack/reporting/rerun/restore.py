@@ -224,7 +224,7 @@ def _composed(
     except InputError as error:
         lines = [f"trial {trial.number}: {one_line(line)}" for line in error.mistakes]
         raise InputError(lines) from None
-    return _as_typed(asdict(read))
+    return as_typed(asdict(read))
 
 
 def _kept(view: StudyView, trial: FrozenTrial) -> Plain | None:
@@ -245,12 +245,12 @@ def _kept(view: StudyView, trial: FrozenTrial) -> Plain | None:
     if not isinstance(found, dict) or not all(isinstance(key, str) for key in found):
         return None
     try:
-        return _as_typed(asdict(reading.read_plain(found)))
+        return as_typed(asdict(reading.read_plain(found)))
     except (InputError, ValueError):
         return None
 
 
-def _as_typed(plain: Plain) -> Plain:
+def as_typed(plain: Plain) -> Plain:
     """A config as its YAML files have it: a custom group's arguments beside its target."""
     found = dict(plain)
     for group, given in plain.items():
