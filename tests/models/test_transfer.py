@@ -7,6 +7,7 @@ import dataclasses
 import json
 import logging
 
+import numpy as np
 import pytest
 import torch
 import torchvision
@@ -480,6 +481,36 @@ def test_kept_features_give_the_numbers_of_the_whole_model(words, tmp_path):
             assert row == pytest.approx(reference_row, rel=1e-3)
         assert mine.best_state.keys() == other.best_state.keys()
         assert mine.num_parameters == other.num_parameters
+
+
+def test_files_that_change_are_read_again(tmp_path):
+    words = ("data=arrays", f"data.train={tmp_path / 'a.npz'}", "model.hidden=[4]", "batch.size=8")
+    weights = (f"model.weights={tmp_path / 'w.pt'}", "model.freeze=backbone")
+
+    def written(seed):
+        torch.manual_seed(seed)
+        x = torch.rand(60, 5)
+        np.savez(tmp_path / "a.npz", x=x, y=x[:, 0] > 0.5)
+        net = Program.of(make_spec(*words)).module
+        torch.save({name: torch.rand(t.shape) for name, t in net.state_dict().items()}, file)
+
+    def kept():
+        program = Program.of(make_spec(*words, *weights))
+        return program.shared["hidden.0.weight"], next(program.sources["train"].chunks(9))[0]
+
+    file = tmp_path / "w.pt"
+    written(0)
+    before = kept()
+    saved = file.read_bytes()
+    written(1)
+    file.write_bytes(saved)  # other data, the same weights
+    others = kept()
+    written(1)
+    after = kept()
+    assert torch.equal(before[0], others[0])
+    assert not torch.equal(before[1], others[1])
+    assert not torch.equal(others[0], after[0])
+    assert not torch.equal(others[1], after[1])
 
 
 def test_what_cannot_be_kept_trains_all_the_same(caplog, tmp_path):

@@ -145,7 +145,8 @@ class Program:
     @classmethod
     def of(cls, spec: TrialSpec) -> Program:
         """The program of a spec's static part; those last asked for are kept."""
-        key = (spec.static, data.stamp(spec.config.data))  # files that changed are read again
+        # Files that changed are read again.
+        key = (spec.static, data.stamp(spec.config.data), _stamp(spec.config.model))
         program = _programs.pop(key, None) or cls(spec)
         _programs[key] = program
         if len(_programs) > KEPT:
@@ -274,7 +275,8 @@ class Program:
     def _featured(self, part: nn.Module) -> tuple[dict[str, batches.Source], Dataset]:
         """Features of all splits, on the device."""
         kept = [(k, v) for k, v in self.spec.static if k.startswith(_FOR_FEATURES)]
-        key = (tuple(kept), str(self.device), _stamp(self.config.model))
+        stamps = data.stamp(self.config.data), _stamp(self.config.model)
+        key = (tuple(kept), str(self.device), *stamps)
         if key not in _features:
             free, training = batches.free_memory(self.device), self.config.training
             splits: dict[str, Any] = {}
