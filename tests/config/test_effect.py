@@ -204,6 +204,11 @@ def test_every_line_of_the_table_is_tried():
     assert tried == {(number, key) for number, rule in enumerate(RULES) for key in rule.keys}
 
 
+def test_a_module_of_others_refuses_what_built_in_models_leave_alone():
+    config = make_spec("model=torchvision", "model.arch=resnet18").config
+    assert "regularization.batch_norm" not in effect.idle(config)
+
+
 def value(config, key):
     group, _, name = key.partition(".")
     return getattr(getattr(config, group), name, None)

@@ -61,7 +61,8 @@ def _is_default_fan(config: RunConfig) -> bool:
 def _is_default_norm(config: RunConfig) -> bool:
     """Whether `regularization.batch_norm` is what `auto` means for the model."""
     given, resnet = config.regularization.batch_norm, isinstance(config.model, schema.ResNet)
-    return not isinstance(config.model, schema.Custom) and given in ("auto", resnet)
+    others = schema.Custom | schema.HubModel | schema.TorchvisionModel
+    return not isinstance(config.model, others) and given in ("auto", resnet)
 
 
 def _is_linear(config: RunConfig) -> bool:
