@@ -483,6 +483,20 @@ def test_kept_features_give_the_numbers_of_the_whole_model(words, tmp_path):
         assert mine.num_parameters == other.num_parameters
 
 
+def test_features_of_another_cut_are_not_taken_for_these(tmp_path):
+    words = ("model.hidden=[8,8]", "data.subset=200", "batch.size=16")
+    net = Program.of(make_spec(*words)).module
+    torch.save({n: torch.rand(t.shape) - 0.5 for n, t in net.state_dict().items()}, tmp_path / "w")
+    words += (f"model.weights={tmp_path / 'w'}", "model.freeze=backbone")
+    for dropout in ("0", "0.3"):  # behind the first hidden layer, which is then the last fixed one
+        program = Program(make_spec(*words, f"regularization.dropout={dropout}"))
+        assert program.module is not program.whole
+        with torch.no_grad():
+            mine = program.module.eval()(next(program.sources["val"].chunks(9))[0])
+            whole = program.whole.eval()(program.seen.val.gather(torch.arange(9))[0])
+        torch.testing.assert_close(mine, whole, rtol=1e-4, atol=1e-5)
+
+
 def test_files_that_change_are_read_again(tmp_path):
     words = ("data=arrays", f"data.train={tmp_path / 'a.npz'}", "model.hidden=[4]", "batch.size=8")
     weights = (f"model.weights={tmp_path / 'w.pt'}", "model.freeze=backbone")

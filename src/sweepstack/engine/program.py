@@ -10,7 +10,7 @@ from functools import cached_property, lru_cache, partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from sweepstack import data, models
 from sweepstack.config.errors import InputError, NoMemory, contained, nearest, noted, one_line
@@ -272,11 +272,11 @@ class Program:
         numbers = math.prod(self.data.input_shape)
         self.notes.append(f"features of frozen layers are kept: {numbers:,} numbers a sample")
 
-    def _featured(self, part: nn.Module) -> tuple[dict[str, batches.Source], Dataset]:
+    def _featured(self, part: fx.GraphModule) -> tuple[dict[str, batches.Source], Dataset]:
         """Features of all splits, on the device."""
         kept = [(k, v) for k, v in self.spec.static if k.startswith(_FOR_FEATURES)]
         stamps = data.stamp(self.config.data), _stamp(self.config.model)
-        key = (tuple(kept), str(self.device), *stamps)
+        key = (tuple(kept), str(self.device), part.code, *stamps)  # dropout moves the cut
         if key not in _features:
             free, training = batches.free_memory(self.device), self.config.training
             splits: dict[str, Any] = {}
