@@ -137,6 +137,15 @@ RULES: tuple[Rule, ...] = (
         "schema.Init.schemes: null is the other's",
     ),
     Rule(
+        ("init.conv",),
+        lambda c: (
+            isinstance(c.model, schema.Mlp)
+            and c.init.conv != "keep"
+            and (c.init.gain, c.init.fan) == (None, None)
+        ),
+        "init.draw: an mlp has no convolutions; init.check reads it for gain and fan",
+    ),
+    Rule(
         ("regularization.random_resized_crop_ratio",),
         lambda c: c.regularization.random_resized_crop == 0,
         "augmentation.resized_crop: read there only",
