@@ -25,7 +25,7 @@ from sweepstack.config.schema import TorchvisionModel
 from sweepstack.data import streams
 from sweepstack.engine.program import Program
 from sweepstack.engine.spec import Monitor
-from sweepstack.engine.train import train
+from sweepstack.engine.train import Interrupted, train
 from sweepstack.models import features, layers, pretrained
 from sweepstack.reporting.rerun.restore import _as_typed
 from sweepstack.runs import prediction
@@ -495,6 +495,26 @@ def test_features_of_another_cut_are_not_taken_for_these(tmp_path):
             mine = program.module.eval()(next(program.sources["val"].chunks(9))[0])
             whole = program.whole.eval()(program.seen.val.gather(torch.arange(9))[0])
         torch.testing.assert_close(mine, whole, rtol=1e-4, atol=1e-5)
+
+
+def test_no_trial_resumes_on_other_frozen_weights(tmp_path):
+    words = ("data.subset=100", "model.hidden=[4]", "training.max_steps=4", "training.eval_every=2")
+    net = Program.of(make_spec(*words)).module
+    weights = (f"model.weights={tmp_path / 'w.pt'}", "model.freeze=backbone", "batch.size=8")
+    spec = make_spec(*words, *weights, folder=tmp_path / "run")
+
+    class Stopping(Monitor):
+        def interrupted(self):
+            return 130
+
+    for number in range(2):
+        torch.save({n: t + number for n, t in net.state_dict().items()}, tmp_path / "w.pt")
+        if number == 0:
+            with pytest.raises(Interrupted):
+                list(train([spec], Stopping()))
+    (result,) = train([spec])
+    assert result.state == "failed"
+    assert "another config or other data or weights" in str(result.error)
 
 
 def test_files_that_change_are_read_again(tmp_path):

@@ -3,6 +3,7 @@ rule. Everything that can be wrong before training is found here, all mistakes t
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import math
 from dataclasses import dataclass, replace
@@ -545,6 +546,15 @@ class Program:
     def shared_on_cpu(self) -> dict[str, Tensor]:
         """`shared`, for a trial's best state."""
         return {name: tensor.detach().to("cpu", copy=True) for name, tensor in self.shared.items()}
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of what a trial does not save, but reads from files: the data and frozen weights."""
+        found = hashlib.sha256()
+        for name, tensor in self.shared_on_cpu.items():
+            found.update(name.encode())
+            found.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+        return self.data.fingerprint + (found.hexdigest()[:16] if self.shared else "")
 
     @property
     def inputs(self) -> dict[str, Any]:
