@@ -86,6 +86,7 @@ EQUAL = {
     ),
     "fan of xavier": (*DIGITS, "init=xavier", ["init.fan=average"]),
     "linear as all": (*DIGITS, "init=xavier", ["init.linear=xavier", "init.conv=xavier"]),
+    "no convolutions": (*DIGITS, "init=xavier", ["init.conv=zeros"]),
     "batch norm of an mlp": (*DIGITS, ["regularization.batch_norm=false"]),
     "batch norm of a convnet": (
         *(*PICTURES, "model=convnet", "model.width=2", "model.depth=1", "model.hidden=[4]"),
@@ -109,6 +110,10 @@ DIFFERENT = {
     ),
     "fan of he": (*DIGITS, "init=he", ["init.fan=average"]),
     "linear": (*DIGITS, "init=he", ["init.linear=xavier"]),
+    "convolutions": (
+        *(*PICTURES, "model=convnet", "model.width=2", "model.depth=1", "model.hidden=[4]"),
+        *("init=xavier", ["init.conv=he"]),
+    ),
     "gain of two schemes": (*DIGITS, "init=xavier", "init.linear=he", ["init.gain=1"]),
     "momentum of rmsprop": (*DIGITS, "optimizer=rmsprop", ["optimizer.momentum=0.5"]),
     "dampening": (
@@ -202,6 +207,11 @@ def test_every_line_of_the_table_is_tried():
                     (number, key) for key in rule.keys if value(one, key) != value(other, key)
                 }
     assert tried == {(number, key) for number, rule in enumerate(RULES) for key in rule.keys}
+
+
+def test_a_module_of_others_refuses_what_built_in_models_leave_alone():
+    config = make_spec("model=torchvision", "model.arch=resnet18").config
+    assert "regularization.batch_norm" not in effect.idle(config)
 
 
 def value(config, key):

@@ -128,6 +128,36 @@ def test_step_0_is_what_a_plain_loop_finds(activation, kind, optimizer):
         assert {k: row[k] for k in expected} == pytest.approx(expected, rel=1e-3, nan_ok=True)
 
 
+@pytest.mark.parametrize(
+    ("targets", "words"),
+    [
+        (lambda x: x[:, 0] > 0.5, ["loss=focal"]),
+        (lambda x: x[:, 0] > 0.5, ["regularization.label_smoothing=0.3"]),
+        (lambda x: x[:, :2] > 0.5, ["batch.accumulate=2"]),
+        (lambda x: x[:, :2], ["loss=huber", "training.ema_decay=0.5"]),
+    ],
+)
+def test_the_loss_is_that_of_training(tmp_path, targets, words):
+    x = np.random.default_rng(0).random((60, 5), dtype=np.float32)
+    y = targets(x)
+    np.savez(tmp_path / "a.npz", x=x, y=y.astype(int) if y.dtype == bool else y)
+    own = ("data=arrays", f"data.train={tmp_path / 'a.npz'}", "data.subset=null", "model.hidden=[]")
+    spec = make_spec(*ON, *own, "training.max_steps=1", "batch.size=8", *words)
+    (result,) = train([spec])
+    assert result.error is None
+    program = Program.of(spec)
+    strengths, net = program.numbers(spec).strengths, nn.Linear(5, program.data.outputs)
+    net.load_state_dict({n.removeprefix("output."): t for n, t in program.initial(spec).items()})
+    split = program.data.train
+    chosen = diagnostics.streams.permutation(0, len(split))[: len(split) // PARTS * PARTS]
+    given = {name: torch.tensor(value) for name, value in strengths.items()}
+    given = given if "label_smoothing" in words[0] or program.task.numbers else {}
+    outputs = program.task.scores(net(split.x[chosen]))
+    program.task.losses(outputs, split.y[chosen], given).mean().backward()
+    expected = norm({name: p.grad for name, p in net.named_parameters()}, ["weight", "bias"])
+    assert result.layers[0]["gradient_norm"] == pytest.approx(expected, rel=1e-4)
+
+
 def norm(tensors, names):
     return math.sqrt(sum(float(tensors[name].square().sum()) for name in names))
 

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import logging
 
+import numpy as np
 import pytest
 import torch
 import torchvision
@@ -24,7 +25,7 @@ from sweepstack.config.schema import TorchvisionModel
 from sweepstack.data import streams
 from sweepstack.engine.program import Program
 from sweepstack.engine.spec import Monitor
-from sweepstack.engine.train import train
+from sweepstack.engine.train import Interrupted, train
 from sweepstack.models import features, layers, pretrained
 from sweepstack.reporting.rerun.restore import as_typed
 from sweepstack.runs import prediction
@@ -480,6 +481,70 @@ def test_kept_features_give_the_numbers_of_the_whole_model(words, tmp_path):
             assert row == pytest.approx(reference_row, rel=1e-3)
         assert mine.best_state.keys() == other.best_state.keys()
         assert mine.num_parameters == other.num_parameters
+
+
+def test_features_of_another_cut_are_not_taken_for_these(tmp_path):
+    words = ("model.hidden=[8,8]", "data.subset=200", "batch.size=16")
+    net = Program.of(make_spec(*words)).module
+    torch.save({n: torch.rand(t.shape) - 0.5 for n, t in net.state_dict().items()}, tmp_path / "w")
+    words += (f"model.weights={tmp_path / 'w'}", "model.freeze=backbone")
+    for dropout in ("0", "0.3"):  # behind the first hidden layer, which is then the last fixed one
+        program = Program(make_spec(*words, f"regularization.dropout={dropout}"))
+        assert program.module is not program.whole
+        with torch.no_grad():
+            mine = program.module.eval()(next(program.sources["val"].chunks(9))[0])
+            whole = program.whole.eval()(program.seen.val.gather(torch.arange(9))[0])
+        torch.testing.assert_close(mine, whole, rtol=1e-4, atol=1e-5)
+
+
+def test_no_trial_resumes_on_other_frozen_weights(tmp_path):
+    words = ("data.subset=100", "model.hidden=[4]", "training.max_steps=4", "training.eval_every=2")
+    net = Program.of(make_spec(*words)).module
+    weights = (f"model.weights={tmp_path / 'w.pt'}", "model.freeze=backbone", "batch.size=8")
+    spec = make_spec(*words, *weights, folder=tmp_path / "run")
+
+    class Stopping(Monitor):
+        def interrupted(self):
+            return 130
+
+    for number in range(2):
+        torch.save({n: t + number for n, t in net.state_dict().items()}, tmp_path / "w.pt")
+        if number == 0:
+            with pytest.raises(Interrupted):
+                list(train([spec], Stopping()))
+    (result,) = train([spec])
+    assert result.state == "failed"
+    assert "another config or other data or weights" in str(result.error)
+
+
+def test_files_that_change_are_read_again(tmp_path):
+    words = ("data=arrays", f"data.train={tmp_path / 'a.npz'}", "model.hidden=[4]", "batch.size=8")
+    weights = (f"model.weights={tmp_path / 'w.pt'}", "model.freeze=backbone")
+
+    def written(seed):
+        torch.manual_seed(seed)
+        x = torch.rand(60, 5)
+        np.savez(tmp_path / "a.npz", x=x, y=x[:, 0] > 0.5)
+        net = Program.of(make_spec(*words)).module
+        torch.save({name: torch.rand(t.shape) for name, t in net.state_dict().items()}, file)
+
+    def kept():
+        program = Program.of(make_spec(*words, *weights))
+        return program.shared["hidden.0.weight"], next(program.sources["train"].chunks(9))[0]
+
+    file = tmp_path / "w.pt"
+    written(0)
+    before = kept()
+    saved = file.read_bytes()
+    written(1)
+    file.write_bytes(saved)  # other data, the same weights
+    others = kept()
+    written(1)
+    after = kept()
+    assert torch.equal(before[0], others[0])
+    assert not torch.equal(before[1], others[1])
+    assert not torch.equal(others[0], after[0])
+    assert not torch.equal(others[1], after[1])
 
 
 def test_what_cannot_be_kept_trains_all_the_same(caplog, tmp_path):

@@ -260,6 +260,11 @@ def test_muon_leaves_embeddings_and_the_output_layer_to_adamw():
     rule = optim.RULES["muon"](False).suited(net := Net(), dict(net.named_parameters()))
     names = [name for name, _ in Net().named_parameters()]
     assert [names[place] for place in rule.matrices] == ["hidden.weight"]
+    trained = ["out.weight", "hidden.weight"]  # a group that begins late comes first
+    rule = optim.RULES["muon"](False).suited(net, dict.fromkeys(trained, torch.ones(1)))
+    assert [trained[place] for place in rule.matrices] == ["hidden.weight"]
+    rule = optim.RULES["muon"](False).suited(net, {"hidden.weight": net.hidden.weight})
+    assert rule.matrices == (0,)  # the output layer is frozen
     linear = nn.Linear(4, 2)
     only = optim.RULES["muon"](False).suited(linear, dict(linear.named_parameters()))
     assert only.matrices == ()

@@ -61,7 +61,8 @@ def _is_default_fan(config: RunConfig) -> bool:
 def _is_default_norm(config: RunConfig) -> bool:
     """Whether `regularization.batch_norm` is what `auto` means for the model."""
     given, resnet = config.regularization.batch_norm, isinstance(config.model, schema.ResNet)
-    return not isinstance(config.model, schema.Custom) and given in ("auto", resnet)
+    others = schema.Custom | schema.HubModel | schema.TorchvisionModel
+    return not isinstance(config.model, others) and given in ("auto", resnet)
 
 
 def _is_linear(config: RunConfig) -> bool:
@@ -134,6 +135,15 @@ RULES: tuple[Rule, ...] = (
         ("init.conv",),
         lambda c: c.init.conv in (None, c.init.scheme),
         "schema.Init.schemes: null is the other's",
+    ),
+    Rule(
+        ("init.conv",),
+        lambda c: (
+            isinstance(c.model, schema.Mlp)
+            and c.init.conv != "keep"
+            and (c.init.gain, c.init.fan) == (None, None)
+        ),
+        "init.draw: an mlp has no convolutions; init.check reads it for gain and fan",
     ),
     Rule(
         ("regularization.random_resized_crop_ratio",),

@@ -112,7 +112,9 @@ def load_trial(folder: Path, config_hash: str) -> dict[str, Any] | None:
             _rename(path)
             continue
         if state["config_hash"] != config_hash:
-            raise InputError(f"{path} belongs to a run with another config or other data")
+            raise InputError(
+                f"{path} belongs to a run with another config or other data or weights"
+            )
         return state
     return None
 

@@ -42,7 +42,7 @@ from torch.func import vmap
 
 from sweepstack.config.errors import EnvironmentFault, contained
 from sweepstack.config.files import LAYERS
-from sweepstack.config.schema import Custom
+from sweepstack.config.schema import Custom, HubModel
 from sweepstack.data import streams
 from sweepstack.engine.device import autocast
 from sweepstack.engine.stack import Row, Stack
@@ -114,7 +114,7 @@ class Diagnosis:
 
         params, strengths = rows(stack.params.views), rows(stack.strengths)
         found, grads, small = self._differentiated(params, rows(stack.buffers.views), strengths)
-        parts, size = self.y.shape
+        parts, size = self.y.shape[:2]
         noise = _noise(small, sum(_squares(g) for g in grads), parts, size)
         norms = [_squares(t) for t in (*params.values(), *grads)]
         moments = {name: list(rows(bank.views).values()) for name, bank in stack.moments.items()}
@@ -141,11 +141,11 @@ class Diagnosis:
         """What the layers do, (S, n, ...); the gradients (S, ...) over the whole batch; and the
         mean of |g_i|² (S,)."""
         slots, parts = len(next(iter(params.values()))), len(self.x)
-        custom_alone = isinstance(self.program.config.model, Custom) and slots == 1
+        custom_alone = isinstance(self.program.config.model, Custom | HubModel) and slots == 1
         extra = {"key": torch.zeros(slots, dtype=torch.int64, device=self.y.device)}
         extra |= {"dropout": torch.zeros(slots, device=self.y.device)}
-        if self.step.uses("label_smoothing"):
-            extra["smoothing"] = strengths["label_smoothing"]
+        smoothing = ["label_smoothing"] if self.step.uses("label_smoothing") else []
+        extra |= {name: strengths[name] for name in (*smoothing, *self.step.task.numbers)}
         if self.program.stacking_loses or custom_alone:
             each = [
                 self._at_once(

@@ -3,6 +3,7 @@ rule. Everything that can be wrong before training is found here, all mistakes t
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import math
 from dataclasses import dataclass, replace
@@ -10,7 +11,7 @@ from functools import cached_property, lru_cache, partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from sweepstack import data, models
 from sweepstack.config.errors import InputError, NoMemory, contained, nearest, noted, one_line
@@ -145,7 +146,8 @@ class Program:
     @classmethod
     def of(cls, spec: TrialSpec) -> Program:
         """The program of a spec's static part; those last asked for are kept."""
-        key = (spec.static, data.stamp(spec.config.data))  # files that changed are read again
+        # Files that changed are read again.
+        key = (spec.static, data.stamp(spec.config.data), _stamp(spec.config.model))
         program = _programs.pop(key, None) or cls(spec)
         _programs[key] = program
         if len(_programs) > KEPT:
@@ -271,10 +273,11 @@ class Program:
         numbers = math.prod(self.data.input_shape)
         self.notes.append(f"features of frozen layers are kept: {numbers:,} numbers a sample")
 
-    def _featured(self, part: nn.Module) -> tuple[dict[str, batches.Source], Dataset]:
+    def _featured(self, part: fx.GraphModule) -> tuple[dict[str, batches.Source], Dataset]:
         """Features of all splits, on the device."""
         kept = [(k, v) for k, v in self.spec.static if k.startswith(_FOR_FEATURES)]
-        key = (tuple(kept), str(self.device), _stamp(self.config.model))
+        stamps = data.stamp(self.config.data), _stamp(self.config.model)
+        key = (tuple(kept), str(self.device), part.code, *stamps)  # dropout moves the cut
         if key not in _features:
             free, training = batches.free_memory(self.device), self.config.training
             splits: dict[str, Any] = {}
@@ -543,6 +546,15 @@ class Program:
     def shared_on_cpu(self) -> dict[str, Tensor]:
         """`shared`, for a trial's best state."""
         return {name: tensor.detach().to("cpu", copy=True) for name, tensor in self.shared.items()}
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of what a trial does not save, but reads from files: the data and frozen weights."""
+        found = hashlib.sha256()
+        for name, tensor in self.shared_on_cpu.items():
+            found.update(name.encode())
+            found.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+        return self.data.fingerprint + (found.hexdigest()[:16] if self.shared else "")
 
     @property
     def inputs(self) -> dict[str, Any]:

@@ -383,8 +383,8 @@ class Slot:
 
     @property
     def identity(self) -> str:
-        """What a checkpoint must have been written with: the config and the same data."""
-        return self.spec.config_hash + self.program.data.fingerprint
+        """What a checkpoint must have been written with: the config and the same files."""
+        return self.spec.config_hash + self.program.fingerprint
 
     # --- the next steps --------------------------------------------------------------------------
 

@@ -193,7 +193,8 @@ class Step:
             return
         with torch.no_grad():
             told = [torch.stack(rows) for rows in zip(*kept, strict=True)]
-            stack.counts.views["hits"].add_(self.task.counted(told).sum(0))
+            right = self.task.counted(told).sum(0, dtype=torch.float64)  # in any order
+            stack.counts.views["hits"].add_(right)
         kept.clear()
 
     def regularize(

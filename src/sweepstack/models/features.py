@@ -23,7 +23,7 @@ class Uncuttable(Exception):
     """A model cannot be cut; says why."""
 
 
-def cut(module: nn.Module, trained: Collection[str]) -> tuple[nn.Module, nn.Module]:
+def cut(module: nn.Module, trained: Collection[str]) -> tuple[fx.GraphModule, nn.Module]:
     """Cut a model into its fixed part, x (B, *shape) to features (B, *), and the rest, features to
     (B, C). Both share the model's tensors, under the names that they have there.
 

@@ -378,12 +378,14 @@ class Muon(AdamW):
         """See `Rule.suited`."""
         layers = dict(module.named_modules())
         found = [
-            place
-            for place, (name, parameter) in enumerate(trained.items())
+            name
+            for name, parameter in module.named_parameters()
             if parameter.dim() > 1
             and not isinstance(layers[name.rpartition(".")[0]], nn.Embedding | nn.EmbeddingBag)
         ]
-        return replace(self, matrices=tuple(found[:-1]))
+        hidden = found[:-1]  # of all, trained or not, and whatever the groups' order is
+        places = enumerate(trained)
+        return replace(self, matrices=tuple(place for place, name in places if name in hidden))
 
     def among(self, numbers: slice) -> Muon:
         """See `Rule.among`."""
