@@ -72,7 +72,7 @@ class Line:
 
 
 def show_list(opened: BaseStorage, console: Console) -> None:
-    """Print the studies of a storage, the one that was last at work first."""
+    """Print the studies of a storage, the one that was active last first."""
     names = optuna.get_all_study_names(opened)
     loaded = [optuna.load_study(study_name=name, storage=opened) for name in names]
     lines = [Line.of(StudyView(study, "", opened)) for study in loaded]
@@ -85,7 +85,7 @@ def show_list(opened: BaseStorage, console: Console) -> None:
     for state in states:
         table.add_column(state, justify="right")
     table.add_column("best", overflow="fold")
-    table.add_column("last at work", no_wrap=True)
+    table.add_column("last active", no_wrap=True)
     for line in sorted(lines, key=lambda line: line.last or datetime.min, reverse=True):
         when = f"{line.last:%Y-%m-%d %H:%M}" if line.last else "never"
         counts = [str(line.counts.get(state, "")) for state in states]
