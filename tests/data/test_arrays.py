@@ -100,6 +100,20 @@ def test_samples_of_any_shape(own, tmp_path, shape, dtype, expected):
 
 
 @pytest.mark.parametrize(
+    ("y", "said"),
+    [
+        (RNG.normal(size=40), ""),
+        (RNG.normal(size=40) + 13, "their mean is 1"),
+        (RNG.normal(size=(40, 2)) * [1, 100], "their standard deviation"),
+    ],
+)
+def test_targets_far_from_zero_are_warned_of(own, tmp_path, caplog, y, said):
+    data.load(own(npz(tmp_path / "a.npz", y=y)))
+    assert said in caplog.text
+    assert ("not scaled" in caplog.text) == bool(said)
+
+
+@pytest.mark.parametrize(
     ("y", "asked", "task", "classes"),
     [
         (np.array([3, 7, 3, 9]), "auto", "multiclass", ("3", "7", "9")),

@@ -89,8 +89,9 @@ def test_missing_values_are_counted(load, frame, caplog):
     assert "10 values are missing (age 9, city 1)" in caplog.text
 
 
-def test_numbers_as_targets(load, frame):
+def test_numbers_as_targets(load, frame, caplog):
     both = load(frame.dropna(), target=("age", "rain"), exclude=("y",))
+    assert "targets are not scaled" in caplog.text
     assert (both.task, both.outputs, both.train.y.shape[1]) == ("regression", 2, 2)
     assert both.columns["target"] == ["age", "rain"]
     one = load(frame, target=("rain",))

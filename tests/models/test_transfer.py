@@ -124,6 +124,7 @@ def test_a_run_on_the_same_classes_is_continued(halves):
     spec = make_spec(*words, "init=zeros")
     program, saved = Program.of(spec), torch.load(halves / "run/best.pt", weights_only=True)
     initial = program.initial(spec)
+    assert program.init_summary.startswith("init draws nothing; kept as loaded: ")
     assert all(torch.equal(initial[name], tensor) for name, tensor in saved["model"].items())
     other = Program.of(make_spec(*words[:-3], *pictures(halves / "high"), words[-1], "init=zeros"))
     assert not other.initial(other.spec)["head.output.weight"].any()

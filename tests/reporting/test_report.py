@@ -53,12 +53,12 @@ class Read(HTMLParser):
 
 @pytest.fixture
 def with_plots(monkeypatch):
-    monkeypatch.setattr(page, "_plots", plots)
+    monkeypatch.setattr(page.plots, "plots", plots)
 
 
 @pytest.fixture
 def without_plots(monkeypatch):
-    monkeypatch.setattr(page, "_plots", lambda _: [])
+    monkeypatch.setattr(page.plots, "plots", lambda _: [])
 
 
 def test_a_report_has_all_parts_and_each_link_has_its_target(with_plots):
@@ -114,7 +114,7 @@ def test_continuous_keys_have_no_pivot_and_several_objectives_a_front(without_pl
 
 
 def test_nothing_of_a_study_is_markup(monkeypatch):
-    monkeypatch.setattr(page, "_plots", lambda _: plots(hostile_text=HOSTILE))
+    monkeypatch.setattr(page.plots, "plots", lambda _: plots(hostile_text=HOSTILE))
     text = page.html(hostile())
     read = Read(text)
     assert not {"img", "iframe", "object", "link", "base", "form"} & set(read.tags)

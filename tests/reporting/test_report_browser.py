@@ -17,7 +17,7 @@ LOCAL = ("file:", "data:", "blob:")
 @pytest.fixture
 def opened_in(browser, tmp_path, monkeypatch):
     """Open a study's report; at the end nothing may have been asked for or gone wrong."""
-    monkeypatch.setattr(page, "_plots", plots)
+    monkeypatch.setattr(page.plots, "plots", plots)
     contexts, wrong = [], []
 
     def open_report(study, width=1280, scheme="light", script=""):
@@ -143,7 +143,7 @@ def test_missing_values_stay_last_and_infinity_is_a_number(opened_in):
 
 
 def test_hostile_text_is_shown_and_does_not_run(opened_in, monkeypatch):
-    monkeypatch.setattr(page, "_plots", lambda _: plots(hostile_text=HOSTILE))
+    monkeypatch.setattr(page.plots, "plots", lambda _: plots(hostile_text=HOSTILE))
     tab = opened_in(hostile())
     assert draw_all(tab) == ["drawn"] * 2
     tab.wait_for_selector("#trials-table[data-state=drawn]")
@@ -171,7 +171,7 @@ def test_an_old_browser_is_told(opened_in):
 
 
 def test_an_empty_study_opens(opened_in, monkeypatch):
-    monkeypatch.setattr(page, "_plots", lambda _: [])
+    monkeypatch.setattr(page.plots, "plots", lambda _: [])
     tab = opened_in(empty(), width=400)
     assert "no trials yet" in tab.locator("main").inner_text()
     assert tab.evaluate("document.scrollingElement.scrollWidth") <= 400

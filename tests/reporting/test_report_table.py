@@ -33,6 +33,19 @@ def test_the_table_keeps_infinity_and_what_is_missing():
     assert values == [1.5, "Infinity", "-Infinity", None]
 
 
+def test_the_objective_is_shown_with_its_own_test_metric():
+    study = new()
+    study.set_user_attr("sweepstack.identity", {"objectives": ["val_f1_macro"]})
+    for index in range(2):
+        found = {"test_accuracy": 0.7, "test_f1_macro": 0.6 + 0.1 * index}
+        study.add_trial(optuna.create_trial(value=0.5 + index / 4, user_attrs=found))
+    view = opened(study)
+    assert ("0.7000", "its test_f1_macro") in content.tiles(view)
+    assert [cell.text for cell in content.best_table(view).head][1:4] == [
+        *("val_f1_macro", "test_f1_macro", "test_accuracy")
+    ]
+
+
 def test_published_rows_are_named_as_in_the_course():
     df = published_grid(256).frame
     assert applies(df)

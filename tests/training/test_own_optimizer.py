@@ -19,6 +19,7 @@ from sweepstack.engine.program import Program
 from sweepstack.engine.runner import Slot
 from sweepstack.engine.spec import Monitor
 from sweepstack.engine.train import Interrupted, train
+from sweepstack.runs.progress import Watch
 from sweepstack.training import own_optimizer
 
 SHORT = ("data=quadratic", "model.hidden=[6]", "training.max_steps=20", "training.eval_every=5")
@@ -216,3 +217,14 @@ def test_how_a_torch_optimizer_is_asked_for(words, said):
 def test_a_name_without_its_package_is_explained():
     with pytest.raises(InputError, match=r"did you mean 'torch\.optim\.Adadelta'"):
         trust.check_target("Adadelta", (), own_optimizer.KEY)
+
+
+def test_a_run_names_what_stands_behind_custom(capsys):
+    asked = make_spec(
+        *("model=torchvision", "model.arch=resnet18"),
+        *("optimizer=custom", "optimizer._target_=torch.optim.Adadelta"),
+    )
+    with Watch() as watch:
+        watch.started(asked, 0, 8, [])
+    said = capsys.readouterr().out
+    assert "training resnet18 on digits, torch.optim.Adadelta, 8 steps, seed 0" in said

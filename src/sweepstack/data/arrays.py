@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import logging
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -36,6 +37,8 @@ from sweepstack.data import streams
 from sweepstack.data.dataset import Dataset, Task, TensorSplit
 from sweepstack.data.pictures import pixels
 from sweepstack.data.splits import deal, normalized
+
+log = logging.getLogger(__name__)
 
 Array = NDArray[Any]
 Raw = tuple[Array, Array | None]
@@ -85,10 +88,26 @@ def _dataset(config: schema.Own, raw: Mapping[str, Raw], classes: Sequence[str])
     rule = Targets.of(y["train"], config.task, f"y of {_named(config, 'train')}", classes)
     whole = {s: TensorSplit(x[s], rule.tensor(y[s], f"y of {_named(config, s)}")) for s in x}
     parts = {s: whole["train"].take(i) for s, i in deal(config, len(x["train"]), raw).items()}
+    if rule.task == "regression":
+        warn_unscaled(parts.get("train", whole["train"]).y)
     order = [s for s in ("train", "val", "test") if s in parts or s in whole]
     splits = [parts[s] if s in parts else whole[s] for s in order]
     found = normalized(config, rule.task, rule.classes, *splits)
     return replace(found, fingerprint=fingerprint(splits))
+
+
+def warn_unscaled(y: Tensor) -> None:
+    """Warn of regression targets far from 0, where a model starts: y (N,) or (N, C)."""
+    mean, std = y.double().mean(0).reshape(-1), y.double().std(0, correction=0).reshape(-1)
+    far = (mean.abs() > 5 * std) | (std > 10)
+    if far.any():
+        at = int(far.nonzero()[0])
+        log.warning(
+            "targets are not scaled, and their mean is %.4g, their standard deviation %.4g: "
+            "training begins near 0 and may not get there; subtract the mean and divide by the "
+            "standard deviation first",
+            *(float(mean[at]), float(std[at])),
+        )
 
 
 def places(config: schema.Arrays | schema.Table) -> dict[str, Path]:

@@ -25,7 +25,15 @@ from torch import Tensor
 
 from sweepstack.config import schema
 from sweepstack.config.errors import EnvironmentFault, InputError, nearest, noted, one_line
-from sweepstack.data.arrays import Array, Targets, check_fine, checked, fingerprint, places
+from sweepstack.data.arrays import (
+    Array,
+    Targets,
+    check_fine,
+    checked,
+    fingerprint,
+    places,
+    warn_unscaled,
+)
 from sweepstack.data.dataset import Affine, Dataset, TensorSplit
 from sweepstack.data.splits import deal, normalize
 
@@ -70,6 +78,8 @@ def load(config: schema.Table) -> Dataset:
         if frame is not None
     }
     _log_missing(frames, columns)
+    if rule.task == "regression":
+        warn_unscaled(raw["train"][1])
     return _dataset(config, rule, columns, raw)
 
 

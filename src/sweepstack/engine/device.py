@@ -55,7 +55,8 @@ def describe(device: torch.device) -> str:
     """A name for people: the GPU's, or the processor's with the number of threads."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{_processor()} ({torch.get_num_threads()} threads)"
+    count = torch.get_num_threads()
+    return f"{_processor()} ({count} thread{'s' * (count > 1)})"
 
 
 @cache

@@ -477,7 +477,8 @@ class Program:
         """What `init` draws of a model that brings weights, and what stays as constructed."""
         drawn = initialization.drawn(self.whole, self.constant or ())
         kept = [name for name, _ in self.whole.named_parameters() if name not in drawn]
-        return f"init draws {_listed(drawn)}; kept as constructed: {_listed(kept)}"
+        source = "loaded" if getattr(self.config.model, "weights", None) else "constructed"
+        return f"init draws {_listed(drawn)}; kept as {source}: {_listed(kept)}"
 
     def numbers(self, spec: TrialSpec) -> Numbers:
         """The hyperparameters and stream keys of a trial."""

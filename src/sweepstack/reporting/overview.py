@@ -75,7 +75,7 @@ class Line:
 
 
 def show_list(opened: BaseStorage, console: Console, *, as_json: bool = False) -> None:
-    """Print the studies of a storage, the one that was last at work first; for programs as JSON:
+    """Print the studies of a storage, the one that was active last first; for programs as JSON:
     name, counts of trials by state, best, last."""
     names = optuna.get_all_study_names(opened)
     loaded = [optuna.load_study(study_name=name, storage=opened) for name in names]
@@ -93,7 +93,7 @@ def show_list(opened: BaseStorage, console: Console, *, as_json: bool = False) -
     for state in states:
         table.add_column(state, justify="right")
     table.add_column("best", overflow="fold")
-    table.add_column("last at work", no_wrap=True)
+    table.add_column("last active", no_wrap=True)
     for line in lines:
         when = f"{line.last:%Y-%m-%d %H:%M}" if line.last else "never"
         counts = [str(line.counts.get(state, "")) for state in states]

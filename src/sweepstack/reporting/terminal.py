@@ -71,7 +71,7 @@ def _show_published(console: Console, table: pd.DataFrame) -> None:
     if table.empty:
         return
     line(console, "")
-    line(console, "published rows: ours ± std of n seeds, theirs, difference in std (of all rows)")
+    line(console, "published: ours ± std of n seeds; in std: difference / pooled std of a seed")
     first = [("name", [Text(name) for name in table["name"]])]
     first.append(("n", [Text(str(n)) for n in table["n"]]))
     rest: list[_Column] = []

@@ -112,7 +112,8 @@ class Watch(Monitor):
     ) -> None:
         """Say what begins; set the bar's length."""
         config = spec.config
-        what = f"{config.model.name} on {config.data.name}, {config.optimizer.name}"
+        parts = (config.model, config.data, config.optimizer)
+        what = "{} on {}, {}".format(*map(_named, parts))
         self._print(f"training {what}, {total_steps} steps, seed {config.training.seed}")
         self._total, self._last_line = total_steps, -1.0
         self._bar.update(self._task, total=total_steps, completed=step)
@@ -148,6 +149,12 @@ class Watch(Monitor):
 
     def _print(self, line: str) -> None:
         say(line, self.console)
+
+
+def _named(part: Any) -> str:
+    """An option's name; of custom, torchvision and hub the class or function behind it."""
+    behind = {"custom": "target", "torchvision": "arch", "hub": "entry"}
+    return str(getattr(part, behind.get(part.name, "name")))
 
 
 def show_result(summary: Mapping[str, Any], folder: Path, console: Console | None = None) -> None:

@@ -140,12 +140,12 @@ def test_a_terminal_has_a_table_of_the_best_trials_in_training(clock: list[float
         said = plain(shown)
     rows = [line.split() for line in said.splitlines() if re.search("[▁▂▃▄▅▆▇█]", line)]
     assert [row[:3] for row in rows[-5:]] == [
-        [str(n), "40/100", f"{0.1 * n:.4g}"] for n in (7, 6, 5, 4, 3)
+        [str(n), "40/100", f"{0.1 * n:.4f}"] for n in (7, 6, 5, 4, 3)
     ]
     assert rows[-5][3] == "▁▂█"
-    assert re.search(r"mean of 9 +0\.35", said)
+    assert re.search(r"mean of 9 +0\.3500", said)
     assert "1,920 samples/s, 1.5 GiB on the GPU" in said
-    assert "9 trials train, 40 % of their steps, 30 steps/s" in said
+    assert "9 in training, 40 % done, 30 steps/s" in said
     assert "ETA 0:55" in said  # 9 times 60 steps, and 11 trials of 100
 
 
@@ -168,7 +168,7 @@ def test_without_a_terminal_a_long_stack_has_a_line_every_ten_seconds_and_later_
             shown.refresh(STACK)
     lines = text(shown).splitlines()
     assert 20 <= len(lines) <= 45
-    assert "9 trials train, 40 % of their steps" in lines[0]
+    assert "9 in training, 40 % done" in lines[0]
 
 
 def test_trials_of_other_processes_are_read_from_the_study(clock: list[float]) -> None:
@@ -184,6 +184,6 @@ def test_trials_of_other_processes_are_read_from_the_study(clock: list[float]) -
         shown.refresh(always=True)
         shown._bar.refresh()
         said = plain(shown)
-    assert "3 trials train" in said
+    assert "3 in training" in said
     rows = [line.split() for line in said.splitlines() if re.search("[▁▂▃▄▅▆▇█]", line)]
-    assert [row[:3] for row in rows[-2:]] == [["1", "20", "0.4"], ["0", "20", "0.3"]]
+    assert [row[:3] for row in rows[-2:]] == [["1", "20", "0.4000"], ["0", "20", "0.3000"]]

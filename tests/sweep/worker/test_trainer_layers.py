@@ -42,6 +42,8 @@ def test_layers_of_a_sweep_are_a_frame_and_a_plot(main, tmp_path, storage):
     shown = {note.text.split()[-1] for note in plot.figure.layout.annotations}
     assert "alike" in shown  # all zeros
     assert len(plot.figure.layout.annotations) == 4
+    assert "columns from step 0 to 8." in plot.says
+    assert "what is wrong at step 0 (alike" in plot.says
     assert [trace.visible for trace in plot.figure.data] == [True, False, False, False, False]
 
 

@@ -81,12 +81,13 @@ def _says(
     chosen: Sequence[str],
     order: Sequence[str],
 ) -> str:
-    says = "For each block the layers from the input (top) to the output, from step "
-    says += f"{int(df['step'].min())} (left) to {int(df['step'].max())}: the share of units that "
-    says += "are dead, saturated or all alike, or another measure of the menu. Above it the mean "
+    first, last = int(df["step"].min()), int(df["step"].max())
+    says = f"A block has a row for each layer, from the input down, and columns from step {first} "
+    says += f"to {last}. Colors show the share of units that are dead, saturated or all alike; the "
+    says += "menu has other measures. Above it: the mean "
     says += f"{style.plain(view.objective)} of its trials"
     found = sorted({reason for reason in reasons.values() if reason})
-    says += f", and why it does not learn as begun ({', '.join(found)})." if found else "."
+    says += f" and what is wrong at step 0 ({', '.join(found)})." if found else "."
     if len(chosen) < len(order):
         says += f" Drawn are {len(chosen)} of {len(order)} layers."
     return says
@@ -241,6 +242,6 @@ def _headers(
     means = placed.groupby(["down", "across"])[view.objective].mean()
     found = {}
     for cell, reason in reasons.items():
-        value = f"{means[cell]:.2g}" if cell in means.index else ""
+        value = f"{means[cell]:#.2g}".rstrip(".") if cell in means.index else ""
         found[int(cell[0]), int(cell[1])] = " ".join(filter(None, [value, reason]))
     return found

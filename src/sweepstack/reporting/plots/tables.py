@@ -241,6 +241,7 @@ def learning_rate(view: StudyView) -> Plot | None:
     fig.update_xaxes(title=style.key_title(key), row=len(metrics), col=1)
     pruned = int((df["state"] == "pruned").sum())
     says = f"{len(df):,} trials by {style.plain(key)}"
+    says += ", spread sideways where they share a value" * (drawn[key].nunique() <= 12)
     says += f"; open circles: the {pruned:,} pruned ones at their last evaluation" if pruned else ""
     if any(trace.name == LOST for trace in fig.data):
         says += "; crosses at the worst value: failed or diverged ones"

@@ -31,7 +31,7 @@ FAVOURITES = ("init", "model.activation")
 """The pair of keys that is shown where it was swept among others."""
 MAX_ROWS, MAX_COLUMNS = 60, 24
 """Values of a key that a pivot has room for."""
-BEST_METRICS = ("std", "test_accuracy", "val_loss", "steps", "seconds")
+BEST_METRICS = ("test_accuracy", "val_loss", "steps", "seconds")
 LEFT_OUT = ("config_hash", "feasible", "retried")
 FIRST = (
     *("std", "test_accuracy", "val_accuracy", "train_accuracy", "val_loss", "train_loss"),
@@ -120,6 +120,11 @@ def trouble(view: StudyView) -> str:
     return line if error is None else f"{line} Failed most often with: {clean(error)}"
 
 
+def _tested(view: StudyView) -> list[str]:
+    """The test metrics of the objectives."""
+    return [f"test_{name[4:]}" for name in view.objectives if name.startswith("val_")]
+
+
 def tiles(view: StudyView) -> list[tuple[str, str]]:
     """The numbers people look for first, each with what it is."""
     df, found = view.frame, []
@@ -127,9 +132,11 @@ def tiles(view: StudyView) -> list[tuple[str, str]]:
         for _, row in view.best_rows().head(1).iterrows():
             says = f"best {clean(view.objective)}, trial {row['number']}"
             found.append((number(row[view.objective]), says))
-            tested = row.get("test_accuracy")
-            if isinstance(tested, float) and not math.isnan(tested):
-                found.append((number(tested), "its test_accuracy"))
+            for name in [*_tested(view), "test_accuracy"]:
+                tested = row.get(name)
+                if isinstance(tested, float) and not math.isnan(tested):
+                    found.append((number(tested), f"its {clean(name)}"))
+                    break
     if len(df):
         found.append((f"{len(view.finished):,}", f"finished of {len(df):,} trials"))
     for column, says in (("gpu_seconds", "of GPUs"), ("seconds", "of training")):
@@ -280,7 +287,8 @@ def best_table(view: StudyView) -> Table | None:
         key for key in view.varied if len(shown) > 1 and shown[key].nunique(dropna=False) == 1
     ]
     names = [*view.objectives, *(key for key in view.varied if key not in constant), *view.seeds]
-    names = list(dict.fromkeys([*names, *(name for name in BEST_METRICS if name in view.frame)]))
+    metrics = ("std", *_tested(view), *BEST_METRICS)
+    names = list(dict.fromkeys([*names, *(name for name in metrics if name in view.frame)]))
     names = [name for name in names if shown[name].notna().any()]
     pairs = ", ".join(f"{clean(key)} {label(shown[key].iloc[0])}" for key in constant)
     caption += f"; the same in all: {pairs}" if pairs else ""
@@ -401,7 +409,7 @@ def _arranged(view: StudyView) -> dict[str, tuple[pd.Series, bool]]:
         for key in ("model.activation", "batch.size", *view.keys):
             if key == "optimizer" or key.rpartition(".")[2] in (*known, "size"):
                 used.add(key)
-    first = ["state", *view.objectives, *view.keys, *FIRST]
+    first = ["state", *view.objectives, *view.keys, *_tested(view), *FIRST]
     for name in (*first, *df):
         if name in df and name not in used:
             shown[str(name)] = (df[name], name not in first)

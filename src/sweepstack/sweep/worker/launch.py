@@ -395,7 +395,10 @@ class Scoreboard:
         done = f"{ended}{'' if total is None else f'/{total}'} trials"
         others = [f"{counts[state]} {state}" for state in ("pruned", "failed") if counts[state]]
         best = self.book.best(self.direction) if self.direction else None
-        facts = [", ".join(others), "" if best is None else f"best {self.objective} {best:.4g}"]
+        facts = [
+            ", ".join(others),
+            "" if best is None else f"best {self.objective} {_number(best)}",
+        ]
         line = "  ".join(filter(None, [*facts, self._eta(ended, now)]))
         said = f"{line}  {self._status}".strip()
         self._bar.update(self._task, completed=ended, done=done, rest=said)
@@ -470,17 +473,22 @@ def _table(status: Status, objective: str, direction: str | None) -> Table | Non
     table.add_column("", no_wrap=True)
     scale = [value for trial in evaluated[:MAX_SHOWN] for value in trial.values[-CURVE:]]
     for trial in [*evaluated, *rest][:MAX_SHOWN]:
-        value = f"{trial.values[-1]:.4g}" if trial.values and direction else ""
+        value = _number(trial.values[-1]) if trial.values and direction else ""
         table.add_row(str(trial.number), _steps(trial), value, _curve(trial.values, scale))
     if len(status.trials) > MAX_SHOWN:
         last = [trial.values[-1] for trial in evaluated]
-        mean = f"{math.fsum(last) / len(last):.4g}" if last else ""
+        mean = _number(math.fsum(last) / len(last)) if last else ""
         table.add_row(f"mean of {len(status.trials)}", "", mean, "", style="dim")
     if status.samples_per_s:
         memory = "" if status.memory is None else f", {status.memory / 2**30:.1f} GiB on the GPU"
         table.caption = f"{status.samples_per_s:,.0f} samples/s{memory}"
         table.caption_justify = "left"
     return table
+
+
+def _number(value: float) -> str:
+    """With as many decimals as in the table at the end, so that a column lines up."""
+    return f"{value:.4f}" if value == 0 or 1e-3 <= abs(value) < 1e5 else f"{value:.4g}"
 
 
 def _steps(trial: Live) -> str:

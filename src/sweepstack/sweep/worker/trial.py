@@ -91,13 +91,13 @@ class Status:
         """In one line."""
         if not self.trials:
             return ""
-        first, parts = self.trials[0], [f"{len(self.trials)} trials train"]
+        first, parts = self.trials[0], [f"{len(self.trials)} in training"]
         planned = sum(trial.total for trial in self.trials)
         if len(self.trials) == 1:
             parts = [f"trial {first.number} step {first.step}" + f"/{planned}" * bool(planned)]
         elif planned:
             share = sum(trial.step for trial in self.trials) / planned
-            parts.append(f"{100 * share:.0f} % of their steps")
+            parts.append(f"{100 * share:.0f} % done")
         if self.steps_per_s:
             parts.append(f"{self.steps_per_s:,.0f} steps/s")
         return ", ".join(parts)
