@@ -10,12 +10,13 @@ import pytest
 from command_support import SHORT, complaint, files
 from support import SHARED_DATA, needs_mnist
 
+MODELS = "convnet, custom, hub, mlp, resnet, torchvision"
 BAD_INPUT = [
     (["optimizer.lrr=1"], "unknown key 'optimizer.lrr'; did you mean 'optimizer.lr'?"),
     (["optimizer.lr=fast"], "optimizer.lr must be a number, got 'fast'"),
     (["optimizer.lr=-1"], "optimizer.lr must be > 0, got -1"),
     (["regularization.dropout=1.5"], "regularization.dropout must be < 1, got 1.5"),
-    (["model=cnovnet"], "model must be one of convnet, custom, mlp, resnet, got 'cnovnet'"),
+    (["model=cnovnet"], f"model must be one of {MODELS}, got 'cnovnet'"),
     (["batch.size=5000"], "batch.size must be <= the 1222 training samples of digits, got 5000"),
     (["objective=val_mse"], "objective must be one of val_loss, val_accuracy, train_loss"),
     (["model=custom", "model._target_=os.system"], "model._target_ must name a layer of torch.nn"),
@@ -31,7 +32,7 @@ BAD_INPUT = [
     (["--cfg", "nope"], "argument --cfg/-c: invalid choice: 'nope'"),
     (["--experimental-rerun", "x.pickle"], "--experimental-rerun is not supported"),
     (["--run", "-m", "init=he,xavier"], "only one of --run, --multirun must be given"),
-    (["--info", "config", "model=mpl"], "model must be one of convnet, custom, mlp, resnet"),
+    (["--info", "config", "model=mpl"], f"model must be one of {MODELS}"),
     (["--shell-completion"], "--shell-completion must come with one of install=, uninstall="),
     (["model.hidden=[100000,100000]"], "model mlp of 10,007,600,010 parameters at batch.size=64"),
     (["model=resnet", "model.depth=100000"], "model.depth must be <= 1000, got 100000"),

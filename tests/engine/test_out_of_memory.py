@@ -86,10 +86,10 @@ def test_out_of_memory_while_the_stack_is_resized(monkeypatch, widths_seen, capl
 def test_no_memory_for_a_single_stack_fails_its_trials_and_the_stream_goes_on(monkeypatch):
     original = Stack.__init__
 
-    def short(self, params, buffers, moments, orders, width, device):
+    def short(self, params, buffers, moments, orders, width, *others):
         if width > 0 and len(params) > 4:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        original(self, params, buffers, moments, orders, width, device)
+        original(self, params, buffers, moments, orders, width, *others)
 
     monkeypatch.setattr(Stack, "__init__", short)
     deep = "model.hidden=[8,8]"

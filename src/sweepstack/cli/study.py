@@ -98,8 +98,7 @@ def parser() -> argparse.ArgumentParser:
     export.add_argument("--history", action="store_true", help="a row per evaluation instead")
     again = "Train a trial again alone, from what the study keeps, and compare. "
     again += "Exit code 0: it agrees within the tolerance; 5: it differs."
-    what = "train a trial again alone and compare it with what is recorded"
-    _add_rerun_options(add(_rerun, study, what, again))
+    _add_rerun_options(add(_rerun, study, "train a trial again alone and compare it", again))
     gone = add(_delete, study, "delete a study with the files of its trials; asks first")
     gone.add_argument("-y", "--yes", action="store_true", help="do not ask")
     what = "optuna-dashboard on the studies, until Ctrl-C"

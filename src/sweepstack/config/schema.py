@@ -51,8 +51,8 @@ class Data:
     split_seed: int = rule(ge=0, lt=2**63)
     normalization: Literal["standardize", "global", "minmax", "fixed", "none"]
     minmax_range: tuple[float, ...]
-    mean: tuple[float, ...] | None
-    std: tuple[float, ...] | None = rule(gt=0)
+    mean: tuple[float, ...] | None = rule(default=None)
+    std: tuple[float, ...] | None = rule(default=None, gt=0)
     subset: int | None = rule(ge=1)
     order_seed: int | None = rule(ge=0, lt=2**63)
     placement: Literal["auto", "device", "stream"]
@@ -91,7 +91,7 @@ class Data:
 class Pictures(Data):
     """Datasets of pictures, which are resized to `image_size` (null: as they are)."""
 
-    image_size: int | None = rule(ge=1, le=2**14)
+    image_size: int | None = rule(default=None, ge=1, le=2**14)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,7 +234,7 @@ class ConvNet(Model):
 
     width: int = rule(ge=1, le=2**16)
     depth: int = rule(ge=1, le=32)
-    channels: tuple[int, ...] | None = rule(ge=1, le=2**16, items=32)
+    channels: tuple[int, ...] | None = rule(default=None, ge=1, le=2**16, items=32)
     kernel_size: int = rule(ge=1, le=1001)
     hidden: tuple[int, ...] = rule(ge=1, le=2**24, items=1000)
     activation: Activation
@@ -308,9 +308,9 @@ class Init:
 
     scheme: Scheme = dynamic()  # noqa: RUF009  (a word)
     gain: float | Literal["auto"] | None = dynamic(gt=0)
-    fan: Literal["in", "out", "average"] | None = dynamic()
-    linear: Scheme | None = dynamic()  # noqa: RUF009
-    conv: Scheme | None = dynamic()  # noqa: RUF009
+    fan: Literal["in", "out", "average"] | None = dynamic(default=None)
+    linear: Scheme | None = dynamic(default=None)  # noqa: RUF009
+    conv: Scheme | None = dynamic(default=None)  # noqa: RUF009
 
     @property
     def schemes(self) -> tuple[str, str]:
@@ -524,15 +524,15 @@ class Regularization:
     horizontal_flip: bool = dynamic()
     rotation: float = dynamic(ge=0, le=180)
     translation: float = dynamic(ge=0, lt=1)
-    random_resized_crop: float = dynamic(ge=0, le=1)
-    random_resized_crop_ratio: float = dynamic(ge=1, le=100)
-    brightness: float = dynamic(ge=0, le=10)
-    contrast: float = dynamic(ge=0, le=10)
-    saturation: float = dynamic(ge=0, le=10)
-    hue: float = dynamic(ge=0, le=0.5)
-    rand_augment: float = dynamic(ge=0, le=30)
-    rand_augment_operations: int = rule(ge=1, le=16)
-    random_erasing: float = dynamic(ge=0, le=1)
+    random_resized_crop: float = dynamic(default=0.0, ge=0, le=1)
+    random_resized_crop_ratio: float = dynamic(default=1.333, ge=1, le=100)
+    brightness: float = dynamic(default=0.0, ge=0, le=10)
+    contrast: float = dynamic(default=0.0, ge=0, le=10)
+    saturation: float = dynamic(default=0.0, ge=0, le=10)
+    hue: float = dynamic(default=0.0, ge=0, le=0.5)
+    rand_augment: float = dynamic(default=0.0, ge=0, le=30)
+    rand_augment_operations: int = rule(default=2, ge=1, le=16)
+    random_erasing: float = dynamic(default=0.0, ge=0, le=1)
 
 
 @dataclass(frozen=True, kw_only=True)
