@@ -41,7 +41,9 @@ def finished(folder: Path) -> dict[int, Row]:
 def test_a_sweep_that_is_killed_again_and_again_ends_as_if_nothing_had_happened(
     tmp_path: Path, command: list[str], app: list[str], jobs: int
 ) -> None:
-    words = [*app, *command, f"hydra.sweeper.n_jobs={jobs}"]
+    # The last trials are killed again and again, also before they have taken a step.
+    limits = [f"hydra.sweeper.n_jobs={jobs}", "hydra.sweeper.max_restarts=100"]
+    words = [*app, *command, *limits]
     moments = random.Random(jobs)
     acknowledged: dict[int, Row] = {}
     kills, killed = KILLS[jobs], 0

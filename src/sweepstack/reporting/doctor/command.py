@@ -181,9 +181,9 @@ def _sweeps(view: StudyView) -> list[str]:
 def _name(view: StudyView, arguments_differ: bool) -> list[str]:
     """A free name, unless the sweeper finds one from arguments that differ.
 
-    An unnamed study is called after its arguments, so its name has a "=" or is that of its sweep.
+    An unnamed study is called after its arguments: its name ends with a hash or is its sweep's.
     """
-    is_named = "=" not in view.name and view.name not in _sweeps(view)
+    is_named = not re.search("-[0-9a-f]{8}$", view.name) and view.name not in _sweeps(view)
     if arguments_differ and not is_named:
         return []
     base = re.sub(r"[^\w.=,-]+", "-", re.sub(r"_\d+$", "", view.name))[:190] or "study"

@@ -312,7 +312,7 @@ def _kind_then(trial: FrozenTrial) -> str | None:
     name = trial.user_attrs.get("device")
     if not isinstance(name, str) or not name:
         return None
-    return "cpu" if re.search(r"\(\d+ threads\)$", name) else "cuda"
+    return "cpu" if re.search(r"\(\d+ threads?\)$", name) else "cuda"
 
 
 def _changes(view: StudyView, trial: FrozenTrial, program: Program) -> list[str]:
