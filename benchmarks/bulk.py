@@ -26,9 +26,9 @@ from typing import Any
 import sweepstack.engine.train
 from sweepstack.engine.spec import TrialResult
 from sweepstack.study import storage
+from sweepstack.study.book.bulk import BulkBook
 from sweepstack.sweep import plan as plans
-from sweepstack.sweep.book import studies
-from sweepstack.sweep.book.bulk import BulkBook
+from sweepstack.sweep import studies
 from sweepstack.sweep.worker import trainer, worker
 from sweepstack.sweep.worker.trial import Stop
 from sweepstack.sweep.worker.trial_folder import TrialFolder

@@ -16,7 +16,7 @@ import warm
 from hypothesis import settings
 from support import make_spec, without_report
 
-pytest_plugins = ["engine_support"]
+pytest_plugins = ["engine_support", "main_support", "rerun_support"]
 
 # The same examples every time: a change, not chance, makes a test fail.
 settings.register_profile("steady", derandomize=True, deadline=None)

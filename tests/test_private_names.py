@@ -21,7 +21,7 @@ SOURCE = REPOSITORY / "src"
 ALLOWED = {
     "sweepstack/engine/executors/operations.py",
     "sweepstack/engine/kernels/fused.py",
-    "sweepstack/sweep/book/bulk.py",
+    "sweepstack/study/book/bulk.py",
 }
 """The only files that may use private names of other packages."""
 

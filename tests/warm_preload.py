@@ -13,7 +13,7 @@ for name in (
     *("sweepstack.cli.app", "sweepstack.cli.study", "sweepstack.engine.executors.recorded"),
     *("sweepstack.engine.train", "sweepstack.reporting.dashboard.decorate"),
     *("sweepstack.reporting.overview", "sweepstack.reporting.report.page"),
-    *("sweepstack.sweep.book.bulk", "sweepstack.sweep.sweep", "sweepstack.sweep.worker.trainer"),
+    *("sweepstack.study.book.bulk", "sweepstack.sweep.sweep", "sweepstack.sweep.worker.trainer"),
 ):
     import_module(name)
 

@@ -390,7 +390,7 @@ def test_keys_that_do_not_fit(words, said):
 def test_a_study_on_a_dataset_of_its_own_is_read_backas_typed():
     from dataclasses import asdict
 
-    from sweepstack.reporting.rerun.restore import as_typed
+    from sweepstack.runs.rerun.restore import as_typed
 
     spec = sweepstack.compose(
         "data=custom", "data._target_=a.B", "+data.w=3", "data.val={split: val}", "data.test=0.2"

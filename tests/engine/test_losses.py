@@ -21,7 +21,7 @@ from sweepstack.engine import program as programs
 from sweepstack.engine.program import Program
 from sweepstack.engine.spec import Monitor
 from sweepstack.engine.train import Interrupted, train
-from sweepstack.reporting.rerun.restore import _check_target, as_typed
+from sweepstack.runs.rerun.restore import _check_target, as_typed
 
 SHORT = (
     *("training.max_steps=12", "training.eval_every=4", "batch.size=16", "data.subset=100"),

@@ -27,9 +27,9 @@ from sweepstack.engine.program import Program
 from sweepstack.engine.spec import Monitor
 from sweepstack.engine.train import Interrupted, train
 from sweepstack.models import features, layers, pretrained
-from sweepstack.reporting.rerun.restore import as_typed
 from sweepstack.runs import prediction
 from sweepstack.runs.folder import write_model
+from sweepstack.runs.rerun.restore import as_typed
 
 CONV = ("model=convnet", "model.width=8", "model.hidden=[32]", "batch.size=32")
 RESNET = ("model=resnet", "model.width=8", "batch.size=32")

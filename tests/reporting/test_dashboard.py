@@ -17,7 +17,7 @@ from browser_support import browser, screenshots  # noqa: F401
 
 from sweepstack.cli.study import parser, run
 from sweepstack.config.errors import EnvironmentFault, InputError
-from sweepstack.reporting.dashboard.server import ADDRESS, Guard
+from sweepstack.reporting.dashboard import ADDRESS, Guard
 
 SWEEP = (
     *("-m", "init=he,xavier", "model.activation=relu,tanh", "data=digits", "training.device=cpu"),

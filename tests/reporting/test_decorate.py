@@ -24,7 +24,8 @@ from optuna_dashboard._note import get_note_from_system_attrs
 from optuna_dashboard.artifact._backend import list_trial_artifacts
 from sqlalchemy import Engine, event
 
-from sweepstack.reporting.dashboard import decorate, server
+from sweepstack.reporting import dashboard as server
+from sweepstack.reporting.dashboard import decorate
 from sweepstack.study import storage
 from sweepstack.study.view import StudyView, open_study
 
@@ -74,7 +75,7 @@ def test_notes_are_kept_as_the_dashboards_own_function_keeps_them(where):
 
 
 def test_a_heatmap_is_kept_as_the_dashboards_own_function_keeps_it(where):
-    from sweepstack.reporting.plots.tables import heatmap
+    from sweepstack.analysis.plots.tables import heatmap
 
     study, other = new(where), new(where, "other")
     for index in range(8):

@@ -23,10 +23,11 @@ from report_support import (
     several,
 )
 
+from sweepstack.analysis import doctor
+from sweepstack.analysis.doctor import Finding
 from sweepstack.cli import study as cli
 from sweepstack.config.errors import EnvironmentFault, InputError
-from sweepstack.reporting import doctor, report
-from sweepstack.reporting.doctor import Finding
+from sweepstack.reporting import report
 from sweepstack.reporting.report import page
 
 LIMIT = 6_000_000

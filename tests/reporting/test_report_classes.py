@@ -11,9 +11,9 @@ import pytest
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 from support import make_spec
 
+from sweepstack.analysis.doctor.curves import Curves
 from sweepstack.engine.program import Program
 from sweepstack.engine.train import train
-from sweepstack.reporting.doctor.curves import Curves
 from sweepstack.reporting.report import content
 from sweepstack.runs import folder as run_folder
 

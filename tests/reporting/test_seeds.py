@@ -8,7 +8,8 @@ import pytest
 from doctor_support import made, said
 from rich.console import Console
 
-from sweepstack.reporting import report, terminal
+from sweepstack.analysis import terminal
+from sweepstack.reporting import report
 from sweepstack.study.view import StudyView
 
 ARGUMENTS = ("init=he,ones", "data.split_seed=0,1", "training.seed=range(0,3)")

@@ -15,8 +15,8 @@ from optuna.trial import TrialState, create_trial
 from rich.console import Console
 from support import REPOSITORY
 
+from sweepstack.analysis.terminal import show
 from sweepstack.config.errors import InputError
-from sweepstack.reporting.terminal import show
 from sweepstack.study.frame import frame
 from sweepstack.study.tables import PUBLISHED, ROWS, compared, pivot, published
 from sweepstack.study.view import StudyView

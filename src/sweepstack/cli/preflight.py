@@ -232,7 +232,7 @@ def _program(spec: TrialSpec) -> Program:
 
 def _check_sweep(arguments: Any, name: str) -> None:
     """Check of a sweep what the sweeper does not check; ours checks every value itself."""
-    from sweepstack.sweep.space import grammar
+    from sweepstack.config.space import grammar
 
     fixed: list[str] = []
     mistakes: list[str] = []

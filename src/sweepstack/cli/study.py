@@ -185,7 +185,8 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _compare(options: argparse.Namespace) -> int:
-    from sweepstack.reporting import comparison, report
+    from sweepstack.analysis import comparison
+    from sweepstack.reporting import report
     from sweepstack.study import view
 
     if options.output is not None:
@@ -195,7 +196,7 @@ def _compare(options: argparse.Namespace) -> int:
 
 
 def _best(options: argparse.Namespace) -> int:
-    from sweepstack.reporting import comparison
+    from sweepstack.analysis import comparison
     from sweepstack.study import view
 
     return comparison.winner(view.open_study(options.study, options.storage), options.output)
@@ -215,7 +216,7 @@ def _export(options: argparse.Namespace) -> int:
 
 
 def _rerun(options: argparse.Namespace) -> int:
-    from sweepstack.reporting import rerun
+    from sweepstack.runs import rerun
     from sweepstack.study import view
 
     return rerun.rerun(
@@ -229,15 +230,15 @@ def _rerun(options: argparse.Namespace) -> int:
 
 
 def _delete(options: argparse.Namespace) -> int:
-    from sweepstack.sweep.book import delete
+    from sweepstack.sweep import housekeeping
 
-    return delete.remove(options.study, options.storage, is_sure=options.yes)
+    return housekeeping.remove(options.study, options.storage, is_sure=options.yes)
 
 
 def _dashboard(options: argparse.Namespace) -> int:
-    from sweepstack.reporting.dashboard import server
+    from sweepstack.reporting import dashboard
 
-    return server.serve(
+    return dashboard.serve(
         options.storage,
         options.host,
         options.port,

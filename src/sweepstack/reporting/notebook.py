@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from sweepstack import STORAGE
+from sweepstack.analysis.plots import Plot, parameters, progress, tables, trials
 from sweepstack.config.errors import InputError, nearest
-from sweepstack.reporting.plots import Plot, parameters, progress, tables, trials
 from sweepstack.study import tables as pivots
 from sweepstack.study import view as views
 from sweepstack.study.view import StudyView

@@ -23,10 +23,10 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from sweepstack.analysis import doctor, terminal
+from sweepstack.analysis.terminal import line as print_line
 from sweepstack.config import files
 from sweepstack.config.errors import EnvironmentFault, InputError, nearest, printable
-from sweepstack.reporting import doctor, terminal
-from sweepstack.reporting.terminal import line as print_line
 from sweepstack.runs import progress
 from sweepstack.study import storage
 from sweepstack.study.frame import STATES, is_retried

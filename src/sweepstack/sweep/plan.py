@@ -17,11 +17,11 @@ from typing import Any, Literal
 from sweepstack.config import check, sweeper
 from sweepstack.config.check import shown
 from sweepstack.config.errors import InputError
+from sweepstack.config.space import points
+from sweepstack.config.space.declare import parse
+from sweepstack.config.space.space import Label, Space
 from sweepstack.study.storage import absolute
 from sweepstack.sweep import pruners, samplers
-from sweepstack.sweep.space import points
-from sweepstack.sweep.space.declare import parse
-from sweepstack.sweep.space.space import Label, Space
 
 _WHERE = "hydra.sweeper"
 _HYDRAS = ("_target_", "_recursive_", "_convert_")

@@ -27,11 +27,10 @@ from sweepstack.runs import progress
 from sweepstack.runs.progress import say
 from sweepstack.study import storage
 from sweepstack.study.attributes import EQUALS, LOST, RETRIED, SWEEP
+from sweepstack.study.book.book import Book
 from sweepstack.study.ranking import best_trials
 from sweepstack.study.read import trials_of
-from sweepstack.sweep import plan
-from sweepstack.sweep.book import studies
-from sweepstack.sweep.book.book import Book
+from sweepstack.sweep import plan, studies
 from sweepstack.sweep.plan import Choice, Plan
 from sweepstack.sweep.worker import trial_folder
 from sweepstack.sweep.worker.launch import Crew, Launch, Scoreboard, launch
@@ -222,7 +221,7 @@ def _conclude(crew: Crew, book: Book, code: int | None, results: Path, view: Stu
             f"no trial of study {crew.plan.study} completed: {counts['pruned']} pruned, "
             f"{counts['failed']} failed{early}{_most_frequent_error(view.trials)}"
         )
-    from sweepstack.reporting import terminal
+    from sweepstack.analysis import terminal
 
     terminal.show(view, progress.console())
     ended = count_finished(counts)

@@ -23,8 +23,7 @@ from sqlalchemy.exc import OperationalError
 import sweepstack
 from sweepstack.config.errors import EXIT_INTERRUPTED, EnvironmentFault
 from sweepstack.study import storage
-from sweepstack.sweep import plan
-from sweepstack.sweep.book import studies
+from sweepstack.sweep import plan, studies
 from sweepstack.sweep.worker import application
 from sweepstack.sweep.worker.application import Caller
 from sweepstack.sweep.worker.trial import Stop

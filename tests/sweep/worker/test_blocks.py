@@ -18,9 +18,8 @@ from sweep_support import QUICK, states
 from sweepstack.config.errors import EXIT_INTERRUPTED
 from sweepstack.study import storage
 from sweepstack.study.attributes import LOST, RETRIED, RETRIES
-from sweepstack.sweep import plan
-from sweepstack.sweep.book import studies
-from sweepstack.sweep.book.book import Book
+from sweepstack.study.book.book import Book
+from sweepstack.sweep import plan, studies
 from sweepstack.sweep.worker.trial import Asked, Outcome, Stop
 from sweepstack.sweep.worker.worker import Worker
 

@@ -12,7 +12,7 @@ from fault_support import Row, rows, running, until
 from sqlalchemy import event
 
 from sweepstack.study.attributes import WORKER
-from sweepstack.sweep.book import bulk, processes
+from sweepstack.study.book import bulk, processes
 from sweepstack.sweep.worker import duplicates
 from sweepstack.sweep.worker.trial import Asked
 

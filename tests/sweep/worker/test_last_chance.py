@@ -8,7 +8,7 @@ from duplicates_support import Script, told, value_of, worker
 from fault_support import rows
 
 from sweepstack.study.attributes import RETRIES
-from sweepstack.sweep.book import processes
+from sweepstack.study.book import processes
 
 
 class Killed(BaseException):

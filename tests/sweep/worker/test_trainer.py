@@ -8,7 +8,7 @@ import pytest
 import yaml
 from sweep_support import QUICK, metrics, params, states, study, trial_folder, without
 
-from sweepstack.sweep.book import bulk, studies
+from sweepstack.study.book import bulk, studies
 
 
 def test_what_a_trial_leaves(main, tmp_path):

@@ -7,7 +7,7 @@ import pytest
 from sweep_support import QUICK, trial_folder, without
 
 import sweepstack
-from sweepstack.reporting.plots import layers
+from sweepstack.analysis.plots import layers
 from sweepstack.study import frame
 from sweepstack.study.view import StudyView, open_study
 

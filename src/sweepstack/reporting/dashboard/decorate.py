@@ -38,11 +38,11 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import column, insert, select, table, update
 from sqlalchemy.exc import SQLAlchemyError
 
+from sweepstack.analysis.terminal import number
 from sweepstack.config import commands
 from sweepstack.config.errors import EnvironmentFault, one_line, shown_to_people
 from sweepstack.reporting import report
 from sweepstack.reporting.report.content import command_of
-from sweepstack.reporting.terminal import number
 from sweepstack.study import storage
 from sweepstack.study.attributes import EQUALS, IDENTITY, LOST, OVERRIDES, SWEEP
 from sweepstack.study.frame import STATES
@@ -336,9 +336,9 @@ def _settings(settings: Any) -> str | None:
 
 def _plots(view: StudyView) -> dict[str, str]:
     """plotly's JSON of the plots that the dashboard does not draw itself, by their ids."""
-    from sweepstack.reporting.plots.parameters import importance
-    from sweepstack.reporting.plots.style import label
-    from sweepstack.reporting.plots.tables import heatmap
+    from sweepstack.analysis.plots.parameters import importance
+    from sweepstack.analysis.plots.style import label
+    from sweepstack.analysis.plots.tables import heatmap
 
     plot = heatmap(view, importance(view)[1])
     if plot is None:

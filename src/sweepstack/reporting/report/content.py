@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from sweepstack.analysis.terminal import number, setting
 from sweepstack.config import commands
 from sweepstack.config.errors import printable
-from sweepstack.reporting.terminal import number, setting
 from sweepstack.study.attributes import PREFIX
 from sweepstack.study.tables import METRICS, applies, pivot, published
 from sweepstack.study.view import StudyView, is_numeric

@@ -21,9 +21,9 @@ import plotly.io
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from sweepstack.analysis import doctor, plots
+from sweepstack.analysis.plots import Plot
 from sweepstack.config.errors import printable
-from sweepstack.reporting import doctor, plots
-from sweepstack.reporting.plots import Plot
 from sweepstack.reporting.report import content
 from sweepstack.study.view import StudyView
 

@@ -18,8 +18,8 @@ from typing import Any, Protocol
 from optuna.trial import TrialState
 
 from sweepstack.engine.spec import State
-from sweepstack.sweep.book.book import Book
-from sweepstack.sweep.book.records import ENDED, Owner
+from sweepstack.study.book.book import Book
+from sweepstack.study.book.records import ENDED, Owner
 from sweepstack.sweep.worker.trial import Asked, Outcome
 
 MAX_DEFERRED = 1024

@@ -34,9 +34,9 @@ from rich.table import Column, Table
 from sweepstack.config.errors import EXIT_TERMINATED, EnvironmentFault, SweepstackError
 from sweepstack.runs import progress
 from sweepstack.study import storage
-from sweepstack.sweep.book.book import Book
-from sweepstack.sweep.book.studies import open_book
+from sweepstack.study.book.book import Book
 from sweepstack.sweep.plan import Plan
+from sweepstack.sweep.studies import open_book
 from sweepstack.sweep.worker.trial import Live, Status, Stop
 from sweepstack.sweep.worker.worker import App, Worker, count_finished, too_many_failed
 

@@ -26,6 +26,8 @@ from sweepstack.config import schema, trust
 from sweepstack.config.effect import effect
 from sweepstack.config.errors import InputError, SweepstackError, masked, one_line
 from sweepstack.config.schema import RunConfig
+from sweepstack.config.space import points
+from sweepstack.config.space.space import Space
 from sweepstack.engine import seeds
 from sweepstack.engine.seeds import Group
 from sweepstack.engine.spec import Monitor, TrialResult, TrialSpec
@@ -33,8 +35,6 @@ from sweepstack.engine.width import MANY, Widths
 from sweepstack.study.attributes import DATA_HASH, EFFECT, EQUALS, PLANNED, PREFIX
 from sweepstack.sweep import samplers
 from sweepstack.sweep.plan import PLACES, Plan
-from sweepstack.sweep.space import points
-from sweepstack.sweep.space.space import Space
 from sweepstack.sweep.worker import question
 from sweepstack.sweep.worker.composition import Composition
 from sweepstack.sweep.worker.duplicates import Original

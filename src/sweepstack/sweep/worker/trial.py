@@ -12,8 +12,8 @@ import optuna
 from optuna.pruners import NopPruner
 
 from sweepstack.engine.spec import State
-from sweepstack.sweep.book.book import Book
-from sweepstack.sweep.book.records import Ending, Report
+from sweepstack.study.book.book import Book
+from sweepstack.study.book.records import Ending, Report
 from sweepstack.sweep.pruners import RungPruner
 
 

@@ -19,17 +19,17 @@ import optuna
 from optuna.trial import TrialState
 
 from sweepstack.config.errors import EXIT_INTERRUPTED, SweepstackError, one_line
+from sweepstack.config.space.points import Overrides
+from sweepstack.config.space.space import Space
 from sweepstack.runs import progress
 from sweepstack.runs.folder import environment, key_of
 from sweepstack.study import storage
 from sweepstack.study.attributes import CONTINUES, ENVIRONMENT, OVERRIDES
+from sweepstack.study.book.book import Book
+from sweepstack.study.book.processes import BEAT_S
+from sweepstack.study.book.records import Ending, is_suspect
 from sweepstack.sweep import pruners, samplers
-from sweepstack.sweep.book.book import Book
-from sweepstack.sweep.book.processes import BEAT_S
-from sweepstack.sweep.book.records import Ending, is_suspect
 from sweepstack.sweep.plan import Plan
-from sweepstack.sweep.space.points import Overrides
-from sweepstack.sweep.space.space import Space
 from sweepstack.sweep.worker.duplicates import Duplicates, Equal
 from sweepstack.sweep.worker.trial import Asked, Decisions, Outcome, Status, Stop
 
@@ -137,7 +137,9 @@ class Worker:
         self._steps: int | None = None
         self._max_steps = plan.max_steps_total if self.runner.equal else None  # others have none
         self._environment = _recorded_environment(self.study)
-        self._overrides = Overrides(plan.space, plan.custom_search_space, lambda: app.config(plan))
+        self._overrides = Overrides(
+            plan.space, plan.custom_search_space, lambda: app.config(plan), storage.FAILURES
+        )
 
     def work(self) -> None:
         """Run trials until the study has its total, a budget is spent, or a signal asks to stop.

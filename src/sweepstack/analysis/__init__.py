@@ -1,0 +1,1 @@
+"""What a study says: findings, plots, comparisons of studies."""

@@ -1,0 +1,531 @@
+"""The records of a study in Optuna's own tables: many rows in one transaction.
+
+Optuna's public functions take one transaction per row and per value; a stack of trials has many at
+once. What is written here is row for row what they write (a test compares them). Left out is the
+samplers' `after_trial`: what it does concerns `constraints_func`, which we do not use, and
+`Study.stop`.
+
+This is the only file that uses Optuna's tables and private names. `missing` tells whether they are
+as they are used here; where they are not, `public.py` does the same, slower. A transaction that
+changes records holds the study: BEGIN IMMEDIATE on SQLite (see `storage`), a lock on the study's
+row elsewhere.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any
+
+import optuna
+import sqlalchemy as sa
+from optuna import pruners
+from optuna.distributions import BaseDistribution, distribution_to_json, json_to_distribution
+from optuna.storages import RDBStorage
+from optuna.storages._rdb import models
+from optuna.trial import FrozenTrial, TrialState, create_trial
+from sqlalchemy import Connection, bindparam, func, insert, select
+
+from sweepstack.study.attributes import CONTINUES, EFFECT, EQUALS, LOST, RETRIED, RETRY_OF, WORKER
+from sweepstack.study.book import processes
+from sweepstack.study.book.book import Book
+from sweepstack.study.book.records import Ending, Owner, Record, Report, Row, Tally, last_value
+
+AT_ONCE = 500
+"""Trials that a query names; SQLite refuses one that names too many."""
+MAX_OPEN = 20_000
+"""If more trials wait or run, all are read again: one query has to name them, see `_tally`."""
+NEEDED = {
+    "StudyModel": ("study_id",),
+    "TrialModel": (
+        *("trial_id", "number", "study_id", "state", "datetime_start", "datetime_complete"),
+    ),
+    "TrialParamModel": ("trial_id", "param_name", "param_value", "distribution_json"),
+    "TrialIntermediateValueModel": (
+        *("trial_id", "step", "intermediate_value", "intermediate_value_type"),
+    ),
+    "TrialValueModel": ("trial_id", "objective", "value", "value_type"),
+    "TrialUserAttributeModel": ("trial_user_attribute_id", "trial_id", "key", "value_json"),
+    "TrialSystemAttributeModel": ("trial_id", "key", "value_json"),
+    "TrialHeartbeatModel": ("trial_id", "heartbeat"),
+}
+"""Columns by table."""
+_STORED_AS = {
+    "TrialIntermediateValueModel": "intermediate_value_to_stored_repr",
+    "TrialValueModel": "value_to_stored_repr",
+}
+"""How a table stores NaN and inf."""
+
+
+def missing() -> list[str]:
+    """What this Optuna lacks of what is used here, such as "TrialModel.number"."""
+    found = []
+    for name, columns in NEEDED.items():
+        table = getattr(getattr(models, name, None), "__table__", None)
+        there = () if table is None else table.columns.keys()
+        found += [f"{name}.{column}" for column in columns if column not in there]
+    for name, function in _STORED_AS.items():
+        if not hasattr(getattr(models, name, None), function):
+            found.append(f"{name}.{function}")
+    return found + [n for n in ("_filter_study",) if not hasattr(pruners, n)]
+
+
+def _table(name: str) -> Any:
+    return getattr(getattr(models, name, None), "__table__", None)
+
+
+_STUDIES, _TRIALS = _table("StudyModel"), _table("TrialModel")
+_PARAMETERS, _VALUES = _table("TrialParamModel"), _table("TrialValueModel")
+_REPORTS = _table("TrialIntermediateValueModel")
+_USER, _SYSTEM = _table("TrialUserAttributeModel"), _table("TrialSystemAttributeModel")
+_BEATS = _table("TrialHeartbeatModel")
+
+
+class BulkBook(Book):
+    """The records of one study of a database."""
+
+    def __init__(self, study: optuna.Study, storage: RDBStorage, *given: Any, **named: Any):
+        super().__init__(study, storage, *given, **named)
+        self._engine = storage.engine
+        self._mine = _TRIALS.c.study_id == self.study_id
+        self._effects_up_to = -1
+        self._forget()
+
+    def _forget(self) -> None:
+        self._last, self._size = -1, 0
+        self._open: list[int] = []
+        self._settled: Counter[TrialState] = Counter()
+
+    @contextmanager
+    def _held(self) -> Iterator[Connection]:
+        with self._engine.begin() as page:
+            _hold(page, self.study_id)
+            yield page
+
+    @contextmanager
+    def _read(self) -> Iterator[Connection]:
+        with self._engine.begin() as page:
+            yield page
+
+    def _id(self, trial: optuna.Trial) -> int:
+        return trial._trial_id
+
+    # --- reading ---------------------------------------------------------------------------------
+
+    def _tally(self, page: Connection) -> Tally:
+        """Count without reading all again: a finished trial stays finished, so each is read until
+        it is. What is read again is what waited or ran the last time, and what is new; all of it,
+        once failed trials have got others in their place."""
+        mine = select(_TRIALS.c.trial_id, _TRIALS.c.state).where(self._mine)
+        new = mine.where(_TRIALS.c.trial_id > self._last)
+        if len(self._open) > MAX_OPEN:
+            self._forget()
+            new = mine
+        # One statement, or a trial that is replaced in between would be in neither part.
+        both = (
+            sa.union_all(mine.where(_TRIALS.c.trial_id.in_(self._open)), new) if self._open else new
+        )
+        rows = sorted((int(trial_id), state) for trial_id, state in page.execute(both))
+        if rows and rows[-1][0] > self._last and self._is_unsettled(page):
+            self._forget()
+            return self._tally(page)
+        failed = [trial_id for trial_id, state in rows if state == TrialState.FAIL]
+        replaced = self._attributes(page, failed, (RETRIED,))
+        states: Counter[TrialState] = Counter()
+        self._size += sum(trial_id > self._last for trial_id, _ in rows)
+        self._last = max([self._last, *(trial_id for trial_id, _ in rows)])
+        self._open = [trial_id for trial_id, state in rows if not state.is_finished()]
+        for trial_id, state in rows:
+            if trial_id not in replaced:
+                (self._settled if state.is_finished() else states)[state] += 1
+        waiting = [trial_id for trial_id, state in rows if state == TrialState.WAITING]
+        return Tally(self._settled + states, self._size, self._last, waiting)
+
+    def _is_unsettled(self, page: Connection) -> bool:
+        """Whether trials that had failed for good may be replaced since: a sweep was started again,
+        here or elsewhere, and let the failed points of a grid wait."""
+        if not self._settled[TrialState.FAIL]:
+            return False
+        query = select(_USER.c.trial_id).join(_TRIALS, _TRIALS.c.trial_id == _USER.c.trial_id)
+        query = query.where(self._mine, _TRIALS.c.trial_id > self._last, _USER.c.key == RETRY_OF)
+        return page.scalar(query.limit(1)) is not None
+
+    def _records(
+        self, page: Connection, state: TrialState, ids: Sequence[int] | None = None
+    ) -> list[Record]:
+        query = select(_TRIALS.c.trial_id, _TRIALS.c.number)
+        # For update, or what ends at this moment would be taken for lost.
+        query = query.where(self._mine, _TRIALS.c.state == state).with_for_update()
+        some: Any = page.execute(query) if ids is None else _rows(page, query, ids)
+        rows = sorted((trial_id, number) for trial_id, number in some)
+        found = [trial_id for trial_id, _ in rows]
+        known = self._attributes(page, found)
+        beats = dict(_rows(page, select(_BEATS.c.trial_id, _BEATS.c.heartbeat), found))
+        # The database's time, as heartbeats have it.
+        now = page.execute(select(func.now())).scalar_one().replace(tzinfo=None)
+        return [
+            Record(i, n, known.get(i, {}), (now - beats[i]).total_seconds() if i in beats else None)
+            for i, n in rows
+        ]
+
+    def _attributes(
+        self, page: Connection, ids: Sequence[int], keys: Sequence[str] = (), model: Any = _USER
+    ) -> dict[int, dict[str, Any]]:
+        found: dict[int, dict[str, Any]] = {}
+        query = select(model.c.trial_id, model.c.key, model.c.value_json)
+        if keys:
+            query = query.where(model.c.key.in_(keys))
+        for trial_id, key, text in _rows(page, query, ids):
+            found.setdefault(trial_id, {})[key] = json.loads(text)
+        return found
+
+    def _values(self, page: Connection, key: str, after: int = -1) -> list[tuple[int, Any]]:
+        query = select(_TRIALS.c.trial_id, _USER.c.value_json)
+        query = query.join(_USER, _USER.c.trial_id == _TRIALS.c.trial_id)
+        query = query.where(self._mine, _USER.c.key == key, _TRIALS.c.trial_id > after)
+        return [(trial_id, json.loads(text)) for trial_id, text in page.execute(query)]
+
+    def _parameters(self, page: Connection, ids: Sequence[int]) -> dict[int, dict[str, Any]]:
+        system = self._attributes(page, ids, ("fixed_params",), _SYSTEM)
+        found = {trial_id: dict(known["fixed_params"]) for trial_id, known in system.items()}
+        query = select(*(_PARAMETERS.c[name] for name in NEEDED["TrialParamModel"]))
+        for trial_id, name, value, text in _rows(page, query, ids):
+            internal = json_to_distribution(text)
+            found.setdefault(trial_id, {})[name] = internal.to_external_repr(value)
+        return found
+
+    def _last_steps(self, page: Connection, ids: Sequence[int]) -> dict[int, int]:
+        query = select(_REPORTS.c.trial_id, func.max(_REPORTS.c.step)).group_by(_REPORTS.c.trial_id)
+        return dict(_rows(page, query, ids))
+
+    def _steps(self, page: Connection) -> int:
+        query = select(_USER.c.value_json).join(_TRIALS, _TRIALS.c.trial_id == _USER.c.trial_id)
+        other = _USER.alias().c
+        equal = sa.exists().where(other.trial_id == _USER.c.trial_id, other.key == EQUALS)
+        query = query.where(self._mine, _USER.c.key == "steps", ~equal)
+        return sum(json.loads(text) or 0 for text in page.scalars(query))
+
+    def _states(self, page: Connection, ids: Sequence[int]) -> dict[int, TrialState]:
+        return dict(_rows(page, select(_TRIALS.c.trial_id, _TRIALS.c.state), ids))
+
+    def _new_effects(self, page: Connection) -> Iterator[tuple[str, Owner]]:
+        # Two queries by primary keys: joined, the database might look through the whole study.
+        id_ = _USER.c.trial_user_attribute_id
+        query = select(id_, _USER.c.trial_id, _USER.c.value_json).order_by(id_)
+        query = query.where(id_ > self._effects_up_to, _USER.c.key == EFFECT)
+        if self._effects_up_to < 0:  # but the first time, or it looks through all studies
+            query = query.join(_TRIALS, _TRIALS.c.trial_id == _USER.c.trial_id).where(self._mine)
+            self._effects_up_to = page.scalar(select(func.max(id_))) or 0
+        effects: dict[int, str] = {}
+        for at, trial_id, text in page.execute(query):
+            self._effects_up_to, effect = max(at, self._effects_up_to), json.loads(text)
+            known = self._owners.get(effect)
+            if known is None or known.id != trial_id:  # else it is one of this process's
+                effects[trial_id] = effect
+        columns = select(_TRIALS.c.trial_id, _TRIALS.c.number, _TRIALS.c.state).where(self._mine)
+        owners = {row[0]: Owner(*row) for row in _rows(page, columns, list(effects))}
+        # As they were written: of a failed trial's effect the next owner comes after it.
+        yield from ((effect, owners[i]) for i, effect in effects.items() if i in owners)
+
+    def best(self, direction: str) -> float | None:
+        extreme = func.max if direction == "maximize" else func.min
+        query = select(extreme(_VALUES.c.value)).join(
+            _TRIALS, _TRIALS.c.trial_id == _VALUES.c.trial_id
+        )
+        violated = select(_SYSTEM.c.trial_id).where(
+            _SYSTEM.c.key.startswith("constraints:"), sa.cast(_SYSTEM.c.value_json, sa.Float) > 0
+        )
+        complete = (self._mine, _TRIALS.c.state == TrialState.COMPLETE)
+        with self._read() as page:
+            found: float | None = page.scalar(
+                query.where(*complete, _TRIALS.c.trial_id.not_in(violated))
+            )
+        return found
+
+    def others_at_work(self) -> bool:
+        query = select(_TRIALS.c.trial_id).join(_BEATS, _BEATS.c.trial_id == _TRIALS.c.trial_id)
+        query = query.where(self._mine, _TRIALS.c.state == TrialState.RUNNING)
+        with self._read() as page:
+            return page.scalar(query.limit(1)) is not None
+
+    def numbers_with(self, key: str) -> list[int]:
+        query = select(_TRIALS.c.number).join(_USER, _USER.c.trial_id == _TRIALS.c.trial_id)
+        with self._read() as page:
+            return list(page.scalars(query.where(self._mine, _USER.c.key == key)))
+
+    def reported(self, trial: optuna.Trial) -> FrozenTrial:
+        return trial._get_latest_trial()
+
+    # --- claiming and requeueing -----------------------------------------------------------------
+
+    def retry_failed(self) -> int:
+        """See `Book.retry_failed`. What `public.py` replaced does not say so itself."""
+        with self._held() as page:
+            replaced = {number for _, number in self._values(page, CONTINUES)}
+            failed = self._records(page, TrialState.FAIL) if replaced else []
+            silent = [r for r in failed if r.number in replaced and RETRIED not in r.attributes]
+            _add_attributes(page, _USER, [(record.id, {RETRIED: True}) for record in silent])
+        return super().retry_failed()
+
+    def _begin_waiting(self, page: Connection, ids: Sequence[int]) -> list[FrozenTrial]:
+        if not ids:
+            return []
+        mine, start = _TRIALS.c.trial_id.in_(ids), datetime.now()
+        running = {"state": TrialState.RUNNING, "datetime_start": _stored(start)}
+        page.execute(sa.update(_TRIALS).where(mine).values(running))
+        numbers = select(_TRIALS.c.trial_id, _TRIALS.c.number).where(mine)
+        user, system = self._attributes(page, ids), self._attributes(page, ids, (), _SYSTEM)
+        return [
+            _frozen(trial_id, number, start, user.get(trial_id, {}), system.get(trial_id, {}))
+            for trial_id, number in page.execute(numbers.order_by(_TRIALS.c.trial_id))
+        ]
+
+    def _begin_new(self, page: Connection, found: Tally, rows: Sequence[Row]) -> list[FrozenTrial]:
+        start = datetime.now()
+        running = {"state": TrialState.RUNNING, "datetime_start": _stored(start)}
+        added = self._added(page, running, rows, found) if rows else []
+        return [
+            _frozen(trial_id, number, start, dict(row.attributes), row.system)
+            for (trial_id, number), row in zip(added, rows, strict=True)
+        ]
+
+    def _add_waiting(self, page: Connection, rows: Sequence[Row]) -> None:
+        if rows:
+            self._added(page, {"state": TrialState.WAITING}, rows, self._tally(page))
+
+    def _added(
+        self, page: Connection, same: Mapping[str, Any], rows: Sequence[Row], found: Tally
+    ) -> Sequence[Any]:
+        """Add trials with their attributes; row id and number of each, in order."""
+        study, first = {"study_id": self.study_id}, found.size
+        page.execute(
+            insert(_TRIALS), [{**study, **same, "number": first + i} for i in range(len(rows))]
+        )
+        new = select(_TRIALS.c.trial_id, _TRIALS.c.number)
+        new = new.where(self._mine, _TRIALS.c.trial_id > found.last).order_by(_TRIALS.c.number)
+        added = page.execute(new).all()
+        pairs = list(zip(added, rows, strict=True))
+        _add_attributes(page, _SYSTEM, [(trial[0], row.system) for trial, row in pairs])
+        _add_attributes(page, _USER, [(trial[0], row.attributes) for trial, row in pairs])
+        return added
+
+    def _hand_out(self, page: Connection, trials: Sequence[FrozenTrial]) -> None:
+        if not trials:
+            return
+        page.execute(insert(_BEATS), [{"trial_id": trial._trial_id} for trial in trials])
+        mine = {WORKER: processes.this_process()}
+        _add_attributes(page, _USER, [(trial._trial_id, mine) for trial in trials])
+        for trial in trials:
+            trial.user_attrs.update(mine)
+
+    def _live(self, trial: FrozenTrial) -> LiveTrial:
+        self.study._thread_local.cached_all_trials = None  # as `ask`: samplers look again
+        return LiveTrial(self.study, trial)
+
+    def _replace(
+        self, page: Connection, lost: Mapping[int, str], copies: Sequence[tuple[Record, Row]]
+    ) -> None:
+        failed = {"state": TrialState.FAIL, "datetime_complete": _stored(datetime.now())}
+        _update(page, sa.update(_TRIALS).values(failed), lost)
+        _add_attributes(page, _USER, [(trial_id, {LOST: why}) for trial_id, why in lost.items()])
+        # First, or a failed trial would be counted before it says that it is replaced.
+        _add_attributes(page, _USER, [(record.id, {RETRIED: True}) for record, _ in copies])
+        self._add_waiting(page, [row for _, row in copies])
+
+    def beat(self, trials: Iterable[optuna.Trial]) -> None:
+        change = sa.update(_BEATS).values(heartbeat=func.current_timestamp())
+        with self._engine.begin() as page:
+            _update(page, change, [trial._trial_id for trial in trials])
+
+    @contextmanager
+    def deletion(self) -> Iterator[list[str]]:
+        """See `Book.deletion`; what refers to a study goes before the study, a table at a time."""
+        with self._held() as page:
+            yield self._alive(page)
+            trials = select(_TRIALS.c.trial_id).where(self._mine)
+            for table in reversed(models.BaseModel.metadata.sorted_tables):
+                if "study_id" in table.c:
+                    page.execute(sa.delete(table).where(table.c.study_id == self.study_id))
+                elif "trial_id" in table.c:
+                    page.execute(sa.delete(table).where(table.c.trial_id.in_(trials)))
+
+    # --- what trials are, report and end with ----------------------------------------------------
+
+    def begin(self, trials: Sequence[optuna.Trial]) -> None:
+        live = [trial for trial in trials if isinstance(trial, LiveTrial)]
+        rows = [row for trial in live for row in trial.take_parameters()]
+        if rows:
+            with self._engine.begin() as page:
+                page.execute(insert(_PARAMETERS), rows)
+
+    def write(self, reports: Iterable[Report] = (), endings: Sequence[Ending] = ()) -> list[int]:
+        """See `Book.write`; all of it is one transaction."""
+        new = _new(reports)
+        if not new and not endings:
+            return []
+        try:
+            with self._engine.begin() as page:
+                lost = self._not_running(page, [ending.trial for ending in endings])
+                rows = [_report_row(r) for r in new if r.trial._trial_id not in lost]
+                if rows:
+                    page.execute(insert(_REPORTS), rows)
+                kept = [ending for ending in endings if ending.trial._trial_id not in lost]
+                if kept:
+                    _end(page, kept)
+        except BaseException:
+            for trial, step, _ in new:  # they may be written yet
+                del trial._cached_frozen_trial.intermediate_values[step]
+            raise
+        self.study._thread_local.cached_all_trials = None  # as `tell`: samplers look again
+        return [ending.trial.number for ending in endings if ending.trial._trial_id in lost]
+
+    def _not_running(self, page: Connection, trials: Sequence[optuna.Trial]) -> set[int]:
+        """Row ids of those that are not; the others stay so until the transaction ends."""
+        ids = [trial._trial_id for trial in trials]
+        query = select(_TRIALS.c.trial_id).where(_TRIALS.c.state == TrialState.RUNNING)
+        return set(ids) - {row[0] for row in _rows(page, query.with_for_update(), ids)}
+
+    def _write_effects(self, page: Connection, taken: Sequence[tuple[optuna.Trial, str]]) -> None:
+        new = [(t, e) for t, e in taken if EFFECT not in t._cached_frozen_trial.user_attrs]
+        _add_attributes(page, _USER, [(trial._trial_id, {EFFECT: effect}) for trial, effect in new])
+        for trial, effect in taken:  # `write` leaves out what is written
+            trial._cached_frozen_trial.user_attrs[EFFECT] = effect
+
+
+class LiveTrial(optuna.Trial):
+    """A running trial of this process, made from its known row, whose parameters are written
+    together.
+
+    `Study.ask` writes a row and reads it back, and each `suggest_*` is a transaction. The book has
+    just written the row and says what is in it, and the parameters are kept until `begin` writes
+    them. Samplers, pruners and the user's own functions see no difference.
+    """
+
+    def __init__(self, study: optuna.Study, frozen: FrozenTrial):
+        # What `optuna.Trial.__init__` sets (a test compares), without reading the row again.
+        self.study = study
+        self._trial_id = frozen._trial_id
+        self._unwritten = _Unwritten(study._storage)
+        self.storage: Any = self._unwritten
+        self._cached_frozen_trial = frozen
+        study.sampler.before_trial(pruners._filter_study(study, frozen), frozen)
+        self.relative_search_space: dict[str, BaseDistribution] | None = None
+        self._relative_params: dict[str, Any] | None = None
+        self._fixed_params = frozen.system_attrs.get("fixed_params", {})
+
+    def take_parameters(self) -> list[dict[str, Any]]:
+        """The rows of parameters that are not written yet; from now on they count as written."""
+        parameters, self._unwritten.parameters = self._unwritten.parameters, []
+        return parameters
+
+
+class _Unwritten:
+    """The study's storage, but for parameters, which are kept."""
+
+    def __init__(self, storage: Any):
+        self._storage = storage
+        self.parameters: list[dict[str, Any]] = []
+
+    def set_trial_param(
+        self, trial_id: int, name: str, value: float, distribution: BaseDistribution
+    ) -> None:
+        written = distribution_to_json(distribution)
+        row = (trial_id, name, value, written)
+        self.parameters.append(dict(zip(NEEDED["TrialParamModel"], row, strict=True)))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._storage, name)
+
+
+def _hold(page: Connection, study_id: int) -> None:
+    """Hold the study until the transaction ends; SQLite holds all of itself already."""
+    page.execute(
+        select(_STUDIES.c.study_id).where(_STUDIES.c.study_id == study_id).with_for_update()
+    )
+
+
+def _rows(page: Connection, query: sa.Select[Any], ids: Sequence[int]) -> Iterator[Any]:
+    """What a query, whose first column is a trial's row id, finds of the trials `ids`."""
+    column: Any = query.selected_columns[0]
+    for first in range(0, len(ids), AT_ONCE):
+        yield from page.execute(query.where(column.in_(ids[first : first + AT_ONCE])))
+
+
+def _update(page: Connection, change: sa.Update, ids: Iterable[int]) -> None:
+    """Change the rows of the trials `ids`."""
+    mine, column = [{"_id": trial_id} for trial_id in ids], change.table.c["trial_id"]
+    if mine:
+        page.execute(change.where(column == bindparam("_id")), mine)
+
+
+def _stored(local: datetime) -> datetime:
+    """A time as Optuna stores it: UTC, and not saying so."""
+    return local.astimezone(UTC).replace(tzinfo=None)
+
+
+def _frozen(
+    trial_id: int, number: Any, start: datetime, user: dict[str, Any], system: dict[str, Any]
+) -> FrozenTrial:
+    found = create_trial(state=TrialState.RUNNING, user_attrs=user, system_attrs=system)
+    found.number, found._trial_id, found.datetime_start = int(number), trial_id, start
+    return found
+
+
+def _add_attributes(
+    page: Connection, table: Any, attributes: Iterable[tuple[int, Mapping[str, Any]]]
+) -> None:
+    """Give trials, by row id, attributes that they do not have yet."""
+    rows = [
+        {"trial_id": trial_id, "key": key, "value_json": json.dumps(value)}
+        for trial_id, given in attributes
+        for key, value in given.items()
+    ]
+    if rows:
+        page.execute(insert(table), rows)
+
+
+def _new(reports: Iterable[Report]) -> list[Report]:
+    """Those of the reports that are new; the trials know them from here on."""
+    new = []
+    for report in reports:
+        known = report.trial._cached_frozen_trial.intermediate_values
+        if report.step not in known:
+            known[report.step] = report.value
+            new.append(report)
+    return new
+
+
+def _end(page: Connection, endings: Sequence[Ending]) -> None:
+    attributes, system, finished = [], [], []
+    values: list[dict[str, Any]] = []
+    now = _stored(datetime.now())
+    for ending in endings:
+        trial_id, frozen = ending.trial._trial_id, ending.trial._cached_frozen_trial
+        new = {key: v for key, v in ending.attributes.items() if key not in frozen.user_attrs}
+        attributes.append((trial_id, new))
+        system.append((trial_id, {f"constraints:{n}": v for n, v in ending.constraints.items()}))
+        pruned = ending.state == TrialState.PRUNED
+        values += _value_rows(trial_id, last_value(frozen) if pruned else ending.values or ())
+        finished.append({"_id": trial_id, "_state": ending.state, "_now": now})
+    _add_attributes(page, _USER, attributes)
+    _add_attributes(page, _SYSTEM, system)
+    if values:
+        page.execute(insert(_VALUES), values)
+    change = sa.update(_TRIALS).where(_TRIALS.c.trial_id == bindparam("_id"))
+    change = change.values(state=bindparam("_state"), datetime_complete=bindparam("_now"))
+    page.execute(change, finished)
+
+
+def _report_row(report: Report) -> dict[str, Any]:
+    stored = models.TrialIntermediateValueModel.intermediate_value_to_stored_repr
+    row = (report.trial._trial_id, report.step, *stored(report.value))
+    return dict(zip(NEEDED["TrialIntermediateValueModel"], row, strict=True))
+
+
+def _value_rows(trial_id: int, values: Sequence[float]) -> Iterable[dict[str, Any]]:
+    for objective, value in enumerate(values):
+        row = (trial_id, objective, *models.TrialValueModel.value_to_stored_repr(value))
+        yield dict(zip(NEEDED["TrialValueModel"], row, strict=True))

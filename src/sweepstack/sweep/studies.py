@@ -1,0 +1,214 @@
+"""Opening a study and its records: a sweep goes on only with trials of the same question.
+
+What makes it the same question is the sweep's identity (search space, objective, directions), kept
+as the study's user attribute `sweepstack.identity`. Optuna itself accepts changed ranges and a
+flipped direction in silence.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
+from itertools import count
+from pathlib import Path
+from typing import Any, Literal
+
+import optuna
+from optuna.exceptions import DuplicatedStudyError
+from optuna.samplers import BaseSampler, RandomSampler
+from optuna.storages import BaseStorage, RDBStorage
+from optuna.study import StudyDirection
+from optuna.trial import TrialState
+
+from sweepstack.config.errors import InputError, one_line
+from sweepstack.config.space import points
+from sweepstack.study.attributes import FOLDER, IDENTITY, RETRIED, WORKER
+from sweepstack.study.book import processes
+from sweepstack.study.book.book import Book
+from sweepstack.study.book.public import PublicBook, held, lock_file
+from sweepstack.sweep import samplers
+from sweepstack.sweep.plan import Plan
+
+log = logging.getLogger(__name__)
+
+
+def open_study(
+    storage: BaseStorage,
+    name: str,
+    directions: Sequence[str],
+    identity: Mapping[str, Any],
+    on_mismatch: Literal["refuse", "new"] = "refuse",
+) -> optuna.Study:
+    """Create the study `name`, or load it to go on with it; set its sampler and pruner afterwards.
+
+    `directions` are "minimize" or "maximize", one per objective; `identity` must be JSON. With
+    `on_mismatch="new"` a study of another identity is left alone and NAME_2, NAME_3 ... is opened,
+    the first that is free or has this identity. Otherwise a study in which no trial has finished
+    or runs takes the new question: it is made anew, and a line says so.
+
+    Raises:
+        InputError: the study has another identity; one line per difference, nothing is written.
+    """
+    wanted = json.loads(json.dumps(identity))
+    with held(lock_file(storage)):
+        for candidate in _names(name):
+            study, differences = _open(storage, candidate, directions, wanted)
+            if not differences:
+                return study
+            if on_mismatch == "refuse":
+                if _is_unfinished(study):
+                    log.warning("study %s had no finished trial and takes the new question", name)
+                    optuna.delete_study(study_name=candidate, storage=storage)
+                    return _open(storage, candidate, directions, wanted)[0]
+                raise InputError(
+                    [
+                        f"study '{name}' has trials of another sweep; choose another study name, "
+                        "or hydra.sweeper.on_mismatch=new for a new study:",
+                        *differences,
+                    ]
+                )
+    raise AssertionError("there is always another name")
+
+
+def folder_of(storage: BaseStorage, study: optuna.Study, root: Path) -> Path:
+    """Where the study's trials leave their files: `root`/STUDY, the same at every start.
+
+    A folder of that name which another study left (its database is gone) is not touched: the
+    study then gets STUDY_2, and so on. The choice is kept with the study.
+    """
+    with held(lock_file(storage)):
+        found = study.user_attrs.get(FOLDER)
+        if found is None:
+            found = next(name for name in _names(study.study_name) if not (root / name).exists())
+            study.set_user_attr(FOLDER, found)
+        return root / str(found)
+
+
+def open_book(
+    plan: Plan, study: optuna.Study, storage: BaseStorage, checkpointed: Callable[[int], int | None]
+) -> Book:
+    """The records of the plan's study: its total, its grid in order, each trial's own sampler."""
+    # Of a grid the points are fixed.
+    study.sampler = RandomSampler(0) if plan.grid else _sampler(plan)
+    return book_of(storage)(
+        study,
+        storage,
+        plan.total,
+        plan.max_restarts,
+        points=points.arranged(plan.space, plan.order) if plan.grid else None,
+        first=plan.enqueue if plan.grid else (),
+        workers=plan.n_jobs,
+        checkpointed=checkpointed,
+    )
+
+
+def _sampler(plan: Plan) -> BaseSampler:
+    name, given = plan.sampler.name, plan.sampler.given
+
+    def build(seed: int | None) -> BaseSampler:
+        found = samplers.build_sampler(name, given, seed, trusted_storage=plan.trusted_storage)
+        assert found is not None
+        return found
+
+    kept = 2048 if name in samplers.BLIND else 1
+    return samplers.PerTrial(build, plan.seed, is_shared=name in samplers.SHARED, kept=kept)
+
+
+def book_of(storage: BaseStorage) -> Callable[..., Book]:
+    """The faster of the two books that a storage can have."""
+    if not isinstance(storage, RDBStorage) or bulk_problem():
+        return PublicBook
+    from sweepstack.study.book.bulk import BulkBook
+
+    return BulkBook
+
+
+@cache
+def bulk_problem() -> str:
+    """Why the tables of this Optuna cannot be used directly; empty where they can."""
+    try:
+        from sweepstack.study.book import bulk
+
+        found = ", ".join(bulk.missing()[:3])
+    except (ImportError, AttributeError) as error:
+        found = one_line(error)
+    if found:
+        log.warning(
+            "Optuna %s has no %s: using its public API, which is slower", optuna.__version__, found
+        )
+    return found
+
+
+def _names(name: str) -> Iterator[str]:
+    yield name
+    for number in count(2):
+        yield f"{name}_{number}"
+
+
+def _open(
+    storage: BaseStorage, name: str, directions: Sequence[str], wanted: dict[str, Any]
+) -> tuple[optuna.Study, list[str]]:
+    """Study `name`, made where there is none, and how it differs from identity `wanted`."""
+    try:
+        study = optuna.load_study(study_name=name, storage=storage)
+    except KeyError:
+        try:
+            study = optuna.create_study(
+                study_name=name,
+                storage=storage,
+                directions=[StudyDirection[way.upper()] for way in directions],
+            )
+        except DuplicatedStudyError:  # by another process, just now
+            study = optuna.load_study(study_name=name, storage=storage)
+    there = [way.name.lower() for way in study.directions]
+    here = [way.lower() for way in directions]
+    before, has_trials = study.user_attrs.get(IDENTITY), False
+    if before is None:
+        # In this order: another process may write its identity, and then its first trial.
+        has_trials = bool(study.get_trials(deepcopy=False))
+        before = study.user_attrs.get(IDENTITY)
+    if before is not None:
+        found = [*_differences(before, wanted), *_differences(there, here, "directions")]
+        return study, list(dict.fromkeys(found))
+    if has_trials:
+        return study, ["it was not made by a sweep of sweepstack, so its search space is not known"]
+    if there != here:
+        return study, list(_differences(there, here, "directions"))
+    study.set_user_attr(IDENTITY, wanted)  # if made in the dashboard, say: take it over
+    return study, []
+
+
+def _is_unfinished(study: optuna.Study) -> bool:
+    """Whether no trial of a study has finished, or runs in a process that may live.
+
+    A trial that was lost and waits again in another's place has not finished.
+    """
+    for trial in study.get_trials(deepcopy=False):
+        kept = trial.user_attrs
+        if trial.state == TrialState.RUNNING:
+            if WORKER not in kept or not processes.is_gone(kept[WORKER]):
+                return False
+        elif trial.state != TrialState.WAITING and RETRIED not in kept:
+            return False
+    return True
+
+
+def _differences(there: Any, here: Any, name: str = "") -> Iterator[str]:
+    """Yield a line for each value that differs between two JSON values."""
+    if isinstance(there, dict) and isinstance(here, dict):
+        for key in dict.fromkeys([*here, *there]):
+            inner = f"{name}.{key}" if name else key
+            if key not in there:
+                yield f"{inner}: not in the study, now {_show(here[key])}"
+            elif key not in here:
+                yield f"{inner}: {_show(there[key])} in the study, not set now"
+            else:
+                yield from _differences(there[key], here[key], inner)
+    elif there != here or type(there) is not type(here):
+        yield f"{name}: {_show(there)} in the study, now {_show(here)}"
+
+
+def _show(value: Any) -> str:
+    return one_line(json.dumps(value, ensure_ascii=False), 120)

@@ -1,0 +1,138 @@
+"""Which of several studies is better, and what won: numbers against their definitions."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from plots_support import add
+from plots_support import new as new_study
+from scipy import stats
+
+from sweepstack.analysis import comparison
+from sweepstack.config import reading as config
+from sweepstack.config.errors import InputError
+from sweepstack.engine.spec import TrialSpec
+from sweepstack.reporting import overview
+from sweepstack.study.view import StudyView, open_study
+
+
+class Named(StudyView):
+    @property
+    def name(self):
+        return self.study.__dict__["study_name"]
+
+
+def viewed(called, values, objective="val_accuracy", **fixed):
+    """A study of two inits times seeds, with these values in their order."""
+    study = new_study("minimize" if objective == "val_loss" else "maximize", objective)
+    study.set_user_attr(
+        "sweepstack.identity", {"objectives": [objective], "config": {"optimizer": fixed}}
+    )
+    grid = itertools.product(("xavier", "he"), range(len(values) // 2))
+    for value, (init, seed) in zip(values, grid, strict=True):
+        params = {"init": init, "training.seed": seed}
+        add(study, value, params, steps=10, seconds=1.0)
+    study.__dict__["study_name"] = called
+    return Named(study, "memory")
+
+
+ONE, TWO = [0.5, 0.6, 0.7, 0.8], [0.6, 0.65, 0.9, 0.85]
+
+
+def test_trials_with_equal_keys_and_seeds_are_paired():
+    found = comparison.paired(viewed("a", ONE), viewed("b", TWO))
+    d = np.array(TWO) - np.array(ONE)
+    expected = stats.ttest_1samp(d, 0)
+    low, high = expected.confidence_interval(0.95)
+    assert (found.n, found.wins) == (4, 1.0)
+    assert (found.mean, found.low, found.high) == pytest.approx((d.mean(), low, high))
+    above = stats.ttest_1samp(d, 0, alternative="greater").pvalue
+    assert found.probability == pytest.approx(1 - above)
+
+
+def test_smaller_is_better_where_the_objective_is_minimized():
+    found = comparison.paired(viewed("a", ONE, "val_loss"), viewed("b", TWO, "val_loss"))
+    assert found.wins == 0
+    assert found.probability < 0.05
+    other = comparison.superiority(viewed("a", ONE, "val_loss"), viewed("b", TWO, "val_loss"))
+    pairs = [(b < a) + (a == b) / 2 for a in ONE for b in TWO]
+    assert other == pytest.approx(np.mean(pairs))
+
+
+def test_the_expected_best_is_the_mean_over_all_draws():
+    view = viewed("a", ONE)
+    for n in (1, 2, 3):
+        draws = [max(draw) for draw in itertools.product(ONE, repeat=n)]
+        assert comparison.expected_best(view, [n]) == pytest.approx([np.mean(draws)])
+    down = viewed("a", ONE, "val_loss")
+    draws = [min(draw) for draw in itertools.product(ONE, repeat=2)]
+    assert comparison.expected_best(down, [2]) == pytest.approx([np.mean(draws)])
+
+
+def test_it_says_what_differs_and_who_is_better():
+    said = list(comparison.lines([viewed("a", ONE, name="adam"), viewed("b", TWO, name="sgd")]))
+    assert said[0] == "val_accuracy (maximize) of a, b"
+    assert "  optimizer.name: adam | sgd" in said
+    assert not [line for line in said if line.startswith("  init")]
+    (verdict,) = [line for line in said if line.startswith("b - a")]
+    assert "0.1000, 95 % interval" in verdict
+    assert "n=4 pairs" in verdict
+
+
+def test_a_single_pair_has_no_interval_and_equal_differences_have_no_width():
+    one = comparison._statistics(np.array([0.1]), 1)
+    assert (one.n, one.mean) == (1, 0.1)
+    assert math.isnan(one.low)
+    same = comparison._statistics(np.array([0.1, 0.1]), 1)
+    assert (same.low, same.high, same.probability) == (0.1, 0.1, 1.0)
+    assert comparison._statistics(np.zeros(3), 1).probability == 0.5
+
+
+def test_what_cannot_be_compared_is_said_in_one_line():
+    one = viewed("a", ONE)
+    with pytest.raises(InputError, match="two or more different studies, got a, a"):
+        comparison.check([one, one])
+    with pytest.raises(InputError, match="one and the same objective, got a: val_accuracy; b"):
+        comparison.check([one, viewed("b", TWO, "val_loss")])
+    empty = viewed("c", [])
+    with pytest.raises(InputError, match="study c has none"):
+        comparison.check([one, empty])
+
+
+def test_the_page_holds_text_and_figures_and_runs_nothing_of_a_name():
+    page = comparison.page([viewed("<b>a</b>", ONE), viewed("b", TWO)])
+    assert "<b>a</b>" not in page.partition("<script")[0]
+    assert "seconds of training" in page
+    assert "http-equiv" not in page
+
+
+def test_the_winner_is_a_config_that_composes_to_what_was_trained(main):
+    words = ("init=he,zeros", "optimizer=sgd", "optimizer.lr=0.1", "training.max_steps=20")
+    assert main("-m", *words, "model.hidden=[8]", "hydra.sweeper.study_name=s").code == 0
+    view = open_study("s")
+    assert comparison.winner(view, Path("won")) == 0
+    written = yaml.safe_load(Path("won/experiment/winner.yaml").read_text())
+    assert written["init"]["scheme"] == "he"
+    again = config.read(config.compose(["+experiment=winner"], "won"))
+    (best,) = [t for t in view.trials if t.number == view.best_rows().iloc[0]["number"]]
+    assert TrialSpec(again).config_hash == best.user_attrs["config_hash"]
+    with pytest.raises(InputError, match="exists: name another folder"):
+        comparison.winner(view, Path("won"))
+
+
+def test_a_study_and_a_list_for_programs_are_json(main, capsys):
+    words = ("init=he,zeros", "training.max_steps=5", "model.hidden=[8]")
+    assert main("-m", *words, "hydra.sweeper.study_name=s").code == 0
+    capsys.readouterr()
+    assert overview.show_json("s", "outputs/studies.db") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["objectives"] == {"val_accuracy": "maximize"}
+    assert found["trials"]["complete"] == 2
+    assert {row["values"]["init"] for row in found["best"]} == {"he", "zeros"}
+    assert all(row["std"] is None for row in found["best"])

@@ -1,0 +1,64 @@
+"""The running count equals a count of everything, whatever happens in whatever order."""
+
+from __future__ import annotations
+
+from unittest import mock
+
+import optuna
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from optuna.trial import TrialState
+
+from sweepstack.study import storage
+from sweepstack.study.attributes import RETRIED, RETRY_OF
+from sweepstack.study.book import bulk
+from sweepstack.study.book.bulk import BulkBook
+
+FINAL = [TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL]
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 6), st.booleans()), max_size=25), st.sampled_from([2, 99]))
+def test_the_tally_is_the_count(steps: list[tuple[int, bool]], most_open: int) -> None:
+    with mock.patch("sweepstack.study.book.bulk.MAX_OPEN", most_open):
+        check(steps)
+
+
+def check(steps: list[tuple[int, bool]]) -> None:
+    opened = storage.connect("sqlite://")
+    study = optuna.create_study(storage=opened)
+    other = optuna.create_study(storage=opened)
+    book, replaced = BulkBook(study, opened, None), set[int]()
+    for action, look in steps:
+        running = [t for t in study.trials if t.state == TrialState.RUNNING]
+        if action == 0:
+            study.enqueue_trial({"x": 1.0})
+        elif action in (1, 2):
+            study.ask()
+            other.ask()
+        elif action == 6:  # the failed points of a grid wait again
+            for trial in study.trials:
+                if trial.state == TrialState.FAIL and trial.number not in replaced:
+                    replaced.add(trial.number)
+                    mark = [(trial._trial_id, {RETRIED: True})]
+                    with book._held() as page:
+                        bulk._add_attributes(page, bulk._USER, mark)
+                    study.enqueue_trial({"x": 1.0}, user_attrs={RETRY_OF: trial.number})
+        elif running:
+            chosen = running[-1] if action == 3 else running[0]
+            state = FINAL[action - 3]
+            if state == TrialState.FAIL and look:
+                replaced.add(chosen.number)
+                study._storage.set_trial_user_attr(chosen._trial_id, RETRIED, True)
+            study.tell(chosen.number, 1.0 if state == TrialState.COMPLETE else None, state=state)
+        if not look:
+            continue
+        with book._read() as page:
+            found = book._tally(page)
+        trials = study.get_trials(deepcopy=False)
+        counted = [t for t in trials if t.number not in replaced]
+        assert found.size == len(trials)
+        for state in TrialState:
+            assert found.states[state] == sum(t.state == state for t in counted)
+        waiting = [t._trial_id for t in trials if t.state == TrialState.WAITING]
+        assert found.waiting == waiting
