@@ -8,7 +8,8 @@ import pytest
 import yaml
 from sweep_support import QUICK, metrics, params, states, study, trial_folder, without
 
-from sweepstack.study.book import bulk, studies
+from sweepstack.study.book import bulk
+from sweepstack.sweep import studies
 
 
 def test_what_a_trial_leaves(main, tmp_path):
