@@ -96,10 +96,10 @@ class Block:
         keys = {name: key[:, slots] for name, key in self.keys.items()}
         return Block(samples, self.lr[:, slots], self.step[:, slots], keys)
 
-    def after(self, steps: int) -> Block:
-        """The block without its first `steps`."""
-        keys = {name: key[steps:] for name, key in self.keys.items()}
-        return Block(self.samples[steps:], self.lr[steps:], self.step[steps:], keys)
+    def __getitem__(self, steps: slice) -> Block:
+        """Some of the steps."""
+        keys = {name: key[steps] for name, key in self.keys.items()}
+        return Block(self.samples[steps], self.lr[steps], self.step[steps], keys)
 
     def batches(self, source: Source) -> Iterator[Batch]:
         """One batch after the other."""
@@ -218,10 +218,13 @@ class Step:
         if not kept or len(kept) * kept[0][0].numel() <= most:
             return
         with torch.no_grad():
-            told = [torch.stack(rows) for rows in zip(*kept, strict=True)]
-            right = self.task.counted(told).sum(0, dtype=torch.float64)  # in any order
-            stack.counts.views["hits"].add_(right)
+            self.add_hits(stack, [torch.stack(rows) for rows in zip(*kept, strict=True)])
         kept.clear()
+
+    def add_hits(self, stack: Stack, told: Sequence[Tensor]) -> None:
+        """`count` of T steps, what they told side by side: (T, S, B) or (T, S)."""
+        right = self.task.counted(told).sum(0, dtype=torch.float64)  # in any order
+        stack.counts.views["hits"].add_(right)
 
     def regularize(
         self,
