@@ -23,12 +23,12 @@ from torch.func import functional_call, vmap
 from sweepstack.config.errors import contained, one_line
 from sweepstack.data import streams
 from sweepstack.data.batches import Source
-from sweepstack.engine.device import autocast
 from sweepstack.engine.kernels import fused
 from sweepstack.engine.program import Group, Program
 from sweepstack.engine.stack import Bank, Row, Stack, shares
 from sweepstack.training import metrics, regularization
 from sweepstack.training.augmentation import Augmentation
+from sweepstack.training.device import autocast
 from sweepstack.training.evaluation import Change
 
 if TYPE_CHECKING:
