@@ -28,7 +28,13 @@ from omegaconf.errors import OmegaConfBaseException
 from sweepstack.cli import preflight
 from sweepstack.config import commands, hydra_adapter, trust
 from sweepstack.config import reading as config
-from sweepstack.config.errors import InputError, SweepstackError, TrainingFailed, one_line
+from sweepstack.config.errors import (
+    InputError,
+    SweepstackError,
+    TrainingFailed,
+    one_line,
+    without_passwords,
+)
 from sweepstack.engine import seeds
 from sweepstack.engine.spec import TrialSpec
 
@@ -76,7 +82,8 @@ def _main() -> None:
         return
     # Until training can be interrupted in good order, Ctrl-C just ends the process.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    sys.argv[1:] = preflight.with_overrides(preflight.resumed(sys.argv[1:]), [])
+    typed = map(preflight.without_password, preflight.resumed(sys.argv[1:]))
+    sys.argv[1:] = preflight.with_overrides(list(typed), [])
     arguments = _arguments()
     if arguments.help:
         print(_help(arguments.overrides, arguments.config_dir))
@@ -89,7 +96,7 @@ def _main() -> None:
             with contextlib.redirect_stdout(printed):
                 _hydra()
         finally:  # after some of it Hydra exits
-            print(printed.getvalue(), end="")
+            print(without_passwords(printed.getvalue()), end="")
         return
     ready = preflight.check(arguments, sys.argv[1:])
     if ready is None:
