@@ -346,7 +346,8 @@ def _finite(value: Any) -> Any:
 @cache
 def environment() -> dict[str, Any]:
     """What numbers may depend on besides the config: `versions` of Python and `PACKAGES`, `git`
-    (commit of the working folder and whether its tree was dirty; None outside of git), `platform`.
+    (commit of the working folder; dirty: tracked files were changed, or there was a .py file that
+    git does not know; None outside of git), `platform`.
     """
     return {"git": _git(), "versions": _versions(), "platform": platform.platform()}
 
@@ -375,6 +376,9 @@ def _git() -> dict[str, Any] | None:
 
     try:
         commit = ask("rev-parse", "HEAD")
-        return {"commit": commit, "dirty": bool(ask("status", "--porcelain"))}
+        changed = ask("status", "--porcelain", "--untracked-files=no")
+        # New files count where they may be code; outputs and data do not.
+        new = changed or ask("ls-files", "--others", "--exclude-standard", "--", "*.py")
+        return {"commit": commit, "dirty": bool(changed or new)}
     except (OSError, subprocess.SubprocessError):
         return None
