@@ -13,9 +13,9 @@ from support import make_spec
 
 from sweepstack.config import reading as config
 from sweepstack.config.errors import EnvironmentFault
-from sweepstack.engine.spec import Monitor
 from sweepstack.engine.train import Interrupted, train
 from sweepstack.runs import logger
+from sweepstack.training.spec import Monitor
 
 needs_tensorboard = pytest.mark.skipif(
     importlib.util.find_spec("tensorboard") is None, reason="tensorboard is not installed"

@@ -35,8 +35,8 @@ from sweepstack.config.errors import (
     one_line,
     without_passwords,
 )
-from sweepstack.engine import seeds
-from sweepstack.engine.spec import TrialSpec
+from sweepstack.runs import seeds
+from sweepstack.training.spec import TrialSpec
 
 if TYPE_CHECKING:
     from sweepstack.config.schema import RunConfig

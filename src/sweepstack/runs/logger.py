@@ -22,7 +22,7 @@ import yaml
 from sweepstack.config import schema
 from sweepstack.config.errors import EnvironmentFault
 from sweepstack.config.schema import RunConfig
-from sweepstack.engine.spec import Monitor, TrialResult, TrialSpec
+from sweepstack.training.spec import Monitor, TrialResult, TrialSpec
 
 FOLDER = "tensorboard"
 
