@@ -13,7 +13,8 @@ import math
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,6 +41,8 @@ from sweepstack.training.spec import TrialSpec
 
 if TYPE_CHECKING:
     from sweepstack.config.schema import RunConfig
+    from sweepstack.runs.logger import Logged
+    from sweepstack.runs.progress import Watch
 
 log = logging.getLogger(__name__)
 _began: list[bool] = []
@@ -224,8 +227,11 @@ def _run(run_config: RunConfig, folder: Path) -> float:
     if not (folder / "manifest.json").exists():  # a job of --multirun
         run_folder.begin(folder, spec, as_typed())
     try:
-        with Watch() as watch, on_signal(watch.interrupt):
-            results = list(train(seeds.members(spec), logger.follow(spec, folder, watch)))
+        with Watch() as watch, on_signal(watch.interrupt), _logged(spec, watch) as logged:
+            results = []
+            for result in train(seeds.members(spec), logged):
+                results.append(result)
+                logged.end(result)
     except Interrupted as stop:
         command = commands.shell("sweepstack", "--resume", shown(folder))
         stop.args = (f"interrupted at step {stop.step}; resume with: {command}",)
@@ -234,12 +240,26 @@ def _run(run_config: RunConfig, folder: Path) -> float:
     if summary["state"] == "complete":
         show_result(summary, shown(folder))  # before writing: a full disk must not hide it
     log.info("%s", summary)
-    logger.finish(folder, spec, results)
     run_folder.write_results(folder, spec, results)
     if summary["state"] == "failed":
         kept = f"; metrics so far are in {shown(folder)}" if results[0].history else ""
         raise TrainingFailed(f"the run failed: {summary['error']}{kept}")
     return float(summary[str(summary["objective"])])
+
+
+@contextlib.contextmanager
+def _logged(spec: TrialSpec, watch: Watch) -> Iterator[Logged]:
+    """What logs a run; at its end it is written."""
+    from sweepstack.runs.logger import Logged, run_of
+
+    assert spec.folder is not None
+    words = [str(word) for word in HydraConfig.get().overrides.task]
+    run = partial(run_of, words=words, place=spec.folder, seeds=spec.config.training.seeds)
+    logged = Logged(watch, spec.config.logger, run)
+    try:
+        yield logged
+    finally:
+        logged.close(stopped=lambda: watch.interrupted() is not None)
 
 
 def as_typed() -> list[str]:

@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from sweepstack.config import schema
@@ -72,7 +72,11 @@ def _is_linear(config: RunConfig) -> bool:
 RULES: tuple[Rule, ...] = (
     Rule(("training.width",), lambda c: True, "train.train: a trial's numbers never depend on it"),
     Rule(("training.diagnostics",), lambda c: True, "diagnostics.py: it looks on"),
-    Rule(("logger.name",), lambda c: True, "logger.py: it writes down what was measured"),
+    Rule(
+        tuple(f"logger.{item.name}" for item in fields(schema.Logger)),
+        lambda c: True,
+        "logger.py: it writes down what was measured",
+    ),
     *(
         Rule(
             tuple(f"optimizer.{key}" for key in sorted(keys)),

@@ -10,11 +10,11 @@ import math
 import re
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import Any, Literal
 
-from sweepstack.config import check, sweeper
+from sweepstack.config import check, schema, sweeper
 from sweepstack.config.check import shown
 from sweepstack.config.errors import InputError
 from sweepstack.config.space import points
@@ -32,7 +32,8 @@ PLACES = frozenset(
     {
         *("data.root", "data.download", "data.workers", "data.placement", "trust"),
         *("training.device", "training.checkpoint_every", "training.width"),
-        *("training.diagnostics", "logger", "logger.name"),
+        *("training.diagnostics", "logger"),
+        *(f"logger.{item.name}" for item in fields(schema.Logger)),
     }
 )
 """Keys that say where and how a trial is run, not what it is: they make no other study."""
