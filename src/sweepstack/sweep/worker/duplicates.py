@@ -100,9 +100,9 @@ class Duplicates:
         return trained
 
     @property
-    def full(self) -> bool:
-        """Whether so many trials are deferred that no other should be asked for."""
-        return sum(map(len, self._deferred.values())) >= MAX_DEFERRED
+    def places(self) -> int:
+        """How many more trials may be deferred; if none, no other should be asked for."""
+        return max(0, MAX_DEFERRED - sum(map(len, self._deferred.values())))
 
     def ended(self, outcome: Outcome, state: TrialState) -> None:
         """Note how a trial of this worker ended, `state` being what was recorded."""

@@ -262,6 +262,7 @@ class Trainer(Monitor):
     ) -> None:
         self.plan, self.folder, self.worker = plan, folder, worker
         self._read, self._configs = read, dict[int, RunConfig]()
+        self._effects: dict[int, str] = {}
         self._best = BestModels(worker.study, worker.book.storage, plan.keep_models)
         self._training: dict[int, _Training] = {}
         self._pace, self._seeds = _Pace(), 1
@@ -400,7 +401,7 @@ class Trainer(Monitor):
             "device": results[0].device,
             "seed": spec.config.training.seed,
             "config_hash": spec.config_hash,
-            EFFECT: effect_on_data(spec.config),
+            EFFECT: self._effects.pop(asked.number, None) or effect_on_data(spec.config),
         }
         if results[0].device:  # else it never began
             if _program(spec).device.type == "cuda":
@@ -435,7 +436,8 @@ class Trainer(Monitor):
                 self._configs[asked.number] = self._read(asked.overrides)
         except _REFUSED:
             return None
-        return effect_on_data(self._configs[asked.number])
+        found = self._effects[asked.number] = effect_on_data(self._configs[asked.number])
+        return found
 
     def _config_of(self, asked: Asked) -> RunConfig:
         """The config of a trial, for the last time that it is asked for."""
@@ -449,6 +451,7 @@ class Trainer(Monitor):
             EnvironmentFault: the disk is full or the folder cannot be made.
         """
         folder = self._folder_of(asked.number)
+        self._effects.pop(asked.number, None)
         spec = TrialSpec(self._config_of(asked), number=asked.number, folder=folder.path)
         known = original.attributes
         attributes = {key: value for key, value in known.items() if not key.startswith(PREFIX)}

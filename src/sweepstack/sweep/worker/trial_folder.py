@@ -159,9 +159,12 @@ def _rows(group: Group, name: Literal["history", "layers"]) -> list[dict[str, An
 
 def _clear(folder: Path) -> None:
     """Remove a trial's checkpoints, and files that a killed process left half written."""
-    for left in (*folder.glob(".*.tmp"), *folder.glob(f"seed_*/{LAYERS}")):
+    names = os.listdir(folder) if folder.is_dir() else []
+    seeds = [folder / name for name in names if name.startswith("seed_")]
+    half_written = [folder / n for n in names if n.startswith(".") and n.endswith(".tmp")]
+    for left in (*half_written, *(place / LAYERS for place in seeds)):
         left.unlink(missing_ok=True)
-    for place in (folder, *folder.glob("seed_*")):
+    for place in (*seeds, *([folder] if "checkpoints" in names else [])):
         checkpoint.clear_trial(place / "checkpoints")
         if place != folder and place.is_dir() and not any(place.iterdir()):
             place.rmdir()
