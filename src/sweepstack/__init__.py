@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
-    from sweepstack.engine.spec import TrialResult, TrialSpec
     from sweepstack.reporting.notebook import Study
     from sweepstack.runs.prediction import Predictor
+    from sweepstack.training.spec import TrialResult, TrialSpec
 
 
 STORAGE = "sqlite:///outputs/studies.db"
@@ -53,7 +53,7 @@ def compose(*overrides: str, config_dir: str | None = None) -> TrialSpec:
         InputError: every mistake in the overrides, one line each.
     """
     from sweepstack.config import reading as config
-    from sweepstack.engine.spec import TrialSpec
+    from sweepstack.training.spec import TrialSpec
 
     return TrialSpec(config.read(config.compose(overrides, config_dir)))
 

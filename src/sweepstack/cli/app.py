@@ -15,7 +15,8 @@ import re
 import signal
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,12 +31,21 @@ from omegaconf.errors import OmegaConfBaseException
 from sweepstack.cli import preflight
 from sweepstack.config import commands, hydra_adapter, trust
 from sweepstack.config import reading as config
-from sweepstack.config.errors import InputError, SweepstackError, TrainingFailed, nearest, one_line
-from sweepstack.engine import seeds
-from sweepstack.engine.spec import TrialSpec
+from sweepstack.config.errors import (
+    InputError,
+    SweepstackError,
+    TrainingFailed,
+    nearest,
+    one_line,
+    without_passwords,
+)
+from sweepstack.runs import seeds
+from sweepstack.training.spec import TrialSpec
 
 if TYPE_CHECKING:
     from sweepstack.config.schema import RunConfig
+    from sweepstack.runs.logger import Logged
+    from sweepstack.runs.progress import Watch
 
 log = logging.getLogger(__name__)
 _began: list[bool] = []
@@ -96,7 +106,8 @@ def _main() -> None:
         return
     # Until training can be interrupted in good order, Ctrl-C just ends the process.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    sys.argv[1:] = preflight.with_overrides(preflight.resumed(sys.argv[1:]), [])
+    typed = map(preflight.without_password, preflight.resumed(sys.argv[1:]))
+    sys.argv[1:] = preflight.with_overrides(list(typed), [])
     arguments = _arguments()
     if arguments.help:
         print(_help(arguments.overrides, arguments.config_dir))
@@ -109,7 +120,7 @@ def _main() -> None:
             with contextlib.redirect_stdout(printed):
                 _hydra()
         finally:  # after some of it Hydra exits
-            print(printed.getvalue(), end="")
+            print(without_passwords(printed.getvalue()), end="")
         return
     ready = preflight.check(arguments, sys.argv[1:])
     if ready is None:
@@ -266,8 +277,11 @@ def _run(run_config: RunConfig, folder: Path) -> float:
     if not (folder / "manifest.json").exists():  # a job of --multirun
         run_folder.begin(folder, spec, as_typed())
     try:
-        with Watch() as watch, on_signal(watch.interrupt):
-            results = list(train(seeds.members(spec), logger.follow(spec, folder, watch)))
+        with Watch() as watch, on_signal(watch.interrupt), _logged(spec, watch) as logged:
+            results = []
+            for result in train(seeds.members(spec), logged):
+                results.append(result)
+                logged.end(result)
     except Interrupted as stop:
         command = commands.shell("sweepstack", "--resume", shown(folder))
         stop.args = (f"interrupted at step {stop.step}; resume with: {command}",)
@@ -276,12 +290,26 @@ def _run(run_config: RunConfig, folder: Path) -> float:
     if summary["state"] == "complete":
         show_result(summary, shown(folder))  # before writing: a full disk must not hide it
     log.info("%s", summary)
-    logger.finish(folder, spec, results)
     run_folder.write_results(folder, spec, results)
     if summary["state"] == "failed":
         kept = f"; metrics so far are in {shown(folder)}" if results[0].history else ""
         raise TrainingFailed(f"the run failed: {summary['error']}{kept}")
     return float(summary[str(summary["objective"])])
+
+
+@contextlib.contextmanager
+def _logged(spec: TrialSpec, watch: Watch) -> Iterator[Logged]:
+    """What logs a run; at its end it is written."""
+    from sweepstack.runs.logger import Logged, run_of
+
+    assert spec.folder is not None
+    words = [str(word) for word in HydraConfig.get().overrides.task]
+    run = partial(run_of, words=words, place=spec.folder, seeds=spec.config.training.seeds)
+    logged = Logged(watch, spec.config.logger, run)
+    try:
+        yield logged
+    finally:
+        logged.close(stopped=lambda: watch.interrupted() is not None)
 
 
 def as_typed() -> list[str]:

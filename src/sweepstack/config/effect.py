@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from sweepstack.config import schema
@@ -72,7 +72,11 @@ def _is_linear(config: RunConfig) -> bool:
 RULES: tuple[Rule, ...] = (
     Rule(("training.width",), lambda c: True, "train.train: a trial's numbers never depend on it"),
     Rule(("training.diagnostics",), lambda c: True, "diagnostics.py: it looks on"),
-    Rule(("logger.name",), lambda c: True, "logger.py: it writes down what was measured"),
+    Rule(
+        tuple(f"logger.{item.name}" for item in fields(schema.Logger)),
+        lambda c: True,
+        "logger.py: it writes down what was measured",
+    ),
     *(
         Rule(
             tuple(f"optimizer.{key}" for key in sorted(keys)),
@@ -179,7 +183,7 @@ def effect(config: RunConfig) -> str:
     kept: dict[str, Any] = {}
     for group, values in vars(config).items():  # twenty times as fast as dataclasses.asdict
         fields = vars(values).items() if hasattr(values, "__dict__") else None
-        # What `engine.spec.by_group` keeps in a group's object begins with an underscore.
+        # What `training.spec.by_group` keeps in a group's object begins with an underscore.
         kept[group] = values if fields is None else {k: v for k, v in fields if k[0] != "_"}
     for key in idle(config):
         group, _, name = key.partition(".")

@@ -34,8 +34,8 @@ from typing import Any
 
 from sweepstack.config import files
 from sweepstack.config.errors import EnvironmentFault, InputError, one_line
-from sweepstack.engine import seeds
-from sweepstack.engine.spec import TrialResult, TrialSpec
+from sweepstack.runs import seeds
+from sweepstack.training.spec import TrialResult, TrialSpec
 
 MAX_CLASSES = 1000
 """More classes have no classes.json: a matrix of so many rows and columns helps nobody."""
@@ -216,7 +216,7 @@ def write_result(folder: Path, result: TrialResult) -> None:
     Raises:
         EnvironmentFault: the disk is full or the folder cannot be written.
     """
-    from sweepstack.engine import checkpoint  # imports torch, which --help does not need
+    from sweepstack.training import checkpoint  # imports torch, which --help does not need
 
     if result.history:
         write_history(folder, result.history)
@@ -253,7 +253,7 @@ def write_model(folder: Path, result: TrialResult) -> None:
     Raises:
         EnvironmentFault: the disk is full or the folder cannot be written.
     """
-    from sweepstack.engine import checkpoint
+    from sweepstack.training import checkpoint
 
     state, inputs = dict(result.best_state), dict(result.inputs)
     best = {

@@ -24,12 +24,11 @@ from rich.text import Text
 from sweepstack.config import commands, schema
 from sweepstack.config import trust as trust_rule
 from sweepstack.config.errors import EXIT_DIFFERENT, EnvironmentFault, InputError, one_line
-from sweepstack.engine import device, seeds
+from sweepstack.engine import device
 from sweepstack.engine.program import Program
-from sweepstack.engine.spec import Monitor, TrialResult, TrialSpec
 from sweepstack.engine.train import train
 from sweepstack.runs import folder as run_folder
-from sweepstack.runs import progress
+from sweepstack.runs import progress, seeds
 from sweepstack.runs.folder import environment
 from sweepstack.runs.rerun.compare import (
     EXACT,
@@ -49,6 +48,7 @@ from sweepstack.runs.rerun.restore import Restored, restore
 from sweepstack.study.attributes import DATA_HASH, ENVIRONMENT
 from sweepstack.study.frame import STATES, rows_of
 from sweepstack.study.view import StudyView, outputs
+from sweepstack.training.spec import Monitor, TrialResult, TrialSpec
 
 MAX_WIDTH = 16
 """Probes that are trained as one stack, at most."""

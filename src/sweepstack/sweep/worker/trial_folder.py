@@ -9,7 +9,6 @@
                      trained in place of this duplicate
     sweepstack.log   what happened when
     best.pt, model.pt, classes.json  of the trials that `hydra.sweeper.keep_models` keeps
-    tensorboard/     of these trials, with logger=tensorboard
     checkpoints/     only while it is unfinished
 
 The study's database holds the same numbers durably; these files are for people, and for a trial
@@ -39,15 +38,14 @@ from optuna.trial import TrialState
 from sweepstack.config import commands, files
 from sweepstack.config.errors import EnvironmentFault
 from sweepstack.config.files import LAYERS
-from sweepstack.engine import checkpoint
-from sweepstack.engine.seeds import Group
-from sweepstack.engine.spec import TrialSpec, by_group, plain
 from sweepstack.runs import folder as run_folder
-from sweepstack.runs import logger
+from sweepstack.runs.seeds import Group
 from sweepstack.study import ranking
 from sweepstack.study.attributes import EQUALS, KEEP_MODELS
 from sweepstack.study.read import trials_of
 from sweepstack.sweep.worker.trial import Outcome
+from sweepstack.training import checkpoint
+from sweepstack.training.spec import TrialSpec, by_group, plain
 
 _DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -115,7 +113,6 @@ class TrialFolder:
             run_folder.write_history(self.path, rows, durable=False, name=LAYERS)
         if keep_model and group.results[0].best_state:  # of several seeds the first
             run_folder.write_model(self.path, group.results[0])
-            logger.write(self.path, group.spec.config, group.results)
         self.log(f"{outcome.state}" + (f": {group.error}" if group.error else ""))
         self._lines += [result.trace for result in group.results if result.trace]
         self._close(outcome)
@@ -256,7 +253,7 @@ def keep_models(study: optuna.Study, keep: Keep) -> None:
 
 
 def remove_models(study: optuna.Study, folder: Path, storage: BaseStorage | None = None) -> None:
-    """Remove the models and TensorBoard logs that the study is not to keep, but for running trials.
+    """Remove the models that the study is not to keep, but for running trials.
 
     In place of a duplicate, which was not trained, counts the trial that it duplicates.
     """
@@ -273,7 +270,6 @@ def remove_models(study: optuna.Study, folder: Path, storage: BaseStorage | None
         if trial.number not in wanted and (place / "best.pt").exists():
             for name in ("best.pt", "best.pt.sha256", "model.pt", "classes.json"):
                 (place / name).unlink(missing_ok=True)
-            shutil.rmtree(place / "tensorboard", ignore_errors=True)
 
 
 def _limit(study: optuna.Study, keep: Keep) -> float:

@@ -6,6 +6,7 @@ them share a study through its database alone.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import math
@@ -49,6 +50,9 @@ class Runner(Protocol):
 
     def run(self, asked: Iterator[Asked]) -> Iterator[Outcome]:
         """Run trials until no more are asked; each ends in one outcome."""
+
+    def close(self) -> None:
+        """No more trials come."""
 
 
 class App(Protocol):
@@ -150,7 +154,8 @@ class Worker:
         from sweepstack.engine.train import Interrupted
 
         named = functools.partial(storage.named, self.plan.storage or "")
-        with named(), progress.every(BEAT_S, self._beat, "sweepstack-heartbeat"):
+        beating = progress.every(BEAT_S, self._beat, "sweepstack-heartbeat")
+        with contextlib.closing(self.runner), named(), beating:
             try:
                 with named():  # within, so that trials are requeued when it has failed for once
                     self._work()
