@@ -7,6 +7,10 @@
     sweepstack-study best STUDY -o FOLDER       what won, as a config to train again
     sweepstack-study export STUDY -o x.csv      one row per trial; --history: per evaluation
     sweepstack-study rerun STUDY 17             train it again alone and compare (exit code 5)
+    sweepstack-study rename OLD NEW             its folder and report too
+    sweepstack-study copy STUDY NEW --to URL    here or into another storage, with its files
+    sweepstack-study merge A B -n NEW           one study of several that ask the same
+    sweepstack-study prune-files STUDY          models and checkpoints that are not needed; asks
     sweepstack-study delete STUDY               its rows, folder and report; asks first
     sweepstack-study dashboard                  optuna-dashboard on the studies, on 127.0.0.1
 
@@ -103,7 +107,7 @@ def parser() -> _Parser:
         help: str,
         text: str | None = None,
     ) -> argparse.ArgumentParser:
-        name = run.__name__.lstrip("_")
+        name = run.__name__.lstrip("_").replace("_", "-")
         added = kinds.add_parser(name, parents=[parent], help=help, description=text)
         added.set_defaults(run=run)
         about[name] = help
@@ -132,6 +136,22 @@ def parser() -> _Parser:
     again = "Train a trial again alone, from what the study keeps, and compare. "
     again += "Exit code 0: it agrees within the tolerance; 5: it differs."
     _add_rerun_options(add(_rerun, study, "train a trial again alone and compare it", again))
+    moved = add(_rename, study, "give a study another name, its folder and report too")
+    moved.add_argument("new", metavar="NEW", help="the new name")
+    copied = add(_copy, study, "copy a study with its files")
+    copied.add_argument("new", metavar="NEW", help="the copy's name")
+    copied.add_argument("--to", metavar="URL", help="another storage (default: the same)")
+    merged = add(_merge, common, "one study of the finished trials of several")
+    merged.add_argument("studies", metavar="STUDY", nargs="+", help="two or more")
+    merged.add_argument("-n", "--name", required=True, metavar="NEW", help="the new study's name")
+    spare = add(
+        _prune_files, study, "remove models and checkpoints that are not needed; asks first"
+    )
+    spare.add_argument(
+        "--keep", type=_count, default=1, metavar="K", help="trials that keep models (default: 1)"
+    )
+    spare.add_argument("--dry-run", action="store_true", help="say what would be removed")
+    spare.add_argument("-y", "--yes", action="store_true", help="do not ask")
     gone = add(_delete, study, "delete a study with the files of its trials; asks first")
     gone.add_argument("-y", "--yes", action="store_true", help="do not ask")
     what = "optuna-dashboard on the studies, until Ctrl-C"
@@ -201,6 +221,12 @@ def _add_dashboard_options(dashboard: argparse.ArgumentParser) -> None:
 def _port(text: str) -> int:
     if not (text.isdecimal() and int(text) < 65536):
         raise argparse.ArgumentTypeError(f"must be 0 to 65535, got {text}")
+    return int(text)
+
+
+def _count(text: str) -> int:
+    if not (text.isdecimal() and int(text) < 10**6):
+        raise argparse.ArgumentTypeError(f"must be 0 or more, got {text}")
     return int(text)
 
 
@@ -292,6 +318,36 @@ def _delete(options: argparse.Namespace) -> int:
     from sweepstack.sweep import housekeeping
 
     return housekeeping.remove(options.study, options.storage, is_sure=options.yes)
+
+
+def _rename(options: argparse.Namespace) -> int:
+    from sweepstack.sweep import housekeeping
+
+    return housekeeping.rename(options.study, options.new, options.storage)
+
+
+def _copy(options: argparse.Namespace) -> int:
+    from sweepstack.sweep import housekeeping
+
+    return housekeeping.copy(options.study, options.new, options.storage, options.to)
+
+
+def _merge(options: argparse.Namespace) -> int:
+    from sweepstack.sweep import housekeeping
+
+    return housekeeping.merge(options.studies, options.name, options.storage)
+
+
+def _prune_files(options: argparse.Namespace) -> int:
+    from sweepstack.sweep import housekeeping
+
+    return housekeeping.prune_files(
+        options.study,
+        options.storage,
+        keep=options.keep,
+        dry_run=options.dry_run,
+        is_sure=options.yes,
+    )
 
 
 def _dashboard(options: argparse.Namespace) -> int:

@@ -107,8 +107,12 @@ class StudyView:
         # It comes from the database, and decides which files are read.
         if not isinstance(name, str) or name != Path(name).name or name in ("", ".", ".."):
             return None
-        roots = [place(self.where) / "studies", Path("outputs/studies")]
-        return next((root / name for root in roots if (root / name).is_dir()), None)
+        return next((root / name for root in self.roots if (root / name).is_dir()), None)
+
+    @property
+    def roots(self) -> list[Path]:
+        """Where folders of studies are looked for, in this order."""
+        return [place(self.where) / "studies", Path("outputs/studies")]
 
     # --- what it asks: objectives and keys -------------------------------------------------------
 

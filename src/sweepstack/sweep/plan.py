@@ -155,7 +155,7 @@ def read(
     name, storage = values["study_name"], values["storage"]
     if name is None:
         name = name_of(prefix, arguments)
-    attempt(_check_name, f"{_WHERE}.study_name", name)
+    attempt(check_name, f"{_WHERE}.study_name", name)
     if values["custom_search_space"]:
         attempt(points.search_function, values["custom_search_space"])
     if mistakes and space is not None:
@@ -288,7 +288,7 @@ def name_of(prefix: str, arguments: Sequence[str]) -> str:
     return f"{words}-{hashlib.sha256(text).hexdigest()[:8]}"
 
 
-def _check_name(where: str, name: str) -> None:
+def check_name(where: str, name: str) -> None:
     """Refuse a name that a folder cannot have.
 
     Raises:

@@ -33,7 +33,7 @@ import numpy as np
 import optuna
 import yaml
 from optuna.storages import BaseStorage
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from sweepstack.config import commands, files
 from sweepstack.config.errors import EnvironmentFault
@@ -41,7 +41,7 @@ from sweepstack.config.files import LAYERS
 from sweepstack.runs import folder as run_folder
 from sweepstack.runs.seeds import Group
 from sweepstack.study import ranking
-from sweepstack.study.attributes import EQUALS, KEEP_MODELS
+from sweepstack.study.attributes import CONTINUES, EQUALS, KEEP_MODELS
 from sweepstack.study.read import trials_of
 from sweepstack.sweep.worker.trial import Outcome
 from sweepstack.training import checkpoint
@@ -253,23 +253,45 @@ def keep_models(study: optuna.Study, keep: Keep) -> None:
 
 
 def remove_models(study: optuna.Study, folder: Path, storage: BaseStorage | None = None) -> None:
-    """Remove the models that the study is not to keep, but for running trials.
+    """Remove the models that the study is not to keep, but for running trials."""
+    keep = study.user_attrs.get(KEEP_MODELS, "best")
+    for path in spare_models(study, folder, keep, trials_of(study, storage)):
+        path.unlink(missing_ok=True)
 
-    In place of a duplicate, which was not trained, counts the trial that it duplicates.
-    """
-    limit = _limit(study, study.user_attrs.get(KEEP_MODELS, "best"))
-    trials = trials_of(study, storage)
+
+def spare_models(
+    study: optuna.Study, folder: Path, keep: Keep, trials: Sequence[FrozenTrial]
+) -> list[Path]:
+    """The files of models of finished trials that are not among those to `keep`. In place of a
+    duplicate, which was not trained, counts its original."""
+    limit = _limit(study, keep)
     wanted = {trial.number for trial in trials if not trial.state.is_finished()}
     if math.isinf(limit):
         best = [trial for trial in trials if trial.state == TrialState.COMPLETE]
     else:
         best = ranking.best_trials(study, trials)[: int(limit)]
     wanted |= {trial.user_attrs.get(EQUALS, trial.number) for trial in best}
-    for trial in trials:
-        place = folder / str(trial.number)
-        if trial.number not in wanted and (place / "best.pt").exists():
-            for name in ("best.pt", "best.pt.sha256", "model.pt", "classes.json"):
-                (place / name).unlink(missing_ok=True)
+    places = [folder / str(trial.number) for trial in trials if trial.number not in wanted]
+    return [
+        path
+        for place in places
+        if (place / "best.pt").exists()
+        for name in ("best.pt", "best.pt.sha256", "model.pt", "classes.json")
+        if (path := place / name).exists()
+    ]
+
+
+def spare_checkpoints(folder: Path, trials: Sequence[FrozenTrial]) -> list[Path]:
+    """Checkpoints, and files half written, of finished trials that no trial continues."""
+    places = [folder / str(trial.number) for trial in trials if trial.state.is_finished()]
+    needed = {t.user_attrs.get(CONTINUES) for t in trials if not t.state.is_finished()}
+    return [
+        path
+        for place in places
+        if int(place.name) not in needed
+        for pattern in ("checkpoints", "seed_*/checkpoints", ".*.tmp")
+        for path in place.glob(pattern)
+    ]
 
 
 def _limit(study: optuna.Study, keep: Keep) -> float:
