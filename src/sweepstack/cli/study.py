@@ -66,7 +66,7 @@ def run(arguments: Sequence[str]) -> int:
             near = nearest(name, parsed.commands)
             raise InputError(f"COMMAND must be one of {known}, got '{name}'{near}")
     options = parsed.parse_args(arguments)
-    if options.run not in (_delete,):  # what writes works in this folder alone
+    if options.command not in _GROUPS["Keep house"]:  # what writes works in this folder alone
         from sweepstack.study import storage
 
         options.storage = storage.above(options.storage)
@@ -136,13 +136,26 @@ def parser() -> _Parser:
     again = "Train a trial again alone, from what the study keeps, and compare. "
     again += "Exit code 0: it agrees within the tolerance; 5: it differs."
     _add_rerun_options(add(_rerun, study, "train a trial again alone and compare it", again))
+    _add_house_keeping(add, common, study)
+    what = "optuna-dashboard on the studies, until Ctrl-C"
+    _add_dashboard_options(add(_dashboard, common, what))
+    top.usage, top.description = "sweepstack-study COMMAND ...", _described(about)
+    top.commands = tuple(about)
+    return top
+
+
+def _add_house_keeping(
+    add: Callable[..., argparse.ArgumentParser], common: _Parser, study: _Parser
+) -> None:
     moved = add(_rename, study, "give a study another name, its folder and report too")
     moved.add_argument("new", metavar="NEW", help="the new name")
     copied = add(_copy, study, "copy a study with its files")
     copied.add_argument("new", metavar="NEW", help="the copy's name")
     copied.add_argument("--to", metavar="URL", help="another storage (default: the same)")
     merged = add(_merge, common, "one study of the finished trials of several")
-    merged.add_argument("studies", metavar="STUDY", nargs="+", help="two or more")
+    _complete(
+        merged.add_argument("studies", metavar="STUDY", nargs="+", help="two or more"), _names
+    )
     merged.add_argument("-n", "--name", required=True, metavar="NEW", help="the new study's name")
     spare = add(
         _prune_files, study, "remove models and checkpoints that are not needed; asks first"
@@ -154,11 +167,6 @@ def parser() -> _Parser:
     spare.add_argument("-y", "--yes", action="store_true", help="do not ask")
     gone = add(_delete, study, "delete a study with the files of its trials; asks first")
     gone.add_argument("-y", "--yes", action="store_true", help="do not ask")
-    what = "optuna-dashboard on the studies, until Ctrl-C"
-    _add_dashboard_options(add(_dashboard, common, what))
-    top.usage, top.description = "sweepstack-study COMMAND ...", _described(about)
-    top.commands = tuple(about)
-    return top
 
 
 def _complete(argument: argparse.Action, how: Callable[..., list[str]]) -> None:
