@@ -113,6 +113,21 @@ def parser() -> _Parser:
         about[name] = help
         return added
 
+    _add_reading(add, common, study)
+    again = "Train a trial again alone, from what the study keeps, and compare. "
+    again += "Exit code 0: it agrees within the tolerance; 5: it differs."
+    _add_rerun_options(add(_rerun, study, "train a trial again alone and compare it", again))
+    _add_house_keeping(add, common, study)
+    what = "optuna-dashboard on the studies, until Ctrl-C"
+    _add_dashboard_options(add(_dashboard, common, what))
+    top.usage, top.description = "sweepstack-study COMMAND ...", _described(about)
+    top.commands = tuple(about)
+    return top
+
+
+def _add_reading(
+    add: Callable[..., argparse.ArgumentParser], common: _Parser, study: _Parser
+) -> None:
     listed = add(_list, common, "studies, trials by state, best, when")
     listed.add_argument("--json", action="store_true", help="for programs")
     show = add(_show, study, "tables and what the doctor finds")
@@ -133,15 +148,6 @@ def parser() -> _Parser:
     export = add(_export, study, "a row per trial, as a file")
     export.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.csv|.parquet")
     export.add_argument("--history", action="store_true", help="a row per evaluation instead")
-    again = "Train a trial again alone, from what the study keeps, and compare. "
-    again += "Exit code 0: it agrees within the tolerance; 5: it differs."
-    _add_rerun_options(add(_rerun, study, "train a trial again alone and compare it", again))
-    _add_house_keeping(add, common, study)
-    what = "optuna-dashboard on the studies, until Ctrl-C"
-    _add_dashboard_options(add(_dashboard, common, what))
-    top.usage, top.description = "sweepstack-study COMMAND ...", _described(about)
-    top.commands = tuple(about)
-    return top
 
 
 def _add_house_keeping(
