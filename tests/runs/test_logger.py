@@ -17,12 +17,12 @@ from support import make_spec
 from sweepstack.config import reading as config
 from sweepstack.config import schema
 from sweepstack.config.errors import EnvironmentFault, InputError
-from sweepstack.engine.spec import Monitor
 from sweepstack.engine.train import Interrupted, train
 from sweepstack.runs import log_writer, logger
 from sweepstack.runs.log_writer import Csv, Mlflow, Sink, Wandb
 from sweepstack.runs.logger import Ending, Logged, Update, run_of
 from sweepstack.runs.tensorboard import TensorBoard
+from sweepstack.training.spec import Monitor
 
 
 def needs(package):

@@ -30,8 +30,8 @@ from sweepstack.cli import preflight
 from sweepstack.config import commands, hydra_adapter, trust
 from sweepstack.config import reading as config
 from sweepstack.config.errors import InputError, SweepstackError, TrainingFailed, one_line
-from sweepstack.engine import seeds
-from sweepstack.engine.spec import TrialSpec
+from sweepstack.runs import seeds
+from sweepstack.training.spec import TrialSpec
 
 if TYPE_CHECKING:
     from sweepstack.config.schema import RunConfig

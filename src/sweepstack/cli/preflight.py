@@ -24,9 +24,9 @@ from sweepstack.config import hydra_adapter, trust
 from sweepstack.config import reading as config
 from sweepstack.config.check import shown
 from sweepstack.config.errors import InputError, nearest, one_line
-from sweepstack.engine.spec import TrialSpec
 from sweepstack.runs import folder as run_folder
 from sweepstack.runs import logger
+from sweepstack.training.spec import TrialSpec
 
 if TYPE_CHECKING:
     from sweepstack.engine.program import Program

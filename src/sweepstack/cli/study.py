@@ -41,6 +41,10 @@ def run(arguments: Sequence[str]) -> int:
         SweepstackError: what is wrong, in one line.
     """
     options = parser().parse_args(arguments)
+    if options.run not in (_delete,):  # what writes works in this folder alone
+        from sweepstack.study import storage
+
+        options.storage = storage.above(options.storage)
     return int(options.run(options))
 
 

@@ -183,7 +183,7 @@ def effect(config: RunConfig) -> str:
     kept: dict[str, Any] = {}
     for group, values in vars(config).items():  # twenty times as fast as dataclasses.asdict
         fields = vars(values).items() if hasattr(values, "__dict__") else None
-        # What `engine.spec.by_group` keeps in a group's object begins with an underscore.
+        # What `training.spec.by_group` keeps in a group's object begins with an underscore.
         kept[group] = values if fields is None else {k: v for k, v in fields if k[0] != "_"}
     for key in idle(config):
         group, _, name = key.partition(".")

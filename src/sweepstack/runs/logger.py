@@ -29,7 +29,7 @@ from urllib.parse import urlsplit
 
 from sweepstack.config import schema
 from sweepstack.config.errors import EnvironmentFault
-from sweepstack.engine.spec import Monitor, TrialResult, TrialSpec, by_group, plain
+from sweepstack.training.spec import Monitor, TrialResult, TrialSpec, by_group, plain
 
 log = logging.getLogger(__name__)
 

@@ -49,7 +49,10 @@ from sweepstack.config.errors import (
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
-DEFAULT = "sqlite:///outputs/studies.db"
+OUTPUTS = "outputs/studies.db"
+DEFAULT = f"sqlite:///{OUTPUTS}"
+_said: set[Path] = set()
+"""Files in folders above that a person was told of."""
 BUSY_TIMEOUT_MS = 60_000
 READ_TIMEOUT_S = 1.0
 """How long SQLite itself waits for a lock, writing and reading, before it is asked again."""
@@ -148,15 +151,12 @@ def look(where: str = DEFAULT, *, timeout_s: float = 10.0) -> tuple[str, BaseSto
     if _scheme(where) in WITHOUT_TABLES:
         journal = path_of(where)
         if journal is not None and not journal.is_file():
-            raise EnvironmentFault(
-                f"there are no studies: {journal} does not exist; a sweep makes it"
-            )
+            raise EnvironmentFault(_missing(journal))
         return where, _without_tables(where, timeout_s)
     parsed = _parse(where)
     file = _file_of(parsed)
     if file is not None and not file.exists():
-        named = masked(str(file))
-        raise EnvironmentFault(f"there are no studies: {named} does not exist; a sweep makes it")
+        raise EnvironmentFault(_missing(file))
 
     def attempt() -> RDBStorage:
         _check(parsed, file, where, timeout_s, needed=True)
@@ -164,6 +164,38 @@ def look(where: str = DEFAULT, *, timeout_s: float = 10.0) -> tuple[str, BaseSto
 
     with _explained(parsed):
         return where, _patiently(attempt, file)
+
+
+def above(where: str) -> str:
+    """Where studies are read from: `where`, or for the default the nearest folder above the working
+    one that has outputs/studies.db, as git finds its repository; a line on stderr says so, once.
+
+    Sweeps and whatever else writes do not ask: they work in the working folder. Files of another
+    user are passed over.
+    """
+    if where != DEFAULT or Path(OUTPUTS).exists():
+        return where
+    for folder in Path.cwd().parents:
+        file = folder / OUTPUTS
+        try:
+            if not file.is_file() or file.stat().st_uid != os.getuid():
+                continue
+        except OSError:
+            continue
+        if file not in _said:
+            _said.add(file)
+            print(f"studies are read from {file}, in a folder above", file=sys.stderr)
+        return f"sqlite:///{file}"
+    return where
+
+
+def _missing(file: Path) -> str:
+    """What is said where a file of studies is to be read and there is none."""
+    nor = ", nor in a folder above" if str(file) == OUTPUTS else ""
+    return (
+        f"there are no studies: {masked(str(file.absolute()))} does not exist{nor}; a sweep makes "
+        "it, or --storage (in Python storage=) names another"
+    )
 
 
 def _check(

@@ -29,9 +29,9 @@ from sweepstack.config import reading
 from sweepstack.config.errors import InputError, one_line
 from sweepstack.config.schema import RunConfig
 from sweepstack.config.trust import beyond_values, check_target, parts
-from sweepstack.engine.spec import TrialSpec
 from sweepstack.study.attributes import OVERRIDES
 from sweepstack.study.view import StudyView
+from sweepstack.training.spec import TrialSpec
 
 Plain = dict[str, Any]
 

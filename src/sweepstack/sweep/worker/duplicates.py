@@ -17,10 +17,10 @@ from typing import Any, Protocol
 
 from optuna.trial import TrialState
 
-from sweepstack.engine.spec import State
 from sweepstack.study.book.book import Book
 from sweepstack.study.book.records import ENDED, Owner
 from sweepstack.sweep.worker.trial import Asked, Outcome
+from sweepstack.training.spec import State
 
 MAX_DEFERRED = 1024
 """Trials that are deferred at most; then no other is asked for until some have ended."""

@@ -28,11 +28,10 @@ from sweepstack.config.errors import InputError, SweepstackError, masked, one_li
 from sweepstack.config.schema import RunConfig
 from sweepstack.config.space import points
 from sweepstack.config.space.space import Space
-from sweepstack.engine import seeds
-from sweepstack.engine.seeds import Group
-from sweepstack.engine.spec import Monitor, TrialResult, TrialSpec
 from sweepstack.engine.width import MANY, Widths
+from sweepstack.runs import seeds
 from sweepstack.runs.logger import Logged, Run, run_of
+from sweepstack.runs.seeds import Group
 from sweepstack.study.attributes import DATA_HASH, EFFECT, EQUALS, PLANNED, PREFIX
 from sweepstack.sweep import samplers
 from sweepstack.sweep.plan import PLACES, Plan
@@ -41,6 +40,7 @@ from sweepstack.sweep.worker.composition import Composition
 from sweepstack.sweep.worker.duplicates import Original
 from sweepstack.sweep.worker.trial import Asked, Live, Outcome, Status
 from sweepstack.sweep.worker.trial_folder import BestModels, TrialFolder
+from sweepstack.training.spec import Monitor, TrialResult, TrialSpec
 
 if TYPE_CHECKING:
     from sweepstack.engine.program import Program

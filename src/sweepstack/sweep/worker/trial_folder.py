@@ -38,14 +38,14 @@ from optuna.trial import TrialState
 from sweepstack.config import commands, files
 from sweepstack.config.errors import EnvironmentFault
 from sweepstack.config.files import LAYERS
-from sweepstack.engine import checkpoint
-from sweepstack.engine.seeds import Group
-from sweepstack.engine.spec import TrialSpec, by_group, plain
 from sweepstack.runs import folder as run_folder
+from sweepstack.runs.seeds import Group
 from sweepstack.study import ranking
 from sweepstack.study.attributes import EQUALS, KEEP_MODELS
 from sweepstack.study.read import trials_of
 from sweepstack.sweep.worker.trial import Outcome
+from sweepstack.training import checkpoint
+from sweepstack.training.spec import TrialSpec, by_group, plain
 
 _DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
