@@ -16,6 +16,7 @@ The policy is here; `bulk.py` and `public.py` are the two ways to read and write
 from __future__ import annotations
 
 import math
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -204,6 +205,21 @@ class Book(ABC):
             with self._read() as page:
                 self._refresh(page, list(found.values()))
         return found
+
+    # --- what is asked of the workers -------------------------------------------------------------
+
+    def stop(self, crew: str = "") -> None:
+        """Ask the workers of one sweep to stop, or all that work on the study now."""
+        self.study.set_user_attr(stop_key(crew), repr(time.time()))
+
+    def stops(self, crew: str = "") -> tuple[Any, Any]:
+        """When all workers, and those of one sweep, were last asked to stop: it changes when they
+        are asked again. Sweeps that start later go on."""
+        known = self._study_attributes((stop_key(), stop_key(crew)))
+        return known.get(stop_key()), known.get(stop_key(crew)) if crew else None
+
+    def _study_attributes(self, keys: Sequence[str]) -> Mapping[str, Any]:
+        return self.storage.get_study_user_attrs(self.study_id)
 
     # --- looks -----------------------------------------------------------------------------------
 
@@ -472,6 +488,11 @@ class Book(ABC):
 
     @abstractmethod
     def _write_effects(self, page: Any, taken: Sequence[tuple[optuna.Trial, str]]) -> None: ...
+
+
+def stop_key(crew: str = "") -> str:
+    """The attribute of a study by which workers are asked to stop."""
+    return f"{attr.STOP}.{crew}" if crew else attr.STOP
 
 
 def _may_live(worker: object) -> bool:

@@ -7,7 +7,6 @@ the cores and a GPU; any other Hydra launcher carries them as its jobs.
 from __future__ import annotations
 
 import contextlib
-import glob
 import logging
 import math
 import multiprocessing
@@ -16,6 +15,7 @@ import signal
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -31,12 +31,21 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Column, Table
 
-from sweepstack.config.errors import EXIT_TERMINATED, EnvironmentFault, SweepstackError
+from sweepstack.config.errors import (
+    EXIT_INTERRUPTED,
+    EXIT_TERMINATED,
+    EnvironmentFault,
+    SweepstackError,
+    one_line,
+)
 from sweepstack.runs import progress
 from sweepstack.study import storage
+from sweepstack.study.book import processes
 from sweepstack.study.book.book import Book
 from sweepstack.sweep.plan import Plan
 from sweepstack.sweep.studies import open_book
+from sweepstack.sweep.worker import register
+from sweepstack.sweep.worker.register import Entry
 from sweepstack.sweep.worker.trial import Live, Status, Stop
 from sweepstack.sweep.worker.worker import App, Worker, count_finished, too_many_failed
 
@@ -45,6 +54,8 @@ _LOGGER = logging.getLogger("sweepstack")
 
 PATIENCE_S = 25.0
 """Seconds that workers get to checkpoint their trials after Ctrl-C."""
+CANCEL_S = 10.0
+"""Seconds that a launcher gets to notice that its jobs have ended."""
 MAX_FALSE_STARTS = 3
 """Workers in a row that may die before they begin a trial. Those that die later are limited by the
 trial's restarts and by max_failure_rate."""
@@ -62,24 +73,41 @@ signal that they return."""
 
 @dataclass(frozen=True)
 class Crew:
-    """What every worker of a sweep is given; it can be pickled."""
+    """What every worker of a sweep is given; it can be pickled.
+
+    Attributes:
+        name: tells the sweep from others of the study.
+        stops: how the workers were asked to stop before it began (`Book.stops`).
+    """
 
     plan: Plan
     app: App
     folder: Path
     deadline: float
+    name: str = field(default_factory=lambda: uuid.uuid4().hex[:8])
+    stops: Any = None
 
-    def worker(self, book: Book, stop: Stop, **calls: Callable[..., object]) -> Worker:
+    def worker(self, book: Book, stop: Stop, **given: Any) -> Worker:
         """A worker in this process."""
-        deadline = self.deadline
-        return Worker(self.plan, self.app, book, self.folder, stop, deadline=deadline, **calls)
+        deadline, crew = self.deadline, (self.name, self.stops)
+        return Worker(
+            *(self.plan, self.app, book, self.folder, stop), deadline=deadline, crew=crew, **given
+        )
 
     def __call__(self, job: Any = None) -> int | None:
         """Work as a launcher's job; return the exit code of the signal that ended it, if any."""
         stop = Stop()
         with progress.on_signal(stop.ask):
-            self.worker(_open_shared(self), stop).work()
+            self.join(stop)
         return stop.code
+
+    def join(self, stop: Stop, **calls: Callable[..., object]) -> None:
+        """Work on the study, which exists, in a process of its own."""
+        book = _open_shared(self)
+        member = register.join(self.plan, book.study, self.name)
+        if member is not None:
+            with member:
+                self.worker(book, stop, member=member, **calls).work()
 
 
 def launch(crew: Crew, board: Scoreboard, other: Launch | None = None) -> int | None:
@@ -90,14 +118,116 @@ def launch(crew: Crew, board: Scoreboard, other: Launch | None = None) -> int | 
     """
     board.reads = other is not None or crew.plan.n_jobs > 1
     if other is not None:
-        with board, progress.every(1.0, board.refresh, "sweepstack-board"):
-            return other(crew, crew.plan.n_jobs)
+        return _Jobs(crew, board, other).run()
     stop = Stop()
     if crew.plan.n_jobs == 1:
-        with progress.on_signal(stop.ask), board:
-            crew.worker(board.book, stop, notify=board.refresh).work()
+        member = register.Membership.here(board.book.study, crew.name)
+        with progress.on_signal(stop.ask), board, member:
+            crew.worker(board.book, stop, member=member, notify=board.refresh).work()
         return stop.code
     return _Processes(crew, board, stop).run()
+
+
+class JobsFailed(EnvironmentFault):
+    """Jobs of a launcher ended without a word from their workers."""
+
+
+@dataclass
+class _Jobs:
+    """Workers that another launcher carries."""
+
+    crew: Crew
+    board: Scoreboard
+    other: Launch
+    code: int | None = None
+    alive: list[Entry] = field(default_factory=list)
+    over: threading.Event = field(default_factory=threading.Event)
+
+    def run(self) -> int | None:
+        """Let the launcher run the workers, and others in place of those that die, until the study
+        is complete: its verdict counts, not that of a job."""
+        book, barren, jobs = self.board.book, 0, self.crew.plan.n_jobs
+        look = progress.every(1.0, self.board.refresh, "sweepstack-board")
+        with progress.on_signal(self._ask, self._leave), self.board, look:
+            while True:
+                before, known = count_finished(book.counts()), len(self._members())
+                code, error = self._launch(jobs)
+                if self.code is not None or self._is_stopped():
+                    return self.code or EXIT_INTERRUPTED
+                if code is None and error is None:
+                    return None
+                counts = self._wait(error)
+                if self._is_complete(counts):
+                    how = "a worker died" if error is None else one_line(error, 200)
+                    log.warning("the study is complete, though %s", how)
+                    return None
+                began = self._members()[known:]
+                barren = barren + 1 if count_finished(counts) == before else 0
+                is_ours = any(entry.process == processes.this_process() for entry in began)
+                if not began or is_ours or barren > self.crew.plan.max_restarts:
+                    if error is not None:
+                        raise error
+                    return code
+                if error is not None and not isinstance(error, JobsFailed):
+                    raise error
+                jobs = max(1, self.crew.plan.n_jobs - len(self.alive))
+                log.warning("a worker died; starting %d in its place", jobs)
+
+    def _launch(self, jobs: int) -> tuple[int | None, SweepstackError | None]:
+        try:
+            return self.other(self.crew, jobs), None
+        except SweepstackError as error:
+            return None, error
+        finally:
+            if self.code is not None:
+                self.over.set()
+
+    def _wait(self, error: SweepstackError | None) -> dict[str, int]:
+        """Wait while others work, where what one died of would end a new one too."""
+        while True:
+            counts, self.alive = self.board.book.counts(), self._living()
+            hopeless = isinstance(error, JobsFailed) or not self.alive or self.code is not None
+            if hopeless or self._is_complete(counts):
+                return counts
+            time.sleep(0.5)
+
+    def _is_complete(self, counts: dict[str, int]) -> bool:
+        return self.board.book.total is not None and not counts["remaining"]
+
+    def _is_stopped(self) -> bool:
+        return bool(self.board.book.stops(self.crew.name) != self.crew.stops)
+
+    def _members(self) -> list[Entry]:
+        return [e for e in register.workers(self.board.book.study) if e.crew == self.crew.name]
+
+    def _living(self) -> list[Entry]:
+        return [entry for entry in self._members() if entry.is_alive]
+
+    def _ask(self, code: int) -> None:
+        self.code = code
+        threading.Thread(target=self._stop, name="sweepstack-stop", daemon=True).start()
+
+    def _stop(self) -> None:
+        """Ask the workers to stop through the study, and end the jobs of those that do not; not in
+        a signal's handler, which may have interrupted who holds the study."""
+        progress.say("stopping: the workers checkpoint their trials; Ctrl-C again leaves at once")
+        with storage.ignored():
+            self.board.book.stop(self.crew.name)
+            latest = time.monotonic() + PATIENCE_S
+            while time.monotonic() < latest and not self.over.wait(0.5):
+                self.alive = self._living()
+                if not self.alive:
+                    break
+            for entry in self.alive:
+                register.end(entry)
+        if not self.over.wait(CANCEL_S):
+            self._leave(self.code or EXIT_INTERRUPTED)
+
+    def _leave(self, code: int) -> None:
+        lines = [f"may still run: {entry.described}" for entry in self.alive if entry.is_alive]
+        for line in [*lines, "interrupted; run the same command again to resume"]:
+            print(f"sweepstack: {line}", file=sys.stderr, flush=True)
+        os._exit(code)
 
 
 @dataclass
@@ -154,7 +284,7 @@ class _Processes:
             args=(self.crew, place, os.getpid(), sender),
             name=f"sweepstack-worker-{place}",
         )
-        with sender, _share(place, self.crew.plan), _without_interrupts():
+        with sender, _share(self.crew.plan), _without_interrupts():
             process.start()
             self.children[place] = _Child(process, messages)
 
@@ -169,6 +299,9 @@ class _Processes:
             if error is not None:
                 raise error
             if child.process.exitcode == 0:
+                continue
+            if child.process.exitcode == EXIT_INTERRUPTED:  # asked to, through the study
+                self.stop.code = self.stop.code or EXIT_INTERRUPTED
                 continue
             self.false_starts = 0 if began else self.false_starts + 1
             how = f"worker {place} died (exit code {child.process.exitcode})"
@@ -202,26 +335,16 @@ class _Processes:
 
 
 @contextlib.contextmanager
-def _share(place: int, plan: Plan) -> Iterator[None]:
-    """Give a process that starts now its share of the cores, and a GPU of the visible ones; what is
-    set by a person stays."""
-    before, gpus = dict(os.environ), _visible_gpus()
+def _share(plan: Plan) -> Iterator[None]:
+    """Give a process that starts now its share of the cores; what is set by a person stays."""
+    before = dict(os.environ)
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ.setdefault(name, str(max(1, (os.cpu_count() or 1) // plan.n_jobs)))
-    if gpus and not any(word.startswith("training.device=cuda:") for word in plan.space.fixed):
-        os.environ["CUDA_VISIBLE_DEVICES"] = gpus[place % len(gpus)]
+        os.environ.setdefault(name, str(max(1, register.cores() // plan.n_jobs)))
     try:
         yield
     finally:
         os.environ.clear()
         os.environ.update(before)
-
-
-def _visible_gpus() -> list[str]:
-    given = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if given is not None:
-        return [gpu for gpu in given.split(",") if gpu]
-    return [str(number) for number in range(len(glob.glob("/dev/nvidia[0-9]*")))]
 
 
 def _open_shared(crew: Crew) -> Book:
@@ -299,7 +422,7 @@ def _child(crew: Crew, place: int, parent: int, sender: connection.Connection) -
             sender.send(message)
 
     try:
-        crew.worker(_open_shared(crew), stop, began=lambda: send(None)).work()
+        crew.join(stop, began=lambda: send(None))
     except SweepstackError as error:
         send((str(error), error.exit_code))
         raise SystemExit(error.exit_code) from None

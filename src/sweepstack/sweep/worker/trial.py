@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -152,10 +152,11 @@ class Decisions:
 
     Args:
         book: the records of a study with its pruner set.
+        heed: called with every report; it may raise KeyboardInterrupt.
     """
 
-    def __init__(self, book: Book) -> None:
-        self._book, self._study = book, book.study
+    def __init__(self, book: Book, heed: Callable[[], object] = lambda: None) -> None:
+        self._book, self._study, self._heed = book, book.study, heed
         self._pending: list[tuple[Asked, int, float]] = []
         self._over: set[int] = set()
 
@@ -185,6 +186,7 @@ class Decisions:
         """Write the reports that wait and decide about the trials which they are of."""
         trials = {asked.number: asked.trial for asked, _, _ in self._pending}
         if trials:
+            self._heed()
             self.write(())
             ends = self._decided(trials).items()
             self._over.update(number for number, is_over in ends if is_over)
