@@ -29,8 +29,7 @@ from sweepstack.runs.progress import say
 from sweepstack.study import storage
 from sweepstack.study.attributes import EQUALS, LOST, OVERRIDES, RETRIED, SWEEP
 from sweepstack.study.book.book import Book
-from sweepstack.study.ranking import best_trials
-from sweepstack.study.read import trials_of
+from sweepstack.study.read import best_trials, trials_of
 from sweepstack.sweep import plan, studies
 from sweepstack.sweep.plan import Choice, Plan
 from sweepstack.sweep.worker import register, trial_folder

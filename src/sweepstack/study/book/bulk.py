@@ -37,9 +37,8 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy import Connection, bindparam, func, insert, select
 
 from sweepstack.study.attributes import CONTINUES, EFFECT, EQUALS, LOST, RETRIED, RETRY_OF, WORKER
-from sweepstack.study.book import processes
+from sweepstack.study.book import Ending, Owner, Record, Report, Row, Tally, last_value, processes
 from sweepstack.study.book.book import Book
-from sweepstack.study.book.records import Ending, Owner, Record, Report, Row, Tally, last_value
 
 AT_ONCE = 500
 """Trials that a query names; SQLite refuses one that names too many."""

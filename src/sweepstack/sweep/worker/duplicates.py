@@ -17,8 +17,8 @@ from typing import Any, Protocol
 
 from optuna.trial import TrialState
 
+from sweepstack.study.book import ENDED, Owner
 from sweepstack.study.book.book import Book
-from sweepstack.study.book.records import ENDED, Owner
 from sweepstack.sweep.worker.trial import Asked, Outcome
 from sweepstack.training.spec import State
 

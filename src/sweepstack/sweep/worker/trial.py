@@ -11,8 +11,8 @@ from typing import Any
 import optuna
 from optuna.pruners import NopPruner
 
+from sweepstack.study.book import Ending, Report
 from sweepstack.study.book.book import Book
-from sweepstack.study.book.records import Ending, Report
 from sweepstack.sweep.pruners import RungPruner
 from sweepstack.training.spec import State
 

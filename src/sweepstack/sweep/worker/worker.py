@@ -20,15 +20,15 @@ import optuna
 from optuna.trial import TrialState
 
 from sweepstack.config.errors import EXIT_INTERRUPTED, SweepstackError, one_line
+from sweepstack.config.space import Space
 from sweepstack.config.space.points import Overrides
-from sweepstack.config.space.space import Space
 from sweepstack.runs import progress
 from sweepstack.runs.folder import environment, key_of
 from sweepstack.study import storage
 from sweepstack.study.attributes import CONTINUES, ENVIRONMENT, OVERRIDES
+from sweepstack.study.book import Ending, is_suspect
 from sweepstack.study.book.book import Book
 from sweepstack.study.book.processes import BEAT_S
-from sweepstack.study.book.records import Ending, is_suspect
 from sweepstack.sweep import pruners, samplers
 from sweepstack.sweep.plan import Plan
 from sweepstack.sweep.worker.duplicates import Duplicates, Equal
