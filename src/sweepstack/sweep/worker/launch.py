@@ -216,7 +216,7 @@ class _Jobs:
             latest = time.monotonic() + PATIENCE_S
             while time.monotonic() < latest and not self.over.wait(0.5):
                 self.alive = self._living()
-                if not self.alive:
+                if not self.alive and self._members():
                     break
             for entry in self.alive:
                 register.end(entry)
@@ -225,6 +225,8 @@ class _Jobs:
 
     def _leave(self, code: int) -> None:
         lines = [f"may still run: {entry.described}" for entry in self.alive if entry.is_alive]
+        if not self.alive:
+            lines.append("jobs that have not begun end as soon as they do")
         for line in [*lines, "interrupted; run the same command again to resume"]:
             print(f"sweepstack: {line}", file=sys.stderr, flush=True)
         os._exit(code)
