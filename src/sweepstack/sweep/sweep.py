@@ -24,6 +24,7 @@ from rich.table import Column, Table
 
 from sweepstack.config import commands, errors, files
 from sweepstack.config.errors import one_line
+from sweepstack.reporting.scoreboard import Scoreboard, count_finished
 from sweepstack.runs import progress
 from sweepstack.runs.progress import say
 from sweepstack.study import storage
@@ -33,8 +34,8 @@ from sweepstack.study.read import best_trials, trials_of
 from sweepstack.sweep import plan, studies
 from sweepstack.sweep.plan import Choice, Plan
 from sweepstack.sweep.worker import register, trial_folder
-from sweepstack.sweep.worker.launch import Crew, Launch, Scoreboard, launch
-from sweepstack.sweep.worker.worker import App, count_finished, too_many_failed
+from sweepstack.sweep.worker.launch import Crew, Launch, launch
+from sweepstack.sweep.worker.worker import App, too_many_failed
 
 if TYPE_CHECKING:
     from sweepstack.study.view import StudyView

@@ -40,7 +40,7 @@ from sweepstack.config.space import Space, points
 from sweepstack.study.attributes import RETRY_OF
 from sweepstack.study.storage import is_failure
 from sweepstack.sweep.plan import Plan
-from sweepstack.sweep.worker.trial import Asked, Outcome
+from sweepstack.sweep.worker import Asked, Outcome
 
 if TYPE_CHECKING:
     from sweepstack.sweep.worker.worker import Worker

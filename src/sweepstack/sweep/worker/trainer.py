@@ -29,15 +29,15 @@ from sweepstack.config.errors import InputError, SweepstackError, masked, one_li
 from sweepstack.config.schema import RunConfig
 from sweepstack.config.space import Space, points
 from sweepstack.engine.width import MANY, Widths
+from sweepstack.reporting.scoreboard import Live, Status
 from sweepstack.runs import seeds
 from sweepstack.runs.logger import Logged, Run, run_of
 from sweepstack.runs.seeds import Group
 from sweepstack.study.attributes import DATA_HASH, EFFECT, EQUALS, PLANNED, PREFIX
 from sweepstack.sweep import samplers
 from sweepstack.sweep.plan import PLACES, Plan
-from sweepstack.sweep.worker import question
+from sweepstack.sweep.worker import Asked, Outcome, question
 from sweepstack.sweep.worker.duplicates import Original
-from sweepstack.sweep.worker.trial import Asked, Live, Outcome, Status
 from sweepstack.sweep.worker.trial_folder import BestModels, TrialFolder
 from sweepstack.training.spec import Monitor, TrialResult, TrialSpec
 

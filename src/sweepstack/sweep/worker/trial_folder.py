@@ -42,7 +42,7 @@ from sweepstack.runs import folder as run_folder
 from sweepstack.runs.seeds import Group
 from sweepstack.study.attributes import CONTINUES, EQUALS, KEEP_MODELS
 from sweepstack.study.read import best, best_trials, trials_of
-from sweepstack.sweep.worker.trial import Outcome
+from sweepstack.sweep.worker import Outcome
 from sweepstack.training import checkpoint
 from sweepstack.training.spec import TrialSpec, by_group, plain
 

@@ -22,6 +22,7 @@ from optuna.trial import TrialState
 from sweepstack.config.errors import EXIT_INTERRUPTED, SweepstackError, one_line
 from sweepstack.config.space import Space
 from sweepstack.config.space.points import Overrides
+from sweepstack.reporting.scoreboard import Status, count_finished
 from sweepstack.runs import progress
 from sweepstack.runs.folder import environment, key_of
 from sweepstack.study import storage
@@ -31,9 +32,9 @@ from sweepstack.study.book.book import Book
 from sweepstack.study.book.processes import BEAT_S
 from sweepstack.sweep import pruners, samplers
 from sweepstack.sweep.plan import Plan
+from sweepstack.sweep.worker import Asked, Decisions, Outcome, Stop
 from sweepstack.sweep.worker.duplicates import Duplicates, Equal
 from sweepstack.sweep.worker.register import Membership
-from sweepstack.sweep.worker.trial import Asked, Decisions, Outcome, Status, Stop
 
 log = logging.getLogger(__name__)
 
@@ -387,11 +388,6 @@ class Worker:
         attributes[OVERRIDES] = outcome.asked.overrides
         attributes[ENVIRONMENT] = self._environment
         return Ending(outcome.asked.trial, _STATES[state], values, attributes, violations)
-
-
-def count_finished(counts: Mapping[str, int]) -> int:
-    """How many trials of a study will not run again."""
-    return counts["done"] + counts["pruned"] + counts["failed"]
 
 
 def too_many_failed(plan: Plan, counts: Mapping[str, int], *, ended: bool = False) -> bool:
