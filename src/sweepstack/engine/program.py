@@ -436,15 +436,24 @@ class Program:
         """Initial parameters and buffers of a trial, drawn from its seed on the CPU."""
         activation = getattr(spec.config.model, "activation", None)
         init, seed, kept = spec.config.init, spec.config.training.seed, self.constant or set()
-        module, drawn = self.whole, initialization.drawn(self.whole, kept)
+        module = self.whole
         for note in self.notes:
             log.info("%s", note)
         self.notes.clear()
-        own_draws = self.constant is not None and module.state_dict().keys() - kept - {*drawn}
-        if own_draws or "keep" in init.schemes:  # what the constructor draws follows the seed
+        if (
+            self._draws_itself or "keep" in init.schemes
+        ):  # what the constructor draws follows the seed
             module, _ = self._constructed(seed)
         values = initialization.draw(module, init, activation, seed, kept)
         return dict(module.named_buffers()) | values
+
+    @cached_property
+    def _draws_itself(self) -> bool:
+        """Whether the model's constructor draws what no scheme does."""
+        if self.constant is None:
+            return False
+        drawn = initialization.drawn(self.whole, self.constant)
+        return bool(self.whole.state_dict().keys() - self.constant - {*drawn})
 
     @property
     def init_summary(self) -> str:

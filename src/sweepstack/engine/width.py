@@ -261,7 +261,7 @@ class _Stepper:
     def __init__(self, program: Program, width: int, *, compiles: bool | None = None):
         self.program, self.step = program, Step(program, compiles=compiles)
         one = program.stack(1)
-        one.insert(0, program.initial(program.spec), program.numbers(program.spec))
+        one.insert([0], [program.initial(program.spec)], [program.numbers(program.spec)])
         self.stack: Stack = one.moved([0] * width, width)
         place = program.device
         samples, shape = program.batch_size, program.data.input_shape
