@@ -23,6 +23,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any
 from urllib.parse import urlsplit
@@ -168,6 +169,7 @@ def _short(text: str) -> str:
     return f"{value:.4g}" if isinstance(value, float) else text
 
 
+@lru_cache(maxsize=4096)
 def value_of(text: str) -> Any:
     """An override's value as a number or truth value where it is one."""
     if text.lower() in ("true", "false"):
