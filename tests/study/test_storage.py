@@ -155,18 +155,6 @@ def test_what_is_no_database_url_is_refused(url: str, shown: str) -> None:
     )
 
 
-def test_a_missing_driver_is_named_by_its_package() -> None:
-    with contextlib.suppress(ImportError):
-        import MySQLdb  # noqa: F401
-
-        pytest.skip("mysqlclient is installed here")
-    message = refusal("mysql://ann:s3cret@db/x")
-    assert (
-        message
-        == "storage mysql://ann:***@db/x needs the package mysqlclient, which is not installed"
-    )
-
-
 @pytest.mark.parametrize("open_it", [storage.connect, storage.look])
 @pytest.mark.parametrize("scheme", ["postgresql", "postgresql+asyncpg", "mysql", "oracle", "mssql"])
 def test_a_driver_that_is_not_there_is_one_line(scheme: str, open_it: Any) -> None:
