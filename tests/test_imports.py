@@ -21,7 +21,7 @@ MAY_KNOW = {
     "config": {"hydra", "omegaconf", "optuna"},
     "data": {"pandas"},
     "study": {"optuna", "pandas", "sqlalchemy"},
-    "runs": {"optuna"},
+    "runs": {"optuna", "pandas"},
     "analysis": {"optuna", "pandas", "plotly"},
     "reporting": {"optuna", "optuna_dashboard", "pandas", "plotly", "sqlalchemy"},
     "sweep": {"hydra", "omegaconf", "optuna", "sqlalchemy", "pandas"},
