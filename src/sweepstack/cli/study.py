@@ -7,6 +7,8 @@
     sweepstack-study best STUDY -o FOLDER       what won, as a config to train again
     sweepstack-study export STUDY -o x.csv      one row per trial; --history: per evaluation
     sweepstack-study rerun STUDY 17             train it again alone and compare (exit code 5)
+    sweepstack-study workers STUDY              who works on it: host, GPU, since when, pace
+    sweepstack-study stop STUDY                 ask its workers to stop, wherever they are
     sweepstack-study delete STUDY               its rows, folder and report; asks first
     sweepstack-study dashboard                  optuna-dashboard on the studies, on 127.0.0.1
 
@@ -103,6 +105,8 @@ def parser() -> argparse.ArgumentParser:
     again = "Train a trial again alone, from what the study keeps, and compare. "
     again += "Exit code 0: it agrees within the tolerance; 5: it differs."
     _add_rerun_options(add(_rerun, study, "train a trial again alone and compare it", again))
+    add(_workers, study, "who works on a study: host, GPU, since when, trials per minute")
+    add(_stop, study, "ask the workers of a study to stop, on whatever machine")
     gone = add(_delete, study, "delete a study with the files of its trials; asks first")
     gone.add_argument("-y", "--yes", action="store_true", help="do not ask")
     what = "optuna-dashboard on the studies, until Ctrl-C"
@@ -231,6 +235,53 @@ def _rerun(options: argparse.Namespace) -> int:
         folder=options.output,
         config_dir=options.config_dir,
     )
+
+
+def _workers(options: argparse.Namespace) -> int:
+    import time
+
+    from rich.table import Table
+
+    from sweepstack.runs import progress
+    from sweepstack.study import view
+    from sweepstack.study.book import register
+
+    study = view.open_study(options.study, options.storage).study
+    alive = [entry for entry in register.workers(study) if entry.is_alive]
+    if not alive:
+        progress.say(f"nobody works on study {options.study}")
+        return 0
+    table = Table("worker", "host", "GPU", "since", "trials", "per minute", "seen", box=None)
+    for entry in alive:
+        since = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.began))
+        pace = 60 * entry.trials / max(1.0, entry.seen - entry.began)
+        who, seen = entry.job or entry.process.rsplit(":", 2)[1], time.time() - entry.seen
+        numbers = (str(entry.trials), f"{pace:.1f}", f"{max(0.0, seen):.0f} s ago")
+        table.add_row(who, entry.host, entry.gpu or "-", since, *numbers)
+    progress.console().print(table)
+    return 0
+
+
+def _stop(options: argparse.Namespace) -> int:
+    import time
+
+    from sweepstack.runs import progress
+    from sweepstack.study import storage, view
+    from sweepstack.study.attributes import STOP
+    from sweepstack.study.book import register
+
+    found = view.open_study(options.study, options.storage)
+    with storage.named(found.where):
+        where = found.where if "://" in found.where else f"journal:///{found.where}"
+        opened = storage.connect(where)
+        asked = opened.get_study_id_from_name(options.study)
+        opened.set_study_user_attr(asked, STOP, repr(time.time()))
+        alive = sum(entry.is_alive for entry in register.workers(found.study))
+    progress.say(
+        f"asked {alive} worker{'s' * (alive != 1)} of study {options.study} to stop: each does "
+        "with its next claim or report; run the sweep's command again to resume"
+    )
+    return 0
 
 
 def _delete(options: argparse.Namespace) -> int:

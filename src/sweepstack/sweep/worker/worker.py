@@ -28,10 +28,10 @@ from sweepstack.study.attributes import CONTINUES, ENVIRONMENT, OVERRIDES
 from sweepstack.study.book.book import Book
 from sweepstack.study.book.processes import BEAT_S
 from sweepstack.study.book.records import Ending, is_suspect
+from sweepstack.study.book.register import Membership
 from sweepstack.sweep import pruners, samplers
 from sweepstack.sweep.plan import Plan
 from sweepstack.sweep.worker.duplicates import Duplicates, Equal
-from sweepstack.sweep.worker.register import Membership
 from sweepstack.sweep.worker.trial import Asked, Decisions, Outcome, Status, Stop
 
 log = logging.getLogger(__name__)
