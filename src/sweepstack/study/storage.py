@@ -194,6 +194,14 @@ def above(where: str) -> str:
     return where
 
 
+def names(where: str) -> list[str]:
+    """The studies in a storage, looked for as `above`; none where it cannot be read."""
+    try:
+        return optuna.get_all_study_names(look(above(where))[1])
+    except SweepstackError:
+        return []
+
+
 def _missing(file: Path) -> str:
     """What is said where a file of studies is to be read and there is none."""
     nor = ", nor in a folder above" if str(file) == OUTPUTS else ""

@@ -33,8 +33,7 @@ from sweepstack.study import storage
 from sweepstack.study.attributes import EQUALS, FOLDER, IDENTITY, SWEEP
 from sweepstack.study.frame import STATES, frame, history, layers, ranks
 from sweepstack.study.keys import Direction, Key, Parameter, objectives, swept_keys
-from sweepstack.study.ranking import best_rows, order
-from sweepstack.study.read import trials_of
+from sweepstack.study.read import best_rows, order, trials_of
 from sweepstack.study.tables import statistics
 
 MAX_NAMED = 8
@@ -107,8 +106,12 @@ class StudyView:
         # It comes from the database, and decides which files are read.
         if not isinstance(name, str) or name != Path(name).name or name in ("", ".", ".."):
             return None
-        roots = [place(self.where) / "studies", Path("outputs/studies")]
-        return next((root / name for root in roots if (root / name).is_dir()), None)
+        return next((root / name for root in self.roots if (root / name).is_dir()), None)
+
+    @property
+    def roots(self) -> list[Path]:
+        """Where folders of studies are looked for, in this order."""
+        return [place(self.where) / "studies", Path("outputs/studies")]
 
     # --- what it asks: objectives and keys -------------------------------------------------------
 

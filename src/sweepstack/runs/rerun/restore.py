@@ -113,7 +113,7 @@ def _changed(
     if "trust" in {override.lstrip("+~").partition("=")[0] for override in given}:
         raise InputError("packages are trusted with --trust PACKAGE, not with trust=[...]")
     before = reading.read_plain(plain)
-    safe = {**plain, "trust": list(trust), "logger": {"name": "none"}}
+    safe = {**plain, "trust": list(trust), "logger": {}}
     if "download" in safe["data"]:  # it would write where data.root says
         safe["data"] = {**safe["data"], "download": False}
     safe["training"] = {**safe["training"], "checkpoint_every": 0, "width": 1}

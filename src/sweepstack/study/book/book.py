@@ -27,8 +27,18 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from sweepstack.study import attributes as attr
-from sweepstack.study.book import processes, records
-from sweepstack.study.book.records import ENDED, Ending, Owner, Record, Report, Row, Tally
+from sweepstack.study.book import (
+    ENDED,
+    Ending,
+    Grid,
+    Owner,
+    Record,
+    Report,
+    Row,
+    Tally,
+    canonical,
+    processes,
+)
 
 GRACE_S = 120.0
 """A worker that has sent no heartbeat for so long is presumed dead."""
@@ -76,7 +86,7 @@ class Book(ABC):
         self.study_id = storage.get_study_id_from_name(study.study_name)
         self.max_restarts, self.grace_s = max_restarts, grace_s
         self._workers, self._checkpointed = workers, checkpointed
-        self._grid = None if points is None else records.Grid(points, first)
+        self._grid = None if points is None else Grid(points, first)
         self._sleep = processes.Sleep()
         self._owners: dict[str, Owner] = {}
 
@@ -107,7 +117,7 @@ class Book(ABC):
         """Let known points wait before all others, each once in the life of the study."""
         with self._held() as page:
             there = {value for _, value in self._values(page, attr.ENQUEUED)}
-            marks = {records.canonical(point): point for point in first}
+            marks = {canonical(point): point for point in first}
             new = [Row(p, {attr.ENQUEUED: mark}) for mark, p in marks.items() if mark not in there]
             self._add_waiting(page, new)
 
