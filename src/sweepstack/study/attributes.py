@@ -8,7 +8,7 @@ Of a study:
     sweepstack.keep_models  the most models that any command asked to keep
     sweepstack.heartbeat.WORKER  seconds since 1970 of a worker's last heartbeat, where the storage
                             has no table for it
-    sweepstack.workers.WORKER  a worker's entry in the register (`sweep.worker.register`)
+    sweepstack.workers.WORKER  a worker's entry in the register (`book.register`)
     sweepstack.stop         the last time a person asked all workers to stop, as text
     sweepstack.environment.KEY  versions, git commit and device of a worker (`runs.folder`)
 
