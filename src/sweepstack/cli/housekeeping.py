@@ -283,10 +283,11 @@ class _Draft:
             target.set_study_user_attr(study_id, UNFINISHED, True)
         for trial in self.trials:
             new = target.create_new_trial(study_id, template_trial=trial)
-            if trial.state == TrialState.RUNNING:  # lost: it is found to be when it stays silent
+            if trial.state == TrialState.RUNNING and WORKER in trial.user_attrs:
+                # It was lost, and is found to be when it stays silent.
                 if isinstance(target, RDBStorage):
                     target.record_heartbeat(new)
-                elif WORKER in trial.user_attrs:
+                else:
                     self.user[f"{HEARTBEAT}.{trial.user_attrs[WORKER]}"] = time.time()
         for key, value in self._with_ids(target, study_id).items():
             target.set_study_system_attr(study_id, key, value)
@@ -558,6 +559,8 @@ def merge(names: Sequence[str], new: str, where: str = storage.DEFAULT) -> int:
     views = [open_study(name, where) for name in names]
     for view in views:
         with storage.named(view.where), _book(view) as book:
+            if new in optuna.get_all_study_names(book.storage):
+                raise _exists(new)
             _refuse_while_running(book.alive(), view.name)
     space = _space_of(views)
     trials, found, said = _joined(views)
@@ -595,10 +598,11 @@ def _space_of(views: Sequence[StudyView]) -> dict[str, Any]:
     """
     first, space = views[0], dict(views[0].identity.get("space") or {})
     for other in views[1:]:
-        wrong = list(differences(first.objectives, other.objectives, "objectives"))
-        one, two = ({**v.identity, "space": None, "grid": None} for v in (first, other))
-        wrong += differences(one, two)
-        if bool(first.identity) != bool(other.identity):
+        wrong = list(differences(_question(first), _question(other)))
+        if first.objectives != other.objectives:
+            goals = [f"{n} ({d})" for v in (first, other) for n, d in v.objectives.items()]
+            wrong = [f"objectives: {' and '.join(goals)}"]
+        elif bool(first.identity) != bool(other.identity):
             wrong = ["only one of them was made by a sweep of sweepstack"]
         there = other.identity.get("space") or {}
         for key in dict.fromkeys([*space, *there]):
@@ -616,6 +620,21 @@ def _space_of(views: Sequence[StudyView]) -> dict[str, Any]:
                 f"{said}{more}"
             )
     return space
+
+
+def _question(view: StudyView) -> dict[str, Any]:
+    """What a study asks besides its space; of a swept group, whose settings are those of one
+    option, only what the command sets."""
+    found = {k: v for k, v in view.identity.items() if k not in ("space", "grid", "config")}
+    config = dict(view.identity.get("config") or {})
+    space = (view.identity.get("space") or {}).values()
+    groups = {e["key"] for e in space if isinstance(config.get(e["key"]), Mapping)}
+    paths = {word: word.lstrip("+").partition("=")[0] for word in view.asked.get("arguments") or ()}
+    given = sorted(
+        word for word, path in paths.items() if path.partition(".")[0] in groups - {path}
+    )
+    config = {key: node for key, node in config.items() if key not in groups}
+    return {**found, "config": config, "arguments": given}
 
 
 def _united(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any] | None:
