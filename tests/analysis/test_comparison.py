@@ -17,9 +17,9 @@ from scipy import stats
 from sweepstack.analysis import comparison
 from sweepstack.config import reading as config
 from sweepstack.config.errors import InputError
-from sweepstack.engine.spec import TrialSpec
 from sweepstack.reporting import overview
 from sweepstack.study.view import StudyView, open_study
+from sweepstack.training.spec import TrialSpec
 
 
 class Named(StudyView):

@@ -104,7 +104,7 @@ def test_a_study_in_the_browser(tiny, browser, screenshots):  # noqa: F811
 
 
 def test_a_storage_that_is_not_there_is_one_line(tmp_path):
-    with pytest.raises(EnvironmentFault, match=r"does not exist; a sweep makes it"):
+    with pytest.raises(EnvironmentFault, match=r"does not exist.*; a sweep makes it"):
         run(["dashboard", "--storage", f"sqlite:///{tmp_path}/none.db"])
     assert not list(tmp_path.iterdir())
 

@@ -204,7 +204,7 @@ def test_several_objectives_give_the_pareto_front() -> None:
     assert lines[0] == "two: value_0 (maximize), value_1 (minimize); 2 of 2 on the Pareto front"
     assert [line.split() for line in lines[1:]] == [
         ["trial", "value_0", "value_1", "x"],
-        ["1", "0.9000", "2.0000", "1"],
+        ["1", "0.9000", "2.000", "1"],
         ["0", "0.1000", "1.0000", "0"],
     ]
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from hydra.types import HydraContext
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, flag_override
 from omegaconf.errors import OmegaConfBaseException
 
 from sweepstack.config.check import shown
@@ -20,13 +22,16 @@ from sweepstack.config.errors import (
     SweepstackError,
     one_line,
 )
+from sweepstack.config.hydra_adapter import quoted
 from sweepstack.config.reading import folder
+from sweepstack.study import storage
 from sweepstack.sweep import sweep as sweeps
 from sweepstack.sweep.worker.application import HydraApp
 from sweepstack.sweep.worker.launch import Crew, Launch
 from sweepstack.sweep.worker.trainer import TrainingApp
 
 log = logging.getLogger("sweepstack.sweep")
+STORAGE = "hydra.sweeper.storage"
 
 
 def sweep(
@@ -41,6 +46,7 @@ def sweep(
     Raises:
         SweepstackError: something is wrong, nothing completed, or a signal ended the sweep.
     """
+    config = _without_password(config)
     is_sweepstack = getattr(task, "__module__", None) == "sweepstack.cli.app"
     app = _own(config) if is_sweepstack else HydraApp(context, config, task)
     target = OmegaConf.select(config, "hydra.launcher._target_")
@@ -61,6 +67,23 @@ def sweep(
         launcher=launcher,
         results=results,
     )
+
+
+def _without_password(config: DictConfig) -> DictConfig:
+    """The config without the password of its storage: Hydra and its launchers write it, and what
+    HydraConfig holds, to hydra.yaml and into pickles. See `storage.take_password`."""
+    whole = OmegaConf.select(config, "hydra.sweeper.storage")
+    bare = storage.take_password(str(whole))
+    if bare == str(whole):
+        return config
+    config = copy.deepcopy(config)
+    with flag_override(config, ["readonly", "struct"], False):
+        config.hydra.sweeper.storage = bare
+        given = OmegaConf.to_container(config.hydra.overrides.hydra) or []
+        kept = [word for word in map(str, given) if STORAGE not in word and str(whole) not in word]
+        config.hydra.overrides.hydra = [*kept, f"{STORAGE}={quoted(bare)}"]
+    HydraConfig.instance().set_config(config)
+    return config
 
 
 def _own(config: DictConfig) -> TrainingApp:

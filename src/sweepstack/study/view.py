@@ -388,6 +388,14 @@ def _unknown(name: str, names: list[str], url: str) -> str:
     return f"{line}; it has {', '.join(names[:MAX_NAMED])}{more}"
 
 
+def outputs(where: str) -> Path:
+    """The folder of reports and reruns: outputs, or that of the folder above in which the studies
+    were found (`storage.above`)."""
+    found = place(where).absolute()
+    is_above = found.name == "outputs" and Path.cwd().is_relative_to(found.parent)
+    return found if is_above and found.parent != Path.cwd() else Path("outputs")
+
+
 def place(where: str) -> Path:
     """The folder of a SQLite file or a journal; outputs for a server's database."""
     if (path := storage.path_of(where) if "://" in where else Path(where)) is not None:

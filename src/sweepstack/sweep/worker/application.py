@@ -191,6 +191,9 @@ class Caller:
         for each in asked:
             yield self._outcome(each)
 
+    def close(self) -> None:
+        """Nothing is open."""
+
     def _outcome(self, asked: Asked) -> Outcome:
         try:
             config = self.app.compose(asked.overrides)

@@ -11,10 +11,10 @@ from typing import Any
 import optuna
 from optuna.pruners import NopPruner
 
-from sweepstack.engine.spec import State
 from sweepstack.study.book.book import Book
 from sweepstack.study.book.records import Ending, Report
 from sweepstack.sweep.pruners import RungPruner
+from sweepstack.training.spec import State
 
 
 @dataclass(frozen=True)

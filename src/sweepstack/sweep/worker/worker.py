@@ -6,6 +6,7 @@ them share a study through its database alone.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import math
@@ -35,6 +36,11 @@ from sweepstack.sweep.worker.trial import Asked, Decisions, Outcome, Status, Sto
 
 log = logging.getLogger(__name__)
 
+AHEAD_S = 0.5
+"""Trials that take less are claimed ahead, as many as begin in so many seconds, and those of them
+that duplicate others are recorded together: a claim takes as long as many such trials."""
+MAX_AHEAD = 256
+"""Trials that are claimed at once at most, unless there is room for more."""
 RECOVER_S = 2.0
 """Seconds between two looks for dead workers while no more can be deferred."""
 _STATES = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
@@ -49,6 +55,9 @@ class Runner(Protocol):
 
     def run(self, asked: Iterator[Asked]) -> Iterator[Outcome]:
         """Run trials until no more are asked; each ends in one outcome."""
+
+    def close(self) -> None:
+        """No more trials come."""
 
 
 class App(Protocol):
@@ -129,6 +138,8 @@ class Worker:
         self._running: dict[int, Asked] = {}
         """Trials in hand, by number: those that wait in `_claimed` or `_ended` too."""
         self._claimed: deque[Asked] = deque()
+        self._claims = (-math.inf, 0)  # when trials were claimed last, and how many
+        self._settled = -math.inf
         self._begun: set[int] = set()
         self._ended: list[Outcome] = []
         self._too_many_failed = False
@@ -150,7 +161,8 @@ class Worker:
         from sweepstack.engine.train import Interrupted
 
         named = functools.partial(storage.named, self.plan.storage or "")
-        with named(), progress.every(BEAT_S, self._beat, "sweepstack-heartbeat"):
+        beating = progress.every(BEAT_S, self._beat, "sweepstack-heartbeat")
+        with contextlib.closing(self.runner), named(), beating:
             try:
                 with named():  # within, so that trials are requeued when it has failed for once
                     self._work()
@@ -185,7 +197,7 @@ class Worker:
             for outcome in self.runner.run(self._asked()):
                 self.record(outcome)
         finally:
-            self.write()
+            self.write(all_of_it=True)
 
     def _requeue(self, trials: Iterable[Asked]) -> None:
         found = list(trials)
@@ -220,7 +232,7 @@ class Worker:
         """Trials of the study, each now this worker's."""
         while True:
             if not self._claimed:
-                self.write()
+                self.write(all_of_it=True)
                 self._steps = None
                 if not self._more() or not self._claim():
                     return
@@ -238,8 +250,9 @@ class Worker:
         """Make the trials that there is room for this worker's; whether there was any."""
         if self.duplicates is not None:
             self._claimed.extend(self.duplicates.ready())
-            if self._claimed or self.duplicates.full:
-                self._paused = self.duplicates.full
+            full = not self.duplicates.places
+            if self._claimed or full:
+                self._paused = full
                 if not self._claimed:
                     self._recover_at_times()
                 return bool(self._claimed)
@@ -247,11 +260,12 @@ class Worker:
         # And with a budget of steps, so that what those before will take is known.
         several = self.plan.grid or self.plan.sampler.name in samplers.BLIND
         several = several and self.plan.max_steps_total is None
-        room = max(1, self.room) if several else 1
+        room = max(1, self.room, self._ahead()) if several else 1
         begun = [self._running[number].trial for number in self._begun]
         if any(map(is_suspect, begun)):
             return False  # nothing beside them
         trials = self.book.claim(room, max_steps=self._max_steps, alone=not begun)
+        self._claims = time.monotonic(), len(trials)
         self._running |= {trial.number: Asked(trial, []) for trial in trials}
         claimed: list[Asked] = []
         for trial in trials:
@@ -269,6 +283,14 @@ class Worker:
         )
         return bool(trials)
 
+    def _ahead(self) -> int:
+        """How many trials lately began in `AHEAD_S`, where some may be duplicates."""
+        if self.duplicates is None:
+            return 0
+        (last, count), now = self._claims, time.monotonic()
+        lately = int(count * AHEAD_S / max(now - last, 1e-3))
+        return min(lately, MAX_AHEAD, self.duplicates.places)
+
     def _recover_at_times(self) -> None:
         """Requeue what dead workers ran: trials wait for it here, and nobody else may be there."""
         if time.monotonic() >= self._recovered + RECOVER_S:
@@ -279,13 +301,16 @@ class Worker:
         """Note a result; it is written with the others of its block."""
         self._ended.append(outcome)
 
-    def write(self) -> None:
-        """Make last what waits to be written; from here on it is acknowledged."""
+    def write(self, *, all_of_it: bool = False) -> None:
+        """Make last what waits to be written; from here on it is acknowledged. Of duplicates,
+        which wait for it in the study, `all_of_it` or what a few tenths of a second gathered."""
         self._write_ended()
-        if self.duplicates is not None:  # what has ended may be what others wait for
-            while settled := list(self.duplicates.settled()):
-                self._ended += settled
-                self._write_ended()
+        if self.duplicates is None or not (all_of_it or time.monotonic() > self._settled + AHEAD_S):
+            return
+        while settled := list(self.duplicates.settled()):  # what others wait for may be among them
+            self._ended += settled
+            self._write_ended()
+        self._settled = time.monotonic()
 
     def _write_ended(self) -> None:
         if self.decisions.prunes:
