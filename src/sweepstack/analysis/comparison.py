@@ -384,17 +384,18 @@ def luck(view: StudyView, fresh: Sequence[float], changes: Sequence[str]) -> Ite
         f"{number(found.low)} to {number(found.high)}"
     )
     gain, spread = sign * (before - found.mean), unit * math.sqrt(1 / best[".runs"] + 1 / found.n)
+    ahead, seeds = number(gain, found.mean), f"(± {number(spread, found.mean)})"
     sweep = f"in the sweep it had {number(before)} (n={best['.runs']})"
     if changes:
         yield f"{sweep}: the difference is that of {', '.join(changes)} and of luck together"
     elif gain <= 0:
         yield f"{sweep}: that was no luck, fresh seeds are as good"
     elif gain <= spread:
-        yield f"{sweep}, {number(gain)} better: luck, as much as seeds differ (± {number(spread)})"
+        yield f"{sweep}, {ahead} better: luck, as much as seeds differ {seeds}"
     else:
         yield (
-            f"{sweep}, {number(gain)} better, more than seeds differ (± {number(spread)}): the "
-            f"luckiest of {len(view.configurations)} configurations"
+            f"{sweep}, {ahead} better, more than seeds differ {seeds}: the luckiest of "
+            f"{len(view.configurations)} configurations"
         )
     if len(view.configurations) > 1:
         second = view.configurations.iloc[1]
@@ -402,6 +403,6 @@ def luck(view: StudyView, fresh: Sequence[float], changes: Sequence[str]) -> Ite
         noise = unit * math.sqrt(1 / best[".runs"] + 1 / second[".runs"])
         said = "it could be as good" if gap <= noise else "that is more than luck"
         yield (
-            f"second best in the sweep: trial {second['.numbers'][0]}, {number(gap)} behind, seeds "
-            f"differ by ± {number(noise)}: {said}"
+            f"second best in the sweep: trial {second['.numbers'][0]}, {number(gap, found.mean)} "
+            f"behind, seeds differ by ± {number(noise, found.mean)}: {said}"
         )
