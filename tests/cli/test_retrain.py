@@ -13,6 +13,7 @@ from scipy import stats
 from sweep_support import QUICK
 
 from sweepstack.analysis import comparison
+from sweepstack.analysis.terminal import number
 from sweepstack.cli import retrain
 from sweepstack.cli.study import run
 from sweepstack.config.errors import InputError
@@ -110,5 +111,5 @@ def test_the_winner_is_trained_with_fresh_seeds_in_a_study_that_is_resumed(
     assert config["optimizer"]["lr"] == best["optimizer.lr"]
     assert config["model"]["hidden"] == [4]
     values = again.good["val_mse"]
-    assert f"fresh seeds: val_mse {values.mean():.4f}" in said
+    assert f"fresh seeds: val_mse {number(values.mean())}" in said
     assert "that of training.max_steps=16 and of luck together" in said
