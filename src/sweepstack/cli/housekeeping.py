@@ -62,6 +62,7 @@ from sweepstack.study.attributes import (
     KEEP_MODELS,
     RETRY_OF,
     SWEEP,
+    UNFINISHED,
     WORKER,
 )
 from sweepstack.study.book.book import Book
@@ -74,8 +75,6 @@ from sweepstack.sweep.studies import book_of, differences, names_like
 from sweepstack.sweep.sweep import STUDIES, write_report
 from sweepstack.sweep.worker import trial_folder
 
-UNFINISHED = "sweepstack.unfinished"
-"""User attribute of a study that is being made in a storage without tables."""
 HALF = ".unfinished"
 """File in the folder of a study that is being made."""
 RENAMED_FROM = ".renamed-from"
@@ -485,7 +484,7 @@ def _rename_with_folder(target: BaseStorage, opened: StudyView, new: str) -> Non
 def _what(view: StudyView) -> str:
     """For example ": 12 trials, outputs/studies/NAME"."""
     folder = "" if view.folder is None else f", {shown(view.folder.absolute())}"
-    return f": {len(view.trials)} trials{folder}"
+    return f": {count(len(view.trials), 'trial')}{folder}"
 
 
 # --- copy ----------------------------------------------------------------------------------------

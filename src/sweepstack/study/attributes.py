@@ -8,6 +8,7 @@ Of a study:
     sweepstack.keep_models  the most models that any command asked to keep
     sweepstack.heartbeat.WORKER  seconds since 1970 of a worker's last heartbeat, where the storage
                             has no table for it
+    sweepstack.unfinished   true while it is being copied, in a storage without tables
     sweepstack.environment.KEY  versions, git commit and device of a worker (`runs.folder`)
 
 Of a trial:
@@ -38,6 +39,7 @@ SWEEP = "sweepstack.sweep"
 FOLDER = "sweepstack.folder"
 HEARTBEAT = "sweepstack.heartbeat"
 KEEP_MODELS = "sweepstack.keep_models"
+UNFINISHED = "sweepstack.unfinished"
 
 WORKER = "sweepstack.worker"
 ENVIRONMENT = "sweepstack.environment"
