@@ -12,8 +12,8 @@ from fault_support import rows
 
 from sweepstack.study import storage
 from sweepstack.sweep import plan, studies
+from sweepstack.sweep.worker import Asked, Outcome, Stop
 from sweepstack.sweep.worker.duplicates import Original
-from sweepstack.sweep.worker.trial import Asked, Outcome, Stop
 from sweepstack.sweep.worker.worker import Worker
 
 

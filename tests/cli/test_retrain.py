@@ -12,11 +12,11 @@ from plots_support import new as new_study
 from scipy import stats
 from sweep_support import QUICK
 
-from sweepstack.analysis import comparison
 from sweepstack.analysis.terminal import number
 from sweepstack.cli import retrain
 from sweepstack.cli.study import run
 from sweepstack.config.errors import InputError
+from sweepstack.reporting import comparison
 from sweepstack.study.view import StudyView, open_study
 
 FRESH = [0.80, 0.82, 0.84]

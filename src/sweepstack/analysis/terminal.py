@@ -17,7 +17,7 @@ from rich.text import Text
 from sweepstack.config import commands
 from sweepstack.config.errors import one_line, printable
 from sweepstack.study.frame import ranks
-from sweepstack.study.ranking import best_rows, order
+from sweepstack.study.read import best_rows, order
 from sweepstack.study.tables import METRICS, compared, statistics, tried_ones
 from sweepstack.study.view import StudyView
 

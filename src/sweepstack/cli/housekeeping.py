@@ -61,12 +61,14 @@ from sweepstack.study.attributes import (
     IDENTITY,
     KEEP_MODELS,
     RETRY_OF,
+    STOP,
     SWEEP,
     UNFINISHED,
     WORKER,
+    WORKERS,
 )
+from sweepstack.study.book import canonical
 from sweepstack.study.book.book import Book
-from sweepstack.study.book.records import canonical
 from sweepstack.study.frame import is_retried
 from sweepstack.study.read import trials_of
 from sweepstack.study.view import StudyView, open_study
@@ -82,6 +84,8 @@ RENAMED_FROM = ".renamed-from"
 _ROWS = table("studies", column("study_id"), column("study_name"))
 _USER = table("study_user_attributes", column("study_id"), column("key"), column("value_json"))
 _SYSTEM = table("study_system_attributes", column("study_id"), column("key"), column("value_json"))
+_PASSING = (UNFINISHED, WORKERS, STOP, HEARTBEAT)
+"""Beginnings of attributes that are of the processes at work on a study, not of the study."""
 _NUMBERS = (EQUALS, RETRY_OF, CONTINUES)
 """Attributes of a trial that name another trial of the study."""
 _RANKS = {TrialState.COMPLETE: 0, TrialState.PRUNED: 1, TrialState.FAIL: 2}
@@ -527,7 +531,7 @@ def copy(name: str, new: str, where: str = storage.DEFAULT, to: str | None = Non
 
 
 def _copied(opened: StudyView, new: str, files: Sequence[tuple[Path, str]]) -> _Draft:
-    user = {key: value for key, value in opened.user_attrs.items() if key != UNFINISHED}
+    user = {key: value for key, value in opened.user_attrs.items() if not key.startswith(_PASSING)}
     if files:
         del user[FOLDER]  # it gets its own
     assert opened.storage is not None
@@ -566,7 +570,7 @@ def merge(names: Sequence[str], new: str, where: str = storage.DEFAULT) -> int:
     _unite(trials)
     first = views[0]
     user = {key: value for view in reversed(views) for key, value in view.user_attrs.items()}
-    user = {key: value for key, value in user.items() if not key.startswith(HEARTBEAT)}
+    user = {key: value for key, value in user.items() if not key.startswith(_PASSING)}
     user.pop(FOLDER, None)
     if first.identity:
         user[IDENTITY] = {**first.identity, "space": space}

@@ -16,9 +16,9 @@ from typing import Any
 
 import pandas as pd
 
-from sweepstack.analysis import comparison
 from sweepstack.config import files
 from sweepstack.config.errors import InputError
+from sweepstack.reporting import comparison
 from sweepstack.runs.progress import say
 from sweepstack.runs.rerun.restore import restore
 from sweepstack.study.view import StudyView, open_study

@@ -293,8 +293,7 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _compare(options: argparse.Namespace) -> int:
-    from sweepstack.analysis import comparison
-    from sweepstack.reporting import report
+    from sweepstack.reporting import comparison, report
     from sweepstack.study import view
 
     if options.output is not None:
@@ -304,7 +303,7 @@ def _compare(options: argparse.Namespace) -> int:
 
 
 def _best(options: argparse.Namespace) -> int:
-    from sweepstack.analysis import comparison
+    from sweepstack.reporting import comparison
     from sweepstack.study import view
 
     if options.retrain is None:

@@ -9,9 +9,8 @@ from sqlalchemy import event
 
 from sweepstack.config.errors import EXIT_INTERRUPTED
 from sweepstack.engine.train import Interrupted
-from sweepstack.sweep.worker import duplicates
+from sweepstack.sweep.worker import Asked, duplicates
 from sweepstack.sweep.worker import worker as worker_module
-from sweepstack.sweep.worker.trial import Asked
 
 
 @pytest.mark.parametrize("width", [1, 2, 3, 10])

@@ -37,9 +37,8 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy import Connection, bindparam, func, insert, select
 
 from sweepstack.study.attributes import CONTINUES, EFFECT, EQUALS, LOST, RETRIED, RETRY_OF, WORKER
-from sweepstack.study.book import processes
+from sweepstack.study.book import Ending, Owner, Record, Report, Row, Tally, last_value, processes
 from sweepstack.study.book.book import Book
-from sweepstack.study.book.records import Ending, Owner, Record, Report, Row, Tally, last_value
 
 AT_ONCE = 500
 """Trials that a query names; SQLite refuses one that names too many."""
@@ -58,6 +57,7 @@ NEEDED = {
     "TrialUserAttributeModel": ("trial_user_attribute_id", "trial_id", "key", "value_json"),
     "TrialSystemAttributeModel": ("trial_id", "key", "value_json"),
     "TrialHeartbeatModel": ("trial_id", "heartbeat"),
+    "StudyUserAttributeModel": ("study_id", "key", "value_json"),
 }
 """Columns by table."""
 _STORED_AS = {
@@ -88,7 +88,7 @@ _STUDIES, _TRIALS = _table("StudyModel"), _table("TrialModel")
 _PARAMETERS, _VALUES = _table("TrialParamModel"), _table("TrialValueModel")
 _REPORTS = _table("TrialIntermediateValueModel")
 _USER, _SYSTEM = _table("TrialUserAttributeModel"), _table("TrialSystemAttributeModel")
-_BEATS = _table("TrialHeartbeatModel")
+_BEATS, _OF_STUDY = _table("TrialHeartbeatModel"), _table("StudyUserAttributeModel")
 
 
 class BulkBook(Book):
@@ -257,6 +257,12 @@ class BulkBook(Book):
         query = query.where(self._mine, _TRIALS.c.state == TrialState.RUNNING)
         with self._read() as page:
             return page.scalar(query.limit(1)) is not None
+
+    def _study_attributes(self, keys: Sequence[str]) -> Mapping[str, Any]:
+        mine = (_OF_STUDY.c.study_id == self.study_id, _OF_STUDY.c.key.in_(keys))
+        with self._read() as page:
+            rows = page.execute(select(_OF_STUDY.c.key, _OF_STUDY.c.value_json).where(*mine))
+            return {key: json.loads(text) for key, text in rows}
 
     def numbers_with(self, key: str) -> list[int]:
         query = select(_TRIALS.c.number).join(_USER, _USER.c.trial_id == _TRIALS.c.trial_id)

@@ -17,9 +17,9 @@ from typing import Any, Protocol
 
 from optuna.trial import TrialState
 
+from sweepstack.study.book import ENDED, Owner
 from sweepstack.study.book.book import Book
-from sweepstack.study.book.records import ENDED, Owner
-from sweepstack.sweep.worker.trial import Asked, Outcome
+from sweepstack.sweep.worker import Asked, Outcome
 from sweepstack.training.spec import State
 
 MAX_DEFERRED = 1024

@@ -23,22 +23,21 @@ from omegaconf.errors import OmegaConfBaseException
 
 from sweepstack.config import reading as config
 from sweepstack.config import schema, trust
+from sweepstack.config.composition import Composition
 from sweepstack.config.effect import effect
 from sweepstack.config.errors import InputError, SweepstackError, masked, one_line
 from sweepstack.config.schema import RunConfig
-from sweepstack.config.space import points
-from sweepstack.config.space.space import Space
+from sweepstack.config.space import Space, points
 from sweepstack.engine.width import MANY, Widths
+from sweepstack.reporting.scoreboard import Live, Status
 from sweepstack.runs import seeds
 from sweepstack.runs.logger import Logged, Run, run_of
 from sweepstack.runs.seeds import Group
 from sweepstack.study.attributes import DATA_HASH, EFFECT, EQUALS, PLANNED, PREFIX
 from sweepstack.sweep import samplers
 from sweepstack.sweep.plan import PLACES, Plan
-from sweepstack.sweep.worker import question
-from sweepstack.sweep.worker.composition import Composition
+from sweepstack.sweep.worker import Asked, Outcome, question
 from sweepstack.sweep.worker.duplicates import Original
-from sweepstack.sweep.worker.trial import Asked, Live, Outcome, Status
 from sweepstack.sweep.worker.trial_folder import BestModels, TrialFolder
 from sweepstack.training.spec import Monitor, TrialResult, TrialSpec
 

@@ -20,19 +20,21 @@ import optuna
 from optuna.trial import TrialState
 
 from sweepstack.config.errors import EXIT_INTERRUPTED, SweepstackError, one_line
+from sweepstack.config.space import Space
 from sweepstack.config.space.points import Overrides
-from sweepstack.config.space.space import Space
+from sweepstack.reporting.scoreboard import Status, count_finished
 from sweepstack.runs import progress
 from sweepstack.runs.folder import environment, key_of
 from sweepstack.study import storage
 from sweepstack.study.attributes import CONTINUES, ENVIRONMENT, OVERRIDES
+from sweepstack.study.book import Ending, is_suspect
 from sweepstack.study.book.book import Book
 from sweepstack.study.book.processes import BEAT_S
-from sweepstack.study.book.records import Ending, is_suspect
 from sweepstack.sweep import pruners, samplers
 from sweepstack.sweep.plan import Plan
+from sweepstack.sweep.worker import Asked, Decisions, Outcome, Stop
 from sweepstack.sweep.worker.duplicates import Duplicates, Equal
-from sweepstack.sweep.worker.trial import Asked, Decisions, Outcome, Status, Stop
+from sweepstack.sweep.worker.register import Membership
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +43,8 @@ AHEAD_S = 0.5
 that duplicate others are recorded together: a claim takes as long as many such trials."""
 MAX_AHEAD = 256
 """Trials that are claimed at once at most, unless there is room for more."""
+HEED_S = 1.0
+"""Seconds between two looks whether a person asked the workers to stop."""
 RECOVER_S = 2.0
 """Seconds between two looks for dead workers while no more can be deferred."""
 _STATES = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
@@ -102,6 +106,9 @@ class Worker:
         deadline: `time.time()` after which no trial begins.
         notify: called after every trial, and now and then with how far the running ones are.
         began: called when the first trial begins.
+        crew: the sweep that started it, and how its study's workers were asked to stop by then
+            (`Book.stops`).
+        member: its entry in the register of workers.
 
     Attributes:
         decisions: what the pruner decides by the reports of trials.
@@ -122,12 +129,16 @@ class Worker:
         deadline: float = math.inf,
         notify: Callable[[Status], object] = lambda status: None,
         began: Callable[[], object] = lambda: None,
+        crew: tuple[str, Any] = ("", None),
+        member: Membership | None = None,
     ):
+        self._crew, self._member = crew, member
+        self._heeded, self._told = time.monotonic(), 0
         self.plan, self.app, self.book, self.stop = plan, app, book, stop
         self.deadline, self.notify, self._began = deadline, notify, began
         self.study = book.study
         self.study.pruner = pruners.build(plan.pruner.name, plan.pruner.given, plan.directions)
-        self.decisions = Decisions(book)
+        self.decisions = Decisions(book, self._heed)
         self.room = 1
         self.planned: dict[int, int] = {}
         self.runner = app.runner(plan, folder, self)
@@ -181,6 +192,21 @@ class Worker:
 
     def _beat(self) -> None:
         self.book.beat([asked.trial for asked in list(self._running.values())])
+        if self._member is not None:
+            self._member.write(trials=self._told)
+        if self._is_asked_to_stop():  # where nothing is reported for long
+            self.stop.code = self.stop.code or EXIT_INTERRUPTED
+
+    def _is_asked_to_stop(self) -> bool:
+        name, before = self._crew
+        return before is not None and self.book.stops(name) != before
+
+    def _heed(self) -> None:
+        """Stop if a person asked the study's workers to; the study is read every `HEED_S`."""
+        if self.stop.code is None and time.monotonic() - self._heeded >= HEED_S:
+            self._heeded = time.monotonic()
+            if self._is_asked_to_stop():
+                self.stop.ask(EXIT_INTERRUPTED)
 
     def _work(self) -> None:
         while self._more():
@@ -209,6 +235,7 @@ class Worker:
 
     def _more(self) -> bool:
         """Whether this worker is to look for another trial."""
+        self._heed()
         return self.stop.code is None and not self._too_many_failed and not self._spent()
 
     def _nothing_left(self) -> bool:
@@ -339,6 +366,7 @@ class Worker:
         if any(ending.state == TrialState.FAIL for ending in endings):
             counts = self.book.counts()
             self._too_many_failed = too_many_failed(self.plan, counts)
+        self._told += len(ended)
         if ended:
             self._steps = None
             self.notify(Status())
@@ -360,11 +388,6 @@ class Worker:
         attributes[OVERRIDES] = outcome.asked.overrides
         attributes[ENVIRONMENT] = self._environment
         return Ending(outcome.asked.trial, _STATES[state], values, attributes, violations)
-
-
-def count_finished(counts: Mapping[str, int]) -> int:
-    """How many trials of a study will not run again."""
-    return counts["done"] + counts["pruned"] + counts["failed"]
 
 
 def too_many_failed(plan: Plan, counts: Mapping[str, int], *, ended: bool = False) -> bool:
