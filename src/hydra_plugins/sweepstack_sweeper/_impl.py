@@ -17,7 +17,6 @@ from omegaconf.errors import OmegaConfBaseException
 from sweepstack.config.check import shown
 from sweepstack.config.errors import (
     EXIT_INTERRUPTED,
-    EnvironmentFault,
     InputError,
     SweepstackError,
     one_line,
@@ -27,7 +26,7 @@ from sweepstack.config.reading import folder
 from sweepstack.study import storage
 from sweepstack.sweep import sweep as sweeps
 from sweepstack.sweep.worker.application import HydraApp
-from sweepstack.sweep.worker.launch import Crew, Launch
+from sweepstack.sweep.worker.launch import Crew, JobsFailed, Launch
 from sweepstack.sweep.worker.trainer import TrainingApp
 
 log = logging.getLogger("sweepstack.sweep")
@@ -143,13 +142,17 @@ def _carry(context: HydraContext, config: DictConfig) -> Launch:
     except Exception as error:  # each launcher checks its settings in its own way
         raise InputError(f"hydra.launcher cannot be used: {one_line(error)}") from None
 
+    begun = 0
+
     def launch(crew: Any, jobs: int) -> int | None:
         assert isinstance(crew, Crew)
+        nonlocal begun
+        first, begun = begun, begun + jobs
         launcher.setup(hydra_context=context, task_function=crew, config=config)
         # A worker's files must not lie in the folder of the trial with its number.
         overrides = [*crew.plan.space.fixed, "hydra.sweep.subdir=worker_${hydra:job.num}"]
         try:
-            returned = launcher.launch([overrides] * jobs, initial_job_idx=0)
+            returned = launcher.launch([overrides] * jobs, initial_job_idx=first)
             codes = [job.return_value for job in returned]  # raises what the worker raised
         except SweepstackError:
             raise
@@ -158,11 +161,11 @@ def _carry(context: HydraContext, config: DictConfig) -> Launch:
         except Exception as error:  # each launcher has exceptions of its own
             name = str(config.hydra.launcher._target_).rpartition(".")[2]
             reason = f"{type(error).__name__}: {one_line(error)}"
-            raise EnvironmentFault(
+            raise JobsFailed(
                 f"the workers that {name} started ended early ({reason}); "
                 "run the same command again to resume a study that has a storage"
             ) from error
-        return next((code for code in codes if code is not None), None)
+        return min((code for code in codes if code is not None), default=None)
 
     return launch
 

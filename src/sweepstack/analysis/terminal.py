@@ -17,7 +17,7 @@ from rich.text import Text
 from sweepstack.config import commands
 from sweepstack.config.errors import one_line, printable
 from sweepstack.study.frame import ranks
-from sweepstack.study.ranking import best_rows, order
+from sweepstack.study.read import best_rows, order
 from sweepstack.study.tables import METRICS, compared, statistics, tried_ones
 from sweepstack.study.view import StudyView
 
@@ -281,10 +281,13 @@ def _estimate(row: pd.Series) -> str:
 
 
 def number(value: float, like: float | None = None) -> str:
-    """A metric for people: four decimals, or four digits where the size of `like` (by default
-    `value`) asks for it."""
+    """A metric for people: four digits, of a share up to 1 four decimals or more; as many decimals
+    as `like` has, where it is given."""
     size = abs(value if like is None else like)
-    return f"{value:.4f}" if size == 0 or 1e-3 <= size < 1e5 else f"{value:.4g}"
+    if not 1e-3 <= size < 1e5:
+        return "0.0000" if value == size == 0 else f"{value:.4g}"
+    decimals = 4 if 0.1 <= size <= 1 else max(3 - math.floor(math.log10(size)), 0)
+    return f"{value:.{decimals}f}"
 
 
 def setting(value: Any, digits: int = 6, missing: str = "-") -> str:

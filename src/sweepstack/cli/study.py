@@ -284,8 +284,7 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _compare(options: argparse.Namespace) -> int:
-    from sweepstack.analysis import comparison
-    from sweepstack.reporting import report
+    from sweepstack.reporting import comparison, report
     from sweepstack.study import view
 
     if options.output is not None:
@@ -295,7 +294,7 @@ def _compare(options: argparse.Namespace) -> int:
 
 
 def _best(options: argparse.Namespace) -> int:
-    from sweepstack.analysis import comparison
+    from sweepstack.reporting import comparison
     from sweepstack.study import view
 
     return comparison.winner(view.open_study(options.study, options.storage), options.output)
@@ -329,31 +328,31 @@ def _rerun(options: argparse.Namespace) -> int:
 
 
 def _delete(options: argparse.Namespace) -> int:
-    from sweepstack.sweep import housekeeping
+    from sweepstack.cli import housekeeping
 
     return housekeeping.remove(options.study, options.storage, is_sure=options.yes)
 
 
 def _rename(options: argparse.Namespace) -> int:
-    from sweepstack.sweep import housekeeping
+    from sweepstack.cli import housekeeping
 
     return housekeeping.rename(options.study, options.new, options.storage)
 
 
 def _copy(options: argparse.Namespace) -> int:
-    from sweepstack.sweep import housekeeping
+    from sweepstack.cli import housekeeping
 
     return housekeeping.copy(options.study, options.new, options.storage, options.to)
 
 
 def _merge(options: argparse.Namespace) -> int:
-    from sweepstack.sweep import housekeeping
+    from sweepstack.cli import housekeeping
 
     return housekeeping.merge(options.studies, options.name, options.storage)
 
 
 def _prune_files(options: argparse.Namespace) -> int:
-    from sweepstack.sweep import housekeeping
+    from sweepstack.cli import housekeeping
 
     return housekeeping.prune_files(
         options.study,

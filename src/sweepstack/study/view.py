@@ -33,8 +33,7 @@ from sweepstack.study import storage
 from sweepstack.study.attributes import EQUALS, FOLDER, IDENTITY, SWEEP
 from sweepstack.study.frame import STATES, frame, history, layers, ranks
 from sweepstack.study.keys import Direction, Key, Parameter, objectives, swept_keys
-from sweepstack.study.ranking import best_rows, order
-from sweepstack.study.read import trials_of
+from sweepstack.study.read import best_rows, order, trials_of
 from sweepstack.study.tables import statistics
 
 MAX_NAMED = 8

@@ -17,9 +17,8 @@ from typing import Any, Literal
 from sweepstack.config import check, schema, sweeper
 from sweepstack.config.check import shown
 from sweepstack.config.errors import InputError
-from sweepstack.config.space import points
+from sweepstack.config.space import Label, Space, points
 from sweepstack.config.space.declare import parse
-from sweepstack.config.space.space import Label, Space
 from sweepstack.study.storage import absolute, take_password
 from sweepstack.sweep import pruners, samplers
 

@@ -24,18 +24,18 @@ from rich.table import Column, Table
 
 from sweepstack.config import commands, errors, files
 from sweepstack.config.errors import one_line
+from sweepstack.reporting.scoreboard import Scoreboard, count_finished
 from sweepstack.runs import progress
 from sweepstack.runs.progress import say
 from sweepstack.study import storage
 from sweepstack.study.attributes import EQUALS, LOST, OVERRIDES, RETRIED, SWEEP
 from sweepstack.study.book.book import Book
-from sweepstack.study.ranking import best_trials
-from sweepstack.study.read import trials_of
+from sweepstack.study.read import best_trials, trials_of
 from sweepstack.sweep import plan, studies
 from sweepstack.sweep.plan import Choice, Plan
-from sweepstack.sweep.worker import trial_folder
-from sweepstack.sweep.worker.launch import Crew, Launch, Scoreboard, launch
-from sweepstack.sweep.worker.worker import App, count_finished, too_many_failed
+from sweepstack.sweep.worker import register, trial_folder
+from sweepstack.sweep.worker.launch import Crew, Launch, launch
+from sweepstack.sweep.worker.worker import App, too_many_failed
 
 if TYPE_CHECKING:
     from sweepstack.study.view import StudyView
@@ -81,6 +81,8 @@ def sweep(
     if chosen.dry_run:
         _show(chosen, app.repeats(chosen) if chosen.duplicates == "once" else None)
         return
+    if launcher is None:
+        register.check(chosen)
     with _storage(chosen) as (url, opened), storage.named(url):
         # A grid's trials are its points: those of another kind of sweep must not count.
         identity = {"grid": chosen.grid, "space": chosen.space.signature(), **question}
@@ -102,7 +104,7 @@ def sweep(
         else:
             book.enqueue(chosen.enqueue)
         deadline = began + chosen.timeout_s if chosen.timeout_s else math.inf
-        crew = Crew(chosen, app, folder, deadline)
+        crew = Crew(chosen, app, folder, deadline, stops=book.stops())
         single = chosen.directions[0] if len(chosen.directions) == 1 else None
         board = Scoreboard(book, single, chosen.objectives[0])
         _announce(chosen, book)

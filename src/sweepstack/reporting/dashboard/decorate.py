@@ -46,8 +46,7 @@ from sweepstack.reporting.report.content import command_of
 from sweepstack.study import storage
 from sweepstack.study.attributes import EQUALS, IDENTITY, LOST, OVERRIDES, SWEEP
 from sweepstack.study.frame import STATES
-from sweepstack.study.ranking import best_trials
-from sweepstack.study.read import TRIALS
+from sweepstack.study.read import TRIALS, best_trials
 from sweepstack.study.view import StudyView, place
 
 MAX_NOTES = 2000

@@ -23,22 +23,21 @@ from omegaconf.errors import OmegaConfBaseException
 
 from sweepstack.config import reading as config
 from sweepstack.config import schema, trust
+from sweepstack.config.composition import Composition
 from sweepstack.config.effect import effect
 from sweepstack.config.errors import InputError, SweepstackError, masked, one_line
 from sweepstack.config.schema import RunConfig
-from sweepstack.config.space import points
-from sweepstack.config.space.space import Space
+from sweepstack.config.space import Space, points
 from sweepstack.engine.width import MANY, Widths
+from sweepstack.reporting.scoreboard import Live, Status
 from sweepstack.runs import seeds
 from sweepstack.runs.logger import Logged, Run, run_of
 from sweepstack.runs.seeds import Group
 from sweepstack.study.attributes import DATA_HASH, EFFECT, EQUALS, PLANNED, PREFIX
 from sweepstack.sweep import samplers
 from sweepstack.sweep.plan import PLACES, Plan
-from sweepstack.sweep.worker import question
-from sweepstack.sweep.worker.composition import Composition
+from sweepstack.sweep.worker import Asked, Outcome, question
 from sweepstack.sweep.worker.duplicates import Original
-from sweepstack.sweep.worker.trial import Asked, Live, Outcome, Status
 from sweepstack.sweep.worker.trial_folder import BestModels, TrialFolder
 from sweepstack.training.spec import Monitor, TrialResult, TrialSpec
 
@@ -262,6 +261,7 @@ class Trainer(Monitor):
     ) -> None:
         self.plan, self.folder, self.worker = plan, folder, worker
         self._read, self._configs = read, dict[int, RunConfig]()
+        self._effects: dict[int, str] = {}
         self._best = BestModels(worker.study, worker.book.storage, plan.keep_models)
         self._training: dict[int, _Training] = {}
         self._pace, self._seeds = _Pace(), 1
@@ -400,7 +400,7 @@ class Trainer(Monitor):
             "device": results[0].device,
             "seed": spec.config.training.seed,
             "config_hash": spec.config_hash,
-            EFFECT: effect_on_data(spec.config),
+            EFFECT: self._effects.pop(asked.number, None) or effect_on_data(spec.config),
         }
         if results[0].device:  # else it never began
             if _program(spec).device.type == "cuda":
@@ -435,7 +435,8 @@ class Trainer(Monitor):
                 self._configs[asked.number] = self._read(asked.overrides)
         except _REFUSED:
             return None
-        return effect_on_data(self._configs[asked.number])
+        found = self._effects[asked.number] = effect_on_data(self._configs[asked.number])
+        return found
 
     def _config_of(self, asked: Asked) -> RunConfig:
         """The config of a trial, for the last time that it is asked for."""
@@ -449,6 +450,7 @@ class Trainer(Monitor):
             EnvironmentFault: the disk is full or the folder cannot be made.
         """
         folder = self._folder_of(asked.number)
+        self._effects.pop(asked.number, None)
         spec = TrialSpec(self._config_of(asked), number=asked.number, folder=folder.path)
         known = original.attributes
         attributes = {key: value for key, value in known.items() if not key.startswith(PREFIX)}

@@ -40,10 +40,9 @@ from sweepstack.config.errors import EnvironmentFault
 from sweepstack.config.files import LAYERS
 from sweepstack.runs import folder as run_folder
 from sweepstack.runs.seeds import Group
-from sweepstack.study import ranking
 from sweepstack.study.attributes import CONTINUES, EQUALS, KEEP_MODELS
-from sweepstack.study.read import trials_of
-from sweepstack.sweep.worker.trial import Outcome
+from sweepstack.study.read import best, best_trials, trials_of
+from sweepstack.sweep.worker import Outcome
 from sweepstack.training import checkpoint
 from sweepstack.training.spec import TrialSpec, by_group, plain
 
@@ -159,9 +158,12 @@ def _rows(group: Group, name: Literal["history", "layers"]) -> list[dict[str, An
 
 def _clear(folder: Path) -> None:
     """Remove a trial's checkpoints, and files that a killed process left half written."""
-    for left in (*folder.glob(".*.tmp"), *folder.glob(f"seed_*/{LAYERS}")):
+    names = os.listdir(folder) if folder.is_dir() else []
+    seeds = [folder / name for name in names if name.startswith("seed_")]
+    half_written = [folder / n for n in names if n.startswith(".") and n.endswith(".tmp")]
+    for left in (*half_written, *(place / LAYERS for place in seeds)):
         left.unlink(missing_ok=True)
-    for place in (folder, *folder.glob("seed_*")):
+    for place in (*seeds, *([folder] if "checkpoints" in names else [])):
         checkpoint.clear_trial(place / "checkpoints")
         if place != folder and place.is_dir() and not any(place.iterdir()):
             place.rmdir()
@@ -235,12 +237,12 @@ class BestModels:
         if not feasible or any(map(math.isnan, outcome.values)):
             return False
         if self._best is None:
-            trials = ranking.best_trials(self._study, trials_of(self._study, self._storage))
+            trials = best_trials(self._study, trials_of(self._study, self._storage))
             self._best = [(trial.number, tuple(trial.values)) for trial in trials]
         known = [*self._best, (outcome.asked.number, outcome.values)]
         directions = [direction.name.lower() for direction in self._study.directions]
         values = np.array([values for _, values in known])
-        places = ranking.best(values, [number for number, _ in known], directions)
+        places = best(values, [number for number, _ in known], directions)
         self._best = [known[place] for place in places[: int(self._limit)]]
         return outcome.asked.number in dict(self._best)
 
@@ -269,7 +271,7 @@ def spare_models(
     if math.isinf(limit):
         best = [trial for trial in trials if trial.state == TrialState.COMPLETE]
     else:
-        best = ranking.best_trials(study, trials)[: int(limit)]
+        best = best_trials(study, trials)[: int(limit)]
     wanted |= {trial.user_attrs.get(EQUALS, trial.number) for trial in best}
     places = [folder / str(trial.number) for trial in trials if trial.number not in wanted]
     return [

@@ -64,8 +64,8 @@ from sweepstack.study.attributes import (
     SWEEP,
     WORKER,
 )
+from sweepstack.study.book import canonical
 from sweepstack.study.book.book import Book
-from sweepstack.study.book.records import canonical
 from sweepstack.study.frame import is_retried
 from sweepstack.study.read import trials_of
 from sweepstack.study.view import StudyView, open_study
