@@ -8,7 +8,8 @@
 What studies found:
 
     df = sweepstack.results("init_activation_grid")
-    sweepstack.best(df), sweepstack.pivot(df, "init", "model.activation"), sweepstack.history("...")
+    sweepstack.best(df), sweepstack.pivot(df, "init", "model.activation")
+    sweepstack.history("init_activation_grid")
     sweepstack.study("init_activation_grid").plot.curves(by=["init"])
 """
 
