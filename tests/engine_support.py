@@ -11,9 +11,9 @@ from support import make_spec
 
 from sweepstack.data import streams
 from sweepstack.engine.program import Program
-from sweepstack.engine.spec import TrialSpec
 from sweepstack.engine.step import Batch, Step
 from sweepstack.engine.train import train
+from sweepstack.training.spec import TrialSpec
 
 SHORT = ("data=quadratic", "model.hidden=[8]", "training.max_steps=12", "training.eval_every=4")
 ADAMW = (*SHORT, "optimizer=adamw")

@@ -25,7 +25,7 @@ MAY_KNOW = {
     "analysis": {"optuna", "pandas", "plotly"},
     "reporting": {"optuna", "optuna_dashboard", "pandas", "plotly", "sqlalchemy"},
     "sweep": {"hydra", "omegaconf", "optuna", "sqlalchemy", "pandas"},
-    "cli": {"hydra", "omegaconf"},
+    "cli": {"hydra", "omegaconf", "optuna", "sqlalchemy"},
     "__init__": {"pandas"},
 }
 """Packages of others besides torch that a package may import."""

@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
-    from sweepstack.engine.spec import TrialResult, TrialSpec
     from sweepstack.reporting.notebook import Study
     from sweepstack.runs.prediction import Predictor
+    from sweepstack.training.spec import TrialResult, TrialSpec
 
 
 STORAGE = "sqlite:///outputs/studies.db"
@@ -53,7 +53,7 @@ def compose(*overrides: str, config_dir: str | None = None) -> TrialSpec:
         InputError: every mistake in the overrides, one line each.
     """
     from sweepstack.config import reading as config
-    from sweepstack.engine.spec import TrialSpec
+    from sweepstack.training.spec import TrialSpec
 
     return TrialSpec(config.read(config.compose(overrides, config_dir)))
 
@@ -66,8 +66,9 @@ def history(study: str, storage: str = STORAGE, *, layers: bool = False) -> pd.D
     errors.
     """
     from sweepstack.study import view
+    from sweepstack.study.storage import above
 
-    opened = view.open_study(study, storage)
+    opened = view.open_study(study, above(storage))
     return opened.layers if layers else opened.history
 
 
@@ -132,14 +133,17 @@ def results(study: str | Sequence[str], storage: str = STORAGE) -> pd.DataFrame:
 
     Args:
         study: its name; of several names the rows stand below each other, with a column `study`.
-        storage: a database's URL, or the path of a SQLite file or of an Optuna journal.
+        storage: a database's URL, or the path of a SQLite file or of an Optuna journal. The default
+            is also found in a folder above the working one, with a line on stderr.
 
     Raises:
         InputError: there is no such study.
         EnvironmentFault: the storage cannot be read.
     """
     from sweepstack.study import view
+    from sweepstack.study.storage import above
 
+    storage = above(storage)
     if isinstance(study, str):
         return view.open_study(study, storage).frame
     return view.joined([view.open_study(name, storage) for name in study])

@@ -24,9 +24,9 @@ from sweepstack.data import streams
 from sweepstack.engine.executors.recorded import _Part
 from sweepstack.engine.program import Program
 from sweepstack.engine.runner import Slot
-from sweepstack.engine.spec import Monitor
 from sweepstack.engine.step import Step
 from sweepstack.engine.train import train
+from sweepstack.training.spec import Monitor
 
 pytestmark = pytest.mark.slow
 no_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")

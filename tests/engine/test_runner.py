@@ -17,8 +17,8 @@ from torch import nn
 from sweepstack.engine import executors
 from sweepstack.engine.executors import cuda_graph
 from sweepstack.engine.runner import Runner
-from sweepstack.engine.spec import Monitor
 from sweepstack.engine.train import Interrupted, train
+from sweepstack.training.spec import Monitor
 
 HERE = __name__
 

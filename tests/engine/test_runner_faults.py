@@ -19,9 +19,9 @@ from torch import nn
 
 from sweepstack.engine import program
 from sweepstack.engine.runner import Runner
-from sweepstack.engine.spec import Monitor
 from sweepstack.engine.step import Step
 from sweepstack.engine.train import train
+from sweepstack.training.spec import Monitor
 
 # --- modules that would end the process -----------------------------------------------------------
 

@@ -22,14 +22,15 @@ from torch import Tensor
 
 from sweepstack.config.errors import EnvironmentFault, InputError, SweepstackError, one_line, reason
 from sweepstack.data import streams
-from sweepstack.engine import checkpoint, device, executors
+from sweepstack.engine import device, executors
 from sweepstack.engine import diagnostics as diagnosing
 from sweepstack.engine.executors import Executor
 from sweepstack.engine.program import Program
-from sweepstack.engine.spec import Monitor, Raised, State, TrialResult, TrialSpec, telling
 from sweepstack.engine.step import Block, Step
+from sweepstack.training import checkpoint
 from sweepstack.training import optimizer as optim
 from sweepstack.training.evaluation import Change
+from sweepstack.training.spec import Monitor, Raised, State, TrialResult, TrialSpec, telling
 
 log = logging.getLogger(__name__)
 

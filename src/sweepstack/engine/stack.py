@@ -45,8 +45,8 @@ class Bank:
     ):
         floats = {name: t for name, t in like.items() if t.dtype == torch.float32}
         sizes = [width * tensor.numel() for tensor in floats.values()]
-        storage = torch.zeros(sum(sizes), device=device)
-        parts = dict(zip(floats, torch.split(storage, sizes), strict=True)) if floats else {}
+        self.storage = torch.zeros(sum(sizes), device=device)
+        parts = dict(zip(floats, torch.split(self.storage, sizes), strict=True)) if floats else {}
         # As they lie in memory: an update passes over them from end to end.
         self.packed: list[Tensor] = []
         self._rows: list[tuple[Tensor, ...]] = []
@@ -60,7 +60,7 @@ class Bank:
             self.packed.append(group)
             self.views[name] = group.permute([layout.index(axis) for axis in range(len(layout))])
         if width == 1 and one_row:  # all parameters are one long row: an update is a few operations
-            self.packed = [storage.view(1, -1)]
+            self.packed = [self.storage.view(1, -1)]
 
     def part(self, slots: slice) -> Bank:
         """Some slots, in the same memory."""
@@ -162,6 +162,7 @@ class Stack:
         self.keys: Row = {}
         self.mixup: Tensor | None = None
         self.own: OwnOptimizer | None = None
+        self.whole = True  # whether its banks' storages hold its slots and no others
         self.one_row = width == 1 and flat  # of one trial, all parameters are one long row
         self._expose()
 
@@ -174,7 +175,7 @@ class Stack:
     def part(self, slots: slice) -> Stack:
         """Some slots as a stack of their own, in the same memory."""
         other = copy.copy(self)
-        other.width, other.one_row = slots.stop - slots.start, False
+        other.width, other.one_row, other.whole = slots.stop - slots.start, False, False
         for name in _BANKS:
             setattr(other, name, getattr(self, name).part(slots))
         for name in ("moments", "averages"):

@@ -14,8 +14,8 @@ from sweepstack.config.errors import SweepstackError
 from sweepstack.engine import device
 from sweepstack.engine.program import Program
 from sweepstack.engine.runner import Broken, Runner, not_started
-from sweepstack.engine.spec import Monitor, TrialResult, TrialSpec
 from sweepstack.engine.width import Widths
+from sweepstack.training.spec import Monitor, TrialResult, TrialSpec
 
 log = logging.getLogger(__name__)
 

@@ -30,7 +30,7 @@ from sweepstack.config.errors import EnvironmentFault, InputError, nearest, prin
 from sweepstack.runs import progress
 from sweepstack.study import storage
 from sweepstack.study.frame import STATES, is_retried
-from sweepstack.study.ranking import best_trials
+from sweepstack.study.read import best_trials
 from sweepstack.study.view import StudyView, open_study
 
 QUIET_S = 30.0

@@ -8,6 +8,8 @@ Of a study:
     sweepstack.keep_models  the most models that any command asked to keep
     sweepstack.heartbeat.WORKER  seconds since 1970 of a worker's last heartbeat, where the storage
                             has no table for it
+    sweepstack.workers.WORKER  a worker's entry in the register (`sweep.worker.register`)
+    sweepstack.stop         the last time a person asked all workers to stop, as text
     sweepstack.environment.KEY  versions, git commit and device of a worker (`runs.folder`)
 
 Of a trial:
@@ -37,6 +39,8 @@ IDENTITY = "sweepstack.identity"
 SWEEP = "sweepstack.sweep"
 FOLDER = "sweepstack.folder"
 HEARTBEAT = "sweepstack.heartbeat"
+WORKERS = "sweepstack.workers"
+STOP = "sweepstack.stop"
 KEEP_MODELS = "sweepstack.keep_models"
 
 WORKER = "sweepstack.worker"

@@ -15,7 +15,7 @@ import plotly.graph_objects as go
 
 from sweepstack.analysis.plots import Plot, style
 from sweepstack.analysis.plots.progress import Clock, clock
-from sweepstack.study.ranking import best
+from sweepstack.study.read import best
 from sweepstack.study.view import StudyView
 
 MAX_PAIRS = 10

@@ -110,7 +110,8 @@ class _Part:
     def recorder(self, shared: bool) -> Recorder:
         """The recorder of steps with such batches."""
         recorders = _recorders.setdefault(self.step.program, {})
-        key = (self.stack.width, self.stack.one_row, shared)
+        plain = self.step.kernel(self.stack) is None
+        key = (self.stack.width, self.stack.one_row, shared, plain)
         return recorders.setdefault(key, Recorder())
 
     def advance(self, batch: Batch) -> Tensor:

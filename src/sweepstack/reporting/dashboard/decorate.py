@@ -47,8 +47,7 @@ from sweepstack.reporting.report.content import command_of
 from sweepstack.study import storage
 from sweepstack.study.attributes import EQUALS, IDENTITY, LOST, OVERRIDES, SWEEP
 from sweepstack.study.frame import STATES
-from sweepstack.study.ranking import best_trials
-from sweepstack.study.read import TRIALS
+from sweepstack.study.read import TRIALS, best_trials
 from sweepstack.study.view import StudyView, place
 
 MAX_NOTES = 2000
@@ -58,6 +57,8 @@ TOP = 5
 """Trials that keep their files as artifacts."""
 FILES = {"best.pt": "application/octet-stream", "history.csv": "text/csv"}
 REPORT = "report.html"
+OURS = {*FILES, REPORT}
+"""File names of the artifacts that are written here."""
 MAX_BYTES = 256 * 2**20
 """A larger file is no artifact: it would be copied."""
 DELETED = "null"
@@ -115,7 +116,7 @@ def decorate(
         known = target.get_study_system_attrs(study_id)
         before = known.get(DECORATED) if folder.is_dir() else None
         before = before if isinstance(before, dict) else {}
-        known_trials = _trials(target, study_id)
+        known_trials = trial_ids(target, study_id)
         states = Counter(state for _, state in known_trials.values() if state in FINISHED)
         # What changes whenever a trial ends.
         ended = ", ".join(f"{state} {count}" for state, count in sorted(states.items()))
@@ -180,7 +181,7 @@ def _has_tables(target: BaseStorage) -> TypeGuard[RDBStorage]:
     return True
 
 
-def _trials(target: BaseStorage, study_id: int) -> dict[int, tuple[int, str]]:
+def trial_ids(target: BaseStorage, study_id: int) -> dict[int, tuple[int, str]]:
     """The id in the storage and the state of each trial, by its number."""
     if not _has_tables(target):
         find, trials = target.get_trial_id_from_study_id_trial_number, target.get_all_trials
