@@ -16,9 +16,8 @@ from pathlib import Path
 from variants import PATHS
 
 import sweepstack
-from sweepstack.engine import executors
+from sweepstack.engine import executors, fused
 from sweepstack.engine.executors import recorded
-from sweepstack.engine.kernels import fused
 from sweepstack.engine.program import Program
 from sweepstack.engine.train import train
 from sweepstack.engine.width import Widths

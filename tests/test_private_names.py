@@ -19,8 +19,8 @@ from support import REPOSITORY
 
 SOURCE = REPOSITORY / "src"
 ALLOWED = {
-    "sweepstack/engine/executors/operations.py",
-    "sweepstack/engine/kernels/fused.py",
+    "sweepstack/engine/executors/recording.py",
+    "sweepstack/engine/fused.py",
     "sweepstack/study/book/bulk.py",
 }
 """The only files that may use private names of other packages."""

@@ -18,9 +18,9 @@ from sweepstack.config.errors import InputError, NoMemory, contained, nearest, n
 from sweepstack.config.schema import Custom, HubModel, Model, Plateau, TorchvisionModel
 from sweepstack.data import batches, streams
 from sweepstack.data.dataset import Dataset
-from sweepstack.engine.kernels.convolution import Plan
 from sweepstack.engine.stack import Numbers, Stack
 from sweepstack.models import features, layers, pretrained
+from sweepstack.models.convolution import Plan
 from sweepstack.training import device, early_stopping, evaluation, metrics, own_optimizer, schedule
 from sweepstack.training import init as initialization
 from sweepstack.training import loss as losses

@@ -24,16 +24,16 @@ from torch.func import functional_call, vmap
 from sweepstack.config.errors import contained, one_line
 from sweepstack.data import streams
 from sweepstack.data.batches import Source
-from sweepstack.engine.kernels import convolution, fused
+from sweepstack.engine import fused, metrics, regularization
 from sweepstack.engine.program import Group, Program
 from sweepstack.engine.stack import Bank, Row, Stack, shares
-from sweepstack.training import metrics, regularization
+from sweepstack.models import convolution
 from sweepstack.training.augmentation import Augmentation
 from sweepstack.training.device import autocast
 from sweepstack.training.evaluation import Change
 
 if TYPE_CHECKING:
-    from sweepstack.engine.kernels.update import Update
+    from sweepstack.engine.update import Update
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ class Batch:
 
     x (S, B, *shape) and y (S, B), or one batch that all slots `share`, (B, *shape) and (B,); lr
     (S,) float64, after schedule and scaling; step (S,) counted from 1; keys (S,) of random streams.
-    Targets of several numbers have an axis more. `numbers` are what `kernels.update` reads, where
+    Targets of several numbers have an axis more. `numbers` are what `update` reads, where
     they were computed for a whole block.
     """
 
@@ -173,7 +173,7 @@ class Step:
             return None
         if stack.one_row not in self._kernels:
             try:
-                from sweepstack.engine.kernels.update import Update
+                from sweepstack.engine.update import Update
             except ImportError as error:
                 log.info("updates run without Triton: %s", one_line(error))
                 self._kernels[stack.one_row] = None

@@ -29,10 +29,10 @@ from sweepstack.config.schema import CustomOptimizer
 from sweepstack.data.batches import DeviceSource
 from sweepstack.data.dataset import TensorSplit
 from sweepstack.engine import executors
-from sweepstack.engine.kernels import convolution
 from sweepstack.engine.program import Program
 from sweepstack.engine.stack import Stack
 from sweepstack.engine.step import EVALUATION_CHUNK, Block, Step
+from sweepstack.models import convolution
 from sweepstack.training import device
 from sweepstack.training.own_optimizer import say_one_by_one
 

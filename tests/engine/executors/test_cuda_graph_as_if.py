@@ -14,14 +14,14 @@ import pytest
 import torch
 from engine_support import block_of, filled
 from support import make_spec
+from sweepstack.engine.executors.operations import Listener
 from torch.utils._python_dispatch import _disable_current_modes
 
 from sweepstack.data import batches
+from sweepstack.engine import fused
 from sweepstack.engine import step as steps
 from sweepstack.engine.executors import Executor, cuda_graph
 from sweepstack.engine.executors.cuda_graph import CudaGraph
-from sweepstack.engine.executors.operations import Listener
-from sweepstack.engine.kernels import fused
 from sweepstack.engine.program import Program
 from sweepstack.engine.step import Step
 
@@ -171,7 +171,7 @@ def test_batches_of_another_shape_have_a_graph_of_their_own(program, cuda):
 @pytest.mark.filterwarnings("ignore:.* encountered in:RuntimeWarning")
 def test_the_update_kernel_reads_its_numbers_inside_the_graph(cuda, monkeypatch):
     """The kernel has the numbers of its step, which were computed for the whole block."""
-    update = pytest.importorskip("sweepstack.engine.kernels.update")
+    update = pytest.importorskip("sweepstack.engine.update")
     if torch.cuda.is_available():
         pytest.skip("without the interpreter, no kernel runs on a CPU")
     monkeypatch.setattr(steps, "TRITON", {"cpu"})

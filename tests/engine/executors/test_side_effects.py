@@ -7,7 +7,7 @@ from support import make_spec
 from torch import nn
 
 from sweepstack.engine import executors
-from sweepstack.engine.executors import operations
+from sweepstack.engine.executors import recording
 from sweepstack.engine.program import Program, _programs
 from sweepstack.engine.train import train
 
@@ -84,10 +84,10 @@ def test_a_torch_that_cannot_be_recorded_trains_eagerly(monkeypatch, caplog, fau
     (expected,) = train([spec])
     executors._recorded.cache_clear()
     if fault == "raises":
-        monkeypatch.delattr(operations.Listener, "__torch_dispatch__")
+        monkeypatch.delattr(recording.Listener, "__torch_dispatch__")
     else:
         wrong = property(lambda call: lambda *given: call.operation(*given) * 2)
-        monkeypatch.setattr(operations.Call, "function", wrong)
+        monkeypatch.setattr(recording.Call, "function", wrong)
     with caplog.at_level("DEBUG"):
         (result,) = train([spec])
     assert "steps are not recorded" in caplog.text

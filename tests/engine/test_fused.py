@@ -7,7 +7,7 @@ import torch
 from engine_support import ADAMW, DECAY, assert_same, by_number
 from support import make_spec
 
-from sweepstack.engine.kernels import fused
+from sweepstack.engine import fused
 from sweepstack.engine.program import Program
 from sweepstack.engine.stack import Bank
 from sweepstack.engine.step import Step

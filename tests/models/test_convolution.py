@@ -15,11 +15,11 @@ from torch.func import vmap
 from torch.nn import functional as F
 
 from sweepstack.engine.executors import recorded
-from sweepstack.engine.kernels import convolution
-from sweepstack.engine.kernels.convolution import Chooser, Layer, Plan, Rules
 from sweepstack.engine.program import Program
 from sweepstack.engine.train import train
 from sweepstack.engine.width import Widths
+from sweepstack.models import convolution
+from sweepstack.models.convolution import Chooser, Layer, Plan, Rules
 
 SMALL = ("data=digits", "data.subset=100", "batch.size=8", "training.max_steps=6")
 CONVNET = (*SMALL, "model=convnet", "model.width=2", "model.hidden=[8]", "training.eval_every=3")

@@ -14,15 +14,15 @@ import torch
 from engine_support import assert_same, by_number, varied
 from support import make_spec
 
+from sweepstack.engine import fused
 from sweepstack.engine import step as steps
-from sweepstack.engine.kernels import fused
 from sweepstack.engine.program import Program
 from sweepstack.engine.step import Batch, Step
 from sweepstack.engine.train import train
 
 pytest.importorskip("triton", reason="this torch comes without Triton")
 
-from sweepstack.engine.kernels import update
+from sweepstack.engine import update
 
 # numpy's, in the interpreter: numbers that are not finite are meant.
 pytestmark = pytest.mark.filterwarnings("ignore:.* encountered in:RuntimeWarning")
@@ -81,7 +81,7 @@ def stack_of(program, width):
     stack = program.stack(width)
     for slot, spec in enumerate(specs):
         if slot != EMPTY:
-            stack.insert(slot, program.initial(spec), program.numbers(spec))
+            stack.insert([slot], [program.initial(spec)], [program.numbers(spec)])
     return stack
 
 
@@ -204,7 +204,7 @@ def test_a_kernel_that_fails_the_probe_is_not_used(monkeypatch, caplog, fault):
 
         monkeypatch.setattr(update.Update, "_launch", raising)
     if fault == "not installed":
-        monkeypatch.setitem(sys.modules, "sweepstack.engine.kernels.update", None)
+        monkeypatch.setitem(sys.modules, "sweepstack.engine.update", None)
     with caplog.at_level("INFO"):
         steps_taken = [Step(program).kernel(program.stack(2)) for _ in range(2)]
     assert steps_taken == [None, None]
@@ -229,7 +229,7 @@ def test_a_program_that_the_kernel_does_not_take_runs_as_before():
 COMPILED = """
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
-from sweepstack.engine.kernels.update import _kernel
+from sweepstack.engine.update import _kernel
 f = "*fp32"
 for capability in (80, 90):
     for number, rule in enumerate(("sgd", "adam", "rmsprop")):

@@ -1,1 +1,0 @@
-"""Fast paths, each tested on this machine against the public way before it is used."""
