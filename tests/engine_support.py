@@ -68,7 +68,7 @@ def filled(program, specs):
     """A stack of these trials."""
     stack = program.stack(len(specs))
     for slot, spec in enumerate(specs):
-        stack.insert(slot, program.initial(spec), program.numbers(spec))
+        stack.insert([slot], [program.initial(spec)], [program.numbers(spec)])
     return stack
 
 

@@ -287,7 +287,7 @@ class _Probe:
         program, place = self.step.program, self.step.program.device
         self.drawn = torch.Generator().manual_seed(0)
         one = program.stack(1)
-        one.insert(0, program.initial(program.spec), program.numbers(program.spec))
+        one.insert([0], [program.initial(program.spec)], [program.numbers(program.spec)])
         self.mine, self.other = (one.moved([0] * width, width) for _ in range(2))
         for name, bank in self.mine.moments.items():
             drawn = self._random(bank.storage.shape).to(place)
