@@ -81,7 +81,7 @@ def stack_of(program, width):
     stack = program.stack(width)
     for slot, spec in enumerate(specs):
         if slot != EMPTY:
-            stack.insert(slot, program.initial(spec), program.numbers(spec))
+            stack.insert([slot], [program.initial(spec)], [program.numbers(spec)])
     return stack
 
 
