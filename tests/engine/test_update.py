@@ -133,10 +133,12 @@ def test_steps_equal_the_written_out_rule(optimizer, kind, width):
 def trials(*words):
     return [
         varied(
-            make_spec(*MODEL, *words, "training.max_steps=6", "training.eval_every=3").config,
+            make_spec(
+                *MODEL, "model.hidden=[5]", *words, "training.max_steps=4", "training.eval_every=2"
+            ).config,
             n,
             optimizer={"lr": 0.01 / (1 + n)},
-            training={"seed": n, "max_steps": (6, 9, 3)[n % 3]},
+            training={"seed": n, "max_steps": (4, 6, 2)[n % 3]},
         )
         for n in range(5)
     ]

@@ -73,7 +73,7 @@ def _regularized(  # type: ignore[no-untyped-def]
     return g
 
 
-@triton.jit(do_not_specialize=["slots"])  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=["slots"], do_not_specialize_on_alignment=["numbers", "squares"])  # type: ignore[untyped-decorator]
 def _kernel(  # type: ignore[no-untyped-def]
     params,
     grads,
