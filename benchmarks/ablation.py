@@ -16,11 +16,12 @@ from pathlib import Path
 from variants import PATHS
 
 import sweepstack
-from sweepstack.engine import executors, fused
+from sweepstack.engine import executors
 from sweepstack.engine.executors import recorded
 from sweepstack.engine.program import Program
 from sweepstack.engine.train import train
 from sweepstack.engine.width import Widths
+from sweepstack.training import fused
 from sweepstack.training.spec import TrialSpec
 
 

@@ -20,7 +20,7 @@ from support import REPOSITORY
 SOURCE = REPOSITORY / "src"
 ALLOWED = {
     "sweepstack/engine/executors/recording.py",
-    "sweepstack/engine/fused.py",
+    "sweepstack/training/fused.py",
     "sweepstack/study/book/bulk.py",
 }
 """The only files that may use private names of other packages."""

@@ -14,11 +14,11 @@ import torch
 from engine_support import assert_same, by_number, varied
 from support import make_spec
 
-from sweepstack.engine import fused
 from sweepstack.engine import step as steps
 from sweepstack.engine.program import Program
 from sweepstack.engine.step import Batch, Step
 from sweepstack.engine.train import train
+from sweepstack.training import fused
 
 pytest.importorskip("triton", reason="this torch comes without Triton")
 

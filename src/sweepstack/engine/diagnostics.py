@@ -44,9 +44,10 @@ from sweepstack.config.errors import EnvironmentFault, contained
 from sweepstack.config.files import LAYERS
 from sweepstack.config.schema import Custom, HubModel
 from sweepstack.data import streams
-from sweepstack.engine.stack import Row, Stack
+from sweepstack.engine.stack import Stack
 from sweepstack.engine.step import Step
 from sweepstack.training.device import autocast
+from sweepstack.training.fused import Row
 
 ROW = (
     *("step", "layer", "activation_mean", "activation_std", "unit_spread", "saturated", "dead"),

@@ -26,11 +26,12 @@ from sweepstack.engine import diagnostics as diagnosing
 from sweepstack.engine import executors
 from sweepstack.engine.executors import Executor
 from sweepstack.engine.program import Program
-from sweepstack.engine.stack import Numbers, Row
+from sweepstack.engine.stack import Numbers
 from sweepstack.engine.step import Block, Step
 from sweepstack.training import checkpoint, device
 from sweepstack.training import optimizer as optim
 from sweepstack.training.evaluation import Change
+from sweepstack.training.fused import Row
 from sweepstack.training.spec import Monitor, Raised, State, TrialResult, TrialSpec, telling
 
 log = logging.getLogger(__name__)

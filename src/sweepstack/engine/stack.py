@@ -10,98 +10,15 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from sweepstack.training.fused import Bank, Layout, Row, Slots
 from sweepstack.training.own_optimizer import OwnOptimizer
 
-Row = dict[str, Tensor]
 _BANKS = ("params", "buffers", "best_params", "best_buffers", "counts")
 _ROWS = ("optimizer", "strengths", "keys")
-Slots = slice | Tensor
-Layout = tuple[int, ...]
-"""How a tensor (S, *shape) lies in memory: its axes from the outermost to the innermost."""
-
-
-class Bank:
-    """Tensors (S, *shape) by name, zero at first; the float32 ones are views of one storage.
-
-    Args:
-        like: one trial's tensors, for their shapes and types.
-        width: number of slots S.
-        device: where they lie.
-        layouts: of those that are not simply contiguous in memory.
-        one_row: whether the tensors of a single slot are packed as one row.
-    """
-
-    def __init__(
-        self,
-        like: Mapping[str, Tensor],
-        width: int,
-        device: torch.device,
-        layouts: Mapping[str, Layout] | None = None,
-        one_row: bool = True,
-    ):
-        floats = {name: t for name, t in like.items() if t.dtype == torch.float32}
-        sizes = [width * tensor.numel() for tensor in floats.values()]
-        self.storage = torch.zeros(sum(sizes), device=device)
-        parts = dict(zip(floats, torch.split(self.storage, sizes), strict=True)) if floats else {}
-        # As they lie in memory: an update passes over them from end to end.
-        self.packed: list[Tensor] = []
-        self._rows: list[tuple[Tensor, ...]] = []
-        self.views: Row = {}
-        for name, tensor in like.items():
-            shape = (width, *tensor.shape)
-            layout = (layouts or {}).get(name, tuple(range(len(shape))))
-            lies = [shape[axis] for axis in layout]
-            flat = parts.get(name, torch.zeros(0, dtype=tensor.dtype, device=device))
-            group = flat.view(lies) if name in parts else flat.new_zeros(lies)
-            self.packed.append(group)
-            self.views[name] = group.permute([layout.index(axis) for axis in range(len(layout))])
-        if width == 1 and one_row:  # all parameters are one long row: an update is a few operations
-            self.packed = [self.storage.view(1, -1)]
-
-    def part(self, slots: slice) -> Bank:
-        """Some slots, in the same memory."""
-        other = copy.copy(self)
-        other.views = {name: view[slots] for name, view in self.views.items()}
-        other.packed = [group[slots] for group in self.packed]
-        other._rows = []
-        return other
-
-    def among(self, numbers: slice) -> Bank:
-        """Some of the tensors, those with these numbers, in the same memory."""
-        other = copy.copy(self)
-        sizes = [view[0].numel() for view in self.views.values()]
-        names = list(self.views)[numbers]
-        other.views = {name: self.views[name] for name in names}
-        other.packed = shares(self.packed, sizes, numbers)
-        other._rows = []
-        return other
-
-    @property
-    def rows(self) -> list[tuple[Tensor, ...]]:
-        """For each slot its share of `packed`, cut out once."""
-        if not self._rows:
-            self._rows = list(zip(*(group.unbind(0) for group in self.packed), strict=True))
-        return self._rows
-
-    def row(self, slot: int) -> Row:
-        """Views of one slot's tensors."""
-        return {name: view[slot] for name, view in self.views.items()}
-
-    def put(self, slots: Slots, rows: Sequence[Mapping[str, Tensor]]) -> None:
-        """Copy rows into slots, with one write per tensor."""
-        for name, view in self.views.items():
-            found = torch.stack([row[name].detach() for row in rows])
-            view[slots] = found.to(view.device, view.dtype)
-
-    def take(self, slots: Tensor, other: Bank) -> None:
-        """Copy `slots` (n,) of `other` into the first n slots here."""
-        for name, view in self.views.items():
-            view[: len(slots)] = other.views[name].index_select(0, slots)
 
 
 @dataclass(frozen=True)
@@ -302,13 +219,6 @@ class Stack:
             bank.put(slice(slot, slot + 1), [saved[name]])
         if self.own is not None:
             self.own.restore(saved["own"])
-
-
-def shares(tensors: Sequence[Any], sizes: Sequence[int], numbers: slice) -> list[Any]:
-    """Some of the tensors that lie one by one, or as one long row (1, sum of sizes)."""
-    if len(tensors) == len(sizes):
-        return list(tensors[numbers])
-    return [tensors[0][:, sum(sizes[: numbers.start]) : sum(sizes[: numbers.stop])]]
 
 
 def _unshared(grads: Sequence[Tensor]) -> list[Tensor]:

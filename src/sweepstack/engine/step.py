@@ -24,13 +24,14 @@ from torch.func import functional_call, vmap
 from sweepstack.config.errors import contained, one_line
 from sweepstack.data import streams
 from sweepstack.data.batches import Source
-from sweepstack.engine import fused, metrics, regularization
 from sweepstack.engine.program import Group, Program
-from sweepstack.engine.stack import Bank, Row, Stack, shares
+from sweepstack.engine.stack import Stack
 from sweepstack.models import convolution
+from sweepstack.training import fused, metrics, regularization
 from sweepstack.training.augmentation import Augmentation
 from sweepstack.training.device import autocast
 from sweepstack.training.evaluation import Change
+from sweepstack.training.fused import Bank, Row, shares
 
 if TYPE_CHECKING:
     from sweepstack.engine.update import Update

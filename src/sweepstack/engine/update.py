@@ -24,7 +24,8 @@ import triton.language as tl
 from torch import Tensor
 
 from sweepstack.config.errors import one_line
-from sweepstack.engine.stack import Bank, Stack
+from sweepstack.engine.stack import Stack
+from sweepstack.training.fused import Bank
 
 if TYPE_CHECKING:
     from sweepstack.engine.program import Program

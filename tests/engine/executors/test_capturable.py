@@ -14,11 +14,11 @@ from support import make_spec
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sweepstack.data import streams
-from sweepstack.engine import fused
 from sweepstack.engine import program as programs
 from sweepstack.engine.executors.recording import Recorder
 from sweepstack.engine.program import Program
 from sweepstack.engine.step import Batch, Step
+from sweepstack.training import fused
 
 WIDTH = 3
 COMMON = ("data=digits", "data.subset=64", "batch.size=8")

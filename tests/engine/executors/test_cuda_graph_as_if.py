@@ -18,12 +18,12 @@ from sweepstack.engine.executors.operations import Listener
 from torch.utils._python_dispatch import _disable_current_modes
 
 from sweepstack.data import batches
-from sweepstack.engine import fused
 from sweepstack.engine import step as steps
 from sweepstack.engine.executors import Executor, cuda_graph
 from sweepstack.engine.executors.cuda_graph import CudaGraph
 from sweepstack.engine.program import Program
 from sweepstack.engine.step import Step
+from sweepstack.training import fused
 
 WORDS = (
     *("model.hidden=[16]", "batch.size=16", "optimizer=adamw", "regularization.dropout=0.2"),

@@ -7,12 +7,12 @@ import torch
 from engine_support import ADAMW, DECAY, assert_same, by_number
 from support import make_spec
 
-from sweepstack.engine import fused
 from sweepstack.engine.program import Program
-from sweepstack.engine.stack import Bank
 from sweepstack.engine.step import Step
 from sweepstack.engine.train import train
+from sweepstack.training import fused
 from sweepstack.training import optimizer as optim
+from sweepstack.training.fused import Bank
 
 HYPER = {
     "sgd": {"momentum": [0.9, 0.9, 0.0], "nesterov": [1.0, 0.0, 0.0]},
