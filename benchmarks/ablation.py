@@ -20,9 +20,9 @@ from sweepstack.engine import executors
 from sweepstack.engine.executors import recorded
 from sweepstack.engine.kernels import fused
 from sweepstack.engine.program import Program
-from sweepstack.engine.spec import TrialSpec
 from sweepstack.engine.train import train
 from sweepstack.engine.width import Widths
+from sweepstack.training.spec import TrialSpec
 
 
 def take_away(path: str) -> None:

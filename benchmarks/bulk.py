@@ -24,14 +24,13 @@ from pathlib import Path
 from typing import Any
 
 import sweepstack.engine.train
-from sweepstack.engine.spec import TrialResult
 from sweepstack.study import storage
 from sweepstack.study.book.bulk import BulkBook
 from sweepstack.sweep import plan as plans
 from sweepstack.sweep import studies
-from sweepstack.sweep.worker import trainer, worker
-from sweepstack.sweep.worker.trial import Stop
+from sweepstack.sweep.worker import Stop, trainer, worker
 from sweepstack.sweep.worker.trial_folder import TrialFolder
+from sweepstack.training.spec import TrialResult
 
 WIDTH = 64
 SPACE = {

@@ -13,12 +13,12 @@ from optuna.trial import TrialState
 
 from sweepstack.study import storage
 from sweepstack.study.attributes import HEARTBEAT, WORKER
+from sweepstack.study.book import (
+    Ending,
+)
 from sweepstack.study.book.book import Book
 from sweepstack.study.book.bulk import BulkBook
 from sweepstack.study.book.public import PublicBook
-from sweepstack.study.book.records import (
-    Ending,
-)
 from sweepstack.sweep.studies import open_study
 
 KINDS: dict[str, type[Book]] = {"bulk": BulkBook, "public": PublicBook}

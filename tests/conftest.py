@@ -12,9 +12,14 @@ import sys
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
+import torch
 import warm
 from hypothesis import settings
 from support import make_spec, without_report
+
+# Triton's kernels run in its interpreter where there is no GPU; it asks once, when it is imported.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 pytest_plugins = ["engine_support", "main_support", "rerun_support"]
 

@@ -134,7 +134,7 @@ GROUPS = {
     "batch": ("default",),
     "early_stopping": ("none", "patience"),
     "training": ("default",),
-    "logger": ("none", "tensorboard"),
+    "logger": ("none", "tensorboard", "csv"),
     "hydra/sweeper": ("sweepstack", "basic"),
     "hydra/launcher": ("basic", "joblib"),
     "hydra/sweeper/sampler": ("tpe", "random", "grid", "gp", "cmaes", "qmc", "brute_force"),

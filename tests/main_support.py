@@ -37,6 +37,7 @@ def main(tmp_path, monkeypatch, capsys):
     """`main("-m", "init=he,xavier")` in an empty folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setenv("SWEEPSTACK_STORAGE", "")
     monkeypatch.syspath_prepend(str(tmp_path))
     hydra_state = Singleton.get_state()
     handlers, level = list(logging.root.handlers), logging.root.level

@@ -9,7 +9,7 @@ import pytest
 
 from sweepstack.config import reading as config
 from sweepstack.config.schema import RunConfig
-from sweepstack.engine.spec import TrialSpec
+from sweepstack.training.spec import TrialSpec
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SHARED_DATA = REPOSITORY.parent / "shared" / "data"

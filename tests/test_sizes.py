@@ -14,7 +14,7 @@ MAX_FUNCTION = 50
 MAX_FILES = 140
 # Ceilings: today's numbers, to be lowered as the rooms are rebuilt; the aim stands beside each.
 MAX_LINES = 31_800  # aim: 21,500, without what came after it was set
-MAX_PACKAGE = 4_600  # aim: 4,500
+MAX_PACKAGE = 4_500
 
 
 def body_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:

@@ -8,7 +8,8 @@
 What studies found:
 
     df = sweepstack.results("init_activation_grid")
-    sweepstack.best(df), sweepstack.pivot(df, "init", "model.activation"), sweepstack.history("...")
+    sweepstack.best(df), sweepstack.pivot(df, "init", "model.activation")
+    sweepstack.history("init_activation_grid")
     sweepstack.study("init_activation_grid").plot.curves(by=["init"])
 """
 
@@ -23,9 +24,10 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
-    from sweepstack.engine.spec import TrialResult, TrialSpec
     from sweepstack.reporting.notebook import Study
+    from sweepstack.runs import RunResult
     from sweepstack.runs.prediction import Predictor
+    from sweepstack.training.spec import TrialSpec
 
 
 STORAGE = "sqlite:///outputs/studies.db"
@@ -53,7 +55,7 @@ def compose(*overrides: str, config_dir: str | None = None) -> TrialSpec:
         InputError: every mistake in the overrides, one line each.
     """
     from sweepstack.config import reading as config
-    from sweepstack.engine.spec import TrialSpec
+    from sweepstack.training.spec import TrialSpec
 
     return TrialSpec(config.read(config.compose(overrides, config_dir)))
 
@@ -66,8 +68,9 @@ def history(study: str, storage: str = STORAGE, *, layers: bool = False) -> pd.D
     errors.
     """
     from sweepstack.study import view
+    from sweepstack.study.storage import above
 
-    opened = view.open_study(study, storage)
+    opened = view.open_study(study, above(storage))
     return opened.layers if layers else opened.history
 
 
@@ -132,21 +135,26 @@ def results(study: str | Sequence[str], storage: str = STORAGE) -> pd.DataFrame:
 
     Args:
         study: its name; of several names the rows stand below each other, with a column `study`.
-        storage: a database's URL, or the path of a SQLite file or of an Optuna journal.
+        storage: a database's URL, or the path of a SQLite file or of an Optuna journal. The default
+            is also found in a folder above the working one, with a line on stderr.
 
     Raises:
         InputError: there is no such study.
         EnvironmentFault: the storage cannot be read.
     """
     from sweepstack.study import view
+    from sweepstack.study.storage import above
 
+    storage = above(storage)
     if isinstance(study, str):
         return view.open_study(study, storage).frame
     return view.joined([view.open_study(name, storage) for name in study])
 
 
-def run(*overrides: str, config_dir: str | None = None) -> TrialResult:
+def run(*overrides: str, config_dir: str | None = None) -> RunResult:
     """Train one run in this process and return its result; nothing is written.
+
+    `.metrics` are those of the best state, `.history` is a frame with a row for each evaluation.
 
     Args:
         overrides, config_dir: as for `compose`.
@@ -159,6 +167,7 @@ def run(*overrides: str, config_dir: str | None = None) -> TrialResult:
     from sweepstack.config.errors import InputError, TrainingFailed
     from sweepstack.engine.program import Program
     from sweepstack.engine.train import train
+    from sweepstack.runs import framed
 
     spec = compose(*overrides, config_dir=config_dir)
     if spec.config.training.seeds > 1:
@@ -166,11 +175,16 @@ def run(*overrides: str, config_dir: str | None = None) -> TrialResult:
             "sweepstack.run trains one seed, training.seeds must be 1, got "
             f"{spec.config.training.seeds}: call it with training.seed=0, 1, ..."
         )
+    if names := spec.config.logger.names:
+        raise InputError(
+            f"sweepstack.run writes nothing, logger must be none, got {','.join(names)}: the "
+            "command sweepstack logs"
+        )
     Program.of(spec)
     (result,) = train([spec])
     if result.state == "failed":
         raise TrainingFailed(f"the run failed: {result.error}")
-    return result
+    return framed(result)
 
 
 def study(name: str, storage: str = STORAGE) -> Study:

@@ -9,7 +9,7 @@ from optuna.trial import create_trial
 from plots_support import SPACE, add, drawn, new, numbers, spent, trace
 
 from sweepstack.analysis.plots.parameters import smooth
-from sweepstack.study.ranking import front
+from sweepstack.study.read import front
 
 
 def grid(direction: str = "maximize") -> optuna.Study:

@@ -188,7 +188,7 @@ def test_a_trained_model_is_loaded_with_its_normalization(sweepstack, tmp_path):
 
 def test_help_imports_no_torch():
     code = (
-        "import sys; sys.argv = ['sweepstack', '--help']\n"
+        "import sys; sys.argv = ['sweepstack', '--help', 'training']\n"
         "from sweepstack.cli.app import main\n"
         "try: main()\n"
         "except SystemExit as end: assert not end.code\n"
@@ -197,7 +197,6 @@ def test_help_imports_no_torch():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "sweepstack --resume" in done.stdout
     assert "# fp32 | tf32 (CUDA) | bf16 (autocast)" in done.stdout
 
 

@@ -21,7 +21,7 @@ def mistakes(*words: str) -> list[str]:
 
 OPTIONS = [
     (group, file.stem)
-    for group in ("data", "model", "init", "optimizer", "schedule", "early_stopping", "logger")
+    for group in ("data", "model", "init", "optimizer", "schedule", "early_stopping")
     for file in sorted((REPOSITORY / "conf" / group).glob("*.yaml"))
     if file.stem not in ("custom", "hub")  # they need more
 ]

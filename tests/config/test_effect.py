@@ -22,7 +22,13 @@ EQUAL = {
     "adam: momentum": (*QUADRATIC, "optimizer=adam", ["optimizer.momentum=0.9"]),
     "width": (*QUADRATIC, ["training.width=3"]),
     "diagnostics": (*QUADRATIC, ["training.diagnostics=true"]),
-    "logger": (*QUADRATIC, ["logger=tensorboard"]),
+    "logger": (
+        *QUADRATIC,
+        [
+            *("logger=[tensorboard,csv,mlflow,wandb]", "logger.experiment=a"),
+            *("logger.project=b", "logger.tracking_uri=c"),
+        ],
+    ),
     "adam: nesterov": (*QUADRATIC, "optimizer=adam", ["optimizer.nesterov=true"]),
     "adamw": (
         *(*DIGITS, "optimizer=adamw", "regularization.weight_decay=0.1"),

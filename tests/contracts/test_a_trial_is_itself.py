@@ -24,9 +24,9 @@ from sweepstack.data import streams
 from sweepstack.engine.executors.recorded import _Part
 from sweepstack.engine.program import Program
 from sweepstack.engine.runner import Slot
-from sweepstack.engine.spec import Monitor
 from sweepstack.engine.step import Step
 from sweepstack.engine.train import train
+from sweepstack.training.spec import Monitor
 
 pytestmark = pytest.mark.slow
 no_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
@@ -261,7 +261,7 @@ def test_seeds_that_share_their_batches(model, steps_taken, place):
 def filled(program, specs):
     stack = program.stack(len(specs))
     for slot, spec in enumerate(specs):
-        stack.insert(slot, program.initial(spec), program.numbers(spec))
+        stack.insert([slot], [program.initial(spec)], [program.numbers(spec)])
     return stack
 
 

@@ -253,7 +253,7 @@ def test_a_run_on_changed_data_is_not_resumed(tmp_path, monkeypatch):
     spec = sweepstack.compose(*words, "training.max_steps=6", "training.checkpoint_every=2")
     spec = type(spec)(spec.config, folder=tmp_path / "run")
 
-    class Stop(sweepstack.engine.spec.Monitor):
+    class Stop(sweepstack.training.spec.Monitor):
         at = 0
 
         def stepped(self, steps, *_):

@@ -17,8 +17,8 @@ from sweepstack.config.errors import EnvironmentFault
 from sweepstack.engine import diagnostics
 from sweepstack.engine.diagnostics import NOISE, PARTS, ROW, SAMPLES
 from sweepstack.engine.program import Program
-from sweepstack.engine.spec import Monitor
 from sweepstack.engine.train import Interrupted, train
+from sweepstack.training.spec import Monitor
 
 SHORT = ("training.max_steps=6", "training.eval_every=3", "batch.size=16", "data.subset=200")
 ON = (*SHORT, "training.diagnostics=true")

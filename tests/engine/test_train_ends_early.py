@@ -10,8 +10,8 @@ import torch
 from engine_support import one
 from support import make_spec
 
-from sweepstack.engine.spec import Monitor
 from sweepstack.engine.train import Interrupted, train
+from sweepstack.training.spec import Monitor
 
 SHORT = ("training.max_steps=40", "training.eval_every=10", "batch.size=32")
 

@@ -24,12 +24,12 @@ from sweepstack.config.errors import EnvironmentFault, InputError
 from sweepstack.config.schema import TorchvisionModel
 from sweepstack.data import streams
 from sweepstack.engine.program import Program
-from sweepstack.engine.spec import Monitor
 from sweepstack.engine.train import Interrupted, train
 from sweepstack.models import features, layers, pretrained
 from sweepstack.runs import prediction
 from sweepstack.runs.folder import write_model
 from sweepstack.runs.rerun.restore import as_typed
+from sweepstack.training.spec import Monitor
 
 CONV = ("model=convnet", "model.width=8", "model.hidden=[32]", "batch.size=32")
 RESNET = ("model=resnet", "model.width=8", "batch.size=32")

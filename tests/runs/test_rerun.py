@@ -4,6 +4,8 @@ kinds, and those that cannot be run again."""
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 from pathlib import Path
 
 import optuna
@@ -21,6 +23,10 @@ from rerun_support import (
     words_of,
 )
 from support import SHARED_DATA, needs_mnist
+
+from sweepstack.runs import folder
+from sweepstack.study import storage
+from sweepstack.study.attributes import SWEEP
 
 
 def test_trials_of_a_stack_agree_and_are_kept_in_folders_of_their_own(stacked, again):
@@ -177,10 +183,10 @@ def test_a_trial_that_cannot_be_run_again(stacked, again):
     opened.enqueue_trial({"optimizer.lr": 0.01})
     opened.ask()
     assert "trial 4 is running" in again("s", "4").line
-    other = optuna.create_study(study_name="other", storage=opened._storage)
-    other.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=1)
-    assert "it has no attribute sweepstack.overrides" in again("other", "0").line
-    optuna.create_study(study_name="none", storage=opened._storage)
+    edit(0, sweepstack__overrides=None)
+    assert "it has no attribute sweepstack.overrides" in again("s", "0").line
+    none = optuna.create_study(study_name="none", storage=opened._storage)
+    none.set_user_attr(SWEEP, {"application": {"name": "sweepstack"}})
     assert "the study is empty" in again("none", "0").line
     assert reruns() == []
 
@@ -207,3 +213,57 @@ def test_twenty_trials_of_a_stacked_mnist_sweep(main, again):
         assert again("s", str(number)).code == 5
         edit(number, sweepstack__overrides=[*before, f"training.seed={seed + 1}"], seed=seed + 1)
         assert again("s", str(number)).code == 5
+
+
+def test_a_study_of_another_program_is_called_that(again):
+    opened = storage.connect(storage.DEFAULT)
+    optuna.create_study(storage=opened, study_name="theirs").add_trial(
+        optuna.trial.create_trial(value=1.0, params={}, distributions={})
+    )
+    mine = optuna.create_study(storage=opened, study_name="sphere")
+    mine.set_user_attr(SWEEP, {"application": {"name": "sphere"}})
+    said = again("theirs", "0")
+    assert (said.code, said.line) == (
+        2,
+        "sweepstack-study: study theirs is another program's, and rerun trains only what "
+        "sweepstack trained: run that program with the trial's parameters; they are in "
+        "trials.csv after: sweepstack-study export theirs -o trials.csv",
+    )
+    assert "another program's (sphere), and rerun" in again("sphere", "7").line
+    assert reruns() == []
+
+
+def test_from_a_folder_below_a_trial_is_found_and_left_beside_its_study(stacked, again):
+    here = Path.cwd()
+    Path("below").mkdir()
+    os.chdir("below")
+    try:
+        said = again("s", "0")
+    finally:
+        os.chdir(here)
+    assert said.code == 0, said.out
+    assert reruns() == ["s-0"]
+    assert not list(Path("below").iterdir())
+
+
+def test_changed_files_are_tracked_ones_and_new_code(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    who = ["-c", "user.name=t", "-c", "user.email=t"]
+
+    def dirty() -> bool:
+        found = folder._git()
+        assert found is not None
+        return found["dirty"]
+
+    subprocess.run(["git", "init", "-q"], check=True)
+    Path("net.py").write_text("x = 1")
+    subprocess.run(["git", "add", "net.py"], check=True)
+    subprocess.run(["git", *who, "commit", "-qm", "one"], check=True)
+    Path("outputs/studies").mkdir(parents=True)
+    Path("outputs/studies/config.yaml").write_text("x: 1")
+    assert not dirty()
+    Path("layers.py").write_text("x = 2")
+    assert dirty()
+    Path("layers.py").unlink()
+    Path("net.py").write_text("x = 3")
+    assert dirty()

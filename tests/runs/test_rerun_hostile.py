@@ -51,7 +51,7 @@ def in_config(**changes):
         plain[key] = value
     file.write_text(yaml.safe_dump(plain, sort_keys=False))
     from sweepstack.config import reading as config
-    from sweepstack.engine.spec import TrialSpec
+    from sweepstack.training.spec import TrialSpec
 
     edit(0, config_hash=TrialSpec(config.read_plain(plain)).config_hash)
 

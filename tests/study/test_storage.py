@@ -155,18 +155,6 @@ def test_what_is_no_database_url_is_refused(url: str, shown: str) -> None:
     )
 
 
-def test_a_missing_driver_is_named_by_its_package() -> None:
-    with contextlib.suppress(ImportError):
-        import MySQLdb  # noqa: F401
-
-        pytest.skip("mysqlclient is installed here")
-    message = refusal("mysql://ann:s3cret@db/x")
-    assert (
-        message
-        == "storage mysql://ann:***@db/x needs the package mysqlclient, which is not installed"
-    )
-
-
 @pytest.mark.parametrize("open_it", [storage.connect, storage.look])
 @pytest.mark.parametrize("scheme", ["postgresql", "postgresql+asyncpg", "mysql", "oracle", "mssql"])
 def test_a_driver_that_is_not_there_is_one_line(scheme: str, open_it: Any) -> None:
@@ -334,3 +322,33 @@ def test_what_may_not_be_written_is_refused(tmp_path: Path, what: str) -> None:
         assert f"storage sqlite:///{file} cannot be opened: " in refusal(f"sqlite:///{file}")
     finally:
         folder.chmod(0o755)
+
+
+def test_studies_are_found_in_a_folder_above_as_git_finds_its_repository(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "outputs" / "studies.db"
+    optuna.create_study(storage=storage.connect(f"sqlite:///{file}"), study_name="kept")
+    below = tmp_path / "a" / "b"
+    below.mkdir(parents=True)
+    monkeypatch.chdir(below)
+    found = storage.above(storage.DEFAULT)
+    assert found == storage.above(storage.DEFAULT) == f"sqlite:///{file}"
+    assert capsys.readouterr().err == f"studies are read from {file}, in a folder above\n"
+    assert storage.above("sqlite:///x.db") == "sqlite:///x.db"
+    monkeypatch.setattr(os, "getuid", lambda: -1)  # the file is somebody else's
+    assert storage.above(storage.DEFAULT) == storage.DEFAULT
+    monkeypatch.chdir(tmp_path)
+    assert storage.above(storage.DEFAULT) == storage.DEFAULT
+
+
+def test_where_there_are_no_studies_the_whole_path_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(EnvironmentFault) as caught:
+        storage.look(storage.DEFAULT)
+    assert str(caught.value) == (
+        f"there are no studies: {tmp_path}/outputs/studies.db does not exist, nor in a folder "
+        "above; a sweep makes it, or --storage (in Python storage=) names another"
+    )

@@ -204,7 +204,7 @@ def test_several_objectives_give_the_pareto_front() -> None:
     assert lines[0] == "two: value_0 (maximize), value_1 (minimize); 2 of 2 on the Pareto front"
     assert [line.split() for line in lines[1:]] == [
         ["trial", "value_0", "value_1", "x"],
-        ["1", "0.9000", "2.0000", "1"],
+        ["1", "0.9000", "2.000", "1"],
         ["0", "0.1000", "1.0000", "0"],
     ]
 
@@ -274,7 +274,7 @@ def test_of_equal_trials_the_earlier_is_first_wherever_the_best_are_picked(direc
     import sweepstack
     from sweepstack.reporting.overview import Line
     from sweepstack.reporting.report import content
-    from sweepstack.study.ranking import best_trials
+    from sweepstack.study.read import best_trials
 
     study = tied(direction)
     opened = StudyView(study, "memory")
@@ -299,7 +299,7 @@ def test_of_equal_trials_the_earlier_is_first_wherever_the_best_are_picked(direc
 
 
 def test_the_front_is_ordered_by_its_objectives_then_by_the_earlier_trial() -> None:
-    from sweepstack.study.ranking import best_rows, best_trials
+    from sweepstack.study.read import best_rows, best_trials
 
     study = optuna.create_study(directions=["maximize", "minimize"], study_name="front")
     for values in ((0.5, 1.0), (0.9, 3.0), (0.5, 1.0), (0.9, 3.0), (0.9, 4.0), (0.7, 2.0)):

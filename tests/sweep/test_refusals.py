@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
+
+from sweepstack.cli import study
+from sweepstack.config.errors import EnvironmentFault
 
 SWEPT = "optimizer.lr=0.1,0.2"
 TWO = "hydra.sweeper.n_trials=2"
@@ -154,22 +159,22 @@ def test_several_mistakes_are_a_line_each(main, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("scheme", ["postgresql", "mysql"])
-def test_a_storage_without_its_driver_is_named_without_the_password(main, tmp_path, scheme):
-    driver = {"postgresql": "psycopg2", "mysql": "MySQLdb"}[scheme]
-    url = f"{scheme}+{driver.lower()}" if scheme == "postgresql" else scheme
-    try:
-        __import__(driver)
-        pytest.skip(f"{driver} is installed here")
-    except ImportError:
-        pass
+@pytest.mark.parametrize("scheme", ["postgresql", "postgresql+psycopg2", "mysql"])
+def test_a_storage_without_its_driver_is_named_without_the_password(
+    main, tmp_path, monkeypatch, scheme
+):
+    for driver in ("psycopg", "psycopg2", "pymysql", "MySQLdb"):
+        monkeypatch.setitem(sys.modules, driver, None)
+    url = f"{scheme}://user:secret@127.0.0.1:1/x"
 
-    [line] = refused(
-        main, SWEPT, f"hydra.sweeper.storage={url}://user:secret@127.0.0.1:1/x", code=3
-    )
+    [line] = refused(main, SWEPT, f"hydra.sweeper.storage={url}", code=3)
+    with pytest.raises(EnvironmentFault) as listed:
+        study.run(["list", "--storage", url])
 
+    extra = {"postgresql": "sweepstack[postgresql]", "mysql": "sweepstack[mysql]"}
     assert "user:***@127.0.0.1:1/x needs the package" in line
-    assert "secret" not in line
+    assert line.endswith(f"pip install '{extra.get(scheme, 'psycopg2')}'")
+    assert str(listed.value) == line
     assert list(tmp_path.iterdir()) == []
 
 

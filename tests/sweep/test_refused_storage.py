@@ -193,9 +193,9 @@ def test_an_optuna_with_other_tables_is_used_by_its_public_api(tmp_path):
     [
         ("postgresql://u:s3cret@h/x", 3),
         ("postgresql://u:s3cret@h:port/x?password=s3cret", 2),
-        ("postgresql://u:s3{cret@h/x", 2),
+        ("postgresql://u:s3{cret@h/x", 3),
         ("'postgresql://u:s3#cret@h:port/x'", 2),
-        ("mysql://h/x?passwd=s3cret", 2),
+        ("mysql://h/x?passwd=s3cret", 3),
         ("nosuch://u:s3cret@h/x", 2),
     ],
 )

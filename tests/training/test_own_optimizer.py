@@ -17,10 +17,10 @@ from sweepstack.config import trust
 from sweepstack.config.errors import InputError
 from sweepstack.engine.program import Program
 from sweepstack.engine.runner import Slot
-from sweepstack.engine.spec import Monitor
 from sweepstack.engine.train import Interrupted, train
 from sweepstack.runs.progress import Watch
 from sweepstack.training import own_optimizer
+from sweepstack.training.spec import Monitor
 
 SHORT = ("data=quadratic", "model.hidden=[6]", "training.max_steps=20", "training.eval_every=5")
 OPTIMIZERS = {

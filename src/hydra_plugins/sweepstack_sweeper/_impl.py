@@ -2,31 +2,35 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from hydra.types import HydraContext
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, flag_override
 from omegaconf.errors import OmegaConfBaseException
 
 from sweepstack.config.check import shown
 from sweepstack.config.errors import (
     EXIT_INTERRUPTED,
-    EnvironmentFault,
     InputError,
     SweepstackError,
     one_line,
 )
+from sweepstack.config.hydra_adapter import quoted
 from sweepstack.config.reading import folder
+from sweepstack.study import storage
 from sweepstack.sweep import sweep as sweeps
 from sweepstack.sweep.worker.application import HydraApp
-from sweepstack.sweep.worker.launch import Crew, Launch
+from sweepstack.sweep.worker.launch import Crew, JobsFailed, Launch
 from sweepstack.sweep.worker.trainer import TrainingApp
 
 log = logging.getLogger("sweepstack.sweep")
+STORAGE = "hydra.sweeper.storage"
 
 
 def sweep(
@@ -41,6 +45,7 @@ def sweep(
     Raises:
         SweepstackError: something is wrong, nothing completed, or a signal ended the sweep.
     """
+    config = _without_password(config)
     is_sweepstack = getattr(task, "__module__", None) == "sweepstack.cli.app"
     app = _own(config) if is_sweepstack else HydraApp(context, config, task)
     target = OmegaConf.select(config, "hydra.launcher._target_")
@@ -61,6 +66,23 @@ def sweep(
         launcher=launcher,
         results=results,
     )
+
+
+def _without_password(config: DictConfig) -> DictConfig:
+    """The config without the password of its storage: Hydra and its launchers write it, and what
+    HydraConfig holds, to hydra.yaml and into pickles. See `storage.take_password`."""
+    whole = OmegaConf.select(config, "hydra.sweeper.storage")
+    bare = storage.take_password(str(whole))
+    if bare == str(whole):
+        return config
+    config = copy.deepcopy(config)
+    with flag_override(config, ["readonly", "struct"], False):
+        config.hydra.sweeper.storage = bare
+        given = OmegaConf.to_container(config.hydra.overrides.hydra) or []
+        kept = [word for word in map(str, given) if STORAGE not in word and str(whole) not in word]
+        config.hydra.overrides.hydra = [*kept, f"{STORAGE}={quoted(bare)}"]
+    HydraConfig.instance().set_config(config)
+    return config
 
 
 def _own(config: DictConfig) -> TrainingApp:
@@ -120,13 +142,17 @@ def _carry(context: HydraContext, config: DictConfig) -> Launch:
     except Exception as error:  # each launcher checks its settings in its own way
         raise InputError(f"hydra.launcher cannot be used: {one_line(error)}") from None
 
+    begun = 0
+
     def launch(crew: Any, jobs: int) -> int | None:
         assert isinstance(crew, Crew)
+        nonlocal begun
+        first, begun = begun, begun + jobs
         launcher.setup(hydra_context=context, task_function=crew, config=config)
         # A worker's files must not lie in the folder of the trial with its number.
         overrides = [*crew.plan.space.fixed, "hydra.sweep.subdir=worker_${hydra:job.num}"]
         try:
-            returned = launcher.launch([overrides] * jobs, initial_job_idx=0)
+            returned = launcher.launch([overrides] * jobs, initial_job_idx=first)
             codes = [job.return_value for job in returned]  # raises what the worker raised
         except SweepstackError:
             raise
@@ -135,11 +161,11 @@ def _carry(context: HydraContext, config: DictConfig) -> Launch:
         except Exception as error:  # each launcher has exceptions of its own
             name = str(config.hydra.launcher._target_).rpartition(".")[2]
             reason = f"{type(error).__name__}: {one_line(error)}"
-            raise EnvironmentFault(
+            raise JobsFailed(
                 f"the workers that {name} started ended early ({reason}); "
                 "run the same command again to resume a study that has a storage"
             ) from error
-        return next((code for code in codes if code is not None), None)
+        return min((code for code in codes if code is not None), default=None)
 
     return launch
 

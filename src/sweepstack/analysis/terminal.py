@@ -1,8 +1,10 @@
-"""What a sweep prints at its end: a pivot, or the best configurations."""
+"""What a sweep prints at its end: a pivot or the best configurations; then what the doctor says in
+short, the winner, and the next commands."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -12,9 +14,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from sweepstack.config.errors import printable
+from sweepstack.config import commands
+from sweepstack.config.errors import one_line, printable
 from sweepstack.study.frame import ranks
-from sweepstack.study.ranking import best_rows, order
+from sweepstack.study.read import best_rows, order
 from sweepstack.study.tables import METRICS, compared, statistics, tried_ones
 from sweepstack.study.view import StudyView
 
@@ -26,6 +29,8 @@ MAX_ROWS = 30
 """The most values of a single key that are printed one per row."""
 GAP = 2
 """Characters between two printed columns."""
+MAX_FINDINGS = 3
+"""Lines of the doctor at the end of a sweep."""
 
 _Column: TypeAlias = tuple[str, list[Text]]
 
@@ -64,6 +69,71 @@ def show(view: StudyView, console: Console | None = None) -> None:
     if not complete.all():
         line(console, _counts(view))
     _show_published(console, compared(df))
+
+
+def show_ending(view: StudyView, console: Console, again: str, config: str) -> list[str]:
+    """Print what the doctor says in at most `MAX_FINDINGS` lines, and the winner with what it is
+    made of; return the commands to go on with. Without a complete trial there is nothing of this,
+    and no command where nothing of the study is kept.
+
+    Args:
+        view: of a sweep that has ended; `where` is empty where nothing of it is kept.
+        console: where to.
+        again: the command that trains the winner again; "" for `sweepstack-study rerun`.
+        config: where the winner's config is, or the command that writes it; "" where nothing is.
+    """
+    from sweepstack.analysis import doctor
+
+    rows = view.best_rows()
+    if rows.empty:
+        return []
+    findings = doctor.examine(view)
+    told = findings if len(findings) <= MAX_FINDINGS else findings[: MAX_FINDINGS - 1]
+    for finding in told:
+        _wrapped(console, f"{finding.level}: {finding.text}")
+    if len(told) < len(findings):
+        where = f": {commands.study('show', view.name, where=view.where)}" if view.where else ""
+        line(console, f"{len(findings) - len(told)} more findings{where}")
+    row, number = rows.iloc[0], int(rows["number"].iloc[0])
+    kind, estimate = "first of the Pareto front", ", ".join(map(_valued(row), view.objectives))
+    if view.has_one_objective:
+        best = view.configurations.iloc[0]
+        mean = -best[".score"] if view.minimized else best[".score"]
+        stats = pd.Series({"mean": mean, "std": best[".std"]})
+        kind, estimate = "winner", f"{view.objective} {_estimate(stats)}, n={best['.runs']}"
+        # Of the best configuration the best trial.
+        number = next(int(n) for n in rows["number"] if n in best[".numbers"])
+        row = rows[rows["number"] == number].iloc[0]
+    line(console, f"{kind}: trial {number}, {estimate}")
+    made_of = [
+        f"{key}={one_line(setting(row[key]))}" for key in view.varied if row[key] == row[key]
+    ]
+    for packed in _packed(made_of, console.width - GAP):
+        line(console, f"{' ' * GAP}{packed}")
+    if config:
+        line(console, f"{' ' * GAP}as YAML: {config}")
+    if not view.where:
+        return []
+    return [
+        commands.study("report", view.name, where=view.where),
+        commands.study("dashboard", where=view.where),
+        again or commands.study("rerun", view.name, number, where=view.where),
+    ]
+
+
+def _valued(row: pd.Series) -> Callable[[str], str]:
+    return lambda name: f"{name} {number(row[name])}"
+
+
+def _packed(words: Sequence[str], width: int) -> list[str]:
+    """Words in lines of at most `width` characters, none of them broken."""
+    lines: list[str] = []
+    for word in words:
+        if lines and cell_len(lines[-1]) + GAP + cell_len(word) <= width:
+            lines[-1] += f"{' ' * GAP}{word}"
+        else:
+            lines.append(word)
+    return lines
 
 
 def _show_published(console: Console, table: pd.DataFrame) -> None:
@@ -211,10 +281,13 @@ def _estimate(row: pd.Series) -> str:
 
 
 def number(value: float, like: float | None = None) -> str:
-    """A metric for people: four decimals, or four digits where the size of `like` (by default
-    `value`) asks for it."""
+    """A metric for people: four digits, of a share up to 1 four decimals or more; as many decimals
+    as `like` has, where it is given."""
     size = abs(value if like is None else like)
-    return f"{value:.4f}" if size == 0 or 1e-3 <= size < 1e5 else f"{value:.4g}"
+    if not 1e-3 <= size < 1e5:
+        return "0.0000" if value == size == 0 else f"{value:.4g}"
+    decimals = 4 if 0.1 <= size <= 1 else max(3 - math.floor(math.log10(size)), 0)
+    return f"{value:.{decimals}f}"
 
 
 def setting(value: Any, digits: int = 6, missing: str = "-") -> str:
@@ -242,6 +315,11 @@ def _counts(view: StudyView) -> str:
     if view.frequent_error is not None:
         parts.append(f"failed most often with: {view.frequent_error}")
     return ", ".join(parts)
+
+
+def _wrapped(console: Console, text: str) -> None:
+    """Print a sentence; a terminal breaks it between words, any other reader gets one line."""
+    console.print(Text(printable(text)), soft_wrap=not console.is_terminal)
 
 
 def line(console: Console, text: str, style: str = "") -> None:

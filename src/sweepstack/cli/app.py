@@ -11,9 +11,12 @@ import io
 import logging
 import math
 import os
+import re
 import signal
 import sys
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Iterator, Sequence
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,12 +31,21 @@ from omegaconf.errors import OmegaConfBaseException
 from sweepstack.cli import preflight
 from sweepstack.config import commands, hydra_adapter, trust
 from sweepstack.config import reading as config
-from sweepstack.config.errors import InputError, SweepstackError, TrainingFailed, one_line
-from sweepstack.engine import seeds
-from sweepstack.engine.spec import TrialSpec
+from sweepstack.config.errors import (
+    InputError,
+    SweepstackError,
+    TrainingFailed,
+    nearest,
+    one_line,
+    without_passwords,
+)
+from sweepstack.runs import seeds
+from sweepstack.training.spec import TrialSpec
 
 if TYPE_CHECKING:
     from sweepstack.config.schema import RunConfig
+    from sweepstack.runs.logger import Logged
+    from sweepstack.runs.progress import Watch
 
 log = logging.getLogger(__name__)
 _began: list[bool] = []
@@ -41,18 +53,36 @@ _began: list[bool] = []
 _USAGE = """\
 sweepstack: hyperparameter sweeps for PyTorch
 
-  sweepstack                                        train the default run, an MLP on digits
-  sweepstack model=convnet optimizer.lr=0.01        options (GROUP=OPTION), values (KEY=VALUE)
-  sweepstack -m init=he,xavier training.seed=0,1,2  a sweep: one trial for every combination
-  sweepstack -m +sweeps=init_activation_grid        a sweep from a file in sweeps/
-  sweepstack --cfg hydra -p hydra.sweeper           the settings of a sweep
-  sweepstack --resume outputs/runs/DATE_TIME        resume a run that was stopped
-  sweepstack predict outputs/runs/DATE_TIME FILE    classes and probabilities; FILE may be a folder
-  sweepstack export outputs/runs/DATE_TIME -o model.onnx  or .pt2, .safetensors, .pt
-  sweepstack --cfg job [OVERRIDES]                  print the composed config and train nothing
-  sweepstack --help model=resnet                    this text, with that option's keys
-  sweepstack --config-dir FOLDER                    groups of your own
-  sweepstack --version, --hydra-help                versions, and Hydra's own help
+Train one network
+  sweepstack                                    an MLP on bundled digits
+  sweepstack model=convnet optimizer.lr=0.01    choose options, set values
+
+Sweep
+  sweepstack -m init=he,xavier training.seed=0,1,2
+                                                a trial per combination
+  sweepstack -m 'optimizer.lr=interval(1e-4,1e-1)' hydra.sweeper.n_trials=20
+                                                a search of 20 trials, by TPE
+  sweepstack -m +sweeps=init_activation_grid    a sweep from a file in sweeps/
+  sweepstack -m ... hydra.sweeper.dry_run=true  print the plan, run nothing
+  The same command again resumes a sweep.
+
+Read the results
+  sweepstack-study list, show, report, ...      see sweepstack-study --help
+
+Look up
+  sweepstack --help optimizer                   the keys of a group
+  sweepstack --help model=resnet                the keys of another option
+  sweepstack --cfg job [OVERRIDES]              the whole config; trains nothing
+  sweepstack --cfg hydra -p hydra.sweeper       the settings of a sweep
+
+More
+  sweepstack --resume outputs/runs/DATE_TIME    resume a run that was stopped
+  sweepstack predict outputs/runs/DATE_TIME FILE|FOLDER
+                                                classes and probabilities
+  sweepstack export outputs/runs/DATE_TIME -o FILE.onnx|.pt2|.safetensors|.pt
+  sweepstack --config-dir FOLDER                groups of your own
+  sweepstack --version, --hydra-help            versions, Hydra's own help
+  eval "$(sweepstack -sc install=bash)"         complete words with the Tab key
 """
 
 
@@ -76,7 +106,8 @@ def _main() -> None:
         return
     # Until training can be interrupted in good order, Ctrl-C just ends the process.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    sys.argv[1:] = preflight.with_overrides(preflight.resumed(sys.argv[1:]), [])
+    typed = map(preflight.without_password, preflight.resumed(sys.argv[1:]))
+    sys.argv[1:] = preflight.with_overrides(list(typed), [])
     arguments = _arguments()
     if arguments.help:
         print(_help(arguments.overrides, arguments.config_dir))
@@ -89,7 +120,7 @@ def _main() -> None:
             with contextlib.redirect_stdout(printed):
                 _hydra()
         finally:  # after some of it Hydra exits
-            print(printed.getvalue(), end="")
+            print(without_passwords(printed.getvalue()), end="")
         return
     ready = preflight.check(arguments, sys.argv[1:])
     if ready is None:
@@ -124,23 +155,52 @@ def _hydra() -> None:
             os.environ["HYDRA_FULL_ERROR"] = before
 
 
-def _help(overrides: Sequence[str], config_dir: str | None) -> str:
-    """How to call the command, the groups, and every key of the chosen options with its comment."""
-    cfg = config.compose(overrides, config_dir, with_hydra=True)
+def _help(words: Sequence[str], config_dir: str | None) -> str:
+    """How to call the command, and the options of each group; for `words`, overrides or names of
+    groups, every key of what they choose with its comment."""
     conf = config.folder("conf")
-    parts = [_USAGE]
-    for group, option in reversed(cfg.hydra.runtime.choices.items()):
-        file = conf / group / f"{option}.yaml"
-        if "/" in group or not file.is_file():
-            continue
-        others = sorted(path.stem for path in file.parent.glob("*.yaml") if path != file)
-        rest = f"   (or {', '.join(others)})" if others else ""
-        lines = [f"  {line}" for line in file.read_text("utf-8").splitlines()]
-        parts.append("\n".join([f"{group}={option}{rest}", *lines, ""]))
-    top = (conf / f"{config.CONFIG_NAME}.yaml").read_text("utf-8")
-    keys = top[top.index("\n\n") : top.index("hydra:")].strip()
-    parts.append("top level\n" + "\n".join(f"  {line}".rstrip() for line in keys.splitlines()))
-    return "\n".join(parts)
+    known = sorted(path.name for path in conf.iterdir() if path.is_dir())
+    named = [word for word in words if "=" not in word]
+    if wrong := [f"there is no group '{n}'{nearest(n, known)}" for n in named if n not in known]:
+        raise InputError(wrong)
+    overrides = [word for word in words if word not in named]
+    composed = config.compose(overrides, config_dir, with_hydra=True)
+    choices = dict(reversed(composed.hydra.runtime.choices.items()))
+    if not words:
+        rows = [_row(group, choices[group]) for group in choices if group in known]
+        return "\n".join([_USAGE, "Groups, with their default first", *rows])
+    given = {re.split(r"[.=@]", word.lstrip("+~"))[0] for word in words}
+    chosen = {group: name for group, name in choices.items() if group in given & {*known}}
+    parts = [_keys_of(conf / group / f"{name}.yaml") for group, name in chosen.items()]
+    if given - chosen.keys():
+        top = (conf / f"{config.CONFIG_NAME}.yaml").read_text("utf-8")
+        keys = top[top.index("\n\n") : top.index("hydra:")].strip()
+        parts.append("\n".join(["top level", *_indented(keys)]))
+    return "\n\n".join(parts)
+
+
+def _keys_of(file: Path) -> str:
+    """The file of an option, below the names of the others; nothing of an option of the user's."""
+    others = ", ".join(_others(file))
+    title = f"{file.parent.name}={file.stem}{others and f'   (or {others})'}"
+    return "\n".join([title, *(_indented(file.read_text("utf-8")) if file.is_file() else [])])
+
+
+def _indented(text: str) -> list[str]:
+    return [f"  {line}".rstrip() for line in text.splitlines()]
+
+
+def _others(file: Path) -> list[str]:
+    return sorted(path.stem for path in file.parent.glob("*.yaml") if path.stem != file.stem)
+
+
+def _row(group: str, name: str) -> str:
+    """A group's options in lines of 80 columns."""
+    others = _others(config.folder("conf") / group / f"{name}.yaml")
+    text = ", ".join([name, *others]) if others else "values alone, no options"
+    margin = " " * 18
+    text = textwrap.fill(text, 79, initial_indent=margin, subsequent_indent=margin)
+    return f"  {group:<16}{text[18:]}"
 
 
 def _arguments() -> Any:
@@ -202,11 +262,11 @@ def run(cfg: DictConfig) -> float:
 
 
 def _run(run_config: RunConfig, folder: Path) -> float:
-    from sweepstack.engine import device
     from sweepstack.engine.train import Interrupted, train
     from sweepstack.runs import folder as run_folder
     from sweepstack.runs import logger
     from sweepstack.runs.progress import Watch, on_signal, show_result, shown
+    from sweepstack.training import device
 
     trust.see_own_packages(run_config.trust)
     logger.check(run_config)
@@ -217,8 +277,11 @@ def _run(run_config: RunConfig, folder: Path) -> float:
     if not (folder / "manifest.json").exists():  # a job of --multirun
         run_folder.begin(folder, spec, as_typed())
     try:
-        with Watch() as watch, on_signal(watch.interrupt):
-            results = list(train(seeds.members(spec), logger.follow(spec, folder, watch)))
+        with Watch() as watch, on_signal(watch.interrupt), _logged(spec, watch) as logged:
+            results = []
+            for result in train(seeds.members(spec), logged):
+                results.append(result)
+                logged.end(result)
     except Interrupted as stop:
         command = commands.shell("sweepstack", "--resume", shown(folder))
         stop.args = (f"interrupted at step {stop.step}; resume with: {command}",)
@@ -227,12 +290,26 @@ def _run(run_config: RunConfig, folder: Path) -> float:
     if summary["state"] == "complete":
         show_result(summary, shown(folder))  # before writing: a full disk must not hide it
     log.info("%s", summary)
-    logger.finish(folder, spec, results)
     run_folder.write_results(folder, spec, results)
     if summary["state"] == "failed":
         kept = f"; metrics so far are in {shown(folder)}" if results[0].history else ""
         raise TrainingFailed(f"the run failed: {summary['error']}{kept}")
     return float(summary[str(summary["objective"])])
+
+
+@contextlib.contextmanager
+def _logged(spec: TrialSpec, watch: Watch) -> Iterator[Logged]:
+    """What logs a run; at its end it is written."""
+    from sweepstack.runs.logger import Logged, run_of
+
+    assert spec.folder is not None
+    words = [str(word) for word in HydraConfig.get().overrides.task]
+    run = partial(run_of, words=words, place=spec.folder, seeds=spec.config.training.seeds)
+    logged = Logged(watch, spec.config.logger, run)
+    try:
+        yield logged
+    finally:
+        logged.close(stopped=lambda: watch.interrupted() is not None)
 
 
 def as_typed() -> list[str]:

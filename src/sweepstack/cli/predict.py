@@ -115,8 +115,9 @@ def _model(words: Sequence[str], options: argparse.Namespace) -> Predictor:
     if len(words) == 1:
         return prediction.load(words[0], options.trust)
     from sweepstack.study import view
+    from sweepstack.study.storage import above
 
-    found = view.open_study(words[0], options.storage)
+    found = view.open_study(words[0], above(options.storage))
     number = int(words[1])
     if number >= len(found.trials):
         last = len(found.trials) - 1

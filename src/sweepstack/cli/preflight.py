@@ -24,14 +24,16 @@ from sweepstack.config import hydra_adapter, trust
 from sweepstack.config import reading as config
 from sweepstack.config.check import shown
 from sweepstack.config.errors import InputError, nearest, one_line
-from sweepstack.engine.spec import TrialSpec
+from sweepstack.config.hydra_adapter import quoted
 from sweepstack.runs import folder as run_folder
 from sweepstack.runs import logger
+from sweepstack.training.spec import TrialSpec
 
 if TYPE_CHECKING:
     from sweepstack.engine.program import Program
 
 
+_STORAGE = re.compile(r"""(\+{0,2}hydra\.sweeper\.storage=)(['"]?)(.*://.*)\2""")
 _NON_ASCII = re.compile(r"""[^][(){},:='"]*[^\x00-\x7f][^][(){},:='"]*""")
 
 
@@ -86,8 +88,36 @@ def resumed(argv: list[str]) -> list[str]:
                 "trust it, give it again with --resume"
             )
     # A job of `-m +sweeps=NAME` is resumed alone, though that file asks for a sweep.
-    kept += ["hydra.mode=RUN", f"hydra.run.dir={_quoted(folder)}"]
+    kept += ["hydra.mode=RUN", f"hydra.run.dir={quoted(folder)}"]
     return with_overrides([*argv[:at], *argv[at + 2 :]], kept)
+
+
+def without_password(word: str) -> str:
+    """An override without the password of a storage, which Hydra would write to hydra.yaml; an
+    environment variable keeps it (`storage.take_password`)."""
+    found = _STORAGE.fullmatch(word)
+    if found is None:
+        return word
+    from sweepstack.study import storage
+
+    key, _, url = found.groups()
+    bare = storage.take_password(url)
+    return word if bare == url else key + quoted(bare)
+
+
+def _add_storage(cfg: DictConfig, added: list[str], given: Sequence[str]) -> None:
+    """Override a storage that a file names with its password."""
+    url = OmegaConf.select(cfg, "hydra.sweeper.storage")
+    if isinstance(url, str) and "://" in url:
+        from sweepstack.study import storage
+
+        bare = storage.take_password(url)
+        if bare != url and any(url in word for word in given):  # in an override of the whole node
+            raise InputError(
+                "hydra.sweeper.storage must be given by itself where it holds a password, got "
+                "it inside another override"
+            )
+        added += [] if bare == url else [f"hydra.sweeper.storage={quoted(bare)}"]
 
 
 def parsed(argv: Sequence[str]) -> tuple[Any, list[str]]:
@@ -114,7 +144,7 @@ def _spelled(word: str) -> str:
     try:
         OverridesParser.create().parse_override(word)
     except config.UNREADABLE:
-        return f"{key}={_NON_ASCII.sub(lambda found: _quoted(found[0].strip()), value)}"
+        return f"{key}={_NON_ASCII.sub(lambda found: quoted(found[0].strip()), value)}"
     return word
 
 
@@ -135,11 +165,6 @@ def check_cfg(arguments: Any) -> None:
 
 def _key(word: str) -> str:
     return word.partition("=")[0].lstrip("+~")
-
-
-def _quoted(folder: str) -> str:
-    escaped = folder.replace("\\", "\\\\").replace("'", "\\'")
-    return f"'{escaped}'"
 
 
 @dataclass(frozen=True)
@@ -178,6 +203,8 @@ def check(arguments: Any, argv: Sequence[str]) -> Ready | None:
     if arguments.multirun or cfg.hydra.mode == RunMode.MULTIRUN:
         _check_sweep(arguments, name)
         return Ready()
+    added: list[str] = []
+    _add_storage(cfg, added, arguments.overrides)
     spec = TrialSpec(config.read(cfg))
     program = _program(spec)
     wanted = _wanted(cfg)
@@ -193,11 +220,11 @@ def check(arguments: Any, argv: Sequence[str]) -> Ready | None:
             show_result(finished, wanted)
             return None
         run_folder.begin(run_folder.make(wanted), spec, argv)
-        return Ready(made=[other.absolute() for other in missing])
+        return Ready(added, [other.absolute() for other in missing])
     folder = run_folder.claim(wanted)
     run_folder.begin(folder, spec, argv)
     made = [folder, *(other for other in missing if other != wanted)]
-    added = [f"hydra.run.dir={_quoted(str(folder))}"]
+    added.append(f"hydra.run.dir={quoted(str(folder))}")
     return Ready(added, [other.absolute() for other in made])
 
 

@@ -4,9 +4,15 @@
     sweepstack-study show STUDY                 tables of what was swept, and what the doctor finds
     sweepstack-study report STUDY               one HTML file with every plot and table
     sweepstack-study compare A B                which is better, paired by equal configurations
-    sweepstack-study best STUDY -o FOLDER       what won, as a config to train again
+    sweepstack-study best STUDY -o FOLDER       what won, as a config; --retrain: was it luck?
     sweepstack-study export STUDY -o x.csv      one row per trial; --history: per evaluation
     sweepstack-study rerun STUDY 17             train it again alone and compare (exit code 5)
+    sweepstack-study workers STUDY              who works on it: host, GPU, since when, pace
+    sweepstack-study stop STUDY                 ask its workers to stop, wherever they are
+    sweepstack-study rename OLD NEW             its folder and report too
+    sweepstack-study copy STUDY NEW --to URL    here or into another storage, with its files
+    sweepstack-study merge A B -n NEW           one study of several that ask the same
+    sweepstack-study prune-files STUDY          models and checkpoints that are not needed; asks
     sweepstack-study delete STUDY               its rows, folder and report; asks first
     sweepstack-study dashboard                  optuna-dashboard on the studies, on 127.0.0.1
 
@@ -16,16 +22,27 @@ A command's module is imported when it is called, so that --help is quick.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
-from collections.abc import Callable, Sequence
+from argparse import SUPPRESS
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
 from sweepstack import STORAGE
 from sweepstack.config import commands
-from sweepstack.config.errors import InputError
+from sweepstack.config.errors import InputError, nearest
 
 _Command = Callable[[argparse.Namespace], int]
+_GROUPS = {
+    "Read a study": ("list", "show", "report", "dashboard", "compare", "best", "export", "workers"),
+    "Train again": ("rerun",),
+    "Keep house": ("stop", "delete", "rename", "copy", "merge", "prune-files"),
+}
+"""The commands in the order in which a newcomer needs them."""
+_EPILOG = """\
+sweepstack-study COMMAND --help shows the options of a command. Studies are read
+from outputs/studies.db here or in a folder above, or from --storage."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -40,19 +57,35 @@ def run(arguments: Sequence[str]) -> int:
     Raises:
         SweepstackError: what is wrong, in one line.
     """
-    options = parser().parse_args(arguments)
+    parsed = parser()
+    if "_ARGCOMPLETE" in os.environ:  # set by a shell's Tab key, where argcomplete is installed
+        import argcomplete
+
+        argcomplete.autocomplete(parsed)
+    for name in arguments[:1]:
+        if not name.startswith("-") and name not in parsed.commands:
+            known = ", ".join(parsed.commands)
+            near = nearest(name, parsed.commands)
+            raise InputError(f"COMMAND must be one of {known}, got '{name}'{near}")
+    options = parsed.parse_args(arguments)
+    if options.command not in _GROUPS["Keep house"]:  # what writes works in this folder alone
+        from sweepstack.study import storage
+
+        options.storage = storage.above(options.storage)
     return int(options.run(options))
 
 
 class _Parser(argparse.ArgumentParser):
     """argparse whose mistakes are one line."""
 
+    commands: Sequence[str] = ()
+
     def error(self, message: str) -> NoReturn:
         """Say what is wrong."""
         raise InputError(f"{message}; see {self.prog} --help")
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> _Parser:
     """All commands and their options."""
     common = _Parser(add_help=False)
     common.add_argument(
@@ -62,9 +95,13 @@ def parser() -> argparse.ArgumentParser:
         help="database URL, SQLite file or Optuna journal (default: %(default)s)",
     )
     study = _Parser(add_help=False, parents=[common])
-    study.add_argument("study", metavar="STUDY", help="the study's name, as `list` shows it")
-    top = _Parser(prog="sweepstack-study", description="What studies found.")
-    kinds = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    named = study.add_argument(
+        "study", metavar="STUDY", help="the study's name, as `list` shows it"
+    )
+    _complete(named, _names)
+    top = _Parser(prog="sweepstack-study", formatter_class=argparse.RawDescriptionHelpFormatter)
+    kinds = top.add_subparsers(dest="command", required=True, metavar="COMMAND", help=SUPPRESS)
+    about: dict[str, str] = {}
 
     def add(
         run: Callable[[argparse.Namespace], int],
@@ -72,11 +109,27 @@ def parser() -> argparse.ArgumentParser:
         help: str,
         text: str | None = None,
     ) -> argparse.ArgumentParser:
-        name = run.__name__.lstrip("_")
+        name = run.__name__.lstrip("_").replace("_", "-")
         added = kinds.add_parser(name, parents=[parent], help=help, description=text)
         added.set_defaults(run=run)
+        about[name] = help
         return added
 
+    _add_reading(add, common, study)
+    again = "Train a trial again alone, from what the study keeps, and compare. "
+    again += "Exit code 0: it agrees within the tolerance; 5: it differs."
+    _add_rerun_options(add(_rerun, study, "train a trial again alone and compare it", again))
+    _add_house_keeping(add, common, study)
+    what = "optuna-dashboard on the studies, until Ctrl-C"
+    _add_dashboard_options(add(_dashboard, common, what))
+    top.usage, top.description = "sweepstack-study COMMAND ...", _described(about)
+    top.commands = tuple(about)
+    return top
+
+
+def _add_reading(
+    add: Callable[..., argparse.ArgumentParser], common: _Parser, study: _Parser
+) -> None:
     listed = add(_list, common, "studies, trials by state, best, when")
     listed.add_argument("--json", action="store_true", help="for programs")
     show = add(_show, study, "tables and what the doctor finds")
@@ -86,24 +139,77 @@ def parser() -> argparse.ArgumentParser:
     )
     show.add_argument("--json", action="store_true", help="for programs")
     several = add(_compare, common, "which of several studies is better, and by how much")
-    several.add_argument("studies", metavar="STUDY", nargs="+", help="two or more")
+    names = several.add_argument("studies", metavar="STUDY", nargs="+", help="two or more")
+    _complete(names, _names)
     several.add_argument("-o", "--output", type=Path, metavar="FILE.html", help="as a page too")
     best = add(_best, study, "the best configuration, as a config to train again")
     best.add_argument("-o", "--output", type=Path, metavar="FOLDER", help="for --config-dir")
+    best.add_argument(
+        "--retrain",
+        nargs="*",
+        metavar="KEY=VALUE",
+        help="train it with fresh seeds (seeds=5) and overrides; says what was luck",
+    )
+    best.add_argument(
+        "--trust", action="append", default=[], metavar="PACKAGE", help="whose modules may run"
+    )
     where = "where to (default: outputs/reports/STUDY.html)"
     page = add(_report, study, "all plots and tables, as a file")
     page.add_argument("-o", "--output", type=Path, metavar="FILE.html", help=where)
     export = add(_export, study, "a row per trial, as a file")
     export.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.csv|.parquet")
     export.add_argument("--history", action="store_true", help="a row per evaluation instead")
-    again = "Train a trial again alone, from what the study keeps, and compare. "
-    again += "Exit code 0: it agrees within the tolerance; 5: it differs."
-    _add_rerun_options(add(_rerun, study, "train a trial again alone and compare it", again))
+
+
+def _add_house_keeping(
+    add: Callable[..., argparse.ArgumentParser], common: _Parser, study: _Parser
+) -> None:
+    moved = add(_rename, study, "give a study another name, its folder and report too")
+    moved.add_argument("new", metavar="NEW", help="the new name")
+    copied = add(_copy, study, "copy a study with its files")
+    copied.add_argument("new", metavar="NEW", help="the copy's name")
+    copied.add_argument("--to", metavar="URL", help="another storage (default: the same)")
+    merged = add(_merge, common, "one study of the finished trials of several")
+    _complete(
+        merged.add_argument("studies", metavar="STUDY", nargs="+", help="two or more"), _names
+    )
+    merged.add_argument("-n", "--name", required=True, metavar="NEW", help="the new study's name")
+    spare = add(
+        _prune_files, study, "remove models and checkpoints that are not needed; asks first"
+    )
+    spare.add_argument(
+        "--keep", type=_count, default=1, metavar="K", help="trials that keep models (default: 1)"
+    )
+    spare.add_argument("--dry-run", action="store_true", help="say what would be removed")
+    spare.add_argument("-y", "--yes", action="store_true", help="do not ask")
+    add(_workers, study, "who works on a study: host, GPU, since when, trials per minute")
+    add(_stop, study, "ask the workers of a study to stop, on whatever machine")
     gone = add(_delete, study, "delete a study with the files of its trials; asks first")
     gone.add_argument("-y", "--yes", action="store_true", help="do not ask")
-    what = "optuna-dashboard on the studies, until Ctrl-C"
-    _add_dashboard_options(add(_dashboard, common, what))
-    return top
+
+
+def _complete(argument: argparse.Action, how: Callable[..., list[str]]) -> None:
+    """Tell argcomplete what an argument may be."""
+    argument.completer = how  # type: ignore[attr-defined]
+
+
+def _names(parsed_args: argparse.Namespace, **_: object) -> list[str]:
+    from sweepstack.study import storage
+
+    return storage.names(parsed_args.storage)
+
+
+def _described(about: Mapping[str, str]) -> str:
+    """All commands, below what they are for."""
+    groups = {title: [name for name in names if name in about] for title, names in _GROUPS.items()}
+    grouped = {name for names in groups.values() for name in names}
+    groups["More"] = [name for name in about if name not in grouped]
+    parts = [
+        "\n".join([title, *(f"  {name:<14}{about[name]}" for name in names)])
+        for title, names in groups.items()
+        if names
+    ]
+    return "\n\n".join([*parts, _EPILOG])
 
 
 def _add_rerun_options(again: argparse.ArgumentParser) -> None:
@@ -142,6 +248,12 @@ def _add_dashboard_options(dashboard: argparse.ArgumentParser) -> None:
 def _port(text: str) -> int:
     if not (text.isdecimal() and int(text) < 65536):
         raise argparse.ArgumentTypeError(f"must be 0 to 65535, got {text}")
+    return int(text)
+
+
+def _count(text: str) -> int:
+    if not (text.isdecimal() and int(text) < 10**6):
+        raise argparse.ArgumentTypeError(f"must be 0 or more, got {text}")
     return int(text)
 
 
@@ -185,8 +297,7 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _compare(options: argparse.Namespace) -> int:
-    from sweepstack.analysis import comparison
-    from sweepstack.reporting import report
+    from sweepstack.reporting import comparison, report
     from sweepstack.study import view
 
     if options.output is not None:
@@ -196,10 +307,17 @@ def _compare(options: argparse.Namespace) -> int:
 
 
 def _best(options: argparse.Namespace) -> int:
-    from sweepstack.analysis import comparison
+    from sweepstack.reporting import comparison
     from sweepstack.study import view
 
-    return comparison.winner(view.open_study(options.study, options.storage), options.output)
+    if options.retrain is None:
+        return comparison.winner(view.open_study(options.study, options.storage), options.output)
+    from sweepstack.cli import retrain
+
+    seeds, words = retrain.read(options.retrain)
+    opened = view.open_study(options.study, options.storage)
+    comparison.winner(opened, options.output)
+    return retrain.retrain(opened, seeds, words, options.trust)
 
 
 def _export(options: argparse.Namespace) -> int:
@@ -229,10 +347,87 @@ def _rerun(options: argparse.Namespace) -> int:
     )
 
 
+def _workers(options: argparse.Namespace) -> int:
+    import time
+
+    from rich.table import Table
+
+    from sweepstack.runs import progress
+    from sweepstack.study import view
+    from sweepstack.study.book import register
+
+    study = view.open_study(options.study, options.storage).study
+    alive = [entry for entry in register.workers(study) if entry.is_alive]
+    if not alive:
+        progress.say(f"nobody works on study {options.study}")
+        return 0
+    table = Table("worker", "host", "GPU", "since", "trials", "per minute", "seen", box=None)
+    for entry in alive:
+        since = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.began))
+        pace = 60 * entry.trials / max(1.0, entry.seen - entry.began)
+        who, seen = entry.job or entry.process.rsplit(":", 2)[1], time.time() - entry.seen
+        numbers = (str(entry.trials), f"{pace:.1f}", f"{max(0.0, seen):.0f} s ago")
+        table.add_row(who, entry.host, entry.gpu or "-", since, *numbers)
+    progress.console().print(table)
+    return 0
+
+
+def _stop(options: argparse.Namespace) -> int:
+    import time
+
+    from sweepstack.runs import progress
+    from sweepstack.study import storage, view
+    from sweepstack.study.attributes import STOP
+    from sweepstack.study.book import register
+
+    found = view.open_study(options.study, options.storage)
+    with storage.named(found.where):
+        where = found.where if "://" in found.where else f"journal:///{found.where}"
+        opened = storage.connect(where)
+        asked = opened.get_study_id_from_name(options.study)
+        opened.set_study_user_attr(asked, STOP, repr(time.time()))
+        alive = sum(entry.is_alive for entry in register.workers(found.study))
+    progress.say(
+        f"asked {alive} worker{'s' * (alive != 1)} of study {options.study} to stop: each does "
+        "with its next claim or report; run the sweep's command again to resume"
+    )
+    return 0
+
+
 def _delete(options: argparse.Namespace) -> int:
-    from sweepstack.sweep import housekeeping
+    from sweepstack.cli import housekeeping
 
     return housekeeping.remove(options.study, options.storage, is_sure=options.yes)
+
+
+def _rename(options: argparse.Namespace) -> int:
+    from sweepstack.cli import housekeeping
+
+    return housekeeping.rename(options.study, options.new, options.storage)
+
+
+def _copy(options: argparse.Namespace) -> int:
+    from sweepstack.cli import housekeeping
+
+    return housekeeping.copy(options.study, options.new, options.storage, options.to)
+
+
+def _merge(options: argparse.Namespace) -> int:
+    from sweepstack.cli import housekeeping
+
+    return housekeeping.merge(options.studies, options.name, options.storage)
+
+
+def _prune_files(options: argparse.Namespace) -> int:
+    from sweepstack.cli import housekeeping
+
+    return housekeeping.prune_files(
+        options.study,
+        options.storage,
+        keep=options.keep,
+        dry_run=options.dry_run,
+        is_sure=options.yes,
+    )
 
 
 def _dashboard(options: argparse.Namespace) -> int:

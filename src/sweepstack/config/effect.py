@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from sweepstack.config import schema
@@ -72,7 +72,11 @@ def _is_linear(config: RunConfig) -> bool:
 RULES: tuple[Rule, ...] = (
     Rule(("training.width",), lambda c: True, "train.train: a trial's numbers never depend on it"),
     Rule(("training.diagnostics",), lambda c: True, "diagnostics.py: it looks on"),
-    Rule(("logger.name",), lambda c: True, "logger.py: it writes down what was measured"),
+    Rule(
+        tuple(f"logger.{item.name}" for item in fields(schema.Logger)),
+        lambda c: True,
+        "logger.py: it writes down what was measured",
+    ),
     *(
         Rule(
             tuple(f"optimizer.{key}" for key in sorted(keys)),
@@ -176,18 +180,28 @@ RULES: tuple[Rule, ...] = (
 
 def effect(config: RunConfig) -> str:
     """SHA-256 of what a config does (first 16 hex digits), equal for configs that train alike."""
-    kept: dict[str, Any] = {}
-    for group, values in vars(config).items():  # twenty times as fast as dataclasses.asdict
-        fields = vars(values).items() if hasattr(values, "__dict__") else None
-        # What `engine.spec.by_group` keeps in a group's object begins with an underscore.
-        kept[group] = values if fields is None else {k: v for k, v in fields if k[0] != "_"}
+    left_out: dict[str, set[str]] = {}
     for key in idle(config):
         group, _, name = key.partition(".")
-        kept[group].pop(name, None)
-        if not kept[group]:
-            del kept[group]
-    text = json.dumps(kept, sort_keys=True, default=str)
+        left_out.setdefault(group, set()).add(name)
+    groups = sorted(vars(config).items())
+    texts = [_text(name, group, frozenset(left_out.get(name, ()))) for name, group in groups]
+    text = f"{{{', '.join(filter(None, texts))}}}"  # as json.dumps writes the whole
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _text(name: str, group: Any, left_out: frozenset[str]) -> str:
+    """A group without some keys as JSON, '' if none is left. Trials of a sweep share most of their
+    groups, so a group keeps its texts, as it does for `training.spec.by_group`: under a name that
+    begins with an underscore."""
+    if not hasattr(group, "__dict__"):
+        return f'"{name}": {json.dumps(group, sort_keys=True, default=str)}'
+    texts: dict[frozenset[str], str] = vars(group).setdefault("_effects", {})
+    if left_out not in texts:
+        kept = {k: v for k, v in vars(group).items() if k[0] != "_" and k not in left_out}
+        json_text = json.dumps(kept, sort_keys=True, default=str)
+        texts[left_out] = "" if left_out and not kept else f'"{name}": {json_text}'
+    return texts[left_out]
 
 
 def idle(config: RunConfig) -> Iterable[str]:

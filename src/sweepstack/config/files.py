@@ -20,7 +20,8 @@ def write_bytes(path: Path, content: bytes, *, durable: bool = True) -> None:
     Raises:
         EnvironmentFault: the disk is full or the folder cannot be written.
     """
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    folder, name = os.path.split(path)  # not by pathlib: a sweep writes five files a trial
+    beside = os.path.join(folder, f".{name}.{os.getpid()}.tmp")
     try:
         with open(beside, "wb") as file:
             file.write(content)
@@ -31,7 +32,7 @@ def write_bytes(path: Path, content: bytes, *, durable: bool = True) -> None:
         if durable:
             _sync_folder(path.parent)
     except OSError as error:
-        beside.unlink(missing_ok=True)
+        Path(beside).unlink(missing_ok=True)
         raise EnvironmentFault(f"cannot write {path}: {error.strerror or error}") from error
 
 

@@ -97,6 +97,12 @@ def compose(
         GlobalHydra.instance().hydra = running
 
 
+def quoted(text: str) -> str:
+    """A value of an override in quotes, so that Hydra's grammar takes it as it is."""
+    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{one_line(message)}; --help lists the options")

@@ -272,11 +272,15 @@ def _explain(text: str, error: Exception, composed: DictConfig, config_dir: str 
     if isinstance(error, OSError) and error.strerror:  # Hydra's own have none
         return f"{one_line(text, 80)}: {error.strerror}"
     known = _keys(OmegaConf.to_container(composed, resolve=False))
+    if override.is_sweep_override() and key == "logger":
+        return f"{text} names several loggers: write {key}=[{text.partition('=')[2]}]"
     if override.is_sweep_override():
-        listed = "" if _options(key, config_dir) else f", or write a list as '{key}=[...]'"
-        return f"{text} names several values: add -m to sweep over them{listed}"
+        lists = "" if _options(key, config_dir) else f", or write a list as '{key}=[...]'"
+        return f"{text} names several values: add -m to sweep over them{lists}"
     value = override.get_value_element_as_str()
     options = _options(key, config_dir)
+    if key == "logger" and isinstance(listed := override.value(), list):
+        value = next((str(each) for each in listed if str(each) not in options), value)
     if options and value not in options:
         meant = _OTHER_NAMES.get(f"{key}={value.lower()}", _OTHER_NAMES.get(value.lower(), value))
         near = nearest(meant, options)
@@ -397,6 +401,8 @@ def _group(group: str, given: Any, mistakes: list[str]) -> Any:
     if not isinstance(given, Mapping):
         mistakes.append(f"{group} must be a config group, got {given!r}")
         return None
+    if group == "logger" and "name" in given:  # as studies of before have it
+        given = {} if given["name"] == "none" else {str(given["name"]): True}
     if group in schema.PLAIN:
         return _build(schema.PLAIN[group], group, given, mistakes)
     if "_target_" in given and "custom" in schema.OPTIONS[group]:

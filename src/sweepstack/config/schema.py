@@ -609,18 +609,26 @@ class Training:
     diagnostics: bool = place(default=False)
 
 
-@dataclass(frozen=True, kw_only=True)
-class NoLogger:
-    """history.csv and the study have all numbers; nothing else is written."""
-
-    name: str = place()
+LOGGERS = ("tensorboard", "csv", "mlflow", "wandb")
 
 
 @dataclass(frozen=True, kw_only=True)
-class TensorBoard:
-    """Scalars and the config for TensorBoard: of a single run, of a sweep's best trials."""
+class Logger:
+    """Where runs are logged while they train, besides history.csv and the study; any number may be
+    on. `experiment` and `tracking_uri` are MLflow's, `project` is that of W&B."""
 
-    name: str = place()
+    tensorboard: bool = place(default=False)
+    csv: bool = place(default=False)
+    mlflow: bool = place(default=False)
+    experiment: str = place(default="sweepstack")
+    tracking_uri: str | None = place(default=None)
+    wandb: bool = place(default=False)
+    project: str = place(default="sweepstack")
+
+    @property
+    def names(self) -> list[str]:
+        """The loggers that are on."""
+        return [name for name in LOGGERS if getattr(self, name)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -640,7 +648,7 @@ class RunConfig:
     training: Training
     objective: str
     trust: tuple[str, ...]
-    logger: NoLogger | TensorBoard = NoLogger(name="none")
+    logger: Logger = Logger()
     evaluation: Evaluation = Evaluation(shift=0, rotation=0.0, noise=0.0)
     loss: Loss | CustomLoss = AUTO_LOSS
     metrics: tuple[str, ...] = ()
@@ -696,7 +704,6 @@ OPTIONS: dict[str, dict[str, type]] = {
         "patience": Patience,
         "consecutive_increases": ConsecutiveIncreases,
     },
-    "logger": {"none": NoLogger, "tensorboard": TensorBoard},
 }
 """Groups whose options differ in their keys: the option's `name` selects the class."""
 
@@ -706,6 +713,7 @@ PLAIN: dict[str, type] = {
     "batch": Batch,
     "evaluation": Evaluation,
     "training": Training,
+    "logger": Logger,
 }
 """Groups with one set of keys."""
 

@@ -46,6 +46,9 @@ class Settings:
     """Keys that a plan holds as they are given."""
 
     n_jobs: int = key(1, "workers: processes here, or jobs of `hydra/launcher`", ge=1)
+    workers_per_gpu: int | None = key(
+        None, "most workers on one GPU of a host; null: no limit, they are spread evenly", ge=1
+    )
     timeout_s: float | None = key(
         None, "no trial begins later than this after the start of the sweep", gt=0
     )

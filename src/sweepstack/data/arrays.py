@@ -34,8 +34,7 @@ from sweepstack.config.errors import (
     reason,
 )
 from sweepstack.data import streams
-from sweepstack.data.dataset import Dataset, Task, TensorSplit
-from sweepstack.data.pictures import pixels
+from sweepstack.data.dataset import Dataset, Task, TensorSplit, pixels
 from sweepstack.data.splits import deal, normalized
 
 log = logging.getLogger(__name__)

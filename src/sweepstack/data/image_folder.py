@@ -15,8 +15,7 @@ from PIL import Image
 
 from sweepstack.config.errors import EnvironmentFault, InputError
 from sweepstack.config.schema import ImageFolder
-from sweepstack.data.dataset import Dataset, LazySplit, Split, Task
-from sweepstack.data.pictures import probe
+from sweepstack.data.dataset import Dataset, LazySplit, Split, Task, probe
 from sweepstack.data.splits import HELD_BYTES, STATISTICS_AT_MOST, normalized, partition
 
 

@@ -17,17 +17,16 @@ from sweepstack import data, models
 from sweepstack.config.errors import InputError, NoMemory, contained, nearest, noted, one_line
 from sweepstack.config.schema import Custom, HubModel, Model, Plateau, TorchvisionModel
 from sweepstack.data import batches, streams
-from sweepstack.data.dataset import Dataset, TensorSplit
-from sweepstack.engine import device
+from sweepstack.data.dataset import Dataset
 from sweepstack.engine.kernels.convolution import Plan
-from sweepstack.engine.spec import TrialSpec
 from sweepstack.engine.stack import Numbers, Stack
 from sweepstack.models import features, layers, pretrained
-from sweepstack.training import early_stopping, evaluation, metrics, own_optimizer, schedule
+from sweepstack.training import device, early_stopping, evaluation, metrics, own_optimizer, schedule
 from sweepstack.training import init as initialization
 from sweepstack.training import loss as losses
 from sweepstack.training import optimizer as optim
 from sweepstack.training.regularization import beta_table
+from sweepstack.training.spec import TrialSpec
 
 log = logging.getLogger(__name__)
 
@@ -59,13 +58,7 @@ def _sources(
     }
 
 
-_features: dict[Any, tuple[dict[str, batches.Source], Dataset]] = {}
-"""What the frozen part of a model gives for a dataset; the last two are kept, so that programs of
-other batch sizes or optimizers need not compute it again."""
 _FOR_FEATURES = ("data.", "model.", "training.device", "training.precision", "trust")
-FEATURES_AT_ONCE = 64
-"""Samples whose features are computed at once."""
-
 KEPT = 16
 _programs: dict[Any, Program] = {}  # by static part, the one last asked for at the end
 
@@ -255,13 +248,10 @@ class Program:
             if self.changes:
                 raise features.Uncuttable("evaluation measures on changed samples")
             trained = self.whole_params()
-            parts = features.cut(self.whole.train(), trained)
-            own = {name for name, _ in parts[0].named_parameters()}
-            if not own <= (self.constant or set()):
-                raise features.Uncuttable("frozen layers are drawn from each trial's seed")
             sample = self.data.train.gather(torch.arange(min(2, len(self.data.train))))[0]
-            if not features.agree(self.whole, parts, sample.to(self.device)):
-                raise features.Uncuttable("its parts give other numbers than the whole")
+            parts = features.parts(
+                self.whole, trained, self.constant or set(), sample.to(self.device)
+            )
             self.sources, self.data = self._featured(parts[0])
         except features.Uncuttable as error:
             if wanted is True:
@@ -280,26 +270,8 @@ class Program:
         kept = [(k, v) for k, v in self.spec.static if k.startswith(_FOR_FEATURES)]
         stamps = data.stamp(self.config.data), _stamp(self.config.model)
         key = (tuple(kept), str(self.device), part.code, *stamps)  # dropout moves the cut
-        if key not in _features:
-            free, training = batches.free_memory(self.device), self.config.training
-            splits: dict[str, Any] = {}
-            for name, source in self.sources.items():
-                found = []
-                with torch.no_grad(), device.autocast(training.precision, self.device):
-                    for x, y in source.chunks(FEATURES_AT_ONCE):
-                        found.append((part.eval()(x).float(), y))
-                        size = found[0][0].nbytes * len(self.data.train) / len(found[0][1])
-                        if free is not None and 4 * size > free:
-                            raise features.Uncuttable("they do not fit into memory")
-                x, y = (torch.cat(parts) for parts in zip(*found, strict=True))
-                splits[name] = TensorSplit(x, y)
-            if len(_features) > 1:
-                del _features[next(iter(_features))]
-            sources: dict[str, batches.Source] = {
-                name: batches.DeviceSource(split, self.device) for name, split in splits.items()
-            }
-            _features[key] = sources, replace(self.data, **splits)
-        return _features[key]
+        precision = partial(device.autocast, self.config.training.precision, self.device)
+        return features.computed(part, key, self.sources, self.data, self.device, precision)
 
     def _grouped(self) -> list[Group]:
         """The groups of parameters; one, where all learn alike."""
@@ -464,15 +436,24 @@ class Program:
         """Initial parameters and buffers of a trial, drawn from its seed on the CPU."""
         activation = getattr(spec.config.model, "activation", None)
         init, seed, kept = spec.config.init, spec.config.training.seed, self.constant or set()
-        module, drawn = self.whole, initialization.drawn(self.whole, kept)
+        module = self.whole
         for note in self.notes:
             log.info("%s", note)
         self.notes.clear()
-        own_draws = self.constant is not None and module.state_dict().keys() - kept - {*drawn}
-        if own_draws or "keep" in init.schemes:  # what the constructor draws follows the seed
+        if (
+            self._draws_itself or "keep" in init.schemes
+        ):  # what the constructor draws follows the seed
             module, _ = self._constructed(seed)
         values = initialization.draw(module, init, activation, seed, kept)
         return dict(module.named_buffers()) | values
+
+    @cached_property
+    def _draws_itself(self) -> bool:
+        """Whether the model's constructor draws what no scheme does."""
+        if self.constant is None:
+            return False
+        drawn = initialization.drawn(self.whole, self.constant)
+        return bool(self.whole.state_dict().keys() - self.constant - {*drawn})
 
     @property
     def init_summary(self) -> str:

@@ -9,28 +9,36 @@ Notation: x (S, B, *shape), y (S, B); everything per slot has shape (S,).
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from types import FunctionType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.func import functional_call, vmap
 
-from sweepstack.config.errors import contained
+from sweepstack.config.errors import contained, one_line
 from sweepstack.data import streams
 from sweepstack.data.batches import Source
-from sweepstack.engine.device import autocast
 from sweepstack.engine.kernels import convolution, fused
 from sweepstack.engine.program import Group, Program
 from sweepstack.engine.stack import Bank, Row, Stack, shares
 from sweepstack.training import metrics, regularization
 from sweepstack.training.augmentation import Augmentation
+from sweepstack.training.device import autocast
 from sweepstack.training.evaluation import Change
 
+if TYPE_CHECKING:
+    from sweepstack.engine.kernels.update import Update
+
+log = logging.getLogger(__name__)
+
+TRITON = {"cuda"}
+"""Devices whose updates Triton's kernels may do."""
 _NO_RULES = {"ema_decay", "backbone_lr_factor", "unfreeze_at"}
 """Hyperparameters that no update rule reads."""
 EVALUATION_CHUNK = {"cpu": 256, "cuda": 1024}
@@ -49,7 +57,8 @@ class Batch:
 
     x (S, B, *shape) and y (S, B), or one batch that all slots `share`, (B, *shape) and (B,); lr
     (S,) float64, after schedule and scaling; step (S,) counted from 1; keys (S,) of random streams.
-    Targets of several numbers have an axis more.
+    Targets of several numbers have an axis more. `numbers` are what `kernels.update` reads, where
+    they were computed for a whole block.
     """
 
     x: Tensor
@@ -58,6 +67,7 @@ class Batch:
     step: Tensor
     keys: Row
     shared: bool = False
+    numbers: Tensor | None = None
 
     def of(self, slots: slice) -> Batch:
         """The batch of some slots."""
@@ -87,10 +97,10 @@ class Block:
         keys = {name: key[:, slots] for name, key in self.keys.items()}
         return Block(samples, self.lr[:, slots], self.step[:, slots], keys)
 
-    def after(self, steps: int) -> Block:
-        """The block without its first `steps`."""
-        keys = {name: key[steps:] for name, key in self.keys.items()}
-        return Block(self.samples[steps:], self.lr[steps:], self.step[steps:], keys)
+    def __getitem__(self, steps: slice) -> Block:
+        """Some of the steps."""
+        keys = {name: key[steps] for name, key in self.keys.items()}
+        return Block(self.samples[steps], self.lr[steps], self.step[steps], keys)
 
     def batches(self, source: Source) -> Iterator[Batch]:
         """One batch after the other."""
@@ -117,6 +127,7 @@ class Step:
         on_cpu = program.device.type == "cpu" and not self.compiles
         self.fused = on_cpu and not self.uses("dampening") and fused.works(self.rule.name)
         self._compiled: dict[Hashable, Callable[..., Any]] = {}
+        self._kernels: dict[bool, Update | None] = {}
         self.trying: convolution.Rules | None = None  # in place of the program's
 
     def _augmentation(self) -> Augmentation:
@@ -156,6 +167,20 @@ class Step:
         }
         return [name for name, used in names.items() if used]
 
+    def kernel(self, stack: Stack) -> Update | None:
+        """The Triton kernel that does such a stack's updates, if one does."""
+        if stack.device.type not in TRITON or self.compiles or not stack.whole:
+            return None
+        if stack.one_row not in self._kernels:
+            try:
+                from sweepstack.engine.kernels.update import Update
+            except ImportError as error:
+                log.info("updates run without Triton: %s", one_line(error))
+                self._kernels[stack.one_row] = None
+            else:
+                self._kernels[stack.one_row] = Update.of(self, one_row=stack.one_row)
+        return self._kernels[stack.one_row]
+
     # --- training -------------------------------------------------------------------------------
 
     def __call__(self, stack: Stack, batch: Batch) -> list[Tensor]:
@@ -168,14 +193,15 @@ class Step:
         self, stack: Stack, x: Tensor, y: Tensor, keys: Row
     ) -> tuple[list[Tensor], list[Tensor]]:
         """What a step tells, the losses (S,) and what `count` takes; and gradients, laid out as
-        `stack.params.packed`, with L1 and clipping. Updates batch norms' statistics. Which
-        operations run depends on no number, so that they can be recorded."""
+        `stack.params.packed`, with L1 and clipping unless a kernel does both. Updates batch norms'
+        statistics. Which operations run depends on no number, so that they can be recorded."""
         x, extra = self._prepare(stack, x, y, keys)
         with contained():
             losses, each, updated = self._accumulated(stack, x, y, extra)
         with torch.no_grad():
             grads = stack.packed_grads(each)
-            self.regularize(grads, stack.params.packed, stack.strengths, keys.get("at"))
+            if self.kernel(stack) is None:
+                self.regularize(grads, stack.params.packed, stack.strengths, keys.get("at"))
             told = [updated.pop(name) for name in list(updated) if name.startswith(_TOLD)]
             for name, value in updated.items():
                 stack.live_buffers[name].copy_(value)
@@ -201,10 +227,13 @@ class Step:
         if not kept or len(kept) * kept[0][0].numel() <= most:
             return
         with torch.no_grad():
-            told = [torch.stack(rows) for rows in zip(*kept, strict=True)]
-            right = self.task.counted(told).sum(0, dtype=torch.float64)  # in any order
-            stack.counts.views["hits"].add_(right)
+            self.add_hits(stack, [torch.stack(rows) for rows in zip(*kept, strict=True)])
         kept.clear()
+
+    def add_hits(self, stack: Stack, told: Sequence[Tensor]) -> None:
+        """`count` of T steps, what they told side by side: (T, S, B) or (T, S)."""
+        right = self.task.counted(told).sum(0, dtype=torch.float64)  # in any order
+        stack.counts.views["hits"].add_(right)
 
     def regularize(
         self,
@@ -231,24 +260,33 @@ class Step:
 
     def update(self, stack: Stack, grads: Sequence[fused.Grad], batch: Batch) -> None:
         """Move the parameters in place; see `optim.Rule.update`."""
+        kernel = self.kernel(stack)
         with torch.no_grad():
+            whole = [grad for grad in grads if isinstance(grad, Tensor)]
             if stack.own is not None:
                 again = partial(self._again, stack, batch)
-                whole = [grad for grad in grads if isinstance(grad, Tensor)]
                 stack.own.step(whole, float(batch.lr[0]), again)
+            elif kernel is not None:
+                numbers, at = batch.numbers, batch.keys.get("at")
+                if numbers is None:
+                    numbers = kernel.numbers(stack, batch.lr, batch.step, at)
+                kernel(stack, whole, numbers)
             else:
-                moments = [stack.moments[name] for name in self.rule.moments]
-                banks = [stack.params, *moments]
-                if len(self.program.groups) == 1:
-                    (numbers,) = self.of_groups(stack.optimizer, batch.lr, batch.step)
-                    self._update(stack.width, banks, grads, *numbers)
-                else:
-                    for numbers in self.of_groups(stack.optimizer, batch.lr, batch.step):
-                        parts = [bank.among(numbers[0].numbers) for bank in banks]
-                        mine = shares(grads, self.program.sizes, numbers[0].numbers)
-                        self._update(stack.width, parts, mine, *numbers)
+                self.move(stack, grads, batch.lr, batch.step)
             if self.uses("ema"):
-                self._average(stack, batch.step)
+                self.average(stack, batch.step, *(["buffers"] if kernel else stack.averages))
+
+    def move(self, stack: Stack, grads: Sequence[fused.Grad], lr: Tensor, step: Tensor) -> None:
+        """Move the parameters in place by the rule of each group."""
+        banks = [stack.params, *(stack.moments[name] for name in self.rule.moments)]
+        if len(self.program.groups) == 1:
+            (numbers,) = self.of_groups(stack.optimizer, lr, step)
+            self._update(stack.width, banks, grads, *numbers)
+            return
+        for numbers in self.of_groups(stack.optimizer, lr, step):
+            parts = [bank.among(numbers[0].numbers) for bank in banks]
+            mine = shares(grads, self.program.sizes, numbers[0].numbers)
+            self._update(stack.width, parts, mine, *numbers)
 
     def _again(self, stack: Stack, batch: Batch) -> tuple[Tensor, list[Tensor]]:
         """The losses (S,) and gradients of a batch, for an optimizer that asks more than once."""
@@ -302,15 +340,19 @@ class Step:
                 step,
             )
 
-    def _average(self, stack: Stack, step: Tensor) -> None:
+    def average_weight(self, stack: Stack, step: Tensor) -> Tensor:
+        """1 - d with d = min(`ema_decay`, (1+t)/(10+t)), of `step` (..., S); float64."""
+        time = step.to(torch.float64)
+        return 1 - torch.minimum(stack.optimizer["ema_decay"], (1 + time) / (10 + time))
+
+    def average(self, stack: Stack, step: Tensor, *names: str) -> None:
         """θ̄ ← θ̄ + (1-d)(θ - θ̄) with d = min(`ema_decay`, (1+t)/(10+t)), which lets go of the
         initial weights early, as TensorFlow's ExponentialMovingAverage with `num_updates`; batch
-        norms' statistics alike."""
-        time = step.to(torch.float64)
-        weight = 1 - torch.minimum(stack.optimizer["ema_decay"], (1 + time) / (10 + time))
-        for name, bank in stack.averages.items():
+        norms' statistics, `buffers`, alike."""
+        weight = self.average_weight(stack, step)
+        for name in names:
             for key, now in getattr(stack, name).views.items():
-                mean = bank.views[key]
+                mean = stack.averages[name].views[key]
                 if mean.is_floating_point():
                     share = weight.to(mean.dtype).view(-1, *([1] * (mean.dim() - 1)))
                     mean.lerp_(now, share.expand_as(mean))

@@ -28,11 +28,12 @@ from sweepstack.config.errors import EnvironmentFault, one_line
 from sweepstack.config.schema import CustomOptimizer
 from sweepstack.data.batches import DeviceSource
 from sweepstack.data.dataset import TensorSplit
-from sweepstack.engine import device, executors
+from sweepstack.engine import executors
 from sweepstack.engine.kernels import convolution
 from sweepstack.engine.program import Program
 from sweepstack.engine.stack import Stack
 from sweepstack.engine.step import EVALUATION_CHUNK, Block, Step
+from sweepstack.training import device
 from sweepstack.training.own_optimizer import say_one_by_one
 
 log = logging.getLogger(__name__)
@@ -260,7 +261,7 @@ class _Stepper:
     def __init__(self, program: Program, width: int, *, compiles: bool | None = None):
         self.program, self.step = program, Step(program, compiles=compiles)
         one = program.stack(1)
-        one.insert(0, program.initial(program.spec), program.numbers(program.spec))
+        one.insert([0], [program.initial(program.spec)], [program.numbers(program.spec)])
         self.stack: Stack = one.moved([0] * width, width)
         place = program.device
         samples, shape = program.batch_size, program.data.input_shape

@@ -8,15 +8,26 @@ leads from the fixed part to the live one.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import fx, nn
 
 from sweepstack.config.errors import one_line
+from sweepstack.data import batches
+from sweepstack.data.dataset import Dataset, TensorSplit
 from sweepstack.models import layers
 from sweepstack.models.layers import BatchNorm, Dropout
+
+AT_ONCE = 64
+"""Samples whose features are computed at once."""
+Computed = tuple[dict[str, batches.Source], Dataset]
+_kept: dict[Any, Computed] = {}
+"""What the frozen part of a model gives for a dataset; the last two are kept, so that programs of
+other batch sizes or optimizers need not compute it again."""
 
 
 class Uncuttable(Exception):
@@ -70,6 +81,66 @@ def cut(module: nn.Module, trained: Collection[str]) -> tuple[fx.GraphModule, nn
         if node in moving or (node.op == "get_attr" and moving & node.users.keys()):
             copies[node] = rest.node_copy(node, lambda n: copies[n])
     return fx.GraphModule(module, fixed), layers.counting(fx.GraphModule(module, rest))
+
+
+def parts(
+    module: nn.Module, trained: Collection[str], loaded: Collection[str], sample: torch.Tensor
+) -> tuple[fx.GraphModule, nn.Module]:
+    """`cut`, with the parts compared with the whole on `sample` (B, *shape).
+
+    Args:
+        module: the whole model.
+        trained: names of the parameters that are trained.
+        loaded: names of the parameters that are the same for every trial.
+
+    Raises:
+        Uncuttable: see `cut`; or frozen weights are not `loaded`, or the parts give other numbers.
+    """
+    found = cut(module.train(), trained)
+    if not {name for name, _ in found[0].named_parameters()} <= set(loaded):
+        raise Uncuttable("frozen layers are drawn from each trial's seed")
+    if not agree(module, found, sample):
+        raise Uncuttable("its parts give other numbers than the whole")
+    return found
+
+
+def computed(
+    part: fx.GraphModule,
+    key: Any,
+    sources: Mapping[str, batches.Source],
+    of: Dataset,
+    place: torch.device,
+    precision: Callable[[], AbstractContextManager[Any]],
+) -> Computed:
+    """The features of all splits, on `place`, and the dataset of them.
+
+    Args:
+        part: the fixed part of the model.
+        key: what they depend on; those of equal keys are computed once.
+        sources: the splits.
+        of: the dataset that they belong to.
+        precision: gives the context in which the part runs.
+
+    Raises:
+        Uncuttable: they do not fit into memory.
+    """
+    if key not in _kept:
+        free = batches.free_memory(place)
+        splits: dict[str, Any] = {}
+        for name, source in sources.items():
+            found = []
+            with torch.no_grad(), precision():
+                for x, y in source.chunks(AT_ONCE):
+                    found.append((part.eval()(x).float(), y))
+                    size = found[0][0].nbytes * len(of.train) / len(found[0][1])
+                    if free is not None and 4 * size > free:
+                        raise Uncuttable("they do not fit into memory")
+            splits[name] = TensorSplit(*map(torch.cat, zip(*found, strict=True)))
+        if len(_kept) > 1:
+            del _kept[next(iter(_kept))]
+        resident = {name: batches.DeviceSource(split, place) for name, split in splits.items()}
+        _kept[key] = {**resident}, replace(of, **splits)
+    return _kept[key]
 
 
 def agree(module: nn.Module, parts: tuple[nn.Module, nn.Module], sample: torch.Tensor) -> bool:

@@ -12,6 +12,7 @@ from sweepstack.analysis.plots import Plot, parameters, progress, tables, trials
 from sweepstack.config.errors import InputError, nearest
 from sweepstack.study import tables as pivots
 from sweepstack.study import view as views
+from sweepstack.study.storage import above
 from sweepstack.study.view import StudyView
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 def open_study(name: str, storage: str = STORAGE) -> Study:
     """See `sweepstack.study`."""
-    return Study(views.open_study(name, storage))
+    return Study(views.open_study(name, above(storage)))
 
 
 class Study:

@@ -34,8 +34,8 @@ from typing import Any
 
 from sweepstack.config import files
 from sweepstack.config.errors import EnvironmentFault, InputError, one_line
-from sweepstack.engine import seeds
-from sweepstack.engine.spec import TrialResult, TrialSpec
+from sweepstack.runs import seeds
+from sweepstack.training.spec import TrialResult, TrialSpec
 
 MAX_CLASSES = 1000
 """More classes have no classes.json: a matrix of so many rows and columns helps nobody."""
@@ -152,8 +152,8 @@ def begin(folder: Path, spec: TrialSpec, arguments: Sequence[str]) -> None:
     Raises:
         EnvironmentFault: the folder cannot be written.
     """
-    from sweepstack.engine import device
     from sweepstack.engine.program import Program
+    from sweepstack.training import device
 
     try:
         name = device.describe(Program.of(spec).device)
@@ -216,7 +216,7 @@ def write_result(folder: Path, result: TrialResult) -> None:
     Raises:
         EnvironmentFault: the disk is full or the folder cannot be written.
     """
-    from sweepstack.engine import checkpoint  # imports torch, which --help does not need
+    from sweepstack.training import checkpoint  # imports torch, which --help does not need
 
     if result.history:
         write_history(folder, result.history)
@@ -253,7 +253,7 @@ def write_model(folder: Path, result: TrialResult) -> None:
     Raises:
         EnvironmentFault: the disk is full or the folder cannot be written.
     """
-    from sweepstack.engine import checkpoint
+    from sweepstack.training import checkpoint
 
     state, inputs = dict(result.best_state), dict(result.inputs)
     best = {
@@ -335,7 +335,13 @@ def write_json(path: Path, value: Mapping[str, Any], *, durable: bool = True) ->
         key: [_finite(part) for part in item] if isinstance(item, list) else _finite(item)
         for key, item in value.items()
     }
-    text = json.dumps(clean, indent=2, ensure_ascii=False, allow_nan=False)
+    nested = any(isinstance(item, list | dict) for item in clean.values())
+    if nested or not clean:
+        text = json.dumps(clean, indent=2, ensure_ascii=False, allow_nan=False)
+    else:  # the same; the encoder in C, which is many times as fast, does not indent
+        by = (",\n  ", ": ")
+        line = json.dumps(clean, ensure_ascii=False, allow_nan=False, separators=by)
+        text = f"{{\n  {line[1:-1]}\n}}"
     files.write_bytes(path, (text + "\n").encode(), durable=durable)
 
 
@@ -346,7 +352,8 @@ def _finite(value: Any) -> Any:
 @cache
 def environment() -> dict[str, Any]:
     """What numbers may depend on besides the config: `versions` of Python and `PACKAGES`, `git`
-    (commit of the working folder and whether its tree was dirty; None outside of git), `platform`.
+    (commit of the working folder; dirty: tracked files were changed, or there was a .py file that
+    git does not know; None outside of git), `platform`.
     """
     return {"git": _git(), "versions": _versions(), "platform": platform.platform()}
 
@@ -375,6 +382,9 @@ def _git() -> dict[str, Any] | None:
 
     try:
         commit = ask("rev-parse", "HEAD")
-        return {"commit": commit, "dirty": bool(ask("status", "--porcelain"))}
+        changed = ask("status", "--porcelain", "--untracked-files=no")
+        # New files count where they may be code; outputs and data do not.
+        new = changed or ask("ls-files", "--others", "--exclude-standard", "--", "*.py")
+        return {"commit": commit, "dirty": bool(changed or new)}
     except (OSError, subprocess.SubprocessError):
         return None

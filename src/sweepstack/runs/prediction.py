@@ -20,9 +20,9 @@ from sweepstack.config import commands, files
 from sweepstack.config import reading as config
 from sweepstack.config.errors import EnvironmentFault, InputError, TrainingFailed, nearest, one_line
 from sweepstack.data import arrays, table
-from sweepstack.data.pictures import decode, pixels
-from sweepstack.engine import checkpoint
+from sweepstack.data.dataset import decode, pixels
 from sweepstack.models import layers
+from sweepstack.training import checkpoint
 
 MAX_NAMED = 8
 """Trials with a model that an error names."""

@@ -22,7 +22,7 @@ from rich.table import Column, Table
 
 from sweepstack.config import commands
 from sweepstack.config.errors import EXIT_INTERRUPTED, EXIT_TERMINATED
-from sweepstack.engine.spec import Monitor, TrialSpec
+from sweepstack.training.spec import Monitor, TrialSpec
 
 log = logging.getLogger(__name__)
 

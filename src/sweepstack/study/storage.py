@@ -49,18 +49,23 @@ from sweepstack.config.errors import (
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
-DEFAULT = "sqlite:///outputs/studies.db"
+OUTPUTS = "outputs/studies.db"
+DEFAULT = f"sqlite:///{OUTPUTS}"
+_said: set[Path] = set()
+"""Files in folders above that a person was told of."""
 BUSY_TIMEOUT_MS = 60_000
 READ_TIMEOUT_S = 1.0
 """How long SQLite itself waits for a lock, writing and reading, before it is asked again."""
 TELL_S = 10.0
 """After so long a person is told what is waited for."""
-# What to install where the package has another name than its module.
-PACKAGES = {
-    "MySQLdb": "mysqlclient",
-    "psycopg": "psycopg[binary]",
-    "psycopg2": "psycopg2-binary",
+DRIVERS = {
+    "postgresql": {"psycopg": "psycopg", "psycopg2": "psycopg2"},
+    "mysql": {"pymysql": "pymysql", "mysqldb": "MySQLdb"},
 }
+"""By dialect: drivers and their modules, that of our extra (`sweepstack[postgresql]`) first."""
+VARIABLE = "SWEEPSTACK_STORAGE"
+"""Environment variable with whole URLs, of storages that are named without their password. Worker
+processes inherit it."""
 DIALECTS = ("sqlite", "postgresql", "mysql", "mariadb", "oracle", "mssql")
 WITHOUT_TABLES = ("journal", "grpc")
 """Schemes of the storages that are no databases."""
@@ -106,6 +111,7 @@ def connect(url: str = DEFAULT, *, timeout_s: float = 10.0) -> BaseStorage:
     """
     if _scheme(url) in WITHOUT_TABLES:
         return _without_tables(url, timeout_s)
+    url = _with_password(url)
     parsed = _parse(url)
     path = _file_of(parsed)
 
@@ -113,7 +119,7 @@ def connect(url: str = DEFAULT, *, timeout_s: float = 10.0) -> BaseStorage:
         if path is not None and not path.exists():
             _create(path)
         else:
-            _check(parsed, path, url, timeout_s)
+            _check(path, url, timeout_s)
         opened = _optunas(url, path)
         if path is not None:
             _let_writers_take_turns(opened.engine)
@@ -134,7 +140,7 @@ def look(where: str = DEFAULT, *, timeout_s: float = 10.0) -> tuple[str, BaseSto
         timeout_s: seconds to wait for a server.
 
     Returns:
-        Its name (the URL, or a journal's path) and the storage.
+        Its name (the URL without its password, or a journal's path) and the storage.
 
     Raises:
         InputError: `where` is not a storage's URL.
@@ -148,39 +154,135 @@ def look(where: str = DEFAULT, *, timeout_s: float = 10.0) -> tuple[str, BaseSto
     if _scheme(where) in WITHOUT_TABLES:
         journal = path_of(where)
         if journal is not None and not journal.is_file():
-            raise EnvironmentFault(
-                f"there are no studies: {journal} does not exist; a sweep makes it"
-            )
+            raise EnvironmentFault(_missing(journal))
         return where, _without_tables(where, timeout_s)
-    parsed = _parse(where)
+    where = take_password(where)
+    url = _with_password(where)
+    parsed = _parse(url)
     file = _file_of(parsed)
     if file is not None and not file.exists():
-        named = masked(str(file))
-        raise EnvironmentFault(f"there are no studies: {named} does not exist; a sweep makes it")
+        raise EnvironmentFault(_missing(file))
 
     def attempt() -> RDBStorage:
-        _check(parsed, file, where, timeout_s, needed=True)
-        return _optunas(where, file)
+        _check(file, url, timeout_s, needed=True)
+        return _optunas(url, file)
 
     with _explained(parsed):
         return where, _patiently(attempt, file)
 
 
-def _check(
-    parsed: URL, file: Path | None, url: str, timeout_s: float, *, needed: bool = False
-) -> None:
+def above(where: str) -> str:
+    """Where studies are read from: `where`, or for the default the nearest folder above the working
+    one that has outputs/studies.db, as git finds its repository; a line on stderr says so, once.
+
+    Sweeps and whatever else writes do not ask: they work in the working folder. Files of another
+    user are passed over.
+    """
+    if where != DEFAULT or Path(OUTPUTS).exists():
+        return where
+    for folder in Path.cwd().parents:
+        file = folder / OUTPUTS
+        try:
+            if not file.is_file() or file.stat().st_uid != os.getuid():
+                continue
+        except OSError:
+            continue
+        if file not in _said:
+            _said.add(file)
+            print(f"studies are read from {file}, in a folder above", file=sys.stderr)
+        return f"sqlite:///{file}"
+    return where
+
+
+def names(where: str) -> list[str]:
+    """The studies in a storage, looked for as `above`; none where it cannot be read."""
+    try:
+        return optuna.get_all_study_names(look(above(where))[1])
+    except SweepstackError:
+        return []
+
+
+def _missing(file: Path) -> str:
+    """What is said where a file of studies is to be read and there is none."""
+    nor = ", nor in a folder above" if str(file) == OUTPUTS else ""
+    return (
+        f"there are no studies: {masked(str(file.absolute()))} does not exist{nor}; a sweep makes "
+        "it, or --storage (in Python storage=) names another"
+    )
+
+
+def take_password(url: str) -> str:
+    """`url` without its passwords, which from now on only the environment of this process and of
+    those that it starts knows (`VARIABLE`).
+
+    Raises:
+        InputError: it cannot be told which part of it is the password.
+    """
+    bare, known = _without_password(url), os.environ.get(VARIABLE, "").split()
+    if bare != url and url not in known:
+        os.environ[VARIABLE] = " ".join([url, *known])
+    return bare
+
+
+def _without_password(url: str) -> str:
+    if _scheme(url) in WITHOUT_TABLES:
+        return url
+    try:
+        parsed = sqlalchemy.make_url(url)
+    except (sqlalchemy.exc.ArgumentError, ValueError):
+        if masked(url) != url:
+            _parse(url)  # which says what is wrong with it
+        return url
+    if "@" in (parsed.host or ""):
+        raise InputError(
+            f"storage must have '@' in a password written as %40 (':' as %3A), got {masked(url)}"
+        )
+    secret = [key for key, value in parsed.query.items() if _is_secret(key, value)]
+    if parsed.password is None and not secret:
+        return url
+    place = (parsed.username, None, parsed.host, parsed.port, parsed.database, parsed.query)
+    bare = URL.create(parsed.drivername, *place).difference_update_query(secret)
+    return bare.render_as_string(hide_password=False)
+
+
+def _is_secret(key: str, value: str | tuple[str, ...]) -> bool:
+    given = (value,) if isinstance(value, str) else value
+    return any("***" in masked(f"x://?{key}={word}") for word in given)
+
+
+def _with_password(url: str) -> str:
+    """`url` with the password that the environment knows for it; a SQLite file has none."""
+    bare = _without_password(url)
+    if _scheme(url).startswith("sqlite"):
+        return bare
+    if url != bare:
+        return url
+    known = os.environ.get(VARIABLE, "").split()
+    return next((whole for whole in known if _without_password(whole) == bare), url)
+
+
+def _with_driver(url: str) -> str:
+    """`url` with a driver that is installed, where it names none: SQLAlchemy's own choice differs
+    between its versions."""
+    dialect, separator, rest = url.partition("://")
+    known = DRIVERS.get(dialect, {})
+    found = [name for name, module in known.items() if importlib.util.find_spec(module)]
+    return f"{dialect}+{[*found, *known][0]}{separator}{rest}" if known else url
+
+
+def _check(file: Path | None, url: str, timeout_s: float, *, needed: bool = False) -> None:
     """`_check_schema`, of a server within `timeout_s` seconds."""
     if file is not None:
         _check_schema(_reading_engine(file), url, needed=needed)
         return
-    engine = sqlalchemy.create_engine(parsed, poolclass=NullPool)
+    engine = sqlalchemy.create_engine(_with_driver(url), poolclass=NullPool)
     _within(timeout_s, lambda: _check_schema(engine, url, needed=needed))
 
 
 def _optunas(url: str, file: Path | None) -> RDBStorage:
     options = {} if file is None else {"connect_args": {"timeout": BUSY_TIMEOUT_MS / 1000}}
     # Optuna fills {SCHEMA_VERSION} into URLs; braces in a password are not for it.
-    return RDBStorage(url.replace("{", "{{").replace("}", "}}"), options)
+    return RDBStorage(_with_driver(url).replace("{", "{{").replace("}", "}}"), options)
 
 
 def _patiently(call: Callable[[], Result], file: Path | None) -> Result:
@@ -495,8 +597,10 @@ def _explain(error: BaseException, url: URL) -> str:
     whole = url.render_as_string(hide_password=False)
     name = f"storage {masked(whole)}"
     if isinstance(error, ModuleNotFoundError) and error.name:
-        package = PACKAGES.get(error.name, error.name)
-        return f"{name} needs the package {package}, which is not installed"
+        dialect, module = url.get_backend_name(), error.name
+        ours = module in list(DRIVERS.get(dialect, {}).values())[:1]
+        install = f"sweepstack[{dialect}]" if ours else module
+        return f"{name} needs the package {module}, which is not installed: pip install '{install}'"
     reason = _reason(getattr(error, "orig", None) or error, whole)
     if "file is not a database" in reason:
         return f"{name} is not a database: the file holds something else, name another one"
@@ -505,13 +609,13 @@ def _explain(error: BaseException, url: URL) -> str:
 
 def _reason(error: BaseException, url: str) -> str:
     """What a driver says, in one line; the URL's passwords are masked however it quotes them."""
-    text = str(error)
+    text, url = str(error), _with_password(url)
     with contextlib.suppress(sqlalchemy.exc.ArgumentError, ValueError):  # a journal's path
         parsed = sqlalchemy.make_url(url)
         secrets = [str(parsed.password or "")]
         for key, value in parsed.query.items():
             given = (value,) if isinstance(value, str) else value
-            secrets += [word for word in given if "***" in masked(f"x://?{key}={word}")]
+            secrets += [word for word in given if _is_secret(key, word)]
         for secret in filter(None, secrets):
             for written in {secret, quote(secret), quote(secret, safe=""), quote_plus(secret)}:
                 text = text.replace(written, "***")

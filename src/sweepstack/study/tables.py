@@ -25,7 +25,7 @@ import pandas as pd
 
 from sweepstack.config.errors import InputError, nearest
 from sweepstack.study.frame import ranks
-from sweepstack.study.ranking import best_rows
+from sweepstack.study.read import best_rows
 
 PUBLISHED = {
     "activation": "model.activation",

@@ -33,8 +33,7 @@ from sweepstack.study import storage
 from sweepstack.study.attributes import EQUALS, FOLDER, IDENTITY, SWEEP
 from sweepstack.study.frame import STATES, frame, history, layers, ranks
 from sweepstack.study.keys import Direction, Key, Parameter, objectives, swept_keys
-from sweepstack.study.ranking import best_rows, order
-from sweepstack.study.read import trials_of
+from sweepstack.study.read import best_rows, order, trials_of
 from sweepstack.study.tables import statistics
 
 MAX_NAMED = 8
@@ -107,8 +106,12 @@ class StudyView:
         # It comes from the database, and decides which files are read.
         if not isinstance(name, str) or name != Path(name).name or name in ("", ".", ".."):
             return None
-        roots = [place(self.where) / "studies", Path("outputs/studies")]
-        return next((root / name for root in roots if (root / name).is_dir()), None)
+        return next((root / name for root in self.roots if (root / name).is_dir()), None)
+
+    @property
+    def roots(self) -> list[Path]:
+        """Where folders of studies are looked for, in this order."""
+        return [place(self.where) / "studies", Path("outputs/studies")]
 
     # --- what it asks: objectives and keys -------------------------------------------------------
 
@@ -382,6 +385,14 @@ def _unknown(name: str, names: list[str], url: str) -> str:
         return f"{line}{closest}"
     more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
     return f"{line}; it has {', '.join(names[:MAX_NAMED])}{more}"
+
+
+def outputs(where: str) -> Path:
+    """The folder of reports and reruns: outputs, or that of the folder above in which the studies
+    were found (`storage.above`)."""
+    found = place(where).absolute()
+    is_above = found.name == "outputs" and Path.cwd().is_relative_to(found.parent)
+    return found if is_above and found.parent != Path.cwd() else Path("outputs")
 
 
 def place(where: str) -> Path:

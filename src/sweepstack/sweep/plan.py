@@ -10,17 +10,16 @@ import math
 import re
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import Any, Literal
 
-from sweepstack.config import check, sweeper
+from sweepstack.config import check, schema, sweeper
 from sweepstack.config.check import shown
 from sweepstack.config.errors import InputError
-from sweepstack.config.space import points
+from sweepstack.config.space import Label, Space, points
 from sweepstack.config.space.declare import parse
-from sweepstack.config.space.space import Label, Space
-from sweepstack.study.storage import absolute
+from sweepstack.study.storage import absolute, take_password
 from sweepstack.sweep import pruners, samplers
 
 _WHERE = "hydra.sweeper"
@@ -32,7 +31,8 @@ PLACES = frozenset(
     {
         *("data.root", "data.download", "data.workers", "data.placement", "trust"),
         *("training.device", "training.checkpoint_every", "training.width"),
-        *("training.diagnostics", "logger", "logger.name"),
+        *("training.diagnostics", "logger"),
+        *(f"logger.{item.name}" for item in fields(schema.Logger)),
     }
 )
 """Keys that say where and how a trial is run, not what it is: they make no other study."""
@@ -90,8 +90,8 @@ class Plan(sweeper.Settings):
 
     Attributes:
         study: its name in the storage.
-        storage: a database URL; a SQLite file by its absolute path. None: a file that is removed
-            when the sweep is over.
+        storage: a database URL without its password (`storage.take_password`); a SQLite file by
+            its absolute path. None: a file that is removed when the sweep is over.
         space: what is fixed and what is swept.
         objectives: names of what is optimized.
         directions: "minimize" or "maximize" of each.
@@ -151,10 +151,10 @@ def read(
     if space is not None and is_sound:
         total, grid = attempt(_total, space, values, sampler) or (None, False)
     enqueue = attempt(points.known, space, values["enqueue"] or (), grid) if space else ()
-    name = values["study_name"]
+    name, storage = values["study_name"], values["storage"]
     if name is None:
         name = name_of(prefix, arguments)
-    attempt(_check_name, f"{_WHERE}.study_name", name)
+    attempt(check_name, f"{_WHERE}.study_name", name)
     if values["custom_search_space"]:
         attempt(points.search_function, values["custom_search_space"])
     if mistakes and space is not None:
@@ -163,7 +163,7 @@ def read(
         raise InputError(list(dict.fromkeys(mistakes)))
     return Plan(
         study=name,
-        storage=absolute(values["storage"]),
+        storage=absolute(storage and take_password(storage)),
         space=space,
         objectives=_listed(values["objectives"]),
         directions=directions,
@@ -287,7 +287,7 @@ def name_of(prefix: str, arguments: Sequence[str]) -> str:
     return f"{words}-{hashlib.sha256(text).hexdigest()[:8]}"
 
 
-def _check_name(where: str, name: str) -> None:
+def check_name(where: str, name: str) -> None:
     """Refuse a name that a folder cannot have.
 
     Raises:

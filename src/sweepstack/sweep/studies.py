@@ -53,7 +53,7 @@ def open_study(
     """
     wanted = json.loads(json.dumps(identity))
     with held(lock_file(storage)):
-        for candidate in _names(name):
+        for candidate in names_like(name):
             study, differences = _open(storage, candidate, directions, wanted)
             if not differences:
                 return study
@@ -81,7 +81,9 @@ def folder_of(storage: BaseStorage, study: optuna.Study, root: Path) -> Path:
     with held(lock_file(storage)):
         found = study.user_attrs.get(FOLDER)
         if found is None:
-            found = next(name for name in _names(study.study_name) if not (root / name).exists())
+            found = next(
+                name for name in names_like(study.study_name) if not (root / name).exists()
+            )
             study.set_user_attr(FOLDER, found)
         return root / str(found)
 
@@ -141,7 +143,8 @@ def bulk_problem() -> str:
     return found
 
 
-def _names(name: str) -> Iterator[str]:
+def names_like(name: str) -> Iterator[str]:
+    """`name`, NAME_2, NAME_3 and so on."""
     yield name
     for number in count(2):
         yield f"{name}_{number}"
@@ -170,12 +173,12 @@ def _open(
         has_trials = bool(study.get_trials(deepcopy=False))
         before = study.user_attrs.get(IDENTITY)
     if before is not None:
-        found = [*_differences(before, wanted), *_differences(there, here, "directions")]
+        found = [*differences(before, wanted), *differences(there, here, "directions")]
         return study, list(dict.fromkeys(found))
     if has_trials:
         return study, ["it was not made by a sweep of sweepstack, so its search space is not known"]
     if there != here:
-        return study, list(_differences(there, here, "directions"))
+        return study, list(differences(there, here, "directions"))
     study.set_user_attr(IDENTITY, wanted)  # if made in the dashboard, say: take it over
     return study, []
 
@@ -195,7 +198,7 @@ def _is_unfinished(study: optuna.Study) -> bool:
     return True
 
 
-def _differences(there: Any, here: Any, name: str = "") -> Iterator[str]:
+def differences(there: Any, here: Any, name: str = "") -> Iterator[str]:
     """Yield a line for each value that differs between two JSON values."""
     if isinstance(there, dict) and isinstance(here, dict):
         for key in dict.fromkeys([*here, *there]):
@@ -205,7 +208,7 @@ def _differences(there: Any, here: Any, name: str = "") -> Iterator[str]:
             elif key not in here:
                 yield f"{inner}: {_show(there[key])} in the study, not set now"
             else:
-                yield from _differences(there[key], here[key], inner)
+                yield from differences(there[key], here[key], inner)
     elif there != here or type(there) is not type(here):
         yield f"{name}: {_show(there)} in the study, now {_show(here)}"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import sys
 import tempfile
 import time
 import warnings
@@ -23,18 +24,19 @@ from rich.table import Column, Table
 
 from sweepstack.config import commands, errors, files
 from sweepstack.config.errors import one_line
+from sweepstack.reporting.scoreboard import Scoreboard, count_finished
 from sweepstack.runs import progress
 from sweepstack.runs.progress import say
 from sweepstack.study import storage
-from sweepstack.study.attributes import EQUALS, LOST, RETRIED, SWEEP
+from sweepstack.study.attributes import EQUALS, LOST, OVERRIDES, RETRIED, SWEEP
 from sweepstack.study.book.book import Book
-from sweepstack.study.ranking import best_trials
-from sweepstack.study.read import trials_of
+from sweepstack.study.read import best_trials, trials_of
 from sweepstack.sweep import plan, studies
 from sweepstack.sweep.plan import Choice, Plan
 from sweepstack.sweep.worker import trial_folder
-from sweepstack.sweep.worker.launch import Crew, Launch, Scoreboard, launch
-from sweepstack.sweep.worker.worker import App, count_finished, too_many_failed
+from sweepstack.sweep.worker.launch import Crew, Launch, launch
+from sweepstack.sweep.worker.launch import check as check_workers
+from sweepstack.sweep.worker.worker import App, too_many_failed
 
 if TYPE_CHECKING:
     from sweepstack.study.view import StudyView
@@ -80,6 +82,8 @@ def sweep(
     if chosen.dry_run:
         _show(chosen, app.repeats(chosen) if chosen.duplicates == "once" else None)
         return
+    if launcher is None:
+        check_workers(chosen)
     with _storage(chosen) as (url, opened), storage.named(url):
         # A grid's trials are its points: those of another kind of sweep must not count.
         identity = {"grid": chosen.grid, "space": chosen.space.signature(), **question}
@@ -101,7 +105,7 @@ def sweep(
         else:
             book.enqueue(chosen.enqueue)
         deadline = began + chosen.timeout_s if chosen.timeout_s else math.inf
-        crew = Crew(chosen, app, folder, deadline)
+        crew = Crew(chosen, app, folder, deadline, stops=book.stops())
         single = chosen.directions[0] if len(chosen.directions) == 1 else None
         board = Scoreboard(book, single, chosen.objectives[0])
         _announce(chosen, book)
@@ -217,9 +221,11 @@ def _conclude(crew: Crew, book: Book, code: int | None, results: Path, view: Stu
     if not counts["running"] + counts["waiting"] and crew.folder.is_dir():
         trial_folder.tidy(crew.folder, book.numbers_with(RETRIED), book.numbers_with(LOST))
     if not counts["done"]:
+        report = commands.study("report", view.name, where=url) if url else ""
         raise errors.NothingCompleted(
             f"no trial of study {crew.plan.study} completed: {counts['pruned']} pruned, "
             f"{counts['failed']} failed{early}{_most_frequent_error(view.trials)}"
+            + (f"; all of them: {report}" if report else "")
         )
     from sweepstack.analysis import terminal
 
@@ -228,12 +234,13 @@ def _conclude(crew: Crew, book: Book, code: int | None, results: Path, view: Stu
     if equal := len(book.numbers_with(EQUALS)):
         say(f"{equal:,} of {ended:,} trials were duplicates and not trained again")
     _write_results(study, view.trials, results)
+    following = _show_ending(crew, results, view)
     if crew.folder.is_dir():
         say(f"results: {progress.shown(crew.folder)}")
-    if url:
-        if crew.plan.report:
-            _report(view)
-        say(f"dashboard: {commands.study('dashboard', where=url)}")
+    if url and crew.plan.report:
+        write_report(view)
+    for command in following:
+        say(f"next: {command}")
     if too_many:
         raise errors.TrainingFailed(
             f"{counts['failed']} of {ended} trials failed, more than {rate} allows"
@@ -241,7 +248,27 @@ def _conclude(crew: Crew, book: Book, code: int | None, results: Path, view: Stu
         )
 
 
-def _report(view: StudyView) -> None:
+def _show_ending(crew: Crew, results: Path, view: StudyView) -> list[str]:
+    """Print what a person wants to know, and return the commands to go on with."""
+    from sweepstack.analysis import terminal
+
+    again, config = "", ""
+    best = best_trials(view.study, view.trials)
+    if crew.app.origin["name"] != "sweepstack":
+        config = str(progress.shown(results.absolute() / RESULTS))
+        words = best[0].user_attrs.get(OVERRIDES, ()) if best else ()
+        again = commands.shell("python", sys.argv[0], *words)
+    elif view.where and view.has_one_objective:
+        config = commands.study("best", view.name, "-o", "winner", where=view.where)
+    try:
+        return terminal.show_ending(view, progress.console(), again, config)
+    except Exception as error:  # the results are kept, whatever is wrong with a sentence
+        log.warning("the findings could not be printed: %s", one_line(error))
+        log.debug("the findings", exc_info=True)
+        return []
+
+
+def write_report(view: StudyView) -> None:
     """Write the report, and its notes and files for the dashboard."""
     from sweepstack.reporting import report
     from sweepstack.reporting.dashboard import decorate

@@ -16,13 +16,13 @@ from optuna.trial import TrialState
 
 from sweepstack.study import storage
 from sweepstack.study.attributes import POINT, WORKER
-from sweepstack.study.book import bulk
-from sweepstack.study.book.book import Book
-from sweepstack.study.book.records import (
+from sweepstack.study.book import (
     Ending,
     Report,
+    bulk,
     canonical,
 )
+from sweepstack.study.book.book import Book
 from sweepstack.sweep.studies import open_study
 
 TABLES = (

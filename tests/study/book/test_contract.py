@@ -15,11 +15,11 @@ from optuna.trial import TrialState
 
 from sweepstack.study import storage
 from sweepstack.study.attributes import POINT
-from sweepstack.study.book.book import Book
-from sweepstack.study.book.bulk import BulkBook
-from sweepstack.study.book.records import (
+from sweepstack.study.book import (
     Owner,
 )
+from sweepstack.study.book.book import Book
+from sweepstack.study.book.bulk import BulkBook
 from sweepstack.sweep.studies import open_study
 
 

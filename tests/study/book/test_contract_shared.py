@@ -18,7 +18,7 @@ from book_support import open_book, run_all, suggest
 from optuna.trial import TrialState
 
 from sweepstack.study.attributes import RETRIED, WORKER
-from sweepstack.study.book.records import (
+from sweepstack.study.book import (
     Ending,
 )
 

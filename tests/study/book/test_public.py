@@ -109,7 +109,7 @@ def test_a_server_that_does_not_answer_and_a_journal_that_is_not_there_are_one_l
     pytest.importorskip("grpc", reason="grpcio is not installed")
     with pytest.raises(EnvironmentFault, match=r"grpc://localhost:1 .* no answer within 0\.1 s"):
         storage.connect("grpc://localhost:1", timeout_s=0.1)
-    with pytest.raises(EnvironmentFault, match="does not exist; a sweep makes it"):
+    with pytest.raises(EnvironmentFault, match=r"does not exist.*; a sweep makes it"):
         storage.look(f"journal:///{tmp_path}/none.journal")
     with pytest.raises(InputError, match=r"journal:///studies\.journal"):
         storage.connect("journal://")

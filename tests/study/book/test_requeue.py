@@ -15,11 +15,11 @@ from optuna.trial import TrialState
 from sqlalchemy import event
 
 from sweepstack.study.attributes import CONTINUES, LOST, POINT, RETRIED, RETRIES, RETRY_OF, WORKER
-from sweepstack.study.book import processes
-from sweepstack.study.book.book import Book
-from sweepstack.study.book.records import (
+from sweepstack.study.book import (
     Report,
+    processes,
 )
+from sweepstack.study.book.book import Book
 
 
 def worker_dies(trial: optuna.Trial | None) -> None:

@@ -7,6 +7,8 @@ from pathlib import Path
 import yaml
 from app_support import App, complaint, states
 
+from sweepstack.analysis import terminal
+
 SPHERE = """
     import hydra
 
@@ -76,13 +78,18 @@ def test_a_trial_that_raises_ends_a_sweep_that_allows_no_failure(tmp_path):
 
 def test_a_grid_with_more_points_than_trials_ends_at_its_total(tmp_path):
     app = App(tmp_path, SPHERE, SPHERE_CONFIG)
-    app.sweep(
-        *("hydra/sweeper/sampler=grid", "hydra.sweeper.n_trials=3"),
+    done = app.sweep(
+        *("hydra/sweeper/sampler=grid", "hydra.sweeper.n_trials=3", "hydra.sweep.dir=sweep"),
         "hydra.sweeper.storage=sqlite:///studies.db",
     )
 
     trials = app.trials("sphere")
     assert states(trials) == ["COMPLETE"] * 3
+    best = min(trials, key=lambda trial: trial.value)
+    assert f"winner: trial {best.number}, value {terminal.number(best.value)}" in done.stdout
+    assert "  as YAML: sweep/optimization_results.yaml" in done.stdout
+    again = f"next: python app.py x={best.params['x']} y={best.params['y']}"
+    assert done.stdout.splitlines()[-1] == again
 
 
 WORKERS = """

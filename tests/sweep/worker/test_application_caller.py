@@ -24,9 +24,8 @@ import sweepstack
 from sweepstack.config.errors import EXIT_INTERRUPTED, EnvironmentFault
 from sweepstack.study import storage
 from sweepstack.sweep import plan, studies
-from sweepstack.sweep.worker import application
+from sweepstack.sweep.worker import Stop, application
 from sweepstack.sweep.worker.application import Caller
-from sweepstack.sweep.worker.trial import Stop
 from sweepstack.sweep.worker.worker import Worker
 
 

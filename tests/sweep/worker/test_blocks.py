@@ -20,7 +20,7 @@ from sweepstack.study import storage
 from sweepstack.study.attributes import LOST, RETRIED, RETRIES
 from sweepstack.study.book.book import Book
 from sweepstack.sweep import plan, studies
-from sweepstack.sweep.worker.trial import Asked, Outcome, Stop
+from sweepstack.sweep.worker import Asked, Outcome, Stop
 from sweepstack.sweep.worker.worker import Worker
 
 WIDTH = 4

@@ -9,8 +9,8 @@ from sqlalchemy import event
 
 from sweepstack.config.errors import EXIT_INTERRUPTED
 from sweepstack.engine.train import Interrupted
-from sweepstack.sweep.worker import duplicates
-from sweepstack.sweep.worker.trial import Asked
+from sweepstack.sweep.worker import Asked, duplicates
+from sweepstack.sweep.worker import worker as worker_module
 
 
 @pytest.mark.parametrize("width", [1, 2, 3, 10])
@@ -22,7 +22,8 @@ def test_one_of_each_pair_is_trained_whatever_the_width(tmp_path, width):
     check_all(tmp_path)
 
 
-def test_a_deferred_trial_runs_until_its_original_has_ended(tmp_path):
+def test_a_deferred_trial_runs_until_its_original_has_ended(tmp_path, monkeypatch):
+    monkeypatch.setattr(worker_module, "AHEAD_S", 0.0)
     seen: list[list[Row]] = []
     app = Script(3, lambda value: seen.append(running(tmp_path)))
     worker(tmp_path, app).work()
@@ -30,6 +31,22 @@ def test_a_deferred_trial_runs_until_its_original_has_ended(tmp_path):
     at_first = [row.number for row in seen[0]]
     assert at_first == [0, 1, 2, 3, 4]  # three are trained, two wait; 5 was not asked for
     check_all(tmp_path)
+
+
+def test_trials_that_take_no_time_are_claimed_and_written_together(tmp_path, monkeypatch):
+    monkeypatch.setattr(worker_module, "AHEAD_S", 60.0)
+    app, sizes, written = Script(3), [], []
+    at_work = worker(tmp_path, app, "range(0,60)")
+    claim, write = at_work.book.claim, at_work.book.write
+    at_work.book.claim = lambda most, **k: sizes.append(len(c := claim(most, **k))) or c
+    at_work.book.write = lambda reports, ends: written.append(len(ends)) or write(reports, ends)
+    at_work.work()
+
+    check_all(tmp_path, 60)
+    assert app.trained == list(range(0, 60, 2))
+    assert sum(sizes) == sum(written) == 60
+    assert len(sizes) <= 3  # the last finds none
+    assert len([n for n in written if n]) <= 4
 
 
 def test_a_pruned_trial_prunes_its_duplicate_with_the_same_reports(tmp_path):

@@ -13,8 +13,7 @@ from sqlalchemy import event
 
 from sweepstack.study.attributes import WORKER
 from sweepstack.study.book import bulk, processes
-from sweepstack.sweep.worker import duplicates
-from sweepstack.sweep.worker.trial import Asked
+from sweepstack.sweep.worker import Asked, duplicates
 
 LIMIT_S = 60  # for a hung thread only
 

@@ -12,7 +12,7 @@ from sweep_support import QUICK, study
 
 import sweepstack
 from sweepstack.config.errors import EnvironmentFault
-from sweepstack.study.ranking import best_trials
+from sweepstack.study.read import best_trials
 from sweepstack.sweep.worker.trial_folder import remove_models
 
 RATES = "optimizer.lr=0.001,0.03,0.002,0.02,0.01,0.004"

@@ -26,8 +26,8 @@ from fault_support import (
 )
 from support import make_spec
 
-from sweepstack.engine import checkpoint
 from sweepstack.sweep.worker.trial_folder import TrialFolder
+from sweepstack.training import checkpoint
 
 slow = pytest.mark.slow
 

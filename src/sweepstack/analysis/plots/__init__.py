@@ -8,7 +8,8 @@
     trials       several objectives against each other; which worker trained what when
 
 Figures have no fixed width, transparent backgrounds and no colours but those of data: the page sets
-fonts, grids and light or dark by a template.
+fonts, grids and light or dark by a template. What is different on a narrow page stands in
+`layout.meta` (`style.narrow`).
 """
 
 from __future__ import annotations
@@ -49,8 +50,9 @@ def plots(view: StudyView) -> list[Plot]:
     from sweepstack.analysis.plots import layers, parameters, progress, tables, trials
 
     importance, keys = parameters.importance(view)
+    ranked = importance is not None
     drawn = [
-        tables.heatmap(view, keys),
+        tables.heatmap(view, keys, ranked=ranked),
         layers.layers(view),
         trials.pareto(view),
         progress.optimization(view),
@@ -60,9 +62,9 @@ def plots(view: StudyView) -> list[Plot]:
         tables.learning_rate(view),
         importance,
         tables.isolation(view, keys),
-        parameters.slices(view, keys),
+        parameters.slices(view, keys, ranked=ranked),
         parameters.contour(view, keys),
-        parameters.parallel(view, keys),
+        parameters.parallel(view, keys, ranked=ranked),
         trials.timeline(view),
     ]
     return [plot for plot in drawn if plot is not None]

@@ -12,7 +12,7 @@ where there is one, the first of these reasons (`reason_of`), all at the first s
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -58,19 +58,16 @@ def layers(view: StudyView) -> Plot | None:
     reasons = {cell: reason_of(rows) for cell, rows in df.groupby(["down", "across"])}
     df = df[df["layer"].isin(chosen) & df["step"].isin(shown)]
     grid = _Grid(names, chosen, shown)
-    options: list[style.Option] = [
-        (label, [_heatmap(grid, df, column)], {}) for label, column in MEASURES.items()
-    ]
-    height = 96 + 17 * grid.height
+    options: list[style.Option] = [(label, [_heatmap(grid, df, label)], {}) for label in MEASURES]
+    height = 126 + 17 * grid.height
     fig = style.with_menu(options, height, showlegend=False)
     fig.update_layout(xaxis=_x_axis(grid), yaxis=_y_axis(grid))
-    for cell, text in _headers(view, reasons, down, across).items():
-        fig.add_annotation(
-            **{"x": grid.x(cell[1], (len(shown) - 1) / 2), "y": grid.y(cell[0], -1)},
-            **{"text": text, "showarrow": False, "font": {"size": 9}},
-        )
+    headers, around = _headers(view, reasons, down, across), _names_and_steps(grid)
+    fig.update_layout(annotations=[*around, *_texts(grid, headers)])
+    # A narrow block has room for the reason alone.
+    style.narrow(fig, annotations=[*around, *_texts(grid, reasons)])
     for menu in fig.layout.updatemenus:
-        menu.pad = {"b": 34, "t": 4}  # above the names of the columns
+        menu.pad = {"b": 30, "t": 4}  # above the names of the columns
     return Plot("layers", "What the layers do", _says(view, reasons, df, chosen, order), fig)
 
 
@@ -82,8 +79,9 @@ def _says(
     order: Sequence[str],
 ) -> str:
     first, last = int(df["step"].min()), int(df["step"].max())
-    says = f"A block has a row for each layer, from the input down, and columns from step {first} "
-    says += f"to {last}. Colors show the share of units that are dead, saturated or all alike; the "
+    says = "A block has a row for each layer, from the input down"
+    says += f", and columns from step {first} to {last}" * (last > first)
+    says += ". Colors show the share of units that are dead, saturated or all alike; the "
     says += "menu has other measures. Above it: the mean "
     says += f"{style.plain(view.objective)} of its trials"
     found = sorted({reason for reason in reasons.values() if reason})
@@ -170,8 +168,9 @@ class _Grid:
         return down * (len(self.layers) + 1) + 1 + layer
 
 
-def _heatmap(grid: _Grid, df: pd.DataFrame, column: str) -> go.Heatmap:
-    """The means of a measure, of a logarithmic one those of its logarithm."""
+def _heatmap(grid: _Grid, df: pd.DataFrame, label: str) -> go.Heatmap:
+    """The means of a measure by its label, of a logarithmic one those of its logarithm."""
+    column = MEASURES[label]
     z = np.full((grid.height, grid.width), np.nan)
     text = np.full(z.shape, "", dtype=object)
     values = df[column].astype("float64").replace([np.inf, -np.inf], np.nan)
@@ -190,7 +189,7 @@ def _heatmap(grid: _Grid, df: pd.DataFrame, column: str) -> go.Heatmap:
     known = style.finite(z)
     low, high = (float(known.min()), float(known.max())) if len(known) else (0.0, 1.0)
     colours = [[i / 6, name] for i, name in enumerate(style.WORST_TO_BEST)]
-    bar = style.colour_bar("")
+    bar = style.colour_bar(label)
     if column in ("stuck", "unit_spread"):
         low, high = 0.0, 1.0
     if column == "stuck":
@@ -209,15 +208,41 @@ def _heatmap(grid: _Grid, df: pd.DataFrame, column: str) -> go.Heatmap:
 
 
 def _x_axis(grid: _Grid) -> dict[str, Any]:
-    middle = (len(grid.steps) - 1) / 2
     return {
-        "tickvals": [grid.x(place, middle) for place in range(len(grid.across))],
-        "ticktext": [f"<b>{name}</b>" for name in grid.across],
         "range": [-0.5, grid.width - 0.5],
-        "side": "top",
+        "title": {"text": "step", "standoff": 22},
+        "showticklabels": False,
+        "ticks": "",
         "zeroline": False,
         "showgrid": False,
     }
+
+
+def _names_and_steps(grid: _Grid) -> list[dict[str, Any]]:
+    """The names of the columns of blocks on top; the first and the last step of each below."""
+    shared = {"showarrow": False, "yref": "paper", "font": {"size": 11}}
+    last = len(grid.steps) - 1
+    found = []
+    for place, name in enumerate(grid.across):
+        text = f"<b>{name}</b>" if name else ""
+        above = {"x": grid.x(place, last / 2), "y": 1, "yanchor": "bottom", "text": text}
+        found.append({**shared, **above})
+        for step, side, anchor in ((0, -0.5, "left"), (last, 0.5, "right"))[: 1 + (last > 0)]:
+            below = {"x": grid.x(place, step + side), "y": 0, "yanchor": "top", "yshift": -2}
+            found.append({**shared, **below, "xanchor": anchor, "text": f"{grid.steps[step]}"})
+    return found
+
+
+def _texts(grid: _Grid, headers: Mapping[Any, str]) -> list[dict[str, Any]]:
+    """A text above each block."""
+    middle = (len(grid.steps) - 1) / 2
+    return [
+        {
+            **{"x": grid.x(int(cell[1]), middle), "y": grid.y(int(cell[0]), -1)},
+            **{"text": text, "showarrow": False, "font": {"size": 10}},
+        }
+        for cell, text in headers.items()
+    ]
 
 
 def _y_axis(grid: _Grid) -> dict[str, Any]:

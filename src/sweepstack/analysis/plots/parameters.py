@@ -6,6 +6,7 @@ parallel coordinates cannot be read, and its contour of 1,000 trials is 5 MB of 
 
 from __future__ import annotations
 
+import html
 import itertools
 import math
 import warnings
@@ -43,11 +44,22 @@ GRID = 40
 NEAR = 0.05
 """The least weight of all trials, as a share of one at the very place, that counts as near."""
 MAX_AXES, MAX_LINES, MIN_LINES = 10, 200, 3
-GROUPS = (("best 10%", 0.1, 6), ("to 25%", 0.25, 4), ("to 50%", 0.5, 2), ("worst 50%", 1.0, 1))
-"""Names, the shares of trials up to which they reach, their tones in `WORST_TO_BEST`."""
+GROUPS = (
+    ("best 10%", 0.1, style.PALETTE[5], 1.6),
+    ("to 25%", 0.25, style.PALETTE[1], 1.2),
+    ("to 50%", 0.5, style.PALETTE[0], 0.8),
+    ("worst 50%", 1.0, style.GREY, 0.5),
+)
+"""Names, the shares of trials up to which they reach, colours, widths of lines in pixels."""
 MAX_MARKS = 8
-LINE_LETTERS = 34
-"""Of all labels beside each other on a parallel axis."""
+WIDE_PX, NARROW_PX = 640, 235
+"""What a parallel axis is sure to have on a wide and on a narrow page."""
+LETTER_PX = 6.6
+"""Of a label of a parallel axis, with some room."""
+MARK_LETTERS = (40, 30, 24, 20, 16, 13, 10, 8, 6, 5)
+"""Lengths to which labels are cut until they fit."""
+Ticks = list[list[tuple[float, str]]]
+"""Of each parallel axis: where in [0, 1], and which text."""
 
 
 def importance(view: StudyView) -> tuple[Plot | None, list[str]]:
@@ -153,8 +165,9 @@ class _Fixed(optuna.Study):
         return self._given if states is None or TrialState.COMPLETE in states else []
 
 
-def slices(view: StudyView, keys: list[str]) -> Plot | None:
-    """The objective against each key: where good values lie, and where trials failed."""
+def slices(view: StudyView, keys: list[str], *, ranked: bool = True) -> Plot | None:
+    """The objective against each key: where good values lie, and where trials failed; `ranked` says
+    that the keys are in the order of their importance."""
     shown = keys[:MAX_SLICES]
     if not shown or view.good.empty:
         return None
@@ -184,11 +197,26 @@ def slices(view: StudyView, keys: list[str]) -> Plot | None:
         if where["col"] == 1:
             fig.update_yaxes(title=title, **where)
     says = f"{style.plain(view.objective)} ({view.direction}d) of {len(view.good):,} complete"
-    says += " trials against each key, the most important first"
+    says += f" trials against {'each key' if len(keys) > 1 else style.plain(keys[0])}"
+    says += ", the most important first" * (ranked and len(keys) > 1)
     if len(keys) > len(shown):
         says += f" ({len(shown)} of {len(keys)} keys)"
     says += "; failed trials stand at the worst value." if len(failed) else "."
+    style.narrow(fig, **_column(len(shown)))
     return Plot("slices", "Slices", says + left_out + style.of_several(view), fig)
+
+
+def _column(count: int) -> dict[str, Any]:
+    """The layout of `count` slices below each other, for a narrow page."""
+    layout: dict[str, Any] = {"height": count * SLICE_PX + 40}
+    gap = SLICE_GAP_PX / (count * SLICE_PX - 60)
+    share = (1 - (count - 1) * gap) / count
+    for index in range(count):
+        name = str(index + 1) if index else ""
+        top = 1 - index * (share + gap)
+        layout[f"xaxis{name}"] = {"domain": [0, 1]}
+        layout[f"yaxis{name}"] = {"domain": [max(top - share, 0), top], "showticklabels": True}
+    return layout
 
 
 def _slice(view: StudyView, rows: pd.DataFrame, along: style.Axis) -> list[go.Scatter]:
@@ -200,7 +228,7 @@ def _slice(view: StudyView, rows: pd.DataFrame, along: style.Axis) -> list[go.Sc
     size = 4 if len(rows) > SMALL_FROM else 7
     complete, failed = (rows.index[rows["state"] == state] for state in ("complete", "failed"))
     marks: list[tuple[str, pd.Index, dict[str, Any]]] = [
-        ("complete", complete.difference(best), {"symbol": "circle", "size": size, "opacity": 0.5}),
+        ("complete", complete.difference(best), {"symbol": "circle", "size": size}),
         ("failed", failed, {"symbol": "x", "size": size + 1}),
         ("best", best, {"symbol": "star", "size": 13}),
     ]
@@ -293,19 +321,19 @@ def _surface(view: StudyView, lines: list[style.Axis], at: pd.DataFrame) -> tupl
         line={"width": 0},
         connectgaps=False,
         colorbar=style.colour_bar(view.objective),
-        hovertemplate="%{z}<extra></extra>",
+        hovertemplate="%{z:.4~g}<extra></extra>",
     )
     shown, left_out = style.thin(view, view.good.loc[at.index], CONTOUR_POINTS)
     value = style.floats(shown[view.objective])
-    marker = {**tones, "color": value, "size": 6, "line": {"width": 1, "color": style.GREY}}
+    marker = {"color": "#ffffff", "size": 6, "line": {"width": 1, "color": "#000000"}}
     dots = style.points(
         at.loc[shown.index, 0], at.loc[shown.index, 1], shown["number"], "trials", marker=marker
     )
-    dots.update(text=value, hovertemplate="trial %{customdata}: %{text}<extra></extra>")
+    dots.update(text=value, hovertemplate="trial %{customdata}: %{text:.4~g}<extra></extra>")
     return [surface, dots], left_out
 
 
-def parallel(view: StudyView, keys: list[str]) -> Plot | None:
+def parallel(view: StudyView, keys: list[str], *, ranked: bool = True) -> Plot | None:
     """Every key and the objective beside each other, a line per complete trial.
 
     Axes lie across and lines go down, so that names and choices stay readable on a narrow screen.
@@ -319,7 +347,7 @@ def parallel(view: StudyView, keys: list[str]) -> Plot | None:
     # Which share of the trials is better; the first is always among the best.
     better = np.arange(count) / count + 1e-9 * (np.arange(count) > 0)
     group = pd.Series(
-        np.searchsorted([share for _, share, _ in GROUPS], better), index=ordered.index
+        np.searchsorted([share for _, share, *_ in GROUPS], better), index=ordered.index
     )
     drawn = ordered
     left_out = ""
@@ -330,66 +358,92 @@ def parallel(view: StudyView, keys: list[str]) -> Plot | None:
         drawn = ordered.loc[np.concatenate(chosen)]
         left_out = f" Drawn are {len(drawn)} of {count:,} trials, as many of each group as"
         left_out += " there are of the best."
-    places, marks = _places(view, drawn, shown)
+    places, ticks = _places(view, drawn, shown)
     fig = go.Figure()
     names = [*shown, view.objective]
     # The best last, on top.
-    for index, (name, _, tone) in reversed(list(enumerate(GROUPS))):
+    for index, (name, _, colour, width) in reversed(list(enumerate(GROUPS))):
         rows = places.loc[drawn.index[group.loc[drawn.index] == index]]
         if len(rows):
             lines = [(line, range(len(names))) for line in rows.to_numpy(dtype="float64")]
             at = style.joined(drawn.loc[rows.index, "number"].tolist(), lines)
-            line = {"color": style.WORST_TO_BEST[tone], "width": 1.2}
+            line = {"color": colour, "width": width}
             shape: dict[str, Any] = {"mode": "lines+markers", "marker": {"size": 3}, "line": line}
-            fig.add_trace(style.points(*at, name, "", opacity=0.5, **shape))
-    fig.update_layout(annotations=marks)
+            fig.add_trace(style.points(*at, name, "", **shape))
+    fig.update_layout(annotations=_marks(ticks, WIDE_PX))
+    style.narrow(fig, annotations=_marks(ticks, NARROW_PX))
     style.styled(fig, 60 + 64 * len(names), legend_traceorder="reversed")
     fig.update_xaxes(visible=False, range=[-0.04, 1.04], fixedrange=True)
     fig.update_yaxes(
         **style.rows_axis([style.key_title(name, 16)["text"] for name in names]), fixedrange=True
     )
-    says = f"A line per trial through its values, {style.plain(view.objective)} at the bottom; the"
+    says = f"A line per trial through its values, {style.plain(view.objective)} at the bottom"
     says += (
-        " most important keys on top. Click a group in the legend to hide it, twice to see only it."
+        f"{'; the most important keys on top' * ranked}. Click a group in the legend to hide it,"
     )
+    says += " twice to see only it."
     if len(keys) > len(shown):
         says += f" {len(shown)} of {len(keys)} keys."
     return Plot("parallel", "Parallel coordinates", says + left_out + style.of_several(view), fig)
 
 
-def _places(
-    view: StudyView, drawn: pd.DataFrame, keys: list[str]
-) -> tuple[pd.DataFrame, list[dict[str, object]]]:
+def _places(view: StudyView, drawn: pd.DataFrame, keys: list[str]) -> tuple[pd.DataFrame, Ticks]:
     """Where each trial crosses each axis, in [0, 1], and the axes' labels."""
-    places, marks = {}, []
+    places, ticks = {}, []
     for row, key in enumerate([*keys, view.objective]):
         if key == view.objective:
             along = style.Axis(drawn[key], style.value_axis(view, drawn[key], key), None)
         else:
-            along = style.axis(view, key, drawn, 24 if drawn[key].nunique() <= 4 else 12)
+            along = style.axis(view, key, drawn, MARK_LETTERS[0])
         if along.labels is None:
-            places[row], ticks = _range(along)
+            places[row], marks = _range(along)
         else:
             count = len(along.labels)
             # Each choice has its part of the axis, its lines the middle of that.
             places[row] = (along.at + 0.5) / count + style.spread(
                 len(drawn), min(0.03, 0.25 / count)
             )
-            ticks = [((tick + 0.5) / count, text) for tick, text in enumerate(along.labels)]
-            ticks = ticks[:: -(-count // MAX_MARKS)]
-        # Long labels stand in two heights.
-        steps = 2 if sum(len(text) for _, text in ticks) > LINE_LETTERS else 1
-        marks += [
-            {
-                **{"x": x, "y": row, "text": text, "showarrow": False},
-                "xanchor": "left" if x < 0.02 else "right" if x > 0.98 else "center",
-                **{"yanchor": "bottom", "yshift": 2 + 12 * (index % steps)},
-                # A shadow in the text's opposite: lines run through it.
-                "font": {"size": 11, "shadow": "auto"},
-            }
-            for index, (x, text) in enumerate(ticks)
-        ]
-    return pd.DataFrame(places), marks
+            marks = [((tick + 0.5) / count, text) for tick, text in enumerate(along.labels)]
+            marks = marks[:: -(-count // MAX_MARKS)]
+        ticks.append(marks)
+    return pd.DataFrame(places), ticks
+
+
+def _marks(ticks: Ticks, width: float) -> list[dict[str, object]]:
+    """The labels of parallel axes so many pixels wide, the whole text of those cut on hover."""
+    return [
+        {
+            **{"x": place, "y": row, "text": shown, "showarrow": False},
+            **{"xanchor": anchor, "yanchor": "bottom", "yshift": 2 + 13 * line},
+            **({"hovertext": text} if shown != text else {}),
+            # A shadow in the text's opposite: lines run through it.
+            "font": {"size": 11, "shadow": "auto"},
+        }
+        for row, marks in enumerate(ticks)
+        for (_, text), (place, anchor, line, shown) in zip(
+            marks, _fitted(marks, width), strict=True
+        )
+    ]
+
+
+def _fitted(marks: list[tuple[float, str]], width: float) -> list[tuple[float, str, int, str]]:
+    """Labels in up to two lines, cut until none overlaps: place, anchor, line, text of each."""
+    for letters in MARK_LETTERS:
+        ends, found = [-1.0, -1.0], []
+        for at, text in marks:
+            shown = style.cut(text, letters)
+            size = min(LETTER_PX * len(html.unescape(shown)) / width, 1.0)
+            left = min(max(at - size / 2, 0.0), 1.0 - size)
+            place, anchor = (0.0, "left") if left == 0 else (at, "center")
+            place, anchor = (1.0, "right") if left == 1.0 - size > 0 else (place, anchor)
+            line = 0 if left >= ends[0] else 1
+            if left < ends[line]:
+                break
+            ends[line] = left + size + LETTER_PX / width
+            found.append((place, anchor, line, shown))
+        else:
+            return found
+    return found + [(at, "center", 0, "") for at, _ in marks[len(found) :]]
 
 
 def _range(along: style.Axis) -> tuple[pd.Series, list[tuple[float, str]]]:
@@ -400,4 +454,4 @@ def _range(along: style.Axis) -> tuple[pd.Series, list[tuple[float, str]]]:
         value = along.unscaled(low)
         return scaled - low + 0.5, [(0.5, style.label(value))] if math.isfinite(low) else []
     ticks = [(x, along.unscaled(low + x * (high - low))) for x in (0.0, 0.5, 1.0)]
-    return (scaled - low) / (high - low), [(x, style.label(float(f"{t:.3g}"))) for x, t in ticks]
+    return (scaled - low) / (high - low), [(x, style.label(float(f"{t:.4g}"))) for x, t in ticks]

@@ -23,6 +23,8 @@ PAUSE_S = 60.0
 """A longer gap in which no trial ran is left out of the time."""
 MAX_TICKS = 500
 """Pruned or failed trials that have a tick in the history."""
+LOST = {"pruned": 0.02, "failed": 0.05}
+"""States of trials without a value, and the height of their ticks in the history."""
 MAX_BEST = 5
 MAX_PRUNED = 20
 """Trials that have a learning curve."""
@@ -32,6 +34,8 @@ MARGIN = 1.0
 """How far an axis goes beyond the best trials, as a share of their own range."""
 MAX_STEPS = 200
 """Evaluations of a learning curve that are drawn."""
+BAND = "2E"
+"""How opaque a band is, of FF."""
 MAX_CURVES = 200
 MAX_EVALUATIONS = 12_000
 """Trials and evaluations in the plot of all evaluations."""
@@ -114,9 +118,12 @@ def optimization(view: StudyView) -> Plot | None:
         # Pruned and failed trials have no value: ticks at the bottom.
         yaxis2={"overlaying": "y", "range": [0, 1], "visible": False, "fixedrange": True},
     )
-    says = f"Each of {len(view.good):,} complete trials and the best so far"
-    says += f" ({style.plain(view.objective)}, {view.direction}d); ticks at the bottom are pruned"
-    says += f" and failed trials.{left_out}{time.says if len(ways) > 1 else ''}"
+    many = len(view.good)
+    says = f"Each of {many:,} complete trials and the best so far" if many > 1 else "One trial"
+    lost = [state for state in LOST if (view.frame["state"] == state).any()]
+    ticks = f"; ticks at the bottom are {' and '.join(lost)} trials" if lost else ""
+    says += f" ({style.plain(view.objective)}, {view.direction}d){ticks}."
+    says += f"{left_out}{time.says if len(ways) > 1 else ''}"
     return Plot("optimization", "Optimization history", says, fig)
 
 
@@ -148,14 +155,14 @@ def _best_so_far(view: StudyView, at: pd.Series) -> pd.DataFrame:
 
 
 def _history(view: StudyView, good: pd.DataFrame, at: pd.Series) -> list[Any]:
-    marker = {"color": style.STATE_COLOURS["complete"], "size": 5, "opacity": 0.5}
+    marker = {"color": style.STATE_COLOURS["complete"], "size": 5}
     x, y = at.reindex(good.index), good[view.objective]
     traces = [style.points(x, y, good["number"], "trial", marker=marker)]
     best = _best_so_far(view, at)
     line = {"color": style.PALETTE[5], "width": 2, "shape": "hv"}
     y, name = best[view.objective], "best so far"
     traces.append(style.points(best["at"], y, best["number"], name, mode="lines", line=line))
-    for state, height in (("pruned", 0.02), ("failed", 0.05)):
+    for state, height in LOST.items():
         ended = view.frame[view.frame["state"] == state]
         rows, _ = style.thin(view, ended, MAX_TICKS)
         traces.append(
@@ -210,8 +217,9 @@ def curves(view: StudyView) -> Plot | None:
     style.styled(fig, 60 + 260 * len(metrics))
     fig.update_xaxes(title={"text": "step"}, row=len(metrics), col=1)
     fig.update_xaxes(nticks=8)
-    says = f"The {len(best)} best trials, best first; solid: validation, dotted: training data."
-    says = says if any(training for _, training in metrics) else f"The {len(best)} best trials."
+    says = f"The {len(best)} best trials, best first" if len(best) > 1 else "The best trial"
+    has_training = any(training for _, training in metrics)
+    says += "; solid: validation, dotted: training data." if has_training else "."
     if count:
         says += f" Thin lines: {len(pruned)} of {count:,} pruned trials, crosses where they ended."
     if not best:
@@ -247,10 +255,11 @@ def cells(view: StudyView, keys: Sequence[str], metric: str | None = None) -> Pl
         chosen_value = style.label(labels[1][second]) if len(few) > 1 else ""
         options.append((f"{style.label(few[-1])} = {chosen_value}", traces, {}))
     fig = style.with_menu(options, 400)
-    fig.update_xaxes(title={"text": "step"}, nticks=8)
+    fig.update_xaxes(style.step_axis(curves.columns))
     fig.update_yaxes(style.value_axis(view, curves.loc[trials.index], metric))
-    says = f"Mean {style.plain(metric)} of the complete trials for each {style.plain(few[0])}; the "
-    says += "band is ± standard deviation over the n trials of a line."
+    says = f"Mean {style.plain(metric)} of the n complete trials of each {style.plain(few[0])}"
+    banded = [trace for _, traces, _ in options for trace in traces if trace.fill]
+    says += "; the band is ± standard deviation." if banded else "."
     says += f" The menu has the values of {style.plain(few[1])}." if len(few) > 1 else ""
     title = f"Mean curves by {' and '.join(map(style.plain, few))}"
     return Plot("mean-curves", title, says + style.of_several(view), fig)
@@ -267,7 +276,7 @@ def _band(curves: pd.DataFrame, name: str, colour: str) -> list[go.Scatter]:
     shared = {"legendgroup": name, "hoverinfo": "skip", "mode": "lines", "showlegend": False}
     edge = go.Scatter(x=steps, y=low, line={"width": 0, "color": colour}, **shared)
     band = go.Scatter(x=steps, y=high, line={"width": 0, "color": colour}, fill="tonexty", **shared)
-    band.fillcolor = f"rgba{(*(int(colour[at : at + 2], 16) for at in (1, 3, 5)), 0.18)}"
+    band.fillcolor = f"{colour}{BAND}"
     line = go.Scatter(
         x=steps,
         y=style.floats(found["mean"]),
@@ -277,7 +286,7 @@ def _band(curves: pd.DataFrame, name: str, colour: str) -> list[go.Scatter]:
         line={"color": colour, "width": 2},
         hovertemplate=f"{name}: %{{y}}, step %{{x}}<extra></extra>",
     )
-    return [edge, band, line]
+    return [edge, band, line] if found["std"].notna().any() else [line]
 
 
 def _settings_of(view: StudyView, number: int) -> str:
@@ -352,8 +361,8 @@ def _lines(curves: Mapping[int, pd.Series], state: str, colour: str) -> list[go.
     if not curves:
         return []
     at = style.joined([*curves], [(curve.index, curve) for curve in curves.values()])
-    line, hover = {"color": colour, "width": 1}, f", {state}: %{{y}}, step %{{x}}"
-    traces = [style.points(*at, state, hover, mode="lines", line=line, opacity=0.5)]
+    line, hover = {"color": colour, "width": 0.8}, f", {state}: %{{y}}, step %{{x}}"
+    traces = [style.points(*at, state, hover, mode="lines", line=line)]
     if state == "pruned":
         marker = {"color": style.STATE_COLOURS["pruned"], "symbol": "x", "size": 7}
         steps = [curve.index[-1] for curve in curves.values()]
@@ -413,12 +422,14 @@ def intermediate(view: StudyView) -> Plot | None:
         )
         fig.update_yaxes(title={"text": "pruned"}, nticks=4, row=2, col=1)
     style.styled(fig, 520 if rows == 2 else 420)
-    fig.update_xaxes(title={"text": "step"}, row=rows, col=1)
-    fig.update_xaxes(nticks=8)
-    says = f"{style.plain(value)} at every evaluation of {len(last):,} trials"
+    along = style.step_axis(drawn["step"])
+    fig.update_xaxes(range=along["range"], nticks=along["nticks"])
+    fig.update_xaxes(title=along["title"], row=rows, col=1)
+    says = f"{style.plain(value)} at every evaluation of {len(last):,} trial{'s' * (len(last) > 1)}"
     if len(pruned):
         says += f"; {len(pruned):,} were pruned, below when (a cross is a trial's end)"
-    return Plot("intermediate", "Intermediate values and pruning", f"{says}.{left_out}", fig)
+    title = "Intermediate values" + " and pruning" * bool(len(pruned))
+    return Plot("intermediate", title, f"{says}.{left_out}", fig)
 
 
 def _chosen(view: StudyView, last: pd.DataFrame, evaluations: int) -> tuple[pd.DataFrame, str]:

@@ -19,10 +19,10 @@ from sweepstack.config.errors import printable
 from sweepstack.study.frame import ranks
 from sweepstack.study.view import StudyView
 
-PALETTE = ("#1F83BF", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
-"""Okabe and Ito's colours, distinct for the colour-blind, without black and yellow and with a
-lighter blue: these can be seen on white and on black."""
-GREY = "#888888"
+PALETTE = ("#0B6FAE", "#966200", "#007A56", "#B0457F", "#444B54", "#BF4B00")
+"""Okabe and Ito's colours without yellow, distinct for the colour-blind, so dark that each has a
+contrast of 4.5 on white. On a dark page report.js draws the lighter ones of report.css instead."""
+GREY = "#6B7280"
 STATE_COLOURS = {
     "complete": PALETTE[0],
     "pruned": PALETTE[1],
@@ -124,14 +124,22 @@ def log_axis(at: Any) -> dict[str, Any]:
     values = np.asarray(at, dtype="float64")
     values = values[np.isfinite(values) & (values > 0)]
     decades = np.log10(values.max() / values.min()) if len(values) else 0.0
-    ticks = {"dtick": max(1, math.ceil(decades / 6))} if decades >= 1 else {"nticks": 5}
+    ticks = {"dtick": max(1, math.ceil(decades / 5))} if decades >= 1 else {"nticks": 5}
     return {"type": "log", "exponentformat": "e", **ticks}
+
+
+def step_axis(steps: Any) -> dict[str, Any]:
+    """A horizontal axis of training steps, with room for labels and marks at both ends."""
+    first, last = float(np.min(steps)), float(np.max(steps))
+    room = 0.03 * (last - first)
+    return {"title": {"text": "step"}, "nticks": 8, "range": [first - room, last + room]}
 
 
 def value_axis(view: StudyView, values: Any, name: str) -> dict[str, Any]:
     """An axis of a metric; logarithmic where a loss spans more than two decades."""
     known = finite(values)
-    shared = {"title": {"text": label(name, 40), "standoff": 8}, "zeroline": False}
+    title = {"text": label(name, 40), "standoff": 8}
+    shared = {"title": title, "zeroline": False, "hoverformat": ".4~g"}
     is_loss = view.objectives.get(name) != "maximize"
     if is_loss and len(known) and known.min() > 0 and known.max() / known.min() > 100:
         return {**shared, **log_axis(known)}
@@ -218,6 +226,12 @@ def styled(fig: go.Figure, height: int, **layout: Any) -> go.Figure:
     return fig.update_layout(**layout)
 
 
+def narrow(fig: go.Figure, **layout: Any) -> go.Figure:
+    """Say what of the layout is different where the page is narrower than about 500 pixels:
+    report.js merges it by its keys, those of axes one by one."""
+    return fig.update_layout(meta={"narrow": layout})
+
+
 def with_menu(options: Sequence[Option], height: int, **layout: Any) -> go.Figure:
     """A figure of which a menu shows one option at a time, at first the first."""
     fig = go.Figure([trace for _, traces, _ in options for trace in traces])
@@ -264,8 +278,22 @@ def colour_bar(name: str) -> dict[str, Any]:
 def label(value: Any, letters: int = MAX_LETTERS) -> str:
     """A value of the study, short and as plain text: plotly would read tags and entities in it."""
     text = printable(setting(value, 4, NOT_SET))
-    if isinstance(value, str) and len(text) > letters:  # what tells names apart is often at the end
-        text = f"{text[: letters // 2]}…{text[-((letters - 1) // 2) :]}"
+    return _harmless(shortened(text, letters) if isinstance(value, str) else text)
+
+
+def cut(text: str, letters: int) -> str:
+    """A label of `label`, shorter."""
+    return _harmless(shortened(html.unescape(text), letters))
+
+
+def shortened(text: str, letters: int) -> str:
+    """Text of at most so many letters, its middle left out: names often differ at the end."""
+    if len(text) <= letters:
+        return text
+    return f"{text[: letters // 2]}…{text[len(text) - (letters - 1) // 2 :]}"
+
+
+def _harmless(text: str) -> str:
     # A brace would be a variable in a hover text.
     return html.escape(text, quote=False).replace("{", "&#123;")
 

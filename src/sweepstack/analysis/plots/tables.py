@@ -31,11 +31,11 @@ MAX_RATES = 1_500
 """Trials in the plot of the learning rate."""
 
 
-def heatmap(view: StudyView, keys: list[str]) -> Plot | None:
+def heatmap(view: StudyView, keys: list[str], *, ranked: bool = True) -> Plot | None:
     """The mean of the objective for the values of two keys, with std and n, as `tables.pivot`.
 
-    With more than two keys that have few values there is a menu of pairs, in the order of `keys`; a
-    cell is then the mean over all values of the others.
+    With more than two keys that have few values there is a menu of pairs, in the order of `keys`
+    (`ranked`: the most important first); a cell is then the mean over all values of the others.
     """
     keys = [
         key
@@ -49,12 +49,15 @@ def heatmap(view: StudyView, keys: list[str]) -> Plot | None:
     shown = pairs[:MAX_PAIRS]
     options = [(style.pair_title(pair, keys), *_table(view, *pair)) for pair in shown]
     fig = style.with_menu(options, 400, showlegend=False)
-    says = f"Mean {style.plain(view.objective)} ({view.direction}d) ± standard deviation over the n"
-    says += " runs of a cell; brighter is better."
+    rows = [row for _, traces, _ in options for row in traces[0].text]
+    has_std = any("±" in cell for row in rows for cell in row)
+    says = f"Mean {style.plain(view.objective)} ({view.direction}d)"
+    says += f"{' ± standard deviation' * has_std} of the n runs of a cell; brighter is better."
     if len(view.varied) > 2:
         says += " Runs of all values of the other keys are averaged."
     if len(pairs) > len(shown):
-        says += f" The menu has {len(shown)} of {len(pairs)} pairs, the most important first."
+        says += f" The menu has {len(shown)} of {len(pairs)} pairs"
+        says += f"{', the most important first' * ranked}."
     title = " × ".join(style.plain(key) for key in keys) if len(pairs) == 1 else "Pairs of keys"
     return Plot("heatmap", title, says + style.of_several(view), fig)
 
@@ -117,7 +120,9 @@ def _texts(cells: list[list[str]], tone: Any) -> list[go.Scatter]:
 def _cell(mean: float, std: float, n: int) -> str:
     if not n:
         return "n=0"
-    mean_text, std_text = (number(x) if math.isfinite(x) else str(x) for x in (mean, std))
+    is_known = math.isfinite(mean) and math.isfinite(std)
+    mean_text = number(mean) if math.isfinite(mean) else str(mean)
+    std_text = number(std, mean) if is_known else str(std)
     return f"{mean_text}<br>n={n}" if math.isnan(std) else f"{mean_text}<br>± {std_text}<br>n={n}"
 
 
@@ -157,8 +162,8 @@ def isolation(view: StudyView, keys: list[str]) -> Plot | None:
         hoverinfo="skip",
     )
     for name, colour, symbol in (
-        ("best", style.PALETTE[5], "circle"),
         ("median", style.PALETTE[0], "diamond"),
+        ("best", style.PALETTE[5], "circle-open"),  # around the median where both are one
     ):
         fig.add_scatter(
             x=style.floats(table[name]),
@@ -225,23 +230,24 @@ def learning_rate(view: StudyView) -> Plot | None:
     drawn, left_out = style.thin(view, df, MAX_RATES)
     groups = _optimizers(view, drawn)
     at = rate.loc[drawn.index]
-    if drawn[key].nunique() <= 12:  # of a few choices each would hide the others
+    is_spread = drawn[key].nunique() < min(13, len(drawn))
+    if is_spread:  # of a few choices each would hide the others
         at = at * 10 ** style.spread(len(at), 0.05)
         for index, (_, _, chosen) in enumerate(groups):
             at[chosen] *= 10 ** (0.12 * (index - (len(groups) - 1) / 2))
     fig = make_subplots(rows=len(metrics), cols=1, shared_xaxes=True, vertical_spacing=0.05)
     for row, metric in enumerate(metrics, 1):
-        values = _numbers(drawn[metric])
+        values = _last(view, drawn, metric)
         for trace in _marks(view, drawn, groups, at, values):
             trace.showlegend = not any(other.name == trace.name for other in fig.data)
             fig.add_trace(trace, row=row, col=1)
         fig.update_yaxes(style.value_axis(view, values, metric), row=row, col=1)
     style.styled(fig, 70 + 270 * len(metrics))
-    fig.update_xaxes(**style.log_axis(rate.loc[df.index]))
+    fig.update_xaxes(**style.log_axis(rate.loc[df.index]), hoverformat=".4~g")
     fig.update_xaxes(title=style.key_title(key), row=len(metrics), col=1)
     pruned = int((df["state"] == "pruned").sum())
     says = f"{len(df):,} trials by {style.plain(key)}"
-    says += ", spread sideways where they share a value" * (drawn[key].nunique() <= 12)
+    says += ", spread sideways where they share a value" * is_spread
     says += f"; open circles: the {pruned:,} pruned ones at their last evaluation" if pruned else ""
     if any(trace.name == LOST for trace in fig.data):
         says += "; crosses at the worst value: failed or diverged ones"
@@ -261,7 +267,7 @@ def _marks(
             rows = df.index[chosen & ~lost & (df["state"] == state)]
             if len(style.finite(values.loc[rows])):
                 shown = name if name and state == "complete" else f"{name} {state}".strip()
-                marker = {"color": colour, "symbol": symbol, "size": 6, "opacity": 0.6}
+                marker = {"color": colour, "symbol": symbol, "size": 6}
                 trials = at.loc[rows], values.loc[rows], df.loc[rows, "number"]
                 hover = f", {shown}: %{{y}}, %{{x}}"
                 traces.append(style.points(*trials, shown, hover, marker=marker))
@@ -286,6 +292,15 @@ def _optimizers(view: StudyView, df: pd.DataFrame) -> list[tuple[str, str, pd.Se
     ]
     others = codes >= len(colours)
     return [*named, ("others", style.GREY, others)] if others.any() else named
+
+
+def _last(view: StudyView, df: pd.DataFrame, metric: str) -> pd.Series:
+    """A metric of trials; of pruned ones, which have no objective, its last evaluation."""
+    values = _numbers(df[metric])
+    if metric in view.history:
+        last = view.history.dropna(subset=metric).groupby("number")[metric].last()
+        values = values.where(df["state"] != "pruned", values.fillna(df["number"].map(last)))
+    return values
 
 
 def _numbers(values: pd.Series) -> pd.Series:

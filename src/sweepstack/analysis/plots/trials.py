@@ -15,7 +15,7 @@ import plotly.graph_objects as go
 
 from sweepstack.analysis.plots import Plot, style
 from sweepstack.analysis.plots.progress import Clock, clock
-from sweepstack.study.ranking import best
+from sweepstack.study.read import best
 from sweepstack.study.view import StudyView
 
 MAX_PAIRS = 10
@@ -98,7 +98,8 @@ def timeline(view: StudyView) -> Plot | None:
     centres = list((first + (widths - 1) / 2).to_numpy())
     fig.update_yaxes(**style.rows_axis([style.label(worker, 20) for worker in kept], centres))
     fig.update_yaxes(range=[lanes - 0.4, -0.6])
-    says = f"{len(bars):,} trials by worker, {len(kept)} of {len(workers)} workers"
+    says = f"{len(bars):,} trial{'s' * (len(bars) > 1)} by worker"
+    says += f", {len(kept)} of {len(workers)} workers" * (len(kept) < len(workers))
     says += ", those that run side by side below each other." if lanes > len(kept) else "."
     if len(merged) < len(bars):
         says += " Trials that follow each other closely are one bar."

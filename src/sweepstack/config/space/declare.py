@@ -29,8 +29,7 @@ from typing import Any
 
 from sweepstack.config.check import shown
 from sweepstack.config.errors import InputError, nearest, noted, one_line
-from sweepstack.config.space import grammar
-from sweepstack.config.space.space import Parameter, Space, When, condition_text
+from sweepstack.config.space import Parameter, Space, When, condition_text, grammar
 
 
 @dataclass(frozen=True)

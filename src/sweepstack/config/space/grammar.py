@@ -43,7 +43,7 @@ from hydra.core.override_parser.types import (
 from sweepstack.config import check
 from sweepstack.config.errors import InputError, nearest, one_line
 from sweepstack.config.reading import UNREADABLE
-from sweepstack.config.space.space import Label, Parameter
+from sweepstack.config.space import Label, Parameter
 
 MAX_SHUFFLED = 100_000
 """Maximum number of shuffled values of a range: each is held, and kept in the study."""

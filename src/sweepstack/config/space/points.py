@@ -26,8 +26,7 @@ from omegaconf import OmegaConf
 from sweepstack.config import trust
 from sweepstack.config.check import shown
 from sweepstack.config.errors import InputError, SweepstackError, nearest, noted, one_line
-from sweepstack.config.space import grammar
-from sweepstack.config.space.space import Label, Parameter, Space
+from sweepstack.config.space import Label, Parameter, Space, grammar
 
 MAX_COMBINATIONS = 200
 """Combinations of groups that are checked at most; a check must not last longer than the sweep."""

@@ -60,7 +60,7 @@ class Recorded(Executor):
                 part.count()
         if done < len(losses):
             run = super().run if self._stays_eager(shared) else self._threads
-            losses[done:] = run(block.after(done))
+            losses[done:] = run(block[done:])
         return losses
 
     def _divided(self) -> tuple[_Part, ...]:
@@ -110,7 +110,8 @@ class _Part:
     def recorder(self, shared: bool) -> Recorder:
         """The recorder of steps with such batches."""
         recorders = _recorders.setdefault(self.step.program, {})
-        key = (self.stack.width, self.stack.one_row, shared)
+        plain = self.step.kernel(self.stack) is None
+        key = (self.stack.width, self.stack.one_row, shared, plain)
         return recorders.setdefault(key, Recorder())
 
     def advance(self, batch: Batch) -> Tensor:

@@ -38,6 +38,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import column, insert, select, table, update
 from sqlalchemy.exc import SQLAlchemyError
 
+from sweepstack.analysis import doctor
 from sweepstack.analysis.terminal import number
 from sweepstack.config import commands
 from sweepstack.config.errors import EnvironmentFault, one_line, shown_to_people
@@ -46,8 +47,7 @@ from sweepstack.reporting.report.content import command_of
 from sweepstack.study import storage
 from sweepstack.study.attributes import EQUALS, IDENTITY, LOST, OVERRIDES, SWEEP
 from sweepstack.study.frame import STATES
-from sweepstack.study.ranking import best_trials
-from sweepstack.study.read import TRIALS
+from sweepstack.study.read import TRIALS, best_trials
 from sweepstack.study.view import StudyView, place
 
 MAX_NOTES = 2000
@@ -57,6 +57,8 @@ TOP = 5
 """Trials that keep their files as artifacts."""
 FILES = {"best.pt": "application/octet-stream", "history.csv": "text/csv"}
 REPORT = "report.html"
+OURS = {*FILES, REPORT}
+"""File names of the artifacts that are written here."""
 MAX_BYTES = 256 * 2**20
 """A larger file is no artifact: it would be copied."""
 DELETED = "null"
@@ -64,7 +66,7 @@ DELETED = "null"
 DECORATED = "sweepstack:decorated"
 """System attribute of a study: its state when it was last decorated."""
 FINISHED = [state.name for state in TrialState if state.is_finished()]
-FORMAT = 2
+FORMAT = 3
 """To be raised when more is written, so that old studies get it."""
 PART = 2045
 """Letters of one attribute: optuna-dashboard splits longer texts."""
@@ -114,7 +116,7 @@ def decorate(
         known = target.get_study_system_attrs(study_id)
         before = known.get(DECORATED) if folder.is_dir() else None
         before = before if isinstance(before, dict) else {}
-        known_trials = _trials(target, study_id)
+        known_trials = trial_ids(target, study_id)
         states = Counter(state for _, state in known_trials.values() if state in FINISHED)
         # What changes whenever a trial ends.
         ended = ", ".join(f"{state} {count}" for state, count in sorted(states.items()))
@@ -179,7 +181,7 @@ def _has_tables(target: BaseStorage) -> TypeGuard[RDBStorage]:
     return True
 
 
-def _trials(target: BaseStorage, study_id: int) -> dict[int, tuple[int, str]]:
+def trial_ids(target: BaseStorage, study_id: int) -> dict[int, tuple[int, str]]:
     """The id in the storage and the state of each trial, by its number."""
     if not _has_tables(target):
         find, trials = target.get_trial_id_from_study_id_trial_number, target.get_all_trials
@@ -283,9 +285,18 @@ def trial_note(view: StudyView, goals: Sequence[str], trial: FrozenTrial) -> str
 
 
 def study_note(view: StudyView) -> str:
-    """A study's note: the command that started it, and those that show more."""
+    """A study's note: what the doctor finds, the command that started it, and those that show
+    more."""
+    findings = doctor.examine(view) if len(view.good) else []
+    parts = []
+    if findings:
+        lines = (
+            "\n    ".join(filter(None, [f"{finding.level}: {finding.text}", finding.command]))
+            for finding in findings
+        )
+        parts += ["### Findings", fenced("\n".join(lines))]
     command = command_of(view.asked)
-    parts = ["### Command", fenced(command)] if command else []
+    parts += ["### Command", fenced(command)] if command else []
     settings = [(kind, _settings(view.asked.get(kind))) for kind in ("sampler", "pruner")]
     settings += [("trials", view.asked.get("n_trials"))]
     known = [(kind, value) for kind, value in settings if value is not None]

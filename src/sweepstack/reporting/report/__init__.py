@@ -16,9 +16,8 @@ from pathlib import Path
 from sweepstack.config import files
 from sweepstack.config.errors import EnvironmentFault, InputError
 from sweepstack.study import storage
-from sweepstack.study.view import StudyView
+from sweepstack.study.view import StudyView, outputs
 
-FOLDER = Path("outputs/reports")
 KINDS = (".html", ".htm")
 MAX_NAME = 120
 """Letters of a file's name that are taken from the study's."""
@@ -34,7 +33,7 @@ def place_of(view: StudyView) -> Path:
     if safe != name:
         digest = hashlib.sha256(name.encode("utf-8", "backslashreplace")).hexdigest()[:8]
         safe = f"{safe}-{digest}" if safe else digest
-    return FOLDER / f"{safe}.html"
+    return outputs(view.where) / "reports" / f"{safe}.html"
 
 
 def check(path: Path) -> None:

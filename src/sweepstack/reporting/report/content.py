@@ -89,7 +89,7 @@ def clean(value: object) -> str:
 
 def label(value: Any) -> str:
     """The value of a key in one line, "–" where there is none."""
-    return clean(setting(value, 5, "–"))
+    return clean(setting(value, 4, "–"))
 
 
 def counts(view: StudyView) -> str:
@@ -138,7 +138,8 @@ def tiles(view: StudyView) -> list[tuple[str, str]]:
                     found.append((number(tested), f"its {clean(name)}"))
                     break
     if len(df):
-        found.append((f"{len(view.finished):,}", f"finished of {len(df):,} trials"))
+        of = f"finished of {len(df):,} trial{'s' * (len(df) > 1)}"
+        found.append((f"{len(view.finished):,}", of))
     for column, says in (("gpu_seconds", "of GPUs"), ("seconds", "of training")):
         total = pd.to_numeric(df[column], errors="coerce").sum() if column in df else 0
         if 0 < total < math.inf:
@@ -238,11 +239,13 @@ def pivot_table(view: StudyView) -> Table | None:
     if sizes[0] > MAX_ROWS or sizes[-1] > MAX_COLUMNS:
         return None
     average = "over all other keys" if len(keys) > len(shown) else "of each"
-    caption = f"{clean(view.objective)} ({view.direction}), mean ± std {average}, n runs"
     means = pivot(df, *shown)
+    has_std = bool(means["std"].notna().to_numpy().any())
+    caption = f"{clean(view.objective)} ({view.direction}), mean{' ± std' * has_std} {average}"
+    caption += ", n runs; – none complete" if (means["n"] == 0).to_numpy().any() else ", n runs"
     names = [clean(key) for key in shown]
     if len(shown) == 2:
-        head = [f"{names[0]} ↓\u00a0 {names[1]} →", *map(label, means["mean"].columns)]
+        head = [f"{names[0]}\u00a0↓ {names[1]}\u00a0→", *map(label, means["mean"].columns)]
     else:
         head = [names[0], clean(view.objective)]
     mean, std, n = (means[name].to_numpy().reshape(len(means), -1) for name in ("mean", "std", "n"))
@@ -278,18 +281,26 @@ def best_table(view: StudyView) -> Table | None:
     if shown.empty:
         return None
     if view.has_one_objective:
-        key, title = "best", "Best trials"
-        caption = f"{len(shown)} best of {view.counts['complete']:,} complete trials"
+        key, title = "best", "Best trials" if len(shown) > 1 else "Best trial"
+        many = view.counts["complete"]
+        caption = f"The {len(shown)} best of {many:,} complete trials"
+        if many == len(shown):
+            caption = (
+                f"All {many} complete trials, best first" if many > 1 else "One complete trial"
+            )
     else:
         key, title = "front", "Trials of the Pareto front"
         caption = f"{len(shown)} of {len(rows):,} trials that no other beats in every objective"
-    constant = [
-        key for key in view.varied if len(shown) > 1 and shown[key].nunique(dropna=False) == 1
-    ]
-    names = [*view.objectives, *(key for key in view.varied if key not in constant), *view.seeds]
+    names = [*view.objectives, *view.varied, *view.seeds]
     metrics = ("std", *_tested(view), *BEST_METRICS)
     names = list(dict.fromkeys([*names, *(name for name in metrics if name in view.frame)]))
     names = [name for name in names if shown[name].notna().any()]
+    constant = [
+        name
+        for name in (*view.varied, *view.seeds, "steps")
+        if name in names and len(shown) > 1 and shown[name].nunique(dropna=False) == 1
+    ]
+    names = [name for name in names if name not in constant]
     pairs = ", ".join(f"{clean(key)} {label(shown[key].iloc[0])}" for key in constant)
     caption += f"; the same in all: {pairs}" if pairs else ""
     head = [Cell(clean(name), "number" if is_numeric(shown[name]) else "") for name in names]
@@ -328,7 +339,7 @@ def class_tables(view: StudyView) -> list[Table]:
             [Cell(name), *(Cell(f"{int(n):,}", shade=float(s)) for n, s in zip(*row, strict=True))]
             for name, *row in zip(names, confusion, shares, strict=True)
         ]
-        head = [Cell("class ↓\u00a0 predicted →"), *map(Cell, names)]
+        head = [Cell("class\u00a0↓ predicted\u00a0→"), *map(Cell, names)]
         title = "Confusion matrix of the best trial"
         tables.append(Table("confusion", title, caption, "pivot", head, body))
     return tables

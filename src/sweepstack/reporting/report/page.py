@@ -11,6 +11,7 @@ import base64
 import gzip
 import hashlib
 import json
+import re
 from datetime import datetime
 from functools import cache
 from importlib import metadata
@@ -19,7 +20,7 @@ from typing import Any
 
 import plotly.io
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from sweepstack.analysis import doctor, plots
 from sweepstack.analysis.plots import Plot
@@ -36,7 +37,16 @@ def html(view: StudyView) -> str:
     drawn = plots.plots(view)
     findings = doctor.examine(view)
     tables = [t for t in (content.pivot_table(view), content.best_table(view)) if t]
-    tables += content.class_tables(view)
+    classes = content.class_tables(view)
+    # The heatmap shows the same as the pivot: it has it as text.
+    pivots = [t for t in tables if t.key == "pivot" and any(p.key == "heatmap" for p in drawn)]
+    tables = [t for t in tables if t not in pivots]
+    shown = [
+        {**_shown(plot), "index": index, "tables": pivots if plot.key == "heatmap" else []}
+        for index, plot in enumerate(drawn)
+    ]
+    top = [plot for plot in shown if plot["tables"]]
+    below = [plot for plot in shown if not plot["tables"]]
     columns, same = content.trials(view)
     figures = [_figure(plot.figure) for plot in drawn]
     table = json.dumps({"columns": columns}, separators=(",", ":"))
@@ -49,8 +59,10 @@ def html(view: StudyView) -> str:
     command = doctor.next_command(view, findings)
     by = f"sweepstack {metadata.version('sweepstack')}"
     links = [("findings", "Findings")] if findings or command else []
+    links += [(f"plot-{plot['key']}", plot["title"]) for plot in top]
     links += [(t.key, t.title) for t in tables]
-    links += [(f"plot-{plot.key}", content.clean(plot.title)) for plot in drawn]
+    links += [(f"plot-{plot['key']}", plot["title"]) for plot in below]
+    links += [(t.key, t.title) for t in classes]
     links += [("trials", "All trials")] if len(view.frame) else []
     document: str = _template().render(
         policy=_policy(allowed),
@@ -64,7 +76,9 @@ def html(view: StudyView) -> str:
         findings=[(f.level, _line(f.text), _line(f.command or "")) for f in findings],
         command=_line(command or ""),
         tables=tables,
-        plots=[_shown(plot) for plot in drawn],
+        top=top,
+        plots=below,
+        classes=classes,
         example=f"{content.clean(view.objective)}{better} state=complete"
         if len(view.frame)
         else "",
@@ -85,6 +99,7 @@ def _template() -> Any:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["breakable"] = _breakable
     return environment.get_template("report.html")
 
 
@@ -96,11 +111,16 @@ def _policy(allowed: list[str]) -> str:
     )
 
 
+def _breakable(text: str) -> Markup:
+    """Text of a narrow column, which may break within the names of keys and metrics."""
+    return Markup(re.sub(r"(?<=[a-z])([._])(?=[a-z])", r"\1<wbr>", str(escape(text))))
+
+
 def _shown(plot: Plot) -> dict[str, Any]:
     """What the page says of a plot."""
     height = int(plot.figure.layout.height or HEIGHT)
-    title = content.clean(plot.title)
-    return {"key": plot.key, "title": title, "says": _line(plot.says), "height": height}
+    title, says = content.clean(plot.title), _line(plot.says)
+    return {"key": plot.key, "title": title, "says": says, "height": height}
 
 
 def _figure(figure: Any) -> Any:

@@ -1,10 +1,12 @@
 "use strict";
-// Draws what static HTML cannot: the plots, as they come near the window, and the table of trials.
+// Draws what static HTML cannot: the plots, those near the window first, and the table of trials.
 // All text of a study reaches the page as textContent, never as HTML.
 (() => {
   const PAGE = 100; // rows of the table that are drawn at once
-  const NEAR = "500px"; // how far from the window a plot is drawn
+  const NEAR = "500px"; // how far from the window a plot is drawn at once
+  const PAPER = 680; // pixels of a plot on paper: A4 and Letter with their margins have more
   const dark = matchMedia("(prefers-color-scheme: dark)");
+  const narrow = matchMedia("(max-width: 34rem)");
   const byId = (id) => document.getElementById(id);
 
   function say(line) {
@@ -20,14 +22,13 @@
 
   // ---- plots ----------------------------------------------------------------------------------
 
-  let figures = null;
+  let figures = null; // as JSON, a text for each
   let plotly = null;
-  const drawn = new Set();
 
   function loaded() {
     plotly ??= (async () => {
       const [source, text] = await Promise.all([unpack("plotly"), unpack("figures")]);
-      figures = JSON.parse(text);
+      figures = JSON.parse(text).map((figure) => JSON.stringify(figure));
       const script = document.createElement("script");
       script.textContent = source; // allowed by its hash
       document.head.append(script);
@@ -35,10 +36,14 @@
     return plotly;
   }
 
-  function template(light) {
+  function coloursOf(shade) {
     const style = getComputedStyle(document.documentElement);
-    const shade = light ? "light" : dark.matches ? "dark" : "light";
-    const colour = (name) => style.getPropertyValue(`--${shade}-${name}`).trim();
+    return (name) => style.getPropertyValue(`--${shade}-${name}`).trim();
+  }
+
+  function template(shade) {
+    const style = getComputedStyle(document.documentElement);
+    const colour = coloursOf(shade);
     const ink = colour("ink");
     const axis = {
       automargin: true,
@@ -59,7 +64,7 @@
         modebar: { bgcolor: "rgba(0,0,0,0)", color: colour("soft"), activecolor: colour("accent") },
         hoverlabel: {
           bgcolor: colour("panel"),
-          bordercolor: colour("line"),
+          bordercolor: colour("soft"),
           font: { color: ink },
         },
         colorway: colour("colours").split(" "),
@@ -67,21 +72,38 @@
     };
   }
 
-  async function draw(box, light = false) {
+  // A figure in the colours of light or dark, and in its narrow layout where there is one.
+  function figureOf(box, shade, isNarrow) {
+    let text = figures[Number(box.dataset.figure)];
+    const [from, to] = ["light", shade].map((name) => coloursOf(name)("colours").split(" "));
+    from.forEach((colour, index) => {
+      text = text.replaceAll(colour, to[index]);
+    });
+    const { data, layout } = JSON.parse(text);
+    const other = (isNarrow && layout.meta?.narrow) || {};
+    for (const [key, value] of Object.entries(other)) {
+      layout[key] = /axis/.test(key) ? { ...layout[key], ...value } : value;
+    }
+    return { data, layout };
+  }
+
+  // Draws at once: a page that is about to be printed waits for no promise.
+  function drawNow(box, onPaper = false) {
     try {
-      await loaded();
-      const { data, layout } = figures[Number(box.dataset.figure)];
-      const size = { autosize: true, height: parseInt(box.style.height, 10) };
-      const whole = { ...layout, ...size, template: template(light) };
-      await Plotly.react(box, data, whole, {
-        responsive: true,
+      const shade = dark.matches && !onPaper ? "dark" : "light";
+      const { data, layout } = figureOf(box, shade, narrow.matches && !onPaper);
+      const height = layout.height ?? Number(box.dataset.height);
+      const size = onPaper ? { width: PAPER, autosize: false } : { autosize: true };
+      box.style.height = `${height}px`;
+      const whole = { ...layout, ...size, height, template: template(shade) };
+      Plotly.react(box, data, whole, {
+        responsive: !onPaper,
         displaylogo: false,
         showEditInChartStudio: false,
         showSendToCloud: false,
         plotlyServerURL: "",
         topojsonURL: "",
       });
-      drawn.add(box);
       box.dataset.state = "drawn";
     } catch (error) {
       box.dataset.state = "failed";
@@ -91,21 +113,36 @@
 
   function watchPlots() {
     const boxes = [...document.querySelectorAll(".plot")];
+    const isNew = (box) => !box.dataset.state;
+    const draw = async (box, onPaper) => {
+      await loaded();
+      if (isNew(box)) drawNow(box, onPaper);
+    };
+    const failed = (error) => say(`The plots of this file are damaged: ${error.message}`);
     const observer = new IntersectionObserver(
       (entries) => {
-        for (const { isIntersecting, target } of entries) {
-          if (!isIntersecting) continue;
-          observer.unobserve(target);
-          draw(target);
-        }
+        const near = entries.filter(({ isIntersecting }) => isIntersecting);
+        near.forEach(({ target }) => draw(target).catch(failed));
       },
       { rootMargin: NEAR },
     );
     boxes.forEach((box) => observer.observe(box));
-    const again = (light) => [...drawn].forEach((box) => draw(box, light));
+    // The others while nothing else is to do, so that a page can be printed and searched whole.
+    const idle = globalThis.requestIdleCallback ?? ((next) => setTimeout(next, 50));
+    const drawRest = async () => {
+      const next = boxes.find(isNew);
+      if (!next) return;
+      await draw(next);
+      idle(drawRest, { timeout: 500 });
+    };
+    if (boxes.length) loaded().then(() => idle(drawRest, { timeout: 500 }), failed);
+    const again = (onPaper) => {
+      if (figures && globalThis.Plotly) boxes.forEach((box) => drawNow(box, onPaper));
+    };
     dark.addEventListener("change", () => again(false));
-    // Paper is white. Plots that were not looked at yet are drawn too, as far as there is time.
-    addEventListener("beforeprint", () => boxes.forEach((box) => draw(box, true)));
+    narrow.addEventListener("change", () => again(false));
+    // Paper is white and narrower than the window.
+    addEventListener("beforeprint", () => again(true));
     addEventListener("afterprint", () => again(false));
   }
 
@@ -117,7 +154,8 @@
     if (!Number.isFinite(value)) return value > 0 ? "inf" : "-inf";
     if (Number.isInteger(value)) return String(value);
     const size = Math.abs(value);
-    return size >= 1e-3 && size < 1e5 ? String(+value.toPrecision(5)) : value.toPrecision(4);
+    const short = Number(value.toPrecision(4));
+    return size >= 1e-4 && size < 1e5 ? String(short) : short.toExponential();
   }
 
   function column({ t: title, v: values, l: labels, x: extra }) {

@@ -21,15 +21,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from sweepstack.config import schema
+from sweepstack.config import commands, schema
 from sweepstack.config import trust as trust_rule
 from sweepstack.config.errors import EXIT_DIFFERENT, EnvironmentFault, InputError, one_line
-from sweepstack.engine import device, seeds
 from sweepstack.engine.program import Program
-from sweepstack.engine.spec import Monitor, TrialResult, TrialSpec
 from sweepstack.engine.train import train
 from sweepstack.runs import folder as run_folder
-from sweepstack.runs import progress
+from sweepstack.runs import progress, seeds
 from sweepstack.runs.folder import environment
 from sweepstack.runs.rerun.compare import (
     EXACT,
@@ -48,9 +46,10 @@ from sweepstack.runs.rerun.compare import (
 from sweepstack.runs.rerun.restore import Restored, restore
 from sweepstack.study.attributes import DATA_HASH, ENVIRONMENT
 from sweepstack.study.frame import STATES, rows_of
-from sweepstack.study.view import StudyView
+from sweepstack.study.view import StudyView, outputs
+from sweepstack.training import device
+from sweepstack.training.spec import Monitor, TrialResult, TrialSpec
 
-PLACE = Path("outputs/reruns")
 MAX_WIDTH = 16
 """Probes that are trained as one stack, at most."""
 _AT_END = re.compile(r"(train|val|test)_\w+")
@@ -82,6 +81,7 @@ def rerun(
         InputError: there is no such trial, or it cannot or must not be trained.
         EnvironmentFault: the data are missing or the folder cannot be written.
     """
+    _refuse_others(view)
     trial = _ended_trial(view, number)
     restored = _on_this_machine(restore(view, trial, overrides, trust, config_dir))
     trust_rule.see_own_packages(restored.config.trust)
@@ -89,7 +89,9 @@ def rerun(
     console = progress.console()
     for line in [*_changes(view, trial, program), *restored.notes, *_data_read(program)]:
         progress.say(line, console)
-    place = run_folder.claim(folder or PLACE / _folder_name(view.name, number))
+    place = run_folder.claim(
+        folder or outputs(view.where) / "reruns" / _folder_name(view.name, number)
+    )
     spec = TrialSpec(restored.config, number=number, folder=place)
     swept = any(override.startswith("+sweeps=") for override in restored.overrides)
     run_folder.begin(place, spec, [*restored.overrides, *(["hydra.mode=RUN"] if swept else [])])
@@ -122,6 +124,21 @@ def _compared(
         probes = _probe(spec, stop, program.objective, tolerance.floor)
         comparison = compare(recorded, now, tolerance, probes)
     return comparison
+
+
+def _refuse_others(view: StudyView) -> None:
+    """Raise an InputError where another program trained the trials of a study."""
+    application = view.asked.get("application")
+    name = application.get("name") if isinstance(application, Mapping) else None
+    if name == "sweepstack":
+        return
+    owner = f" ({one_line(name, 40)})" if isinstance(name, str) else ""
+    export = commands.study("export", view.name, "-o", "trials.csv", where=view.where)
+    raise InputError(
+        f"study {one_line(view.name)} is another program's{owner}, and rerun trains only what "
+        "sweepstack trained: run that program with the trial's parameters; "
+        f"they are in trials.csv after: {export}"
+    )
 
 
 def _ended_trial(view: StudyView, number: int) -> FrozenTrial:

@@ -29,9 +29,9 @@ from sweepstack.config import reading
 from sweepstack.config.errors import InputError, one_line
 from sweepstack.config.schema import RunConfig
 from sweepstack.config.trust import beyond_values, check_target, parts
-from sweepstack.engine.spec import TrialSpec
 from sweepstack.study.attributes import OVERRIDES
 from sweepstack.study.view import StudyView
+from sweepstack.training.spec import TrialSpec
 
 Plain = dict[str, Any]
 
@@ -113,7 +113,7 @@ def _changed(
     if "trust" in {override.lstrip("+~").partition("=")[0] for override in given}:
         raise InputError("packages are trusted with --trust PACKAGE, not with trust=[...]")
     before = reading.read_plain(plain)
-    safe = {**plain, "trust": list(trust), "logger": {"name": "none"}}
+    safe = {**plain, "trust": list(trust), "logger": {}}
     if "download" in safe["data"]:  # it would write where data.root says
         safe["data"] = {**safe["data"], "download": False}
     safe["training"] = {**safe["training"], "checkpoint_every": 0, "width": 1}

@@ -16,6 +16,7 @@ The policy is here; `bulk.py` and `public.py` are the two ways to read and write
 from __future__ import annotations
 
 import math
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -26,8 +27,18 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from sweepstack.study import attributes as attr
-from sweepstack.study.book import processes, records
-from sweepstack.study.book.records import ENDED, Ending, Owner, Record, Report, Row, Tally
+from sweepstack.study.book import (
+    ENDED,
+    Ending,
+    Grid,
+    Owner,
+    Record,
+    Report,
+    Row,
+    Tally,
+    canonical,
+    processes,
+)
 
 GRACE_S = 120.0
 """A worker that has sent no heartbeat for so long is presumed dead."""
@@ -75,7 +86,7 @@ class Book(ABC):
         self.study_id = storage.get_study_id_from_name(study.study_name)
         self.max_restarts, self.grace_s = max_restarts, grace_s
         self._workers, self._checkpointed = workers, checkpointed
-        self._grid = None if points is None else records.Grid(points, first)
+        self._grid = None if points is None else Grid(points, first)
         self._sleep = processes.Sleep()
         self._owners: dict[str, Owner] = {}
 
@@ -106,7 +117,7 @@ class Book(ABC):
         """Let known points wait before all others, each once in the life of the study."""
         with self._held() as page:
             there = {value for _, value in self._values(page, attr.ENQUEUED)}
-            marks = {records.canonical(point): point for point in first}
+            marks = {canonical(point): point for point in first}
             new = [Row(p, {attr.ENQUEUED: mark}) for mark, p in marks.items() if mark not in there]
             self._add_waiting(page, new)
 
@@ -204,6 +215,21 @@ class Book(ABC):
             with self._read() as page:
                 self._refresh(page, list(found.values()))
         return found
+
+    # --- what is asked of the workers -------------------------------------------------------------
+
+    def stop(self, crew: str = "") -> None:
+        """Ask the workers of one sweep to stop, or all that work on the study now."""
+        self.study.set_user_attr(stop_key(crew), repr(time.time()))
+
+    def stops(self, crew: str = "") -> tuple[Any, Any]:
+        """When all workers, and those of one sweep, were last asked to stop: it changes when they
+        are asked again. Sweeps that start later go on."""
+        known = self._study_attributes((stop_key(), stop_key(crew)))
+        return known.get(stop_key()), known.get(stop_key(crew)) if crew else None
+
+    def _study_attributes(self, keys: Sequence[str]) -> Mapping[str, Any]:
+        return self.storage.get_study_user_attrs(self.study_id)
 
     # --- looks -----------------------------------------------------------------------------------
 
@@ -472,6 +498,11 @@ class Book(ABC):
 
     @abstractmethod
     def _write_effects(self, page: Any, taken: Sequence[tuple[optuna.Trial, str]]) -> None: ...
+
+
+def stop_key(crew: str = "") -> str:
+    """The attribute of a study by which workers are asked to stop."""
+    return f"{attr.STOP}.{crew}" if crew else attr.STOP
 
 
 def _may_live(worker: object) -> bool:

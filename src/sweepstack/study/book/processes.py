@@ -30,8 +30,13 @@ def is_gone(name: str) -> bool:
 
     That is for processes of other hosts, and where there is no /proc (macOS, Windows).
     """
-    host, pid, start_time = name.rsplit(":", 2)
-    return host == _host() and start_time != "" and _start_time(int(pid)) != start_time
+    _, pid, start_time = name.rsplit(":", 2)
+    return is_here(name) and start_time != "" and _start_time(int(pid)) != start_time
+
+
+def is_here(name: str) -> bool:
+    """Return whether a process is or was one of this host."""
+    return name.rsplit(":", 2)[0] == _host()
 
 
 def _host() -> str:

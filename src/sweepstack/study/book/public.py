@@ -33,9 +33,18 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from sweepstack.study import attributes as attr
-from sweepstack.study.book import processes, records
+from sweepstack.study.book import (
+    ENDED,
+    Ending,
+    Owner,
+    Record,
+    Report,
+    Row,
+    Tally,
+    last_value,
+    processes,
+)
 from sweepstack.study.book.book import Book
-from sweepstack.study.book.records import ENDED, Ending, Owner, Record, Report, Row, Tally
 from sweepstack.study.storage import file_of
 
 _WITHDRAWN = "withdrawn: another trial has its place"
@@ -382,7 +391,7 @@ class PublicBook(Book):
     def _end(self, ending: Ending) -> bool:
         trial_id, values = self._row(ending.trial.number), ending.values
         if ending.state == TrialState.PRUNED:
-            values = records.last_value(self.storage.get_trial(trial_id))
+            values = last_value(self.storage.get_trial(trial_id))
         try:
             self.storage.set_trial_state_values(trial_id, ending.state, values or None)
         except UpdateFinishedTrialError:

@@ -36,12 +36,11 @@ from omegaconf.errors import OmegaConfBaseException
 
 from sweepstack.config.errors import EnvironmentFault, InputError, one_line
 from sweepstack.config.reading import REFUSALS
-from sweepstack.config.space import points
-from sweepstack.config.space.space import Space
+from sweepstack.config.space import Space, points
 from sweepstack.study.attributes import RETRY_OF
 from sweepstack.study.storage import is_failure
 from sweepstack.sweep.plan import Plan
-from sweepstack.sweep.worker.trial import Asked, Outcome
+from sweepstack.sweep.worker import Asked, Outcome
 
 if TYPE_CHECKING:
     from sweepstack.sweep.worker.worker import Worker
@@ -190,6 +189,9 @@ class Caller:
         """Run trials until no more are asked; see `worker.Runner`."""
         for each in asked:
             yield self._outcome(each)
+
+    def close(self) -> None:
+        """Nothing is open."""
 
     def _outcome(self, asked: Asked) -> Outcome:
         try:

@@ -17,10 +17,10 @@ from typing import Any, Protocol
 
 from optuna.trial import TrialState
 
-from sweepstack.engine.spec import State
+from sweepstack.study.book import ENDED, Owner
 from sweepstack.study.book.book import Book
-from sweepstack.study.book.records import ENDED, Owner
-from sweepstack.sweep.worker.trial import Asked, Outcome
+from sweepstack.sweep.worker import Asked, Outcome
+from sweepstack.training.spec import State
 
 MAX_DEFERRED = 1024
 """Trials that are deferred at most; then no other is asked for until some have ended."""
@@ -100,9 +100,9 @@ class Duplicates:
         return trained
 
     @property
-    def full(self) -> bool:
-        """Whether so many trials are deferred that no other should be asked for."""
-        return sum(map(len, self._deferred.values())) >= MAX_DEFERRED
+    def places(self) -> int:
+        """How many more trials may be deferred; if none, no other should be asked for."""
+        return max(0, MAX_DEFERRED - sum(map(len, self._deferred.values())))
 
     def ended(self, outcome: Outcome, state: TrialState) -> None:
         """Note how a trial of this worker ended, `state` being what was recorded."""

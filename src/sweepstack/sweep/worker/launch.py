@@ -7,53 +7,53 @@ the cores and a GPU; any other Hydra launcher carries them as its jobs.
 from __future__ import annotations
 
 import contextlib
-import glob
 import logging
-import math
 import multiprocessing
 import os
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import uuid
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing import connection, resource_tracker
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from types import TracebackType
 from typing import Any, TextIO
 
 import optuna
-from optuna.trial import TrialState
-from rich.console import Console, RenderableType
-from rich.progress import BarColumn, Progress, TextColumn
-from rich.table import Column, Table
 
-from sweepstack.config.errors import EXIT_TERMINATED, EnvironmentFault, SweepstackError
+from sweepstack.config.errors import (
+    EXIT_INTERRUPTED,
+    EXIT_TERMINATED,
+    EnvironmentFault,
+    InputError,
+    SweepstackError,
+    one_line,
+)
+from sweepstack.reporting.scoreboard import Scoreboard, count_finished
 from sweepstack.runs import progress
 from sweepstack.study import storage
+from sweepstack.study.book import processes, register
 from sweepstack.study.book.book import Book
+from sweepstack.study.book.register import Entry
 from sweepstack.sweep.plan import Plan
 from sweepstack.sweep.studies import open_book
-from sweepstack.sweep.worker.trial import Live, Status, Stop
-from sweepstack.sweep.worker.worker import App, Worker, count_finished, too_many_failed
+from sweepstack.sweep.worker import Stop
+from sweepstack.sweep.worker.worker import App, Worker, too_many_failed
 
 log = logging.getLogger(__name__)
 _LOGGER = logging.getLogger("sweepstack")
 
 PATIENCE_S = 25.0
 """Seconds that workers get to checkpoint their trials after Ctrl-C."""
+CANCEL_S = 10.0
+"""Seconds that a launcher gets to notice that its jobs have ended."""
 MAX_FALSE_STARTS = 3
 """Workers in a row that may die before they begin a trial. Those that die later are limited by the
 trial's restarts and by max_failure_rate."""
-REFRESH_S = 0.5
-PLAIN_LINES, PLAIN_S = 10, 10.0
-"""About how many lines a sweep prints without a terminal, and after how many seconds one more."""
-MAX_SHOWN = 5
-"""Trials in training that are shown."""
-CURVE, BARS = 24, "▁▂▃▄▅▆▇█"
 
 Launch = Callable[[Callable[[Any], int | None], int], int | None]
 """Another launcher: runs a function as that many Hydra jobs; returns the first exit code of a
@@ -62,24 +62,44 @@ signal that they return."""
 
 @dataclass(frozen=True)
 class Crew:
-    """What every worker of a sweep is given; it can be pickled."""
+    """What every worker of a sweep is given; it can be pickled.
+
+    Attributes:
+        name: tells the sweep from others of the study.
+        stops: how the workers were asked to stop before it began (`Book.stops`).
+    """
 
     plan: Plan
     app: App
     folder: Path
     deadline: float
+    name: str = field(default_factory=lambda: uuid.uuid4().hex[:8])
+    stops: Any = None
 
-    def worker(self, book: Book, stop: Stop, **calls: Callable[..., object]) -> Worker:
+    def worker(self, book: Book, stop: Stop, **given: Any) -> Worker:
         """A worker in this process."""
-        deadline = self.deadline
-        return Worker(self.plan, self.app, book, self.folder, stop, deadline=deadline, **calls)
+        deadline, crew = self.deadline, (self.name, self.stops)
+        return Worker(
+            *(self.plan, self.app, book, self.folder, stop), deadline=deadline, crew=crew, **given
+        )
 
     def __call__(self, job: Any = None) -> int | None:
         """Work as a launcher's job; return the exit code of the signal that ended it, if any."""
         stop = Stop()
         with progress.on_signal(stop.ask):
-            self.worker(_open_shared(self), stop).work()
+            self.join(stop)
         return stop.code
+
+    def join(self, stop: Stop, **calls: Callable[..., object]) -> None:
+        """Work on the study, which exists, in a process of its own."""
+        book = _open_shared(self)
+        member = register.join(
+            *(book.study, self.name, self.plan.n_jobs, self.plan.workers_per_gpu),
+            chooses=_chooses_gpus(self.plan),
+        )
+        if member is not None:
+            with member:
+                self.worker(book, stop, member=member, **calls).work()
 
 
 def launch(crew: Crew, board: Scoreboard, other: Launch | None = None) -> int | None:
@@ -90,14 +110,118 @@ def launch(crew: Crew, board: Scoreboard, other: Launch | None = None) -> int | 
     """
     board.reads = other is not None or crew.plan.n_jobs > 1
     if other is not None:
-        with board, progress.every(1.0, board.refresh, "sweepstack-board"):
-            return other(crew, crew.plan.n_jobs)
+        return _Jobs(crew, board, other).run()
     stop = Stop()
     if crew.plan.n_jobs == 1:
-        with progress.on_signal(stop.ask), board:
-            crew.worker(board.book, stop, notify=board.refresh).work()
+        member = register.Membership.here(board.book.study, crew.name)
+        with progress.on_signal(stop.ask), board, member:
+            crew.worker(board.book, stop, member=member, notify=board.refresh).work()
         return stop.code
     return _Processes(crew, board, stop).run()
+
+
+class JobsFailed(EnvironmentFault):
+    """Jobs of a launcher ended without a word from their workers."""
+
+
+@dataclass
+class _Jobs:
+    """Workers that another launcher carries."""
+
+    crew: Crew
+    board: Scoreboard
+    other: Launch
+    code: int | None = None
+    alive: list[Entry] = field(default_factory=list)
+    over: threading.Event = field(default_factory=threading.Event)
+
+    def run(self) -> int | None:
+        """Let the launcher run the workers, and others in place of those that die, until the study
+        is complete: its verdict counts, not that of a job."""
+        book, barren, jobs = self.board.book, 0, self.crew.plan.n_jobs
+        look = progress.every(1.0, self.board.refresh, "sweepstack-board")
+        with progress.on_signal(self._ask, self._leave), self.board, look:
+            while True:
+                before, known = count_finished(book.counts()), len(self._members())
+                code, error = self._launch(jobs)
+                if self.code is not None or self._is_stopped():
+                    return self.code or EXIT_INTERRUPTED
+                if code is None and error is None:
+                    return None
+                counts = self._wait(error)
+                if self._is_complete(counts):
+                    how = "a worker died" if error is None else one_line(error, 200)
+                    log.warning("the study is complete, though %s", how)
+                    return None
+                began = self._members()[known:]
+                barren = barren + 1 if count_finished(counts) == before else 0
+                is_ours = any(entry.process == processes.this_process() for entry in began)
+                if not began or is_ours or barren > self.crew.plan.max_restarts:
+                    if error is not None:
+                        raise error
+                    return code
+                if error is not None and not isinstance(error, JobsFailed):
+                    raise error
+                jobs = max(1, self.crew.plan.n_jobs - len(self.alive))
+                log.warning("a worker died; starting %d in its place", jobs)
+
+    def _launch(self, jobs: int) -> tuple[int | None, SweepstackError | None]:
+        try:
+            return self.other(self.crew, jobs), None
+        except SweepstackError as error:
+            return None, error
+        finally:
+            if self.code is not None:
+                self.over.set()
+
+    def _wait(self, error: SweepstackError | None) -> dict[str, int]:
+        """Wait while others work, where what one died of would end a new one too."""
+        while True:
+            counts, self.alive = self.board.book.counts(), self._living()
+            hopeless = isinstance(error, JobsFailed) or not self.alive or self.code is not None
+            if hopeless or self._is_complete(counts):
+                return counts
+            time.sleep(0.5)
+
+    def _is_complete(self, counts: dict[str, int]) -> bool:
+        return self.board.book.total is not None and not counts["remaining"]
+
+    def _is_stopped(self) -> bool:
+        return bool(self.board.book.stops(self.crew.name) != self.crew.stops)
+
+    def _members(self) -> list[Entry]:
+        return [e for e in register.workers(self.board.book.study) if e.crew == self.crew.name]
+
+    def _living(self) -> list[Entry]:
+        return [entry for entry in self._members() if entry.is_alive]
+
+    def _ask(self, code: int) -> None:
+        self.code = code
+        threading.Thread(target=self._stop, name="sweepstack-stop", daemon=True).start()
+
+    def _stop(self) -> None:
+        """Ask the workers to stop through the study, and end the jobs of those that do not; not in
+        a signal's handler, which may have interrupted who holds the study."""
+        progress.say("stopping: the workers checkpoint their trials; Ctrl-C again leaves at once")
+        with storage.ignored():
+            self.board.book.stop(self.crew.name)
+            latest = time.monotonic() + PATIENCE_S
+            while time.monotonic() < latest and not self.over.wait(0.5):
+                self.alive = self._living()
+                if not self.alive and self._members():
+                    break
+            for entry in self.alive:
+                register.end(entry)
+        if not self.over.wait(CANCEL_S):
+            self._leave(self.code or EXIT_INTERRUPTED)
+
+    def _leave(self, code: int) -> None:
+        lines = [f"may still run: {entry.described}" for entry in self.alive if entry.is_alive]
+        if not self.alive:
+            lines.append("jobs that have not begun end as soon as they do")
+        for line in [*lines, "interrupted; run the same command again to resume"]:
+            print(f"sweepstack: {line}", file=sys.stderr, flush=True)
+        os._exit(code)
 
 
 @dataclass
@@ -154,7 +278,7 @@ class _Processes:
             args=(self.crew, place, os.getpid(), sender),
             name=f"sweepstack-worker-{place}",
         )
-        with sender, _share(place, self.crew.plan), _without_interrupts():
+        with sender, _share(self.crew.plan), _without_interrupts():
             process.start()
             self.children[place] = _Child(process, messages)
 
@@ -169,6 +293,9 @@ class _Processes:
             if error is not None:
                 raise error
             if child.process.exitcode == 0:
+                continue
+            if child.process.exitcode == EXIT_INTERRUPTED:  # asked to, through the study
+                self.stop.code = self.stop.code or EXIT_INTERRUPTED
                 continue
             self.false_starts = 0 if began else self.false_starts + 1
             how = f"worker {place} died (exit code {child.process.exitcode})"
@@ -201,27 +328,40 @@ class _Processes:
         os._exit(code)
 
 
+def _chooses_gpus(plan: Plan) -> bool:
+    """Whether workers take a GPU each, as no device is named."""
+    fixed = [w.partition("=")[2] for w in plan.space.fixed if w.startswith("training.device=")]
+    return not any(device == "cpu" or device.startswith("cuda:") for device in fixed)
+
+
+def check(plan: Plan) -> None:
+    """Refuse more local workers than the GPUs may have.
+
+    Raises:
+        InputError: `n_jobs` is more.
+    """
+    if not plan.workers_per_gpu or not _chooses_gpus(plan):
+        return
+    gpus = len(register.gpus_here())
+    if gpus and plan.n_jobs > gpus * plan.workers_per_gpu:
+        raise InputError(
+            f"hydra.sweeper.n_jobs must be <= {gpus * plan.workers_per_gpu} "
+            f"({gpus} visible GPUs, hydra.sweeper.workers_per_gpu={plan.workers_per_gpu}), got "
+            f"{plan.n_jobs}"
+        )
+
+
 @contextlib.contextmanager
-def _share(place: int, plan: Plan) -> Iterator[None]:
-    """Give a process that starts now its share of the cores, and a GPU of the visible ones; what is
-    set by a person stays."""
-    before, gpus = dict(os.environ), _visible_gpus()
+def _share(plan: Plan) -> Iterator[None]:
+    """Give a process that starts now its share of the cores; what is set by a person stays."""
+    before = dict(os.environ)
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ.setdefault(name, str(max(1, (os.cpu_count() or 1) // plan.n_jobs)))
-    if gpus and not any(word.startswith("training.device=cuda:") for word in plan.space.fixed):
-        os.environ["CUDA_VISIBLE_DEVICES"] = gpus[place % len(gpus)]
+        os.environ.setdefault(name, str(max(1, register.cores() // plan.n_jobs)))
     try:
         yield
     finally:
         os.environ.clear()
         os.environ.update(before)
-
-
-def _visible_gpus() -> list[str]:
-    given = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if given is not None:
-        return [gpu for gpu in given.split(",") if gpu]
-    return [str(number) for number in range(len(glob.glob("/dev/nvidia[0-9]*")))]
 
 
 def _open_shared(crew: Crew) -> Book:
@@ -299,7 +439,7 @@ def _child(crew: Crew, place: int, parent: int, sender: connection.Connection) -
             sender.send(message)
 
     try:
-        crew.worker(_open_shared(crew), stop, began=lambda: send(None)).work()
+        crew.join(stop, began=lambda: send(None))
     except SweepstackError as error:
         send((str(error), error.exit_code))
         raise SystemExit(error.exit_code) from None
@@ -314,204 +454,3 @@ def _outlive(parent: int) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(PATIENCE_S)
     os._exit(EXIT_TERMINATED)
-
-
-class Scoreboard:
-    """Shows one sweep: done, pruned, failed, best so far, ETA, and the trials in training. A
-    context manager.
-
-    On a terminal a bar and a table of the best trials in training. Elsewhere lines: ten, and more
-    where ten are rarer than every `PLAIN_S` seconds. Reads the study, whoever runs the trials.
-
-    Args:
-        book: the study's records.
-        direction: "maximize" or "minimize" of a single objective, else None.
-        objective: its name.
-        console: where to; stdout by default.
-
-    Attributes:
-        reads: whether to read running trials from the study, as other processes train them.
-    """
-
-    def __init__(
-        self, book: Book, direction: str | None, objective: str, console: Console | None = None
-    ):
-        self.book = book
-        self.direction, self.objective = direction, objective
-        self.console = console or progress.console()
-        self.before, self.reads = count_finished(book.counts()), False
-        self._status = Status()
-        self._began = self._printed = time.monotonic()
-        self._last, self._last_line = 0.0, 0
-        self._bar = _Bar(
-            TextColumn("{task.fields[done]}", table_column=Column(no_wrap=True)),
-            BarColumn(bar_width=20),
-            TextColumn("{task.fields[rest]}", table_column=Column(no_wrap=True, ratio=1)),
-            console=self.console,
-            disable=not self.console.is_terminal,
-            expand=True,
-            transient=False,
-        )
-        self._warnings = _Warnings(self.console)
-        self._task = self._bar.add_task("sweep", total=book.total, done="", rest="")
-
-    def __enter__(self) -> Scoreboard:
-        self._bar.start()
-        if self.console.is_terminal:
-            _LOGGER.addHandler(self._warnings)
-            _LOGGER.propagate = False
-        self.refresh(always=True)
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.reads = False
-        with storage.ignored():  # or it would hide what is raised already
-            self.refresh(Status(), always=True)
-        _LOGGER.removeHandler(self._warnings)
-        _LOGGER.propagate = True
-        self._bar.stop()
-
-    def refresh(
-        self, status: Status | None = None, *, always: bool = False
-    ) -> dict[str, int] | None:
-        """Read the study and show it, at most every `REFRESH_S` seconds; the counts, if so.
-
-        `status` says how far the running trials are; None leaves what was said last.
-        """
-        now = time.monotonic()
-        self._status = status or self._status
-        if not always and now - self._last < REFRESH_S:
-            return None
-        self._last = now
-        counts, total = self.book.counts(), self.book.total
-        if self.reads:
-            self._status = self._read()
-        ended = count_finished(counts)
-        done = f"{ended}{'' if total is None else f'/{total}'} trials"
-        others = [f"{counts[state]} {state}" for state in ("pruned", "failed") if counts[state]]
-        best = self.book.best(self.direction) if self.direction else None
-        facts = [
-            ", ".join(others),
-            "" if best is None else f"best {self.objective} {_number(best)}",
-        ]
-        line = "  ".join(filter(None, [*facts, self._eta(ended, now)]))
-        said = f"{line}  {self._status}".strip()
-        self._bar.update(self._task, completed=ended, done=done, rest=said)
-        self._bar.below = _table(self._status, self.objective, self.direction)
-        if not self.console.is_terminal and self._is_due(ended, now):
-            self._printed = now
-            text = f"{done}  {line}" if ended == total else f"{done}  {said}"
-            self.console.print(text, highlight=False, soft_wrap=True)
-        return counts
-
-    def _read(self) -> Status:
-        """The running trials as the study has them."""
-        running = (TrialState.RUNNING,)
-        trials = self.book.storage.get_all_trials(self.book.study_id, False, running)
-        found = []
-        for trial in trials:
-            reports = [value for _, value in sorted(trial.intermediate_values.items())]
-            found.append(Live(trial.number, max(trial.intermediate_values, default=0), 0, reports))
-        return Status(found)
-
-    def _is_due(self, ended: int, now: float) -> bool:
-        """Whether a line is due: at each tenth of the way, at the end, and where trials train for
-        long, every `PLAIN_S` seconds, or a twentieth of the time so far."""
-        new, total = ended - self.before, self.book.total
-        tenth = max(1, ((total or 100) - self.before) // PLAIN_LINES)
-        place = new // tenth if ended != total else PLAIN_LINES + 1
-        if new and place > self._last_line:
-            self._last_line = place
-            return True
-        quiet = now - self._printed
-        return bool(self._status.trials) and quiet >= max(PLAIN_S, (now - self._began) / 20)
-
-    def _eta(self, ended: int, now: float) -> str:
-        """Hours, minutes and seconds until the total: by the steps that are left, where they are
-        known, else at the pace of trials so far."""
-        new, total = ended - self.before, self.book.total
-        if total is None or ended >= total:
-            return ""
-        left = self._status.seconds_left(total - ended - len(self._status.trials))
-        if left is None and not new:
-            return ""
-        if left is None:
-            left = (now - self._began) / new * (total - ended)
-        minutes, seconds = divmod(round(left), 60)
-        hours, minutes = divmod(minutes, 60)
-        return f"ETA {hours}:{minutes:02}:{seconds:02}" if hours else f"ETA {minutes}:{seconds:02}"
-
-
-class _Bar(Progress):
-    """A progress bar with something below it."""
-
-    below: RenderableType | None = None
-
-    def get_renderables(self) -> Iterable[RenderableType]:
-        """The bar, and what is below."""
-        yield from super().get_renderables()
-        if self.below is not None:
-            yield self.below
-
-
-def _table(status: Status, objective: str, direction: str | None) -> Table | None:
-    """The best trials in training, each with its curve, and the mean of all."""
-    if not status.trials:
-        return None
-    sign = -1 if direction == "minimize" else 1
-    evaluated = [trial for trial in status.trials if trial.values and direction]
-    evaluated.sort(key=lambda trial: sign * trial.values[-1], reverse=True)
-    rest = [trial for trial in status.trials if trial not in evaluated]
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    for name in ("trial", "step", objective if direction else ""):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("", no_wrap=True)
-    scale = [value for trial in evaluated[:MAX_SHOWN] for value in trial.values[-CURVE:]]
-    for trial in [*evaluated, *rest][:MAX_SHOWN]:
-        value = _number(trial.values[-1]) if trial.values and direction else ""
-        table.add_row(str(trial.number), _steps(trial), value, _curve(trial.values, scale))
-    if len(status.trials) > MAX_SHOWN:
-        last = [trial.values[-1] for trial in evaluated]
-        mean = _number(math.fsum(last) / len(last)) if last else ""
-        table.add_row(f"mean of {len(status.trials)}", "", mean, "", style="dim")
-    if status.samples_per_s:
-        memory = "" if status.memory is None else f", {status.memory / 2**30:.1f} GiB on the GPU"
-        table.caption = f"{status.samples_per_s:,.0f} samples/s{memory}"
-        table.caption_justify = "left"
-    return table
-
-
-def _number(value: float) -> str:
-    """With as many decimals as in the table at the end, so that a column lines up."""
-    return f"{value:.4f}" if value == 0 or 1e-3 <= abs(value) < 1e5 else f"{value:.4g}"
-
-
-def _steps(trial: Live) -> str:
-    return f"{trial.step:,}/{trial.total:,}" if trial.total else f"{trial.step:,}"
-
-
-def _curve(values: Sequence[float], scale: Sequence[float]) -> str:
-    """The last evaluations as bars."""
-    shown = [value for value in values[-CURVE:] if math.isfinite(value)]
-    known = [value for value in scale if math.isfinite(value)]
-    if len(shown) < 2:
-        return ""
-    low, span = min(known), max(known) - min(known) or 1.0
-    return "".join(BARS[round((value - low) / span * (len(BARS) - 1))] for value in shown)
-
-
-class _Warnings(logging.Handler):
-    """Prints warnings above the bar: written past it, they would end up in its line."""
-
-    def __init__(self, console: Console):
-        super().__init__(logging.WARNING)
-        self._console = console
-
-    def emit(self, record: logging.LogRecord) -> None:
-        line = f"sweepstack: {record.getMessage()}"
-        self._console.print(line, highlight=False, markup=False, soft_wrap=True)

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 from sweepstack.config import trust
 from sweepstack.config.errors import InputError, nearest
-from sweepstack.engine.spec import TrialSpec
 from sweepstack.runs import logger
 from sweepstack.sweep import pruners
 from sweepstack.sweep.plan import Plan
+from sweepstack.training.spec import TrialSpec
 
 if TYPE_CHECKING:
     from sweepstack.config.schema import RunConfig

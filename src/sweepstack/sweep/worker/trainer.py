@@ -23,29 +23,29 @@ from omegaconf.errors import OmegaConfBaseException
 
 from sweepstack.config import reading as config
 from sweepstack.config import schema, trust
+from sweepstack.config.composition import Composition
 from sweepstack.config.effect import effect
 from sweepstack.config.errors import InputError, SweepstackError, masked, one_line
 from sweepstack.config.schema import RunConfig
-from sweepstack.config.space import points
-from sweepstack.config.space.space import Space
-from sweepstack.engine import seeds
-from sweepstack.engine.seeds import Group
-from sweepstack.engine.spec import Monitor, TrialResult, TrialSpec
+from sweepstack.config.space import Space, points
 from sweepstack.engine.width import MANY, Widths
+from sweepstack.reporting.scoreboard import Live, Status
+from sweepstack.runs import seeds
+from sweepstack.runs.logger import Logged, Run, run_of
+from sweepstack.runs.seeds import Group
 from sweepstack.study.attributes import DATA_HASH, EFFECT, EQUALS, PLANNED, PREFIX
 from sweepstack.sweep import samplers
 from sweepstack.sweep.plan import PLACES, Plan
-from sweepstack.sweep.worker import question
-from sweepstack.sweep.worker.composition import Composition
+from sweepstack.sweep.worker import Asked, Outcome, question
 from sweepstack.sweep.worker.duplicates import Original
-from sweepstack.sweep.worker.trial import Asked, Live, Outcome, Status
 from sweepstack.sweep.worker.trial_folder import BestModels, TrialFolder
+from sweepstack.training.spec import Monitor, TrialResult, TrialSpec
 
 if TYPE_CHECKING:
     from sweepstack.engine.program import Program
     from sweepstack.sweep.worker.worker import Worker
 
-SAME_IN_ALL = frozenset({"training.seeds", "objective"})
+SAME_IN_ALL = frozenset({"training.seeds", "objective", "logger"})
 """Keys without which the trials of a study could not be compared."""
 MAX_ASKED = 16
 """Trials that an adaptive sampler is asked for at once, at most."""
@@ -191,7 +191,8 @@ class TrainingApp:
             except InputError as error:
                 mistakes |= dict.fromkeys(error.mistakes)
         for path in SAME_IN_ALL & {parameter.path for parameter in space.parameters}:
-            mistakes[f"{path} must be the same in the whole sweep: give one value"] = None
+            hint = ", or a list: logger=[tensorboard,csv]" if path == "logger" else ""
+            mistakes[f"{path} must be the same in the whole sweep: give one value{hint}"] = None
         if mistakes:
             raise InputError(list(mistakes))
         return configs
@@ -260,9 +261,11 @@ class Trainer(Monitor):
     ) -> None:
         self.plan, self.folder, self.worker = plan, folder, worker
         self._read, self._configs = read, dict[int, RunConfig]()
+        self._effects: dict[int, str] = {}
         self._best = BestModels(worker.study, worker.book.storage, plan.keep_models)
         self._training: dict[int, _Training] = {}
         self._pace, self._seeds = _Pace(), 1
+        self._logged: Logged | None = None
 
     def run(self, asked: Iterator[Asked]) -> Iterator[Outcome]:
         """Train trials until no more are asked; each ends in one outcome. Those that cannot be
@@ -272,8 +275,8 @@ class Trainer(Monitor):
             Interrupted: a signal asked to stop while trials were left; they are checkpointed.
             EnvironmentFault: the disk is full, the data are gone.
         """
-        from sweepstack.engine.device import keep_memory
         from sweepstack.engine.train import train
+        from sweepstack.training.device import keep_memory
 
         keep_memory()
         specs = self._specs(asked)
@@ -282,8 +285,37 @@ class Trainer(Monitor):
             return
         training = self._training[head.number].group.spec.config.training
         widths = self._widths(training.width, training.seeds)
-        for result in train(chain([head], specs), self, width=widths, together=training.seeds):
+        logged = self._logger(head)
+        for result in train(chain([head], specs), logged, width=widths, together=training.seeds):
+            logged.end(result)
             yield from self._ended(result)
+
+    def _logger(self, spec: TrialSpec) -> Logged:
+        """What logs the trials of this worker; the first one's config says where."""
+        if self._logged is None:
+            self._logged = Logged(self, spec.config.logger, self._run_of)
+        return self._logged
+
+    def _run_of(self, spec: TrialSpec) -> Run:
+        asked = self._training[spec.number].asked
+        return self._run(spec, asked, self._seeds)
+
+    def _run(self, spec: TrialSpec, asked: Asked, seeds: int) -> Run:
+        fixed = self.plan.space.fixed
+        return run_of(
+            spec,
+            asked.overrides,
+            self.folder,
+            study=self.plan.study,
+            varied=[word for word in asked.overrides if word not in fixed],
+            seeds=seeds,
+            continues=self._replaced(asked),
+        )
+
+    def close(self) -> None:
+        """Let loggers write what is left."""
+        if self._logged is not None:
+            self._logged.close(stopped=lambda: self.worker.stop.code is not None)
 
     def _widths(self, wanted: int | str, seeds: int) -> Widths:
         """How many trials are trained as one stack.
@@ -368,7 +400,7 @@ class Trainer(Monitor):
             "device": results[0].device,
             "seed": spec.config.training.seed,
             "config_hash": spec.config_hash,
-            EFFECT: effect_on_data(spec.config),
+            EFFECT: self._effects.pop(asked.number, None) or effect_on_data(spec.config),
         }
         if results[0].device:  # else it never began
             if _program(spec).device.type == "cuda":
@@ -403,7 +435,8 @@ class Trainer(Monitor):
                 self._configs[asked.number] = self._read(asked.overrides)
         except _REFUSED:
             return None
-        return effect_on_data(self._configs[asked.number])
+        found = self._effects[asked.number] = effect_on_data(self._configs[asked.number])
+        return found
 
     def _config_of(self, asked: Asked) -> RunConfig:
         """The config of a trial, for the last time that it is asked for."""
@@ -417,6 +450,7 @@ class Trainer(Monitor):
             EnvironmentFault: the disk is full or the folder cannot be made.
         """
         folder = self._folder_of(asked.number)
+        self._effects.pop(asked.number, None)
         spec = TrialSpec(self._config_of(asked), number=asked.number, folder=folder.path)
         known = original.attributes
         attributes = {key: value for key, value in known.items() if not key.startswith(PREFIX)}
@@ -431,6 +465,13 @@ class Trainer(Monitor):
         outcome = Outcome(asked, original.state, values, attributes, numbers=numbers)
         folder.begin(spec, asked.overrides, self._replaced(asked))
         folder.equal(outcome, original.number)
+        metrics = {
+            name: value
+            for name, value in numbers.items()
+            if name.startswith(("train_", "val_", "test_"))
+        }
+        run = self._run(spec, asked, 1)
+        self._logger(spec).duplicate(run, original.state, metrics, original.number)
         return outcome
 
     # --- what the engine reports -----------------------------------------------------------------

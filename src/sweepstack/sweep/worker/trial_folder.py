@@ -9,7 +9,6 @@
                      trained in place of this duplicate
     sweepstack.log   what happened when
     best.pt, model.pt, classes.json  of the trials that `hydra.sweeper.keep_models` keeps
-    tensorboard/     of these trials, with logger=tensorboard
     checkpoints/     only while it is unfinished
 
 The study's database holds the same numbers durably; these files are for people, and for a trial
@@ -34,20 +33,18 @@ import numpy as np
 import optuna
 import yaml
 from optuna.storages import BaseStorage
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from sweepstack.config import commands, files
 from sweepstack.config.errors import EnvironmentFault
 from sweepstack.config.files import LAYERS
-from sweepstack.engine import checkpoint
-from sweepstack.engine.seeds import Group
-from sweepstack.engine.spec import TrialSpec, by_group, plain
 from sweepstack.runs import folder as run_folder
-from sweepstack.runs import logger
-from sweepstack.study import ranking
-from sweepstack.study.attributes import EQUALS, KEEP_MODELS
-from sweepstack.study.read import trials_of
-from sweepstack.sweep.worker.trial import Outcome
+from sweepstack.runs.seeds import Group
+from sweepstack.study.attributes import CONTINUES, EQUALS, KEEP_MODELS
+from sweepstack.study.read import best, best_trials, trials_of
+from sweepstack.sweep.worker import Outcome
+from sweepstack.training import checkpoint
+from sweepstack.training.spec import TrialSpec, by_group, plain
 
 _DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -115,7 +112,6 @@ class TrialFolder:
             run_folder.write_history(self.path, rows, durable=False, name=LAYERS)
         if keep_model and group.results[0].best_state:  # of several seeds the first
             run_folder.write_model(self.path, group.results[0])
-            logger.write(self.path, group.spec.config, group.results)
         self.log(f"{outcome.state}" + (f": {group.error}" if group.error else ""))
         self._lines += [result.trace for result in group.results if result.trace]
         self._close(outcome)
@@ -162,9 +158,12 @@ def _rows(group: Group, name: Literal["history", "layers"]) -> list[dict[str, An
 
 def _clear(folder: Path) -> None:
     """Remove a trial's checkpoints, and files that a killed process left half written."""
-    for left in (*folder.glob(".*.tmp"), *folder.glob(f"seed_*/{LAYERS}")):
+    names = os.listdir(folder) if folder.is_dir() else []
+    seeds = [folder / name for name in names if name.startswith("seed_")]
+    half_written = [folder / n for n in names if n.startswith(".") and n.endswith(".tmp")]
+    for left in (*half_written, *(place / LAYERS for place in seeds)):
         left.unlink(missing_ok=True)
-    for place in (folder, *folder.glob("seed_*")):
+    for place in (*seeds, *([folder] if "checkpoints" in names else [])):
         checkpoint.clear_trial(place / "checkpoints")
         if place != folder and place.is_dir() and not any(place.iterdir()):
             place.rmdir()
@@ -238,12 +237,12 @@ class BestModels:
         if not feasible or any(map(math.isnan, outcome.values)):
             return False
         if self._best is None:
-            trials = ranking.best_trials(self._study, trials_of(self._study, self._storage))
+            trials = best_trials(self._study, trials_of(self._study, self._storage))
             self._best = [(trial.number, tuple(trial.values)) for trial in trials]
         known = [*self._best, (outcome.asked.number, outcome.values)]
         directions = [direction.name.lower() for direction in self._study.directions]
         values = np.array([values for _, values in known])
-        places = ranking.best(values, [number for number, _ in known], directions)
+        places = best(values, [number for number, _ in known], directions)
         self._best = [known[place] for place in places[: int(self._limit)]]
         return outcome.asked.number in dict(self._best)
 
@@ -256,24 +255,45 @@ def keep_models(study: optuna.Study, keep: Keep) -> None:
 
 
 def remove_models(study: optuna.Study, folder: Path, storage: BaseStorage | None = None) -> None:
-    """Remove the models and TensorBoard logs that the study is not to keep, but for running trials.
+    """Remove the models that the study is not to keep, but for running trials."""
+    keep = study.user_attrs.get(KEEP_MODELS, "best")
+    for path in spare_models(study, folder, keep, trials_of(study, storage)):
+        path.unlink(missing_ok=True)
 
-    In place of a duplicate, which was not trained, counts the trial that it duplicates.
-    """
-    limit = _limit(study, study.user_attrs.get(KEEP_MODELS, "best"))
-    trials = trials_of(study, storage)
+
+def spare_models(
+    study: optuna.Study, folder: Path, keep: Keep, trials: Sequence[FrozenTrial]
+) -> list[Path]:
+    """The files of models of finished trials that are not among those to `keep`. In place of a
+    duplicate, which was not trained, counts its original."""
+    limit = _limit(study, keep)
     wanted = {trial.number for trial in trials if not trial.state.is_finished()}
     if math.isinf(limit):
         best = [trial for trial in trials if trial.state == TrialState.COMPLETE]
     else:
-        best = ranking.best_trials(study, trials)[: int(limit)]
+        best = best_trials(study, trials)[: int(limit)]
     wanted |= {trial.user_attrs.get(EQUALS, trial.number) for trial in best}
-    for trial in trials:
-        place = folder / str(trial.number)
-        if trial.number not in wanted and (place / "best.pt").exists():
-            for name in ("best.pt", "best.pt.sha256", "model.pt", "classes.json"):
-                (place / name).unlink(missing_ok=True)
-            shutil.rmtree(place / "tensorboard", ignore_errors=True)
+    places = [folder / str(trial.number) for trial in trials if trial.number not in wanted]
+    return [
+        path
+        for place in places
+        if (place / "best.pt").exists()
+        for name in ("best.pt", "best.pt.sha256", "model.pt", "classes.json")
+        if (path := place / name).exists()
+    ]
+
+
+def spare_checkpoints(folder: Path, trials: Sequence[FrozenTrial]) -> list[Path]:
+    """Checkpoints, and files half written, of finished trials that no trial continues."""
+    places = [folder / str(trial.number) for trial in trials if trial.state.is_finished()]
+    needed = {t.user_attrs.get(CONTINUES) for t in trials if not t.state.is_finished()}
+    return [
+        path
+        for place in places
+        if int(place.name) not in needed
+        for pattern in ("checkpoints", "seed_*/checkpoints", ".*.tmp")
+        for path in place.glob(pattern)
+    ]
 
 
 def _limit(study: optuna.Study, keep: Keep) -> float:

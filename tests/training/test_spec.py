@@ -13,8 +13,8 @@ from support import make_spec
 
 from sweepstack.config import reading as config
 from sweepstack.config.errors import InputError
-from sweepstack.engine.spec import TrialSpec
 from sweepstack.sweep.worker.trial_folder import TrialFolder
+from sweepstack.training.spec import TrialSpec
 
 CHANGES = [
     [],

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import fmean, stdev
 
-from sweepstack.engine.spec import State, TrialResult, TrialSpec
+from sweepstack.training.spec import State, TrialResult, TrialSpec
 
 
 def members(spec: TrialSpec) -> list[TrialSpec]:

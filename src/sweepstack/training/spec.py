@@ -56,15 +56,14 @@ def by_group(config: RunConfig, name: str, make: Callable[[str, Any], Any]) -> d
     """`make(key, value)` for each key of a config. A group, which many trials of a sweep share,
     keeps it under `name`."""
     found = {}
-    for item in fields(config):
-        value = getattr(config, item.name)
-        if not is_dataclass(value):
-            found[item.name] = make(item.name, value)
+    for key, value in vars(config).items():
+        kept = getattr(value, "__dict__", None)
+        if kept is None:
+            found[key] = make(key, value)
             continue
-        kept = vars(value)
         if name not in kept:
-            kept[name] = make(item.name, value)
-        found[item.name] = kept[name]
+            kept[name] = make(key, value)
+        found[key] = kept[name]
     return found
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from sweepstack.config.errors import EnvironmentFault, InputError
-from sweepstack.engine import checkpoint
+from sweepstack.training import checkpoint
 
 
 def trial(step, config_hash="abc"):

@@ -14,12 +14,11 @@ from plots_support import add
 from plots_support import new as new_study
 from scipy import stats
 
-from sweepstack.analysis import comparison
 from sweepstack.config import reading as config
 from sweepstack.config.errors import InputError
-from sweepstack.engine.spec import TrialSpec
-from sweepstack.reporting import overview
+from sweepstack.reporting import comparison, overview
 from sweepstack.study.view import StudyView, open_study
+from sweepstack.training.spec import TrialSpec
 
 
 class Named(StudyView):

@@ -9,8 +9,8 @@ from omegaconf import OmegaConf
 from support import REPOSITORY
 
 from sweepstack.config import reading as config
+from sweepstack.config.composition import Composition
 from sweepstack.config.errors import InputError
-from sweepstack.sweep.worker.composition import Composition
 
 GROUPS = {
     group.name: sorted(file.stem for file in group.glob("*.yaml") if file.stem != "custom")

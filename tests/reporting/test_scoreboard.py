@@ -11,9 +11,8 @@ import optuna
 import pytest
 from rich.console import Console
 
-from sweepstack.sweep.worker import launch
-from sweepstack.sweep.worker.launch import Scoreboard
-from sweepstack.sweep.worker.trial import Live, Status
+from sweepstack.reporting import scoreboard as launch
+from sweepstack.reporting.scoreboard import Live, Scoreboard, Status
 
 
 class Study:

@@ -13,9 +13,9 @@ import torch
 from engine_support import specs
 
 from sweepstack.config.errors import EnvironmentFault
-from sweepstack.engine import checkpoint
-from sweepstack.engine.spec import Monitor
 from sweepstack.engine.train import Interrupted, train
+from sweepstack.training import checkpoint
+from sweepstack.training.spec import Monitor
 
 
 def interrupted(folder):

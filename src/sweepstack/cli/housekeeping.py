@@ -1,0 +1,797 @@
+"""`sweepstack-study delete`, `rename`, `copy`, `merge` and `prune-files`: rows and files together.
+
+A study that living workers run is refused. Whatever ends a command midway, nothing is half done,
+and the same command can be given again:
+
+- Deleting: all of it goes while the study is held; where a file cannot be removed the rows stay.
+- A new study is made under the name `.unfinished.NAME`, with its files in a folder of that name;
+  the rename of the rows comes last. Storages without tables cannot rename: there the new study is
+  marked (`UNFINISHED`) until it is whole.
+- Renaming moves the folder within the transaction that renames the rows. A process that is killed
+  between the two leaves `RENAMED_FROM` in the folder, by which the next try moves it back.
+
+What depends on a study's name: the folder of its trials (attribute `FOLDER`) and "study" in their
+metrics.json, its report, the dashboard's notes and artifacts, and the command that resumes it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy as copies
+import json
+import os
+import re
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.exceptions import DuplicatedStudyError
+from optuna.storages import BaseStorage, RDBStorage
+from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy import column, delete, insert, select, table, update
+from sqlalchemy.exc import IntegrityError
+
+from sweepstack.analysis.doctor import overrides
+from sweepstack.analysis.doctor.finding import count
+from sweepstack.config import files
+from sweepstack.config.commands import shell
+from sweepstack.config.errors import (
+    EXIT_TRAINING,
+    EnvironmentFault,
+    InputError,
+    masked,
+    one_line,
+)
+from sweepstack.reporting import report
+from sweepstack.reporting.dashboard import decorate
+from sweepstack.reporting.report.content import command_of
+from sweepstack.runs.progress import say, shown
+from sweepstack.study import storage
+from sweepstack.study.attributes import (
+    CONTINUES,
+    EQUALS,
+    FOLDER,
+    HEARTBEAT,
+    IDENTITY,
+    KEEP_MODELS,
+    RETRY_OF,
+    STOP,
+    SWEEP,
+    UNFINISHED,
+    WORKER,
+    WORKERS,
+)
+from sweepstack.study.book import canonical
+from sweepstack.study.book.book import Book
+from sweepstack.study.frame import is_retried
+from sweepstack.study.read import trials_of
+from sweepstack.study.view import StudyView, open_study
+from sweepstack.sweep.plan import check_name
+from sweepstack.sweep.studies import book_of, differences, names_like
+from sweepstack.sweep.sweep import STUDIES, write_report
+from sweepstack.sweep.worker import trial_folder
+
+HALF = ".unfinished"
+"""File in the folder of a study that is being made."""
+RENAMED_FROM = ".renamed-from"
+"""File in a folder that is being renamed: the study's old name."""
+_ROWS = table("studies", column("study_id"), column("study_name"))
+_USER = table("study_user_attributes", column("study_id"), column("key"), column("value_json"))
+_SYSTEM = table("study_system_attributes", column("study_id"), column("key"), column("value_json"))
+_PASSING = (UNFINISHED, WORKERS, STOP, HEARTBEAT)
+"""Beginnings of attributes that are of the processes at work on a study, not of the study."""
+_NUMBERS = (EQUALS, RETRY_OF, CONTINUES)
+"""Attributes of a trial that name another trial of the study."""
+_RANKS = {TrialState.COMPLETE: 0, TrialState.PRUNED: 1, TrialState.FAIL: 2}
+"""Of equal trials of several studies the first of these states is kept."""
+
+# --- delete --------------------------------------------------------------------------------------
+
+
+def remove(name: str, where: str = storage.DEFAULT, *, is_sure: bool = False) -> int:
+    """Delete a study and all that is left of it, once a person has agreed.
+
+    Args:
+        name: the study's.
+        where: as for `storage.look`.
+        is_sure: nobody is asked.
+
+    Returns:
+        The exit code: 0, or 1 where the person did not agree.
+
+    Raises:
+        InputError: there is no such study, or nobody can be asked.
+        EnvironmentFault: a living worker runs trials of it, or something cannot be removed.
+    """
+    if not is_sure and not sys.stdin.isatty():
+        raise InputError("delete asks first and there is no terminal to ask on: add --yes")
+    opened = open_study(name, where)
+    with storage.named(opened.where), _book(opened) as book:
+        _refuse_while_running(book.alive(), name)
+        paths = list(_paths(opened, book))
+        what = ", ".join(
+            [f"{len(trials_of(opened.study))} trials", *(str(shown(p.absolute())) for p in paths)]
+        )
+        if not is_sure and not _agrees(f"delete study {name} ({what})? [y/N] "):
+            say("nothing was deleted")
+            return EXIT_TRAINING
+        paths += _artifacts(opened, book)  # before the study is held: a second reader would wait
+        with book.deletion() as alive:
+            _refuse_while_running(alive, name)
+            for path in paths:
+                _remove(path)
+    say(f"deleted study {name}: {what}")
+    return 0
+
+
+@contextlib.contextmanager
+def _book(opened: StudyView) -> Iterator[Book]:
+    """The records of a study, opened to write."""
+    target = storage.connect(_url(opened))
+    try:
+        study = optuna.load_study(study_name=opened.name, storage=target)
+        yield book_of(target)(study, target, None)
+    finally:
+        storage.close(target)
+
+
+def _url(opened: StudyView) -> str:
+    return opened.where if "://" in opened.where else f"journal:///{opened.where}"
+
+
+def _refuse_while_running(alive: Sequence[str], name: str) -> None:
+    if alive:
+        host, pid, *_ = [*alive[0].split(":"), "?"]
+        raise EnvironmentFault(
+            f"study {name} is at work: {len(alive)} trials run, one in process "
+            f"{one_line(pid, 20)} on {one_line(host.partition('/')[0], 80)}; stop the sweep first"
+        )
+
+
+def _paths(opened: StudyView, book: Book) -> Iterator[Path]:
+    """The folder of the study's trials, unless another study has it too, and the report."""
+    folder = opened.folder
+    studies = optuna.get_all_study_summaries(book.storage, include_best_trial=False)
+    others = [s.user_attrs.get(FOLDER) for s in studies if s.study_name != opened.name]
+    if folder is not None and folder.name not in others:
+        yield folder
+    if (page := report.place_of(opened)).is_file():
+        yield page
+
+
+def _artifacts(opened: StudyView, book: Book) -> Iterator[Path]:
+    """The files that the dashboard shows of a study alone; their names come from the database."""
+    names = optuna.get_all_study_names(book.storage)
+    every = map(book.storage.get_study_id_from_name, names)
+    others = [_artifact_names(book.storage, each) for each in every if each != book.study_id]
+    for name in sorted(_artifact_names(book.storage, book.study_id) - set().union(*others)):
+        yield decorate.artifacts(opened.where) / name
+
+
+def _artifact_names(opened: BaseStorage, study_id: int) -> set[str]:
+    known = opened.get_study_system_attrs(study_id)
+    names = {key.rpartition(":")[2] for key in known if "artifacts:" in key}
+    return {name for name in names if re.fullmatch(r"[0-9a-f-]{36}", name)}
+
+
+def _remove(path: Path) -> None:
+    try:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:  # of a link only the link
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        raise EnvironmentFault(
+            f"cannot remove {path}: {error.strerror or error}; the study's rows are kept"
+        ) from error
+
+
+def _agrees(question: str) -> bool:
+    try:
+        return input(question).strip().lower() in ("y", "yes")
+    except EOFError:
+        return False
+
+
+# --- a new study ---------------------------------------------------------------------------------
+
+
+@dataclass
+class _Draft:
+    """A study that is to be made.
+
+    Attributes:
+        name: the new study's.
+        like: the study whose directions it has.
+        user, system: attributes; `FOLDER` is added where there are files.
+        trials: in the order of their new numbers.
+        files: folders to copy, and where to in the study's folder.
+    """
+
+    name: str
+    like: StudyView
+    user: dict[str, Any]
+    system: dict[str, Any] = field(default_factory=dict)
+    trials: Sequence[FrozenTrial] = ()
+    files: Sequence[tuple[Path, str]] = ()
+
+    def make(self, target: BaseStorage, root: Path) -> Path | None:
+        """Make it, whole or not at all; return its folder below `root`, None without files.
+
+        Raises:
+            InputError: there is such a study.
+            EnvironmentFault: a file cannot be copied.
+        """
+        building = self._begin(target, root)
+        place, done = root / f"{HALF}.{self.name}", None
+        try:
+            if self.files:
+                done = next(p for n in names_like(self.name) if not (p := root / n).exists())
+                self._copy_files(place)
+                self.user[FOLDER] = done.name
+            self._write(target, building)
+            if done is not None:
+                os.rename(place, done)
+            if building != self.name:
+                _rename_rows(target, building, self.name)
+            else:
+                _set_user(target, building, {UNFINISHED: False})
+        except BaseException as error:
+            for left in filter(None, (place, done)):
+                shutil.rmtree(left, ignore_errors=True)
+            with contextlib.suppress(Exception):
+                optuna.delete_study(study_name=building, storage=target)
+            if isinstance(error, OSError):
+                said = f"cannot make study {self.name}: {error.strerror or error}"
+                raise EnvironmentFault(said) from error
+            raise
+        if done is not None:
+            (done / HALF).unlink(missing_ok=True)
+        return done
+
+    def _begin(self, target: BaseStorage, root: Path) -> str:
+        """Refuse a name that is taken, remove what a killed process left, and return the name under
+        which it is made."""
+        names = optuna.get_all_study_names(target)
+        building = f"{HALF}.{self.name}" if isinstance(target, RDBStorage) else self.name
+        if self.name in names:
+            known = optuna.load_study(study_name=self.name, storage=target).user_attrs
+            if building != self.name or known.get(UNFINISHED) is not True:
+                raise _exists(self.name)
+        if building in names:
+            optuna.delete_study(study_name=building, storage=target)
+        shutil.rmtree(root / f"{HALF}.{self.name}", ignore_errors=True)
+        if (root / self.name / HALF).is_file():
+            shutil.rmtree(root / self.name, ignore_errors=True)
+        return building
+
+    def _copy_files(self, place: Path) -> None:
+        place.mkdir(parents=True)
+        (place / HALF).touch()
+        for source, to in self.files:
+            shutil.copytree(source, place / to, dirs_exist_ok=True)
+        _name_in_files(place, self.name)
+
+    def _write(self, target: BaseStorage, building: str) -> None:
+        directions = self.like.study.directions
+        optuna.create_study(study_name=building, storage=target, directions=directions)
+        study_id = target.get_study_id_from_name(building)
+        if building == self.name:
+            target.set_study_user_attr(study_id, UNFINISHED, True)
+        for trial in self.trials:
+            new = target.create_new_trial(study_id, template_trial=trial)
+            if trial.state == TrialState.RUNNING and WORKER in trial.user_attrs:
+                # It was lost, and is found to be when it stays silent.
+                if isinstance(target, RDBStorage):
+                    target.record_heartbeat(new)
+                else:
+                    self.user[f"{HEARTBEAT}.{trial.user_attrs[WORKER]}"] = time.time()
+        for key, value in self._with_ids(target, study_id).items():
+            target.set_study_system_attr(study_id, key, value)
+        # Last what makes it a study that a sweep goes on with.
+        for key in sorted(self.user, key=lambda key: key == IDENTITY):
+            target.set_study_user_attr(study_id, key, self.user[key])
+
+    def _with_ids(self, target: BaseStorage, study_id: int) -> dict[str, Any]:
+        """The system attributes; the dashboard's name trials by their ids in the storage."""
+        pattern = re.compile(r"(dashboard:(?:artifacts:)?)(\d+)(:.*)")
+        if not any(map(pattern.fullmatch, self.system)):
+            return self.system
+        assert self.like.storage is not None
+        before = self.like.storage.get_study_id_from_name(self.like.name)
+        old = decorate.trial_ids(self.like.storage, before)
+        new = decorate.trial_ids(target, study_id)
+        ids = {str(old[number][0]): str(new[number][0]) for number in old.keys() & new.keys()}
+        found = {}
+        for key, value in self.system.items():
+            match = pattern.fullmatch(key)
+            if match is None:
+                found[key] = value
+            elif match[2] in ids:
+                found[f"{match[1]}{ids[match[2]]}{match[3]}"] = value
+        return found
+
+
+def _exists(name: str) -> InputError:
+    return InputError(f"study {one_line(name)} exists: choose another name, or delete it first")
+
+
+def _rename_rows(
+    target: RDBStorage | BaseStorage, name: str, new: str, user: Mapping[str, Any] | None = None
+) -> None:
+    """Rename a study of a database in a transaction; see `_renaming`."""
+    with _renaming(target, name, new, user or {}):
+        pass
+
+
+@contextlib.contextmanager
+def _renaming(target: BaseStorage, name: str, new: str, user: Mapping[str, Any]) -> Iterator[None]:
+    """The transaction that renames a study of a database, sets user attributes that it has, and
+    takes from the dashboard what `decorate` writes anew; committed at the end of the block.
+
+    Raises:
+        InputError: there is a study of that name.
+    """
+    assert isinstance(target, RDBStorage)
+    study_id = target.get_study_id_from_name(name)
+    known = target.get_study_system_attrs(study_id)
+    stale = [key for key in known if _is_decoration(key, known[key])]
+    try:
+        with target.engine.begin() as page:
+            rows = page.execute(select(_ROWS).where(_ROWS.c.study_name == new)).first()
+            if rows is not None:
+                raise _exists(new)
+            mine = update(_ROWS).where(_ROWS.c.study_id == study_id)
+            page.execute(mine.values(study_name=new))
+            for key, value in user.items():
+                its = (_USER.c.study_id == study_id, _USER.c.key == key)
+                page.execute(delete(_USER).where(*its))
+                row = {"study_id": study_id, "key": key, "value_json": json.dumps(value)}
+                page.execute(insert(_USER).values(row))
+            if name != f"{HALF}.{new}":
+                for key in stale:
+                    its = (_SYSTEM.c.study_id == study_id, _SYSTEM.c.key == key)
+                    page.execute(delete(_SYSTEM).where(*its))
+            yield
+    except (IntegrityError, DuplicatedStudyError):  # another process, just now
+        raise _exists(new) from None
+
+
+def _is_decoration(key: str, value: object) -> bool:
+    """Whether a system attribute is a file that `decorate` makes again, or says that it is
+    there."""
+    if key == decorate.DECORATED:
+        return True
+    if not key.startswith(("artifacts:", "dashboard:artifacts:")):
+        return False
+    with contextlib.suppress(ValueError, TypeError):
+        found = json.loads(str(value))
+        return isinstance(found, dict) and found.get("filename") in decorate.OURS
+    return False
+
+
+def _set_user(target: BaseStorage, name: str, known: Mapping[str, Any]) -> None:
+    study_id = target.get_study_id_from_name(name)
+    for key, value in known.items():
+        target.set_study_user_attr(study_id, key, value)
+
+
+def _name_in_files(folder: Path, name: str) -> None:
+    """Write the study's name into its trials' metrics.json."""
+    for path in folder.glob("*/metrics.json"):
+        with contextlib.suppress(OSError, ValueError):
+            known = json.loads(path.read_text("utf-8"))
+            if isinstance(known, dict) and "study" in known:
+                text = json.dumps({**known, "study": name}, indent=2)
+                files.write_bytes(path, text.encode(), durable=False)
+
+
+def _asked(view: StudyView, new: str) -> dict[str, Any]:
+    """The attribute that says how a study was asked for, under its new name."""
+    if not view.asked:
+        return {}
+    hydra = [w for w in view.asked.get("hydra") or () if ".study_name=" not in str(w)]
+    word = f"hydra.sweeper.study_name={overrides.quoted(new)}"
+    return {SWEEP: {**view.asked, "hydra": [*hydra, word]}}
+
+
+def _conclude(view: StudyView, done: str, report_too: bool) -> int:
+    """Say what was done and how the study is resumed; write its report where it had one."""
+    say(done)
+    if report_too:
+        write_report(view)
+    if command := command_of(view.asked):
+        if storage.absolute(_url(view)) != storage.absolute(storage.DEFAULT):
+            command += " " + shell(f"hydra.sweeper.storage={masked(_url(view))}")
+        say(f"resume: {command}")
+    return 0
+
+
+# --- rename --------------------------------------------------------------------------------------
+
+
+def rename(name: str, new: str, where: str = storage.DEFAULT) -> int:
+    """Give a study another name, its folder and report too; the same trials go on under it.
+
+    In a storage without tables it is copied and the old one deleted; its folder keeps its name.
+
+    Raises:
+        InputError: there is no such study, or one of the new name; it cannot be a name.
+        EnvironmentFault: a living worker runs trials of it, or its folder cannot be moved.
+    """
+    check_name("the new name", new)
+    opened = open_study(name, where)
+    with storage.named(opened.where), _book(opened) as book:
+        _refuse_while_running(book.alive(), name)
+        if new in optuna.get_all_study_names(book.storage):
+            raise _exists(new)
+        page, stale = report.place_of(opened), list(_artifacts(opened, book))
+        if isinstance(book.storage, RDBStorage):
+            _undo_half(opened, new)
+            _rename_with_folder(book.storage, opened, new)
+        else:
+            _copied(opened, new, files=[]).make(book.storage, STUDIES.absolute())
+            with book.deletion():
+                pass
+        view = open_study(new, where)
+        known = _artifact_names(book.storage, book.storage.get_study_id_from_name(new))
+        for path in (path for path in stale if path.name not in known):
+            path.unlink(missing_ok=True)
+        if view.folder is not None:
+            _name_in_files(view.folder, new)
+        had_report = page.is_file()
+        page.unlink(missing_ok=True)
+    return _conclude(view, f"renamed study {name} to {new}{_what(view)}", had_report)
+
+
+def _undo_half(opened: StudyView, new: str) -> None:
+    """Move a folder back that a killed `rename` had moved."""
+    for root in opened.roots:
+        mark = root / new / RENAMED_FROM
+        if opened.folder is None and mark.is_file() and mark.read_text("utf-8") == opened.name:
+            os.rename(root / new, root / str(opened.user_attrs[FOLDER]))
+            return
+
+
+def _rename_with_folder(target: BaseStorage, opened: StudyView, new: str) -> None:
+    folder, user, moved = opened.folder, _asked(opened, new), None
+    others = optuna.get_all_study_summaries(target, include_best_trial=False)
+    shared = {s.user_attrs.get(FOLDER) for s in others if s.study_name != opened.name}
+    if folder is not None and folder.name not in shared and not folder.is_symlink():
+        moved = next(p for n in names_like(new) if not (p := folder.parent / n).exists())
+        user[FOLDER] = moved.name
+    try:
+        with _renaming(target, opened.name, new, user):
+            if folder is not None and moved is not None:
+                (folder / RENAMED_FROM).write_text(opened.name, "utf-8")
+                os.rename(folder, moved)
+    except BaseException as error:
+        if folder is not None and moved is not None:
+            if moved.is_dir() and not folder.exists():
+                os.rename(moved, folder)
+            with contextlib.suppress(OSError):
+                (folder / RENAMED_FROM).unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            said = f"cannot move {folder}: {error.strerror or error}; nothing was renamed"
+            raise EnvironmentFault(said) from error
+        raise
+    if moved is not None:
+        (moved / RENAMED_FROM).unlink(missing_ok=True)
+
+
+def _what(view: StudyView) -> str:
+    """For example ": 12 trials, outputs/studies/NAME"."""
+    folder = "" if view.folder is None else f", {shown(view.folder.absolute())}"
+    return f": {count(len(view.trials), 'trial')}{folder}"
+
+
+# --- copy ----------------------------------------------------------------------------------------
+
+
+def copy(name: str, new: str, where: str = storage.DEFAULT, to: str | None = None) -> int:
+    """Copy a study with its files, in its storage or into another: every trial with its number,
+    state, values, reports and attributes.
+
+    Files go beside those of the study, into outputs/studies for another storage.
+
+    Raises:
+        InputError: there is no such study, or one of the new name; it cannot be a name.
+        EnvironmentFault: a living worker runs trials of it, or files cannot be copied.
+    """
+    check_name("the new name", new)
+    opened = open_study(name, where)
+    with storage.named(opened.where), _book(opened) as book:
+        _refuse_while_running(book.alive(), name)
+    url = _url(opened) if to is None else to
+    root = STUDIES.absolute() if opened.folder is None or to is not None else opened.folder.parent
+    found = [] if opened.folder is None else [(opened.folder, "")]
+    draft = _copied(opened, new, found)
+    with storage.named(url):
+        target = storage.connect(url)
+        try:
+            draft.make(target, root)
+        finally:
+            storage.close(target)
+        view = open_study(new, url)
+        here, there = decorate.artifacts(opened.where), decorate.artifacts(view.where)
+        if here.absolute() != there.absolute():
+            for key in draft.system:
+                source = here / key.rpartition(":")[2]
+                if "artifacts:" in key and source.is_file():
+                    there.mkdir(parents=True, exist_ok=True)
+                    shutil.copy2(source, there / source.name)
+    had_report = report.place_of(opened).is_file()
+    return _conclude(view, f"copied study {name} to {new}{_what(view)}", had_report)
+
+
+def _copied(opened: StudyView, new: str, files: Sequence[tuple[Path, str]]) -> _Draft:
+    user = {key: value for key, value in opened.user_attrs.items() if not key.startswith(_PASSING)}
+    if files:
+        del user[FOLDER]  # it gets its own
+    assert opened.storage is not None
+    study_id = opened.storage.get_study_id_from_name(opened.name)
+    known = opened.storage.get_study_system_attrs(study_id)
+    system = {key: value for key, value in known.items() if not _is_decoration(key, value)}
+    trials = opened.study.get_trials(deepcopy=False)
+    return _Draft(new, opened, {**user, **_asked(opened, new)}, system, trials, files)
+
+
+# --- merge ---------------------------------------------------------------------------------------
+
+
+def merge(names: Sequence[str], new: str, where: str = storage.DEFAULT) -> int:
+    """Make one study of the finished trials of several that ask the same question.
+
+    Of equal trials (all swept keys, seeds among them) of several studies of sweepstack one is kept,
+    a complete one if there is any. Trials get new numbers, those of the first study first.
+
+    Raises:
+        InputError: fewer than two studies, they differ in more than the values of the space, or
+            there is a study of the new name.
+        EnvironmentFault: a living worker runs trials of one, or files cannot be copied.
+    """
+    check_name("--name", new)
+    if len(set(names)) < 2 or len(set(names)) < len(names):
+        raise InputError(f"merge needs two or more different studies, got {', '.join(names)}")
+    views = [open_study(name, where) for name in names]
+    for view in views:
+        with storage.named(view.where), _book(view) as book:
+            if new in optuna.get_all_study_names(book.storage):
+                raise _exists(new)
+            _refuse_while_running(book.alive(), view.name)
+    space = _space_of(views)
+    trials, found, said = _joined(views)
+    _unite(trials)
+    first = views[0]
+    user = {key: value for view in reversed(views) for key, value in view.user_attrs.items()}
+    user = {key: value for key, value in user.items() if not key.startswith(_PASSING)}
+    user.pop(FOLDER, None)
+    if first.identity:
+        user[IDENTITY] = {**first.identity, "space": space}
+    if first.asked:
+        user |= _asked(first, new)
+        same = space == first.identity.get("space")
+        user[SWEEP] = {**user[SWEEP], "n_trials": len(trials)} | ({} if same else _UNKNOWN)
+    assert first.storage is not None
+    known = first.storage.get_study_system_attrs(first.storage.get_study_id_from_name(first.name))
+    system = {k: v for k, v in known.items() if k.startswith("study:")}  # names of metrics
+    root = next((v.folder.parent for v in views if v.folder is not None), STUDIES.absolute())
+    with storage.named(first.where), _book(first) as book:
+        _Draft(new, first, user, system, trials, found).make(book.storage, root)
+    view = open_study(new, where)
+    parts = ", ".join(f"{len(v.trials)} of {v.name}" for v in views)
+    return _conclude(view, f"merged {parts} into {new}{_what(view)}{said}", False)
+
+
+_UNKNOWN = {"arguments": None}
+"""Of a study that no one command asks for."""
+
+
+def _space_of(views: Sequence[StudyView]) -> dict[str, Any]:
+    """The space of all studies together.
+
+    Raises:
+        InputError: the studies differ in more than the values that they tried.
+    """
+    first, space = views[0], dict(views[0].identity.get("space") or {})
+    for other in views[1:]:
+        wrong = list(differences(_question(first), _question(other)))
+        if first.objectives != other.objectives:
+            goals = [f"{n} ({d})" for v in (first, other) for n, d in v.objectives.items()]
+            wrong = [f"objectives: {' and '.join(goals)}"]
+        elif bool(first.identity) != bool(other.identity):
+            wrong = ["only one of them was made by a sweep of sweepstack"]
+        there = other.identity.get("space") or {}
+        for key in dict.fromkeys([*space, *there]):
+            if key not in space or key not in there:
+                wrong.append(f"{key} is swept in one of them only")
+            elif (entry := _united(space[key], there[key])) is None:
+                wrong.append(f"{key} has values of another kind")
+            else:
+                space[key] = entry
+        if wrong:
+            more = f"; and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+            said = "; ".join(line.replace(" in the study, now ", " and ") for line in wrong[:3])
+            raise InputError(
+                f"merge needs studies of the same question, {first.name} and {other.name} differ: "
+                f"{said}{more}"
+            )
+    return space
+
+
+def _question(view: StudyView) -> dict[str, Any]:
+    """What a study asks besides its space; of a swept group, whose settings are those of one
+    option, only what the command sets."""
+    found = {k: v for k, v in view.identity.items() if k not in ("space", "grid", "config")}
+    config = dict(view.identity.get("config") or {})
+    space = (view.identity.get("space") or {}).values()
+    groups = {e["key"] for e in space if isinstance(config.get(e["key"]), Mapping)}
+    paths = {word: word.lstrip("+").partition("=")[0] for word in view.asked.get("arguments") or ()}
+    given = sorted(
+        word for word, path in paths.items() if path.partition(".")[0] in groups - {path}
+    )
+    config = {key: node for key, node in config.items() if key not in groups}
+    return {**found, "config": config, "arguments": given}
+
+
+def _united(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What is declared of a parameter in either of two studies; None where they do not fit."""
+    values = ("choices", "texts", "low", "high")
+    if {k: v for k, v in one.items() if k not in values} != {
+        k: v for k, v in other.items() if k not in values
+    }:
+        return None
+    found = dict(one)
+    if one.get("kind") == "choice":
+        pairs = [pair for e in (one, other) for pair in zip(e["choices"], e["texts"], strict=True)]
+        known = {json.dumps(choice): (choice, text) for choice, text in reversed(pairs)}
+        ordered = [known[key] for key in dict.fromkeys(json.dumps(choice) for choice, _ in pairs)]
+        found["choices"], found["texts"] = [c for c, _ in ordered], [t for _, t in ordered]
+    else:
+        found["low"] = min(one["low"], other["low"])
+        found["high"] = max(one["high"], other["high"])
+    return found
+
+
+def _joined(
+    views: Sequence[StudyView],
+) -> tuple[list[FrozenTrial], list[tuple[Path, str]], str]:
+    """The trials of a merged study, their folders, and what was left out, for people."""
+    ended = [[t for t in v.trials if t.state.is_finished() and not is_retried(t)] for v in views]
+    unfinished = sum(not t.state.is_finished() for view in views for t in view.trials)
+    knows_seeds = all(_is_ours(view) for view in views)
+    owner: dict[str, tuple[int, int]] = {}  # of equal trials: rank of their state, place of study
+    for place, trials in enumerate(ended):
+        for trial in trials:
+            mark = canonical(trial.params)
+            owner[mark] = min(owner.get(mark, (9, 0)), (_RANKS[trial.state], place))
+    kept: list[tuple[int, FrozenTrial]] = []
+    numbers: list[dict[int, int]] = [{} for _ in views]
+    of_mark: dict[str, int] = {}
+    for place, trials in enumerate(ended):
+        for trial in trials:
+            if not knows_seeds or owner[canonical(trial.params)][1] == place:
+                of_mark.setdefault(canonical(trial.params), len(kept))
+                numbers[place][trial.number] = len(kept)
+                kept.append((place, trial))
+    for place, trials in enumerate(ended):
+        for trial in trials:
+            numbers[place].setdefault(trial.number, of_mark[canonical(trial.params)])
+    found = [_renumbered(trial, numbers[place]) for place, trial in kept]
+    folders = [
+        (folder / str(trial.number), str(numbers[place][trial.number]))
+        for place, trial in kept
+        if (folder := views[place].folder) is not None and (folder / str(trial.number)).is_dir()
+    ]
+    equal = sum(map(len, ended)) - len(kept)
+    kinds = {"equal trial": equal, "unfinished trial": unfinished}
+    left = [count(n, kind) for kind, n in kinds.items() if n]
+    return found, folders, f"; left out: {', '.join(left)}" if left else ""
+
+
+def _is_ours(view: StudyView) -> bool:
+    application = view.asked.get("application")
+    return isinstance(application, Mapping) and application.get("name") == "sweepstack"
+
+
+def _renumbered(trial: FrozenTrial, numbers: Mapping[int, int]) -> FrozenTrial:
+    """A copy that names other trials by their new numbers."""
+    new, known = copies.copy(trial), dict(trial.user_attrs)
+    for key in _NUMBERS:
+        if key in known and (number := numbers.get(known.pop(key))) is not None:
+            known[key] = number
+    new.user_attrs = known
+    new.distributions = dict(trial.distributions)
+    return new
+
+
+def _unite(trials: Sequence[FrozenTrial]) -> None:
+    """Give a parameter the same choices in all trials, as Optuna wants them.
+
+    Raises:
+        InputError: a parameter is of several kinds.
+    """
+    every: dict[str, list[BaseDistribution]] = {}
+    for trial in trials:
+        for name, distribution in trial.distributions.items():
+            every.setdefault(name, []).append(distribution)
+    for name, found in every.items():
+        logs = {(type(d), getattr(d, "log", None)) for d in found}
+        if len(logs) > 1:
+            raise InputError(f"merge needs studies of the same question, {name} differs in kind")
+        if isinstance(found[0], CategoricalDistribution):
+            listed = [c for d in found if isinstance(d, CategoricalDistribution) for c in d.choices]
+            united = CategoricalDistribution(tuple(dict.fromkeys(listed)))
+            for trial in trials:
+                if name in trial.distributions:
+                    trial.distributions[name] = united
+
+
+# --- prune-files ---------------------------------------------------------------------------------
+
+
+def prune_files(
+    name: str,
+    where: str = storage.DEFAULT,
+    *,
+    keep: int = 1,
+    dry_run: bool = False,
+    is_sure: bool = False,
+) -> int:
+    """Remove models and TensorBoard logs of all but the `keep` best trials, and checkpoints of
+    trials that have ended; rows, histories, configs and logs stay.
+
+    Returns:
+        The exit code: 0, or 1 where the person did not agree.
+
+    Raises:
+        InputError: there is no such study, or nobody can be asked.
+        EnvironmentFault: a living worker runs trials of it, or something cannot be removed.
+    """
+    opened = open_study(name, where)
+    folder = opened.folder
+    with storage.named(opened.where), _book(opened) as book:
+        _refuse_while_running(book.alive(), name)
+        models, rest = [], []
+        if folder is not None:
+            models = trial_folder.spare_models(opened.study, folder, keep, opened.trials)
+            rest = trial_folder.spare_checkpoints(folder, opened.trials)
+        if not models and not rest:
+            say(f"study {name}: no file to remove")
+            return 0
+        size = sum(map(_size, [*models, *rest]))
+        kinds = {"models": len(models), "checkpoints": len(rest)}
+        of = ", ".join(f"{n} {kind}" for kind, n in kinds.items() if n)
+        what = f"{_bytes(size)} of study {name} (files of {of}); the best {keep} keep their models"
+        if dry_run:
+            say(f"would remove {what}")
+            return 0
+        if not is_sure and not sys.stdin.isatty():
+            raise InputError("prune-files asks first and there is no terminal: add --yes")
+        if not is_sure and not _agrees(f"remove {what}? [y/N] "):
+            say("nothing was removed")
+            return EXIT_TRAINING
+        for path in [*models, *rest]:
+            _remove(path)
+        book.study.set_user_attr(KEEP_MODELS, keep)
+    say(f"removed {what}")
+    return 0
+
+
+def _size(path: Path) -> int:
+    every = [path] if path.is_file() else path.rglob("*")
+    return sum(file.stat().st_size for file in every if file.is_file())
+
+
+def _bytes(size: float) -> str:
+    for unit in ("bytes", "KB", "MB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:,.1f} GB"

@@ -1,0 +1,158 @@
+"""What a worker may use of its host, by made-up environments, and the register of workers."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import optuna
+import pytest
+from sweep_support import QUICK
+
+from sweepstack.study.book import processes, register
+from sweepstack.study.book.register import Entry, Membership
+
+SMI = """\
+GPU 0: NVIDIA A100-SXM4-40GB (UUID: GPU-aa)
+GPU 1: NVIDIA A100-SXM4-40GB (UUID: GPU-bb)
+"""
+MIG = """\
+GPU 0: NVIDIA A100-SXM4-40GB (UUID: GPU-aa)
+  MIG 3g.20gb     Device  0: (UUID: MIG-1)
+  MIG 3g.20gb     Device  1: (UUID: MIG-2)
+GPU 1: NVIDIA A100-SXM4-40GB (UUID: GPU-bb)
+"""
+
+
+@pytest.mark.parametrize(
+    ("given", "listed", "count", "found"),
+    [
+        ("0, 1", "", 4, [("0", "0"), ("1", "1")]),
+        ("1,0", SMI, 2, [("1", "GPU-bb"), ("0", "GPU-aa")]),
+        ("GPU-bb", SMI, 2, [("GPU-bb", "GPU-bb")]),
+        ("MIG-2, MIG-GPU-aa/1/0", MIG, 2, [("MIG-2",) * 2, ("MIG-GPU-aa/1/0",) * 2]),
+        ("0,-1,1", SMI, 2, [("0", "GPU-aa")]),
+        ("0,1,", SMI, 2, [("0", "GPU-aa"), ("1", "GPU-bb")]),
+        (None, SMI, 2, [("GPU-aa",) * 2, ("GPU-bb",) * 2]),
+        (None, MIG, 2, [("MIG-1",) * 2, ("MIG-2",) * 2, ("GPU-bb",) * 2]),
+        (None, "", 2, [("0", "0"), ("1", "1")]),
+        (None, "", 0, []),
+    ],
+)
+def test_the_gpus_that_a_process_may_use(given, listed, count, found):
+    assert register.visible_gpus(given, listed, count) == found
+
+
+@pytest.mark.parametrize(
+    ("loads", "limit", "gpu"),
+    [
+        ({}, None, "a"),
+        ({"a": 1}, None, "b"),
+        ({"a": 1, "b": 1}, None, "a"),
+        ({"a": 2, "b": 1, "elsewhere": 0}, 2, "b"),
+        ({"a": 2, "b": 2}, 2, None),
+    ],
+)
+def test_the_least_loaded_gpu_comes_first(loads, limit, gpu):
+    assert register.least_loaded(["a", "b"], loads, limit) == gpu
+
+
+def group(root: Path, lines: str, **files: str) -> Path:
+    (root / "proc" / "self").mkdir(parents=True)
+    (root / "proc" / "self" / "cgroup").write_text(lines)
+    for name, text in files.items():
+        file = root / "sys" / "fs" / "cgroup" / name.replace("__", "/").replace("_DOT_", ".")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+    return root
+
+
+V1 = "5:cpu,cpuacct:/job\n3:memory:/job\n"
+QUOTA = {"cpu,cpuacct__job__cpu_DOT_cfs_quota_us": "250000"}
+PERIOD = {"cpu,cpuacct__job__cpu_DOT_cfs_period_us": "100000"}
+
+
+@pytest.mark.parametrize(
+    ("environ", "lines", "files", "cores"),
+    [
+        ({}, "0::/\n", {}, 16),
+        ({}, "0::/\n", {"cpu_DOT_max": "max 100000"}, 16),
+        ({}, "0::/\n", {"cpu_DOT_max": "400000 100000"}, 4),
+        ({}, "0::/pod/job\n", {"pod__cpu_DOT_max": "350000 100000"}, 3),
+        ({}, "0::/\n", {"cpu_DOT_max": "50000 100000"}, 1),
+        ({}, V1, {**QUOTA, **PERIOD}, 2),
+        ({}, V1, {"cpu,cpuacct__job__cpu_DOT_cfs_quota_us": "-1", **PERIOD}, 16),
+        ({"SLURM_CPUS_PER_TASK": "4"}, "0::/\n", {}, 16),
+        ({"SLURM_CPUS_PER_TASK": "4", "SLURM_JOB_ID": "7"}, "0::/\n", {}, 4),
+    ],
+)
+def test_the_cores_that_a_process_may_use(monkeypatch, tmp_path, environ, lines, files, cores):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(16)))
+
+    assert register.cores(environ, group(tmp_path, lines, **files)) == cores
+
+
+def test_a_slurm_job_has_its_name():
+    assert register.job({}) is None
+    assert register.job({"SLURM_JOB_ID": "9"}) == "slurm 9"
+    array = {"SLURM_JOB_ID": "9", "SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "2"}
+    assert register.job(array) == "slurm 7_2"
+    entry = Entry("node3/1:7:8", 0, 0, job="slurm 7_2")
+    assert entry.described == "slurm 7_2 on node3 (scancel 7_2)"
+
+
+def test_an_entry_lives_as_long_as_its_worker_gives_signs():
+    study = optuna.create_study()
+    now, other = time.time(), "elsewhere/4026531836:1:2"
+    with Membership.here(study, "crew"):
+        [mine] = register.workers(study)
+        assert mine.is_alive
+        assert (mine.process, mine.crew) == (processes.this_process(), "crew")
+    [mine] = register.workers(study)
+    assert not mine.is_alive
+    assert Entry(other, now - 500, now - 30).is_alive
+    assert not Entry(other, now - 500, now - 90).is_alive
+    assert not Entry(f"{processes.this_process()}9", now, now).is_alive  # a later process's pid
+
+
+def test_workers_of_a_host_share_its_gpus(monkeypatch):
+    study = optuna.create_study()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0, 1")
+    monkeypatch.setattr(register.subprocess, "run", lambda *_, **__: _Done())
+    now, here = time.time(), processes.this_process().rsplit(":", 2)[0]
+    monkeypatch.setattr(processes, "is_gone", lambda name: name.endswith(":gone"))
+    for process, gpu in ((f"{here}:1:x", "GPU-aa"), (f"{here}:2:gone", "GPU-bb")):
+        Membership(study, Entry(process, now, now, gpu=gpu))
+
+    joined = register.join(study, "c", 1, limit=1)
+
+    assert joined is not None
+    assert (joined.entry.gpu, os.environ["CUDA_VISIBLE_DEVICES"]) == ("GPU-bb", "1")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    assert register.join(study, "c", 1, limit=1) is None
+    monkeypatch.setenv("SLURM_JOB_ID", "5")  # what a scheduler assigns is taken
+    assert register.join(study, "c", 1, limit=1) is not None
+    fixed = register.join(study, "c", 1, limit=1, chooses=False)
+    assert fixed is not None
+    assert fixed.entry.gpu is None
+
+
+class _Done:
+    stdout = SMI
+
+
+def test_more_local_workers_than_the_gpus_may_have_are_refused(main, tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    words = [word for word in QUICK if not word.startswith("training.device=")]
+
+    ended = main(
+        *("-m", *words, "optimizer.lr=0.1,0.2", "hydra.sweeper.n_jobs=5"),
+        "hydra.sweeper.workers_per_gpu=2",
+    )
+
+    assert (ended.code, list(tmp_path.iterdir())) == (2, [])
+    assert ended.lines == [
+        "sweepstack: hydra.sweeper.n_jobs must be <= 4 (2 visible GPUs, "
+        "hydra.sweeper.workers_per_gpu=2), got 5"
+    ]
