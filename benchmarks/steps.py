@@ -23,8 +23,9 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 import sweepstack
-from sweepstack.engine import device, executors, width
+from sweepstack.engine import executors, width
 from sweepstack.engine.program import Program
+from sweepstack.training import device
 
 MODELS = {
     "mlp": ("model=mlp", "model.hidden=[100]"),
