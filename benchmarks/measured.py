@@ -106,12 +106,11 @@ def sweep(
     )
 
 
-def answer(command: Sequence[str], variables: Mapping[str, str] | None = None) -> dict[str, Any]:
+def answer(command: Sequence[str], variables: Mapping[str, str] | None = None) -> Any:
     """Run a program that prints one line of JSON."""
     with tempfile.TemporaryDirectory() as name:
         text, _, _ = run(command, Path(name), variables)
-    found: dict[str, Any] = json.loads(text.splitlines()[-1])
-    return found
+    return json.loads(text.splitlines()[-1])
 
 
 def cores() -> int:

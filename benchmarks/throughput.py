@@ -5,6 +5,7 @@
     uv run python benchmarks/throughput.py --memory
     uv run python benchmarks/throughput.py --models
     uv run python benchmarks/throughput.py --ablate --root FOLDER --trials 64
+    uv run python benchmarks/throughput.py --steps --root FOLDER [--widths 1 16 64]
 
 Without a flag: the 784-100-10 ReLU MLP (He init), Adam, 200 steps of 64 MNIST samples in [0, 1],
 5,000 validation samples measured once at the end, 200 learning rates between 1e-4 and 0.1. Each
@@ -29,18 +30,20 @@ against.
 of 100, 1,000 and 10,000 trials of 5 steps on data=quadratic; growth is that of the cost after a
 tenth of the trials, which start-up does not hide. `--models`: (e) and (f) in turn for
 every model of sweepstack on data=digits, 50 steps. `--ablate`: (f)'s training on the CPU without
-each fast path, widths measured anew each time; one that gains under 10% goes. Overrides after `--`
-are added to sweepstack's own.
+each fast path, widths measured anew each time; one that gains under 10% goes. `--steps`: steps
+alone of every model, precision and width, beside the plain loop and the floor (steps.py). Overrides
+after `--` are added to sweepstack's own.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 from pathlib import Path
 
-from measured import Measure, hardware
-from variants import PATHS, RATES, Benchmark
+from measured import Measure, answer, cores, hardware
+from variants import HERE, PATHS, RATES, Benchmark
 
 MODELS = {
     "mlp": ("model=mlp", "model.hidden=[100]"),
@@ -209,13 +212,31 @@ def ablate(given: argparse.Namespace) -> None:
         print(f"{path:14s}{least * 1e3:10.1f}{middle * 1e3:10.1f}{least / whole:8.2f}  {widths}")
 
 
+def steps(given: argparse.Namespace) -> None:
+    """Microseconds per trial and step, the plain loop, the floor and its share of the best."""
+    root = str(Path(given.root).resolve())
+    command = [sys.executable, str(HERE / "steps.py"), "--root", root, "--device", given.device]
+    command += ["--widths", *map(str, given.widths)] if given.widths else []
+    threads = {"OMP_NUM_THREADS": str(given.threads or cores())}
+    rows = answer(command, threads)
+    print(f"microseconds per trial and step, least times of one run, {rows[0]['hardware']}")
+    widths = list(rows[0]["widths"])
+    heads = ["plain loop", *(f"width {width}" for width in widths), "floor", "share"]
+    print(f"{'':14s}" + "".join(f"{head:>12}" for head in heads))
+    for row in rows:
+        times = [row["plain"], *row["widths"].values(), row["floor"]]
+        best = min(time for time in row["widths"].values() if time is not None)
+        cells = "".join(number(time, 1, 12, 1) for time in times)
+        print(f"{row['model']:8s}{row['precision']:6s}{cells}{row['floor'] / best:>12.0%}")
+
+
 def main() -> None:
     """Parse arguments and run one part."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     part = parser.add_mutually_exclusive_group()
-    for flag in ("--grid", "--memory", "--models", "--ablate"):
+    for flag in ("--grid", "--memory", "--models", "--ablate", "--steps"):
         part.add_argument(flag, action="store_true")
     parser.add_argument("--root", default="data", help="folder that holds MNIST/")
     parser.add_argument("--hos", help="python of an environment with hydra-optuna-sweeper")
@@ -224,7 +245,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     parser.add_argument("--threads", type=int, help="CPU threads; default: the cores")
-    parser.add_argument("--widths", type=int, nargs="+", default=[1, 8, 16, 32, 64], help="of JAX")
+    parser.add_argument("--widths", type=int, nargs="+", help="of JAX, or of --steps")
     parser.add_argument("--test", action="store_true", help="the others measure test data too")
     parser.add_argument("--sizes", type=int, nargs="+", default=[100, 1_000, 10_000])
     parser.add_argument(
@@ -234,7 +255,7 @@ def main() -> None:
     print(hardware(), flush=True)
     chosen = {
         **{grid: given.grid, memory: given.memory, models: given.models},
-        ablate: given.ablate,
+        **{ablate: given.ablate, steps: given.steps},
     }
     next((run for run, wanted in chosen.items() if wanted), workload)(given)
 

@@ -54,7 +54,8 @@ class Benchmark:
         program = [sys.executable, str(HERE / "ablation.py"), "--without", path]
         words = [f"--root={self.root}", f"--trials={self.given.trials}"]
         variables = {"OMP_NUM_THREADS": str(self.threads)}
-        return answer([*program, *words, "--", *self.given.overrides], variables)
+        found: dict[str, float] = answer([*program, *words, "--", *self.given.overrides], variables)
+        return found
 
     def eager(self, *flags: str) -> Measure:
         """(a) and (b)."""
@@ -92,12 +93,18 @@ class Benchmark:
         threads = str(max(1, self.threads // jobs))
         return sweep(command, n, "studies.db", {"OMP_NUM_THREADS": threads})
 
+    @property
+    def jax_widths(self) -> list[int]:
+        """Wider stacks on a GPU, where more trials are trained at once than asked for."""
+        wide = [256, 1024] if self.on == "cuda" else []
+        return self.given.widths or [1, 8, 16, 32, 64, *wide]
+
     def scan(self) -> Measure:
         """(d): every width; the best one of this round."""
         found = answer(
             [
                 *(self.given.jax, str(HERE / "rival_jax.py"), "--root", self.root),
-                *("--trials", str(self.given.trials), "--widths", *map(str, self.given.widths)),
+                *("--trials", str(self.given.trials), "--widths", *map(str, self.jax_widths)),
                 *self.test,
             ],
             {"NPROC": str(self.threads)},

@@ -42,9 +42,9 @@ Ways = tuple[str, str, str]
 WAYS = ("grouped", "loop", "product")
 """One convolution of S groups; one of each slot; a batched product with the pictures' patches."""
 MEASURED_ON = ("cuda",)
-"""On a CPU (AMD EPYC with AVX2, one thread, torch 2.15, 28x28 pictures, medians of 7 alternating
-steps at widths 2 and 4) the best plan took 0.97 to 1.0 of vmap's time for the convnet and 1.05 for
-the resnet: oneDNN's grouped convolutions are as fast as plain ones."""
+"""On a CPU (AMD EPYC with AVX2, one thread, torch 2.15, 28x28 pictures, least of 7 alternating
+timings at widths 2 and 4) the best plan took 0.95 to 1.0 of vmap's time for the convnet, 1.06 to
+1.08 for the resnet: oneDNN's grouped convolutions are about as fast as plain ones."""
 WORTH = 0.9  # a plan is used if a step takes at most this share of vmap's time
 HOPELESS = 1.5  # a way whose first run takes this many times the least is not timed again
 TIMINGS = 3
