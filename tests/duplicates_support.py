@@ -52,6 +52,9 @@ class Script:
     def checkpointed(self, folder: Path, number: int) -> int:
         return 0
 
+    def close(self) -> None:
+        pass
+
     def run(self, asked: Iterator[Asked]) -> Iterator[Outcome]:
         held: list[Asked] = []
         while True:
