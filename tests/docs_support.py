@@ -130,6 +130,6 @@ def composed(line: str) -> list[str] | None:
         del words[0]
     if words[:3] != ["uv", "run", "sweepstack"]:
         return None
-    missing = ("hydra/launcher=", "hydra.launcher.", "hydra.sweeper.storage=")
+    missing = ("hydra/launcher=", "hydra.launcher.", "hydra.sweeper.storage=", "logger")
     kept = [word for word in words[3:] if not word.startswith(missing)]
     return shortened([*kept, "hydra.sweeper.dry_run=true"])
