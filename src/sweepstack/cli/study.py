@@ -4,7 +4,7 @@
     sweepstack-study show STUDY                 tables of what was swept, and what the doctor finds
     sweepstack-study report STUDY               one HTML file with every plot and table
     sweepstack-study compare A B                which is better, paired by equal configurations
-    sweepstack-study best STUDY -o FOLDER       what won, as a config to train again
+    sweepstack-study best STUDY -o FOLDER       what won, as a config; --retrain: was it luck?
     sweepstack-study export STUDY -o x.csv      one row per trial; --history: per evaluation
     sweepstack-study rerun STUDY 17             train it again alone and compare (exit code 5)
     sweepstack-study workers STUDY              who works on it: host, GPU, since when, pace
@@ -144,6 +144,15 @@ def _add_reading(
     several.add_argument("-o", "--output", type=Path, metavar="FILE.html", help="as a page too")
     best = add(_best, study, "the best configuration, as a config to train again")
     best.add_argument("-o", "--output", type=Path, metavar="FOLDER", help="for --config-dir")
+    best.add_argument(
+        "--retrain",
+        nargs="*",
+        metavar="KEY=VALUE",
+        help="train it with fresh seeds (seeds=5) and overrides; says what was luck",
+    )
+    best.add_argument(
+        "--trust", action="append", default=[], metavar="PACKAGE", help="whose modules may run"
+    )
     where = "where to (default: outputs/reports/STUDY.html)"
     page = add(_report, study, "all plots and tables, as a file")
     page.add_argument("-o", "--output", type=Path, metavar="FILE.html", help=where)
@@ -301,7 +310,14 @@ def _best(options: argparse.Namespace) -> int:
     from sweepstack.reporting import comparison
     from sweepstack.study import view
 
-    return comparison.winner(view.open_study(options.study, options.storage), options.output)
+    if options.retrain is None:
+        return comparison.winner(view.open_study(options.study, options.storage), options.output)
+    from sweepstack.cli import retrain
+
+    seeds, words = retrain.read(options.retrain)
+    opened = view.open_study(options.study, options.storage)
+    comparison.winner(opened, options.output)
+    return retrain.retrain(opened, seeds, words, options.trust)
 
 
 def _export(options: argparse.Namespace) -> int:
