@@ -17,6 +17,7 @@ import contextlib
 import importlib.util
 import logging
 import os
+import random
 import sqlite3
 import sys
 import tempfile
@@ -280,7 +281,9 @@ def _check(file: Path | None, url: str, timeout_s: float, *, needed: bool = Fals
 
 
 def _optunas(url: str, file: Path | None) -> RDBStorage:
-    options = {} if file is None else {"connect_args": {"timeout": BUSY_TIMEOUT_MS / 1000}}
+    options: dict[str, Any] = {"pool_pre_ping": True}  # connections die when a server restarts
+    if file is not None:
+        options = {"connect_args": {"timeout": BUSY_TIMEOUT_MS / 1000}}
     # Optuna fills {SCHEMA_VERSION} into URLs; braces in a password are not for it.
     return RDBStorage(_with_driver(url).replace("{", "{{").replace("}", "}}"), options)
 
@@ -404,6 +407,32 @@ def is_failure(error: BaseException) -> bool:
     """Whether an exception is a storage's that fails on the way."""
     grpc = sys.modules.get("grpc")  # loaded where it is needed
     return isinstance(error, FAILURES) or (grpc is not None and isinstance(error, grpc.RpcError))
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether a database failed in a way that may be over soon: its server restarts, or gave a
+    transaction up for another. A SQLite file that cannot be written does not heal."""
+    cause = error.__cause__ if isinstance(error, StorageInternalError) else error
+    if not isinstance(cause, sqlalchemy.exc.DBAPIError) or cause.connection_invalidated:
+        return isinstance(cause, sqlalchemy.exc.DBAPIError)
+    kinds = (sqlalchemy.exc.OperationalError, sqlalchemy.exc.InterfaceError)
+    return isinstance(cause, kinds) and not isinstance(cause.orig, sqlite3.Error)
+
+
+def again(call: Callable[[int], Result], patience_s: float) -> Result:
+    """Return what `call` does, given the number of tries before; after a transient failure it is
+    called again, for at most so many seconds, with growing pauses that differ between workers."""
+    tried, latest = 0, time.monotonic() + patience_s
+    while True:
+        try:
+            return call(tried)
+        except FAILURES as error:
+            if not is_transient(error) or time.monotonic() > latest:
+                raise
+            if not tried:
+                log.warning("the database does not answer, trying for %g s", patience_s)
+        time.sleep(min(5.0, 0.1 * 2**tried) * random.uniform(0.5, 1.5))
+        tried += 1
 
 
 def close(opened: BaseStorage) -> None:

@@ -94,7 +94,7 @@ def open_book(
     """The records of the plan's study: its total, its grid in order, each trial's own sampler."""
     # Of a grid the points are fixed.
     study.sampler = RandomSampler(0) if plan.grid else _sampler(plan)
-    return book_of(storage)(
+    book = book_of(storage)(
         study,
         storage,
         plan.total,
@@ -104,6 +104,8 @@ def open_book(
         workers=plan.n_jobs,
         checkpointed=checkpointed,
     )
+    book.patience_s = plan.storage_timeout_s
+    return book
 
 
 def _sampler(plan: Plan) -> BaseSampler:

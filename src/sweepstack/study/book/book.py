@@ -89,6 +89,7 @@ class Book(ABC):
         self._grid = None if points is None else Grid(points, first)
         self._sleep = processes.Sleep()
         self._owners: dict[str, Owner] = {}
+        self.patience_s = 0.0  # how long a database server that does not answer is tried again
 
     # --- claims ----------------------------------------------------------------------------------
 

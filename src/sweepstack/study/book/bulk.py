@@ -13,10 +13,12 @@ row elsewhere.
 
 from __future__ import annotations
 
+import functools
 import json
 import math
+import threading
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -39,6 +41,7 @@ from sqlalchemy import Connection, bindparam, func, insert, select
 from sweepstack.study.attributes import CONTINUES, EFFECT, EQUALS, LOST, RETRIED, RETRY_OF, WORKER
 from sweepstack.study.book import Ending, Owner, Record, Report, Row, Tally, last_value, processes
 from sweepstack.study.book.book import Book
+from sweepstack.study.storage import again
 
 AT_ONCE = 500
 """Trials that a query names; SQLite refuses one that names too many."""
@@ -91,6 +94,11 @@ _USER, _SYSTEM = _table("TrialUserAttributeModel"), _table("TrialSystemAttribute
 _BEATS, _OF_STUDY = _table("TrialHeartbeatModel"), _table("StudyUserAttributeModel")
 
 
+_HANDED: set[tuple[sa.URL, int]] = set()
+"""Database and row id of the trials that books of this process have handed out."""
+_UNKNOWN = "requeued: the database failed while it was claimed"
+
+
 class BulkBook(Book):
     """The records of one study of a database."""
 
@@ -99,7 +107,25 @@ class BulkBook(Book):
         self._engine = storage.engine
         self._mine = _TRIALS.c.study_id == self.study_id
         self._effects_up_to = -1
+        self._tries = threading.local()
         self._forget()
+
+    @property
+    def _again(self) -> bool:
+        """Whether what is written now may have been written by a try whose end is unknown."""
+        return getattr(self._tries, "before", 0) > 0
+
+    def _claim(self, most: int, max_steps: int | None, alone: bool) -> list[Any]:
+        if self._again:  # what an earlier try may have taken is nobody's
+            with self._held() as page:
+                running = self._records(page, TrialState.RUNNING)
+                me = processes.this_process()
+                mine = [r for r in running if r.attributes.get(WORKER) == me]
+                orphans = [(r, _UNKNOWN) for r in mine if (self._engine.url, r.id) not in _HANDED]
+                self._requeue(page, orphans, restarts=0)
+        trials = super()._claim(most, max_steps, alone)
+        _HANDED.update((self._engine.url, trial._trial_id) for trial in trials)
+        return trials
 
     def _forget(self) -> None:
         self._last, self._size = -1, 0
@@ -375,8 +401,17 @@ class BulkBook(Book):
         names = NEEDED["TrialParamModel"]
         rows = [dict(zip(names, (*row[:3], texts[id(row[3])]), strict=True)) for row in new]
         if rows:
-            with self._engine.begin() as page:
-                page.execute(insert(_PARAMETERS), rows)
+            try:
+                with self._engine.begin() as page:
+                    if self._again:
+                        for row in rows:
+                            mine = (_PARAMETERS.c[key] == row[key] for key in names[:2])
+                            page.execute(sa.delete(_PARAMETERS).where(*mine))
+                    page.execute(insert(_PARAMETERS), rows)
+            except BaseException:
+                for trial in live:
+                    trial.put_back([row for row in new if row[0] == trial._trial_id])
+                raise
 
     def write(self, reports: Iterable[Report] = (), endings: Sequence[Ending] = ()) -> list[int]:
         """See `Book.write`; all of it is one transaction."""
@@ -386,6 +421,8 @@ class BulkBook(Book):
         try:
             with self._engine.begin() as page:
                 lost = self._not_running(page, [ending.trial for ending in endings])
+                if self._again:
+                    endings = self._unwritten_endings(page, endings, lost, new)
                 rows = [_report_row(r) for r in new if r.trial._trial_id not in lost]
                 if rows:
                     page.execute(insert(_REPORTS), rows)
@@ -399,6 +436,19 @@ class BulkBook(Book):
         self.study._thread_local.cached_all_trials = None  # as `tell`: samplers look again
         return [ending.trial.number for ending in endings if ending.trial._trial_id in lost]
 
+    def _unwritten_endings(
+        self, page: Connection, endings: Sequence[Ending], lost: set[int], new: Sequence[Report]
+    ) -> list[Ending]:
+        """Those that an earlier try has not written: another that ends a trial says that it was
+        lost. Its reports are removed, to be written anew."""
+        why = self._attributes(page, list(lost), (LOST,))
+        for trial, step, _ in new:
+            place = (_REPORTS.c.trial_id == trial._trial_id, _REPORTS.c.step == step)
+            page.execute(sa.delete(_REPORTS).where(*place))
+        done = lost - set(why)
+        lost -= done
+        return [ending for ending in endings if ending.trial._trial_id not in done]
+
     def _not_running(self, page: Connection, trials: Sequence[optuna.Trial]) -> set[int]:
         """Row ids of those that are not; the others stay so until the transaction ends."""
         ids = [trial._trial_id for trial in trials]
@@ -407,9 +457,42 @@ class BulkBook(Book):
 
     def _write_effects(self, page: Connection, taken: Sequence[tuple[optuna.Trial, str]]) -> None:
         new = [(t, e) for t, e in taken if EFFECT not in t._cached_frozen_trial.user_attrs]
+        if self._again:
+            ids = [trial._trial_id for trial, _ in new]
+            mine = (_USER.c.trial_id.in_(ids), _USER.c.key == EFFECT)
+            page.execute(sa.delete(_USER).where(*mine))
         _add_attributes(page, _USER, [(trial._trial_id, {EFFECT: effect}) for trial, effect in new])
         for trial, effect in taken:  # `write` leaves out what is written
             trial._cached_frozen_trial.user_attrs[EFFECT] = effect
+
+
+def _patient(method: Callable[..., Any]) -> Callable[..., Any]:
+    """The method, called again where the database's server does not answer."""
+
+    @functools.wraps(method)
+    def patient(self: BulkBook, *given: Any, **named: Any) -> Any:
+        given = tuple(list(v) if isinstance(v, Iterator) else v for v in given)
+
+        def attempt(tried: int) -> Any:
+            self._tries.before = tried
+            if tried:
+                self._forget()
+            return method(self, *given, **named)
+
+        try:
+            return again(attempt, self.patience_s)
+        finally:
+            self._tries.before = 0
+
+    return patient
+
+
+for _name in (
+    *("_claim", "recover", "release", "beat", "begin", "write", "take_effects", "owners"),
+    *("counts", "steps", "best", "others_at_work", "numbers_with", "retry_failed", "enqueue"),
+    "_study_attributes",
+):
+    setattr(BulkBook, _name, _patient(getattr(BulkBook, _name)))
 
 
 class LiveTrial(optuna.Trial):
@@ -437,6 +520,10 @@ class LiveTrial(optuna.Trial):
         """The parameters that are not written yet; from now on they count as written."""
         parameters, self._unwritten.parameters = self._unwritten.parameters, []
         return parameters
+
+    def put_back(self, parameters: list[tuple[int, str, float, BaseDistribution]]) -> None:
+        """They could not be written."""
+        self._unwritten.parameters = [*parameters, *self._unwritten.parameters]
 
     def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
         """As Optuna's; trials share the distributions."""

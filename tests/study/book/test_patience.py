@@ -1,0 +1,117 @@
+"""A database server that restarts: what fails is tried again, and nothing is written twice."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from typing import Any
+
+import optuna
+import pytest
+import sqlalchemy
+from optuna.trial import TrialState
+
+from sweepstack.study import storage
+from sweepstack.study.attributes import LOST
+from sweepstack.study.book import Ending, Report
+from sweepstack.study.book.bulk import BulkBook
+
+LOST_CONNECTION = sqlalchemy.exc.OperationalError(
+    "COMMIT", {}, Exception("terminating connection"), connection_invalidated=True
+)
+
+
+class Faults:
+    """Breaks one transaction in so many, before it is committed or just after."""
+
+    def __init__(self, opened: Any, seed: int, share: float):
+        self.chance, self.share, self.on, self.seen = random.Random(seed), share, True, Counter()
+        engine = opened.engine
+        plain = engine.dialect.do_commit
+
+        def commit(connection: Any) -> None:
+            kind = self._kind()
+            if kind != "before":
+                plain(connection)
+            self.seen[kind] += 1
+            if kind:
+                raise LOST_CONNECTION
+
+        engine.dialect.do_commit = commit
+
+    def _kind(self) -> str:
+        if not self.on or self.chance.random() > self.share:
+            return ""
+        return self.chance.choice(["before", "after"])
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    monkeypatch.setattr(storage.time, "sleep", lambda seconds: None)
+
+
+def opened_book(tmp_path, total=30, **options):
+    opened = storage.connect(f"sqlite:///{tmp_path}/s.db")
+    study = optuna.create_study(
+        study_name="s", storage=opened, sampler=optuna.samplers.RandomSampler(0)
+    )
+    book = BulkBook(study, opened, total, **options)
+    book.patience_s = 60.0
+    return opened, study, book
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_every_trial_is_recorded_once_whatever_transaction_breaks(tmp_path, quick, seed):
+    opened, study, book = opened_book(tmp_path)
+    faults = Faults(opened, seed, share=0.3)
+    told: dict[int, float] = {}
+    while trials := book.claim(4):
+        for trial in trials:
+            trial.suggest_float("x", 0, 1)
+        book.begin(trials)
+        book.take_effects([(trial, str(trial.number)) for trial in trials])
+        book.write(Report(trial, 1, 0.5) for trial in trials)
+        book.beat(trials)
+        endings = [
+            Ending(t, TrialState.COMPLETE, [t.params["x"]], {"note": t.number}, {"c": -1.0})
+            for t in trials
+        ]
+        assert book.write([Report(t, 2, 0.25) for t in trials], endings) == []
+        told |= {trial.number: trial.params["x"] for trial in trials}
+    faults.on = False
+
+    assert faults.seen["before"] > 3
+    assert faults.seen["after"] > 3
+    kept = [t for t in study.get_trials() if LOST not in t.user_attrs]
+    assert {t.number: t.value for t in kept} == told
+    assert len(told) == 30
+    for trial in kept:
+        assert trial.state == TrialState.COMPLETE
+        assert trial.intermediate_values == {1: 0.5, 2: 0.25}
+        assert trial.user_attrs["note"] == trial.number
+    assert book.counts()["running"] == book.counts()["waiting"] == 0
+
+
+def test_patience_ends_and_what_does_not_heal_is_said_at_once(monkeypatch):
+    now, calls = [0.0], []
+    monkeypatch.setattr(storage.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(storage.time, "sleep", lambda s: now.__setitem__(0, now[0] + s))
+
+    def fails(error: Exception) -> Any:
+        def call(tried: int) -> None:
+            calls.append(tried)
+            raise error
+
+        return call
+
+    with pytest.raises(sqlalchemy.exc.OperationalError):
+        storage.again(fails(LOST_CONNECTION), 60.0)
+    assert 60 <= now[0] <= 70
+    assert 10 <= len(calls) <= 30
+    calls.clear()
+    full = sqlalchemy.exc.OperationalError("x", {}, storage.sqlite3.OperationalError("disk full"))
+    broken = sqlalchemy.exc.IntegrityError("x", {}, Exception("UNIQUE"))
+    for error in (full, broken, optuna.exceptions.StorageInternalError("no file")):
+        with pytest.raises(type(error)):
+            storage.again(fails(error), 60.0)
+    assert calls == [0, 0, 0]
