@@ -25,8 +25,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from sweepstack.reporting.notebook import Study
+    from sweepstack.runs import RunResult
     from sweepstack.runs.prediction import Predictor
-    from sweepstack.training.spec import TrialResult, TrialSpec
+    from sweepstack.training.spec import TrialSpec
 
 
 STORAGE = "sqlite:///outputs/studies.db"
@@ -150,8 +151,10 @@ def results(study: str | Sequence[str], storage: str = STORAGE) -> pd.DataFrame:
     return view.joined([view.open_study(name, storage) for name in study])
 
 
-def run(*overrides: str, config_dir: str | None = None) -> TrialResult:
+def run(*overrides: str, config_dir: str | None = None) -> RunResult:
     """Train one run in this process and return its result; nothing is written.
+
+    `.metrics` are those of the best state, `.history` is a frame with a row for each evaluation.
 
     Args:
         overrides, config_dir: as for `compose`.
@@ -164,6 +167,7 @@ def run(*overrides: str, config_dir: str | None = None) -> TrialResult:
     from sweepstack.config.errors import InputError, TrainingFailed
     from sweepstack.engine.program import Program
     from sweepstack.engine.train import train
+    from sweepstack.runs import framed
 
     spec = compose(*overrides, config_dir=config_dir)
     if spec.config.training.seeds > 1:
@@ -171,11 +175,16 @@ def run(*overrides: str, config_dir: str | None = None) -> TrialResult:
             "sweepstack.run trains one seed, training.seeds must be 1, got "
             f"{spec.config.training.seeds}: call it with training.seed=0, 1, ..."
         )
+    if names := spec.config.logger.names:
+        raise InputError(
+            f"sweepstack.run writes nothing, logger must be none, got {','.join(names)}: the "
+            "command sweepstack logs"
+        )
     Program.of(spec)
     (result,) = train([spec])
     if result.state == "failed":
         raise TrainingFailed(f"the run failed: {result.error}")
-    return result
+    return framed(result)
 
 
 def study(name: str, storage: str = STORAGE) -> Study:

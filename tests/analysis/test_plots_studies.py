@@ -264,3 +264,35 @@ def test_a_trial_that_another_replaced_is_in_no_plot():
     names = [found.name for found in drawn(study)["timeline"].figure.data]
     assert names == ["complete (1)"]
     assert TrialState.FAIL in [trial.state for trial in study.get_trials(deepcopy=False)]
+
+
+@pytest.mark.parametrize(
+    ("trials", "absent"),
+    [
+        (
+            [{"value": 0.8, "params": {"init": "he"}, "reports": {1: 0.1, 2: 0.8}}],
+            ("tick", "band", "±", "pruned", "trials", "dotted", "important"),
+        ),
+        (
+            [
+                {"value": i / 9, "params": {"init": name}, "reports": {1: 0.1, 2: 0.8}}
+                for i, name in enumerate(("he", "xavier"))
+            ],
+            ("tick", "band", "±", "pruned", "failed", "important", "each key"),
+        ),
+        (
+            [{"state": "failed", "params": {"init": "he"}}] * 3,
+            ("complete", "pruned", "best", "1 of 1"),
+        ),
+    ],
+    ids=["one trial", "one key and one seed", "all failed"],
+)
+def test_captions_promise_nothing_that_a_plot_lacks(trials, absent):
+    study = new()
+    for index, trial in enumerate(trials):
+        add(study, time=(index, index + 2), **trial)
+    found = drawn(study)
+    assert found
+    for key, plot in found.items():
+        for word in absent:
+            assert word not in plot.says, (key, plot.says)

@@ -17,7 +17,7 @@ from browser_support import browser, screenshots  # noqa: F401
 
 from sweepstack.cli.study import parser, run
 from sweepstack.config.errors import EnvironmentFault, InputError
-from sweepstack.reporting.dashboard import ADDRESS, Guard
+from sweepstack.reporting.dashboard import ADDRESS, Guard, wrapped
 
 SWEEP = (
     *("-m", "init=he,xavier", "model.activation=relu,tanh", "data=digits", "training.device=cpu"),
@@ -94,6 +94,9 @@ def test_a_study_in_the_browser(tiny, browser, screenshots):  # noqa: F811
         page.wait_for_selector("text=init=he")
         page.wait_for_selector("text=history.csv")
         assert not page.get_by_text("[//]").count()  # what marks a note is not shown
+        for width in (1280, 400):
+            page.set_viewport_size({"width": width, "height": 2000})
+            assert page.evaluate("document.scrollingElement.scrollWidth") <= width
         page.screenshot(path=screenshots / "dashboard-trial.png")
         assert not errors
         assert not [one for one in asked if not one.startswith((url, "data:", "blob:"))]
@@ -101,6 +104,27 @@ def test_a_study_in_the_browser(tiny, browser, screenshots):  # noqa: F811
         code, rest = ended(process)
     assert code in (0, 130)
     assert "Traceback" not in rest
+
+
+def test_pages_let_long_lines_break_and_other_answers_stay_as_they_are():
+    def app(environ, start_response):
+        body = b"<head></head><p>" + b"x" * 50
+        assert "HTTP_IF_NONE_MATCH" not in environ or environ["PATH_INFO"] == "/api/studies"
+        start_response(
+            "200 OK", [("Content-Type", "text/html"), ("Content-Length", str(len(body)))]
+        )
+        return [body]
+
+    def got(path):
+        said = []
+        environ = {"PATH_INFO": path, "HTTP_IF_NONE_MATCH": "abc"}
+        body = b"".join(wrapped(app)(environ, lambda *given: said.append(given)))
+        return body, dict(said[0][1])["Content-Length"]
+
+    page, size = got("/dashboard/studies/1")
+    assert b"overflow-wrap: anywhere" in page.partition(b"</head>")[0]
+    assert size == str(len(page))
+    assert got("/api/studies")[0] == b"<head></head><p>" + b"x" * 50
 
 
 def test_a_storage_that_is_not_there_is_one_line(tmp_path):

@@ -24,6 +24,8 @@ from optuna_dashboard._note import get_note_from_system_attrs
 from optuna_dashboard.artifact._backend import list_trial_artifacts
 from sqlalchemy import Engine, event
 
+from sweepstack.analysis import doctor
+from sweepstack.analysis.doctor import Finding
 from sweepstack.reporting import dashboard as server
 from sweepstack.reporting.dashboard import decorate
 from sweepstack.study import storage
@@ -41,7 +43,7 @@ def test_a_note_says_what_a_trial_was_and_how_to_run_it_again(where):
     assert decorated(where, "my study")
     complete = note(study, 0)
     assert "init=he\noptimizer.lr=0.1" in complete
-    assert "val_accuracy  0.7500\nval_loss      1.2500" in complete
+    assert "val_accuracy  0.7500\nval_loss      1.250" in complete
     assert "sweepstack-study rerun 'my study' 0" in complete
     assert "duplicate of trial 0" in note(study, 1)
     assert "loss is nan at step 7" in note(study, 2)
@@ -49,6 +51,17 @@ def test_a_note_says_what_a_trial_was_and_how_to_run_it_again(where):
     of_study = get_note(study)
     assert "sweepstack -m init=he,xavier 'optimizer.lr=tag(log, interval(1e-4,1))'" in of_study
     assert "sweepstack-study report 'my study'" in of_study
+
+
+def test_the_note_of_a_study_has_what_the_doctor_finds(where, monkeypatch):
+    found = [Finding("edge", "problem", "lr lies at an edge ```", "optimizer.lr=1")]
+    monkeypatch.setattr(doctor, "examine", lambda _: found)
+    study = new(where)
+    add(study, 0.75)
+    decorated(where)
+    says = get_note(study)
+    assert "### Findings" in says
+    assert "````text\nproblem: lr lies at an edge ```\n    optimizer.lr=1\n````" in says
 
 
 def test_notes_are_kept_as_the_dashboards_own_function_keeps_them(where):
@@ -108,9 +121,10 @@ def test_decorating_again_changes_nothing_until_the_study_has_grown(where, tmp_p
     assert decorated(where)
     after = rows(study)
     assert [key for key in before if key not in after] == []
-    assert {key: after[key] for key in before if "note" in key} == {
-        key: value for key, value in before.items() if "note" in key
-    }
+    # That of the study has what the doctor finds now.
+    of_trials = [key for key in before if ":note_" in key.removeprefix("dashboard")[1:]]
+    assert of_trials
+    assert [after[key] for key in of_trials] == [before[key] for key in of_trials]
     assert "init=he" in note(study, 4)
     assert dashboards_plots(study)["heatmap"] != ""
     assert contents(tmp_path).keys() == files.keys()  # one report, written anew

@@ -425,7 +425,7 @@ def intermediate(view: StudyView) -> Plot | None:
     along = style.step_axis(drawn["step"])
     fig.update_xaxes(range=along["range"], nticks=along["nticks"])
     fig.update_xaxes(title=along["title"], row=rows, col=1)
-    says = f"{style.plain(value)} at every evaluation of {len(last):,} trials"
+    says = f"{style.plain(value)} at every evaluation of {len(last):,} trial{'s' * (len(last) > 1)}"
     if len(pruned):
         says += f"; {len(pruned):,} were pruned, below when (a cross is a trial's end)"
     title = "Intermediate values" + " and pruning" * bool(len(pruned))

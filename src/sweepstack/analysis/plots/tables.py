@@ -230,7 +230,8 @@ def learning_rate(view: StudyView) -> Plot | None:
     drawn, left_out = style.thin(view, df, MAX_RATES)
     groups = _optimizers(view, drawn)
     at = rate.loc[drawn.index]
-    if drawn[key].nunique() <= 12:  # of a few choices each would hide the others
+    is_spread = drawn[key].nunique() < min(13, len(drawn))
+    if is_spread:  # of a few choices each would hide the others
         at = at * 10 ** style.spread(len(at), 0.05)
         for index, (_, _, chosen) in enumerate(groups):
             at[chosen] *= 10 ** (0.12 * (index - (len(groups) - 1) / 2))
@@ -246,7 +247,7 @@ def learning_rate(view: StudyView) -> Plot | None:
     fig.update_xaxes(title=style.key_title(key), row=len(metrics), col=1)
     pruned = int((df["state"] == "pruned").sum())
     says = f"{len(df):,} trials by {style.plain(key)}"
-    says += ", spread sideways where they share a value" * (drawn[key].nunique() <= 12)
+    says += ", spread sideways where they share a value" * is_spread
     says += f"; open circles: the {pruned:,} pruned ones at their last evaluation" if pruned else ""
     if any(trace.name == LOST for trace in fig.data):
         says += "; crosses at the worst value: failed or diverged ones"

@@ -137,7 +137,48 @@ def _app(opened: BaseStorage, folder: Path) -> Any:
         by_trial(opened)
     else:
         _say("this optuna-dashboard is slow where thousands of trials have notes")
-    return wsgi(opened, artifact_store=FileSystemArtifactStore(folder))
+    return wrapped(wsgi(opened, artifact_store=FileSystemArtifactStore(folder)))
+
+
+def wrapped(app: Any) -> Any:
+    """A WSGI application with `WRAP` in its pages: a note or value of one long line would else make
+    the page of a trial thousands of pixels wide."""
+
+    def answer(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        if not environ.get("PATH_INFO", "").startswith("/dashboard"):
+            found: Iterable[bytes] = app(environ, start_response)
+            return found
+        # A part of the page, or none since it is unchanged, could not be changed here.
+        for name in ("HTTP_RANGE", "HTTP_IF_MODIFIED_SINCE", "HTTP_IF_NONE_MATCH"):
+            environ.pop(name, None)
+        said: list[Any] = []
+        parts = app(environ, lambda *given: said.append(given))
+        body = b"".join(parts)
+        if hasattr(parts, "close"):
+            parts.close()
+        changed = body.replace(b"</head>", WRAP + b"</head>", 1)
+        status, headers, *rest = said[-1]
+        size = len(changed) - len(body)
+        start_response(
+            status,
+            [
+                (name, str(int(value) + size) if name.lower() == "content-length" else value)
+                for name, value in headers
+            ],
+            *rest,
+        )
+        return [changed]
+
+    return answer
+
+
+WRAP = b"""<style>
+pre, pre code, p, h4, td, li { white-space: pre-wrap !important; overflow-wrap: anywhere; }
+.MuiBox-root { min-width: 0; }
+.MuiBox-root:has(> .MuiList-root) { flex-shrink: 0; min-width: min(10rem, 24vw); }
+.MuiBox-root:has(> .MuiList-root) p { white-space: normal !important; overflow-wrap: normal; }
+</style>"""
+"""Lets text of a study break anywhere in the pages of optuna-dashboard."""
 
 
 class ByTrial(dict[str, Any]):

@@ -38,6 +38,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import column, insert, select, table, update
 from sqlalchemy.exc import SQLAlchemyError
 
+from sweepstack.analysis import doctor
 from sweepstack.analysis.terminal import number
 from sweepstack.config import commands
 from sweepstack.config.errors import EnvironmentFault, one_line, shown_to_people
@@ -65,7 +66,7 @@ DELETED = "null"
 DECORATED = "sweepstack:decorated"
 """System attribute of a study: its state when it was last decorated."""
 FINISHED = [state.name for state in TrialState if state.is_finished()]
-FORMAT = 2
+FORMAT = 3
 """To be raised when more is written, so that old studies get it."""
 PART = 2045
 """Letters of one attribute: optuna-dashboard splits longer texts."""
@@ -284,9 +285,18 @@ def trial_note(view: StudyView, goals: Sequence[str], trial: FrozenTrial) -> str
 
 
 def study_note(view: StudyView) -> str:
-    """A study's note: the command that started it, and those that show more."""
+    """A study's note: what the doctor finds, the command that started it, and those that show
+    more."""
+    findings = doctor.examine(view) if len(view.good) else []
+    parts = []
+    if findings:
+        lines = (
+            "\n    ".join(filter(None, [f"{finding.level}: {finding.text}", finding.command]))
+            for finding in findings
+        )
+        parts += ["### Findings", fenced("\n".join(lines))]
     command = command_of(view.asked)
-    parts = ["### Command", fenced(command)] if command else []
+    parts += ["### Command", fenced(command)] if command else []
     settings = [(kind, _settings(view.asked.get(kind))) for kind in ("sampler", "pruner")]
     settings += [("trials", view.asked.get("n_trials"))]
     known = [(kind, value) for kind, value in settings if value is not None]

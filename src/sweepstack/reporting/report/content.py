@@ -138,7 +138,8 @@ def tiles(view: StudyView) -> list[tuple[str, str]]:
                     found.append((number(tested), f"its {clean(name)}"))
                     break
     if len(df):
-        found.append((f"{len(view.finished):,}", f"finished of {len(df):,} trials"))
+        of = f"finished of {len(df):,} trial{'s' * (len(df) > 1)}"
+        found.append((f"{len(view.finished):,}", of))
     for column, says in (("gpu_seconds", "of GPUs"), ("seconds", "of training")):
         total = pd.to_numeric(df[column], errors="coerce").sum() if column in df else 0
         if 0 < total < math.inf:
