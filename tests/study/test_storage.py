@@ -336,6 +336,8 @@ def test_studies_are_found_in_a_folder_above_as_git_finds_its_repository(
     assert found == storage.above(storage.DEFAULT) == f"sqlite:///{file}"
     assert capsys.readouterr().err == f"studies are read from {file}, in a folder above\n"
     assert storage.above("sqlite:///x.db") == "sqlite:///x.db"
+    with pytest.raises(EnvironmentFault, match=rf"those in {file} are changed in its folder alone"):
+        storage.look(storage.DEFAULT)  # as what deletes does
     monkeypatch.setattr(os, "getuid", lambda: -1)  # the file is somebody else's
     assert storage.above(storage.DEFAULT) == storage.DEFAULT
     monkeypatch.chdir(tmp_path)

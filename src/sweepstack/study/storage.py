@@ -179,20 +179,21 @@ def above(where: str) -> str:
     Sweeps and whatever else writes do not ask: they work in the working folder. Files of another
     user are passed over.
     """
-    if where != DEFAULT or Path(OUTPUTS).exists():
+    if where != DEFAULT or Path(OUTPUTS).exists() or (file := _file_above()) is None:
         return where
+    if file not in _said:
+        _said.add(file)
+        print(f"studies are read from {file}, in a folder above", file=sys.stderr)
+    return f"sqlite:///{file}"
+
+
+def _file_above() -> Path | None:
     for folder in Path.cwd().parents:
         file = folder / OUTPUTS
-        try:
-            if not file.is_file() or file.stat().st_uid != os.getuid():
-                continue
-        except OSError:
-            continue
-        if file not in _said:
-            _said.add(file)
-            print(f"studies are read from {file}, in a folder above", file=sys.stderr)
-        return f"sqlite:///{file}"
-    return where
+        with contextlib.suppress(OSError):
+            if file.is_file() and file.stat().st_uid == os.getuid():
+                return file
+    return None
 
 
 def names(where: str) -> list[str]:
@@ -205,11 +206,12 @@ def names(where: str) -> list[str]:
 
 def _missing(file: Path) -> str:
     """What is said where a file of studies is to be read and there is none."""
-    nor = ", nor in a folder above" if str(file) == OUTPUTS else ""
-    return (
-        f"there are no studies: {masked(str(file.absolute()))} does not exist{nor}; a sweep makes "
-        "it, or --storage (in Python storage=) names another"
-    )
+    line = f"there are no studies: {masked(str(file.absolute()))} does not exist"
+    if str(file) == OUTPUTS:
+        if other := _file_above():
+            return f"{line}; those in {other} are changed in its folder alone"
+        line += ", nor in a folder above"
+    return f"{line}; a sweep makes it, or --storage (in Python storage=) names another"
 
 
 def take_password(url: str) -> str:
