@@ -28,9 +28,9 @@ from torch.utils.data import DataLoader, TensorDataset
 from sweepstack import data
 from sweepstack.config import reading as config
 from sweepstack.data.dataset import Dataset, TensorSplit
-from sweepstack.engine.device import describe
 from sweepstack.engine.program import Program
 from sweepstack.engine.train import train
+from sweepstack.training.device import describe
 from sweepstack.training.spec import TrialSpec
 
 

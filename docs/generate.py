@@ -38,6 +38,7 @@ SWEEP_HEAD = """\
 What a sweep can be told; [sweeps.md](sweeps.md) explains the parts. Set on the command line
 (`hydra.sweeper.n_trials=20`) or in a sweep's file.
 """
+_UNQUOTED = re.compile(r"(?<![`\w.])((?:\w+\.)?_target_)")
 LINE = re.compile(r"(?P<key>\w+):\s*(?P<value>[^#]*?)\s*(?:#\s*(?P<comment>.*))?")
 
 
@@ -205,6 +206,7 @@ def _yaml(value: Any) -> str:
 
 
 def _table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    rows = [[_UNQUOTED.sub(r"`\1`", cell) for cell in row] for row in rows]
     lines = [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)]
     return "\n".join([*([title, ""] if title else []), *lines, ""])
 

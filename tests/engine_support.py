@@ -11,7 +11,7 @@ from support import make_spec
 
 from sweepstack.data import streams
 from sweepstack.engine.program import Program
-from sweepstack.engine.step import Batch, Step
+from sweepstack.engine.step import Batch, Block, Step
 from sweepstack.engine.train import train
 from sweepstack.training.spec import TrialSpec
 
@@ -68,7 +68,7 @@ def filled(program, specs):
     """A stack of these trials."""
     stack = program.stack(len(specs))
     for slot, spec in enumerate(specs):
-        stack.insert(slot, program.initial(spec), program.numbers(spec))
+        stack.insert([slot], [program.initial(spec)], [program.numbers(spec)])
     return stack
 
 
@@ -84,6 +84,18 @@ def make_steps(program, stack, count):
         keys = {name: streams.split(stack.keys[name], at) for name in names}
         lr = torch.full((width,), 0.01 / (1 + number), dtype=torch.float64, device=device)
         yield Batch(x.to(device), y.to(device), lr, at + 1, keys)
+
+
+def block_of(program, stack, count, first=0, shared=False):
+    """Steps from number `first` on, counted from 0: other samples and another lr each time."""
+    device, generator = program.device, torch.Generator().manual_seed(first)
+    shape = (count, program.batch_size) if shared else (count, stack.width, program.batch_size)
+    samples = torch.randint(len(program.data.train), shape, generator=generator)
+    index = torch.arange(first, first + count).unsqueeze(1).expand(-1, stack.width)
+    lr = 0.01 / (1 + index).double()
+    index = index.contiguous().to(device)
+    keys = Step(program).keys(stack, index)
+    return Block(samples.to(device), lr.to(device), index + 1, keys)
 
 
 def by_number(results):

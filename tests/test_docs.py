@@ -223,7 +223,8 @@ def test_the_site_is_built_without_warnings_or_anything_of_other_hosts(tmp_path)
     assert done.returncode == 0, done.stderr
     pages = {path.parent.name: path.read_text("utf-8") for path in tmp_path.rglob("index.html")}
     assert pages.keys() >= {"first-sweep", "config", "api", "trust", "stacks"}
-    assert "sweepstack.results" in pages["api"]
+    for name in ("sweepstack.results", "notebook.Study.best", "notebook.Plots.curves"):
+        assert f'{name}"' in pages["api"], name
     loaded = re.compile(r"<(?:script|img|iframe)[^>]*src=.?https?:|<link[^>]*stylesheet[^>]*http")
     assert not [name for name, page in pages.items() if loaded.search(page)]
 

@@ -21,11 +21,11 @@ MAY_KNOW = {
     "config": {"hydra", "omegaconf", "optuna"},
     "data": {"pandas"},
     "study": {"optuna", "pandas", "sqlalchemy"},
-    "runs": {"optuna"},
+    "runs": {"optuna", "pandas"},
     "analysis": {"optuna", "pandas", "plotly"},
     "reporting": {"optuna", "optuna_dashboard", "pandas", "plotly", "sqlalchemy"},
     "sweep": {"hydra", "omegaconf", "optuna", "sqlalchemy", "pandas"},
-    "cli": {"hydra", "omegaconf", "optuna", "sqlalchemy"},
+    "cli": {"hydra", "omegaconf", "optuna", "pandas", "sqlalchemy"},
     "__init__": {"pandas"},
 }
 """Packages of others besides torch that a package may import."""

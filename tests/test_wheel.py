@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+import tarfile
+import tomllib
 import zipfile
 
 import pytest
+import yaml
 from support import REPOSITORY
 
 
@@ -40,3 +44,25 @@ def test_a_wheel_runs_in_an_empty_folder(sweepstack, tmp_path):
     assert (empty / "outputs" / "studies.db").exists()
     shown = sweepstack("--info", "searchpath", cwd=empty, env=site, cold=True)
     assert str(tmp_path / "site" / "sweepstack" / "conf") in shown.stdout
+
+
+@pytest.mark.slow
+def test_an_sdist_has_what_the_repository_has_and_no_outputs(tmp_path):
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "sdist", "-d", str(tmp_path)]
+    subprocess.run(build, cwd=REPOSITORY, check=True, capture_output=True)
+    (file,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(file) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    assert names >= {"LICENSE", "CHANGELOG.md", "CITATION.cff", "conf/config.yaml", "mkdocs.yml"}
+    assert {name.partition("/")[0] for name in names if "/" in name} == {
+        *("src", "conf", "sweeps", "tests", "benchmarks", "docs"),
+    }
+
+
+def test_one_version_is_named_everywhere():
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text("utf-8"))["project"]
+    citation = yaml.safe_load((REPOSITORY / "CITATION.cff").read_text("utf-8"))
+    newest = re.search(r"^## ([\d.]+), ", (REPOSITORY / "CHANGELOG.md").read_text("utf-8"), re.M)
+    assert newest is not None
+    assert project["version"] == citation["version"] == newest[1]
+    assert project["license"] == citation["license"] == "MIT"

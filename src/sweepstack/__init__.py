@@ -8,7 +8,8 @@
 What studies found:
 
     df = sweepstack.results("init_activation_grid")
-    sweepstack.best(df), sweepstack.pivot(df, "init", "model.activation"), sweepstack.history("...")
+    sweepstack.best(df), sweepstack.pivot(df, "init", "model.activation")
+    sweepstack.history("init_activation_grid")
     sweepstack.study("init_activation_grid").plot.curves(by=["init"])
 """
 
@@ -24,8 +25,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from sweepstack.reporting.notebook import Study
+    from sweepstack.runs import RunResult
     from sweepstack.runs.prediction import Predictor
-    from sweepstack.training.spec import TrialResult, TrialSpec
+    from sweepstack.training.spec import TrialSpec
 
 
 STORAGE = "sqlite:///outputs/studies.db"
@@ -149,8 +151,10 @@ def results(study: str | Sequence[str], storage: str = STORAGE) -> pd.DataFrame:
     return view.joined([view.open_study(name, storage) for name in study])
 
 
-def run(*overrides: str, config_dir: str | None = None) -> TrialResult:
+def run(*overrides: str, config_dir: str | None = None) -> RunResult:
     """Train one run in this process and return its result; nothing is written.
+
+    `.metrics` are those of the best state, `.history` is a frame with a row for each evaluation.
 
     Args:
         overrides, config_dir: as for `compose`.
@@ -163,6 +167,7 @@ def run(*overrides: str, config_dir: str | None = None) -> TrialResult:
     from sweepstack.config.errors import InputError, TrainingFailed
     from sweepstack.engine.program import Program
     from sweepstack.engine.train import train
+    from sweepstack.runs import framed
 
     spec = compose(*overrides, config_dir=config_dir)
     if spec.config.training.seeds > 1:
@@ -170,11 +175,16 @@ def run(*overrides: str, config_dir: str | None = None) -> TrialResult:
             "sweepstack.run trains one seed, training.seeds must be 1, got "
             f"{spec.config.training.seeds}: call it with training.seed=0, 1, ..."
         )
+    if names := spec.config.logger.names:
+        raise InputError(
+            f"sweepstack.run writes nothing, logger must be none, got {','.join(names)}: the "
+            "command sweepstack logs"
+        )
     Program.of(spec)
     (result,) = train([spec])
     if result.state == "failed":
         raise TrainingFailed(f"the run failed: {result.error}")
-    return result
+    return framed(result)
 
 
 def study(name: str, storage: str = STORAGE) -> Study:

@@ -26,7 +26,8 @@ def test_a_sweep_ends_with_the_winner_and_commands_that_a_shell_takes(main, monk
     lines = done.out.splitlines()
     best = open_study(NAME).best_rows().iloc[0]
     (winner,) = [line for line in lines if line.startswith("winner: ")]
-    assert winner == f"winner: trial {best['number']}, val_mse {best['val_mse']:.4f}, n=1"
+    value = terminal.number(best["val_mse"])
+    assert winner == f"winner: trial {best['number']}, val_mse {value}, n=1"
     place = lines.index(winner)
     assert lines[place + 1] == f"  init={best['init']}  optimizer.lr={best['optimizer.lr']}"
     assert lines[place + 2] == "  as YAML: sweepstack-study best 'it is \"mine\"' -o winner"

@@ -119,7 +119,7 @@ def test_text_outside_the_table_is_refused(target):
         "torchvision.datasets.folder.os",
         "torchvision.datasets.mnist.shutil.rmtree",
         "sweepstack.config.reading.OmegaConf",
-        "sweepstack.engine.device.os.execv",
+        "sweepstack.training.device.os.execv",
         "sweepstack.config.trust.importlib.import_module",
         "optuna.samplers.optuna.storages.RDBStorage",
         "torchvision.datasets.utils.Any",

@@ -261,7 +261,7 @@ def test_seeds_that_share_their_batches(model, steps_taken, place):
 def filled(program, specs):
     stack = program.stack(len(specs))
     for slot, spec in enumerate(specs):
-        stack.insert(slot, program.initial(spec), program.numbers(spec))
+        stack.insert([slot], [program.initial(spec)], [program.numbers(spec)])
     return stack
 
 

@@ -34,11 +34,11 @@ def alternating(count):
 def loads(monkeypatch):
     """At every block of steps: how many trials of which optimizer are live."""
     live, seen = {}, []
-    insert, ends = Runner._insert, Runner._ends
+    start, ends = Runner._start, Runner._ends
 
-    def on_insert(self, place, spec):
-        insert(self, place, spec)
-        live[spec.number] = spec.config.optimizer.name
+    def on_start(self, place, slot):
+        start(self, place, slot)
+        live[slot.spec.number] = slot.spec.config.optimizer.name
 
     def on_ends(self, places):
         results = ends(self, places)
@@ -52,7 +52,7 @@ def loads(monkeypatch):
         seen.append(sorted(live.values()))
         return block(self)
 
-    monkeypatch.setattr(Runner, "_insert", on_insert)
+    monkeypatch.setattr(Runner, "_start", on_start)
     monkeypatch.setattr(Runner, "_ends", on_ends)
     monkeypatch.setattr(Runner, "_block", on_block)
     return seen

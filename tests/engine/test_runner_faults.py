@@ -129,14 +129,14 @@ def test_all_trials_raise(one_raises):
 
 def test_trials_that_cannot_begin_again_do_not_lose_the_others(one_raises, monkeypatch):
     """After a stack broke, a checkpoint of half of its trials cannot be read any more."""
-    original = Runner._insert
+    original = Runner._start
 
-    def failing(self, place, spec):
-        if one_raises and spec.number < 2:
+    def failing(self, place, slot):
+        if one_raises and slot.spec.number < 2:
             raise RuntimeError("unreadable")
-        original(self, place, spec)
+        original(self, place, slot)
 
-    monkeypatch.setattr(Runner, "_insert", failing)
+    monkeypatch.setattr(Runner, "_start", failing)
     stacked = by_number(train(decays(4, {3}), width=4))
     states = {number: result.state for number, result in stacked.items()}
     assert states == {0: "failed", 1: "failed", 2: "complete", 3: "failed"}

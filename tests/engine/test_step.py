@@ -25,7 +25,7 @@ def course_stack(spec, width: int) -> tuple[Program, Stack]:
     stack = program.stack(width)
     for slot in range(width):
         given = {name: torch.tensor(value) for name, value in COURSE.items()}
-        stack.insert(slot, given, program.numbers(trial))
+        stack.insert([slot], [given], [program.numbers(trial)])
     return program, stack
 
 
@@ -50,6 +50,35 @@ def test_gradients_of_the_course_network(spec, width):
             torch.testing.assert_close(
                 named[name][slot], torch.tensor(values), atol=5e-5, rtol=0, msg=name
             )
+
+
+@pytest.mark.parametrize("slots", [[1, 2, 3], [4, 0, 2]])
+def test_trials_inserted_together_are_those_inserted_one_by_one(spec, slots):
+    words = ("model=resnet", "training.ema_decay=0.9", "regularization.mixup=0.2")
+    base = spec("data=digits", *words, "model.width=4", "model.depth=1")
+    specs = [varied(base.config, n, training={"seed": n}) for n in range(3)]
+    program = Program.of(base)
+    rows = [program.initial(each) for each in specs]
+    numbers = [program.numbers(each) for each in specs]
+    together, single = program.stack(5), program.stack(5)
+    for stack in (together, single):
+        stack.insert(range(5), [program.initial(base)] * 5, [program.numbers(base)] * 5)
+        for bank in stack.banks.values():
+            for view in bank.views.values():
+                view += 1  # as if trained
+    together.insert(slots, rows, numbers)
+    for slot, row, given in zip(slots, rows, numbers, strict=True):
+        single.insert([slot], [row], [given])
+
+    for name, bank in together.banks.items():
+        for key, view in bank.views.items():
+            torch.testing.assert_close(view, single.banks[name].views[key], rtol=0, atol=0)
+    first = together.params.row(slots[1])
+    assert all(torch.equal(first[name], rows[1][name]) for name in first)
+    for kind in ("optimizer", "strengths", "keys"):
+        for key, row in getattr(together, kind).items():
+            assert torch.equal(row, getattr(single, kind)[key])
+    assert torch.equal(together.mixup, single.mixup)
 
 
 def test_a_broken_slot_leaves_its_neighbours_alone(spec):
@@ -139,7 +168,7 @@ def test_averages_of_the_weights(optimizer, count):
             for name, view in {**stack.params.row(n), **stack.buffers.row(n)}.items():
                 means[n][name] = d * means[n][name] + (1 - d) * view
     for n in range(count):
-        stack.keep_best(n)
+        stack.keep_best([n])
         found = stack.best(n)
         assert found.keys() == means[n].keys()
         for name, mean in means[n].items():

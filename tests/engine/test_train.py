@@ -170,7 +170,12 @@ def test_a_run_from_python():
     from sweepstack.config.errors import TrainingFailed
 
     result = sweepstack.run("training.device=cpu", *SHORT)
-    assert result.history == one(*SHORT).history
+    assert list(result.history.columns[:2]) == ["step", "epoch"]
+    assert result.history.to_dict("records") == one(*SHORT).history
+    assert result.layers.empty
+    assert result.value == result.metrics[result.objective]
+    with pytest.raises(InputError, match="logger must be none, got csv,mlflow"):
+        sweepstack.run("logger=[csv,mlflow]")
     with pytest.raises(InputError, match=r"optimizer\.lr must be > 0"):
         sweepstack.run("optimizer.lr=-1")
     with pytest.raises(InputError, match=r"batch\.size must be <="):

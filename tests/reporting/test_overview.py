@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from datetime import datetime, timedelta
 
 import optuna
@@ -213,7 +214,28 @@ def test_while_it_runs_the_last_evaluations_are_shown(url, monkeypatch):
     first, *rest = console.export_text().splitlines()
     assert first == "1 of 10 trials, 1 complete, 3 running, 0:03:00 since the first began"
     assert rest == [
-        "trial 1: step 50, value 0.2500",
-        "trial 2: step 150, value 0.2500",
-        "trial 3: not evaluated yet",
+        "trial 1: running, step 50, value 0.2500",
+        "trial 2: running, step 150, value 0.2500",
+        "trial 3: running, not evaluated yet",
     ]
+
+
+def test_running_trials_show_their_last_evaluation_the_best_first(url, capsys):
+    made = study(url)
+    made.set_user_attr("sweepstack.identity", {"config": {"training": {"max_steps": 1000}}})
+    add(made, 0.5)
+    for values in ({}, {10: 0.9, 20: 0.4}, {10: 0.3}, *({5: 1.0 + n} for n in range(7))):
+        add(made, 0.1, TrialState.RUNNING, intermediate_values=values)
+    _, out = shown(capsys, "lr", "--storage", url)
+    lines = [line for line in out.splitlines() if "running, " in line or "more that run" in line]
+    assert lines[:3] == [
+        "trial 3: running, step 10 of 1,000, value 0.3000",
+        "trial 2: running, step 20 of 1,000, value 0.4000",
+        "trial 4: running, step 5 of 1,000, value 1.0000",
+    ]
+    mean = (0.4 + 0.3 + sum(1.0 + n for n in range(7))) / 9
+    assert lines[8:] == [f"and 2 more that run, mean of all {mean:.3f}"]
+    _, out = shown(capsys, "lr", "--storage", url, "--json")
+    running = json.loads(out)["running"]
+    assert running[0] == {"trial": 3, "step": 10, "value": 0.3}
+    assert running[-1] == {"trial": 1, "step": None, "value": None}

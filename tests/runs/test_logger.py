@@ -79,7 +79,7 @@ def history(file):
 
 
 def without_test(found):
-    return {n: points for n, points in found.items() if not n.startswith(("test_", "best_"))}
+    return {n: points for n, points in found.items() if not n.startswith(("test_", "best/"))}
 
 
 @needs_tensorboard
@@ -220,8 +220,10 @@ def test_a_stack_is_told_run_by_run_and_a_failed_trial_too(monkeypatch, tmp_path
     assert updates["1"].end.state == "failed"
     assert "error" in updates["1"].end.facts
     params = updates["2"].run.params
-    assert (params["optimizer.lr"], params["data"]) == (0.02, "quadratic")
-    assert "logger" not in params
+    assert params == {"optimizer.lr": 0.02}
+    fixed = updates["2"].run.fixed
+    assert fixed["data"] == "quadratic"
+    assert "logger" not in fixed
 
 
 def test_what_the_layers_do_is_told(monkeypatch, tmp_path):
@@ -289,7 +291,7 @@ def test_tensorboard_names_runs_by_what_varies_and_resumes_in_a_new_file(run, tm
     assert kinds[:3] == ["file_version", "session_log", "summary"]
     found = scalars(tmp_path / "tensorboard" / "3 init=he")
     assert found["val_loss"] == [(2, 0.5)]
-    assert found["best_val_loss"] == [(4, 0.25)]
+    assert found["best/val_loss"] == [(4, 0.25)]
 
 
 @needs_tensorboard
@@ -389,7 +391,7 @@ def test_mlflow_has_a_run_of_the_study_and_one_of_each_trial(tracked, run):
     assert first.info.run_name == "0 init=he lr=0.1"
     assert first.data.params == {"init": "he", "optimizer.lr": "0.1"}
     assert first.data.metrics["val_loss"] == 0.75
-    assert first.data.metrics["best_val_loss"] == 0.25
+    assert first.data.metrics["best/val_loss"] == 0.25
     assert first.data.tags["state"] == "pruned"
     assert trials["1"].data.tags["error"] == "no luck"
     history = client.get_metric_history(first.info.run_id, "val_loss")
@@ -465,7 +467,7 @@ def test_wandb_offline_groups_trials_and_resumes_them(run, tmp_path, monkeypatch
     assert by_name["2 init=he"]["steps"] == [6]
     assert "init=xavier" in by_name["1 init=xavier"]["tags"]
     assert "pruned" in by_name["1 init=xavier"]["tags"]
-    assert by_name["1 init=xavier"]["config"]["set.init"] == "xavier"
+    assert by_name["1 init=xavier"]["config"]["swept"] == {"init": "xavier"}
     assert by_name["1 init=xavier"]["config"]["optimizer"]["name"] == "adam"
 
 
@@ -601,7 +603,7 @@ def test_a_sweep_logs_every_trial(sweepstack, tmp_path):
             expected = history(study / str(number) / "history.csv")
             own = table[table["trial"] == number]
             assert [(r.step, r.val_mse) for r in own.itertuples()] == expected["val_mse"]
-            assert without_test({k: v for k, v in found.items() if k[:5] != "best_"}) == expected
+            assert without_test({k: v for k, v in found.items() if k[:5] != "best/"}) == expected
         if summary["state"] == "complete":
             (point,) = found["test_mse"]
             assert point[1] == pytest.approx(summary["test_mse"], rel=1e-6)

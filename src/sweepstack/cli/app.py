@@ -262,11 +262,11 @@ def run(cfg: DictConfig) -> float:
 
 
 def _run(run_config: RunConfig, folder: Path) -> float:
-    from sweepstack.engine import device
     from sweepstack.engine.train import Interrupted, train
     from sweepstack.runs import folder as run_folder
     from sweepstack.runs import logger
     from sweepstack.runs.progress import Watch, on_signal, show_result, shown
+    from sweepstack.training import device
 
     trust.see_own_packages(run_config.trust)
     logger.check(run_config)

@@ -61,8 +61,11 @@ from sweepstack.study.attributes import (
     IDENTITY,
     KEEP_MODELS,
     RETRY_OF,
+    STOP,
     SWEEP,
+    UNFINISHED,
     WORKER,
+    WORKERS,
 )
 from sweepstack.study.book import canonical
 from sweepstack.study.book.book import Book
@@ -74,8 +77,6 @@ from sweepstack.sweep.studies import book_of, differences, names_like
 from sweepstack.sweep.sweep import STUDIES, write_report
 from sweepstack.sweep.worker import trial_folder
 
-UNFINISHED = "sweepstack.unfinished"
-"""User attribute of a study that is being made in a storage without tables."""
 HALF = ".unfinished"
 """File in the folder of a study that is being made."""
 RENAMED_FROM = ".renamed-from"
@@ -83,6 +84,8 @@ RENAMED_FROM = ".renamed-from"
 _ROWS = table("studies", column("study_id"), column("study_name"))
 _USER = table("study_user_attributes", column("study_id"), column("key"), column("value_json"))
 _SYSTEM = table("study_system_attributes", column("study_id"), column("key"), column("value_json"))
+_PASSING = (UNFINISHED, WORKERS, STOP, HEARTBEAT)
+"""Beginnings of attributes that are of the processes at work on a study, not of the study."""
 _NUMBERS = (EQUALS, RETRY_OF, CONTINUES)
 """Attributes of a trial that name another trial of the study."""
 _RANKS = {TrialState.COMPLETE: 0, TrialState.PRUNED: 1, TrialState.FAIL: 2}
@@ -283,10 +286,11 @@ class _Draft:
             target.set_study_user_attr(study_id, UNFINISHED, True)
         for trial in self.trials:
             new = target.create_new_trial(study_id, template_trial=trial)
-            if trial.state == TrialState.RUNNING:  # lost: it is found to be when it stays silent
+            if trial.state == TrialState.RUNNING and WORKER in trial.user_attrs:
+                # It was lost, and is found to be when it stays silent.
                 if isinstance(target, RDBStorage):
                     target.record_heartbeat(new)
-                elif WORKER in trial.user_attrs:
+                else:
                     self.user[f"{HEARTBEAT}.{trial.user_attrs[WORKER]}"] = time.time()
         for key, value in self._with_ids(target, study_id).items():
             target.set_study_system_attr(study_id, key, value)
@@ -484,7 +488,7 @@ def _rename_with_folder(target: BaseStorage, opened: StudyView, new: str) -> Non
 def _what(view: StudyView) -> str:
     """For example ": 12 trials, outputs/studies/NAME"."""
     folder = "" if view.folder is None else f", {shown(view.folder.absolute())}"
-    return f": {len(view.trials)} trials{folder}"
+    return f": {count(len(view.trials), 'trial')}{folder}"
 
 
 # --- copy ----------------------------------------------------------------------------------------
@@ -527,7 +531,7 @@ def copy(name: str, new: str, where: str = storage.DEFAULT, to: str | None = Non
 
 
 def _copied(opened: StudyView, new: str, files: Sequence[tuple[Path, str]]) -> _Draft:
-    user = {key: value for key, value in opened.user_attrs.items() if key != UNFINISHED}
+    user = {key: value for key, value in opened.user_attrs.items() if not key.startswith(_PASSING)}
     if files:
         del user[FOLDER]  # it gets its own
     assert opened.storage is not None
@@ -558,13 +562,15 @@ def merge(names: Sequence[str], new: str, where: str = storage.DEFAULT) -> int:
     views = [open_study(name, where) for name in names]
     for view in views:
         with storage.named(view.where), _book(view) as book:
+            if new in optuna.get_all_study_names(book.storage):
+                raise _exists(new)
             _refuse_while_running(book.alive(), view.name)
     space = _space_of(views)
     trials, found, said = _joined(views)
     _unite(trials)
     first = views[0]
     user = {key: value for view in reversed(views) for key, value in view.user_attrs.items()}
-    user = {key: value for key, value in user.items() if not key.startswith(HEARTBEAT)}
+    user = {key: value for key, value in user.items() if not key.startswith(_PASSING)}
     user.pop(FOLDER, None)
     if first.identity:
         user[IDENTITY] = {**first.identity, "space": space}
@@ -595,10 +601,11 @@ def _space_of(views: Sequence[StudyView]) -> dict[str, Any]:
     """
     first, space = views[0], dict(views[0].identity.get("space") or {})
     for other in views[1:]:
-        wrong = list(differences(first.objectives, other.objectives, "objectives"))
-        one, two = ({**v.identity, "space": None, "grid": None} for v in (first, other))
-        wrong += differences(one, two)
-        if bool(first.identity) != bool(other.identity):
+        wrong = list(differences(_question(first), _question(other)))
+        if first.objectives != other.objectives:
+            goals = [f"{n} ({d})" for v in (first, other) for n, d in v.objectives.items()]
+            wrong = [f"objectives: {' and '.join(goals)}"]
+        elif bool(first.identity) != bool(other.identity):
             wrong = ["only one of them was made by a sweep of sweepstack"]
         there = other.identity.get("space") or {}
         for key in dict.fromkeys([*space, *there]):
@@ -616,6 +623,21 @@ def _space_of(views: Sequence[StudyView]) -> dict[str, Any]:
                 f"{said}{more}"
             )
     return space
+
+
+def _question(view: StudyView) -> dict[str, Any]:
+    """What a study asks besides its space; of a swept group, whose settings are those of one
+    option, only what the command sets."""
+    found = {k: v for k, v in view.identity.items() if k not in ("space", "grid", "config")}
+    config = dict(view.identity.get("config") or {})
+    space = (view.identity.get("space") or {}).values()
+    groups = {e["key"] for e in space if isinstance(config.get(e["key"]), Mapping)}
+    paths = {word: word.lstrip("+").partition("=")[0] for word in view.asked.get("arguments") or ()}
+    given = sorted(
+        word for word, path in paths.items() if path.partition(".")[0] in groups - {path}
+    )
+    config = {key: node for key, node in config.items() if key not in groups}
+    return {**found, "config": config, "arguments": given}
 
 
 def _united(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any] | None:

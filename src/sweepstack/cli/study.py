@@ -4,9 +4,11 @@
     sweepstack-study show STUDY                 tables of what was swept, and what the doctor finds
     sweepstack-study report STUDY               one HTML file with every plot and table
     sweepstack-study compare A B                which is better, paired by equal configurations
-    sweepstack-study best STUDY -o FOLDER       what won, as a config to train again
+    sweepstack-study best STUDY -o FOLDER       what won, as a config; --retrain: was it luck?
     sweepstack-study export STUDY -o x.csv      one row per trial; --history: per evaluation
     sweepstack-study rerun STUDY 17             train it again alone and compare (exit code 5)
+    sweepstack-study workers STUDY              who works on it: host, GPU, since when, pace
+    sweepstack-study stop STUDY                 ask its workers to stop, wherever they are
     sweepstack-study rename OLD NEW             its folder and report too
     sweepstack-study copy STUDY NEW --to URL    here or into another storage, with its files
     sweepstack-study merge A B -n NEW           one study of several that ask the same
@@ -33,9 +35,9 @@ from sweepstack.config.errors import InputError, nearest
 
 _Command = Callable[[argparse.Namespace], int]
 _GROUPS = {
-    "Read a study": ("list", "show", "report", "dashboard", "compare", "best", "export"),
+    "Read a study": ("list", "show", "report", "dashboard", "compare", "best", "export", "workers"),
     "Train again": ("rerun",),
-    "Keep house": ("delete", "rename", "copy", "merge", "prune-files"),
+    "Keep house": ("stop", "delete", "rename", "copy", "merge", "prune-files"),
 }
 """The commands in the order in which a newcomer needs them."""
 _EPILOG = """\
@@ -142,6 +144,15 @@ def _add_reading(
     several.add_argument("-o", "--output", type=Path, metavar="FILE.html", help="as a page too")
     best = add(_best, study, "the best configuration, as a config to train again")
     best.add_argument("-o", "--output", type=Path, metavar="FOLDER", help="for --config-dir")
+    best.add_argument(
+        "--retrain",
+        nargs="*",
+        metavar="KEY=VALUE",
+        help="train it with fresh seeds (seeds=5) and overrides; says what was luck",
+    )
+    best.add_argument(
+        "--trust", action="append", default=[], metavar="PACKAGE", help="whose modules may run"
+    )
     where = "where to (default: outputs/reports/STUDY.html)"
     page = add(_report, study, "all plots and tables, as a file")
     page.add_argument("-o", "--output", type=Path, metavar="FILE.html", help=where)
@@ -171,6 +182,8 @@ def _add_house_keeping(
     )
     spare.add_argument("--dry-run", action="store_true", help="say what would be removed")
     spare.add_argument("-y", "--yes", action="store_true", help="do not ask")
+    add(_workers, study, "who works on a study: host, GPU, since when, trials per minute")
+    add(_stop, study, "ask the workers of a study to stop, on whatever machine")
     gone = add(_delete, study, "delete a study with the files of its trials; asks first")
     gone.add_argument("-y", "--yes", action="store_true", help="do not ask")
 
@@ -297,7 +310,14 @@ def _best(options: argparse.Namespace) -> int:
     from sweepstack.reporting import comparison
     from sweepstack.study import view
 
-    return comparison.winner(view.open_study(options.study, options.storage), options.output)
+    if options.retrain is None:
+        return comparison.winner(view.open_study(options.study, options.storage), options.output)
+    from sweepstack.cli import retrain
+
+    seeds, words = retrain.read(options.retrain)
+    opened = view.open_study(options.study, options.storage)
+    comparison.winner(opened, options.output)
+    return retrain.retrain(opened, seeds, words, options.trust)
 
 
 def _export(options: argparse.Namespace) -> int:
@@ -325,6 +345,53 @@ def _rerun(options: argparse.Namespace) -> int:
         folder=options.output,
         config_dir=options.config_dir,
     )
+
+
+def _workers(options: argparse.Namespace) -> int:
+    import time
+
+    from rich.table import Table
+
+    from sweepstack.runs import progress
+    from sweepstack.study import view
+    from sweepstack.study.book import register
+
+    study = view.open_study(options.study, options.storage).study
+    alive = [entry for entry in register.workers(study) if entry.is_alive]
+    if not alive:
+        progress.say(f"nobody works on study {options.study}")
+        return 0
+    table = Table("worker", "host", "GPU", "since", "trials", "per minute", "seen", box=None)
+    for entry in alive:
+        since = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.began))
+        pace = 60 * entry.trials / max(1.0, entry.seen - entry.began)
+        who, seen = entry.job or entry.process.rsplit(":", 2)[1], time.time() - entry.seen
+        numbers = (str(entry.trials), f"{pace:.1f}", f"{max(0.0, seen):.0f} s ago")
+        table.add_row(who, entry.host, entry.gpu or "-", since, *numbers)
+    progress.console().print(table)
+    return 0
+
+
+def _stop(options: argparse.Namespace) -> int:
+    import time
+
+    from sweepstack.runs import progress
+    from sweepstack.study import storage, view
+    from sweepstack.study.attributes import STOP
+    from sweepstack.study.book import register
+
+    found = view.open_study(options.study, options.storage)
+    with storage.named(found.where):
+        where = found.where if "://" in found.where else f"journal:///{found.where}"
+        opened = storage.connect(where)
+        asked = opened.get_study_id_from_name(options.study)
+        opened.set_study_user_attr(asked, STOP, repr(time.time()))
+        alive = sum(entry.is_alive for entry in register.workers(found.study))
+    progress.say(
+        f"asked {alive} worker{'s' * (alive != 1)} of study {options.study} to stop: each does "
+        "with its next claim or report; run the sweep's command again to resume"
+    )
+    return 0
 
 
 def _delete(options: argparse.Namespace) -> int:

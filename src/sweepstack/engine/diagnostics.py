@@ -44,9 +44,9 @@ from sweepstack.config.errors import EnvironmentFault, contained
 from sweepstack.config.files import LAYERS
 from sweepstack.config.schema import Custom, HubModel
 from sweepstack.data import streams
-from sweepstack.engine.device import autocast
 from sweepstack.engine.stack import Row, Stack
 from sweepstack.engine.step import Step
+from sweepstack.training.device import autocast
 
 ROW = (
     *("step", "layer", "activation_mean", "activation_std", "unit_spread", "saturated", "dead"),

@@ -18,10 +18,10 @@ from sweepstack.config.errors import InputError, NoMemory, contained, nearest, n
 from sweepstack.config.schema import Custom, HubModel, Model, Plateau, TorchvisionModel
 from sweepstack.data import batches, streams
 from sweepstack.data.dataset import Dataset
-from sweepstack.engine import device
+from sweepstack.engine.kernels.convolution import Plan
 from sweepstack.engine.stack import Numbers, Stack
 from sweepstack.models import features, layers, pretrained
-from sweepstack.training import early_stopping, evaluation, metrics, own_optimizer, schedule
+from sweepstack.training import device, early_stopping, evaluation, metrics, own_optimizer, schedule
 from sweepstack.training import init as initialization
 from sweepstack.training import loss as losses
 from sweepstack.training import optimizer as optim
@@ -109,6 +109,7 @@ class Program:
         automatic = config.objective == "auto"
         self.objective = self.task.default_objective if automatic else config.objective
         self.direction = self.task.direction_of(self.objective)
+        self.plans: dict[int, Plan | None] = {}  # of convolutions, by width
         self.fits: int | None = None  # about how many trials fit into memory, where known
         self.rule = optim.rule_of(spec.config.optimizer, spec.uses("weight_decay"))
         mistakes += self._mistakes()
@@ -435,15 +436,24 @@ class Program:
         """Initial parameters and buffers of a trial, drawn from its seed on the CPU."""
         activation = getattr(spec.config.model, "activation", None)
         init, seed, kept = spec.config.init, spec.config.training.seed, self.constant or set()
-        module, drawn = self.whole, initialization.drawn(self.whole, kept)
+        module = self.whole
         for note in self.notes:
             log.info("%s", note)
         self.notes.clear()
-        own_draws = self.constant is not None and module.state_dict().keys() - kept - {*drawn}
-        if own_draws or "keep" in init.schemes:  # what the constructor draws follows the seed
+        if (
+            self._draws_itself or "keep" in init.schemes
+        ):  # what the constructor draws follows the seed
             module, _ = self._constructed(seed)
         values = initialization.draw(module, init, activation, seed, kept)
         return dict(module.named_buffers()) | values
+
+    @cached_property
+    def _draws_itself(self) -> bool:
+        """Whether the model's constructor draws what no scheme does."""
+        if self.constant is None:
+            return False
+        drawn = initialization.drawn(self.whole, self.constant)
+        return bool(self.whole.state_dict().keys() - self.constant - {*drawn})
 
     @property
     def init_summary(self) -> str:
@@ -557,6 +567,16 @@ class Program:
         """Whether a stack is known to be slower than its trials: grouped convolutions on a CPU."""
         convolves = any(isinstance(layer, _CONVOLUTIONS) for layer in self.module.modules())
         return convolves and self.device.type == "cpu"
+
+    @cached_property
+    def convolves(self) -> bool:
+        """Whether the model seems to have convolutions of pictures, by its weights' shapes."""
+        return any(parameter.dim() == 4 for parameter in self.module.parameters())
+
+    def plan(self, width: int) -> Plan | None:
+        """How convolutions of a stack run: as was measured at this width or the next wider one."""
+        known = [wide for wide in self.plans if wide >= width > 1]
+        return self.plans[min(known)] if known else None
 
     def stack(self, width: int) -> Stack:
         """An empty stack of `width` slots."""

@@ -22,12 +22,13 @@ from torch import Tensor
 
 from sweepstack.config.errors import EnvironmentFault, InputError, SweepstackError, one_line, reason
 from sweepstack.data import streams
-from sweepstack.engine import device, executors
 from sweepstack.engine import diagnostics as diagnosing
+from sweepstack.engine import executors
 from sweepstack.engine.executors import Executor
 from sweepstack.engine.program import Program
+from sweepstack.engine.stack import Numbers, Row
 from sweepstack.engine.step import Block, Step
-from sweepstack.training import checkpoint
+from sweepstack.training import checkpoint, device
 from sweepstack.training import optimizer as optim
 from sweepstack.training.evaluation import Change
 from sweepstack.training.spec import Monitor, Raised, State, TrialResult, TrialSpec, telling
@@ -36,6 +37,8 @@ log = logging.getLogger(__name__)
 
 BLOCK_SECONDS = 0.5
 """About how long a block takes, so that progress and signals are seen in time."""
+AT_ONCE = 64
+"""Trials whose initial states are drawn before they are written."""
 MAX_SAMPLES = 2**22
 """Maximum number of sample indices of a block: 32 MiB."""
 
@@ -91,17 +94,41 @@ class Runner:
                 raise Broken(together, error) from error
             yield not_started(specs[0], error)
             return
+        for first in range(0, len(specs), AT_ONCE):
+            yield from self._begin(specs[first : first + AT_ONCE], together)
+
+    def _begin(self, specs: list[TrialSpec], together: list[TrialSpec]) -> Iterator[TrialResult]:
+        """Draw the initial states of some trials, write them into free slots and start."""
+
+        def refused(spec: TrialSpec, error: Exception) -> TrialResult:
+            crowded = len(together) > 1 and device.out_of_memory(error)
+            if crowded or self._may_be_crowded(error):
+                raise Broken(together, error) from error
+            together[:] = [other for other in together if other is not spec]
+            return not_started(spec, error)
+
+        fresh: list[Fresh] = []
         for spec in specs:
             try:
-                self._insert(self.slots.index(None), spec)
+                self.program.check(spec)
+                fresh.append(self._drawn(spec))
+            except (SweepstackError, RuntimeError, MemoryError) as error:
+                yield refused(spec, error)
+        free = [place for place, slot in enumerate(self.slots) if slot is None][: len(fresh)]
+        try:
+            self._insert(free, fresh)
+        except (RuntimeError, MemoryError) as error:
+            if len(together) > 1:
+                raise Broken(together, error) from error
+            yield refused(together[0], error)
+            return
+        for place, (slot, *_) in zip(free, fresh, strict=True):
+            try:
+                self._start(place, slot)
             except Raised as raised:
                 raise raised.error from raised.error.__cause__
             except (SweepstackError, RuntimeError, MemoryError) as error:
-                crowded = len(together) > 1 and device.out_of_memory(error)
-                if crowded or self._may_be_crowded(error):
-                    raise Broken(together, error) from error
-                together = [other for other in together if other is not spec]
-                yield not_started(spec, error)
+                yield refused(slot.spec, error)
 
     def _may_be_crowded(self, error: Exception) -> bool:
         """Whether a trial alone might have had enough memory."""
@@ -173,9 +200,17 @@ class Runner:
             return now
         return max(wanted, min(self.limit, 1 << (wanted - 1).bit_length()))
 
-    def _insert(self, place: int, spec: TrialSpec) -> None:
-        self.program.check(spec)
-        slot = self._fresh(place, spec)
+    def _drawn(self, spec: TrialSpec) -> Fresh:
+        program = self.program
+        return Slot(program, spec), program.initial(spec), program.numbers(spec)
+
+    def _insert(self, places: list[int], fresh: list[Fresh]) -> None:
+        if fresh:
+            _, initial, numbers = zip(*fresh, strict=True)
+            self.stack.insert(places, initial, numbers)
+
+    def _start(self, place: int, slot: Slot) -> None:
+        spec = slot.spec
         if spec.folder is not None:
             folder = _checkpoints(spec.folder)
             try:
@@ -186,16 +221,14 @@ class Runner:
                 if device.out_of_memory(error):
                     raise
                 checkpoint.mark_damaged(folder, one_line(error) or type(error).__name__)
-                slot = self._fresh(place, spec)
+                fresh = self._drawn(spec)
+                self._insert([place], [fresh])
+                slot = fresh[0]
         self.slots[place] = slot
         with telling():
             self.monitor.started(spec, slot.step, slot.total_steps, slot.history)
         if slot.layers:
             self._note_layers(slot, slot.layers)
-
-    def _fresh(self, place: int, spec: TrialSpec) -> Slot:
-        self.stack.insert(place, self.program.initial(spec), self.program.numbers(spec))
-        return Slot(self.program, spec)
 
     def _resume(self, slot: Slot, place: int, folder: Path) -> None:
         saved = checkpoint.load_trial(folder, slot.identity)
@@ -268,6 +301,7 @@ class Runner:
         if not due:
             return []
         ends: dict[int, tuple[State, str | None]] = {}
+        better: list[int] = []
         noise, measured = self._diagnose(due), self._measure("val", due, best=False)
         for place, metrics, hits in zip(due, measured, self._hits(due), strict=True):
             slot = self.slots[place]
@@ -280,13 +314,15 @@ class Runner:
             samples = max(slot.loss_steps, 1) * self.program.batch_size
             share = None if hits is None else hits / samples
             if slot.evaluated({**metrics, **noise.get(place, {})}, share):
-                self.stack.keep_best(place)
+                better.append(place)
             with telling():
                 self.monitor.report(slot.spec, slot.history[-1])
             stop = slot.stopper.observe(slot.history[-1])
             slot.stopped_early = stop and not slot.finished
             if stop or slot.finished:
                 ends[place] = ("complete", None)
+        if better:
+            self.stack.keep_best(better)
         with telling():
             for place in due:
                 slot = self.slots[place]
@@ -360,6 +396,8 @@ def _checkpoints(folder: Path) -> Path:
     return folder / "checkpoints"
 
 
+Fresh = tuple["Slot", Row, Numbers]
+"""A trial before it has a slot: its host side, its initial state and its numbers."""
 _SAVED = ("step", "loss_sum", "loss_steps", "history", "layers", "best", "seconds")
 
 

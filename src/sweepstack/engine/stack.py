@@ -20,6 +20,7 @@ from sweepstack.training.own_optimizer import OwnOptimizer
 Row = dict[str, Tensor]
 _BANKS = ("params", "buffers", "best_params", "best_buffers", "counts")
 _ROWS = ("optimizer", "strengths", "keys")
+Slots = slice | Tensor
 Layout = tuple[int, ...]
 """How a tensor (S, *shape) lies in memory: its axes from the outermost to the innermost."""
 
@@ -91,10 +92,11 @@ class Bank:
         """Views of one slot's tensors."""
         return {name: view[slot] for name, view in self.views.items()}
 
-    def write(self, slot: int, values: Mapping[str, Tensor]) -> None:
-        """Copy `values` into one slot."""
+    def put(self, slots: Slots, rows: Sequence[Mapping[str, Tensor]]) -> None:
+        """Copy rows into slots, with one write per tensor."""
         for name, view in self.views.items():
-            view[slot].copy_(values[name])
+            found = torch.stack([row[name].detach() for row in rows])
+            view[slots] = found.to(view.device, view.dtype)
 
     def take(self, slots: Tensor, other: Bank) -> None:
         """Copy `slots` (n,) of `other` into the first n slots here."""
@@ -194,29 +196,43 @@ class Stack:
         tensors = [tensor for row in rows for _, tensor in sorted(row.items())]
         return [*tensors, *self.params.packed, *([] if self.mixup is None else [self.mixup])]
 
-    def insert(self, slot: int, initial: Row, numbers: Numbers) -> None:
-        """Start a trial in a slot, with zero moments."""
+    def insert(
+        self, slots: Sequence[int], initial: Sequence[Row], numbers: Sequence[Numbers]
+    ) -> None:
+        """Start trials of one static part in slots, with zero moments: one write per tensor."""
+        at = self._at(slots)
         for bank in (self.params, self.buffers, *self.averages.values()):
-            bank.write(slot, initial)
+            bank.put(at, initial)
         for bank in (*self.moments.values(), self.counts):
-            for view in bank.row(slot).values():
-                view.zero_()
-        self.keep_best(slot)
-        if numbers.own is not None:
-            self.own = numbers.own(self.leaves.values())
-        self._set(self.optimizer, slot, numbers.optimizer, torch.float64)
-        self._set(self.strengths, slot, numbers.strengths, torch.float32)
-        self._set(self.keys, slot, numbers.keys, torch.int64)
-        if numbers.mixup is not None:
+            for view in bank.views.values():
+                view[at] = 0
+        self.keep_best(slots)
+        if numbers[0].own is not None:  # a stack of one
+            self.own = numbers[0].own(self.leaves.values())
+        self._set(self.optimizer, at, [each.optimizer for each in numbers], torch.float64)
+        self._set(self.strengths, at, [each.strengths for each in numbers], torch.float32)
+        self._set(self.keys, at, [each.keys for each in numbers], torch.int64)
+        if numbers[0].mixup is not None:
+            tables = torch.stack([each.mixup for each in numbers if each.mixup is not None])
             if self.mixup is None:
-                self.mixup = torch.zeros(self.width, len(numbers.mixup), device=self.device)
-            self.mixup[slot] = numbers.mixup.to(self.device)
+                self.mixup = torch.zeros(self.width, tables.shape[1], device=self.device)
+            self.mixup[at] = tables.to(self.device)
 
-    def _set(self, row: Row, slot: int, values: Mapping[str, float], dtype: torch.dtype) -> None:
-        for name, value in values.items():
+    def _set(
+        self, row: Row, at: Slots, given: Sequence[Mapping[str, float]], dtype: torch.dtype
+    ) -> None:
+        for name in given[0]:
             if name not in row:
                 row[name] = torch.zeros(self.width, dtype=dtype, device=self.device)
-            row[name][slot] = value
+            values = torch.tensor([each[name] for each in given], dtype=dtype)
+            row[name][at] = values.to(self.device)
+
+    def _at(self, slots: Sequence[int]) -> Slots:
+        """Slots as an index; those that follow each other, as most do, are the fastest."""
+        first, last = slots[0], slots[-1]
+        if list(slots) == list(range(first, last + 1)):
+            return slice(first, last + 1)
+        return torch.tensor(slots, dtype=torch.int64, device=self.device)
 
     def moved(self, slots: list[int], width: int) -> Stack:
         """A stack of `width` slots whose first ones are these `slots`, all on the device."""
@@ -264,11 +280,12 @@ class Stack:
         hits.index_fill_(0, chosen, 0)
         return found
 
-    def keep_best(self, slot: int) -> None:
-        """Remember a slot's present state as its best."""
-        params, buffers = self.evaluated
-        self.best_params.write(slot, params.row(slot))
-        self.best_buffers.write(slot, buffers.row(slot))
+    def keep_best(self, slots: Sequence[int]) -> None:
+        """Remember the present state of some slots as their best."""
+        at = self._at(slots)
+        for best, now in zip((self.best_params, self.best_buffers), self.evaluated, strict=True):
+            for name, view in best.views.items():
+                view[at] = now.views[name][at]
 
     def best(self, slot: int) -> Row:
         """A slot's best parameters and buffers, copied to the CPU."""
@@ -282,7 +299,7 @@ class Stack:
     def load(self, slot: int, saved: Mapping[str, Row]) -> None:
         """Put back what `save` gave, into any slot of any width."""
         for name, bank in self.banks.items():
-            bank.write(slot, saved[name])
+            bank.put(slice(slot, slot + 1), [saved[name]])
         if self.own is not None:
             self.own.restore(saved["own"])
 

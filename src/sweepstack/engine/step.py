@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from types import FunctionType
@@ -23,12 +24,12 @@ from torch.func import functional_call, vmap
 from sweepstack.config.errors import contained, one_line
 from sweepstack.data import streams
 from sweepstack.data.batches import Source
-from sweepstack.engine.device import autocast
-from sweepstack.engine.kernels import fused
+from sweepstack.engine.kernels import convolution, fused
 from sweepstack.engine.program import Group, Program
 from sweepstack.engine.stack import Bank, Row, Stack, shares
 from sweepstack.training import metrics, regularization
 from sweepstack.training.augmentation import Augmentation
+from sweepstack.training.device import autocast
 from sweepstack.training.evaluation import Change
 
 if TYPE_CHECKING:
@@ -96,10 +97,10 @@ class Block:
         keys = {name: key[:, slots] for name, key in self.keys.items()}
         return Block(samples, self.lr[:, slots], self.step[:, slots], keys)
 
-    def after(self, steps: int) -> Block:
-        """The block without its first `steps`."""
-        keys = {name: key[steps:] for name, key in self.keys.items()}
-        return Block(self.samples[steps:], self.lr[steps:], self.step[steps:], keys)
+    def __getitem__(self, steps: slice) -> Block:
+        """Some of the steps."""
+        keys = {name: key[steps] for name, key in self.keys.items()}
+        return Block(self.samples[steps], self.lr[steps], self.step[steps], keys)
 
     def batches(self, source: Source) -> Iterator[Batch]:
         """One batch after the other."""
@@ -127,6 +128,7 @@ class Step:
         self.fused = on_cpu and not self.uses("dampening") and fused.works(self.rule.name)
         self._compiled: dict[Hashable, Callable[..., Any]] = {}
         self._kernels: dict[bool, Update | None] = {}
+        self.trying: convolution.Rules | None = None  # in place of the program's
 
     def _augmentation(self) -> Augmentation:
         uses, program = self.uses, self.program
@@ -208,6 +210,13 @@ class Step:
             *([each.unsqueeze(0) for each in told] if stack.width == 1 else told),
         ], grads
 
+    def tried(self, stack: Stack, batch: Batch) -> tuple[Tensor, list[Tensor]]:
+        """The losses (S,) and raw gradients of a step that changes nothing."""
+        x, extra = self._prepare(stack, batch.x, batch.y, batch.keys)
+        with contained():
+            losses, each, _ = self._differentiated(stack, x, batch.y, extra)
+        return losses, each
+
     def count(self, stack: Stack, kept: list[list[Tensor]], *, most: int = 0) -> None:
         """Add the right predictions of some steps to those of the slots, and forget the steps.
 
@@ -218,10 +227,13 @@ class Step:
         if not kept or len(kept) * kept[0][0].numel() <= most:
             return
         with torch.no_grad():
-            told = [torch.stack(rows) for rows in zip(*kept, strict=True)]
-            right = self.task.counted(told).sum(0, dtype=torch.float64)  # in any order
-            stack.counts.views["hits"].add_(right)
+            self.add_hits(stack, [torch.stack(rows) for rows in zip(*kept, strict=True)])
         kept.clear()
+
+    def add_hits(self, stack: Stack, told: Sequence[Tensor]) -> None:
+        """`count` of T steps, what they told side by side: (T, S, B) or (T, S)."""
+        right = self.task.counted(told).sum(0, dtype=torch.float64)  # in any order
+        stack.counts.views["hits"].add_(right)
 
     def regularize(
         self,
@@ -414,7 +426,10 @@ class Step:
         """
         self.module.train()
         leaves, buffers = stack.leaves, stack.live_buffers
-        with autocast(self.program.config.training.precision, stack.device):
+        with (
+            autocast(self.program.config.training.precision, stack.device),
+            self.rules(stack.width),
+        ):
             shared = y.dim() == self.axes
             if stack.width == 1:
                 only = {name: value[0] for name, value in extra.items()}
@@ -432,6 +447,13 @@ class Step:
             total, list(leaves.values()), allow_unused=True, materialize_grads=True
         )
         return losses, list(grads), updated
+
+    def rules(self, width: int) -> Any:
+        """The context in which the model's convolutions and pools run."""
+        program = self.program
+        if self.compiles or not program.convolves:
+            return nullcontext()
+        return self.trying or convolution.Rules(program.plan(width))
 
     def _compiled_for(self, key: Hashable, function: Callable[..., Any]) -> Callable[..., Any]:
         """A function compiled for one kind of call, or as it is. torch stops after 8 recompilations
@@ -509,7 +531,8 @@ class Step:
         seen = 0
         kept: list[tuple[Tensor, Tensor]] = []
         precision, device = self.program.config.training.precision, self.program.device
-        with torch.no_grad(), autocast(precision, device), contained():
+        rules = self.rules(1 if one_by_one else len(next(iter(params.values()))))
+        with torch.no_grad(), autocast(precision, device), rules, contained():
             for x, y in source.chunks(min(EVALUATION_CHUNK[device.type], samples)):
                 given = x if change is None else change(x, seen)
                 seen += len(y)

@@ -11,10 +11,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from sweepstack.config.errors import SweepstackError
-from sweepstack.engine import device
 from sweepstack.engine.program import Program
 from sweepstack.engine.runner import Broken, Runner, not_started
 from sweepstack.engine.width import Widths
+from sweepstack.training import device
 from sweepstack.training.spec import Monitor, TrialResult, TrialSpec
 
 log = logging.getLogger(__name__)

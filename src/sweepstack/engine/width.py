@@ -18,6 +18,7 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,10 +28,12 @@ from sweepstack.config.errors import EnvironmentFault, one_line
 from sweepstack.config.schema import CustomOptimizer
 from sweepstack.data.batches import DeviceSource
 from sweepstack.data.dataset import TensorSplit
-from sweepstack.engine import device, executors
+from sweepstack.engine import executors
+from sweepstack.engine.kernels import convolution
 from sweepstack.engine.program import Program
 from sweepstack.engine.stack import Stack
 from sweepstack.engine.step import EVALUATION_CHUNK, Block, Step
+from sweepstack.training import device
 from sweepstack.training.own_optimizer import say_one_by_one
 
 log = logging.getLogger(__name__)
@@ -38,6 +41,7 @@ log = logging.getLogger(__name__)
 TRIED = {"cpu": (1, 2, 4, 8, 16, 32, 64), "cuda": (1, 16, 64, 256, 1024)}
 """Widths that are measured, up to the number of trials, until one is past the best."""
 MANY = 2**20
+_PLAN = "/convolutions/"  # in the names of plans in the file
 SAME_WIDTH = ("data.root", "model.activation", "training.eval_every", "objective", "metrics")
 """Static keys that hardly change a step's time: configs that differ in them share a width."""
 
@@ -82,11 +86,24 @@ class Widths:
         if key not in self._known:
             self._known[key] = self._found(program, key)
         most = min(self.most, program.fits or self.most, self._lowered.get(key, self.most))
-        return min(self._known[key], most)
+        width = min(self._known[key], most)
+        self._plan(program, f"{key}{_PLAN}{width}", width)
+        return width
 
     def lower(self, program: Program, width: int) -> None:
         """A stack of more than `width` slots does not fit into memory."""
         self._lowered[_key(program)] = max(1, width)
+
+    def _plan(self, program: Program, name: str, width: int) -> None:
+        """Take the plan of the convolutions from the file, or measure it and keep it there."""
+        if width == 1 or not plannable(program):
+            return
+        kept = _read(self.file)
+        if width not in program.plans and name in kept:
+            program.plans[width] = convolution.Plan.read(kept[name])
+        plan(program, width)
+        if self.file is not None and name not in kept:
+            _keep(self.file, {**kept, name: convolution.record(program.plans[width])})
 
     def _found(self, program: Program, key: str) -> int:
         kept = _read(self.file) if self.wanted == "auto" and self.measures else {}
@@ -94,7 +111,7 @@ class Widths:
         # A kept 1 may come from a busy machine, for which all later sweeps would pay.
         for name in (key, limited):
             if kept.get(name, 1) > 1 or (name in kept and program.stacking_loses):
-                return kept[name]
+                return int(kept[name])
         if isinstance(program.config.optimizer, CustomOptimizer):
             say_one_by_one(program.config.optimizer.target)
             return 1
@@ -111,6 +128,29 @@ class Widths:
         if self.file is not None and width:
             _keep(self.file, {**_read(self.file), key if whole else limited: width})
         return max(width, 1)
+
+
+def plannable(program: Program) -> bool:
+    """Whether it is measured how convolutions of the program's stacks run. Which way is faster may
+    change from run to run, and with it how sums are rounded."""
+    training = program.config.training
+    place = program.device.type in convolution.MEASURED_ON
+    return place and program.convolves and not (training.compile or training.deterministic)
+
+
+def plan(program: Program, width: int) -> None:
+    """Measure how the convolutions of a stack of `width` run, unless it is known."""
+    if width == 1 or width in program.plans or not plannable(program):
+        return
+    program.plans[width] = None  # meanwhile, and where there is no memory to measure
+    stepper = _Stepper(program, width)
+    tolerance = convolution.TOLERANCE[program.config.training.precision]
+    try:
+        chooser = convolution.Chooser(stepper.gradients, program.device, tolerance)
+        program.plans[width] = chooser.chosen()
+    except Exception as error:
+        if not device.out_of_memory(error):
+            raise
 
 
 def why_not_stacked(program: Program) -> str | None:
@@ -204,6 +244,7 @@ def _time_again(program: Program, times: dict[int, float]) -> None:
 
 def _time(program: Program, width: int) -> float:
     """Seconds that one step takes per trial."""
+    plan(program, width)
     stepper = _Stepper(program, width)
     stepper.seconds(executors.WARM_UP)
     stepper.evaluate()  # it has to fit, too, beside what a step has kept
@@ -220,7 +261,7 @@ class _Stepper:
     def __init__(self, program: Program, width: int, *, compiles: bool | None = None):
         self.program, self.step = program, Step(program, compiles=compiles)
         one = program.stack(1)
-        one.insert(0, program.initial(program.spec), program.numbers(program.spec))
+        one.insert([0], [program.initial(program.spec)], [program.numbers(program.spec)])
         self.stack: Stack = one.moved([0] * width, width)
         place = program.device
         samples, shape = program.batch_size, program.data.input_shape
@@ -249,6 +290,18 @@ class _Stepper:
         block = self._block(torch.zeros(shape, dtype=torch.int64))
         self.step(self.stack, next(block.batches(self.made_up)))
 
+    def gradients(self, rules: convolution.Rules) -> list[Tensor]:
+        """Losses and gradients of a step whose convolutions run by `rules`; nothing changes."""
+        size = self.program.batch_size
+        samples = torch.arange(size).expand(1, self.stack.width, size)
+        batch = next(self._block(samples).batches(self.made_up))
+        self.step.trying = rules
+        try:
+            losses, each = self.step.tried(self.stack, batch)
+        finally:
+            self.step.trying = None
+        return [losses, *each]
+
     def _block(self, samples: Tensor) -> Block:
         shape, place = samples.shape[:2], self.stack.device
         steps = torch.ones(shape, dtype=torch.int64, device=place)
@@ -274,17 +327,21 @@ def _key(program: Program) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _read(file: Path | None) -> dict[str, int]:
-    """The widths that are kept; none where the file is missing or damaged."""
+def _read(file: Path | None) -> dict[str, Any]:
+    """The widths and plans that are kept; none where the file is missing or damaged."""
     try:
         kept = json.loads(file.read_text("utf-8")) if file is not None else {}
     except (OSError, ValueError):
         return {}
     if not isinstance(kept, dict):
         return {}
-    return {key: width for key, width in kept.items() if isinstance(width, int) and width > 0}
+    return {
+        key: value
+        for key, value in kept.items()
+        if (isinstance(value, dict) if _PLAN in key else isinstance(value, int) and value > 0)
+    }
 
 
-def _keep(file: Path, kept: dict[str, int]) -> None:
+def _keep(file: Path, kept: dict[str, Any]) -> None:
     with suppress(OSError, EnvironmentFault):  # it only saves measuring again
         files.write_bytes(file, json.dumps(kept, indent=0).encode(), durable=False)

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
+import yaml
 from rich.console import Console
 
 from sweepstack.analysis.plots import Plot, style
@@ -329,10 +330,7 @@ def winner(view: StudyView, folder: Path | None, console: Console | None = None)
         InputError: several objectives, no complete trial, a study of another program, or a folder
             that has a winner.
     """
-    if not view.has_one_objective:
-        raise InputError(f"best needs a study with one objective, got {', '.join(view.objectives)}")
-    if view.good.empty:
-        raise InputError(f"study {view.name} has no complete trial")
+    chosen = best_number(view)
     console = console or progress.console()
     progress.say(_summary(view), console)
     best = view.configurations.iloc[0]
@@ -344,7 +342,7 @@ def winner(view: StudyView, folder: Path | None, console: Console | None = None)
     place = folder / "experiment" / "winner.yaml"
     if place.exists():
         raise InputError(f"{progress.shown(place)} exists: name another folder")
-    text = _experiment(view, int(best[".numbers"][0]))
+    text = _experiment(view, chosen)
     place.parent.mkdir(parents=True, exist_ok=True)
     files.write_bytes(place, text.encode())
     progress.say(f"config: {progress.shown(place)}", console)
@@ -352,23 +350,86 @@ def winner(view: StudyView, folder: Path | None, console: Console | None = None)
     return 0
 
 
+def best_number(view: StudyView) -> int:
+    """The first trial of the best configuration; InputError where there is none."""
+    if not view.has_one_objective:
+        raise InputError(f"best needs a study with one objective, got {', '.join(view.objectives)}")
+    if view.good.empty:
+        raise InputError(f"study {view.name} has no complete trial")
+    return int(view.configurations.iloc[0][".numbers"][0])
+
+
 def _experiment(view: StudyView, number: int) -> str:
-    """The whole config of a trial as a file that is composed on top of the defaults."""
-    import yaml
-
-    from sweepstack.config import schema
-    from sweepstack.runs.rerun.restore import as_typed
-
+    """The recorded config of a trial as `experiment`."""
     source = None if view.folder is None else view.folder / str(number) / "config.yaml"
     if source is None or not source.is_file():
         raise InputError(f"the folder of trial {number} of study {view.name} is not here")
-    kept = yaml.safe_load(source.read_text("utf-8"))
+    return experiment(yaml.safe_load(source.read_text("utf-8")), view, number)
+
+
+def experiment(kept: Mapping[str, Any], view: StudyView, number: int) -> str:
+    """The whole config of a trial as a file that is composed on top of the defaults."""
+    from sweepstack.config import schema
+    from sweepstack.runs.rerun.restore import as_typed
+
     groups = {
         group: str(node["name"])
         for group, node in kept.items()
         if group in schema.OPTIONS and isinstance(node, dict) and "name" in node
     }
-    config = as_typed(kept)
+    config = as_typed(dict(kept))
     defaults = [{f"override /{group}": name} for group, name in groups.items()]
     head = f"# @package _global_\n# Trial {number} of study {one_line(view.name)}.\n"
     return head + yaml.safe_dump({"defaults": defaults, **config}, sort_keys=False)
+
+
+def luck(view: StudyView, fresh: Sequence[float], changes: Sequence[str]) -> Iterator[str]:
+    """What was luck in the winner's value, as text.
+
+    A mean of m seeds lies within t(0.975, n - 1) · s · √(1/m + 1/n) of the mean of n fresh seeds
+    (the prediction interval of a normal distribution), s their sample standard deviation; two means
+    of m and k seeds differ by no more than t · s · √(1/m + 1/k).
+
+    Args:
+        view: the sweep's study.
+        fresh: the objective of the winner with fresh seeds (n,).
+        changes: overrides of that training; empty where only the seeds differ.
+    """
+    values, sign = np.asarray(fresh, dtype="float64"), -1 if view.minimized else 1
+    found, best = _statistics(values, sign), view.configurations.iloc[0]
+    before = sign * float(best[".score"])
+    text = f"fresh seeds: {view.objective} {number(found.mean)}"
+    if found.n < 2:
+        yield f"{text}, n={found.n}; in the sweep it had {number(before)}; luck needs two seeds"
+        return
+    from scipy.stats import t
+
+    std = float(values.std(ddof=1))
+    unit = float(t.ppf(0.975, found.n - 1)) * std
+    yield (
+        f"{text} ± {number(std, found.mean)}, n={found.n}, 95 % interval of the mean "
+        f"{number(found.low)} to {number(found.high)}"
+    )
+    gain, spread = sign * (before - found.mean), unit * math.sqrt(1 / best[".runs"] + 1 / found.n)
+    ahead, seeds = number(gain, found.mean), f"(± {number(spread, found.mean)})"
+    sweep = f"in the sweep it had {number(before)} (n={best['.runs']})"
+    if changes:
+        yield f"{sweep}: the difference is that of {', '.join(changes)} and of luck together"
+    elif gain <= 0:
+        yield f"{sweep}: that was no luck, fresh seeds are as good"
+    elif gain <= spread:
+        yield f"{sweep}, {ahead} better: luck, as much as seeds differ {seeds}"
+    else:
+        yield (
+            f"{sweep}, {ahead} better, more than seeds differ {seeds}: the luckiest of "
+            f"{len(view.configurations)} configurations"
+        )
+    if len(view.configurations) > 1:
+        second = view.configurations.iloc[1]
+        gap = float(best[".score"] - second[".score"])
+        noise = unit * math.sqrt(1 / best[".runs"] + 1 / second[".runs"])
+        said = "it could be as good" if gap <= noise else "that is more than luck"
+        yield (
+            f"second best in the sweep: trial {second['.numbers'][0]}, {number(gap, found.mean)} "
+            f"behind, seeds differ by ± {number(noise, found.mean)}: {said}"
+        )

@@ -149,6 +149,7 @@ def show(
                 view = view.anew()
     with storage.named(view.where):
         _print_tables(view, console)
+        _print_running(view, console)
         _print_findings(view, console)
     return 0
 
@@ -177,6 +178,7 @@ def show_json(name: str, where: str = storage.DEFAULT) -> int:
             "study": view.name,
             "objectives": view.objectives,
             "trials": view.counts,
+            "running": _running(view),
             "best": rows,
             "findings": [asdict(finding) for finding in findings],
             "next": doctor.next_command(view, findings),
@@ -224,16 +226,42 @@ def _print_progress(view: StudyView, console: Console, now: datetime) -> None:
         elapsed = max(int((now - view.frame["started"].min().to_pydatetime()).total_seconds()), 0)
         parts.append(f"{timedelta(seconds=elapsed)} since the first began")
     print_line(console, ", ".join(parts), "bold")
-    running = [trial for trial in view.trials if trial.state == TrialState.RUNNING]
-    for trial in running[:RUNNING]:
-        text = "not evaluated yet"
-        if trial.intermediate_values:
-            step = max(trial.intermediate_values)
-            value = terminal.number(trial.intermediate_values[step])
-            text = f"step {step:,}, {view.objective} {value}"
-        print_line(console, f"trial {trial.number}: {text}")
+    _print_running(view, console)
+
+
+def _print_running(view: StudyView, console: Console) -> None:
+    """The last evaluation of the trials that run, the best first."""
+    running = _running(view)
+    total = view.config("training.max_steps")
+    of = f" of {total:,}" if isinstance(total, int) else ""
+    for row in running[:RUNNING]:
+        text = "running, not evaluated yet"
+        if row["step"] is not None:
+            value = terminal.number(row[view.objective])
+            text = f"running, step {row['step']:,}{of}, {view.objective} {value}"
+        print_line(console, f"trial {row['trial']}: {text}")
     if len(running) > RUNNING:
-        print_line(console, f"and {len(running) - RUNNING:,} more")
+        values = [row[view.objective] for row in running if row["step"] is not None]
+        mean = f", mean of all {terminal.number(sum(values) / len(values))}" if values else ""
+        print_line(console, f"and {len(running) - RUNNING:,} more that run{mean}")
+
+
+def _running(view: StudyView) -> list[dict[str, Any]]:
+    """trial, step and objective of the last evaluation of each running trial, the best first; None
+    where there was none yet."""
+    found = []
+    for trial in view.trials:
+        if trial.state == TrialState.RUNNING:
+            step = max(trial.intermediate_values, default=None)
+            value = None if step is None else trial.intermediate_values[step]
+            found.append({"trial": trial.number, "step": step, view.objective: value})
+    sign = 1 if view.minimized else -1
+
+    def rank(row: dict[str, Any]) -> float:
+        value = row[view.objective]
+        return math.inf if value is None or math.isnan(value) else sign * value
+
+    return sorted(found, key=rank)
 
 
 def _print_tables(view: StudyView, console: Console) -> None:

@@ -152,8 +152,8 @@ def begin(folder: Path, spec: TrialSpec, arguments: Sequence[str]) -> None:
     Raises:
         EnvironmentFault: the folder cannot be written.
     """
-    from sweepstack.engine import device
     from sweepstack.engine.program import Program
+    from sweepstack.training import device
 
     try:
         name = device.describe(Program.of(spec).device)

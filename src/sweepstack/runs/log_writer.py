@@ -203,8 +203,6 @@ class Mlflow:
         return True
 
     def _begin(self, run: Run) -> None:
-        from mlflow.entities import Param
-
         with _locked_folder(run.place):
             self._set_up(run)
         identity, last = _identity(run, run.first), -1.0
@@ -220,8 +218,7 @@ class Mlflow:
                 facts |= {"mlflow.parentRunId": self._parent, "study": str(run.study)}
             made = self._client.create_run(self._experiment, tags=facts, run_name=run.name)
             found = made.info.run_id
-            params = [Param(name, str(value)[:5000]) for name, value in run.params.items()]
-            self._client.log_batch(found, params=params[:100])
+            self._client.log_batch(found, params=_params(run.params))
         self._open[run.key] = found, last
 
     def _set_up(self, run: Run) -> None:
@@ -238,6 +235,7 @@ class Mlflow:
                 tags = {"sweepstack.id": identity, "study": run.study}
                 made = self._client.create_run(self._experiment, tags=tags, run_name=run.study)
                 self._parent = made.info.run_id
+                self._client.log_batch(self._parent, params=_params(run.fixed))
             else:
                 self._client.update_run(self._parent, "RUNNING")
 
@@ -269,6 +267,13 @@ class Mlflow:
             self._client.set_terminated(found, "KILLED")
         if self._parent is not None:
             self._client.set_terminated(self._parent, "KILLED" if self._open else "FINISHED")
+
+
+def _params(values: Mapping[str, Any]) -> list[Any]:
+    """As MLflow takes them at once: 100, of 6,000 letters at most."""
+    from mlflow.entities import Param
+
+    return [Param(name, str(value)[:5000]) for name, value in values.items()][:100]
 
 
 @contextlib.contextmanager
@@ -333,7 +338,7 @@ class Wandb:
             name=run.name,
             id=identity,
             dir=run.place,
-            config={**run.config, **{f"set.{name}": value for name, value in run.params.items()}},
+            config={**run.config, "swept": dict(run.params)},
             tags=[word[:64] for word in run.varied],
             resume="allow",
             reinit="create_new",

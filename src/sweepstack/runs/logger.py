@@ -23,6 +23,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any
 from urllib.parse import urlsplit
@@ -60,7 +61,8 @@ class Run:
         study: the study's name; None for a run by itself.
         place: the folder of the study, or of the run.
         varied: the same, word by word.
-        params: what the command line set, by dotted key.
+        params: what was varied, by dotted key.
+        fixed: what the command line set besides, the same in the whole study.
         config: the whole config.
         facts: what it is tagged with.
         continues: keys of the runs in whose place it trains, the last one first.
@@ -72,6 +74,7 @@ class Run:
     place: Path
     varied: Sequence[str]
     params: Mapping[str, Any]
+    fixed: Mapping[str, Any]
     config: Mapping[str, Any]
     facts: Mapping[str, str] = field(default_factory=dict)
     continues: tuple[str, ...] = ()
@@ -95,8 +98,9 @@ class Ending:
 
     @property
     def best(self) -> Row:
-        """The metrics as `best_NAME`, but for those of the test data, which are measured once."""
-        return {n if n.startswith("test_") else f"best_{n}": v for n, v in self.metrics.items()}
+        """Those of the validation data as `best/NAME`, and those of the test data."""
+        named = {n.replace("val_", "best/val_", 1): v for n, v in self.metrics.items()}
+        return {n: v for n, v in named.items() if n.startswith(("best/val_", "test_"))}
 
 
 @dataclass
@@ -165,6 +169,7 @@ def _short(text: str) -> str:
     return f"{value:.4g}" if isinstance(value, float) else text
 
 
+@lru_cache(maxsize=4096)
 def value_of(text: str) -> Any:
     """An override's value as a number or truth value where it is one."""
     if text.lower() in ("true", "false"):
@@ -175,6 +180,11 @@ def value_of(text: str) -> Any:
         except ValueError:
             continue
     return text.strip("'\"")
+
+
+def _values(words: Sequence[str]) -> dict[str, Any]:
+    pairs = [word.lstrip("+").partition("=")[::2] for word in words]
+    return {key: value_of(value) for key, value in pairs if not _ELSEWHERE.match(key)}
 
 
 def run_of(
@@ -200,11 +210,10 @@ def run_of(
     """
     seed = spec.config.training.seed
     own = f"/seed_{seed}" if seeds > 1 else ""
-    short = named(words if varied is None else varied) + ([f"seed={seed}"] if own else [])
+    varied = words if varied is None else varied
+    short = named(varied) + ([f"seed={seed}"] if own else [])
     name = " ".join([place.name if study is None else str(spec.number), *short])
-    pairs = [word.lstrip("+").partition("=")[::2] for word in words]
-    set_by = [(key, value) for key, value in pairs if not _ELSEWHERE.match(key)]
-    params = {key: value_of(value) for key, value in set_by}
+    params = _values(varied)
     if own:
         params["training.seed"] = seed
     return Run(
@@ -214,6 +223,7 @@ def run_of(
         place=place.absolute(),
         varied=short,
         params=params,
+        fixed=_values([word for word in words if word not in varied]),
         config=by_group(spec.config, "_plain", lambda _, value: plain(value)),
         facts={"config_hash": spec.config_hash},
         continues=tuple(f"{number}{own}" for number in continues),

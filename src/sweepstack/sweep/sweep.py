@@ -33,8 +33,9 @@ from sweepstack.study.book.book import Book
 from sweepstack.study.read import best_trials, trials_of
 from sweepstack.sweep import plan, studies
 from sweepstack.sweep.plan import Choice, Plan
-from sweepstack.sweep.worker import register, trial_folder
+from sweepstack.sweep.worker import trial_folder
 from sweepstack.sweep.worker.launch import Crew, Launch, launch
+from sweepstack.sweep.worker.launch import check as check_workers
 from sweepstack.sweep.worker.worker import App, too_many_failed
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ def sweep(
         _show(chosen, app.repeats(chosen) if chosen.duplicates == "once" else None)
         return
     if launcher is None:
-        register.check(chosen)
+        check_workers(chosen)
     with _storage(chosen) as (url, opened), storage.named(url):
         # A grid's trials are its points: those of another kind of sweep must not count.
         identity = {"grid": chosen.grid, "space": chosen.space.signature(), **question}

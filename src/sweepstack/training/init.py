@@ -169,7 +169,10 @@ def constant(module: nn.Module, again: nn.Module) -> set[str]:
 def drawn(module: nn.Module, kept: Collection[str] = ()) -> list[str]:
     """Names of the parameters that a scheme draws: those of linear layers and convolutions, but for
     frozen ones and those in `kept`."""
-    owned = _owners(module)
+    return _drawn(module, _owners(module), kept)
+
+
+def _drawn(module: nn.Module, owned: _Owners, kept: Collection[str]) -> list[str]:
     return [
         name
         for name, parameter in module.named_parameters()
@@ -180,9 +183,12 @@ def drawn(module: nn.Module, kept: Collection[str] = ()) -> list[str]:
     ]
 
 
-def _owners(module: nn.Module) -> dict[nn.Parameter, tuple[nn.Module, str]]:
+_Owners = dict[nn.Parameter, tuple[nn.Module, str]]
+
+
+def _owners(module: nn.Module) -> _Owners:
     """For each parameter the first layer that has it, and its name there."""
-    owners: dict[nn.Parameter, tuple[nn.Module, str]] = {}
+    owners: _Owners = {}
     for layer in module.modules():
         for leaf, parameter in layer.named_parameters(recurse=False):
             owners.setdefault(parameter, (layer, leaf))
@@ -215,7 +221,7 @@ def draw(
     """
     check(init, activation)
     owners, values = _owners(module), {}
-    chosen = set(drawn(module, kept))
+    chosen = set(_drawn(module, owners, kept))
     for index, (name, parameter) in enumerate(module.named_parameters()):
         layer, leaf = owners[parameter]
         scheme = init.schemes[0 if isinstance(layer, nn.Linear) else 1]

@@ -6,11 +6,11 @@ import logging
 
 import pytest
 import torch
-from engine_support import filled, make_steps
+from engine_support import block_of, filled
 from support import make_spec
 from torch import nn
 
-from sweepstack.engine.executors import cuda_graph
+from sweepstack.engine.executors import Executor, cuda_graph
 from sweepstack.engine.executors.cuda_graph import CudaGraph
 from sweepstack.engine.program import Program
 from sweepstack.engine.step import Step
@@ -48,11 +48,11 @@ def test_captured_steps_equal_eager_ones(width):
     specs = [make_spec(*WORDS, f"training.seed={seed}") for seed in range(width)]
     program = Program.of(specs[0])
     eager, captured = filled(program, specs), filled(program, specs)
-    step = Step(program)
-    replayed = CudaGraph(step, captured, program.sources["train"])
-    for batch in make_steps(program, eager, 20):
-        expected = [told.clone() for told in step(eager, batch)]
-        torch.testing.assert_close(replayed.advance(batch), expected, rtol=1e-4, atol=1e-5)
+    step, source = Step(program), program.sources["train"]
+    replayed, plain = CudaGraph(step, captured, source), Executor(step, eager, source)
+    for first in (0, 1, 8):
+        block = block_of(program, eager, 7, first)
+        torch.testing.assert_close(replayed.run(block), plain.run(block), rtol=1e-4, atol=1e-5)
     assert len(replayed._captured) == 1
     for mine, other in zip(state(captured), state(eager), strict=True):
         torch.testing.assert_close(mine, other, rtol=1e-3, atol=1e-4)
@@ -66,8 +66,8 @@ def test_capturing_leaves_the_state_as_it_was():
     program = Program.of(specs[0])
     stack = filled(program, specs)
     before = state(stack)
-    (batch,) = make_steps(program, stack, 1)
-    cuda_graph._Captured(Step(program), stack, batch)
+    step, source = Step(program), program.sources["train"]
+    cuda_graph._Captured(step, stack, source, block_of(program, stack, 1))
     torch.cuda.synchronize()
     for mine, other in zip(state(stack), before, strict=True):
         assert torch.equal(mine, other)

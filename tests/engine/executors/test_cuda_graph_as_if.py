@@ -1,23 +1,27 @@
 """Captured steps without a GPU: everything but the capture itself, which is made up here.
 
-A made-up graph is played by running the captured step again, with the tensors that it was given
-then. Whether CUDA takes a step is the question of test_cuda_graph.py and, without a GPU, of
-test_capturable.py.
+A made-up graph plays the operations of the captured step again, on the same tensors. Whether CUDA
+takes a step is the question of test_cuda_graph.py and, without a GPU, of test_capturable.py.
 """
 
 from __future__ import annotations
 
 import contextlib
-from dataclasses import replace
+import functools
 from types import SimpleNamespace
 
 import pytest
 import torch
-from engine_support import filled, make_steps
+from engine_support import block_of, filled
 from support import make_spec
+from torch.utils._python_dispatch import _disable_current_modes
 
-from sweepstack.engine.executors import cuda_graph
+from sweepstack.data import batches
+from sweepstack.engine import step as steps
+from sweepstack.engine.executors import Executor, cuda_graph
 from sweepstack.engine.executors.cuda_graph import CudaGraph
+from sweepstack.engine.executors.operations import Listener
+from sweepstack.engine.kernels import fused
 from sweepstack.engine.program import Program
 from sweepstack.engine.step import Step
 
@@ -28,15 +32,22 @@ WORDS = (
 
 
 class Graph:
-    """A captured step: what to call again, with what, and where its losses go."""
+    """The operations of a captured step."""
 
     def __init__(self):
-        self.again = None
+        self.calls, self.played = [], 0
 
+    @torch.no_grad()
     def replay(self):
-        step, arguments, losses = self.again
-        for kept, told in zip(losses, step(*arguments), strict=True):
-            kept.copy_(told)
+        self.played += 1
+        for call in self.calls:
+            if call.is_view and not call.changed:
+                continue
+            found = call.operation(*call.args, **call.kwargs)
+            found = found if isinstance(found, tuple | list) else [found]
+            for kept, new in zip(call.results, found, strict=True):
+                if kept is not new:
+                    kept.copy_(new)
 
 
 class Cuda:
@@ -50,9 +61,10 @@ class Cuda:
     def graph(self, recorded, *, stream, capture_error_mode):
         assert capture_error_mode == "thread_local"
         self.captures.append(recorded)
-        self.capturing = recorded
-        yield
-        self.capturing = None
+        self.capturing = Listener()
+        with self.capturing:
+            yield
+        recorded.calls, self.capturing = self.capturing.calls, None
         if not self.ends_well:
             raise RuntimeError("CUDA error: operation failed\nmore")
 
@@ -63,6 +75,7 @@ class Cuda:
 
 @pytest.fixture
 def cuda(monkeypatch):
+    monkeypatch.setattr(fused, "works", lambda name: False)  # as on a GPU
     fake, stream = Cuda(), SimpleNamespace(wait_stream=lambda other: None)
 
     def nothing(_):
@@ -99,41 +112,91 @@ def assert_equal(mine, other):
         assert torch.equal(view, reference)
 
 
-def executor(step, stack):
-    return CudaGraph(step, stack, step.program.sources["train"])
+def executor(step, stack, source=None):
+    return CudaGraph(step, stack, source or step.program.sources["train"])
 
 
-def replayed(program, stack, cuda):
-    class Captured(Step):
-        def __call__(self, *arguments):
-            losses = super().__call__(*arguments)
-            if cuda.capturing is not None:
-                cuda.capturing.again = (super().__call__, arguments, losses)
-            return losses
-
-    return executor(Captured(program), stack)
+LAUNCH = {"is_view": False, "args": (), "kwargs": {}, "results": [None], "changed": []}
+BLOCKS = ((0, 3), (3, 1), (4, 5))
+"""The first step of each, and how many."""
 
 
+@pytest.mark.parametrize("most", [1000, 2])  # a block at once, and in pieces
+@pytest.mark.parametrize("where", ["resident", "streamed"])
 @pytest.mark.parametrize("width", [1, 3])
-def test_replayed_steps_equal_eager_ones(program, cuda, width):
+def test_replayed_blocks_equal_eager_ones(program, cuda, monkeypatch, width, where, most):
+    monkeypatch.setattr(cuda_graph, "MAX_STEPS", most)
     eager, mine = stack_of(program, width), stack_of(program, width)
-    step, played = Step(program), replayed(program, mine, cuda)
-    for batch in make_steps(program, eager, 8):
-        assert all(map(torch.equal, played.advance(batch), step(eager, batch)))
-    assert len(cuda.captures) == 1
+    step, source = Step(program), program.sources["train"]
+    played = source
+    if where == "streamed":
+        played = batches.StreamSource(program.data.train, program.device, 0)
+    plain, played = Executor(step, eager, source), executor(step, mine, played)
+    for first, count in BLOCKS:
+        block = block_of(program, eager, count, first)
+        assert torch.equal(played.run(block), plain.run(block))
     assert_equal(state(mine), state(eager))
+    assert eager.counts.views["hits"].sum() > 0
+    (graph,) = cuda.captures
+    assert graph.played == 9
     assert cuda.modes == ["default", "error", "default"]
     assert len(cuda.streams) == 1  # back where it was
 
 
+def test_replays_need_no_operation_between_them(program, cuda, monkeypatch):
+    """Neither a copy nor a launch: as many for a block of six steps as for one of two."""
+    mine = stack_of(program, 3)
+    played, counts = executor(Step(program), mine), []
+    played.run(block_of(program, mine, 1))
+    monkeypatch.setattr(Graph, "replay", lambda self: None)
+    for count in (2, 6):
+        block = block_of(program, mine, count)
+        with Listener() as listener:
+            played.run(block)
+        counts.append(len(listener.calls))
+    assert counts[0] == counts[1]
+
+
 def test_batches_of_another_shape_have_a_graph_of_their_own(program, cuda):
     eager, mine = stack_of(program, 3), stack_of(program, 3)
-    step, played = Step(program), replayed(program, mine, cuda)
-    for number, batch in enumerate(make_steps(program, eager, 6)):
-        if number % 2:
-            batch = replace(batch, x=batch.x[0], y=batch.y[0], shared=True)
-        assert all(map(torch.equal, played.advance(batch), step(eager, batch)))
+    step = Step(program)
+    plain, played = Executor(step, eager, program.sources["train"]), executor(step, mine)
+    for number in range(6):
+        block = block_of(program, eager, 2, 2 * number, shared=bool(number % 2))
+        assert torch.equal(played.run(block), plain.run(block))
     assert len(cuda.captures) == 2
+    assert_equal(state(mine), state(eager))
+
+
+@pytest.mark.filterwarnings("ignore:.* encountered in:RuntimeWarning")
+def test_the_update_kernel_reads_its_numbers_inside_the_graph(cuda, monkeypatch):
+    """The kernel has the numbers of its step, which were computed for the whole block."""
+    update = pytest.importorskip("sweepstack.engine.kernels.update")
+    if torch.cuda.is_available():
+        pytest.skip("without the interpreter, no kernel runs on a CPU")
+    monkeypatch.setattr(steps, "TRITON", {"cpu"})
+    monkeypatch.setattr(update.Update, "refusal", lambda self, one_row: None)
+    monkeypatch.setattr(update, "_refusals", {})
+    words = (*WORDS, "regularization.clip_norm=0.5", "training.ema_decay=0.9")
+    program = Program(make_spec(*words))
+    specs = [make_spec(*words, f"training.seed={n}") for n in range(2)]
+    eager, mine = filled(program, specs), filled(program, specs)
+    original, step = update.Update._launch, Step(program)
+
+    def launch(self, *given, **more):
+        with _disable_current_modes():  # the interpreter's own operations are no part of a graph
+            original(self, *given, **more)
+        if cuda.capturing is not None:
+            run = functools.partial(original, self, *given, **more)
+            cuda.capturing.calls.append(SimpleNamespace(operation=run, **LAUNCH))
+
+    monkeypatch.setattr(update.Update, "_launch", launch)
+    plain, played = Executor(step, eager, program.sources["train"]), executor(step, mine)
+    for first, count in BLOCKS[:2]:
+        block = block_of(program, eager, count, first)
+        assert torch.equal(played.run(block), plain.run(block))
+    assert_equal(state(mine), state(eager))
+    assert step.kernel(mine) is not None
 
 
 @pytest.mark.parametrize("how", ["it waits", "its capture ends badly"])
@@ -150,8 +213,10 @@ def test_a_step_that_no_graph_can_hold_runs_as_it_is(program, cuda, caplog, how)
 
     cuda.ends_well = how == "it waits"
     played = executor(Waiting(program), mine)
-    for batch in make_steps(program, eager, 4):
-        assert all(map(torch.equal, played.advance(batch), step(eager, batch)))
+    plain = Executor(step, eager, program.sources["train"])
+    for first, count in BLOCKS:
+        block = block_of(program, eager, count, first)
+        assert torch.equal(played.run(block), plain.run(block))
     assert_equal(state(mine), state(eager))
     assert cuda.modes[-1] == "default"
     assert len(cuda.captures) == (how != "it waits")  # what is known beforehand is not tried
@@ -175,9 +240,8 @@ def test_what_the_step_itself_raises_is_no_matter_of_graphs(program, cuda, caplo
             stack.params.packed[0].fill_(7.0)
             raise error
 
-    (batch,) = make_steps(program, mine, 1)
     with pytest.raises(type(error), match=str(error)):
-        executor(Raising(program), mine).advance(batch)
+        executor(Raising(program), mine).run(block_of(program, mine, 1))
     assert_equal(state(mine), before)
     assert "CUDA graph" not in caplog.text
 
@@ -192,7 +256,6 @@ def test_memory_that_runs_out_in_a_capture_is_told_as_that(program, cuda):
             return super().__call__(*arguments)
 
     before = state(mine)
-    (batch,) = make_steps(program, mine, 1)
     with pytest.raises(RuntimeError, match="out of memory"):
-        executor(Short(program), mine).advance(batch)
+        executor(Short(program), mine).run(block_of(program, mine, 1))
     assert_equal(state(mine), before)

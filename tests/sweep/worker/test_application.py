@@ -7,6 +7,8 @@ from pathlib import Path
 import yaml
 from app_support import App, complaint, states
 
+from sweepstack.analysis import terminal
+
 SPHERE = """
     import hydra
 
@@ -84,7 +86,7 @@ def test_a_grid_with_more_points_than_trials_ends_at_its_total(tmp_path):
     trials = app.trials("sphere")
     assert states(trials) == ["COMPLETE"] * 3
     best = min(trials, key=lambda trial: trial.value)
-    assert f"winner: trial {best.number}, value {best.value:.4f}" in done.stdout
+    assert f"winner: trial {best.number}, value {terminal.number(best.value)}" in done.stdout
     assert "  as YAML: sweep/optimization_results.yaml" in done.stdout
     again = f"next: python app.py x={best.params['x']} y={best.params['y']}"
     assert done.stdout.splitlines()[-1] == again

@@ -60,7 +60,7 @@ class Recorded(Executor):
                 part.count()
         if done < len(losses):
             run = super().run if self._stays_eager(shared) else self._threads
-            losses[done:] = run(block.after(done))
+            losses[done:] = run(block[done:])
         return losses
 
     def _divided(self) -> tuple[_Part, ...]:

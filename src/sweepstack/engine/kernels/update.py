@@ -45,6 +45,34 @@ _SQUARES = ("second", "square")
 _PROBED = 2**22  # numbers of the parameters of a probe, about
 
 
+@triton.jit
+def _number(c, slots, row):  # type: ignore[no-untyped-def]
+    """A number of the slot, rounded once."""
+    return tl.load(c + row * slots).to(tl.float32)
+
+
+@triton.jit
+def _lerp(a, b, weight):  # type: ignore[no-untyped-def]
+    """As torch.lerp."""
+    return tl.where(weight < 0.5, a + weight * (b - a), b - (b - a) * (1 - weight))
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _regularized(  # type: ignore[no-untyped-def]
+    g, p, c, slots, L1: tl.constexpr, HELD: tl.constexpr, BOUND: tl.constexpr
+):
+    """The gradient with L1, held back and clipped by value; NaN stays NaN."""
+    if L1:
+        sign = (p > 0).to(tl.float32) - (p < 0).to(tl.float32)
+        g += sign * _number(c, slots, 6)
+    if HELD:
+        g = tl.where(_number(c, slots, 8) > 0, 0.0, g)
+    if BOUND:
+        bound = _number(c, slots, 7)
+        g = tl.where(g > bound, bound, tl.where(g < -bound, -bound, g))
+    return g
+
+
 @triton.jit(do_not_specialize=["slots"])  # type: ignore[untyped-decorator]
 def _kernel(  # type: ignore[no-untyped-def]
     params,
@@ -80,42 +108,32 @@ def _kernel(  # type: ignore[no-untyped-def]
         given = tl.where(which == i, grads[i], given)
     g = tl.load(given + shift + slot * size + within, mask=inside, other=0.0)
     p = tl.load(params + place, mask=inside, other=0.0)
-    if L1:
-        sign = (p > 0).to(tl.float32) - (p < 0).to(tl.float32)
-        g += sign * tl.load(c + 6 * slots).to(tl.float32)
-    if HELD:
-        g = tl.where(tl.load(c + 8 * slots) > 0, 0.0, g)
-    if BOUND:
-        bound = tl.load(c + 7 * slots).to(tl.float32)
-        g = tl.where(g > bound, bound, tl.where(g < -bound, -bound, g))  # NaN stays NaN
+    g = _regularized(g, p, c, slots, L1, HELD, BOUND)
     if NORM == 1:
         tl.store(squares + tile * slots + slot, tl.sum(tl.where(inside, g * g, 0.0), 0))
     else:
         if NORM == 2:
             g *= tl.load(scale + slot)
         if DECAY == 1:
-            g += p * tl.load(c + 5 * slots).to(tl.float32)
+            g += p * _number(c, slots, 5)
         if DECAY == 2:
-            p *= tl.load(c + 5 * slots).to(tl.float32)
-        c0 = tl.load(c).to(tl.float32)
-        c1 = tl.load(c + slots).to(tl.float32)
-        c2 = tl.load(c + 2 * slots).to(tl.float32)
-        c3 = tl.load(c + 3 * slots).to(tl.float32)
+            p *= _number(c, slots, 5)
+        c0, c1 = _number(c, slots, 0), _number(c, slots, 1)
+        c2, c3 = _number(c, slots, 2), _number(c, slots, 3)
         m = tl.load(first + place, mask=inside, other=0.0)
         if RULE == "sgd":  # momentum, of_grad, of_buffer, new
             m = m * c0 + g * c3
             p = p + g * c1
             p = p + m * c2
         else:
-            c4 = tl.load(c + 4 * slots).to(tl.float32)
+            c4 = _number(c, slots, 4)
             v = tl.load(second + place, mask=inside, other=0.0)
             if RULE == "rmsprop":  # alpha, eps, momentum, one_minus_alpha, rate
                 m = m * c0 + g * (g * c3)
                 v = v * c2 + tl.div_rn(g, tl.sqrt_rn(m) + c1)
                 p = p + v * c4
             else:  # one_minus_beta1, beta2, one_minus_beta2, eps, rate
-                near = m + c0 * (g - m)  # as torch.lerp
-                m = tl.where(c0 < 0.5, near, g - (g - m) * (1 - c0))
+                m = _lerp(m, g, c0)
                 v = v * c1 + g * (g * c2)
                 p = p + tl.div_rn(m, tl.sqrt_rn(v) + c3) * c4
             tl.store(second + place, v, mask=inside)
@@ -123,9 +141,7 @@ def _kernel(  # type: ignore[no-untyped-def]
         tl.store(params + place, p, mask=inside)
         if AVERAGE:
             kept = tl.load(mean + place, mask=inside, other=0.0)
-            w = tl.load(c + 9 * slots).to(tl.float32)
-            kept = tl.where(w < 0.5, kept + w * (p - kept), p - (p - kept) * (1 - w))
-            tl.store(mean + place, kept, mask=inside)
+            tl.store(mean + place, _lerp(kept, p, _number(c, slots, 9)), mask=inside)
 
 
 @dataclass(frozen=True)
@@ -271,7 +287,7 @@ class _Probe:
         program, place = self.step.program, self.step.program.device
         self.drawn = torch.Generator().manual_seed(0)
         one = program.stack(1)
-        one.insert(0, program.initial(program.spec), program.numbers(program.spec))
+        one.insert([0], [program.initial(program.spec)], [program.numbers(program.spec)])
         self.mine, self.other = (one.moved([0] * width, width) for _ in range(2))
         for name, bank in self.mine.moments.items():
             drawn = self._random(bank.storage.shape).to(place)

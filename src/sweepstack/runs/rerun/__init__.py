@@ -24,7 +24,6 @@ from rich.text import Text
 from sweepstack.config import commands, schema
 from sweepstack.config import trust as trust_rule
 from sweepstack.config.errors import EXIT_DIFFERENT, EnvironmentFault, InputError, one_line
-from sweepstack.engine import device
 from sweepstack.engine.program import Program
 from sweepstack.engine.train import train
 from sweepstack.runs import folder as run_folder
@@ -48,6 +47,7 @@ from sweepstack.runs.rerun.restore import Restored, restore
 from sweepstack.study.attributes import DATA_HASH, ENVIRONMENT
 from sweepstack.study.frame import STATES, rows_of
 from sweepstack.study.view import StudyView, outputs
+from sweepstack.training import device
 from sweepstack.training.spec import Monitor, TrialResult, TrialSpec
 
 MAX_WIDTH = 16

@@ -29,18 +29,19 @@ from sweepstack.config.errors import (
     EXIT_INTERRUPTED,
     EXIT_TERMINATED,
     EnvironmentFault,
+    InputError,
     SweepstackError,
     one_line,
 )
 from sweepstack.reporting.scoreboard import Scoreboard, count_finished
 from sweepstack.runs import progress
 from sweepstack.study import storage
-from sweepstack.study.book import processes
+from sweepstack.study.book import processes, register
 from sweepstack.study.book.book import Book
+from sweepstack.study.book.register import Entry
 from sweepstack.sweep.plan import Plan
 from sweepstack.sweep.studies import open_book
-from sweepstack.sweep.worker import Stop, register
-from sweepstack.sweep.worker.register import Entry
+from sweepstack.sweep.worker import Stop
 from sweepstack.sweep.worker.worker import App, Worker, too_many_failed
 
 log = logging.getLogger(__name__)
@@ -92,7 +93,10 @@ class Crew:
     def join(self, stop: Stop, **calls: Callable[..., object]) -> None:
         """Work on the study, which exists, in a process of its own."""
         book = _open_shared(self)
-        member = register.join(self.plan, book.study, self.name)
+        member = register.join(
+            *(book.study, self.name, self.plan.n_jobs, self.plan.workers_per_gpu),
+            chooses=_chooses_gpus(self.plan),
+        )
         if member is not None:
             with member:
                 self.worker(book, stop, member=member, **calls).work()
@@ -322,6 +326,29 @@ class _Processes:
         for child in self.children.values():
             child.process.kill()
         os._exit(code)
+
+
+def _chooses_gpus(plan: Plan) -> bool:
+    """Whether workers take a GPU each, as no device is named."""
+    fixed = [w.partition("=")[2] for w in plan.space.fixed if w.startswith("training.device=")]
+    return not any(device == "cpu" or device.startswith("cuda:") for device in fixed)
+
+
+def check(plan: Plan) -> None:
+    """Refuse more local workers than the GPUs may have.
+
+    Raises:
+        InputError: `n_jobs` is more.
+    """
+    if not plan.workers_per_gpu or not _chooses_gpus(plan):
+        return
+    gpus = len(register.gpus_here())
+    if gpus and plan.n_jobs > gpus * plan.workers_per_gpu:
+        raise InputError(
+            f"hydra.sweeper.n_jobs must be <= {gpus * plan.workers_per_gpu} "
+            f"({gpus} visible GPUs, hydra.sweeper.workers_per_gpu={plan.workers_per_gpu}), got "
+            f"{plan.n_jobs}"
+        )
 
 
 @contextlib.contextmanager

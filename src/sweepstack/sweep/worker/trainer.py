@@ -275,8 +275,8 @@ class Trainer(Monitor):
             Interrupted: a signal asked to stop while trials were left; they are checkpointed.
             EnvironmentFault: the disk is full, the data are gone.
         """
-        from sweepstack.engine.device import keep_memory
         from sweepstack.engine.train import train
+        from sweepstack.training.device import keep_memory
 
         keep_memory()
         specs = self._specs(asked)

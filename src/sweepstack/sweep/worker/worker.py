@@ -30,11 +30,11 @@ from sweepstack.study.attributes import CONTINUES, ENVIRONMENT, OVERRIDES
 from sweepstack.study.book import Ending, is_suspect
 from sweepstack.study.book.book import Book
 from sweepstack.study.book.processes import BEAT_S
+from sweepstack.study.book.register import Membership
 from sweepstack.sweep import pruners, samplers
 from sweepstack.sweep.plan import Plan
 from sweepstack.sweep.worker import Asked, Decisions, Outcome, Stop
 from sweepstack.sweep.worker.duplicates import Duplicates, Equal
-from sweepstack.sweep.worker.register import Membership
 
 log = logging.getLogger(__name__)
 

@@ -10,9 +10,8 @@ import optuna
 import pytest
 from sweep_support import QUICK
 
-from sweepstack.study.book import processes
-from sweepstack.sweep.worker import register
-from sweepstack.sweep.worker.register import Entry, Membership
+from sweepstack.study.book import processes, register
+from sweepstack.study.book.register import Entry, Membership
 
 SMI = """\
 GPU 0: NVIDIA A100-SXM4-40GB (UUID: GPU-aa)
@@ -117,13 +116,6 @@ def test_an_entry_lives_as_long_as_its_worker_gives_signs():
     assert not Entry(f"{processes.this_process()}9", now, now).is_alive  # a later process's pid
 
 
-def plan(n_jobs=1, workers_per_gpu=None, fixed=()):
-    from types import SimpleNamespace
-
-    space = SimpleNamespace(fixed=fixed)
-    return SimpleNamespace(n_jobs=n_jobs, workers_per_gpu=workers_per_gpu, space=space)
-
-
 def test_workers_of_a_host_share_its_gpus(monkeypatch):
     study = optuna.create_study()
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0, 1")
@@ -133,15 +125,15 @@ def test_workers_of_a_host_share_its_gpus(monkeypatch):
     for process, gpu in ((f"{here}:1:x", "GPU-aa"), (f"{here}:2:gone", "GPU-bb")):
         Membership(study, Entry(process, now, now, gpu=gpu))
 
-    joined = register.join(plan(workers_per_gpu=1), study, "c")
+    joined = register.join(study, "c", 1, limit=1)
 
     assert joined is not None
     assert (joined.entry.gpu, os.environ["CUDA_VISIBLE_DEVICES"]) == ("GPU-bb", "1")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
-    assert register.join(plan(workers_per_gpu=1), study, "c") is None
+    assert register.join(study, "c", 1, limit=1) is None
     monkeypatch.setenv("SLURM_JOB_ID", "5")  # what a scheduler assigns is taken
-    assert register.join(plan(workers_per_gpu=1), study, "c") is not None
-    fixed = register.join(plan(fixed=["training.device=cpu"]), study, "c")
+    assert register.join(study, "c", 1, limit=1) is not None
+    fixed = register.join(study, "c", 1, limit=1, chooses=False)
     assert fixed is not None
     assert fixed.entry.gpu is None
 

@@ -25,12 +25,10 @@ from typing import Any
 
 import optuna
 
-from sweepstack.config.errors import InputError
 from sweepstack.study import storage
 from sweepstack.study.attributes import WORKERS
 from sweepstack.study.book import processes
 from sweepstack.study.book.public import held
-from sweepstack.sweep.plan import Plan
 
 log = logging.getLogger(__name__)
 
@@ -127,48 +125,40 @@ class Membership:
             self.write(ended=time.time())
 
 
-def join(plan: Plan, study: optuna.Study, crew: str) -> Membership | None:
-    """Enter a worker, which is a process of its own, with its share of the cores and its GPU; None
-    where `workers_per_gpu` leaves none for it.
+def join(
+    study: optuna.Study, crew: str, n_jobs: int, limit: int | None, *, chooses: bool = True
+) -> Membership | None:
+    """Enter a worker, a process of its own, with its share of the cores and its GPU; None where
+    `limit` leaves none for it. Called before the process has used a GPU.
 
-    Called before the process has used a GPU.
+    Args:
+        study: where it works.
+        crew: the sweep that started it.
+        n_jobs: workers of that sweep.
+        limit: most workers on one GPU.
+        chooses: whether it is to take a GPU at all.
     """
-    gpus = _named(plan)
+    gpus = gpus_here() if chooses else []
     here = processes.this_process()
     with held(Path(tempfile.gettempdir()) / f".sweepstack-{os.getuid()}.lock"):
         others = [e for e in workers(study) if e.is_alive and processes.is_here(e.process)]
         others = [e for e in others if e.process != here]
         gpu = None
         if gpus:
-            limit = None if len(gpus) == 1 and _is_assigned() else plan.workers_per_gpu
+            most = None if len(gpus) == 1 and _is_assigned() else limit
             loads = Counter(e.gpu for e in others)
-            gpu = least_loaded([key for _, key in gpus], loads, limit)
+            gpu = least_loaded([key for _, key in gpus], loads, most)
             if gpu is None:
                 log.warning(
                     "no GPU of this host has a place (hydra.sweeper.workers_per_gpu=%s): this "
                     "worker ends",
-                    plan.workers_per_gpu,
+                    limit,
                 )
                 return None
             os.environ["CUDA_VISIBLE_DEVICES"] = next(word for word, key in gpus if key == gpu)
         entered = Membership.here(study, crew, gpu)
-    _use_threads(1 if _is_assigned() else max(plan.n_jobs, 1 + len(others)))
+    _use_threads(1 if _is_assigned() else max(n_jobs, 1 + len(others)))
     return entered
-
-
-def check(plan: Plan) -> None:
-    """Refuse more local workers than the GPUs may have.
-
-    Raises:
-        InputError: `n_jobs` is more.
-    """
-    gpus = len(_named(plan))
-    if gpus and plan.workers_per_gpu and plan.n_jobs > gpus * plan.workers_per_gpu:
-        raise InputError(
-            f"hydra.sweeper.n_jobs must be <= {gpus * plan.workers_per_gpu} "
-            f"({gpus} visible GPUs, hydra.sweeper.workers_per_gpu={plan.workers_per_gpu}), got "
-            f"{plan.n_jobs}"
-        )
 
 
 def least_loaded(gpus: Sequence[str], loads: Mapping[Any, int], limit: int | None) -> str | None:
@@ -177,11 +167,8 @@ def least_loaded(gpus: Sequence[str], loads: Mapping[Any, int], limit: int | Non
     return None if limit is not None and loads.get(best, 0) >= limit else best
 
 
-def _named(plan: Plan) -> list[tuple[str, str]]:
-    """The GPUs among which a worker of a plan may choose."""
-    fixed = [w.partition("=")[2] for w in plan.space.fixed if w.startswith("training.device=")]
-    if any(device == "cpu" or device.startswith("cuda:") for device in fixed):
-        return []
+def gpus_here() -> list[tuple[str, str]]:
+    """The GPUs of this process, as `visible_gpus` has them."""
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
     devices = sorted(glob.glob("/dev/nvidia[0-9]*"))
     if given == "" or (given is None and not devices):

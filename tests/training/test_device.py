@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sweepstack.engine.device import out_of_memory
+from sweepstack.training.device import out_of_memory
 
 
 @pytest.mark.parametrize(

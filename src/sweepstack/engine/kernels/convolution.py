@@ -1,0 +1,541 @@
+"""Convolutions of a stack, each by the way that is fastest here, and max pools on a CPU.
+
+vmap turns the convolutions of S trials into one of S groups, which cuDNN runs slowly. Here each
+convolution of a stack, its input gradient and its weight gradient run in one of `WAYS`, with
+pictures in memory channels first or channels last; `Chooser` measures which, compares losses and
+gradients with vmap's, and keeps vmap's own way where nothing gains enough (`WORTH`). That is so on
+the CPUs that were tried, where it is therefore not measured (`MEASURED_ON`).
+
+`Rules` is a torch.overrides.TorchFunctionMode: it sees every call of torch.conv2d and
+torch.max_pool2d, whoever wrote the module. Which operations run depends on shapes alone, so that
+steps can be recorded and captured.
+
+Notation: S slots, B samples, C and O channels in and out, x (S, B, C, H, W), weight
+(S, O, C / groups, kh, kw), y and its gradient gy (S, B, O, h, w).
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial, reduce
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import vmap
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+from sweepstack.config.errors import one_line
+
+log = logging.getLogger(__name__)
+
+Pair = tuple[int, int]
+Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
+"""Of x, weight and bias."""
+Ways = tuple[str, str, str]
+"""How the forward pass, the input gradient and the weight gradient run."""
+
+WAYS = ("grouped", "loop", "product")
+"""One convolution of S groups; one of each slot; a batched product with the pictures' patches."""
+MEASURED_ON = ("cuda",)
+"""On a CPU (AMD EPYC with AVX2, one thread, torch 2.15, 28x28 pictures, medians of 7 alternating
+steps at widths 2 and 4) the best plan took 0.97 to 1.0 of vmap's time for the convnet and 1.05 for
+the resnet: oneDNN's grouped convolutions are as fast as plain ones."""
+WORTH = 0.9  # a plan is used if a step takes at most this share of vmap's time
+HOPELESS = 1.5  # a way whose first run takes this many times the least is not timed again
+TIMINGS = 3
+AT_ONCE = 2**28
+"""Numbers of patches that are laid out at once; wider stacks take several products."""
+TOLERANCE = {"fp32": 1e-3, "tf32": 5e-2, "bf16": 5e-2}
+"""‖difference‖ / ‖vmap's‖ of the losses and of each gradient, by precision."""
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Stride, padding, dilation (rows, columns), and groups of a convolution."""
+
+    stride: Pair
+    padding: Pair
+    dilation: Pair
+    groups: int
+
+    @classmethod
+    def of(
+        cls, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1
+    ) -> Geometry | None:
+        """As torch.conv2d is given them; None for padding by name."""
+        if isinstance(padding, str):
+            return None
+        return cls(_pair(stride), _pair(padding), _pair(dilation), groups)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A convolution that a step runs: shapes of x and weight."""
+
+    x: tuple[int, ...]
+    weight: tuple[int, ...]
+    dtype: torch.dtype
+    geometry: Geometry
+
+    @property
+    def key(self) -> str:
+        """What the ways are kept by; any number of slots and samples."""
+        g = self.geometry
+        numbers = (*self.x[2:], *self.weight[1:], *g.stride, *g.padding, *g.dilation, g.groups)
+        return f"{' '.join(map(str, numbers))} {self.dtype}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How the convolutions of a program's stacks run: with channels `last` in memory or first, and
+    the ways of each layer by its key."""
+
+    last: bool
+    ways: Mapping[str, Ways]
+
+    @classmethod
+    def read(cls, record: Any) -> Plan | None:
+        """A plan that was kept, None for vmap's own way or a damaged record."""
+        try:
+            ways = {str(key): (str(f), str(d), str(w)) for key, (f, d, w) in record["ways"].items()}
+            last = bool(record["last"])
+        except (TypeError, KeyError, ValueError, AttributeError):
+            return None
+        known = all(way in WAYS for each in ways.values() for way in each)
+        return cls(last, ways) if known and ways else None
+
+
+def record(plan: Plan | None) -> dict[str, Any]:
+    """A plan as it is kept in a file; without ways where there is none."""
+    ways = {} if plan is None else {key: list(each) for key, each in plan.ways.items()}
+    return {"last": plan is not None and plan.last, "ways": ways}
+
+
+# --- where calls are seen -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Given:
+    """What `Rules` hands on: a plan, and where layers are listed."""
+
+    plan: Plan | None
+    seen: dict[str, Layer] | None
+
+    def __bool__(self) -> bool:
+        return self.plan is not None or self.seen is not None
+
+
+class Rules(TorchFunctionMode):
+    """A context in which a stack's convolutions run by `plan`, vmap's way without one, and max
+    pools of a CPU with channels last. It lists the layers that it sees in `seen`, if given."""
+
+    def __init__(self, plan: Plan | None, seen: dict[str, Layer] | None = None):
+        super().__init__()
+        self.given = Given(plan, seen)
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        named = kwargs or {}
+        if func is torch.conv2d and self.given:
+            return self._convolve(*args, **named)
+        if func in (torch.max_pool2d, F.max_pool2d):
+            return _pooled(*args, **named)
+        return func(*args, **named)
+
+    def _convolve(
+        self, input: Tensor, weight: Tensor, bias: Tensor | None = None, *more: Any, **named: Any
+    ) -> Any:
+        geometry = Geometry.of(*more, **named)
+        if geometry is None or input.dim() != 4:
+            return torch.conv2d(input, weight, bias, *more, **named)
+        place = input.device.type
+        if torch.is_autocast_enabled(place):
+            dtype = torch.get_autocast_dtype(place)
+            input, weight = input.to(dtype), weight.to(dtype)
+            bias = None if bias is None else bias.to(dtype)
+        return _Convolution.apply(input, weight, bias, geometry, self.given)
+
+
+class _Convolution(torch.autograd.Function):
+    """torch.conv2d of one trial, and of a stack where x and weight have five axes."""
+
+    @staticmethod
+    def forward(
+        x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, given: Given
+    ) -> Tensor:
+        """y; vmap's own way for a layer that the plan does not know."""
+        if x.dim() == 4:
+            return _plain(x, weight, bias, geometry)
+        layer = Layer(tuple(x.shape), tuple(weight.shape), x.dtype, geometry)
+        if given.seen is not None:
+            given.seen[layer.key] = layer
+        ways, last = _asked(given.plan, layer)
+        return FORWARD[ways[0]](_laid(x, last), weight, bias, geometry, last)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        """Keep what the gradients need."""
+        x, weight, _, ctx.geometry, given = inputs
+        ctx.plan = given.plan
+        ctx.save_for_backward(x, weight)
+
+    @staticmethod
+    def backward(ctx: Any, gy: Tensor) -> Any:
+        """Gradients of x, weight and bias."""
+        x, weight = ctx.saved_tensors
+        wanted, one = ctx.needs_input_grad, gy.dim() == 4
+        if one:
+            x, weight, gy = x.unsqueeze(0), weight.unsqueeze(0), gy.unsqueeze(0)
+        layer = Layer(tuple(x.shape), tuple(weight.shape), x.dtype, ctx.geometry)
+        (_, way_x, way_weight), last = _asked(None if one else ctx.plan, layer)
+        given = _laid(gy, last), _laid(x, last), weight, ctx.geometry, last
+        if way_x == way_weight or not wanted[0]:
+            found = [*BACKWARD[way_weight](*given, wanted)]
+        else:
+            gx, _, _ = BACKWARD[way_x](*given, (True, False, False))
+            found = [gx, *BACKWARD[way_weight](*given, (False, *wanted[1:]))[1:]]
+        if one:
+            found = [None if each is None else each.squeeze(0) for each in found]
+        return (*found, None, None)
+
+    @staticmethod
+    def vmap(
+        info: Any,
+        in_dims: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        geometry: Geometry,
+        given: Given,
+    ) -> tuple[Tensor, int]:
+        """The stack's. Where slots share x or the weights, vmap's own way is one convolution."""
+        dims = in_dims[:3]
+        if x.dim() != 5 or weight.dim() != 5 or (bias is not None and dims[2] is None):
+            y = vmap(_plain, (*dims, None))(x, weight, bias, geometry)
+            return (_laid(y, given.plan.last) if given.plan and y.dim() == 5 else y), 0
+        x, weight = x.movedim(dims[0], 0), weight.movedim(dims[1], 0)
+        bias = None if bias is None else bias.movedim(dims[2], 0)
+        found: Tensor = _Convolution.apply(x, weight, bias, geometry, given)
+        return found, 0
+
+
+def _plain(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
+    """torch's own."""
+    g = geometry
+    if x.dim() == 5:  # a vmap in a module of a stack
+        dims = (0, 0, None if bias is None else 0, None)
+        return vmap(_plain, dims)(x, weight, bias, geometry)
+    return torch.conv2d(x, weight, bias, g.stride, g.padding, g.dilation, g.groups)
+
+
+def _asked(plan: Plan | None, layer: Layer) -> tuple[Ways, bool]:
+    """The ways of a layer, and whether channels lie last."""
+    if plan is None:
+        return ("grouped", "grouped", "grouped"), False
+    return plan.ways.get(layer.key, ("grouped", "grouped", "grouped")), plan.last
+
+
+# --- the ways -------------------------------------------------------------------------------------
+
+
+def _grouped(
+    x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, last: bool
+) -> Tensor:
+    g, slots = geometry, len(x)
+    bias, groups = None if bias is None else bias.flatten(), slots * g.groups
+    given = _merged(x), weight.flatten(0, 1), bias
+    y = torch.conv2d(*given, g.stride, g.padding, g.dilation, groups)
+    return _laid(_split(y, slots), last)
+
+
+def _grouped_back(
+    gy: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, last: bool, wanted: Sequence[bool]
+) -> Gradients:
+    slots = len(x)
+    given = _merged(gy), _merged(x), weight.flatten(0, 1)
+    gx, weights, bias = _back(*given, geometry, slots * geometry.groups, wanted)
+    return (
+        None if gx is None else _laid(_split(gx, slots), last),
+        None if weights is None else weights.view(weight.shape),
+        None if bias is None else bias.view(slots, -1),
+    )
+
+
+def _loop(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, last: bool) -> Tensor:
+    biases: Any = [None] * len(x) if bias is None else bias
+    slots = zip(x, weight, biases, strict=True)
+    return _joined([_plain(a, b, c, geometry) for a, b, c in slots], last)
+
+
+def _loop_back(
+    gy: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, last: bool, wanted: Sequence[bool]
+) -> Gradients:
+    rows = zip(gy, x, weight, strict=True)
+    each = [_back(*slot, geometry, geometry.groups, wanted) for slot in rows]
+    inputs, weights, biases = ([g for row in each if (g := row[n]) is not None] for n in range(3))
+    return (
+        _joined(inputs, last) if wanted[0] else None,
+        torch.stack(weights) if wanted[1] else None,
+        torch.stack(biases) if wanted[2] else None,
+    )
+
+
+def _product(
+    x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, last: bool
+) -> Tensor:
+    """y = patches (S, B·h·w, kh·kw·C) times weight (S, kh·kw·C, O)."""
+    flat, found = weight.permute(0, 3, 4, 2, 1).flatten(1, 3), []
+    for slots in _portions(x, weight):
+        patches, (samples, h, w) = _patches(x[slots], tuple(weight.shape[3:]), geometry)
+        y = torch.bmm(patches, flat[slots])
+        if bias is not None:
+            y += bias[slots].unsqueeze(1)
+        found.append(y.view(-1, samples, h, w, weight.shape[1]).permute(0, 1, 4, 2, 3))
+    return _laid(found[0] if len(found) == 1 else torch.cat(found), last)
+
+
+def _product_back(
+    gy: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, last: bool, wanted: Sequence[bool]
+) -> Gradients:
+    """The input's gradient is a convolution of gy, with zeros between its pixels where the stride
+    is more than 1, by the weight turned around; the weight's is patches' times gy (S, B·h·w, O)."""
+    gx = weights = None
+    if wanted[0]:
+        turned = weight.flip(3, 4).transpose(1, 2)
+        spread, inner = _spread(gy, x, weight, geometry)
+        gx = _product(spread, turned, None, inner, last)
+    flat = gy.permute(0, 1, 3, 4, 2).flatten(1, 3)
+    if wanted[1]:
+        found = []
+        for slots in _portions(x, weight):
+            patches, _ = _patches(x[slots], tuple(weight.shape[3:]), geometry)
+            found.append(torch.bmm(patches.transpose(1, 2), flat[slots]))
+        out, into, kh, kw = weight.shape[1:]
+        whole = found[0] if len(found) == 1 else torch.cat(found)
+        weights = whole.view(-1, kh, kw, into, out).permute(0, 4, 3, 1, 2).contiguous()
+    return gx, weights, flat.sum(1) if wanted[2] else None
+
+
+FORWARD = {"grouped": _grouped, "loop": _loop, "product": _product}
+BACKWARD = {"grouped": _grouped_back, "loop": _loop_back, "product": _product_back}
+
+
+def _back(
+    gy: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, groups: int, wanted: Sequence[bool]
+) -> Gradients:
+    """torch's own gradients of x, weight and bias, those that are wanted."""
+    g, out = geometry, [weight.shape[0]]
+    if x.device.type == "cpu":
+        # With channels last and few of them, torch 2.15's gradient of the weight writes past its
+        # memory (oneDNN, AVX2).
+        gy, x = gy.contiguous(), x.contiguous()
+    lists = list(g.stride), list(g.padding), list(g.dilation)
+    found: Gradients = torch.ops.aten.convolution_backward(
+        gy, x, weight, out, *lists, False, [0, 0], groups, list(wanted[:3])
+    )
+    return found
+
+
+def _patches(
+    x: Tensor, kernel: tuple[int, ...], geometry: Geometry
+) -> tuple[Tensor, tuple[int, int, int]]:
+    """What the kernel sees at each place, (S, B·h·w, kh·kw·C), and B, h, w.
+
+    Raises:
+        NotImplementedError: there are groups.
+    """
+    if geometry.groups != 1:
+        raise NotImplementedError("patches of groups")
+    (top, left), seen = geometry.padding, x.permute(0, 1, 3, 4, 2)
+    if top or left:
+        seen = F.pad(seen, (0, 0, left, left, top, top))
+    for axis, (size, step, apart) in enumerate(
+        zip(kernel, geometry.stride, geometry.dilation, strict=True), 2
+    ):
+        seen = seen.unfold(axis, (size - 1) * apart + 1, step)[..., ::apart]
+    slots, samples, h, w = seen.shape[:4]
+    return seen.permute(0, 1, 2, 3, 5, 6, 4).reshape(slots, samples * h * w, -1), (samples, h, w)
+
+
+def _spread(gy: Tensor, x: Tensor, weight: Tensor, geometry: Geometry) -> tuple[Tensor, Geometry]:
+    """gy with zeros between its pixels and around them, such that a convolution of stride 1 without
+    padding gives something of x's size."""
+    g, last = geometry, gy.permute(0, 1, 3, 4, 2)
+    if g.groups != 1:
+        raise NotImplementedError("patches of groups")
+    around: list[int] = []
+    for axis, (size, step, pad, apart) in enumerate(
+        zip(weight.shape[3:], g.stride, g.padding, g.dilation, strict=True), 2
+    ):
+        if step > 1:
+            shape = [*last.shape]
+            shape[axis] = (shape[axis] - 1) * step + 1
+            wide = last.new_zeros(shape)
+            wide.narrow(axis, 0, shape[axis]).unfold(axis, 1, step).squeeze(-1).copy_(last)
+            last = wide
+        before = (size - 1) * apart - pad
+        after = x.shape[axis + 1] + (size - 1) * apart - last.shape[axis] - before
+        around = [before, after, *around]
+    padded = F.pad(last, [0, 0, *around]) if any(around) else last
+    return padded.permute(0, 1, 4, 2, 3), Geometry((1, 1), (0, 0), g.dilation, 1)
+
+
+def _portions(x: Tensor, weight: Tensor) -> list[slice]:
+    """Slots whose patches are laid out at once."""
+    each = x[0].numel() * weight[0, 0, 0].numel()  # of stride 1, the most
+    most = max(1, AT_ONCE // max(each, 1))
+    return [slice(first, first + most) for first in range(0, len(x), most)]
+
+
+def _laid(x: Tensor, last: bool) -> Tensor:
+    """The same numbers with the channels last in memory, or contiguous."""
+    return x.permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3) if last else x.contiguous()
+
+
+def _joined(each: Sequence[Tensor], last: bool) -> Tensor:
+    if not last:
+        return torch.stack(list(each))
+    return torch.stack([y.permute(0, 2, 3, 1) for y in each]).permute(0, 1, 4, 2, 3)
+
+
+def _merged(x: Tensor) -> Tensor:
+    """(S, B, C, H, W) as (B, S·C, H, W)."""
+    return x.transpose(0, 1).flatten(1, 2)
+
+
+def _split(y: Tensor, slots: int) -> Tensor:
+    return y.reshape(len(y), slots, -1, *y.shape[2:]).transpose(0, 1)
+
+
+def _pair(value: Any) -> Pair:
+    first, second = (value, value) if isinstance(value, int) else (value * 2)[:2]
+    return int(first), int(second)
+
+
+# --- max pools ------------------------------------------------------------------------------------
+
+
+def _pooled(
+    input: Tensor,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    dilation: Any = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> Any:
+    """F.max_pool2d. Without gradients on a CPU, pools that do not overlap are the maximum of views,
+    which is several times faster and gives the same numbers: a maximum does not round."""
+    kernel = _pair(kernel_size)
+    simple = _pair(stride or kernel) == kernel and _pair(padding) == (0, 0)
+    simple = simple and _pair(dilation) == (1, 1) and not (ceil_mode or return_indices)
+    if torch.is_grad_enabled() or input.device.type != "cpu" or not simple:
+        more: Any = kernel_size, stride, padding, dilation, ceil_mode, return_indices
+        return F.max_pool2d(input, *more)
+    (kh, kw), (height, width) = kernel, input.shape[-2:]
+    h, w = height - height % kh, width - width % kw
+    views = [input[..., i:h:kh, j:w:kw] for i in range(kh) for j in range(kw)]
+    return reduce(torch.maximum, views)
+
+
+# --- which way ------------------------------------------------------------------------------------
+
+
+@dataclass
+class Chooser:
+    """Finds the plan of a program's stacks.
+
+    Args:
+        step: runs one step of the stack in the context that it is given, and returns losses and
+            gradients, changing nothing.
+        place: the device.
+        tolerance: see `TOLERANCE`.
+    """
+
+    step: Callable[[Rules], list[Tensor]]
+    place: torch.device
+    tolerance: float
+    seen: dict[str, Layer] = field(default_factory=dict)
+
+    def chosen(self) -> Plan | None:
+        """The fastest plan whose numbers agree with vmap's, or None: vmap's own way."""
+        slow = [each.clone() for each in self.step(Rules(None, self.seen))]
+        if not self.seen or not all(bool(each.isfinite().all()) for each in slow):
+            return None
+        plans: list[Plan | None] = [None]
+        for last in (False, True):
+            plan = Plan(last, {key: self._fastest(each, last) for key, each in self.seen.items()})
+            try:
+                if self._agrees(self.step(Rules(plan)), slow):
+                    plans.append(plan)
+            except RuntimeError as error:
+                log.info("convolutions of the stack run as vmap does them: %s", one_line(error))
+        times = [float("inf")] * len(plans)
+        for _ in range(TIMINGS):  # in turns
+            for number, tried in enumerate(plans):
+                taken = _seconds(partial(self.step, Rules(tried)), self.place)
+                times[number] = min(times[number], taken)
+        best = min(range(len(plans)), key=times.__getitem__)
+        log.debug("convolutions: seconds of a step %s, plans %s", times, plans)
+        return plans[best] if times[best] <= WORTH * times[0] else None
+
+    def _agrees(self, found: Sequence[Tensor], slow: Sequence[Tensor]) -> bool:
+        for mine, theirs in zip(found, slow, strict=True):
+            error, size = (mine - theirs).float().norm(), theirs.float().norm()
+            if not bool(error <= self.tolerance * size):
+                log.info(
+                    "convolutions of the stack run as vmap does them: a faster way differs by %.1g",
+                    float(error / size),
+                )
+                return False
+        return True
+
+    def _fastest(self, layer: Layer, last: bool) -> Ways:
+        """Of one layer, with pictures that lie so already."""
+        given: dict[str, Any] = {"dtype": layer.dtype, "device": self.place}
+        x = _laid(torch.rand(layer.x, **given), last)
+        weight = torch.rand(layer.weight, **given)
+        with torch.no_grad():
+            gy = torch.rand_like(_grouped(x, weight, None, layer.geometry, last))
+            more = weight, layer.geometry, last
+            runs: list[Callable[[str], Any]] = [
+                lambda way: FORWARD[way](x, weight, None, layer.geometry, last),
+                lambda way: BACKWARD[way](gy, x, *more, (True, False, False)),
+                lambda way: BACKWARD[way](gy, x, *more, (False, True, True)),
+            ]
+            forward, inputs, weights = (self._best(run) for run in runs)
+        return forward, inputs, weights
+
+    def _best(self, run: Callable[[str], Any]) -> str:
+        times: dict[str, float] = {}
+        for way in WAYS:
+            try:
+                first = _seconds(partial(run, way), self.place)
+                if not times or first < HOPELESS * min(times.values()):
+                    times[way] = _least(partial(run, way), self.place)
+            except (RuntimeError, NotImplementedError):  # no such kernel, or no memory for it
+                continue
+        return min(times, key=times.__getitem__) if times else WAYS[0]
+
+
+def _least(run: Callable[[], Any], place: torch.device) -> float:
+    return min(_seconds(run, place) for _ in range(TIMINGS))
+
+
+def _seconds(run: Callable[[], Any], place: torch.device) -> float:
+    """Of one run; of this thread alone on one core, where other work does not count."""
+    if place.type == "cuda":
+        torch.cuda.synchronize(place)
+    alone = place.type == "cpu" and torch.get_num_threads() == 1
+    clock = time.thread_time if alone else time.perf_counter
+    began = clock()
+    run()
+    if place.type == "cuda":
+        torch.cuda.synchronize(place)
+    return clock() - began

@@ -1,0 +1,271 @@
+"""A stack's convolutions give vmap's numbers in each way, and run in it only where that gains."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from contextlib import nullcontext
+
+import pytest
+import torch
+from engine_support import by_number, varied
+from support import make_spec
+from torch import nn
+from torch.func import vmap
+from torch.nn import functional as F
+
+from sweepstack.engine.executors import recorded
+from sweepstack.engine.kernels import convolution
+from sweepstack.engine.kernels.convolution import Chooser, Layer, Plan, Rules
+from sweepstack.engine.program import Program
+from sweepstack.engine.train import train
+from sweepstack.engine.width import Widths
+
+SMALL = ("data=digits", "data.subset=100", "batch.size=8", "training.max_steps=6")
+CONVNET = (*SMALL, "model=convnet", "model.width=2", "model.hidden=[8]", "training.eval_every=3")
+RESNET = (*SMALL, "model=resnet", "model.width=2", "training.eval_every=3")
+PLANS = [*itertools.product(convolution.WAYS, (False, True)), ("mixed", True)]
+
+
+class Same(dict):
+    """One way for every layer; `mixed` has another for each pass."""
+
+    def __init__(self, way):
+        self.way = way
+
+    def get(self, key, default=None):
+        return ("grouped", "product", "loop") if self.way == "mixed" else (self.way,) * 3
+
+    def __bool__(self):
+        return True
+
+
+def differences(function, arguments, dims, plan):
+    """Of the result and the gradients, with the plan and with vmap alone."""
+    leaves = [a for a in arguments if a is not None and a.requires_grad]
+    expected = vmap(function, dims)(*arguments)
+    with Rules(plan):
+        found = vmap(function, dims)(*arguments)
+    along = torch.randn(expected.shape, dtype=expected.dtype)
+    pairs = zip(
+        (found, *torch.autograd.grad(found, leaves, along)),
+        (expected, *torch.autograd.grad(expected, leaves, along)),
+        strict=True,
+    )
+    return [float((a - b).detach().abs().max()) for a, b in pairs]
+
+
+def tensors(*shapes):
+    return [torch.randn(s, dtype=torch.float64, requires_grad=True) for s in shapes]
+
+
+@pytest.mark.parametrize(("way", "last"), PLANS)
+def test_each_way_gives_vmaps_numbers(way, last, monkeypatch):
+    """For strides, paddings, dilations and kernels that are no squares, and a portion of slots."""
+    monkeypatch.setattr(convolution, "AT_ONCE", 9000)
+    torch.manual_seed(0)
+    for kernel, stride, padding, dilation, groups in itertools.product(
+        ((1, 1), (3, 5), (2, 2)), (1, (2, 3)), (0, 2, (1, 0), "valid"), (1, 2), (1, 2)
+    ):
+        if way in ("product", "mixed") and groups > 1:
+            continue
+        x, weight, bias = tensors((3, 4, 4, 11, 10), (3, 6, 4 // groups, *kernel), (3, 6))
+
+        def convolve(x, w, b=None, given=(stride, padding, dilation, groups)):
+            return F.conv2d(x, w, b, *given)
+
+        for given in ((x, weight, bias), (x, weight)):
+            found = differences(convolve, given, (0,) * len(given), Plan(last, Same(way)))
+            assert max(found) < 1e-10, (kernel, stride, padding, dilation, groups)
+
+
+class Odd(nn.Module):
+    """What people do: padding by mode, depthwise, a picture without batch, a vmap inside, no bias,
+    a weight that is not trained."""
+
+    def __init__(self):
+        super().__init__()
+        self.wrapped = nn.Conv2d(2, 4, 3, padding=1, padding_mode="circular", bias=False)
+        self.depthwise = nn.Conv2d(4, 4, 3, padding=1, groups=4)
+
+    def forward(self, x):
+        x = self.depthwise(self.wrapped(x)).tanh()
+        alone = F.conv2d(x[0], self.wrapped.weight.transpose(0, 1))
+        inner = vmap(lambda w: F.conv2d(x[:, :2], w.unsqueeze(0)))(self.wrapped.weight)
+        fixed = F.conv2d(x, torch.ones(1, 4, 2, 2, dtype=x.dtype))
+        return alone.square().sum() + inner.sin().sum() + fixed.square().sum()
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize(("way", "last"), [("loop", True), ("grouped", False)])
+def test_modules_of_other_people_run_too(way, last, shared):
+    torch.manual_seed(0)
+    module = Odd().double()
+    names = dict(module.named_parameters())
+    rows = tensors(*((3, *p.shape) for p in names.values()))
+    (x,) = tensors((2, 2, 6, 6) if shared else (3, 2, 2, 6, 6))
+
+    def function(x, *rows):
+        return torch.func.functional_call(module, dict(zip(names, rows, strict=True)), (x,))
+
+    dims = (None if shared else 0, *[0] * len(rows))
+    assert max(differences(function, (x, *rows), dims, Plan(last, Same(way)))) < 1e-9
+
+
+@pytest.mark.parametrize("way", convolution.WAYS)
+def test_autocast_reaches_the_ways(way):
+    torch.manual_seed(0)
+    x, weight, bias = (
+        t.float().detach().requires_grad_()
+        for t in tensors((2, 3, 4, 6, 6), (2, 5, 4, 3, 3), (2, 5))
+    )
+    found = []
+    for rules in (Rules(Plan(True, Same(way))), None):
+        with torch.autocast("cpu", torch.bfloat16), rules or nullcontext():
+            if rules:
+                y = vmap(F.conv2d)(x, weight, bias)
+            else:  # vmap alone goes past the CPU's autocast
+                rows = zip(x, weight, bias, strict=True)
+                y = torch.stack([F.conv2d(*row, padding=0) for row in rows])
+        assert y.dtype == torch.bfloat16
+        found.append([y, *torch.autograd.grad(y.float().square().sum(), (x, weight, bias))])
+    for one, other in zip(*found, strict=True):
+        assert one.dtype == other.dtype
+        error = (one - other).float().norm().detach()
+        assert float(error / other.float().norm().detach()) < 2e-2
+
+
+# --- pools ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 8, 8), (2, 3, 7, 9), (3, 8, 8)])
+@pytest.mark.parametrize("given", [(2,), (3,), ((2, 3),), (2, 1), (3, 3, 1), (2, 2, 0, 2)])
+def test_pools_give_torchs_numbers(shape, given):
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).relu()
+    x.view(-1)[3] = torch.nan
+    with torch.no_grad(), Rules(None):
+        found = F.max_pool2d(x, *given)
+    torch.testing.assert_close(found, F.max_pool2d(x, *given), rtol=0, atol=0, equal_nan=True)
+
+
+def test_a_pool_that_does_not_overlap_is_the_maximum_of_views():
+    with torch.profiler.profile() as seen, torch.no_grad(), Rules(None):
+        F.max_pool2d(torch.randn(2, 3, 8, 8), 2)
+    names = {event.key for event in seen.key_averages()}
+    assert "aten::maximum" in names
+    assert "aten::max_pool2d_with_indices" not in names
+
+
+# --- a stack's steps ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def measured_here(monkeypatch):
+    """Plans are measured on this CPU, for programs that have none yet."""
+    monkeypatch.setattr(convolution, "MEASURED_ON", ("cpu", "cuda"))
+    for words in (CONVNET, RESNET):
+        program = Program.of(make_spec(*words))
+        program.plans.clear()
+        recorded._recorders.pop(program, None)
+    yield
+    for words in (CONVNET, RESNET):
+        program = Program.of(make_spec(*words))
+        program.plans.clear()
+        recorded._recorders.pop(program, None)
+
+
+def trials(words, count=5):
+    base = make_spec(*words).config
+    return [
+        varied(base, n, optimizer={"lr": 0.01 / (1 + n)}, training={"seed": n, "max_steps": 6 + n})
+        for n in range(count)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("words", "way", "last"),
+    [(CONVNET, "product", True), (CONVNET, "loop", False), (RESNET, "mixed", True)],
+    ids=["convnet products", "convnet loop", "resnet mixed"],
+)
+def test_a_trial_in_a_stack_equals_the_trial_alone(measured_here, monkeypatch, words, way, last):
+    """At widths 2, 3 and 5, recorded; a wrong gradient differs by more (see the next test)."""
+    monkeypatch.setattr(Chooser, "chosen", lambda self: Plan(last, Same(way)))
+    expected = by_number(train(trials(words), width=1))
+    for width in (2, 3, 5):
+        found = by_number(train(trials(words), width=Widths(width)))
+        for number, alone in expected.items():
+            for one, other in zip(found[number].history, alone.history, strict=True):
+                assert one["val_loss"] == pytest.approx(other["val_loss"], rel=1e-3)
+                assert one["train_loss"] == pytest.approx(other["train_loss"], rel=1e-3)
+    recorders = recorded._recorders[Program.of(make_spec(*words))]
+    assert any(recorder.recording is not None for recorder in recorders.values())
+    assert all(recorder.reason is None for recorder in recorders.values())
+
+
+def wrong(*given):
+    return convolution._loop(*given) * 1.01
+
+
+def test_a_way_with_other_numbers_is_not_used(measured_here, monkeypatch, caplog):
+    monkeypatch.setitem(convolution.FORWARD, "loop", wrong)
+    monkeypatch.setattr(Chooser, "_fastest", lambda *_: ("loop", "loop", "loop"))
+    monkeypatch.setattr(convolution, "WORTH", 1e9)
+    program = Program.of(make_spec(*CONVNET))
+    with caplog.at_level("INFO"):
+        Widths(3).of(program)
+    assert program.plans == {3: None}
+    assert "run as vmap does them: a faster way differs by" in caplog.text
+
+
+@pytest.mark.parametrize("worth", [0.0, 1e9])
+def test_a_plan_is_used_where_it_gains(measured_here, monkeypatch, worth):
+    def took(run, place):
+        return 2.0 if run.args[0].given.plan is None else 1.0
+
+    monkeypatch.setattr(convolution, "WORTH", worth)
+    monkeypatch.setattr(convolution, "_seconds", took)
+    monkeypatch.setattr(Chooser, "_fastest", lambda *_: ("loop", "product", "product"))
+    program = Program.of(make_spec(*CONVNET))
+    Widths(3).of(program)
+    assert (program.plans[3] is None) == (worth == 0)
+    assert program.plan(2) == program.plans[3]
+    assert program.plan(1) is None
+    assert program.plan(4) is None
+
+
+def test_the_fastest_way_of_each_pass_is_found(monkeypatch):
+    """Groups cannot be products; a way that raises is left out."""
+    times = {"grouped": 3.0, "loop": 2.0, "product": 1.0}
+    monkeypatch.setattr(convolution, "_seconds", lambda run, place: (run(), times[run.args[0]])[1])
+    chooser = Chooser(lambda rules: [], torch.device("cpu"), 1e-3)
+    for groups, best in ((1, "product"), (2, "loop")):
+        geometry = convolution.Geometry((1, 1), (1, 1), (1, 1), groups)
+        shapes = (2, 3, 4, 5, 5), (2, 4, 4 // groups, 3, 3)
+        assert set(chooser._fastest(Layer(*shapes, torch.float32, geometry), True)) == {best}
+
+
+def test_a_plan_is_kept_with_the_width(measured_here, monkeypatch, tmp_path):
+    file, program = tmp_path / "widths.json", Program.of(make_spec(*CONVNET))
+    plan = Plan(True, {"1 2": ("loop", "product", "grouped")})
+    calls = []
+    monkeypatch.setattr(Chooser, "chosen", lambda self: calls.append(1) or plan)
+    for content in ("", "kept", '{"ways": {"1 2": ["odd", "loop", "loop"]}, "last": true}', "[]"):
+        if content not in ("", "kept"):
+            (name,) = json.loads(file.read_text())
+            file.write_text(json.dumps({name: json.loads(content)}))
+        program.plans.clear()
+        assert Widths(3, file=file).of(program) == 3
+        assert program.plans[3] == (None if "odd" in content else plan)
+    assert len(calls) == 2  # at first, and where the record is no record
+
+
+def test_nothing_is_measured_where_numbers_must_be_equal(measured_here):
+    program = Program.of(make_spec(*CONVNET, "training.deterministic=true"))
+    Widths(3).of(program)
+    assert program.plans == {}
+
+
+def test_a_cpu_keeps_vmaps_way():
+    program = Program.of(make_spec(*CONVNET))
+    Widths(3).of(program)
+    assert program.plans == {}
