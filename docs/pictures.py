@@ -23,7 +23,7 @@ from typing import Any
 
 FOLDER = Path(__file__).parent / "images"
 STUDY = "init_activation_grid"
-COLUMNS, ROWS = 108, 16
+COLUMNS, ROWS = 116, 16
 SHELL = "tmux"
 SESSION = "sweepstack-pictures"
 COLOURS = 128
