@@ -11,7 +11,6 @@ those of a study would give, and is an honest budget for random search alone.
 
 from __future__ import annotations
 
-import html
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,10 +23,11 @@ import plotly.graph_objects as go
 import yaml
 from rich.console import Console
 
-from sweepstack.analysis.plots import style
+from sweepstack.analysis.plots import Plot, style
 from sweepstack.analysis.terminal import number
 from sweepstack.config import files
 from sweepstack.config.errors import InputError, one_line
+from sweepstack.reporting.report.content import Cell, Table
 from sweepstack.runs import progress
 from sweepstack.study.view import StudyView
 
@@ -229,20 +229,47 @@ def expected_best(view: StudyView, budgets: Sequence[int]) -> list[float]:
 
 
 def page(views: Sequence[StudyView]) -> str:
-    """The comparison as one HTML file: the text, the best so far, and the distributions."""
-    title = " and ".join(view.name for view in views)
-    text = "".join(f"<p>{html.escape(line)}</p>" for line in lines(views))
-    parts = [
-        figure.to_html(full_html=False, include_plotlyjs=place == 0)
-        for place, figure in enumerate((_progress(views), _values(views)))
+    """The comparison as one HTML file, as a report: verdicts, tables, the best so far, the
+    distributions."""
+    from sweepstack.reporting.report import page as report
+
+    first = views[0]
+    names = [one_line(view.name) for view in views]
+    drawn = [
+        Plot("progress", "Best so far", "The menu has other axes.", _progress(views)),
+        Plot("values", "Complete trials", "A dot per trial; boxes are quartiles.", _values(views)),
     ]
-    css = "body{font:16px/1.5 sans-serif;max-width:60rem;margin:1rem auto;padding:0 1rem}"
-    css += "p{margin:.3rem 0;white-space:pre-wrap}"
-    return (
-        "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport "
-        f'content="width=device-width"><title>{html.escape(title)}</title><style>{css}</style>'
-        f"<h1>{html.escape(title)}</h1>{text}{''.join(parts)}</html>"
-    )
+    verdicts = [_verdict(first, other) for other in views[1:]]
+    lead = f"{first.objective} ({first.direction})"
+    return report.compared(" and ".join(names), lead, verdicts, _tables(views, names), drawn)
+
+
+def _tables(views: Sequence[StudyView], names: Sequence[str]) -> list[Table]:
+    """What each study found, what would be expected of n trials, what differs between them."""
+    summaries = [
+        [Cell(name), Cell(_summary(view).removeprefix(f"{view.name}: "))]
+        for name, view in zip(names, views, strict=True)
+    ]
+    budgets = [n for n in BUDGETS if n <= max(len(view.good) for view in views)]
+    expected = []
+    for name, view in zip(names, views, strict=True):
+        values = expected_best(view, [n for n in budgets if n <= len(view.good)])
+        texts = [*map(number, values), *[""] * (len(budgets) - len(values))]
+        expected.append([Cell(name), *(Cell(text, "number") for text in texts)])
+    differences = [[Cell(key), *map(Cell, values)] for key, values in differing(views).items()]
+    heads = [[Cell("study"), Cell("found")], [Cell("study")], [Cell("key"), *map(Cell, names)]]
+    heads[1] += [Cell(f"n={n}", "number") for n in budgets]
+    objective = one_line(views[0].objective)
+    parts = [
+        ("studies", "Studies", f"{objective}, mean ± std of the best configuration", summaries),
+        ("expected", "Expected best", f"{objective} of the best of n random trials", expected),
+        ("differences", "What differs", "Values that were swept are in braces", differences),
+    ]
+    return [
+        Table(key, title, caption, "best-of", head, rows)
+        for (key, title, caption, rows), head in zip(parts, heads, strict=True)
+        if rows
+    ]
 
 
 def _progress(views: Sequence[StudyView]) -> go.Figure:
@@ -270,7 +297,7 @@ def _progress(views: Sequence[StudyView]) -> go.Figure:
         options.append((f"by {label}", traces, {"xaxis": {"title": {"text": label}}}))
     figure = style.with_menu(options, 420)
     title = f"best {style.label(views[0].objective, 40)} so far"
-    return figure.update_layout(template="plotly", yaxis={"title": {"text": title}})
+    return figure.update_layout(yaxis={"title": {"text": title}})
 
 
 def _values(views: Sequence[StudyView]) -> go.Figure:
@@ -289,7 +316,7 @@ def _values(views: Sequence[StudyView]) -> go.Figure:
     )
     style.styled(figure, 420, showlegend=False)
     title = style.label(views[0].objective, 40)
-    return figure.update_layout(template="plotly", yaxis={"title": {"text": title}})
+    return figure.update_layout(yaxis={"title": {"text": title}})
 
 
 # --- the winner -----------------------------------------------------------------------------------

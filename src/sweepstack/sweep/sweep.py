@@ -278,7 +278,8 @@ def write_report(view: StudyView) -> None:
         opened = open_study(view.name, view.where)  # to read: others may write
         written = report.write(opened, report.place_of(opened))
         say(f"report: {progress.shown(written)}")
-        decorate.decorate(opened, written=written)
+        with progress.console().status("preparing notes and files for optuna-dashboard"):
+            decorate.decorate(opened, written=written)
     except Exception as error:  # the results are kept, whatever is wrong with a picture
         log.warning("the report could not be written: %s", one_line(error))
         log.debug("the report", exc_info=True)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from sweepstack.config import files
 from sweepstack.config.errors import EnvironmentFault, InputError
+from sweepstack.runs import progress
 from sweepstack.study import storage
 from sweepstack.study.view import StudyView, outputs
 
@@ -79,7 +80,9 @@ def write(view: StudyView, path: Path) -> Path:
             reason = error.strerror or error
             raise EnvironmentFault(f"cannot write {path}: {path.parent}: {reason}") from error
     check(path)
-    with storage.named(view.where):
+    # On a terminal only, and gone afterwards: a thousand trials take some seconds.
+    doing = progress.console().status(f"writing the report of {len(view.frame):,} trials")
+    with storage.named(view.where), doing:
         content = page.html(view)
     files.write_bytes(path, content.encode("utf-8"))
     return path

@@ -12,6 +12,7 @@ import gzip
 import hashlib
 import json
 import re
+from collections.abc import Sequence
 from datetime import datetime
 from functools import cache
 from importlib import metadata
@@ -26,6 +27,7 @@ from sweepstack.analysis import doctor, plots
 from sweepstack.analysis.plots import Plot
 from sweepstack.config.errors import printable
 from sweepstack.reporting.report import content
+from sweepstack.reporting.report.content import Table
 from sweepstack.study.view import StudyView
 
 HEIGHT = 440
@@ -48,26 +50,19 @@ def html(view: StudyView) -> str:
     top = [plot for plot in shown if plot["tables"]]
     below = [plot for plot in shown if not plot["tables"]]
     columns, same = content.trials(view)
-    figures = [_figure(plot.figure) for plot in drawn]
-    table = json.dumps({"columns": columns}, separators=(",", ":"))
-    packed = {"figures": _packed(json.dumps(figures)), "trials-data": _packed(table)}
-    allowed = [_fingerprint(_file("report.js"))]
-    if drawn:
-        packed["plotly"], name = _plotly()
-        allowed.append(name)
     better = ">0.9" if view.direction == "maximize" else "<0.1"
     command = doctor.next_command(view, findings)
-    by = f"sweepstack {metadata.version('sweepstack')}"
     links = [("findings", "Findings")] if findings or command else []
     links += [(f"plot-{plot['key']}", plot["title"]) for plot in top]
     links += [(t.key, t.title) for t in tables]
     links += [(f"plot-{plot['key']}", plot["title"]) for plot in below]
     links += [(t.key, t.title) for t in classes]
     links += [("trials", "All trials")] if len(view.frame) else []
-    document: str = _template().render(
-        policy=_policy(allowed),
+    return document(
+        drawn,
+        {"columns": columns},
+        kind_of_page="Study",
         title=content.clean(view.name),
-        style=Markup(_file("report.css")),
         links=links,
         lead=content.lead(view),
         trouble=content.trouble(view),
@@ -83,11 +78,45 @@ def html(view: StudyView) -> str:
         if len(view.frame)
         else "",
         same=same,
-        written=f"{datetime.now():%Y-%m-%d %H:%M} by {by}",
+    )
+
+
+def compared(
+    title: str, lead: str, verdicts: list[str], tables: list[Table], drawn: list[Plot]
+) -> str:
+    """The page of a comparison: no trials, no facts of one study."""
+    shown = [{**_shown(plot), "index": index, "tables": []} for index, plot in enumerate(drawn)]
+    links = [("findings", "Findings"), *((t.key, t.title) for t in tables)]
+    links += [(f"plot-{plot['key']}", plot["title"]) for plot in shown]
+    nothing: dict[str, Any] = dict.fromkeys(("trouble", "command", "example"), "")
+    nothing |= {name: [] for name in ("tiles", "facts", "top", "classes", "same")}
+    findings = [("fact", _line(text), "") for text in verdicts]
+    shared = {
+        "title": content.clean(title),
+        "lead": content.clean(lead),
+        "kind_of_page": "Comparison",
+    }
+    words = {"links": links, "findings": findings, "tables": tables, "plots": shown}
+    return document(drawn, {"columns": []}, **nothing, **shared, **words)
+
+
+def document(drawn: Sequence[Plot], trials: dict[str, Any], **words: Any) -> str:
+    """A page of the template, with its policy, scripts and data."""
+    packed = {"figures": _packed(json.dumps([_figure(plot.figure) for plot in drawn]))}
+    packed["trials-data"] = _packed(json.dumps(trials, separators=(",", ":")))
+    allowed = [_fingerprint(_file("report.js"))]
+    if drawn:
+        packed["plotly"], name = _plotly()
+        allowed.append(name)
+    text: str = _template().render(
+        policy=_policy(allowed),
+        style=Markup(_file("report.css")),
+        written=f"{datetime.now():%Y-%m-%d %H:%M} by sweepstack {metadata.version('sweepstack')}",
         packed=packed,
         program=Markup(_file("report.js")),
+        **words,
     )
-    return document
+    return text
 
 
 @cache
