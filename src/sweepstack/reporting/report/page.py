@@ -52,12 +52,14 @@ def html(view: StudyView) -> str:
     columns, same = content.trials(view)
     better = ">0.9" if view.direction == "maximize" else "<0.1"
     command = doctor.next_command(view, findings)
-    links = [("findings", "Findings")] if findings or command else []
-    links += [(f"plot-{plot['key']}", plot["title"]) for plot in top]
-    links += [(t.key, t.title) for t in tables]
-    links += [(f"plot-{plot['key']}", plot["title"]) for plot in below]
-    links += [(t.key, t.title) for t in classes]
-    links += [("trials", "All trials")] if len(view.frame) else []
+    links = [
+        *([("findings", "Findings")] if findings or command else []),
+        *((f"plot-{plot['key']}", plot["title"]) for plot in top),
+        *((t.key, t.title) for t in tables),
+        *((f"plot-{plot['key']}", plot["title"]) for plot in below),
+        *((t.key, t.title) for t in classes),
+        *([("trials", "All trials")] if len(view.frame) else []),
+    ]
     return document(
         drawn,
         {"columns": columns},
@@ -74,9 +76,7 @@ def html(view: StudyView) -> str:
         top=top,
         plots=below,
         classes=classes,
-        example=f"{content.clean(view.objective)}{better} state=complete"
-        if len(view.frame)
-        else "",
+        example=f"{content.clean(view.objective)}{better} state=complete" * bool(len(view.frame)),
         same=same,
     )
 
