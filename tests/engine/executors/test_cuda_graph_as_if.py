@@ -14,13 +14,13 @@ import pytest
 import torch
 from engine_support import block_of, filled
 from support import make_spec
-from sweepstack.engine.executors.operations import Listener
 from torch.utils._python_dispatch import _disable_current_modes
 
 from sweepstack.data import batches
 from sweepstack.engine import step as steps
 from sweepstack.engine.executors import Executor, cuda_graph
 from sweepstack.engine.executors.cuda_graph import CudaGraph
+from sweepstack.engine.executors.recording import Listener
 from sweepstack.engine.program import Program
 from sweepstack.engine.step import Step
 from sweepstack.training import fused
