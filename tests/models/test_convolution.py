@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json
+import sys
 from contextlib import nullcontext
+from typing import ClassVar
 
 import pytest
 import torch
@@ -133,6 +135,46 @@ def test_autocast_reaches_the_ways(way):
         assert one.dtype == other.dtype
         error = (one - other).float().norm().detach()
         assert float(error / other.float().norm().detach()) < 2e-2
+
+
+class Seen(nn.Module):
+    """Notes the types of what is computed, in a model that has no convolutions of pictures."""
+
+    types: ClassVar[list] = []
+
+    def __init__(self):
+        super().__init__()
+        self.narrow = nn.Conv1d(8, 4, kernel_size=3)
+        self.wide = nn.ConvTranspose1d(4, 8, 3)
+        self.last = nn.Linear(64, 10)
+
+    def forward(self, x):
+        narrow = self.narrow(x.view(-1, 8, 8))
+        wide = self.wide(narrow)
+        found = F.scaled_dot_product_attention(wide, wide, wide)
+        if torch.is_autocast_enabled("cpu"):
+            self.types.extend(each.dtype for each in (narrow, wide, found))
+        return self.last(found.flatten(1))
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+@pytest.mark.parametrize("width", [1, 2])
+def test_a_stack_runs_in_bf16_on_a_cpu_as_a_trial_alone_does(width):
+    words = ("model=custom", "model._target_=test_convolution.Seen", "trust=[test_convolution]")
+    specs = trials((*SMALL, "training.eval_every=3", "training.precision=bf16", *words), width)
+    types = sys.modules["test_convolution"].Seen.types
+    types.clear()
+    assert [result.state for result in train(specs, width=width)] == ["complete"] * width
+    assert set(types) == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("function", [F.conv2d, F.conv3d, F.conv_transpose2d])
+def test_autocast_reaches_convolutions_that_have_no_plan(function):
+    axes = 3 if function is F.conv3d else 2
+    x, weight = (torch.randn(2, 3, 3, *[5] * axes) for _ in range(2))
+    with torch.autocast("cpu", torch.bfloat16), Rules(None):
+        assert vmap(function)(x, weight).dtype == torch.bfloat16
+        assert vmap(function)(x.double(), weight.double()).dtype == torch.float64
 
 
 # --- pools ----------------------------------------------------------------------------------------

@@ -450,9 +450,10 @@ class Step:
         return losses, list(grads), updated
 
     def rules(self, width: int) -> Any:
-        """The context in which the model's convolutions and pools run."""
+        """The context in which the model's convolutions and pools run, and autocast on a CPU."""
         program = self.program
-        if self.compiles or not program.convolves:
+        casts = program.device.type == "cpu" and program.config.training.precision == "bf16"
+        if self.compiles or not (program.convolves or casts):
             return nullcontext()
         return self.trying or convolution.Rules(program.plan(width))
 

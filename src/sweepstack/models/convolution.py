@@ -8,7 +8,7 @@ the CPUs that were tried, where it is therefore not measured (`MEASURED_ON`).
 
 `Rules` is a torch.overrides.TorchFunctionMode: it sees every call of torch.conv2d and
 torch.max_pool2d, whoever wrote the module. Which operations run depends on shapes alone, so that
-steps can be recorded and captured.
+steps can be recorded and captured. It also casts what vmap hides from a CPU's autocast (`HIDDEN`).
 
 Notation: S slots, B samples, C and O channels in and out, x (S, B, C, H, W), weight
 (S, O, C / groups, kh, kw), y and its gradient gy (S, B, O, h, w).
@@ -45,6 +45,13 @@ MEASURED_ON = ("cuda",)
 """On a CPU (AMD EPYC with AVX2, one thread, torch 2.15, 28x28 pictures, least of 7 alternating
 timings at widths 2 and 4) the best plan took 0.95 to 1.0 of vmap's time for the convnet, 1.06 to
 1.08 for the resnet: oneDNN's grouped convolutions are about as fast as plain ones."""
+HIDDEN = frozenset(
+    (
+        *(torch.conv1d, torch.conv2d, torch.conv3d, F.scaled_dot_product_attention),
+        *(torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d),
+    )
+)
+"""What a CPU's autocast runs in bf16, but vmap takes apart before autocast sees it (torch 2.15)."""
 WORTH = 0.9  # a plan is used if a step takes at most this share of vmap's time
 HOPELESS = 1.5  # a way whose first run takes this many times the least is not timed again
 TIMINGS = 3
@@ -142,6 +149,9 @@ class Rules(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         named = kwargs or {}
+        if torch.is_autocast_enabled("cpu") and func in HIDDEN:
+            args = tuple(_cast(each) for each in args)
+            named = {name: _cast(each) for name, each in named.items()}
         if func is torch.conv2d and self.given:
             return self._convolve(*args, **named)
         if func in (torch.max_pool2d, F.max_pool2d):
@@ -411,6 +421,13 @@ def _merged(x: Tensor) -> Tensor:
 
 def _split(y: Tensor, slots: int) -> Tensor:
     return y.reshape(len(y), slots, -1, *y.shape[2:]).transpose(0, 1)
+
+
+def _cast(value: Any) -> Any:
+    """As a CPU's autocast does."""
+    if not (isinstance(value, Tensor) and value.is_floating_point() and value.is_cpu):
+        return value
+    return value if value.dtype == torch.float64 else value.to(torch.get_autocast_dtype("cpu"))
 
 
 def _pair(value: Any) -> Pair:
