@@ -67,7 +67,9 @@ def test_where_stacking_is_known_to_lose_it_is_not(measured, tmp_path):
     assert tried == []
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[1, 2]", b"7", b"null"])
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"\xff\xfe", b"[1, 2]", b"7", b"null", b"[" * 10**5]
+)
 def test_a_file_that_is_not_ours_is_ignored(program, measured, tmp_path, content):
     file = tmp_path / "widths.json"
     file.write_bytes(content)
@@ -86,6 +88,13 @@ def test_a_kept_width_that_is_no_width_is_measured_again(program, measured, tmp_
     assert Widths("auto", file=file).of(program) == 2
 
 
+def test_a_kept_width_stacks_no_optimizer_that_is_stepped_alone(program, measured, tmp_path):
+    file = tmp_path / "widths.json"
+    own = Program.of(make_spec(*SHORT, "optimizer=custom", "optimizer._target_=torch.optim.Rprop"))
+    file.write_text(json.dumps({module._key(own): 8}))
+    assert Widths("auto", file=file).of(own) == 1
+
+
 def test_a_folder_that_cannot_be_written_is_no_error(program, measured, tmp_path):
     measured({1: 100, 2: 60}, otherwise=70)
     (tmp_path / "file").write_text("")
@@ -101,5 +110,9 @@ def test_the_key_of_a_kept_width_knows_what_it_depends_on(program, monkeypatch):
     assert key() == key("optimizer.lr=0.5", "training.seed=3", "training.max_steps=5")
     assert len({key(), key("batch.size=7"), key("model.hidden=[9]"), key("optimizer=sgd")}) == 4
     before = key()
-    monkeypatch.setattr(module, "torch", types.SimpleNamespace(__version__="0.0"))
+    with monkeypatch.context() as other:
+        other.setattr(module, "torch", types.SimpleNamespace(__version__="0.0"))
+        assert key() != before
+    assert key() == before
+    monkeypatch.setattr(module, "_own_version", lambda: "0.0")
     assert key() != before

@@ -16,6 +16,7 @@ from torch import nn
 from torch.func import vmap
 from torch.nn import functional as F
 
+from sweepstack.engine import width
 from sweepstack.engine.executors import recorded
 from sweepstack.engine.program import Program
 from sweepstack.engine.train import train
@@ -210,6 +211,7 @@ def measured_here(monkeypatch):
     for words in (CONVNET, RESNET):
         program = Program.of(make_spec(*words))
         program.plans.clear()
+        program.unplanned.clear()
         recorded._recorders.pop(program, None)
     yield
     for words in (CONVNET, RESNET):
@@ -233,10 +235,10 @@ def trials(words, count=5):
 )
 def test_a_trial_in_a_stack_equals_the_trial_alone(measured_here, monkeypatch, words, way, last):
     """At widths 2, 3 and 5, recorded; a wrong gradient differs by more (see the next test)."""
-    monkeypatch.setattr(Chooser, "chosen", lambda self: Plan(last, Same(way)))
+    monkeypatch.setattr(Chooser, "chosen", lambda *_: Plan(last, Same(way)))
     expected = by_number(train(trials(words), width=1))
-    for width in (2, 3, 5):
-        found = by_number(train(trials(words), width=Widths(width)))
+    for wide in (2, 3, 5):
+        found = by_number(train(trials(words), width=Widths(wide)))
         for number, alone in expected.items():
             for one, other in zip(found[number].history, alone.history, strict=True):
                 assert one["val_loss"] == pytest.approx(other["val_loss"], rel=1e-3)
@@ -288,19 +290,63 @@ def test_the_fastest_way_of_each_pass_is_found(monkeypatch):
         assert set(chooser._fastest(Layer(*shapes, torch.float32, geometry), True)) == {best}
 
 
-def test_a_plan_is_kept_with_the_width(measured_here, monkeypatch, tmp_path):
+KEPT = {"1 2": ("loop", "product", "grouped")}
+
+
+@pytest.mark.parametrize("plan", [Plan(True, KEPT), None])
+def test_a_plan_is_kept_with_the_width(measured_here, monkeypatch, tmp_path, plan):
     file, program = tmp_path / "widths.json", Program.of(make_spec(*CONVNET))
-    plan = Plan(True, {"1 2": ("loop", "product", "grouped")})
     calls = []
-    monkeypatch.setattr(Chooser, "chosen", lambda self: calls.append(1) or plan)
-    for content in ("", "kept", '{"ways": {"1 2": ["odd", "loop", "loop"]}, "last": true}', "[]"):
-        if content not in ("", "kept"):
+    monkeypatch.setattr(Chooser, "chosen", lambda self, kept: kept or (calls.append(1), plan)[1])
+    odd = {"ways": {"1 2": ["odd", "loop", "loop"]}, "last": True}
+    for number, damage in enumerate((None, None, odd, [], {}, {"ways": 3}), 1):
+        if damage is not None:
             (name,) = json.loads(file.read_text())
-            file.write_text(json.dumps({name: json.loads(content)}))
+            file.write_text(json.dumps({name: damage}))
         program.plans.clear()
         assert Widths(3, file=file).of(program) == 3
-        assert program.plans[3] == (None if "odd" in content else plan)
-    assert len(calls) == 2  # at first, and where the record is no record
+        assert program.plans[3] == plan
+        assert len(calls) == max(1, number - 1)  # at first, and where the record is none
+        assert list(json.loads(file.read_text()).values()) == [convolution.record(plan)]
+
+
+@pytest.mark.parametrize("fault", ["other numbers", "raises"])
+def test_a_kept_plan_has_to_agree_here_too(measured_here, monkeypatch, tmp_path, fault):
+    """Another version may have measured it, or somebody has written the file."""
+    file, program = tmp_path / "widths.json", Program.of(make_spec(*CONVNET))
+    with monkeypatch.context() as before:
+        before.setattr(convolution, "WORTH", 1e9)
+        before.setattr(Chooser, "_fastest", lambda *_: ("loop", "loop", "loop"))
+        before.setattr(convolution, "_seconds", lambda run, _: float(not run.args[0].given.plan))
+        Widths(3, file=file).of(program)
+    kept = program.plans.pop(3)
+    assert kept is not None
+    monkeypatch.setattr(convolution, "WORTH", 0.0)  # what is measured anew is vmap's own way
+    Widths(3, file=file).of(program)
+    assert program.plans.pop(3) == kept
+    monkeypatch.setitem(convolution.FORWARD, "loop", wrong if fault == "other numbers" else raising)
+    Widths(3, file=file).of(program)
+    assert program.plans == {3: None}
+    assert list(json.loads(file.read_text()).values()) == [convolution.record(None)]
+
+
+def test_that_there_was_no_memory_to_measure_is_not_kept(measured_here, monkeypatch, tmp_path):
+    file, program = tmp_path / "widths.json", Program.of(make_spec(*CONVNET))
+    with monkeypatch.context() as full:
+        full.setattr(width, "why_not_stacked", lambda _: None)
+        full.setattr(width, "_Stepper", no_memory)
+        widths = Widths(3, file=file)
+        assert [widths.of(program) for _ in range(2)] == [3, 3]
+    assert program.plans == {3: None}
+    assert not file.exists()
+
+
+def no_memory(*_):
+    raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+def raising(*_):
+    raise NotImplementedError("patches of groups")
 
 
 def test_nothing_is_measured_where_numbers_must_be_equal(measured_here):

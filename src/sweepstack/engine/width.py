@@ -17,6 +17,8 @@ import platform
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cache
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -99,22 +101,23 @@ class Widths:
         if width == 1 or not plannable(program):
             return
         kept = _read(self.file)
-        if width not in program.plans and name in kept:
-            program.plans[width] = convolution.Plan.read(kept[name])
-        plan(program, width)
-        if self.file is not None and name not in kept:
-            _keep(self.file, {**kept, name: convolution.record(program.plans[width])})
+        if width not in program.plans and kept.get(name) == convolution.record(None):
+            program.plans[width] = None
+        plan(program, width, convolution.Plan.read(kept.get(name)))
+        found, known = convolution.record(program.plans[width]), width not in program.unplanned
+        if self.file is not None and known and kept.get(name) != found:
+            _keep(self.file, {**kept, name: found})
 
     def _found(self, program: Program, key: str) -> int:
+        if isinstance(program.config.optimizer, CustomOptimizer):
+            say_one_by_one(program.config.optimizer.target)
+            return 1
         kept = _read(self.file) if self.wanted == "auto" and self.measures else {}
         limited = f"{key}/{self.most}"
         # A kept 1 may come from a busy machine, for which all later sweeps would pay.
         for name in (key, limited):
             if kept.get(name, 1) > 1 or (name in kept and program.stacking_loses):
                 return int(kept[name])
-        if isinstance(program.config.optimizer, CustomOptimizer):
-            say_one_by_one(program.config.optimizer.target)
-            return 1
         reason = why_not_stacked(program)
         if reason is not None:
             name = program.config.model.name
@@ -138,19 +141,21 @@ def plannable(program: Program) -> bool:
     return place and program.convolves and not (training.compile or training.deterministic)
 
 
-def plan(program: Program, width: int) -> None:
-    """Measure how the convolutions of a stack of `width` run, unless it is known."""
+def plan(program: Program, width: int, kept: convolution.Plan | None = None) -> None:
+    """Measure how the convolutions of a stack of `width` run, unless it is known. A plan that was
+    `kept` in a file, which anybody may have written, is tried once."""
     if width == 1 or width in program.plans or not plannable(program):
         return
     program.plans[width] = None  # meanwhile, and where there is no memory to measure
-    stepper = _Stepper(program, width)
     tolerance = convolution.TOLERANCE[program.config.training.precision]
     try:
+        stepper = _Stepper(program, width)
         chooser = convolution.Chooser(stepper.gradients, program.device, tolerance)
-        program.plans[width] = chooser.chosen()
+        program.plans[width] = chooser.chosen(kept)
     except Exception as error:
         if not device.out_of_memory(error):
             raise
+        program.unplanned.add(width)
 
 
 def why_not_stacked(program: Program) -> str | None:
@@ -320,18 +325,26 @@ class _Stepper:
 
 
 def _key(program: Program) -> str:
-    """What a width depends on: the static part, the device and torch."""
+    """What a width and a plan depend on: the static part, the device, and versions."""
     static = [(key, value) for key, value in program.spec.static if key not in SAME_WIDTH]
     place = device.describe(program.device)
-    text = repr((static, place, torch.__version__, platform.python_version()))
+    text = repr((static, place, torch.__version__, platform.python_version(), _own_version()))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@cache
+def _own_version() -> str:
+    try:
+        return metadata.version("sweepstack")
+    except metadata.PackageNotFoundError:  # run from its source
+        return ""
 
 
 def _read(file: Path | None) -> dict[str, Any]:
     """The widths and plans that are kept; none where the file is missing or damaged."""
     try:
         kept = json.loads(file.read_text("utf-8")) if file is not None else {}
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     if not isinstance(kept, dict):
         return {}
