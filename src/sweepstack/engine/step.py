@@ -29,7 +29,7 @@ from sweepstack.engine.stack import Stack
 from sweepstack.models import convolution
 from sweepstack.training import fused, metrics, regularization
 from sweepstack.training.augmentation import Augmentation
-from sweepstack.training.device import autocast
+from sweepstack.training.device import autocast, out_of_memory
 from sweepstack.training.evaluation import Change
 from sweepstack.training.fused import Bank, Row, shares
 
@@ -260,7 +260,11 @@ class Step:
             regularization.clip_by_norm(grads, strengths["clip_norm"])
 
     def update(self, stack: Stack, grads: Sequence[fused.Grad], batch: Batch) -> None:
-        """Move the parameters in place; see `optim.Rule.update`."""
+        """Move the parameters in place; see `optim.Rule.update`.
+
+        Raises:
+            Exception: a kernel failed in spite of its probe; it is not used again.
+        """
         kernel = self.kernel(stack)
         with torch.no_grad():
             whole = [grad for grad in grads if isinstance(grad, Tensor)]
@@ -271,7 +275,13 @@ class Step:
                 numbers, at = batch.numbers, batch.keys.get("at")
                 if numbers is None:
                     numbers = kernel.numbers(stack, batch.lr, batch.step, at)
-                kernel(stack, whole, numbers)
+                try:
+                    kernel(stack, whole, numbers)
+                except Exception as error:  # of a size or an alignment that the probe did not have
+                    if not out_of_memory(error):
+                        kernel.refuse(one_line(error))
+                        self._kernels[stack.one_row] = None
+                    raise
             else:
                 self.move(stack, grads, batch.lr, batch.step)
             if self.uses("ema"):

@@ -157,6 +157,7 @@ class Update:
 
     step: Step
     tiles: Sequence[tuple[slice, Tensor]]
+    key: tuple[Any, ...]  # all that decides whether it is used
 
     @classmethod
     def of(cls, step: Step, *, one_row: bool) -> Update | None:
@@ -165,17 +166,20 @@ class Update:
         kinds = {parameter.dtype for parameter in program.params().values()}
         if program.rule.name not in RULES or kinds != {torch.float32}:
             return None
-        update = cls(step, _tables(program, one_row))
         uses = tuple(map(step.uses, ("l1", "clip_value", "clip_norm", "ema", "dampening")))
         parts = tuple((group.numbers.start, group.late) for group in program.groups)
         kind = (program.rule.name, program.rule.decays, uses, one_row)
         key = (*kind, tuple(program.sizes), parts, str(program.device))
+        update = cls(step, _tables(program, one_row), key)
         if key not in _refusals:
-            _refusals[key] = update.refusal(one_row)
-            if _refusals[key] is not None:
-                name = program.rule.name
-                log.info("%s runs without its Triton kernel: %s", name, _refusals[key])
+            update.refuse(update.refusal(one_row))
         return update if _refusals[key] is None else None
+
+    def refuse(self, reason: str | None) -> None:
+        """Let no step of this process use the kernel, if there is a reason."""
+        _refusals[self.key] = reason
+        if reason is not None:
+            log.info("%s runs without its Triton kernel: %s", self.step.program.rule.name, reason)
 
     def numbers(self, stack: Stack, lr: Tensor, step: Tensor, at: Tensor | None) -> Tensor:
         """What the kernel reads of each slot, float64 (..., G, ROWS, S).

@@ -200,6 +200,36 @@ def test_the_update_kernel_reads_its_numbers_inside_the_graph(cuda, monkeypatch)
     assert step.kernel(mine) is not None
 
 
+@pytest.mark.parametrize("width", [1, 2])
+def test_a_kernel_that_fails_after_its_probe_is_not_used(cuda, monkeypatch, caplog, width):
+    """With the rule that is written out, no step is lost or taken twice."""
+    update = pytest.importorskip("sweepstack.engine.update")
+    monkeypatch.setattr(update.Update, "refusal", lambda self, one_row: None)
+    monkeypatch.setattr(update, "_refusals", {})
+    words = (*WORDS, "model.hidden=[4]", "regularization.clip_norm=0.5")
+    program = Program(make_spec(*words))
+    eager, mine = stack_of(program, width), stack_of(program, width)
+    plain, step = Executor(Step(program), eager, program.sources["train"]), Step(program)
+    expected = [plain.run(block_of(program, eager, 3, first)) for first in (0, 3)]
+
+    def launch(self, stack, *given, **more):
+        stack.params.storage.fill_(7.0)
+        raise TypeError("no such layout\nmore")
+
+    monkeypatch.setattr(update.Update, "_launch", launch)
+    monkeypatch.setattr(steps, "TRITON", {"cpu"})
+    played = executor(step, mine)
+    with caplog.at_level("INFO"):
+        for first, losses in zip((0, 3), expected, strict=True):
+            assert torch.equal(played.run(block_of(program, mine, 3, first)), losses)
+    assert_equal(state(mine), state(eager))
+    assert len(cuda.captures) == 1
+    assert Step(program).kernel(mine) is None  # nor in the next stack
+    assert [r.message for r in caplog.records if "Triton" in r.message] == [
+        "adamw runs without its Triton kernel: no such layout more"
+    ]
+
+
 @pytest.mark.parametrize("how", ["it waits", "its capture ends badly"])
 def test_a_step_that_no_graph_can_hold_runs_as_it_is(program, cuda, caplog, how):
     eager, mine = stack_of(program, 2), stack_of(program, 2)

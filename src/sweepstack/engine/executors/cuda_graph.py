@@ -57,7 +57,7 @@ class CudaGraph(Executor):
     def run(self, block: Block) -> Tensor:
         """See `Executor.run`."""
         shape = block.samples.shape[1:]
-        if not self._eager and shape not in self._captured:
+        while not self._eager and shape not in self._captured:
             self._capture(block)
         if self._eager:
             return super().run(block)
@@ -67,10 +67,16 @@ class CudaGraph(Executor):
             return torch.cat([captured.run(block[n : n + captured.size]) for n in starts])
 
     def _capture(self, block: Block) -> None:
+        """Capture a step or give it up; or neither, where the kernel of updates failed."""
+        kernel = self.step.kernel(self.stack)
         try:
             with torch.cuda.device(self.stack.device):  # captures are of the current device
                 captured = _Captured(self.step, self.stack, self.source, block)
-        except Uncapturable as error:
+        except Exception as error:
+            if self.step.kernel(self.stack) is not kernel:
+                return  # it failed, and is used no more
+            if not isinstance(error, Uncapturable):
+                raise
             self._eager = True
             log.warning(
                 "the step cannot be captured as a CUDA graph, running without one: %s", error
