@@ -40,7 +40,10 @@ TILE = 1024
 AT_ONCE = 32
 """Maximum number of gradients of one launch; more take several."""
 ROWS = 10
-"""Numbers of a slot: of the rule (up to 5), then the five below."""
+"""Numbers of a slot in a step: the rule's coefficients in the order of `optim.Rule.coefficients`
+(up to 5, named in `_kernel`), then the five below, which the kernel reads by these numbers:
+5 decay, 6 strength of L1, 7 bound of `clip_value`, 8 whether the group is held back (> 0), 9 share
+of the parameters in their running average."""
 _DECAY, _L1, _BOUND, _HELD, _AVERAGE = range(5, ROWS)
 _SQUARES = ("second", "square")
 _PROBED = 2**22  # numbers of the parameters of a probe, about
@@ -48,7 +51,7 @@ _PROBED = 2**22  # numbers of the parameters of a probe, about
 
 @triton.jit
 def _number(c, slots, row):  # type: ignore[no-untyped-def]
-    """A number of the slot, rounded once."""
+    """Number `row` of a slot in float32, rounded once; `c` points to its number 0."""
     return tl.load(c + row * slots).to(tl.float32)
 
 
@@ -96,6 +99,14 @@ def _kernel(  # type: ignore[no-untyped-def]
     ROWS: tl.constexpr,
     TILE: tl.constexpr,
 ):
+    """One tile of one slot, by a program of the grid (tiles, S).
+
+    params, first, second, mean are the storages of the parameters, their moments and running
+    average: parameter after parameter, in each slot after slot. grads is a tuple, a tensor of each
+    parameter of the launch, slot after slot. tiles is a table of `Update.tiles`, numbers (G, ROWS,
+    S). squares (tiles, S) are written with NORM 1, scale (S,) is read with NORM 2; where something
+    is not used, any pointer stands for it.
+    """
     tile, slot = tl.program_id(0), tl.program_id(1)
     which, begin = tl.load(tiles + tile * 6), tl.load(tiles + tile * 6 + 1)
     size, start = tl.load(tiles + tile * 6 + 2), tl.load(tiles + tile * 6 + 3)
@@ -104,7 +115,7 @@ def _kernel(  # type: ignore[no-untyped-def]
     inside = within < size
     place = begin * slots + slot * size + within
     c = numbers + group * ROWS * slots + slot
-    given = grads[0]
+    given = grads[0]  # of the parameter that the tile is of; a tuple takes no index of run time
     for i in tl.static_range(1, len(grads)):
         given = tl.where(which == i, grads[i], given)
     g = tl.load(given + shift + slot * size + within, mask=inside, other=0.0)
