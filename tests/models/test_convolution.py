@@ -27,6 +27,7 @@ from sweepstack.models.convolution import Chooser, Layer, Plan, Rules
 SMALL = ("data=digits", "data.subset=100", "batch.size=8", "training.max_steps=6")
 CONVNET = (*SMALL, "model=convnet", "model.width=2", "model.hidden=[8]", "training.eval_every=3")
 RESNET = (*SMALL, "model=resnet", "model.width=2", "training.eval_every=3")
+KEPT = {"1 2": ("loop", "product", "grouped")}
 PLANS = [*itertools.product(convolution.WAYS, (False, True)), ("mixed", True)]
 
 
@@ -263,6 +264,18 @@ def test_a_way_with_other_numbers_is_not_used(measured_here, monkeypatch, caplog
     assert "run as vmap does them: a faster way differs by" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("weight", "small", "bias", "agrees"),
+    [(1, 1, 1, True), (1, 1, -1, True), (1.01, 1, 1, False), (1, 0, 1, False)],
+)
+def test_a_gradient_of_rounding_alone_refuses_no_plan(weight, small, bias, agrees):
+    """As of a bias before a batch norm; another small gradient does."""
+    slow = [torch.ones(2), torch.ones(2, 9), torch.full((2, 9), 1e-4), torch.full((2, 9), 1e-8)]
+    found = [slow[0], weight * slow[1], small * slow[2], bias * slow[3]]
+    chooser = Chooser(lambda rules: found, torch.device("cpu"), 1e-3)
+    assert chooser._agrees(Plan(True, KEPT), slow) == agrees
+
+
 @pytest.mark.parametrize("worth", [0.0, 1e9])
 def test_a_plan_is_used_where_it_gains(measured_here, monkeypatch, worth):
     def took(run, place):
@@ -288,9 +301,6 @@ def test_the_fastest_way_of_each_pass_is_found(monkeypatch):
         geometry = convolution.Geometry((1, 1), (1, 1), (1, 1), groups)
         shapes = (2, 3, 4, 5, 5), (2, 4, 4 // groups, 3, 3)
         assert set(chooser._fastest(Layer(*shapes, torch.float32, geometry), True)) == {best}
-
-
-KEPT = {"1 2": ("loop", "product", "grouped")}
 
 
 @pytest.mark.parametrize("plan", [Plan(True, KEPT), None])
