@@ -340,19 +340,21 @@ def test_a_kept_plan_has_to_agree_here_too(measured_here, monkeypatch, tmp_path,
     assert list(json.loads(file.read_text()).values()) == [convolution.record(None)]
 
 
-def test_that_there_was_no_memory_to_measure_is_not_kept(measured_here, monkeypatch, tmp_path):
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), ValueError("odd")])
+def test_a_measurement_that_fails_is_not_kept(measured_here, monkeypatch, tmp_path, error):
+    """Nor does it fail trials: memory may come free, and the model may raise in that step alone."""
+
+    def failing(*_):
+        raise error
+
     file, program = tmp_path / "widths.json", Program.of(make_spec(*CONVNET))
     with monkeypatch.context() as full:
         full.setattr(width, "why_not_stacked", lambda _: None)
-        full.setattr(width, "_Stepper", no_memory)
+        full.setattr(width, "_Stepper", failing)
         widths = Widths(3, file=file)
         assert [widths.of(program) for _ in range(2)] == [3, 3]
     assert program.plans == {3: None}
     assert not file.exists()
-
-
-def no_memory(*_):
-    raise torch.OutOfMemoryError("CUDA out of memory")
 
 
 def raising(*_):

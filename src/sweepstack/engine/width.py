@@ -146,16 +146,15 @@ def plan(program: Program, width: int, kept: convolution.Plan | None = None) -> 
     `kept` in a file, which anybody may have written, is tried once."""
     if width == 1 or width in program.plans or not plannable(program):
         return
-    program.plans[width] = None  # meanwhile, and where there is no memory to measure
+    program.plans[width] = None  # meanwhile, and where measuring fails
     tolerance = convolution.TOLERANCE[program.config.training.precision]
     try:
         stepper = _Stepper(program, width)
         chooser = convolution.Chooser(stepper.gradients, program.device, tolerance)
         program.plans[width] = chooser.chosen(kept)
-    except Exception as error:
-        if not device.out_of_memory(error):
-            raise
+    except Exception as error:  # the model's own are seen where it trains
         program.unplanned.add(width)
+        log.info("convolutions of the stack run as vmap does them: %s", one_line(error))
 
 
 def why_not_stacked(program: Program) -> str | None:
