@@ -109,8 +109,7 @@ class Program:
         automatic = config.objective == "auto"
         self.objective = self.task.default_objective if automatic else config.objective
         self.direction = self.task.direction_of(self.objective)
-        self.plans: dict[int, Plan | None] = {}  # of convolutions, by width
-        self.unplanned: set[int] = set()  # widths where measuring one failed
+        self.plans, self.unplanned = dict[int, Plan | None](), set[int]()  # see `width.plan`
         self.fits: int | None = None  # about how many trials fit into memory, where known
         self.rule = optim.rule_of(spec.config.optimizer, spec.uses("weight_decay"))
         mistakes += self._mistakes()

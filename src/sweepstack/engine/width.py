@@ -142,8 +142,8 @@ def plannable(program: Program) -> bool:
 
 
 def plan(program: Program, width: int, kept: convolution.Plan | None = None) -> None:
-    """Measure how the convolutions of a stack of `width` run, unless it is known. A plan that was
-    `kept` in a file, which anybody may have written, is tried once."""
+    """Measure how the convolutions of a stack of `width` run, unless `program.plans` has it; where
+    that fails, `unplanned` has the width. A plan that was `kept` in a file is tried once."""
     if width == 1 or width in program.plans or not plannable(program):
         return
     program.plans[width] = None  # meanwhile, and where measuring fails
