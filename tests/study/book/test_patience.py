@@ -7,10 +7,12 @@ import random
 import threading
 from collections import Counter
 from typing import Any
+from unittest import mock
 
 import optuna
 import pytest
 import sqlalchemy
+from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 
 from sweepstack.study import storage
@@ -162,3 +164,34 @@ def test_effects_are_read_again_where_a_try_broke(tmp_path, quick, monkeypatch):
     (owner,) = book.take_effects([(second, "same")])
     assert owner is not None
     assert (owner.number, broken) == (first.number, [])
+
+
+def test_a_connection_to_a_server_that_restarts_is_tried_again(quick, monkeypatch):
+    class Refused(Exception):
+        pass
+
+    answers = [Refused("refused"), Refused("starting up"), "a connection"]
+
+    class Dialect(sqlalchemy.engine.default.DefaultDialect):
+        name, driver = "server", "server"
+        loaded_dbapi = type("Driver", (), {"Error": Refused})
+
+        def connect(self, *given: Any, **named: Any) -> Any:
+            answer = answers.pop(0)
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+
+    opened = mock.Mock(spec=RDBStorage)
+    opened.engine = sqlalchemy.create_engine("sqlite://")
+    opened.engine.dialect = dialect = Dialect()
+    listening: list[Any] = []
+    monkeypatch.setattr(storage.event, "listens_for", lambda *_: listening.append)
+    storage.wait_for_server(opened, 60.0)
+
+    (connect,) = listening
+    assert (connect(dialect, None, (), {}), answers) == ("a connection", [])
+    answers[:] = [Refused("refused")]
+    monkeypatch.setattr(storage.time, "monotonic", iter([0.0, 61.0]).__next__)
+    with pytest.raises(sqlalchemy.exc.OperationalError, match="refused"):
+        connect(dialect, None, (), {})
