@@ -244,9 +244,9 @@ class _Draft:
                 _set_user(target, building, {UNFINISHED: False})
         except BaseException as error:
             # What is at `done` by now may be another process's, which was there first.
-            is_ours = done is not None and not place.exists() and (done / HALF).is_file()
-            for left in (place, done) if is_ours else (place,):
-                shutil.rmtree(left, ignore_errors=True)
+            if done is not None and not place.exists() and (done / HALF).is_file():
+                shutil.rmtree(done, ignore_errors=True)
+            shutil.rmtree(place, ignore_errors=True)
             with contextlib.suppress(Exception):
                 optuna.delete_study(study_name=building, storage=target)
             if isinstance(error, OSError):

@@ -65,7 +65,8 @@ class Book(ABC):
         grace_s: a worker that has not called `beat` for so many seconds is presumed dead, unless
             this machine just woke up; one on this host also as soon as its process is gone. One
             that was only held up finds that `write` refuses its trial.
-        workers: of what is left, one of so many takes no more than its share at once.
+        workers: of what is left, one of so many takes no more than its share at once; to be set
+            anew when others join.
         checkpointed: steps that a trial's checkpoints hold, by number; None if it never began.
     """
 
@@ -85,7 +86,7 @@ class Book(ABC):
         self.study, self.storage, self.total = study, storage, total
         self.study_id = storage.get_study_id_from_name(study.study_name)
         self.max_restarts, self.grace_s = max_restarts, grace_s
-        self._workers, self._checkpointed = workers, checkpointed
+        self.workers, self._checkpointed = workers, checkpointed
         self._grid = None if points is None else Grid(points, first)
         self._sleep = processes.Sleep()
         self._owners: dict[str, Owner] = {}
@@ -321,8 +322,8 @@ class Book(ABC):
             else:
                 counts = self._counts(found)
                 left = counts["remaining"] - counts["running"]
-                again = again[: max(0, -(-left // self._workers))]
-                most = min(most, -(-max(0, left - len(tried)) // self._workers))
+                again = again[: max(0, -(-left // self.workers))]
+                most = min(most, -(-max(0, left - len(tried)) // self.workers))
             trials = self._begin_waiting(page, fresh[:most])
             trials += self._begin_new(page, found, self._new(page, most - len(trials)))
             trials = trials or self._begin_waiting(page, again)

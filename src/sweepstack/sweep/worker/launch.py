@@ -149,6 +149,9 @@ class _Jobs:
                 if code is None and error is None:
                     return None
                 counts = self._wait(error)
+                if self.code is not None:  # while it waited
+                    self.over.set()
+                    return self.code
                 if self._is_complete(counts):
                     how = "a worker died" if error is None else one_line(error, 200)
                     log.warning("the study is complete, though %s", how)
@@ -178,7 +181,7 @@ class _Jobs:
         """Wait while others work, where what one died of would end a new one too."""
         while True:
             counts, self.alive = self.board.book.counts(), self._living()
-            hopeless = isinstance(error, JobsFailed) or not self.alive or self.code is not None
+            hopeless = isinstance(error, JobsFailed) or not self.alive
             if hopeless or self._is_complete(counts):
                 return counts
             time.sleep(0.5)
