@@ -10,6 +10,7 @@ from typing import Any
 
 import optuna
 import pytest
+import sweep_support
 from sweep_support import QUICK
 
 from sweepstack.study.book import processes, register
@@ -179,3 +180,9 @@ def test_more_local_workers_than_the_gpus_may_have_are_refused(main, tmp_path, m
         "sweepstack: hydra.sweeper.n_jobs must be <= 4 (2 visible GPUs, "
         "hydra.sweeper.workers_per_gpu=2), got 5"
     ]
+
+
+def test_the_register_knows_how_many_trials_a_worker_ended(main, tmp_path):
+    assert main("-m", *QUICK, "optimizer.lr=0.1,0.2").code == 0
+    [entry] = register.workers(sweep_support.study(tmp_path))
+    assert (entry.trials, entry.is_alive) == (2, False)

@@ -149,9 +149,9 @@ class _Jobs:
                 if code is None and error is None:
                     return None
                 counts = self._wait(error)
-                if self.code is not None:  # while it waited
+                if (asked := self._asked()) is not None:  # while it waited
                     self.over.set()
-                    return self.code
+                    return asked
                 if self._is_complete(counts):
                     how = "a worker died" if error is None else one_line(error, 200)
                     log.warning("the study is complete, though %s", how)
@@ -197,6 +197,9 @@ class _Jobs:
 
     def _living(self) -> list[Entry]:
         return [entry for entry in self._members() if entry.is_alive]
+
+    def _asked(self) -> int | None:
+        return self.code  # a signal sets it meanwhile
 
     def _ask(self, code: int) -> None:
         self.code = code

@@ -193,7 +193,7 @@ class Worker:
     def _beat(self) -> None:
         self.book.beat([asked.trial for asked in list(self._running.values())])
         if self._member is not None:
-            self._member.write(trials=self._told)
+            self._member.write()
         if self._is_asked_to_stop():  # where nothing is reported for long
             self.stop.code = self.stop.code or EXIT_INTERRUPTED
 
@@ -376,6 +376,8 @@ class Worker:
             counts = self.book.counts()
             self._too_many_failed = too_many_failed(self.plan, counts)
         self._told += len(ended)
+        if self._member is not None:
+            self._member.entry.trials = self._told  # written with the next sign of life
         if ended:
             self._steps = None
             self.notify(Status())
