@@ -374,8 +374,14 @@ class Book(ABC):
         again: list[tuple[Record, dict[str, Any]]] = []
         reached = self._last_steps(page, [record.id for record, _ in lost])
         reasons: dict[int, str] = {}
+        steps_of = {record.id: self._checkpointed(record.number) for record, _ in lost}
+        # What another host trained need not lie here, unless something of that worker does.
+        seen = {r.attributes.get(attr.WORKER) for r, _ in lost if steps_of[r.id] is not None}
         for record, why in lost:
-            known, steps = record.attributes, self._checkpointed(record.number)
+            known, steps = record.attributes, steps_of[record.id]
+            worker = known.get(attr.WORKER)
+            if steps is None and worker not in seen and not _was_here(worker):
+                steps = 0
             before = known.get(attr.PROGRESS, [0, 0])
             now = [max(before[0], reached.get(record.id, 0)), max(before[1], steps or 0)]
             blamed = restarts if steps is not None else 0
@@ -505,6 +511,11 @@ class Book(ABC):
 def stop_key(crew: str = "") -> str:
     """The attribute of a study by which workers are asked to stop."""
     return f"{attr.STOP}.{crew}" if crew else attr.STOP
+
+
+def _was_here(worker: object) -> bool:
+    """Whether a worker was a process of this host."""
+    return isinstance(worker, str) and ":" in worker and processes.is_here(worker)
 
 
 def _may_live(worker: object) -> bool:
