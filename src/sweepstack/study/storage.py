@@ -440,9 +440,11 @@ def again(call: Callable[[int], Result], patience_s: float) -> Result:
 
 def wait_for_server(opened: BaseStorage, patience_s: float) -> None:
     """Try each new connection to a database's server again for so many seconds: whatever begins
-    while it restarts waits, what Optuna itself reads too."""
+    while it restarts waits, what Optuna itself reads too. Once that was in vain nothing waits
+    until it answers."""
     if not isinstance(opened, RDBStorage) or opened.engine.dialect.name == "sqlite":
         return
+    left_s = patience_s
 
     @event.listens_for(opened.engine, "do_connect")
     def connect(dialect: Any, _: ConnectionPoolEntry, given: Any, named: Any) -> Any:
@@ -452,7 +454,14 @@ def wait_for_server(opened: BaseStorage, patience_s: float) -> None:
             except dialect.loaded_dbapi.Error as error:
                 raise sqlalchemy.exc.OperationalError("connect", None, error) from None
 
-        return again(attempt, patience_s)
+        nonlocal left_s
+        try:
+            found = again(attempt, left_s)
+        except sqlalchemy.exc.OperationalError:
+            left_s = 0.0
+            raise
+        left_s = patience_s
+        return found
 
 
 def close(opened: BaseStorage) -> None:

@@ -192,6 +192,9 @@ def test_a_connection_to_a_server_that_restarts_is_tried_again(quick, monkeypatc
     (connect,) = listening
     assert (connect(dialect, None, (), {}), answers) == ("a connection", [])
     answers[:] = [Refused("refused")]
-    monkeypatch.setattr(storage.time, "monotonic", iter([0.0, 61.0]).__next__)
+    monkeypatch.setattr(storage.time, "monotonic", iter([0.0, 61.0, 61.0, 61.1]).__next__)
     with pytest.raises(sqlalchemy.exc.OperationalError, match="refused"):
         connect(dialect, None, (), {})
+    answers[:] = [Refused("refused"), "not asked for"]
+    with pytest.raises(sqlalchemy.exc.OperationalError, match="refused"):
+        connect(dialect, None, (), {})  # it was waited for already
