@@ -248,6 +248,23 @@ def test_a_killed_copy_leaves_no_study_that_looks_whole(folder, monkeypatch, to,
     assert sorted(path.name for path in Path("outputs/studies").iterdir()) == ["new", "old"]
 
 
+def test_a_folder_that_another_process_made_meanwhile_is_left_alone(folder, monkeypatch):
+    plain = housekeeping._Draft._write
+
+    def meanwhile(*given):
+        write("new", 5)  # a sweep begins the study `new`
+        return plain(*given)
+
+    monkeypatch.setattr(housekeeping._Draft, "_write", meanwhile)
+    with pytest.raises(EnvironmentFault, match="cannot make study new"):
+        run(["copy", "old", "new"])
+    assert names() == ["old"]
+    assert sorted(str(p) for p in Path("outputs/studies").glob("*/*")) == [
+        "outputs/studies/new/5",
+        "outputs/studies/old/0",
+    ]
+
+
 def test_a_fault_while_it_is_renamed_changes_nothing(folder, monkeypatch):
     before, rename = content(study("old")), housekeeping.os.rename
 

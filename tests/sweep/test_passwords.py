@@ -161,3 +161,14 @@ def test_another_application_s_trials_have_none_in_their_hydra_yaml(tmp_path):
     assert written(tmp_path / "sweep") == []
     assert SECRET.encode() not in (tmp_path / "studies.db").read_bytes()
     assert storage.VARIABLE not in os.environ or SECRET not in os.environ[storage.VARIABLE]
+
+
+@pytest.mark.parametrize("many", [(), ("-m", SWEPT)])
+def test_a_password_of_mlflow_is_refused(main, tmp_path, many):
+    server = f"logger.tracking_uri='http://me:{SECRET}@host:5000'"
+    ended = main(*many, *QUICK, "logger=mlflow", server)
+
+    assert (ended.code, list(tmp_path.iterdir())) == (2, [])
+    assert len(ended.lines) == 1
+    assert "MLFLOW_TRACKING_URI" in ended.lines[0]
+    assert SECRET not in ended.out + ended.err

@@ -243,8 +243,10 @@ class _Draft:
             else:
                 _set_user(target, building, {UNFINISHED: False})
         except BaseException as error:
-            for left in filter(None, (place, done)):
-                shutil.rmtree(left, ignore_errors=True)
+            # What is at `done` by now may be another process's, which was there first.
+            if done is not None and not place.exists() and (done / HALF).is_file():
+                shutil.rmtree(done, ignore_errors=True)
+            shutil.rmtree(place, ignore_errors=True)
             with contextlib.suppress(Exception):
                 optuna.delete_study(study_name=building, storage=target)
             if isinstance(error, OSError):
@@ -533,7 +535,7 @@ def copy(name: str, new: str, where: str = storage.DEFAULT, to: str | None = Non
 def _copied(opened: StudyView, new: str, files: Sequence[tuple[Path, str]]) -> _Draft:
     user = {key: value for key, value in opened.user_attrs.items() if not key.startswith(_PASSING)}
     if files:
-        del user[FOLDER]  # it gets its own
+        user.pop(FOLDER, None)  # it gets its own
     assert opened.storage is not None
     study_id = opened.storage.get_study_id_from_name(opened.name)
     known = opened.storage.get_study_system_attrs(study_id)

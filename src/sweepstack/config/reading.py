@@ -24,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from sweepstack.config import check, hydra_adapter, schema
-from sweepstack.config.errors import InputError, nearest, one_line
+from sweepstack.config.errors import InputError, masked, nearest, one_line
 
 CONFIG_NAME = "config"
 
@@ -515,6 +515,12 @@ def _across(config: schema.RunConfig) -> list[str]:
             mistakes.append(
                 "model.cache_features must be auto or false with training.unfreeze_at, got true"
             )
+    uri = config.logger.tracking_uri or ""
+    if masked(uri) != uri:
+        mistakes.append(
+            "logger.tracking_uri must have no password, which each trial's files would hold: set "
+            f"MLFLOW_TRACKING_URI instead, got {masked(uri)}"
+        )
     mistakes += config.data.mistakes()
     if schema.dampens(config.optimizer) and getattr(config.optimizer, "nesterov", False):
         mistakes.append("optimizer.dampening must be 0 with optimizer.nesterov=true, as in torch")

@@ -97,9 +97,10 @@ class _JournalFile(JournalFileBackend):
             raise StorageInternalError(error.strerror or str(error)) from error
 
 
-def connect(url: str = DEFAULT, *, timeout_s: float = 10.0) -> BaseStorage:
+def connect(url: str = DEFAULT, *, timeout_s: float = 10.0, patience_s: float = 0.0) -> BaseStorage:
     """Open the storage at `url` to write: a database (SQLAlchemy's form), `journal:///path` or
-    `grpc://host:port`; a missing file is made.
+    `grpc://host:port`; a missing file is made. A database's server that refuses is asked again for
+    `patience_s` seconds.
 
     Heartbeats need no setting here: `book.Book` records and judges them itself, since Optuna's own
     are tied to `Study.optimize`.
@@ -130,7 +131,7 @@ def connect(url: str = DEFAULT, *, timeout_s: float = 10.0) -> BaseStorage:
         return opened
 
     with _explained(parsed):
-        return _patiently(attempt, path)
+        return again(lambda tried: _patiently(attempt, path), patience_s)
 
 
 def look(where: str = DEFAULT, *, timeout_s: float = 10.0) -> tuple[str, BaseStorage]:
@@ -435,6 +436,32 @@ def again(call: Callable[[int], Result], patience_s: float) -> Result:
                 log.warning("the database does not answer, trying for %g s", patience_s)
         time.sleep(min(5.0, 0.1 * 2**tried) * random.uniform(0.5, 1.5))
         tried += 1
+
+
+def wait_for_server(opened: BaseStorage, patience_s: float) -> None:
+    """Try each new connection to a database's server again for so many seconds: whatever begins
+    while it restarts waits, what Optuna itself reads too. Once that was in vain nothing waits
+    until it answers."""
+    if not isinstance(opened, RDBStorage) or opened.engine.dialect.name == "sqlite":
+        return
+    left_s = patience_s
+
+    @event.listens_for(opened.engine, "do_connect")
+    def connect(dialect: Any, _: ConnectionPoolEntry, given: Any, named: Any) -> Any:
+        def attempt(tried: int) -> Any:
+            try:
+                return dialect.connect(*given, **named)
+            except dialect.loaded_dbapi.Error as error:
+                raise sqlalchemy.exc.OperationalError("connect", None, error) from None
+
+        nonlocal left_s
+        try:
+            found = again(attempt, left_s)
+        except sqlalchemy.exc.OperationalError:
+            left_s = 0.0
+            raise
+        left_s = patience_s
+        return found
 
 
 def close(opened: BaseStorage) -> None:

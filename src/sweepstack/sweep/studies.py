@@ -28,6 +28,7 @@ from sweepstack.study.attributes import FOLDER, IDENTITY, RETRIED, WORKER
 from sweepstack.study.book import processes
 from sweepstack.study.book.book import Book
 from sweepstack.study.book.public import PublicBook, held, lock_file
+from sweepstack.study.storage import wait_for_server
 from sweepstack.sweep import samplers
 from sweepstack.sweep.plan import Plan
 
@@ -105,6 +106,7 @@ def open_book(
         checkpointed=checkpointed,
     )
     book.patience_s = plan.storage_timeout_s
+    wait_for_server(storage, plan.storage_timeout_s)
     return book
 
 

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
+import threading
 from collections import Counter
 from typing import Any
+from unittest import mock
 
 import optuna
 import pytest
 import sqlalchemy
+from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 
 from sweepstack.study import storage
 from sweepstack.study.attributes import LOST
-from sweepstack.study.book import Ending, Report
+from sweepstack.study.book import Ending, Report, bulk
 from sweepstack.study.book.bulk import BulkBook
 
 LOST_CONNECTION = sqlalchemy.exc.OperationalError(
@@ -115,3 +119,82 @@ def test_patience_ends_and_what_does_not_heal_is_said_at_once(monkeypatch):
         with pytest.raises(type(error)):
             storage.again(fails(error), 60.0)
     assert calls == [0, 0, 0]
+
+
+def test_two_threads_count_a_trial_once(tmp_path, monkeypatch):
+    """A display counts beside the worker, and the heartbeat's thread forgets what was counted."""
+    _, study, book = opened_book(tmp_path)
+    for _ in range(3):
+        study.tell(study.ask(), 1.0)
+    engine = sqlalchemy.create_engine(f"sqlite:///{tmp_path}/s.db")  # a server lets both read
+    both, plain = threading.Barrier(2), book._is_unsettled
+
+    def meanwhile(page: Any) -> bool:
+        with contextlib.suppress(threading.BrokenBarrierError):
+            both.wait(0.2)  # rows are read and not counted yet
+        return plain(page)
+
+    def count() -> None:
+        with engine.connect() as page:
+            book._tally(page)
+
+    monkeypatch.setattr(book, "_is_unsettled", meanwhile)
+    threads = [threading.Thread(target=count) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert book.counts()["done"] == 3
+
+
+def test_effects_are_read_again_where_a_try_broke(tmp_path, quick, monkeypatch):
+    _, _, book = opened_book(tmp_path)
+    other = BulkBook(book.study, book.storage, 30)
+    ((first,), (second,)) = other.claim(1), book.claim(1)
+    book.take_effects([])
+    other.take_effects([(first, "same")])
+    plain, broken = bulk._rows, [LOST_CONNECTION]
+
+    def rows(page: Any, query: Any, ids: Any) -> Any:
+        if broken and ids == [first._trial_id]:
+            raise broken.pop()
+        return plain(page, query, ids)
+
+    monkeypatch.setattr(bulk, "_rows", rows)
+    (owner,) = book.take_effects([(second, "same")])
+    assert owner is not None
+    assert (owner.number, broken) == (first.number, [])
+
+
+def test_a_connection_to_a_server_that_restarts_is_tried_again(quick, monkeypatch):
+    class Refused(Exception):
+        pass
+
+    answers = [Refused("refused"), Refused("starting up"), "a connection"]
+
+    class Dialect(sqlalchemy.engine.default.DefaultDialect):
+        name, driver = "server", "server"
+        loaded_dbapi = type("Driver", (), {"Error": Refused})
+
+        def connect(self, *given: Any, **named: Any) -> Any:
+            answer = answers.pop(0)
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+
+    opened = mock.Mock(spec=RDBStorage)
+    opened.engine = sqlalchemy.create_engine("sqlite://")
+    opened.engine.dialect = dialect = Dialect()
+    listening: list[Any] = []
+    monkeypatch.setattr(storage.event, "listens_for", lambda *_: listening.append)
+    storage.wait_for_server(opened, 60.0)
+
+    (connect,) = listening
+    assert (connect(dialect, None, (), {}), answers) == ("a connection", [])
+    answers[:] = [Refused("refused")]
+    monkeypatch.setattr(storage.time, "monotonic", iter([0.0, 61.0, 61.0, 61.1]).__next__)
+    with pytest.raises(sqlalchemy.exc.OperationalError, match="refused"):
+        connect(dialect, None, (), {})
+    answers[:] = [Refused("refused"), "not asked for"]
+    with pytest.raises(sqlalchemy.exc.OperationalError, match="refused"):
+        connect(dialect, None, (), {})  # it was waited for already

@@ -5,13 +5,17 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import optuna
 import pytest
+import sweep_support
 from sweep_support import QUICK
 
 from sweepstack.study.book import processes, register
 from sweepstack.study.book.register import Entry, Membership
+from sweepstack.sweep.worker.worker import Worker
 
 SMI = """\
 GPU 0: NVIDIA A100-SXM4-40GB (UUID: GPU-aa)
@@ -116,6 +120,26 @@ def test_an_entry_lives_as_long_as_its_worker_gives_signs():
     assert not Entry(f"{processes.this_process()}9", now, now).is_alive  # a later process's pid
 
 
+def test_what_another_version_wrote_is_passed_over():
+    study = optuna.create_study()
+    for number, value in enumerate([None, "x", {"process": "a"}, {"new": 1}]):
+        study.set_user_attr(f"{register.WORKERS}.{number}", value)
+    study.set_user_attr(f"{register.WORKERS}.4", {"process": "no name", "began": 0, "seen": 0})
+    study.set_user_attr(f"{register.WORKERS}.5", {"process": "a:1:2", "began": "x", "seen": 0})
+    assert register.workers(study) == []
+
+
+def test_a_worker_leaves_their_share_to_those_that_joined():
+    study, now = optuna.create_study(), time.time()
+    fields: Any = {"study": study, "plan": SimpleNamespace(n_jobs=1), "_counted": 0.0}
+    worker: Any = SimpleNamespace(_member=object(), book=SimpleNamespace(workers=1), **fields)
+    for host in ("one", "two", "three"):
+        Membership(study, Entry(f"{host}/1:7:8", now, now))
+    Membership(study, Entry("four/1:7:8", now, now, ended=now))
+    Worker._count_workers(worker)
+    assert worker.book.workers == 3
+
+
 def test_workers_of_a_host_share_its_gpus(monkeypatch):
     study = optuna.create_study()
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0, 1")
@@ -156,3 +180,9 @@ def test_more_local_workers_than_the_gpus_may_have_are_refused(main, tmp_path, m
         "sweepstack: hydra.sweeper.n_jobs must be <= 4 (2 visible GPUs, "
         "hydra.sweeper.workers_per_gpu=2), got 5"
     ]
+
+
+def test_the_register_knows_how_many_trials_a_worker_ended(main, tmp_path):
+    assert main("-m", *QUICK, "optimizer.lr=0.1,0.2").code == 0
+    [entry] = register.workers(sweep_support.study(tmp_path))
+    assert (entry.trials, entry.is_alive) == (2, False)

@@ -325,3 +325,31 @@ def test_more_failed_trials_are_counted_than_a_query_may_name(url):
         connection.setlimit(sqlite3.SQLITE_LIMIT_VARIABLE_NUMBER, 550)
 
     assert later.counts()["failed"] == 600
+
+
+def lost_elsewhere(book: Book, trials: list[optuna.Trial]) -> None:
+    """Let the worker of trials be one of another host that fell silent."""
+    for trial in trials:
+        trial.set_user_attr(WORKER, "elsewhere/1:7:8")
+        falls_silent(book, trial)
+    assert book.recover() == len(trials)
+
+
+def test_a_trial_that_kills_workers_of_other_hosts_is_not_tried_for_ever(
+    open_book: Callable[..., Book],
+) -> None:
+    """Their folders are not here, so that whether it had begun cannot be seen."""
+    book = open_book(total=1, max_restarts=2, checkpointed=lambda number: None)
+    for retries in range(3):
+        [trial] = book.claim()
+        assert trial.user_attrs.get(RETRIES, 0) == retries
+        lost_elsewhere(book, [trial])
+    assert book.counts()["failed"] == 1
+    assert book.claim() == []
+
+
+def test_of_a_shared_folder_it_is_seen_what_had_begun(open_book: Callable[..., Book]) -> None:
+    book = open_book(total=3, checkpointed=lambda number: 0 if number == 0 else None)
+    lost_elsewhere(book, book.claim(3))
+    waiting = [t for t in book.study.trials if t.state == TrialState.WAITING]
+    assert [t.user_attrs[RETRIES] for t in waiting] == [1, 0, 0]

@@ -153,3 +153,15 @@ def test_what_would_end_another_too_is_raised(error, began):
     with pytest.raises(EnvironmentFault, match=str(error)):
         run.run()
     assert asked == [3]
+
+
+def test_nothing_is_launched_once_a_person_has_stopped_it(monkeypatch):
+    run, board, asked = jobs((2, DIED, True), (10, None, True))
+
+    def wait(error: object) -> dict[str, int]:
+        run.code = 130  # Ctrl-C, between two launches
+        return board.book.counts()  # type: ignore[no-any-return]
+
+    monkeypatch.setattr(run, "_wait", wait)
+    assert run.run() == 130
+    assert asked == [3]

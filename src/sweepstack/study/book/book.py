@@ -65,7 +65,8 @@ class Book(ABC):
         grace_s: a worker that has not called `beat` for so many seconds is presumed dead, unless
             this machine just woke up; one on this host also as soon as its process is gone. One
             that was only held up finds that `write` refuses its trial.
-        workers: of what is left, one of so many takes no more than its share at once.
+        workers: of what is left, one of so many takes no more than its share at once; to be set
+            anew when others join.
         checkpointed: steps that a trial's checkpoints hold, by number; None if it never began.
     """
 
@@ -85,7 +86,7 @@ class Book(ABC):
         self.study, self.storage, self.total = study, storage, total
         self.study_id = storage.get_study_id_from_name(study.study_name)
         self.max_restarts, self.grace_s = max_restarts, grace_s
-        self._workers, self._checkpointed = workers, checkpointed
+        self.workers, self._checkpointed = workers, checkpointed
         self._grid = None if points is None else Grid(points, first)
         self._sleep = processes.Sleep()
         self._owners: dict[str, Owner] = {}
@@ -321,8 +322,8 @@ class Book(ABC):
             else:
                 counts = self._counts(found)
                 left = counts["remaining"] - counts["running"]
-                again = again[: max(0, -(-left // self._workers))]
-                most = min(most, -(-max(0, left - len(tried)) // self._workers))
+                again = again[: max(0, -(-left // self.workers))]
+                most = min(most, -(-max(0, left - len(tried)) // self.workers))
             trials = self._begin_waiting(page, fresh[:most])
             trials += self._begin_new(page, found, self._new(page, most - len(trials)))
             trials = trials or self._begin_waiting(page, again)
@@ -373,8 +374,14 @@ class Book(ABC):
         again: list[tuple[Record, dict[str, Any]]] = []
         reached = self._last_steps(page, [record.id for record, _ in lost])
         reasons: dict[int, str] = {}
+        steps_of = {record.id: self._checkpointed(record.number) for record, _ in lost}
+        # What another host trained need not lie here, unless something of that worker does.
+        seen = {r.attributes.get(attr.WORKER) for r, _ in lost if steps_of[r.id] is not None}
         for record, why in lost:
-            known, steps = record.attributes, self._checkpointed(record.number)
+            known, steps = record.attributes, steps_of[record.id]
+            worker = known.get(attr.WORKER)
+            if steps is None and worker not in seen and not _was_here(worker):
+                steps = 0
             before = known.get(attr.PROGRESS, [0, 0])
             now = [max(before[0], reached.get(record.id, 0)), max(before[1], steps or 0)]
             blamed = restarts if steps is not None else 0
@@ -504,6 +511,11 @@ class Book(ABC):
 def stop_key(crew: str = "") -> str:
     """The attribute of a study by which workers are asked to stop."""
     return f"{attr.STOP}.{crew}" if crew else attr.STOP
+
+
+def _was_here(worker: object) -> bool:
+    """Whether a worker was a process of this host."""
+    return isinstance(worker, str) and ":" in worker and processes.is_here(worker)
 
 
 def _may_live(worker: object) -> bool:

@@ -108,6 +108,7 @@ class BulkBook(Book):
         self._mine = _TRIALS.c.study_id == self.study_id
         self._effects_up_to = -1
         self._tries = threading.local()
+        self._counting = threading.RLock()  # the heartbeat's thread forgets, a display counts
         self._forget()
 
     @property
@@ -128,9 +129,10 @@ class BulkBook(Book):
         return trials
 
     def _forget(self) -> None:
-        self._last, self._size = -1, 0
-        self._open: list[int] = []
-        self._settled: Counter[TrialState] = Counter()
+        with self._counting:
+            self._last, self._size = -1, 0
+            self._open: list[int] = []
+            self._settled: Counter[TrialState] = Counter()
 
     @contextmanager
     def _held(self) -> Iterator[Connection]:
@@ -152,6 +154,10 @@ class BulkBook(Book):
         """Count without reading all again: a finished trial stays finished, so each is read until
         it is. What is read again is what waited or ran the last time, and what is new; all of it,
         once failed trials have got others in their place."""
+        with self._counting:
+            return self._counted(page)
+
+    def _counted(self, page: Connection) -> Tally:
         mine = select(_TRIALS.c.trial_id, _TRIALS.c.state).where(self._mine)
         new = mine.where(_TRIALS.c.trial_id > self._last)
         if len(self._open) > MAX_OPEN:
@@ -164,7 +170,7 @@ class BulkBook(Book):
         rows = sorted((int(trial_id), state) for trial_id, state in page.execute(both))
         if rows and rows[-1][0] > self._last and self._is_unsettled(page):
             self._forget()
-            return self._tally(page)
+            return self._counted(page)
         failed = [trial_id for trial_id, state in rows if state == TrialState.FAIL]
         replaced = self._attributes(page, failed, (RETRIED,))
         states: Counter[TrialState] = Counter()
@@ -248,18 +254,20 @@ class BulkBook(Book):
         # Two queries by primary keys: joined, the database might look through the whole study.
         id_ = _USER.c.trial_user_attribute_id
         query = select(id_, _USER.c.trial_id, _USER.c.value_json).order_by(id_)
-        query = query.where(id_ > self._effects_up_to, _USER.c.key == EFFECT)
-        if self._effects_up_to < 0:  # but the first time, or it looks through all studies
+        up_to = self._effects_up_to
+        query = query.where(id_ > up_to, _USER.c.key == EFFECT)
+        if up_to < 0:  # but the first time, or it looks through all studies
             query = query.join(_TRIALS, _TRIALS.c.trial_id == _USER.c.trial_id).where(self._mine)
-            self._effects_up_to = page.scalar(select(func.max(id_))) or 0
+            up_to = page.scalar(select(func.max(id_))) or 0
         effects: dict[int, str] = {}
         for at, trial_id, text in page.execute(query):
-            self._effects_up_to, effect = max(at, self._effects_up_to), json.loads(text)
+            up_to, effect = max(at, up_to), json.loads(text)
             known = self._owners.get(effect)
             if known is None or known.id != trial_id:  # else it is one of this process's
                 effects[trial_id] = effect
         columns = select(_TRIALS.c.trial_id, _TRIALS.c.number, _TRIALS.c.state).where(self._mine)
         owners = {row[0]: Owner(*row) for row in _rows(page, columns, list(effects))}
+        self._effects_up_to = up_to  # now that all of it is read
         # As they were written: of a failed trial's effect the next owner comes after it.
         yield from ((effect, owners[i]) for i, effect in effects.items() if i in owners)
 

@@ -72,10 +72,15 @@ class Entry:
 
 
 def workers(study: optuna.Study) -> list[Entry]:
-    """All workers that the study has had, first to last."""
-    kept = study.user_attrs.items()
-    found = [Entry(**value) for key, value in kept if key.startswith(f"{WORKERS}.")]
-    return sorted(found, key=lambda entry: entry.began)
+    """All workers that the study has had, first to last; not what another version wrote."""
+    found = []
+    for key, value in study.user_attrs.items():
+        if key.startswith(f"{WORKERS}."):
+            with contextlib.suppress(TypeError, ValueError):
+                entry = Entry(**value)
+                _, pid, _ = entry.process.rsplit(":", 2)
+                found.append((float(entry.began), float(entry.seen), int(pid), entry))
+    return [entry for *_, entry in sorted(found, key=lambda each: each[:3])]
 
 
 def job(environ: Mapping[str, str] = os.environ) -> str | None:

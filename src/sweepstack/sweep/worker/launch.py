@@ -149,6 +149,9 @@ class _Jobs:
                 if code is None and error is None:
                     return None
                 counts = self._wait(error)
+                if (asked := self._asked()) is not None:  # while it waited
+                    self.over.set()
+                    return asked
                 if self._is_complete(counts):
                     how = "a worker died" if error is None else one_line(error, 200)
                     log.warning("the study is complete, though %s", how)
@@ -178,7 +181,7 @@ class _Jobs:
         """Wait while others work, where what one died of would end a new one too."""
         while True:
             counts, self.alive = self.board.book.counts(), self._living()
-            hopeless = isinstance(error, JobsFailed) or not self.alive or self.code is not None
+            hopeless = isinstance(error, JobsFailed) or not self.alive
             if hopeless or self._is_complete(counts):
                 return counts
             time.sleep(0.5)
@@ -194,6 +197,9 @@ class _Jobs:
 
     def _living(self) -> list[Entry]:
         return [entry for entry in self._members() if entry.is_alive]
+
+    def _asked(self) -> int | None:
+        return self.code  # a signal sets it meanwhile
 
     def _ask(self, code: int) -> None:
         self.code = code
@@ -369,7 +375,7 @@ def _open_shared(crew: Crew) -> Book:
     plan = crew.plan
     assert plan.storage is not None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    opened = storage.connect(plan.storage)
+    opened = storage.connect(plan.storage, patience_s=plan.storage_timeout_s)
     study = optuna.load_study(study_name=plan.study, storage=opened)
     return open_book(plan, study, opened, partial(crew.app.checkpointed, crew.folder))
 

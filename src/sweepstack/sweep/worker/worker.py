@@ -27,7 +27,7 @@ from sweepstack.runs import progress
 from sweepstack.runs.folder import environment, key_of
 from sweepstack.study import storage
 from sweepstack.study.attributes import CONTINUES, ENVIRONMENT, OVERRIDES
-from sweepstack.study.book import Ending, is_suspect
+from sweepstack.study.book import Ending, is_suspect, register
 from sweepstack.study.book.book import Book
 from sweepstack.study.book.processes import BEAT_S
 from sweepstack.study.book.register import Membership
@@ -44,7 +44,7 @@ that duplicate others are recorded together: a claim takes as long as many such 
 MAX_AHEAD = 256
 """Trials that are claimed at once at most, unless there is room for more."""
 HEED_S = 1.0
-"""Seconds between two looks whether a person asked the workers to stop."""
+"""Seconds between two looks whether a person asked the workers to stop, and at how many work."""
 RECOVER_S = 2.0
 """Seconds between two looks for dead workers while no more can be deferred."""
 _STATES = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
@@ -133,7 +133,7 @@ class Worker:
         member: Membership | None = None,
     ):
         self._crew, self._member = crew, member
-        self._heeded, self._told = time.monotonic(), 0
+        self._heeded, self._counted, self._told = time.monotonic(), -math.inf, 0
         self.plan, self.app, self.book, self.stop = plan, app, book, stop
         self.deadline, self.notify, self._began = deadline, notify, began
         self.study = book.study
@@ -193,7 +193,7 @@ class Worker:
     def _beat(self) -> None:
         self.book.beat([asked.trial for asked in list(self._running.values())])
         if self._member is not None:
-            self._member.write(trials=self._told)
+            self._member.write()
         if self._is_asked_to_stop():  # where nothing is reported for long
             self.stop.code = self.stop.code or EXIT_INTERRUPTED
 
@@ -291,6 +291,8 @@ class Worker:
         begun = [self._running[number].trial for number in self._begun]
         if any(map(is_suspect, begun)):
             return False  # nothing beside them
+        if room > 1:
+            self._count_workers()
         trials = self.book.claim(room, max_steps=self._max_steps, alone=not begun)
         self._claims = time.monotonic(), len(trials)
         self._running |= {trial.number: Asked(trial, []) for trial in trials}
@@ -309,6 +311,13 @@ class Worker:
             claimed if self.duplicates is None else self.duplicates.admitted(claimed)
         )
         return bool(trials)
+
+    def _count_workers(self) -> None:
+        """Leave their share to those that joined the study from elsewhere too."""
+        if self._member is not None and time.monotonic() >= self._counted + HEED_S:
+            alive = sum(entry.is_alive for entry in register.workers(self.study))
+            self.book.workers = max(self.plan.n_jobs, alive)
+            self._counted = time.monotonic()
 
     def _ahead(self) -> int:
         """How many trials lately began in `AHEAD_S`, where some may be duplicates."""
@@ -367,6 +376,8 @@ class Worker:
             counts = self.book.counts()
             self._too_many_failed = too_many_failed(self.plan, counts)
         self._told += len(ended)
+        if self._member is not None:
+            self._member.entry.trials = self._told  # written with the next sign of life
         if ended:
             self._steps = None
             self.notify(Status())
