@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from datetime import datetime, timedelta
+from functools import partial
 
 import optuna
 import pytest
@@ -175,6 +176,20 @@ def test_it_waits_for_the_first_trial_and_ends_with_the_last(url, capsys):
     out = capsys.readouterr().out
     assert out.startswith("lr: value (minimize)")
     assert "fact: it is unknown" in out
+
+
+def test_on_a_terminal_each_look_is_printed_once(url, monkeypatch):
+    file = io.StringIO()
+    console = Console(file=file, force_terminal=True, width=80, height=40)
+    monkeypatch.setattr(overview.progress, "console", lambda: console)
+    made = study(url, n_trials=2)
+    add(made, 0.1)
+    trial = made.ask({"lr": FloatDistribution(1e-4, 1.0, log=True)})
+    reports = [partial(trial.report, 0.5, step) for step in (5, 6, 7)]
+    clock = Clock(*reports, lambda: made.tell(trial, 0.2))
+    assert watch(url, clock) == 0
+    looks = 4 + 1  # the live page prints its last one again before it removes it
+    assert file.getvalue().count("since the first began") == looks
 
 
 def test_a_sweep_that_never_begins_is_given_up(url, capsys):

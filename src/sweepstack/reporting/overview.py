@@ -18,7 +18,7 @@ import optuna
 import pandas as pd
 from optuna.storages import BaseStorage
 from optuna.trial import TrialState
-from rich.console import Console, Group
+from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
@@ -155,10 +155,17 @@ def show(
                     if is_over(view, began, now()):
                         break
                     if console.is_terminal:
-                        with console.capture() as capture:
-                            _print_progress(view, console, now())
-                            _print_tables(view, console)
-                        live.update(Group(Text.from_ansi(capture.get())), refresh=True)
+                        # Not `console`, which adds the live page to all that is printed.
+                        page = Console(
+                            file=io.StringIO(),
+                            width=console.width,
+                            force_terminal=True,
+                            color_system=console.color_system,  # type: ignore[arg-type]
+                        )
+                        with page.capture() as capture:
+                            _print_progress(view, page, now())
+                            _print_tables(view, page)
+                        live.update(Text.from_ansi(capture.get()), refresh=True)
                 sleep(every_s)
                 view = view.anew()
     with storage.named(view.where):
