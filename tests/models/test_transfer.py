@@ -576,3 +576,8 @@ def test_no_file_of_weights_is_read_because_a_manifest_says_so(tmp_path, monkeyp
     with pytest.raises(InputError, match=r"was started with 'model\.weights=w\.pt': give it again"):
         preflight.resumed(["--resume", "run"])
     assert "training.max_steps=3" in preflight.resumed(["--resume", "run", "model.weights=w.pt"])
+    words = ["logger=[mlflow,csv]", "logger.tracking_uri=http://127.0.0.1:9"]
+    (tmp_path / "run/manifest.json").write_text(json.dumps({"arguments": words}))
+    with pytest.raises(InputError, match=r"'logger\.tracking_uri=http://127\.0\.0\.1:9': give it"):
+        preflight.resumed(["--resume", "run"])
+    assert words[0] in preflight.resumed(["--resume", "run", "logger.tracking_uri=null"])

@@ -128,6 +128,21 @@ def test_the_winner_is_a_config_that_composes_to_what_was_trained(main):
         comparison.winner(view, Path("won"))
 
 
+def test_a_winner_trusts_no_package_and_the_command_that_says_so_is_quoted(main, capsys):
+    words = ("init=he,zeros", "training.max_steps=2", "model.hidden=[8]", "trust=mynet")
+    assert main("-m", *words, "logger=csv", "hydra.sweeper.study_name=s").code == 0
+    capsys.readouterr()
+    assert comparison.winner(open_study("s"), Path("my winner")) == 0
+    written = yaml.safe_load(Path("my winner/experiment/winner.yaml").read_text())
+    assert {"trust", "logger"}.isdisjoint(written)
+    said = capsys.readouterr().out.splitlines()[-1]
+    assert said == ("next: sweepstack --config-dir 'my winner' +experiment=winner 'trust=[mynet]'")
+    for file in Path("outputs/studies/s").glob("*/config.yaml"):
+        file.write_text("a: &a [1]\nb: *a\n")
+    with pytest.raises(InputError, match=r"has no config\.yaml here that can be read"):
+        comparison.winner(open_study("s"), Path("another"))
+
+
 def test_a_study_and_a_list_for_programs_are_json(main, capsys):
     words = ("init=he,zeros", "training.max_steps=5", "model.hidden=[8]")
     assert main("-m", *words, "hydra.sweeper.study_name=s").code == 0

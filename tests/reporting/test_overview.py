@@ -5,14 +5,17 @@ from __future__ import annotations
 import io
 import json
 from datetime import datetime, timedelta
+from functools import partial
 
 import optuna
 import pytest
 from optuna.distributions import FloatDistribution
 from optuna.trial import TrialState, create_trial
+from rich.console import Console
 
 from sweepstack.cli import study as cli
 from sweepstack.reporting import overview
+from sweepstack.study import storage
 from sweepstack.study.view import StudyView
 
 BEGAN = datetime(2026, 11, 22, 12, 0)
@@ -175,6 +178,20 @@ def test_it_waits_for_the_first_trial_and_ends_with_the_last(url, capsys):
     assert "fact: it is unknown" in out
 
 
+def test_on_a_terminal_each_look_is_printed_once(url, monkeypatch):
+    file = io.StringIO()
+    console = Console(file=file, force_terminal=True, width=80, height=40)
+    monkeypatch.setattr(overview.progress, "console", lambda: console)
+    made = study(url, n_trials=2)
+    add(made, 0.1)
+    trial = made.ask({"lr": FloatDistribution(1e-4, 1.0, log=True)})
+    reports = [partial(trial.report, 0.5, step) for step in (5, 6, 7)]
+    clock = Clock(*reports, lambda: made.tell(trial, 0.2))
+    assert watch(url, clock) == 0
+    looks = 4 + 1  # the live page prints its last one again before it removes it
+    assert file.getvalue().count("since the first began") == looks
+
+
 def test_a_sweep_that_never_begins_is_given_up(url, capsys):
     study(url, n_trials=2)
     clock = Clock()
@@ -201,7 +218,6 @@ def test_an_old_study_is_shown_and_left_at_once(url):
 
 
 def test_while_it_runs_the_last_evaluations_are_shown(url, monkeypatch):
-    from rich.console import Console
 
     made = study(url, n_trials=10)
     add(made, 0.1)
@@ -220,11 +236,27 @@ def test_while_it_runs_the_last_evaluations_are_shown(url, monkeypatch):
     ]
 
 
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_no_name_and_no_value_of_the_list_is_broken_at_80_columns(url, is_terminal):
+    names = [f"a-name-that-is-{n}" for n in ("x" * 40, "y" * 70)]
+    for name in names:
+        add(study(url, name), 0.5)
+    file = io.StringIO()
+    console = Console(width=80, file=file, force_terminal=is_terminal, color_system=None)
+    overview.show_list(storage.connect(url), console)
+    lines = file.getvalue().splitlines()
+    assert [sum(name in line for line in lines) for name in names] == [1, 1]
+    assert sum("value 0.5000 (trial 0)" in line for line in lines) == 2
+    assert sum("2026-11-22 12:00" in line for line in lines) == 2
+    assert len(lines) == (4 if is_terminal else 3)
+
+
 def test_running_trials_show_their_last_evaluation_the_best_first(url, capsys):
     made = study(url)
     made.set_user_attr("sweepstack.identity", {"config": {"training": {"max_steps": 1000}}})
     add(made, 0.5)
-    for values in ({}, {10: 0.9, 20: 0.4}, {10: 0.3}, *({5: 1.0 + n} for n in range(7))):
+    nan = {3: 0.1, 5: float("nan")}
+    for values in ({}, {10: 0.9, 20: 0.4}, {10: 0.3}, *({5: 1.0 + n} for n in range(7)), nan):
         add(made, 0.1, TrialState.RUNNING, intermediate_values=values)
     _, out = shown(capsys, "lr", "--storage", url)
     lines = [line for line in out.splitlines() if "running, " in line or "more that run" in line]
@@ -234,8 +266,8 @@ def test_running_trials_show_their_last_evaluation_the_best_first(url, capsys):
         "trial 4: running, step 5 of 1,000, value 1.0000",
     ]
     mean = (0.4 + 0.3 + sum(1.0 + n for n in range(7))) / 9
-    assert lines[8:] == [f"and 2 more that run, mean of all {mean:.3f}"]
+    assert lines[8:] == [f"and 3 more that run, mean of all {mean:.3f}"]
     _, out = shown(capsys, "lr", "--storage", url, "--json")
     running = json.loads(out)["running"]
     assert running[0] == {"trial": 3, "step": 10, "value": 0.3}
-    assert running[-1] == {"trial": 1, "step": None, "value": None}
+    assert running[-2] == {"trial": 1, "step": None, "value": None}

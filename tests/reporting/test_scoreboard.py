@@ -148,6 +148,25 @@ def test_a_terminal_has_a_table_of_the_best_trials_in_training(clock: list[float
     assert "ETA 0:55" in said  # 9 times 60 steps, and 11 trials of 100
 
 
+@pytest.mark.parametrize(("direction", "best"), [("maximize", "4"), ("minimize", "1")])
+def test_trials_whose_value_is_nan_are_last_and_no_part_of_the_mean(direction: str, best: str):
+    nan = float("nan")
+    values = [nan, 0.1, nan, 0.2, 0.8, 0.4, 0.5, nan]
+    status = Status([Live(n, 1, 2, [0.3, value]) for n, value in enumerate(values)])
+    table = launch._table(status, "val_accuracy", direction)
+    assert table is not None
+    numbers, _, shown, _ = (list(column.cells) for column in table.columns)
+    assert numbers[0] == best
+    assert shown[-1] == "0.4000"
+    assert "nan" not in shown
+
+
+def test_trials_with_several_objectives_have_no_order():
+    table = launch._table(Status([Live(0, 1, 2, [0.1, 0.2])]), "a, b", None)
+    assert table is not None
+    assert list(table.columns[0].cells) == ["0"]
+
+
 def test_the_smallest_are_the_best_where_the_objective_is_minimized() -> None:
     study = Study(total=20)
     study.best = lambda direction: None  # type: ignore[method-assign]

@@ -276,6 +276,15 @@ def test_names_are_short(tmp_path):
     assert len(made.name) == logger.MAX_NAME
 
 
+def test_seeds_of_a_long_name_are_runs_of_their_own_and_loggers_are_no_part_of_it(tmp_path):
+    words = ["logger=[tensorboard,csv]", *(f"key{n}=value" for n in range(50))]
+    specs = [make_spec(*QUICK, f"training.seed={seed}") for seed in (3, 14)]
+    names = [run_of(spec, words, tmp_path, study="s", seeds=2).name for spec in specs]
+    assert [name.rpartition(" ")[2] for name in names] == ["seed=3", "seed=14"]
+    assert {len(name) for name in names} == {logger.MAX_NAME}
+    assert names[0].startswith("0 key0=value")
+
+
 # --- backends ------------------------------------------------------------------------------------
 
 

@@ -137,6 +137,8 @@ OVERRIDES = {
     "init=../../evil": 2,
     "init=/etc/passwd": 2,
     "init=file://evil": 2,
+    "logger=[csv,../evil]": 2,
+    "logger=[csv,/etc/passwd]": 2,
     "+../evil=x": 2,
     "training.device=${oc.env:HOME}": 2,
     "objective=${oc.env:HOME}": 2,
@@ -160,6 +162,13 @@ def test_an_override_that_is_more_than_a_value(hostile, again, word, folder):
         assert reruns() == []
     else:
         assert "a study may not set Hydra" in said.out
+
+
+def test_options_of_a_group_in_a_list_are_no_attack_and_no_logger_runs(hostile, again):
+    edit(0, sweepstack__overrides=[*words_of(0), "logger=[tensorboard,csv]"])
+    said = again("s", "0")
+    assert said.code == 0, said.err
+    assert not list(Path("outputs").rglob("log.csv"))
 
 
 def test_a_reference_to_another_key_is_no_resolver(hostile, again):

@@ -108,8 +108,8 @@ def show_ending(view: StudyView, console: Console, again: str, config: str) -> l
     made_of = [
         f"{key}={one_line(setting(row[key]))}" for key in view.varied if row[key] == row[key]
     ]
-    for packed in _packed(made_of, console.width - GAP):
-        line(console, f"{' ' * GAP}{packed}")
+    for words in packed(made_of, console.width - GAP):
+        line(console, f"{' ' * GAP}{words}")
     if config:
         line(console, f"{' ' * GAP}as YAML: {config}")
     if not view.where:
@@ -125,7 +125,7 @@ def _valued(row: pd.Series) -> Callable[[str], str]:
     return lambda name: f"{name} {number(row[name])}"
 
 
-def _packed(words: Sequence[str], width: int) -> list[str]:
+def packed(words: Sequence[str], width: int) -> list[str]:
     """Words in lines of at most `width` characters, none of them broken."""
     lines: list[str] = []
     for word in words:

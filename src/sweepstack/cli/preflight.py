@@ -68,8 +68,8 @@ def resumed(argv: list[str]) -> list[str]:
             f"{folder}/manifest.json is not what sweepstack writes: arguments={shown(before)}"
         )
     # The user did not type what a manifest holds: it may name no package to trust, folder of
-    # configs, file of weights or Hydra setting, and may not download. What the run needs of these
-    # is given again.
+    # configs, file of weights, server or Hydra setting, and may not download. What the run needs
+    # of these is given again.
     if "--config-dir" in before and "--config-dir" not in argv:
         raise InputError(f"{folder} was started with --config-dir: give it again with --resume")
     given = {_key(word) for word in argv}
@@ -77,7 +77,8 @@ def resumed(argv: list[str]) -> list[str]:
     kept = [w for w in before if "=" in w and not w.startswith("-") and _key(w) not in given]
     kept = [word for word in kept if unsafe.isdisjoint(trust.parts(word))]
     for word in kept:
-        if trust.parts(word) == ["model", "weights"] and word.partition("=")[2] != "null":
+        outside = trust.parts(word) in (["model", "weights"], ["logger", "tracking_uri"])
+        if outside and word.partition("=")[2] != "null":
             raise InputError(
                 f"{folder} was started with {shown(word)}: give it again with --resume"
             )

@@ -258,7 +258,9 @@ def beyond_values(word: str) -> str | None:
     key, value = match["key"], match["value"] or ""
     if ".." in key or "${" in _REFERENCE.sub("", value):
         return "calls a resolver or leaves its folder"
-    is_option = not value or (".." not in value and _OPTION.fullmatch(value) is not None)
+    several = re.fullmatch(r"\[(.*)\]", value)
+    options = [name.strip() for name in several[1].split(",")] if several else [value]
+    is_option = ".." not in value and all(not name or _OPTION.fullmatch(name) for name in options)
     if "." not in key.partition("@")[0] and key not in ("trust", "metrics") and not is_option:
         return "does not name an option of a group"
     return None

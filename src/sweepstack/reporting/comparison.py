@@ -25,7 +25,7 @@ from rich.console import Console
 
 from sweepstack.analysis.plots import Plot, style
 from sweepstack.analysis.terminal import number
-from sweepstack.config import files
+from sweepstack.config import commands, files
 from sweepstack.config.errors import InputError, one_line
 from sweepstack.reporting.report.content import Cell, Table
 from sweepstack.runs import progress
@@ -342,11 +342,22 @@ def winner(view: StudyView, folder: Path | None, console: Console | None = None)
     place = folder / "experiment" / "winner.yaml"
     if place.exists():
         raise InputError(f"{progress.shown(place)} exists: name another folder")
-    text = _experiment(view, chosen)
+    from sweepstack.runs.rerun.restore import kept_config
+
+    kept = kept_config(view, view.trials[chosen])
+    if kept is None:
+        raise InputError(
+            f"trial {chosen} of study {view.name} has no config.yaml here that can be read"
+        )
+    # Packages are trusted by what the user types, and loggers are the sweep's.
+    trusted, _ = kept.pop("trust"), kept.pop("logger")
+    text = experiment(kept, view, chosen)
     place.parent.mkdir(parents=True, exist_ok=True)
     files.write_bytes(place, text.encode())
     progress.say(f"config: {progress.shown(place)}", console)
-    progress.say(f"next: sweepstack --config-dir {folder} +experiment=winner", console)
+    words = [f"trust=[{','.join(trusted)}]"] if trusted else []
+    command = commands.shell("sweepstack", "--config-dir", folder, "+experiment=winner", *words)
+    progress.say(f"next: {command}", console)
     return 0
 
 
@@ -357,14 +368,6 @@ def best_number(view: StudyView) -> int:
     if view.good.empty:
         raise InputError(f"study {view.name} has no complete trial")
     return int(view.configurations.iloc[0][".numbers"][0])
-
-
-def _experiment(view: StudyView, number: int) -> str:
-    """The recorded config of a trial as `experiment`."""
-    source = None if view.folder is None else view.folder / str(number) / "config.yaml"
-    if source is None or not source.is_file():
-        raise InputError(f"the folder of trial {number} of study {view.name} is not here")
-    return experiment(yaml.safe_load(source.read_text("utf-8")), view, number)
 
 
 def experiment(kept: Mapping[str, Any], view: StudyView, number: int) -> str:

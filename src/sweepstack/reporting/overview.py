@@ -18,7 +18,7 @@ import optuna
 import pandas as pd
 from optuna.storages import BaseStorage
 from optuna.trial import TrialState
-from rich.console import Console, Group
+from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
@@ -35,6 +35,8 @@ from sweepstack.study.view import StudyView, open_study
 
 QUIET_S = 30.0
 """Seconds without a sign of life after which a sweep that did not reach its total is over."""
+MAX_WIDTH = 10_000
+"""Characters of a line of the list that another program reads."""
 RUNNING = 8
 """How many running trials are shown."""
 STYLES = {"problem": "bold red", "hint": "yellow", "fact": "dim"}
@@ -57,6 +59,11 @@ class Line:
     counts: dict[str, int]
     best: str
     last: datetime | None
+
+    @property
+    def when(self) -> str:
+        """`last` for people."""
+        return f"{self.last:%Y-%m-%d %H:%M}" if self.last else "never"
 
     @classmethod
     def of(cls, view: StudyView) -> Line:
@@ -89,17 +96,24 @@ def show_list(opened: BaseStorage, console: Console, *, as_json: bool = False) -
         return
     states = [state for state in STATES.values() if any(state in line.counts for line in lines)]
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column("study", overflow="fold", no_wrap=not console.is_terminal)
+    table.add_column("study", no_wrap=True)
     for state in states:
         table.add_column(state, justify="right")
-    table.add_column("best", overflow="fold")
+    table.add_column("best", no_wrap=True)
     table.add_column("last active", no_wrap=True)
     for line in lines:
-        when = f"{line.last:%Y-%m-%d %H:%M}" if line.last else "never"
         counts = [str(line.counts.get(state, "")) for state in states]
-        table.add_row(Text(printable(line.name)), *counts, Text(printable(line.best)), when)
+        table.add_row(Text(printable(line.name)), *counts, Text(printable(line.best)), line.when)
+    width = console.measure(table, options=console.options.update_width(MAX_WIDTH)).maximum
     if not console.is_terminal:  # another program reads it: a line of a study stays a line
-        console.width = max(console.width, console.measure(table).maximum)
+        console.width = max(console.width, width)
+    elif width > console.width:  # no name is broken, and none is cut off
+        for line in lines:
+            facts = [f"{n} {state}" for state, n in line.counts.items()] + [line.best, line.when]
+            print_line(console, line.name, "bold")
+            for words in terminal.packed(list(filter(None, facts)), console.width - terminal.GAP):
+                print_line(console, f"{' ' * terminal.GAP}{words}")
+        return
     console.print(table)
 
 
@@ -141,10 +155,17 @@ def show(
                     if is_over(view, began, now()):
                         break
                     if console.is_terminal:
-                        with console.capture() as capture:
-                            _print_progress(view, console, now())
-                            _print_tables(view, console)
-                        live.update(Group(Text.from_ansi(capture.get())), refresh=True)
+                        # Not `console`, which adds the live page to all that is printed.
+                        page = Console(
+                            file=io.StringIO(),
+                            width=console.width,
+                            force_terminal=True,
+                            color_system=console.color_system,  # type: ignore[arg-type]
+                        )
+                        with page.capture() as capture:
+                            _print_progress(view, page, now())
+                            _print_tables(view, page)
+                        live.update(Text.from_ansi(capture.get()), refresh=True)
                 sleep(every_s)
                 view = view.anew()
     with storage.named(view.where):
@@ -241,7 +262,8 @@ def _print_running(view: StudyView, console: Console) -> None:
             text = f"running, step {row['step']:,}{of}, {view.objective} {value}"
         print_line(console, f"trial {row['trial']}: {text}")
     if len(running) > RUNNING:
-        values = [row[view.objective] for row in running if row["step"] is not None]
+        reports = [row[view.objective] for row in running if row["step"] is not None]
+        values = [value for value in reports if not math.isnan(value)]
         mean = f", mean of all {terminal.number(sum(values) / len(values))}" if values else ""
         print_line(console, f"and {len(running) - RUNNING:,} more that run{mean}")
 

@@ -231,19 +231,23 @@ def _table(status: Status, objective: str, direction: str | None) -> Table | Non
     if not status.trials:
         return None
     sign = -1 if direction == "minimize" else 1
-    evaluated = [trial for trial in status.trials if trial.values and direction]
-    evaluated.sort(key=lambda trial: sign * trial.values[-1], reverse=True)
-    rest = [trial for trial in status.trials if trial not in evaluated]
+
+    def rank(trial: Live) -> float:
+        """The largest is the best; what has no value, or none any more (NaN), is the last."""
+        value = sign * trial.values[-1] if trial.values and direction else math.nan
+        return -math.inf if math.isnan(value) else value
+
+    trials = sorted(status.trials, key=rank, reverse=True)
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     for name in ("trial", "step", objective if direction else ""):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("", no_wrap=True)
-    scale = [value for trial in evaluated[:MAX_SHOWN] for value in trial.values[-CURVE:]]
-    for trial in [*evaluated, *rest][:MAX_SHOWN]:
+    scale = [value for trial in trials[:MAX_SHOWN] for value in trial.values[-CURVE:]]
+    for trial in trials[:MAX_SHOWN]:
         value = _number(trial.values[-1]) if trial.values and direction else ""
         table.add_row(str(trial.number), _steps(trial), value, _curve(trial.values, scale))
     if len(status.trials) > MAX_SHOWN:
-        last = [trial.values[-1] for trial in evaluated]
+        last = [trial.values[-1] for trial in trials if rank(trial) > -math.inf]
         mean = _number(math.fsum(last) / len(last)) if last else ""
         table.add_row(f"mean of {len(status.trials)}", "", mean, "", style="dim")
     if status.samples_per_s:

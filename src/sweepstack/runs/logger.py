@@ -211,17 +211,20 @@ def run_of(
     seed = spec.config.training.seed
     own = f"/seed_{seed}" if seeds > 1 else ""
     varied = words if varied is None else varied
-    short = named(varied) + ([f"seed={seed}"] if own else [])
+    short = named([word for word in varied if not _ELSEWHERE.match(word.lstrip("+~"))])
     name = " ".join([place.name if study is None else str(spec.number), *short])
+    last = f" seed={seed}" if own else ""
+    if len(name) > MAX_NAME - len(last):
+        name = f"{name[: MAX_NAME - len(last) - 1]}…"
     params = _values(varied)
     if own:
         params["training.seed"] = seed
     return Run(
         key=f"{spec.number}{own}",
-        name=name if len(name) <= MAX_NAME else f"{name[: MAX_NAME - 1]}…",
+        name=f"{name}{last}",
         study=study,
         place=place.absolute(),
-        varied=short,
+        varied=short + last.split(),
         params=params,
         fixed=_values([word for word in words if word not in varied]),
         config=by_group(spec.config, "_plain", lambda _, value: plain(value)),
@@ -340,7 +343,7 @@ class Writer:
         self._given, self._taken, self._dead = 0, 0, False
         self._more, self._closing = threading.Event(), threading.Event()
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "sweepstack.runs.log_writer"],
+            [sys.executable, "-P", "-m", "sweepstack.runs.log_writer"],  # not from the folder here
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

@@ -79,7 +79,7 @@ def restore(
     """
     recorded = _hash(trial)
     kept_overrides, notes = _overrides(trial)
-    kept, composed = _kept(view, trial), None
+    kept, composed = kept_config(view, trial), None
     kept_hash = None if kept is None else _hash_of(kept)
     try:
         composed = _composed(view, trial, kept_overrides, config_dir)
@@ -227,7 +227,7 @@ def _composed(
     return as_typed(asdict(read))
 
 
-def _kept(view: StudyView, trial: FrozenTrial) -> Plain | None:
+def kept_config(view: StudyView, trial: FrozenTrial) -> Plain | None:
     """config.yaml of the trial's folder, None where there is none that can be read."""
     if view.folder is None:
         return None
