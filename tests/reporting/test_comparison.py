@@ -8,6 +8,7 @@ import math
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import yaml
 from plots_support import add
@@ -54,6 +55,18 @@ def test_trials_with_equal_keys_and_seeds_are_paired():
     assert (found.mean, found.low, found.high) == pytest.approx((d.mean(), low, high))
     above = stats.ttest_1samp(d, 0, alternative="greater").pvalue
     assert found.probability == pytest.approx(1 - above)
+
+
+def test_numbers_of_another_type_and_values_that_one_study_did_not_sweep_are_paired():
+    one = viewed("a", ONE)
+    config = {"optimizer": {"lr": 1, "nesterov": False}, "init": {"scheme": "he"}}
+    one.study.set_user_attr("sweepstack.identity", {"config": config})
+    swept = {"optimizer.lr": 1.0, "optimizer.nesterov": False, "init": "he", "model.width": None}
+    for key, value in swept.items():
+        assert comparison._same(value) == comparison._fixed(one, key)
+    width = pd.Series([16, 32, None])  # floats, as one trial has none
+    assert width.map(comparison._same).tolist() == ["16", "32", comparison._same(None)]
+    assert comparison._same(0.12345678) != comparison._same(0.12345679)
 
 
 def test_smaller_is_better_where_the_objective_is_minimized():

@@ -24,7 +24,7 @@ import yaml
 from rich.console import Console
 
 from sweepstack.analysis.plots import Plot, style
-from sweepstack.analysis.terminal import number
+from sweepstack.analysis.terminal import number, setting
 from sweepstack.config import commands, files
 from sweepstack.config.errors import InputError, one_line
 from sweepstack.reporting.report.content import Cell, Table
@@ -184,9 +184,22 @@ def paired(first: StudyView, other: StudyView) -> Pairs:
 def _keyed(view: StudyView, keys: Sequence[str]) -> pd.DataFrame:
     """A row per configuration of these keys: their values as text, and the mean objective."""
     good = view.good
-    columns = {key: good[key].map(str) if key in good else str(view.config(key)) for key in keys}
+    columns = {key: good[key].map(_same) if key in good else _fixed(view, key) for key in keys}
     table = pd.DataFrame({**columns, "value": good[view.objective]}, index=good.index)
     return table.groupby(list(keys), as_index=False)["value"].mean() if keys else table
+
+
+def _fixed(view: StudyView, key: str) -> str:
+    """The value of a key that a study did not sweep; of a group the option's name."""
+    value = view.config(key)
+    if isinstance(value, Mapping):
+        value = value.get("name", value.get("scheme"))
+    return _same(value)
+
+
+def _same(value: Any) -> str:
+    """The value of a key as text: 16 and 16.0 are one value, as is what is not set."""
+    return setting(value, digits=17)
 
 
 def _statistics(difference: np.ndarray[Any, np.dtype[np.float64]], sign: int) -> Pairs:
