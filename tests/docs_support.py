@@ -88,6 +88,9 @@ def blocks(page: str) -> list[Block]:
         elif line.startswith("    "):
             while at + 1 < len(lines) and lines[at + 1].startswith("    "):
                 at += 1
+            if lines[start - 1].startswith(":::"):  # options of the API's generator
+                at += 1
+                continue
             kind = "composed" if NOT_RUN.search(paragraph) else "commands"
             found.append(Block(kind, tuple(text.strip() for text in lines[start : at + 1])))
         elif line.strip():

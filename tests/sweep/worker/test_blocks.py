@@ -57,6 +57,9 @@ class App:
             def run(_, asked: Iterator[Asked]) -> Iterator[Outcome]:
                 return self.engine(asked, worker)
 
+            def close(_) -> None:
+                pass
+
         return Runner()
 
     def config(self, plan: Any) -> Any:

@@ -336,6 +336,8 @@ class Worker:
     def record(self, outcome: Outcome) -> None:
         """Note a result; it is written with the others of its block."""
         self._ended.append(outcome)
+        if outcome.state == "failed":  # the sweep may end by its failure rate: claim no more ahead
+            self._claims = (-math.inf, 0)
 
     def write(self, *, all_of_it: bool = False) -> None:
         """Make last what waits to be written; from here on it is acknowledged. Of duplicates,
