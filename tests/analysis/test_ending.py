@@ -82,4 +82,4 @@ def test_the_doctor_has_three_lines_and_a_terminal_breaks_them_between_words(mai
     assert max(map(len, text.splitlines())) <= 80
     assert text.count("some-long-name") == 16
     words = ["a" * 50, "b" * 40, "c" * 20]
-    assert terminal._packed(words, 78) == [words[0], f"{words[1]}  {words[2]}"]
+    assert terminal.packed(words, 78) == [words[0], f"{words[1]}  {words[2]}"]

@@ -177,8 +177,8 @@ def test_an_empty_study_opens(opened_in, monkeypatch):
 
 def test_on_paper_all_plots_are_there_and_dark_on_white(opened_in):
     tab = opened_in(grid(), scheme="dark")
-    tab.evaluate("dispatchEvent(new Event('beforeprint'))")
     eventually(tab.locator(".plot[data-state=drawn]")).to_have_count(2)
+    tab.evaluate("dispatchEvent(new Event('beforeprint'))")
     ink = tab.evaluate("document.querySelector('#plot-history .xtick text').style.fill")
     assert max(int(number) for number in re.findall(r"\d+", ink)) < 80
     tab.emulate_media(media="print", color_scheme="dark")

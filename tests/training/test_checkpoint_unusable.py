@@ -77,7 +77,7 @@ def anew(why):
     [
         (other_slot, anew("'history'")),
         (other_tensors, anew(r"'hidden\.0\.weight'")),
-        (other_shapes, anew(r".*\bsize of tensor\b.*")),  # in torch's words
+        (other_shapes, anew(r".*\bsize\b.*")),  # in torch's words
         (cut, r"{file} is damaged: its SHA-256 is not that of {name}\.sha256; none is left"),
     ],
 )

@@ -45,8 +45,8 @@ def test_trials_that_take_no_time_are_claimed_and_written_together(tmp_path, mon
     check_all(tmp_path, 60)
     assert app.trained == list(range(0, 60, 2))
     assert sum(sizes) == sum(written) == 60
-    assert len(sizes) <= 3  # the last finds none
-    assert len([n for n in written if n]) <= 4
+    assert len(sizes) <= 12, sizes  # about twice as many each time, not 60
+    assert len([n for n in written if n]) <= 12
 
 
 def test_a_pruned_trial_prunes_its_duplicate_with_the_same_reports(tmp_path):

@@ -41,7 +41,9 @@ def test_layers_of_a_sweep_are_a_frame_and_a_plot(main, tmp_path, storage):
     assert plot is not None
     shown = {note.text.split()[-1] for note in plot.figure.layout.annotations}
     assert "alike" in shown  # all zeros
-    assert len(plot.figure.layout.annotations) == 4
+    notes = [note.text for note in plot.figure.layout.annotations]
+    assert sum(text.endswith(" alike") for text in notes) == 2  # of init=zeros, one an activation
+    assert sum(text.startswith("<b>") for text in notes) == 2
     assert "columns from step 0 to 8." in plot.says
     assert "what is wrong at step 0 (alike" in plot.says
     assert [trace.visible for trace in plot.figure.data] == [True, False, False, False, False]

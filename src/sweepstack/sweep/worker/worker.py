@@ -149,7 +149,8 @@ class Worker:
         self._running: dict[int, Asked] = {}
         """Trials in hand, by number: those that wait in `_claimed` or `_ended` too."""
         self._claimed: deque[Asked] = deque()
-        self._claims = (-math.inf, 0)  # when trials were claimed last, and how many
+        self._claimed_at = -math.inf
+        self._trained = 0  # how many have ended since, none of them failed
         self._settled = -math.inf
         self._begun: set[int] = set()
         self._ended: list[Outcome] = []
@@ -258,6 +259,8 @@ class Worker:
     def _asked(self) -> Iterator[Asked]:
         """Trials of the study, each now this worker's."""
         while True:
+            if self._ended and self._ended[-1].state == "failed":
+                self.write()  # too many may have failed
             if not self._claimed:
                 self.write(all_of_it=True)
                 self._steps = None
@@ -294,7 +297,7 @@ class Worker:
         if room > 1:
             self._count_workers()
         trials = self.book.claim(room, max_steps=self._max_steps, alone=not begun)
-        self._claims = time.monotonic(), len(trials)
+        self._claimed_at, self._trained = time.monotonic(), 0
         self._running |= {trial.number: Asked(trial, []) for trial in trials}
         claimed: list[Asked] = []
         for trial in trials:
@@ -320,12 +323,14 @@ class Worker:
             self._counted = time.monotonic()
 
     def _ahead(self) -> int:
-        """How many trials lately began in `AHEAD_S`, where some may be duplicates."""
+        """How many trials lately ended in `AHEAD_S`, where some may be duplicates; at most twice
+        as many as since the last claim, so that what fails at once is not claimed by the hundred.
+        """
         if self.duplicates is None:
             return 0
-        (last, count), now = self._claims, time.monotonic()
-        lately = int(count * AHEAD_S / max(now - last, 1e-3))
-        return min(lately, MAX_AHEAD, self.duplicates.places)
+        passed = max(time.monotonic() - self._claimed_at, 1e-3)
+        lately = int(self._trained * AHEAD_S / passed)
+        return min(lately, 2 * self._trained, MAX_AHEAD, self.duplicates.places)
 
     def _recover_at_times(self) -> None:
         """Requeue what dead workers ran: trials wait for it here, and nobody else may be there."""
@@ -336,8 +341,6 @@ class Worker:
     def record(self, outcome: Outcome) -> None:
         """Note a result; it is written with the others of its block."""
         self._ended.append(outcome)
-        if outcome.state == "failed":  # the sweep may end by its failure rate: claim no more ahead
-            self._claims = (-math.inf, 0)
 
     def write(self, *, all_of_it: bool = False) -> None:
         """Make last what waits to be written; from here on it is acknowledged. Of duplicates,
@@ -356,6 +359,8 @@ class Worker:
         endings = [self._ending(outcome) for outcome in self._ended]
         lost = self.decisions.write(endings)
         ended, self._ended = self._ended, []
+        has_failed = any(outcome.state == "failed" for outcome in ended)
+        self._trained = 0 if has_failed else self._trained + len(ended)
         for number in lost:
             log.warning("trial %d was presumed dead; another runs in its place", number)
         for outcome, ending in zip(ended, endings, strict=True):
