@@ -7,6 +7,7 @@ import importlib.util
 import json
 import logging
 import struct
+import time
 
 import pandas as pd
 import pytest
@@ -461,6 +462,11 @@ def test_wandb_offline_groups_trials_and_resumes_them(run, tmp_path, monkeypatch
     backend.write(one, Update("0", one, rows(2, 4)))
     backend.write(two, Update("1", two, rows(2), end=ending("pruned")))
     backend.close()
+    closed = int(time.time())
+    while (
+        int(time.time()) == closed
+    ):  # W&B names its files by the second, and nobody resumes so soon
+        time.sleep(0.05)
     again = run(2, "init=he", continues=[0])
     backend = Wandb(schema.Logger(wandb=True))
     backend.write(again, Update("2", again, rows(2, 4, 6), end=ending()))
