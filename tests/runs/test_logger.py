@@ -463,9 +463,7 @@ def test_wandb_offline_groups_trials_and_resumes_them(run, tmp_path, monkeypatch
     backend.write(two, Update("1", two, rows(2), end=ending("pruned")))
     backend.close()
     closed = int(time.time())
-    while (
-        int(time.time()) == closed
-    ):  # W&B names its files by the second, and nobody resumes so soon
+    while int(time.time()) == closed:  # W&B names its files by the second
         time.sleep(0.05)
     again = run(2, "init=he", continues=[0])
     backend = Wandb(schema.Logger(wandb=True))

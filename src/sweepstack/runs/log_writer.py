@@ -352,6 +352,7 @@ class Wandb:
         """End the runs that were interrupted; they can be resumed."""
         for opened, _, _ in self._open.values():
             opened.finish(exit_code=1)
+        self._wandb.teardown()  # waits until W&B's own process has written everything
 
 
 def main() -> None:
