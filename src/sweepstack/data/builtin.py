@@ -1,5 +1,5 @@
-"""Datasets by name: `data=digits` and `quadratic`, which need no files, and `mnist`, `fashion_mnist`
-and `cifar10`, laid out as torchvision does under its root.
+"""Datasets by name: `data=digits`, `quadratic`, which need no files, `mnist`, `fashion_mnist` and
+`cifar10`, laid out as torchvision does under its root.
 
 torchvision, which takes seconds to import, fetches files and reads cifar10. The other two are IDX
 files: two zero bytes, the type of the numbers (8: unsigned bytes), the number of axes, the length
