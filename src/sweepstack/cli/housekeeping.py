@@ -50,7 +50,7 @@ from sweepstack.reporting import report
 from sweepstack.reporting.dashboard import decorate
 from sweepstack.reporting.report.content import command_of
 from sweepstack.runs.progress import say, shown
-from sweepstack.study import storage
+from sweepstack.study import storage, storage_url
 from sweepstack.study.attributes import (
     FOLDER,
     HEARTBEAT,
@@ -393,7 +393,7 @@ def conclude(view: StudyView, done: str, report_too: bool) -> int:
     if report_too:
         write_report(view)
     if command := command_of(view.asked):
-        if storage.absolute(_url(view)) != storage.absolute(storage.DEFAULT):
+        if storage_url.absolute(_url(view)) != storage_url.absolute(storage.DEFAULT):
             command += " " + shell(f"hydra.sweeper.storage={masked(_url(view))}")
         say(f"resume: {command}")
     return 0
