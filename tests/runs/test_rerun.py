@@ -203,7 +203,7 @@ def test_twenty_trials_of_a_stacked_mnist_sweep(main, again):
     words += ("training.eval_every=20", "training.width=10", "hydra.sweeper.study_name=s")
     grid = ("init=xavier,he,normal,uniform,ones", "model.activation=relu,tanh", "training.seed=0,1")
     assert main("-m", *words, *grid).code == 0
-    verdicts = {n: again("s", str(n)) for n in range(20)}
+    verdicts = {n: again("s", str(n)) for n in range(0, 20, 3)}  # of either stack and seed
     assert [n for n, said in verdicts.items() if said.code] == []
     init = [trial.params["init"] for trial in study().trials]
     forget_folders()
