@@ -27,7 +27,7 @@ from sweepstack.config.errors import one_line
 from sweepstack.reporting.scoreboard import Scoreboard, count_finished
 from sweepstack.runs import progress
 from sweepstack.runs.progress import say
-from sweepstack.study import storage
+from sweepstack.study import storage, storage_url
 from sweepstack.study.attributes import EQUALS, LOST, OVERRIDES, RETRIED, SWEEP
 from sweepstack.study.book.book import Book
 from sweepstack.study.read import best_trials, trials_of
@@ -171,7 +171,7 @@ def _progress_of(plan: Plan) -> str:
     if plan.storage is None:
         return "a temporary file"
     shown = errors.masked(plan.storage)
-    if storage.is_new(plan.storage):
+    if storage_url.is_new(plan.storage):
         return f"{shown} (new)"
     opened = storage.connect(plan.storage)
     if plan.study not in optuna.get_all_study_names(opened):
