@@ -36,7 +36,7 @@ from sweepstack.engine.stack import Stack
 from sweepstack.engine.step import EVALUATION_CHUNK, Block, Step
 from sweepstack.models import convolution
 from sweepstack.training import device
-from sweepstack.training.own_optimizer import say_one_by_one
+from sweepstack.training.own import say_one_by_one
 
 log = logging.getLogger(__name__)
 
