@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import logging
+import os
+import signal
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from sweepstack.config.check import shown
 from sweepstack.config.errors import (
     EXIT_INTERRUPTED,
+    EnvironmentFault,
     InputError,
     SweepstackError,
     one_line,
@@ -31,6 +34,9 @@ from sweepstack.sweep.worker.trainer import TrainingApp
 
 log = logging.getLogger("sweepstack.sweep")
 STORAGE = "hydra.sweeper.storage"
+RAY = "hydra_plugins.hydra_ray_launcher.ray_launcher.RayLauncher"
+OBJECTS_BYTES = 75 * 2**20
+"""Memory of a local Ray for objects, the least that it takes: workers exchange none."""
 
 
 def sweep(
@@ -148,6 +154,8 @@ def _carry(context: HydraContext, config: DictConfig) -> Launch:
         assert isinstance(crew, Crew)
         nonlocal begun
         first, begun = begun, begun + jobs
+        if config.hydra.launcher._target_ == RAY:
+            _start_ray(config, crew)
         launcher.setup(hydra_context=context, task_function=crew, config=config)
         # A worker's files must not lie in the folder of the trial with its number.
         overrides = [*crew.plan.space.fixed, "hydra.sweep.subdir=worker_${hydra:job.num}"]
@@ -168,6 +176,38 @@ def _carry(context: HydraContext, config: DictConfig) -> Launch:
         return min((code for code in codes if code is not None), default=None)
 
     return launch
+
+
+def _start_ray(config: DictConfig, crew: Crew) -> None:
+    """Start Ray, or find it, as its launcher would, which fails at `address` and leaves SIGTERM to
+    Ray: that ends the process at once.
+
+    Raises:
+        EnvironmentFault: Ray does not start.
+    """
+    import ray
+
+    if ray.is_initialized():
+        return
+    if "num_gpus" not in config.hydra.launcher.ray.remote and crew.misses_gpus():
+        log.warning(
+            "Ray gives workers no GPU: +hydra.launcher.ray.remote.num_gpus=1 asks for one each, "
+            "0.5 for half of one"
+        )
+    given: Any = OmegaConf.to_container(config.hydra.launcher.ray.init, resolve=True)
+    if given.get("address") is None and "RAY_ADDRESS" not in os.environ:
+        given.setdefault("object_store_memory", OBJECTS_BYTES)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        ray.init(**given)
+    except Exception as error:  # of an argument, a port, a cluster
+        shown = OmegaConf.to_container(config.hydra.launcher.ray.init)
+        raise EnvironmentFault(
+            f"Ray cannot be started with hydra.launcher.ray.init={shown}: {one_line(error)}"
+        ) from error
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _not_yet(job: Any) -> None:

@@ -38,7 +38,7 @@ from sweepstack.runs import progress
 from sweepstack.study import storage
 from sweepstack.study.book import processes, register
 from sweepstack.study.book.book import Book
-from sweepstack.study.book.register import Entry
+from sweepstack.study.book.register import Entry, Membership
 from sweepstack.sweep.plan import Plan
 from sweepstack.sweep.studies import open_book
 from sweepstack.sweep.worker import Stop
@@ -51,6 +51,8 @@ PATIENCE_S = 25.0
 """Seconds that workers get to checkpoint their trials after Ctrl-C."""
 CANCEL_S = 10.0
 """Seconds that a launcher gets to notice that its jobs have ended."""
+RAY_S = 2.0
+"""Seconds that a local Ray gets to end its own processes."""
 MAX_FALSE_STARTS = 3
 """Workers in a row that may die before they begin a trial. Those that die later are limited by the
 trial's restarts and by max_failure_rate."""
@@ -90,16 +92,30 @@ class Crew:
             self.join(stop)
         return stop.code
 
+    def misses_gpus(self) -> bool:
+        """Whether there are GPUs here, which workers that see none would miss."""
+        return _chooses_gpus(self.plan) and bool(register.gpus_here())
+
     def join(self, stop: Stop, **calls: Callable[..., object]) -> None:
         """Work on the study, which exists, in a process of its own."""
         book = _open_shared(self)
-        member = register.join(
-            *(book.study, self.name, self.plan.n_jobs, self.plan.workers_per_gpu),
-            chooses=_chooses_gpus(self.plan),
-        )
+        member = self.enter(book, stays=register.is_assigned())
         if member is not None:
             with member:
                 self.worker(book, stop, member=member, **calls).work()
+
+    def enter(self, book: Book, *, stays: bool) -> Membership | None:
+        """Enter this process in the study's register, with its share of the host.
+
+        Args:
+            book: the study's.
+            stays: whether another application keeps all GPUs that it sees, as it may use several.
+        """
+        is_ours = self.app.origin["name"] == "sweepstack"
+        return register.join(
+            *(book.study, self.name, self.plan.n_jobs, self.plan.workers_per_gpu),
+            chooses=_chooses_gpus(self.plan) and (is_ours or not stays),
+        )
 
 
 def launch(crew: Crew, board: Scoreboard, other: Launch | None = None) -> int | None:
@@ -113,9 +129,14 @@ def launch(crew: Crew, board: Scoreboard, other: Launch | None = None) -> int | 
         return _Jobs(crew, board, other).run()
     stop = Stop()
     if crew.plan.n_jobs == 1:
-        member = register.Membership.here(board.book.study, crew.name)
-        with progress.on_signal(stop.ask), board, member:
-            crew.worker(board.book, stop, member=member, notify=board.refresh).work()
+        with _put_back(), progress.on_signal(stop.ask), board:
+            if (member := crew.enter(board.book, stays=True)) is None:
+                raise EnvironmentFault(
+                    "no GPU of this host has a place: others of the study's workers have "
+                    f"hydra.sweeper.workers_per_gpu={crew.plan.workers_per_gpu} on each"
+                )
+            with member:
+                crew.worker(board.book, stop, member=member, notify=board.refresh).work()
         return stop.code
     return _Processes(crew, board, stop).run()
 
@@ -210,6 +231,7 @@ class _Jobs:
         a signal's handler, which may have interrupted who holds the study."""
         progress.say("stopping: the workers checkpoint their trials; Ctrl-C again leaves at once")
         with storage.ignored():
+            self.alive = self._living()
             self.board.book.stop(self.crew.name)
             latest = time.monotonic() + PATIENCE_S
             while time.monotonic() < latest and not self.over.wait(0.5):
@@ -227,6 +249,10 @@ class _Jobs:
             lines.append("jobs that have not begun end as soon as they do")
         for line in [*lines, "interrupted; run the same command again to resume"]:
             print(f"sweepstack: {line}", file=sys.stderr, flush=True)
+        if "ray" in sys.modules:  # else agents of a local Ray run on for minutes
+            ending = threading.Thread(target=sys.modules["ray"].shutdown, daemon=True)
+            ending.start()
+            ending.join(RAY_S)
         os._exit(code)
 
 
@@ -334,10 +360,27 @@ class _Processes:
         os._exit(code)
 
 
+@contextlib.contextmanager
+def _put_back() -> Iterator[None]:
+    """Put back what a worker in this process sets for its share of the host."""
+    import torch
+
+    gpus, threads = os.environ.get(register.GPUS), torch.get_num_threads()
+    try:
+        yield
+    finally:
+        os.environ.pop(register.GPUS, None)
+        if gpus is not None:
+            os.environ[register.GPUS] = gpus
+        if threads != torch.get_num_threads():
+            torch.set_num_threads(threads)
+
+
 def _chooses_gpus(plan: Plan) -> bool:
     """Whether workers take a GPU each, as no device is named."""
     fixed = [w.partition("=")[2] for w in plan.space.fixed if w.startswith("training.device=")]
-    return not any(device == "cpu" or device.startswith("cuda:") for device in fixed)
+    device = fixed[-1] if fixed else "auto"
+    return not (device == "cpu" or device.startswith("cuda:"))
 
 
 def check(plan: Plan) -> None:
