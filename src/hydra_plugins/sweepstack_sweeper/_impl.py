@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import glob
 import logging
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,18 +17,13 @@ from omegaconf import DictConfig, OmegaConf, flag_override
 from omegaconf.errors import OmegaConfBaseException
 
 from sweepstack.config.check import shown
-from sweepstack.config.errors import (
-    EXIT_INTERRUPTED,
-    InputError,
-    SweepstackError,
-    one_line,
-)
+from sweepstack.config.errors import InputError, one_line
 from sweepstack.config.hydra_adapter import quoted
 from sweepstack.config.reading import folder
 from sweepstack.study import storage
 from sweepstack.sweep import sweep as sweeps
 from sweepstack.sweep.worker.application import HydraApp
-from sweepstack.sweep.worker.launch import Crew, JobsFailed, Launch
+from sweepstack.sweep.worker.launch import Crew, JobsFailed, Launch, WorkerFailed
 from sweepstack.sweep.worker.trainer import TrainingApp
 
 log = logging.getLogger("sweepstack.sweep")
@@ -144,8 +141,7 @@ def _carry(context: HydraContext, config: DictConfig) -> Launch:
 
     begun = 0
 
-    def launch(crew: Any, jobs: int) -> int | None:
-        assert isinstance(crew, Crew)
+    def run(crew: Crew, jobs: int) -> int | None:
         nonlocal begun
         first, begun = begun, begun + jobs
         launcher.setup(hydra_context=context, task_function=crew, config=config)
@@ -153,11 +149,7 @@ def _carry(context: HydraContext, config: DictConfig) -> Launch:
         overrides = [*crew.plan.space.fixed, "hydra.sweep.subdir=worker_${hydra:job.num}"]
         try:
             returned = launcher.launch([overrides] * jobs, initial_job_idx=first)
-            codes = [job.return_value for job in returned]  # raises what the worker raised
-        except SweepstackError:
-            raise
-        except KeyboardInterrupt:
-            return EXIT_INTERRUPTED
+            ends = [job.return_value for job in returned]  # raises what the worker raised
         except Exception as error:  # each launcher has exceptions of its own
             name = str(config.hydra.launcher._target_).rpartition(".")[2]
             reason = f"{type(error).__name__}: {one_line(error)}"
@@ -165,9 +157,33 @@ def _carry(context: HydraContext, config: DictConfig) -> Launch:
                 f"the workers that {name} started ended early ({reason}); "
                 "run the same command again to resume a study that has a storage"
             ) from error
-        return min((code for code in codes if code is not None), default=None)
+        for failed in (end for end in ends if isinstance(end, tuple)):
+            raise WorkerFailed(*failed)
+        return min((code for code in ends if code is not None), default=None)
 
-    return launch
+    return _submitit(run, config) if "submitit" in config.hydra.launcher._target_ else Launch(run)
+
+
+def _submitit(run: Callable[[Crew, int], int | None], config: DictConfig) -> Launch:
+    """A launcher of submitit's: each of its jobs has a file in a folder with the job's number."""
+    kind = "slurm" if config.hydra.launcher._target_.endswith(".SlurmLauncher") else "local"
+    before, _, after = str(config.hydra.launcher.submitit_folder).partition("%j")
+    here = glob.escape(os.path.abspath(before) + "/" * before.endswith("/"))
+    pattern, ending = f"{here}*{glob.escape(after)}/*_submitted.pkl", "_submitted.pkl"
+    earlier = set(glob.glob(pattern))
+
+    def jobs() -> list[str]:
+        mine = sorted(set(glob.glob(pattern)) - earlier)
+        return [f"{kind} {Path(file).name.removesuffix(ending)}" for file in mine]
+
+    def quietly(crew: Crew, count: int) -> int | None:
+        import submitit
+
+        # It tells that a cluster has no accounts, again and again.
+        logging.getLogger(submitit.__name__).setLevel(logging.ERROR)
+        return run(crew, count)
+
+    return Launch(quietly, jobs, Path(before).absolute())
 
 
 def _not_yet(job: Any) -> None:
