@@ -144,7 +144,7 @@ def test_a_complete_study_with_a_dead_worker_is_a_success_and_a_line(jobs, caplo
     with caplog.at_level(logging.WARNING, "sweepstack"):
         assert run.run() is None
     assert asked == [3]
-    assert caplog.messages == ["the study is complete, though worker 11 on other died"]
+    assert caplog.messages == ["the study is complete, though worker 11 on other ended early"]
 
 
 def test_dead_workers_are_replaced_as_long_as_trials_end(jobs, caplog):

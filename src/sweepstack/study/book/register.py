@@ -115,11 +115,10 @@ def queued(jobs: Iterable[str]) -> set[str] | None:
     jobs = set(jobs)
     found = {name for name in jobs if (pid := _number("local", name)) and processes.is_running(pid)}
     if any(name.startswith("slurm ") for name in jobs):
-        listed = _said("squeue", "-h", "-r", f"--user={os.getuid()}", "--format=%i %t")
+        listed = _said("squeue", "-h", "-r", f"--user={os.getuid()}", "--format=%i")
         if listed is None:
             return None
-        lines = map(str.split, listed.splitlines())
-        found |= {f"slurm {words[0]}" for words in lines if words[1:] != ["CG"]} & jobs
+        found |= {f"slurm {number}" for number in listed.split()} & jobs
     return found
 
 

@@ -242,7 +242,7 @@ class _Jobs:
             died = self._died()
             if died and not self._is_over(counts) and self._is_worth_another(died, counts):
                 others = "others" if len(died) > 1 else "another"
-                log.warning("%s died; starting %s", ", ".join(died), others)
+                log.warning("%s ended early; starting %s", ", ".join(died), others)
                 self.replaced |= died.keys()
                 self._start(len(died))
             elif is_idle:
@@ -260,7 +260,7 @@ class _Jobs:
         if codes := [launched.code for launched in self.launches if launched.code is not None]:
             return min(codes)
         raise JobsFailed(
-            f"{', '.join(died)} died{self._where}; run the same command again to resume"
+            f"{', '.join(died)} ended early{self._where}; run the same command again to resume"
         )
 
     def _is_worth_another(
@@ -282,7 +282,7 @@ class _Jobs:
         those that do not. Returns the exit code, None of a complete study."""
         died = self._died(0)
         if (code := self.code or code) is None and died:
-            log.warning("the study is complete, though %s died%s", ", ".join(died), self._where)
+            log.warning("the study is complete, though %s ended early%s", ", ".join(died), self._where)
         if self.code is not None:
             progress.say("stopping: workers checkpoint their trials; Ctrl-C again leaves at once")
             self.board.book.stop(self.crew.name)
@@ -304,7 +304,7 @@ class _Jobs:
     @property
     def _where(self) -> str:
         logs = self.other.logs
-        return "" if logs is None else f" (its output: {progress.shown(logs)})"
+        return "" if logs is None else f" (output: {progress.shown(logs)})"
 
     def _pause(self) -> None:
         for launched in self.launches:
