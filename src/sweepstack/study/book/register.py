@@ -26,6 +26,7 @@ from typing import Any
 
 import optuna
 
+from sweepstack.config.errors import EXIT_INTERRUPTED, EXIT_TERMINATED
 from sweepstack.study import storage
 from sweepstack.study.attributes import WORKERS
 from sweepstack.study.book import processes
@@ -41,7 +42,7 @@ SILENT_S = 60.0
 @dataclass
 class Entry:
     """A worker in the register: times in seconds since 1970; `crew` is the sweep that started it,
-    `job` what its scheduler calls it."""
+    `job` what its scheduler calls it, `code` the exit code of what ended it early."""
 
     process: str
     began: float
@@ -51,6 +52,7 @@ class Entry:
     job: str | None = None
     trials: int = 0
     ended: float | None = None
+    code: int | None = None
 
     @property
     def host(self) -> str:
@@ -58,12 +60,26 @@ class Entry:
         return self.process.partition("/")[0].partition(":")[0]
 
     @property
+    def pid(self) -> int:
+        """The process's number on its host."""
+        return int(self.process.rsplit(":", 2)[1])
+
+    @property
+    def name(self) -> str:
+        """What a person calls it."""
+        return self.job or f"worker {self.pid} on {self.host}"
+
+    @property
     def described(self) -> str:
         """Where it is, and how to end it."""
-        if self.job is not None:
-            return f"{self.job} on {self.host} (scancel {self.job.removeprefix('slurm ')})"
-        pid = self.process.rsplit(":", 2)[1]
-        return f"worker {pid} on {self.host} (kill {pid})"
+        if self.job is not None and self.job != job():
+            return f"{self.job} on {self.host} ({ending([self.job])})"
+        return f"worker {self.pid} on {self.host} (kill {self.pid})"
+
+    @property
+    def is_unfinished(self) -> bool:
+        """Whether, once it works no more, others may be needed: it died, or a signal ended it."""
+        return self.ended is None or self.code in (1, EXIT_INTERRUPTED, EXIT_TERMINATED)
 
     @property
     def is_alive(self) -> bool:
@@ -86,23 +102,66 @@ def workers(study: optuna.Study) -> list[Entry]:
 
 
 def job(environ: Mapping[str, str] = os.environ) -> str | None:
-    """The job of a scheduler that this process is, such as "slurm 17_2"."""
+    """The job of a scheduler that this process is: "slurm 17_2", or "local 4711" of submitit's
+    own on this machine."""
+    if environ.get("SUBMITIT_EXECUTOR") == "local":
+        return f"local {environ['SUBMITIT_LOCAL_JOB_ID']}"
     if "SLURM_JOB_ID" not in environ:
         return None
     array, task = environ.get("SLURM_ARRAY_JOB_ID"), environ.get("SLURM_ARRAY_TASK_ID")
     return f"slurm {array}_{task}" if array and task else f"slurm {environ['SLURM_JOB_ID']}"
 
 
+def queued(jobs: Iterable[str]) -> set[str] | None:
+    """Those of the jobs that wait or work; None where that is unknown for now."""
+    jobs = set(jobs)
+    found = {name for name in jobs if (pid := _number("local", name)) and processes.is_running(pid)}
+    if any(name.startswith("slurm ") for name in jobs):
+        listed = _said("squeue", "-h", "-r", f"--user={os.getuid()}", "--format=%i")
+        if listed is None:
+            return None
+        found |= {f"slurm {number}" for number in listed.split()} & jobs
+    return found
+
+
+def cancel(jobs: Iterable[str], *, waiting: bool = False) -> None:
+    """End jobs, or only those that wait, as their scheduler does: a worker gets SIGTERM first."""
+    names = sorted(jobs)
+    slurm = [name.removeprefix("slurm ") for name in names if name.startswith("slurm ")]
+    if slurm:
+        _said("scancel", *(["--state=PENDING"] if waiting else []), *slurm)
+    for pid in () if waiting else filter(None, (_number("local", name) for name in names)):
+        with contextlib.suppress(OSError):
+            os.kill(pid, signal.SIGTERM)
+
+
+def ending(jobs: Iterable[str]) -> str:
+    """The command that ends jobs of one scheduler."""
+    kinds, numbers = zip(*(name.split(" ", 1) for name in jobs), strict=True)
+    return " ".join(["scancel" if "slurm" in kinds else "kill", *numbers])
+
+
+def _number(kind: str, name: str) -> int | None:
+    number = name.removeprefix(f"{kind} ")
+    return int(number) if number != name and number.isdecimal() else None
+
+
+def _said(*command: str) -> str | None:
+    """What a scheduler's command prints; None where it fails. A terminal's Ctrl-C is not for it."""
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        return subprocess.run(
+            command, capture_output=True, text=True, timeout=20, check=True, start_new_session=True
+        ).stdout
+    return None
+
+
 def end(entry: Entry) -> None:
     """End a worker that does not end itself, where one can from here."""
-    with contextlib.suppress(OSError, subprocess.SubprocessError, ValueError):
-        if entry.job is not None:
-            command = ["scancel", entry.job.removeprefix("slurm ")]
-            subprocess.run(command, capture_output=True, timeout=20)
-        elif entry.is_alive and processes.is_here(entry.process):
-            pid = int(entry.process.rsplit(":", 2)[1])
-            if pid != os.getpid():
-                os.kill(pid, signal.SIGKILL)
+    if entry.job is not None and entry.job.startswith("slurm ") and entry.job != job():
+        cancel([entry.job])
+    elif processes.is_here(entry.process) and entry.is_alive and entry.pid != os.getpid():
+        with contextlib.suppress(OSError):
+            os.kill(entry.pid, signal.SIGKILL)
 
 
 class Membership:
@@ -127,7 +186,9 @@ class Membership:
     def __enter__(self) -> None:
         pass
 
-    def __exit__(self, *raised: object) -> None:
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        if error is not None:
+            self.entry.code = getattr(error, "exit_code", 1)
         with storage.ignored():  # where it is gone, others see the end by the silence
             self.write(ended=time.time())
 
