@@ -118,7 +118,8 @@ def sweep(
         from sweepstack.study.view import StudyView  # imports pandas, which no start needs
 
         view = StudyView(study, "" if temporary else url, opened)
-        _conclude(crew, book, code, results or folder, view)
+        logs = None if launcher is None else launcher.logs
+        _conclude(crew, book, code, results or folder, view, logs)
 
 
 def _show(plan: Plan, repeats: int | None) -> None:
@@ -207,7 +208,9 @@ def _announce(chosen: Plan, book: Book) -> None:
     say(f"study {chosen.study}: {total}, {how}{pruner}")
 
 
-def _conclude(crew: Crew, book: Book, code: int | None, results: Path, view: StudyView) -> None:
+def _conclude(
+    crew: Crew, book: Book, code: int | None, results: Path, view: StudyView, logs: Path | None
+) -> None:
     """Print and write the results, the report too unless the storage is temporary; raise if the
     sweep failed."""
     counts, study, url = book.counts(), book.study, view.where
@@ -237,6 +240,8 @@ def _conclude(crew: Crew, book: Book, code: int | None, results: Path, view: Stu
     following = _show_ending(crew, results, view)
     if crew.folder.is_dir():
         say(f"results: {progress.shown(crew.folder)}")
+    if logs is not None:
+        say(f"output of the workers: {progress.shown(logs)}")
     if url and crew.plan.report:
         write_report(view)
     for command in following:
