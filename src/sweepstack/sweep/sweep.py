@@ -22,7 +22,7 @@ from optuna.exceptions import ExperimentalWarning
 from optuna.trial import FrozenTrial, TrialState
 from rich.table import Column, Table
 
-from sweepstack.config import commands, errors, files
+from sweepstack.config import commands, errors
 from sweepstack.config.errors import one_line
 from sweepstack.reporting.scoreboard import Scoreboard, count_finished
 from sweepstack.runs import progress
@@ -305,7 +305,7 @@ def _write_results(study: optuna.Study, trials: Sequence[FrozenTrial], folder: P
         return
     text = yaml.safe_dump({"name": "optuna", **values}, sort_keys=False, allow_unicode=True)
     folder.mkdir(parents=True, exist_ok=True)
-    files.write_bytes(folder / RESULTS, text.encode())
+    errors.write_bytes(folder / RESULTS, text.encode())
 
 
 @contextlib.contextmanager
