@@ -166,17 +166,22 @@ def _preemption(stop: Stop) -> Iterator[None]:
         requeue(*came[0])
 
 
-def launch(crew: Crew, board: Scoreboard, other: Launch | None = None) -> int | None:
-    """Run the sweep; return the exit code of the signal that ended it, if one did.
+def launch(
+    crew: Crew, board: Scoreboard, other: Launch | None = None, *, joins: bool = False
+) -> int | None:
+    """Run the sweep; return the exit code of the signal that ended it, if one did. One that `joins`
+    another's study leaves its share of this host to the workers that are there.
 
     Raises:
         EnvironmentFault: the storage or the disk is gone.
     """
-    board.reads = other is not None or crew.plan.n_jobs > 1
+    board.reads = joins or other is not None or crew.plan.n_jobs > 1
     if other is not None:
         return _Jobs(crew, board, other).run()
     stop = Stop()
-    if crew.plan.n_jobs == 1:
+    # This process may have used a GPU to check the configs: it is too late to choose another.
+    takes_gpu = joins and _chooses_gpus(crew.plan) and register.gpus_here()
+    if crew.plan.n_jobs == 1 and not takes_gpu:
         with _put_back(), progress.on_signal(stop.ask), board:
             if (member := crew.enter(board.book, stays=True)) is None:
                 raise EnvironmentFault(
@@ -458,6 +463,8 @@ class _Processes:
     def _start(self, place: int) -> None:
         if self.stop.code is not None:
             return
+        others = [e for e in register.workers(self.board.book.study) if e.crew != self.crew.name]
+        others = [e for e in others if e.is_alive and processes.is_here(e.process)]
         context = multiprocessing.get_context("spawn")
         messages, sender = context.Pipe(duplex=False)
         process = context.Process(
@@ -465,7 +472,7 @@ class _Processes:
             args=(self.crew, place, os.getpid(), sender),
             name=f"sweepstack-worker-{place}",
         )
-        with sender, _share(self.crew.plan), _without_interrupts():
+        with sender, _share(self.crew.plan.n_jobs + len(others)), _without_interrupts():
             process.start()
             self.children[place] = _Child(process, messages)
 
@@ -556,11 +563,12 @@ def check(plan: Plan) -> None:
 
 
 @contextlib.contextmanager
-def _share(plan: Plan) -> Iterator[None]:
-    """Give a process that starts now its share of the cores; what is set by a person stays."""
+def _share(count: int) -> Iterator[None]:
+    """Give a process that starts now its share of the cores, one of `count`; what is set by a
+    person stays."""
     before = dict(os.environ)
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ.setdefault(name, str(max(1, register.cores() // plan.n_jobs)))
+        os.environ.setdefault(name, str(max(1, register.cores() // count)))
     try:
         yield
     finally:
