@@ -282,11 +282,15 @@ class _Jobs:
         those that do not. Returns the exit code, None of a complete study."""
         died = self._died(0)
         if (code := self.code or code) is None and died:
-            log.warning("the study is complete, though %s ended early%s", ", ".join(died), self._where)
+            log.warning(
+                "the study is complete, though %s ended early%s", ", ".join(died), self._where
+            )
         if self.code is not None:
             progress.say("stopping: workers checkpoint their trials; Ctrl-C again leaves at once")
             self.board.book.stop(self.crew.name)
-        register.cancel(self._queue(0) or (), waiting=True)
+        register.cancel(self._queue(0) or (), only="waiting")
+        if self.code is not None:  # wakes what looks at the study rarely
+            register.cancel(self._queue(0) or (), only="ask")
         for patience_s in (PATIENCE_S, CANCEL_S):
             latest = time.monotonic() + patience_s
             while time.monotonic() < latest:
