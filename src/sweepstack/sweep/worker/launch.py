@@ -584,6 +584,7 @@ def _open_shared(crew: Crew) -> Book:
     assert plan.storage is not None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     opened = storage.connect(plan.storage, patience_s=plan.storage_timeout_s)
+    storage.wait_for_server(opened, plan.storage_timeout_s)
     study = optuna.load_study(study_name=plan.study, storage=opened)
     return open_book(plan, study, opened, partial(crew.app.checkpointed, crew.folder))
 
