@@ -37,7 +37,7 @@ from sqlalchemy.exc import IntegrityError
 
 from sweepstack.analysis.doctor import overrides
 from sweepstack.analysis.doctor.finding import count
-from sweepstack.config import files
+from sweepstack.config import errors
 from sweepstack.config.commands import shell
 from sweepstack.config.errors import (
     EXIT_TRAINING,
@@ -375,7 +375,7 @@ def _name_in_files(folder: Path, name: str) -> None:
             known = json.loads(path.read_text("utf-8"))
             if isinstance(known, dict) and "study" in known:
                 text = json.dumps({**known, "study": name}, indent=2)
-                files.write_bytes(path, text.encode(), durable=False)
+                errors.write_bytes(path, text.encode(), durable=False)
 
 
 def asked_as(view: StudyView, new: str) -> dict[str, Any]:

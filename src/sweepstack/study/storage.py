@@ -14,6 +14,7 @@ database, which creates missing tables in whatever it opens.
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib.util
 import logging
 import os
@@ -24,7 +25,8 @@ import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -62,6 +64,16 @@ GRPC_PORT = 13000
 _FIRST_SCHEMAS = "SELECT schema_version FROM version_info"
 FAILURES = (sqlalchemy.exc.SQLAlchemyError, StorageInternalError)
 """What a database that fails on the way raises, and what Optuna makes of it."""
+AWAY_S = 5.0
+"""A storage that takes longer to answer was away, for others too."""
+_PASSING = {errno.EAGAIN, errno.EIO, errno.ENOLCK, errno.ESTALE, errno.ETIMEDOUT}
+"""Failures of a journal's file that may be over soon: a file server is away."""
+_PASSING_CODES = {"UNAVAILABLE", "UNKNOWN", "CANCELLED", "DEADLINE_EXCEEDED", "INTERNAL"}
+"""The same of a gRPC server; UNKNOWN is also what it says when its own database fails."""
+_latest: ContextVar[float] = ContextVar("latest", default=float("inf"))
+"""When this thread tries nothing again any more."""
+_back, _warned, retries = -float("inf"), -float("inf"), 0
+"""When a storage that was away had answered, when a person was told last, how often was retried."""
 
 
 class FileJournal(JournalStorage):
@@ -78,10 +90,20 @@ class FileJournal(JournalStorage):
 
 class _JournalFile(JournalFileBackend):
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        try:
+        with _as_internal():
             super().append_logs(logs)
-        except OSError as error:
-            raise StorageInternalError(error.strerror or str(error)) from error
+
+    def read_logs(self, log_number_from: int) -> Generator[dict[str, Any], None, None]:
+        with _as_internal():
+            yield from super().read_logs(log_number_from)
+
+
+@contextlib.contextmanager
+def _as_internal() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StorageInternalError(error.strerror or str(error)) from error
 
 
 def connect(url: str = DEFAULT, *, timeout_s: float = 10.0, patience_s: float = 0.0) -> BaseStorage:
@@ -300,9 +322,14 @@ def is_failure(error: BaseException) -> bool:
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether a database failed in a way that may be over soon: its server restarts, or gave a
+    """Whether a storage failed in a way that may be over soon: its server restarts, or gave a
     transaction up for another. A SQLite file that cannot be written does not heal."""
     cause = error.__cause__ if isinstance(error, StorageInternalError) else error
+    grpc = sys.modules.get("grpc")
+    if grpc is not None and isinstance(cause, grpc.RpcError):
+        return cause.code().name in _PASSING_CODES
+    if isinstance(cause, OSError):
+        return cause.errno in _PASSING
     if not isinstance(cause, sqlalchemy.exc.DBAPIError) or cause.connection_invalidated:
         return isinstance(cause, sqlalchemy.exc.DBAPIError)
     kinds = (sqlalchemy.exc.OperationalError, sqlalchemy.exc.InterfaceError)
@@ -312,25 +339,72 @@ def is_transient(error: BaseException) -> bool:
 def again(call: Callable[[int], Result], patience_s: float) -> Result:
     """Return what `call` does, given the number of tries before; after a transient failure it is
     called again, for at most so many seconds, with growing pauses that differ between workers."""
-    tried, latest = 0, time.monotonic() + patience_s
-    while True:
-        try:
-            return call(tried)
-        except FAILURES as error:
-            if not is_transient(error) or time.monotonic() > latest:
-                raise
-            if not tried:
-                log.warning("the database does not answer, trying for %g s", patience_s)
-        time.sleep(min(5.0, 0.1 * 2**tried) * random.uniform(0.5, 1.5))
-        tried += 1
+    global _back, _warned, retries
+    tried, begun = 0, time.monotonic()
+    latest = min(begun + patience_s, _latest.get())
+    try:
+        while True:
+            try:
+                return call(tried)
+            except Exception as error:
+                now, passes = time.monotonic(), is_transient(error)
+                retries += passes
+                if passes and now > _warned + 60:
+                    _warned = now
+                    log.warning("the database does not answer, trying for %g s", patience_s)
+                if not passes or now >= latest:
+                    raise
+            time.sleep(min(5.0, 0.1 * 2 ** min(tried, 9)) * random.uniform(0.5, 1.5))
+            tried += 1
+    finally:
+        if (now := time.monotonic()) > begun + AWAY_S:
+            _back = now
+
+
+def was_away(seconds: float) -> bool:
+    """Whether in the last `seconds` this process had to wait for a storage. Then nobody's silence
+    says anything: whoever could not write a heartbeat waited too."""
+    return time.monotonic() < _back + seconds
+
+
+class Tried:
+    """Try what a block asks of a storage for no more than `seconds`, and leave the block where it
+    does not answer; with None as usual, and raise what it says."""
+
+    def __init__(self, seconds: float | None = 0.0):
+        self._seconds = seconds
+
+    def __enter__(self) -> None:
+        latest = float("inf") if self._seconds is None else time.monotonic() + self._seconds
+        self._before = _latest.set(min(latest, _latest.get()))
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
+        _latest.reset(self._before)
+        return self._seconds is not None and error is not None and is_transient(error)
 
 
 def wait_for_server(opened: BaseStorage, patience_s: float) -> None:
-    """Try each new connection to a database's server again for so many seconds: whatever begins
-    while it restarts waits, what Optuna itself reads too. Once that was in vain nothing waits
-    until it answers."""
-    if not isinstance(opened, RDBStorage) or opened.engine.dialect.name == "sqlite":
+    """Try whatever Optuna asks of a storage again for so many seconds, and each new connection to a
+    database's server. Once that was in vain no connection waits until it answers. All of it may be
+    done twice, but for new trials (`public.py` looks for those that nobody knows of)."""
+    if "get_trial" in vars(opened):
         return
+    if isinstance(opened, RDBStorage):
+        if opened.engine.dialect.name == "sqlite":
+            return
+        _connect_patiently(opened, patience_s)
+    for name in BaseStorage.__abstractmethods__:
+        setattr(opened, name, _patient(getattr(opened, name), patience_s))
+
+
+def _patient(method: Callable[..., Result], patience_s: float) -> Callable[..., Result]:
+    def patient(*given: Any, **named: Any) -> Result:
+        return again(lambda tried: method(*given, **named), patience_s)
+
+    return patient
+
+
+def _connect_patiently(opened: RDBStorage, patience_s: float) -> None:
     left_s = patience_s
 
     @event.listens_for(opened.engine, "do_connect")
