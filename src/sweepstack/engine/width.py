@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sweepstack.config import files
+from sweepstack.config import errors
 from sweepstack.config.errors import EnvironmentFault, one_line
 from sweepstack.config.schema import CustomOptimizer
 from sweepstack.data.batches import DeviceSource
@@ -36,7 +36,7 @@ from sweepstack.engine.stack import Stack
 from sweepstack.engine.step import EVALUATION_CHUNK, Block, Step
 from sweepstack.models import convolution
 from sweepstack.training import device
-from sweepstack.training.own_optimizer import say_one_by_one
+from sweepstack.training.own import say_one_by_one
 
 log = logging.getLogger(__name__)
 
@@ -358,4 +358,4 @@ def _read(file: Path | None) -> dict[str, Any]:
 
 def _keep(file: Path, kept: dict[str, Any]) -> None:
     with suppress(OSError, EnvironmentFault):  # it only saves measuring again
-        files.write_bytes(file, json.dumps(kept, indent=0).encode(), durable=False)
+        errors.write_bytes(file, json.dumps(kept, indent=0).encode(), durable=False)
