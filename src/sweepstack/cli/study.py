@@ -223,6 +223,9 @@ def _add_rerun_options(again: argparse.ArgumentParser) -> None:
         "--trust", action="append", default=[], metavar="PACKAGE", help="whose modules may run"
     )
     again.add_argument("--config-dir", metavar="FOLDER", help="your own configs, as for the sweep")
+    again.add_argument(
+        "--probe", action="store_true", help="measure how far rounding grows, also where it agrees"
+    )
     again.add_argument("-o", "--output", type=Path, metavar="FOLDER", help="a new folder")
 
 
@@ -362,6 +365,7 @@ def _rerun(options: argparse.Namespace) -> int:
         trust=options.trust,
         folder=options.output,
         config_dir=options.config_dir,
+        probe=options.probe,
     )
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import book_support
@@ -20,6 +22,8 @@ from sweepstack.study.book import (
     processes,
 )
 from sweepstack.study.book.book import Book
+from sweepstack.sweep.worker.trainer import TrainingApp
+from sweepstack.training.checkpoint import save_trial
 
 
 def worker_dies(trial: optuna.Trial | None) -> None:
@@ -242,6 +246,35 @@ def test_only_restarts_without_progress_count(open_book: Callable[..., Book], ho
     assert book.counts()["failed"] == 1
     assert [t.user_attrs.get(RETRIES) for t in book.study.trials] == [None, 1, 0, 1, 0, 0, 1]
     assert "hydra.sweeper.max_restarts" in book.study.trials[-1].user_attrs[LOST]
+
+
+@pytest.mark.parametrize("how", ["further", "same step", "damaged"])
+def test_a_checkpoint_that_moved_on_is_progress_if_it_can_be_read(
+    open_book: Callable[..., Book], tmp_path: Path, how: str
+) -> None:
+    """Three trials of a stack, whose worker is killed six times, or until it finds none."""
+    checkpointed = partial(TrainingApp().checkpointed, tmp_path)
+    book = open_book(total=3, max_restarts=3, checkpointed=checkpointed)
+    for kill in range(1, 7 if how == "further" else 40):  # suspects come back one by one
+        if not (trials := book.claim(3)):
+            break
+        for trial in trials:
+            place = tmp_path / str(trial.number)
+            before = tmp_path / str(trial.user_attrs.get(CONTINUES))
+            if before.exists():
+                before.rename(place)
+            step = 10 if how == "same step" else 10 * kill
+            save_trial(place / "checkpoints", step, {"tensors": {}})
+            if how == "damaged":
+                file = place / "checkpoints" / f"step_{step:010d}.pt"
+                file.write_bytes(file.read_bytes()[:-1])
+            worker_dies(trial)
+    failed = {"further": 0, "same step": 3, "damaged": 3}[how]
+    while (trial := one(book)) is not None:
+        assert trial.user_attrs[RETRIES] == 0
+        finish(book, trial)
+    counts = book.counts()
+    assert (counts["done"], counts["failed"]) == (3 - failed, failed)
 
 
 def test_a_trial_that_had_not_begun_is_not_blamed(open_book: Callable[..., Book]) -> None:
