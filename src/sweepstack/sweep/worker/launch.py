@@ -341,15 +341,15 @@ class _Jobs:
         self.members = [entry for entry in known if entry.crew == self.crew.name]
         return self.members
 
-    def _queue(self, within_s: float = QUEUE_S) -> set[str] | None:
+    def _queue(self, within_s: float | None = None) -> set[str] | None:
         """The jobs that wait or work, as of so many seconds ago; None where it is unknown."""
-        jobs = self.other.jobs()
+        jobs, within_s = self.other.jobs(), QUEUE_S if within_s is None else within_s
         if jobs != self.known or time.monotonic() - self.looked > within_s:
             self.known, self.queued = jobs, register.queued(jobs)
             self.looked = time.monotonic()
         return self.queued
 
-    def _is_idle(self, within_s: float = QUEUE_S) -> bool:
+    def _is_idle(self, within_s: float | None = None) -> bool:
         """Whether nobody works, and no job waits."""
         queued = self._queue(within_s)
         if self.known:
@@ -357,7 +357,7 @@ class _Jobs:
             return queued == set() and not submitting
         return not self._is_launching() and not any(entry.is_alive for entry in self._members())
 
-    def _died(self, within_s: float = QUEUE_S) -> dict[str, Entry | None]:
+    def _died(self, within_s: float | None = None) -> dict[str, Entry | None]:
         """The workers that ended early and were not replaced, by name; None of one that had not
         begun."""
         queued, members = self._queue(within_s), self._members()  # in this order
