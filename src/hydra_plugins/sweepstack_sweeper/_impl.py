@@ -6,7 +6,9 @@ import copy
 import glob
 import logging
 import os
+import signal
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +19,10 @@ from omegaconf import DictConfig, OmegaConf, flag_override
 from omegaconf.errors import OmegaConfBaseException
 
 from sweepstack.config.check import shown
-from sweepstack.config.errors import InputError, one_line
+from sweepstack.config.errors import EnvironmentFault, InputError, one_line
 from sweepstack.config.hydra_adapter import quoted
 from sweepstack.config.reading import folder
-from sweepstack.study import storage
+from sweepstack.study import storage_url
 from sweepstack.sweep import sweep as sweeps
 from sweepstack.sweep.worker.application import HydraApp
 from sweepstack.sweep.worker.launch import Crew, JobsFailed, Launch, WorkerFailed
@@ -28,6 +30,9 @@ from sweepstack.sweep.worker.trainer import TrainingApp
 
 log = logging.getLogger("sweepstack.sweep")
 STORAGE = "hydra.sweeper.storage"
+RAY = "hydra_plugins.hydra_ray_launcher.ray_launcher.RayLauncher"
+OBJECTS_BYTES = 75 * 2**20
+"""Memory of a local Ray for objects, the least that it takes: workers exchange none."""
 
 
 def sweep(
@@ -67,9 +72,9 @@ def sweep(
 
 def _without_password(config: DictConfig) -> DictConfig:
     """The config without the password of its storage: Hydra and its launchers write it, and what
-    HydraConfig holds, to hydra.yaml and into pickles. See `storage.take_password`."""
+    HydraConfig holds, to hydra.yaml and into pickles. See `storage_url.take_password`."""
     whole = OmegaConf.select(config, "hydra.sweeper.storage")
-    bare = storage.take_password(str(whole))
+    bare = storage_url.take_password(str(whole))
     if bare == str(whole):
         return config
     config = copy.deepcopy(config)
@@ -161,7 +166,16 @@ def _carry(context: HydraContext, config: DictConfig) -> Launch:
             raise WorkerFailed(*failed)
         return min((code for code in ends if code is not None), default=None)
 
-    return _submitit(run, config) if "submitit" in config.hydra.launcher._target_ else Launch(run)
+    if "submitit" in config.hydra.launcher._target_:
+        return _submitit(run, config)
+    logs = Path(str(config.hydra.sweep.dir)).absolute()
+    if config.hydra.launcher._target_ != RAY:
+        return Launch(run, logs=logs)
+    if (
+        "max_retries" not in config.hydra.launcher.ray.remote
+    ):  # who replaces dead workers is the sweep
+        OmegaConf.update(config.hydra.launcher.ray, "remote.max_retries", 0, force_add=True)
+    return Launch(run, logs=logs, begin=partial(_start_ray, config))
 
 
 def _submitit(run: Callable[[Crew, int], int | None], config: DictConfig) -> Launch:
@@ -184,6 +198,38 @@ def _submitit(run: Callable[[Crew, int], int | None], config: DictConfig) -> Lau
         return run(crew, count)
 
     return Launch(quietly, jobs, Path(before).absolute())
+
+
+def _start_ray(config: DictConfig, crew: Crew) -> None:
+    """Start Ray, or find it, as its launcher would, which fails at `address` and leaves SIGTERM to
+    Ray: that ends the process at once.
+
+    Raises:
+        EnvironmentFault: Ray does not start.
+    """
+    import ray
+
+    if ray.is_initialized():
+        return
+    if "num_gpus" not in config.hydra.launcher.ray.remote and crew.misses_gpus():
+        log.warning(
+            "Ray gives workers no GPU: +hydra.launcher.ray.remote.num_gpus=1 asks for one each, "
+            "0.5 for half of one"
+        )
+    given: Any = OmegaConf.to_container(config.hydra.launcher.ray.init, resolve=True)
+    if given.get("address") is None and "RAY_ADDRESS" not in os.environ:
+        given.setdefault("object_store_memory", OBJECTS_BYTES)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        ray.init(**given)
+    except Exception as error:  # of an argument, a port, a cluster
+        shown = OmegaConf.to_container(config.hydra.launcher.ray.init)
+        raise EnvironmentFault(
+            f"Ray cannot be started with hydra.launcher.ray.init={shown}: {one_line(error)}"
+        ) from error
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _not_yet(job: Any) -> None:

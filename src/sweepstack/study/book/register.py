@@ -15,6 +15,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections import Counter
@@ -33,6 +34,7 @@ from sweepstack.study.book.public import held
 
 log = logging.getLogger(__name__)
 
+GPUS = "CUDA_VISIBLE_DEVICES"
 SILENT_S = 60.0
 """A worker of another host that has said nothing for so long is presumed dead."""
 
@@ -202,7 +204,7 @@ def join(
     study: optuna.Study, crew: str, n_jobs: int, limit: int | None, *, chooses: bool = True
 ) -> Membership | None:
     """Enter a worker, a process of its own, with its share of the cores and its GPU; None where
-    `limit` leaves none for it. Called before the process has used a GPU.
+    `limit` leaves none for it. A process that has used a GPU stays with its first one.
 
     Args:
         study: where it works.
@@ -212,13 +214,14 @@ def join(
         chooses: whether it is to take a GPU at all.
     """
     gpus = gpus_here() if chooses else []
+    gpus = gpus[:1] if _has_used_gpus() else gpus
     here = processes.this_process()
     with held(Path(tempfile.gettempdir()) / f".sweepstack-{os.getuid()}.lock"):
         others = [e for e in workers(study) if e.is_alive and processes.is_here(e.process)]
         others = [e for e in others if e.process != here]
         gpu = None
         if gpus:
-            most = None if len(gpus) == 1 and _is_assigned() else limit
+            most = None if len(gpus) == 1 and is_assigned() else limit
             loads = Counter(e.gpu for e in others)
             gpu = least_loaded([key for _, key in gpus], loads, most)
             if gpu is None:
@@ -228,9 +231,9 @@ def join(
                     limit,
                 )
                 return None
-            os.environ["CUDA_VISIBLE_DEVICES"] = next(word for word, key in gpus if key == gpu)
+            os.environ[GPUS] = next(word for word, key in gpus if key == gpu)
         entered = Membership.here(study, crew, gpu)
-    _use_threads(1 if _is_assigned() else max(n_jobs, 1 + len(others)))
+    _use_threads(1 if is_assigned() else max(n_jobs, 1 + len(others)))
     return entered
 
 
@@ -242,7 +245,7 @@ def least_loaded(gpus: Sequence[str], loads: Mapping[Any, int], limit: int | Non
 
 def gpus_here() -> list[tuple[str, str]]:
     """The GPUs of this process, as `visible_gpus` has them."""
-    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    given = os.environ.get(GPUS)
     devices = sorted(glob.glob("/dev/nvidia[0-9]*"))
     if given == "" or (given is None and not devices):
         return []
@@ -321,7 +324,13 @@ def _quota(folder: Path) -> Iterable[int]:
             yield quota_us // int((folder / "cpu.cfs_period_us").read_text())
 
 
-def _is_assigned() -> bool:
+def _has_used_gpus() -> bool:
+    """Whether CUDA no longer heeds what CUDA_VISIBLE_DEVICES is set to."""
+    torch = sys.modules.get("torch")
+    return torch is not None and bool(torch.cuda.is_initialized())
+
+
+def is_assigned() -> bool:
     """Whether a scheduler gave this process cores and GPUs of its own."""
     return "SLURM_JOB_ID" in os.environ or "RAY_JOB_ID" in os.environ
 
@@ -331,4 +340,4 @@ def _use_threads(count: int) -> None:
     if "OMP_NUM_THREADS" not in os.environ:
         import torch
 
-        torch.set_num_threads(max(1, cores() // count))
+        torch.set_num_threads(min(torch.get_num_threads(), max(1, cores() // count)))

@@ -38,7 +38,7 @@ from sweepstack.runs import progress
 from sweepstack.study import storage
 from sweepstack.study.book import processes, register
 from sweepstack.study.book.book import Book
-from sweepstack.study.book.register import Entry
+from sweepstack.study.book.register import Entry, Membership
 from sweepstack.sweep.plan import Plan
 from sweepstack.sweep.studies import open_book
 from sweepstack.sweep.worker import Stop
@@ -55,6 +55,8 @@ LOOK_S, QUEUE_S = 0.5, 5.0
 """Seconds between two looks at the study, and at a scheduler's queue, while jobs work."""
 MIN_WORK_S = 60.0
 """A job that was asked to end after so long has worked, whether or not a trial ended."""
+RAY_S = 2.0
+"""Seconds that a local Ray gets to end its own processes."""
 MAX_FALSE_STARTS = 3
 """Workers in a row that may die before they begin a trial. Those that die later are limited by the
 trial's restarts and by max_failure_rate."""
@@ -69,11 +71,13 @@ class Launch:
             of a signal that they return. Called in threads.
         jobs: the jobs that it has submitted, as `Entry.job` names them; none where it has no names.
         logs: where the jobs' output lies.
+        begin: called before, in the main thread.
     """
 
     run: Callable[[Crew, int], int | None]
     jobs: Callable[[], list[str]] = list
     logs: Path | None = None
+    begin: Callable[[Crew], object] = lambda crew: None
 
 
 @dataclass(frozen=True)
@@ -110,17 +114,31 @@ class Crew:
             return str(error), error.exit_code
         return stop.code
 
+    def misses_gpus(self) -> bool:
+        """Whether there are GPUs here, which workers that see none would miss."""
+        return _chooses_gpus(self.plan) and bool(register.gpus_here())
+
     def join(self, stop: Stop, **calls: Callable[..., object]) -> None:
         """Work on the study, which exists, in a process of its own."""
         book = _open_shared(self)
-        member = register.join(
-            *(book.study, self.name, self.plan.n_jobs, self.plan.workers_per_gpu),
-            chooses=_chooses_gpus(self.plan),
-        )
+        member = self.enter(book, stays=register.is_assigned())
         if member is not None:
             with member:
                 self.worker(book, stop, member=member, **calls).work()
                 member.entry.code = stop.code
+
+    def enter(self, book: Book, *, stays: bool) -> Membership | None:
+        """Enter this process in the study's register, with its share of the host.
+
+        Args:
+            book: the study's.
+            stays: whether another application keeps all GPUs that it sees, as it may use several.
+        """
+        is_ours = self.app.origin["name"] == "sweepstack"
+        return register.join(
+            *(book.study, self.name, self.plan.n_jobs, self.plan.workers_per_gpu),
+            chooses=_chooses_gpus(self.plan) and (is_ours or not stays),
+        )
 
 
 @contextlib.contextmanager
@@ -149,20 +167,30 @@ def _preemption(stop: Stop) -> Iterator[None]:
             requeue(*came[0])
 
 
-def launch(crew: Crew, board: Scoreboard, other: Launch | None = None) -> int | None:
-    """Run the sweep; return the exit code of the signal that ended it, if one did.
+def launch(
+    crew: Crew, board: Scoreboard, other: Launch | None = None, *, joins: bool = False
+) -> int | None:
+    """Run the sweep; return the exit code of the signal that ended it, if one did. One that `joins`
+    another's study leaves its share of this host to the workers that are there.
 
     Raises:
         EnvironmentFault: the storage or the disk is gone.
     """
-    board.reads = other is not None or crew.plan.n_jobs > 1
+    board.reads = joins or other is not None or crew.plan.n_jobs > 1
     if other is not None:
         return _Jobs(crew, board, other).run()
     stop = Stop()
-    if crew.plan.n_jobs == 1:
-        member = register.Membership.here(board.book.study, crew.name)
-        with progress.on_signal(stop.ask), board, member:
-            crew.worker(board.book, stop, member=member, notify=board.refresh).work()
+    # This process may have used a GPU to check the configs: it is too late to choose another.
+    takes_gpu = joins and _chooses_gpus(crew.plan) and register.gpus_here()
+    if crew.plan.n_jobs == 1 and not takes_gpu:
+        with _put_back(), progress.on_signal(stop.ask), board:
+            if (member := crew.enter(board.book, stays=True)) is None:
+                raise EnvironmentFault(
+                    "no GPU of this host has a place: others of the study's workers have "
+                    f"hydra.sweeper.workers_per_gpu={crew.plan.workers_per_gpu} on each"
+                )
+            with member:
+                crew.worker(board.book, stop, member=member, notify=board.refresh).work()
         return stop.code
     return _Processes(crew, board, stop).run()
 
@@ -221,6 +249,7 @@ class _Jobs:
         look = progress.every(1.0, self.board.refresh, "sweepstack-board")
         with progress.on_signal(self._ask, self._leave), self.board, look:
             try:
+                self.other.begin(self.crew)
                 self._start(self.crew.plan.n_jobs)
                 return self._watch()
             finally:
@@ -388,6 +417,10 @@ class _Jobs:
             lines += [] if alive else ["jobs that have not begun end as soon as they do"]
         for line in [*lines, "interrupted; run the same command again to resume"]:
             print(f"sweepstack: {line}", file=sys.stderr, flush=True)
+        if "ray" in sys.modules:  # else agents of a local Ray run on for minutes
+            ending = threading.Thread(target=sys.modules["ray"].shutdown, daemon=True)
+            ending.start()
+            ending.join(RAY_S)
         os._exit(code)
 
 
@@ -438,6 +471,8 @@ class _Processes:
     def _start(self, place: int) -> None:
         if self.stop.code is not None:
             return
+        others = [e for e in register.workers(self.board.book.study) if e.crew != self.crew.name]
+        others = [e for e in others if e.is_alive and processes.is_here(e.process)]
         context = multiprocessing.get_context("spawn")
         messages, sender = context.Pipe(duplex=False)
         process = context.Process(
@@ -445,7 +480,7 @@ class _Processes:
             args=(self.crew, place, os.getpid(), sender),
             name=f"sweepstack-worker-{place}",
         )
-        with sender, _share(self.crew.plan), _without_interrupts():
+        with sender, _share(self.crew.plan.n_jobs + len(others)), _without_interrupts():
             process.start()
             self.children[place] = _Child(process, messages)
 
@@ -495,10 +530,27 @@ class _Processes:
         os._exit(code)
 
 
+@contextlib.contextmanager
+def _put_back() -> Iterator[None]:
+    """Put back what a worker in this process sets for its share of the host."""
+    import torch
+
+    gpus, threads = os.environ.get(register.GPUS), torch.get_num_threads()
+    try:
+        yield
+    finally:
+        os.environ.pop(register.GPUS, None)
+        if gpus is not None:
+            os.environ[register.GPUS] = gpus
+        if threads != torch.get_num_threads():
+            torch.set_num_threads(threads)
+
+
 def _chooses_gpus(plan: Plan) -> bool:
     """Whether workers take a GPU each, as no device is named."""
     fixed = [w.partition("=")[2] for w in plan.space.fixed if w.startswith("training.device=")]
-    return not any(device == "cpu" or device.startswith("cuda:") for device in fixed)
+    device = fixed[-1] if fixed else "auto"
+    return not (device == "cpu" or device.startswith("cuda:"))
 
 
 def check(plan: Plan) -> None:
@@ -519,11 +571,12 @@ def check(plan: Plan) -> None:
 
 
 @contextlib.contextmanager
-def _share(plan: Plan) -> Iterator[None]:
-    """Give a process that starts now its share of the cores; what is set by a person stays."""
+def _share(count: int) -> Iterator[None]:
+    """Give a process that starts now its share of the cores, one of `count`; what is set by a
+    person stays."""
     before = dict(os.environ)
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ.setdefault(name, str(max(1, register.cores() // plan.n_jobs)))
+        os.environ.setdefault(name, str(max(1, register.cores() // count)))
     try:
         yield
     finally:
@@ -537,6 +590,7 @@ def _open_shared(crew: Crew) -> Book:
     assert plan.storage is not None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     opened = storage.connect(plan.storage, patience_s=plan.storage_timeout_s)
+    storage.wait_for_server(opened, plan.storage_timeout_s)
     study = optuna.load_study(study_name=plan.study, storage=opened)
     return open_book(plan, study, opened, partial(crew.app.checkpointed, crew.folder))
 
