@@ -92,7 +92,7 @@ def test_leaving_ends_a_local_ray_and_names_the_workers(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "ray", ray)
     monkeypatch.setattr(os, "_exit", codes.append)
     entry = register.Entry("other/1:4711:1", time.time(), time.time())
-    jobs: Any = launch._Jobs(*[SimpleNamespace()] * 3, alive=[entry])
+    jobs: Any = launch._Jobs(*[SimpleNamespace()] * 3, members=[entry])
 
     jobs._leave(130)
 

@@ -124,15 +124,22 @@ def queued(jobs: Iterable[str]) -> set[str] | None:
     return found
 
 
-def cancel(jobs: Iterable[str], *, waiting: bool = False) -> None:
-    """End jobs, or only those that wait, as their scheduler does: a worker gets SIGTERM first."""
+def cancel(jobs: Iterable[str], *, only: str | None = None) -> None:
+    """End jobs, as their scheduler does: SIGTERM, and after a while SIGKILL.
+
+    Args:
+        jobs: their names.
+        only: "waiting" leaves out those that work; "ask" sends those SIGTERM and nothing more.
+    """
     names = sorted(jobs)
     slurm = [name.removeprefix("slurm ") for name in names if name.startswith("slurm ")]
     if slurm:
-        _said("scancel", *(["--state=PENDING"] if waiting else []), *slurm)
-    for pid in () if waiting else filter(None, (_number("local", name) for name in names)):
-        with contextlib.suppress(OSError):
-            os.kill(pid, signal.SIGTERM)
+        options = {"waiting": ["--state=PENDING"], "ask": ["--signal=TERM"]}
+        _said("scancel", *options.get(only or "", []), *slurm)
+    if only != "waiting":
+        for pid in filter(None, (_number("local", name) for name in names)):
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGTERM)  # submitit passes it on
 
 
 def ending(jobs: Iterable[str]) -> str:

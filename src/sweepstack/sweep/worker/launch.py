@@ -312,7 +312,9 @@ class _Jobs:
         if self.code is not None:
             progress.say("stopping: workers checkpoint their trials; Ctrl-C again leaves at once")
             self.board.book.stop(self.crew.name)
-        register.cancel(self._queue(0) or (), waiting=True)
+        register.cancel(self._queue(0) or (), only="waiting")
+        if self.code is not None:  # wakes what looks at the study rarely
+            register.cancel(self._queue(0) or (), only="ask")
         for patience_s in (PATIENCE_S, CANCEL_S):
             latest = time.monotonic() + patience_s
             while time.monotonic() < latest:
