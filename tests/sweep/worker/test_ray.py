@@ -19,6 +19,7 @@ import sweep_support
 from omegaconf import OmegaConf
 
 from hydra_plugins.sweepstack_sweeper import _impl
+from sweepstack.config import reading
 from sweepstack.config.errors import EnvironmentFault
 from sweepstack.study.book import register
 from sweepstack.sweep.worker import launch
@@ -170,3 +171,18 @@ def test_ray_s_workers_share_fractions_of_gpus_and_one_that_is_killed_is_replace
     gpus = Counter(entry.gpu for entry in members(tmp_path))
     assert set(gpus) <= {"0", "1"}
     assert len({entry.process for entry in members(tmp_path)}) >= 3
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("hydra/launcher=rq", "hydra-rq-launcher 1.2 does not work with Python 3.11 or newer"),
+        ("hydra/launcher=ray", "pip install 'sweepstack[ray]'"),
+        ("hydra.launcher.ray.init.a=1", "is written '+hydra.launcher.ray.init.a=1'"),
+    ],
+)
+def test_what_is_wrong_with_a_launcher_is_a_line(monkeypatch, override, line):
+    monkeypatch.setattr(reading, "_options", lambda key, _: ["basic"] * ("/" in key))
+    known = {"hydra": {"launcher": {"ray": {"init": {}}}}}
+    error = reading._explain(override, ValueError(), OmegaConf.create(known), None)
+    assert error.endswith(line), error
