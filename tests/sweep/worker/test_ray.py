@@ -25,6 +25,7 @@ from sweepstack.study.book import register
 from sweepstack.sweep.worker import launch
 
 SECRET = "s3Cr3t"
+PATIENCE_S = 240  # for a hung process only
 
 
 class Ray:
@@ -144,21 +145,27 @@ def test_ray_s_workers_share_fractions_of_gpus_and_one_that_is_killed_is_replace
     with tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as session:
         command = [sys.executable, "-m", "sweepstack", *words(tmp_path, session)]
         environ = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+        environ["RAY_raylet_start_wait_time_s"] = str(PATIENCE_S)
         environ.pop("CUDA_VISIBLE_DEVICES", None)
         with (tmp_path / "log").open("w") as log:
             process = subprocess.Popen(
                 command, cwd=tmp_path, env=environ, stdout=log, stderr=subprocess.STDOUT
             )
-            latest = time.monotonic() + 120
+        try:
+            latest = time.monotonic() + PATIENCE_S
             while len(members(tmp_path)) < 3 and process.poll() is None:
                 assert time.monotonic() < latest
-                time.sleep(0.1)
+                time.sleep(0.3)
+            assert process.poll() is None, (tmp_path / "log").read_text()
             victim = next(entry for entry in members(tmp_path) if entry.is_alive)
-            os.kill(int(victim.process.rsplit(":", 2)[1]), signal.SIGKILL)
-            assert process.wait(120) == 0, (tmp_path / "log").read_text()
+            os.kill(victim.pid, signal.SIGKILL)
+            assert process.wait(PATIENCE_S) == 0, (tmp_path / "log").read_text()
+        finally:
+            process.kill()
+            process.wait()
         files = [*Path(session).rglob("*"), *tmp_path.rglob("*")]
         shown = [str(f) for f in files if f.is_file() and SECRET.encode() in f.read_bytes()]
-        latest = time.monotonic() + 30  # its agents see within seconds that it has ended
+        latest = time.monotonic() + PATIENCE_S  # its agents see within seconds that it has ended
         while lives(session) and time.monotonic() < latest:
             time.sleep(0.1)
         assert not lives(session)
