@@ -163,7 +163,8 @@ def _preemption(stop: Stop) -> Iterator[None]:
     finally:
         signal.signal(number, requeue)
     if came:
-        requeue(*came[0])
+        with contextlib.suppress(RuntimeError):  # it is not requeued: the sweep starts another
+            requeue(*came[0])
 
 
 def launch(crew: Crew, board: Scoreboard, other: Launch | None = None) -> int | None:
@@ -207,6 +208,7 @@ class _Launched(threading.Thread):
     def __init__(self, launch: Launch, crew: Crew, count: int):
         super().__init__(name="sweepstack-launch", daemon=True)
         self.count, self._call = count, partial(launch.run, crew, count)
+        self.due = len(launch.jobs()) + count  # jobs that there are once it has submitted its own
         self.code: int | None = None
         self.error: Exception | None = None
 
@@ -312,14 +314,17 @@ class _Jobs:
         if self.code is not None:
             progress.say("stopping: workers checkpoint their trials; Ctrl-C again leaves at once")
             self.board.book.stop(self.crew.name)
-        register.cancel(self._queue(0) or (), only="waiting")
-        if self.code is not None:  # wakes what looks at the study rarely
-            register.cancel(self._queue(0) or (), only="ask")
+        asked: list[str] | None = None
         for patience_s in (PATIENCE_S, CANCEL_S):
             latest = time.monotonic() + patience_s
             while time.monotonic() < latest:
                 if self._is_idle(1.0) or (code is None and not self._is_launching()):
                     return code
+                if asked != self.known:  # more may have been submitted meanwhile
+                    asked = self.known
+                    register.cancel(asked, only="waiting")
+                    if self.code is not None:  # wakes what looks at the study rarely
+                        register.cancel(asked, only="ask")
                 self._pause()
             register.cancel(self._queue(0) or ())
             for entry in self._members():
@@ -372,7 +377,8 @@ class _Jobs:
         """Whether nobody works, and no job waits."""
         queued = self._queue(within_s)
         if self.known:
-            return queued == set()
+            submitting = any(len(self.known) < one.due for one in self.launches if one.is_alive())
+            return queued == set() and not submitting
         return not self._is_launching() and not any(entry.is_alive for entry in self._members())
 
     def _died(self, within_s: float = QUEUE_S) -> dict[str, Entry | None]:
