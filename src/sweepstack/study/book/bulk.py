@@ -116,7 +116,7 @@ class BulkBook(Book):
         """Whether what is written now may have been written by a try whose end is unknown."""
         return getattr(self._tries, "before", 0) > 0
 
-    def _claim(self, most: int, max_steps: int | None, alone: bool) -> list[Any]:
+    def _claim(self, most: int, max_steps: int | None, alone: bool, begun: int) -> list[Any]:
         if self._again:  # what an earlier try may have taken is nobody's
             with self._held() as page:
                 running = self._records(page, TrialState.RUNNING)
@@ -124,7 +124,7 @@ class BulkBook(Book):
                 mine = [r for r in running if r.attributes.get(WORKER) == me]
                 orphans = [(r, _UNKNOWN) for r in mine if (self._engine.url, r.id) not in _HANDED]
                 self._requeue(page, orphans, restarts=0)
-        trials = super()._claim(most, max_steps, alone)
+        trials = super()._claim(most, max_steps, alone, begun)
         _HANDED.update((self._engine.url, trial._trial_id) for trial in trials)
         return trials
 
@@ -203,11 +203,24 @@ class BulkBook(Book):
         found = [trial_id for trial_id, _ in rows]
         known = self._attributes(page, found)
         beats = dict(_rows(page, select(_BEATS.c.trial_id, _BEATS.c.heartbeat), found))
-        # The database's time, as heartbeats have it.
-        now = page.execute(select(func.now())).scalar_one().replace(tzinfo=None)
+        now = _now(page)
         return [
             Record(i, n, known.get(i, {}), (now - beats[i]).total_seconds() if i in beats else None)
             for i, n in rows
+        ]
+
+    def _at_work(self, page: Connection) -> list[tuple[Any, float | None]]:
+        query = select(_USER.c.value_json, func.min(_BEATS.c.heartbeat)).group_by(
+            _USER.c.value_json
+        )
+        query = query.join(_TRIALS, _TRIALS.c.trial_id == _USER.c.trial_id)
+        query = query.join(_BEATS, _BEATS.c.trial_id == _TRIALS.c.trial_id, isouter=True)
+        running = (self._mine, _TRIALS.c.state == TrialState.RUNNING, _USER.c.key == WORKER)
+        found = page.execute(query.where(*running)).all()
+        now = _now(page)
+        return [
+            (json.loads(text), None if beat is None else (now - beat).total_seconds())
+            for text, beat in found
         ]
 
     def _attributes(
@@ -485,6 +498,7 @@ def _patient(method: Callable[..., Any]) -> Callable[..., Any]:
             self._tries.before = tried
             if tried:
                 self._forget()
+                self._sleep.note()
             return method(self, *given, **named)
 
         try:
@@ -570,11 +584,22 @@ class _Unwritten:
         return getattr(self._storage, name)
 
 
+def _now(page: Connection) -> datetime:
+    """The database's time, as heartbeats have it."""
+    found: datetime = page.execute(select(func.now())).scalar_one()
+    return found.replace(tzinfo=None)
+
+
 def _hold(page: Connection, study_id: int) -> None:
-    """Hold the study until the transaction ends; SQLite holds all of itself already."""
-    page.execute(
-        select(_STUDIES.c.study_id).where(_STUDIES.c.study_id == study_id).with_for_update()
-    )
+    """Hold the study until the transaction ends; SQLite holds all of itself already.
+
+    PostgreSQL does not wait for its disk at the end: a claim that a crash undoes was only a claim,
+    and a result that is written waits for all before it. Others may give the study attributes.
+    """
+    quick = func.set_config("synchronous_commit", "off", True)
+    columns = [_STUDIES.c.study_id, *([quick] if page.dialect.name == "postgresql" else [])]
+    query = select(*columns).where(_STUDIES.c.study_id == study_id)
+    page.execute(query.with_for_update(key_share=True))
 
 
 def _rows(page: Connection, query: sa.Select[Any], ids: Sequence[int]) -> Iterator[Any]:

@@ -13,7 +13,7 @@ import socket
 import time
 from pathlib import Path
 
-BEAT_S = 20.0
+BEAT_S = 15.0
 """Seconds between two heartbeats, well within the grace that a book gives a silent worker."""
 LEAP_S = 30.0
 """A machine was asleep if its clock leaps by so much beside the monotonic one, which stands still
@@ -58,7 +58,7 @@ def _start_time(pid: int) -> str:
 
 
 class Sleep:
-    """Notices that this machine was asleep, by its clocks.
+    """Notices that this machine was asleep, by its clocks, and knows when the database was away.
 
     A laptop that slept for an hour finds every running trial silent for an hour, its own and those
     of its other processes, until each has sent a heartbeat again.
@@ -66,6 +66,10 @@ class Sleep:
 
     def __init__(self) -> None:
         self._ahead_s, self._woke = _ahead_s(), -math.inf
+
+    def note(self) -> None:
+        """Nobody could send a heartbeat until now, as the database was away."""
+        self._woke = time.monotonic()
 
     def ended_within(self, seconds: float) -> bool:
         """Whether it woke in the last `seconds`, counted from the look that found it awake."""
