@@ -32,6 +32,7 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import wraps
+from importlib import import_module
 from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
@@ -159,6 +160,7 @@ def work(load: Load, first: int, count: int) -> tuple[Times, float]:
             super().__init__(url, {**(options or {}), **more})
 
     vars(storage)["RDBStorage"] = Wide
+    import_module("sweepstack.engine.train")  # as a worker does when it begins
     opened, plan = storage.connect(load.url), planned(load)
     workers = [made(load, opened, plan, number, times) for number in range(first, first + count)]
     _ready.wait()

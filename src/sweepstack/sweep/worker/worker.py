@@ -212,7 +212,8 @@ class Worker:
             self._beat()
         gone = {name for name in self._beside if processes.is_gone(name)}
         self._beside -= gone
-        if gone or now - self._looked > TICK_S * (len(self._beside) + 0.5):
+        turns = max(len(self._beside), self.book.workers / 20)
+        if gone or now - self._looked > TICK_S * (turns + 0.5):
             self._looked = now
             self.book.recover()
         self._count_workers()
