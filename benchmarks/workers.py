@@ -144,7 +144,7 @@ def watched(times: Times, within: Callable[[], bool]) -> None:
                 times["wait"].append(entered - began)
                 times["hold"].append(time.perf_counter() - entered)
 
-        owner._held = held  # type: ignore[method-assign]
+        owner._held = held  # type: ignore[method-assign, assignment]
 
 
 def work(load: Load, first: int, count: int) -> tuple[Times, float]:
