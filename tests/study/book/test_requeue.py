@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import sqlite3
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -16,6 +18,7 @@ from book_support import end, falls_silent, finish, one, run_all, suggest
 from optuna.trial import TrialState
 from sqlalchemy import event
 
+from sweepstack.study import storage
 from sweepstack.study.attributes import CONTINUES, LOST, POINT, RETRIED, RETRIES, RETRY_OF, WORKER
 from sweepstack.study.book import (
     Report,
@@ -177,10 +180,10 @@ def test_a_trial_that_kills_its_workers_is_given_up(open_book: Callable[..., Boo
     assert run_all(book) == [1.0]
 
 
-def test_what_kills_its_worker_is_tried_again_behind_what_was_never_tried(
+def test_what_kills_its_worker_is_tried_at_once_and_then_behind_what_was_never_tried(
     open_book: Callable[..., Book],
 ) -> None:
-    """Each start of the command loses the trial that kills it, and reaches one more point."""
+    """Each start of the command loses the trial that kills it."""
 
     def start() -> list[float]:
         book = open_book(total=5, points=5, max_restarts=2)
@@ -195,7 +198,7 @@ def test_what_kills_its_worker_is_tried_again_behind_what_was_never_tried(
             end(book, trial, 0.0)
         return ran
 
-    assert [start() for _ in range(5)] == [[0.0, 1.0], [2.0, 3.0, 4.0, 1.0], [1.0], [], []]
+    assert [start() for _ in range(5)] == [[0.0, 1.0], [1.0], [2.0, 3.0, 4.0, 1.0], [], []]
     counts = open_book(total=5, points=5).counts()
     assert (counts["done"], counts["failed"], counts["remaining"]) == (4, 1, 0)
 
@@ -212,6 +215,68 @@ def test_without_a_total_what_kills_its_worker_is_given_up_and_others_go_on(
         book.recover()
     assert x[0] == x[1] == x[2] != x[3]
     assert book.counts()["failed"] == 1
+
+
+@pytest.mark.parametrize("how", ["lost", "put back"])
+def test_what_was_requeued_comes_before_all_that_waits(
+    open_book: Callable[..., Book], how: str
+) -> None:
+    """A sampler, and who reads the study, wait for it; others may be enqueued by the hundred."""
+    book = open_book(total=6)
+    trial = one(book)
+    x = suggest(book, trial)
+    for value in (901.0, 902.0):
+        book.study.enqueue_trial({"x": value})
+    if how == "lost":
+        worker_dies(trial)
+        assert book.recover() == 1
+    else:
+        assert trial is not None
+        book.release(trial)
+    assert run_all(book)[:3] == [x, 901.0, 902.0]
+
+
+def test_who_died_is_looked_for_without_holding_the_study(open_book: Callable[..., Book]) -> None:
+    book = open_book(total=3)
+    lost, other = one(book), one(book)
+    book._held = None  # type: ignore[assignment]
+    assert book.recover() == 0
+    del book._held
+    worker_dies(lost)
+    assert book.recover() == 1
+    assert other is not None
+    assert book.counts()["running"] == 1
+
+
+def test_silence_while_the_database_was_away_is_no_sign_of_death(
+    open_book: Callable[..., Book], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No worker could send a heartbeat; those of other hosts have not done so again yet."""
+    book = open_book(total=1)
+    trial = one(book)
+    assert trial is not None
+    trial.set_user_attr(WORKER, "elsewhere/1:7:8")
+    falls_silent(book, trial)
+    monkeypatch.setattr(storage, "_back", time.monotonic())
+    assert book.recover() == 0
+    monkeypatch.setattr(storage, "_back", -math.inf)
+    assert book.recover() == 1
+
+
+@pytest.mark.parametrize("host", ["here", "elsewhere"])
+def test_a_process_that_is_seen_to_live_may_be_silent_for_longer(
+    open_book: Callable[..., Book], host: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    book = open_book(total=1)
+    trial = one(book)
+    assert trial is not None
+    if host == "elsewhere":
+        trial.set_user_attr(WORKER, "elsewhere/1:7:8")
+    monkeypatch.setattr(book, "_at_work", lambda page: [(trial.user_attrs[WORKER], 60.0)])
+    held = []
+    monkeypatch.setattr(book, "_records", lambda *given: held.append(given) or [])
+    book.recover()
+    assert len(held) == (host == "elsewhere")
 
 
 def test_failed_points_are_tried_again_behind_what_was_never_tried(
