@@ -22,7 +22,7 @@ from optuna.exceptions import ExperimentalWarning
 from optuna.trial import FrozenTrial, TrialState
 from rich.table import Column, Table
 
-from sweepstack.config import commands, errors, files
+from sweepstack.config import artifacts, commands, errors, files
 from sweepstack.config.errors import one_line
 from sweepstack.reporting.scoreboard import Scoreboard, count_finished
 from sweepstack.runs import progress
@@ -84,6 +84,8 @@ def sweep(
         return
     if launcher is None:
         check_workers(chosen)
+    if chosen.artifacts is not None:
+        artifacts.check(chosen.artifacts)
     with _storage(chosen) as (url, opened), storage.named(url):
         # A grid's trials are its points: those of another kind of sweep must not count.
         identity = {"grid": chosen.grid, "space": chosen.space.signature(), **question}
@@ -97,6 +99,7 @@ def sweep(
         if SWEEP not in study.user_attrs:
             study.set_user_attr(SWEEP, _command(chosen, arguments, hydra, app))
         folder = studies.folder_of(opened, study, STUDIES.absolute())
+        store = studies.artifacts_of(opened, study, chosen.artifacts)
         trial_folder.keep_models(study, chosen.keep_models)
         book = studies.open_book(chosen, study, opened, partial(app.checkpointed, folder))
         book.recover()
@@ -105,16 +108,20 @@ def sweep(
         else:
             book.enqueue(chosen.enqueue)
         deadline = began + chosen.timeout_s if chosen.timeout_s else math.inf
-        crew = Crew(chosen, app, folder, deadline, stops=book.stops())
+        crew = Crew(chosen, app, folder, deadline, stops=book.stops(), store=store)
         single = chosen.directions[0] if len(chosen.directions) == 1 else None
         board = Scoreboard(book, single, chosen.objectives[0])
         _announce(chosen, book)
+        if store is not None:
+            say(f"artifacts: {store.where}")
         code, counts = None, book.counts()
         to_go = book.total is None or counts["remaining"]
         if to_go and not too_many_failed(chosen, counts):
             code = launch(crew, board, launcher)
         if app.origin["name"] == "sweepstack":  # others keep what they want
             trial_folder.remove_models(study, folder, opened)
+            if store is not None:
+                trial_folder.put_rest(study, opened, store, folder)
         from sweepstack.study.view import StudyView  # imports pandas, which no start needs
 
         view = StudyView(study, "" if temporary else url, opened)
@@ -142,6 +149,7 @@ def _show(plan: Plan, repeats: int | None) -> None:
         "pruner": _settings(plan.pruner),
         "storage": _progress_of(plan),
         "workers": str(plan.n_jobs),
+        **({} if plan.artifacts is None else {"artifacts": plan.artifacts}),
         "fixed": " ".join([*plan.space.fixed, *fixed]) or "nothing besides the defaults",
     }
     if plan.enqueue:
