@@ -33,6 +33,7 @@ from pathlib import Path
 from typing import Any
 
 from sweepstack.config.errors import (
+    LAYERS,
     EnvironmentFault,
     InputError,
     SweepstackError,
@@ -40,7 +41,6 @@ from sweepstack.config.errors import (
     nearest,
     one_line,
 )
-from sweepstack.config.files import LAYERS
 
 log = logging.getLogger(__name__)
 

@@ -58,7 +58,10 @@ def _sources(
     }
 
 
-_FOR_FEATURES = ("data.", "model.", "training.device", "training.precision", "trust")
+_FOR_FEATURES = (
+    *("data.", "model.", "trust"),
+    *("training.device", "training.precision", "training.deterministic"),
+)
 KEPT = 16
 _programs: dict[Any, Program] = {}  # by static part, the one last asked for at the end
 
@@ -143,7 +146,8 @@ class Program:
         """The program of a spec's static part; those last asked for are kept."""
         # Files that changed are read again.
         key = (spec.static, data.stamp(spec.config.data), _stamp(spec.config.model))
-        program = _programs.pop(key, None) or cls(spec)
+        with device.settings(spec.config.training):  # features of frozen layers are computed
+            program = _programs.pop(key, None) or cls(spec)
         _programs[key] = program
         if len(_programs) > KEPT:
             del _programs[next(iter(_programs))]
