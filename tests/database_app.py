@@ -1,5 +1,6 @@
 """A Hydra app that reports five times, and whose workers note in acknowledged.txt what the study's
-records have taken: JSON lines of a trial's number, a step and its value, or how the trial ended.
+records have taken: JSON lines of the process, a trial's number, and a step and its value or how the
+trial ended.
 
 Trials pause between reports for `pause` seconds; in `trained.txt` stands when each was trained.
 """
@@ -33,9 +34,10 @@ def noting(write):
     def noted(self, reports=(), endings=()):
         reports = list(reports)
         lost = write(self, reports, endings)
-        lines = [[r.trial.number, r.step, r.value] for r in reports]
-        lines += [[e.trial.number, e.state.name, *(e.values or ())] for e in endings]
-        note("acknowledged.txt", *(line for line in lines if line[0] not in lost))
+        me = os.getpid()
+        lines = [[me, r.trial.number, r.step, r.value] for r in reports]
+        lines += [[me, e.trial.number, e.state.name, *(e.values or ())] for e in endings]
+        note("acknowledged.txt", *(line for line in lines if line[1] not in lost))
         return lost
 
     return noted

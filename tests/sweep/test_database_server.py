@@ -22,7 +22,7 @@ import optuna
 import pytest
 from fault_support import Sweep, is_alive
 from optuna.trial import TrialState
-from server_support import MariaDB, PostgreSQL, Server
+from server_support import MariaDB, PostgreSQL, Proxy, Server
 
 from sweepstack.study import storage
 from sweepstack.study.attributes import POINT, RETRIED
@@ -98,12 +98,12 @@ def is_exact(folder: Path, url: str, points: int) -> dict[str, int]:
         assert trial.intermediate_values == reports
     acknowledged = lines(folder / "acknowledged.txt")
     by_number = {trial.number: trial for trial in trials}
-    for number, what, *rest in acknowledged:
+    for _, number, what, *rest in acknowledged:
         if isinstance(what, str):
             assert (by_number[number].state.name, by_number[number].value) == (what, *rest)
         else:
             assert by_number[number].intermediate_values[what] == rest[0], number
-    twice = Counter((number, what) for number, what, *_ in acknowledged)
+    twice = Counter((number, what) for _, number, what, *_ in acknowledged)
     assert set(twice.values()) == {1}
     return {**states, "acknowledged": len(acknowledged)}
 
@@ -112,7 +112,12 @@ def misfortunes(sweep: Sweep, server: Server, size: Size) -> dict[str, Any]:
     """Kill workers at random moments; a third of the way restart the server, and later stop it."""
     chance = random.Random(SEED)
     file = sweep.folder / "acknowledged.txt"
-    sweep.until(lambda: file.exists() and len(workers(sweep)) == size.workers, "all work")
+
+    def at_work() -> list[int]:
+        """Workers that have written something."""
+        return sorted({pid for pid, *_ in lines(file)} & set(workers(sweep)))
+
+    sweep.until(lambda: len(at_work()) == size.workers, "all work")
     events = ["kill"] * size.kills
     events.insert(size.kills // 3 if FULL else 0, "restart")
     events.insert(2 * size.kills // 3 + 1, "stop")
@@ -122,7 +127,7 @@ def misfortunes(sweep: Sweep, server: Server, size: Size) -> dict[str, Any]:
         time.sleep(chance.uniform(0.2, 1.8) * size.between_s)
         assert sweep.process.exitcode is None, f"it ended before all of {events}: {sweep.err}"
         if event == "kill":
-            victims = sweep.until(lambda: workers(sweep), "a worker lives")
+            victims = sweep.until(at_work, "a worker works")
             os.kill(chance.choice(victims), signal.SIGKILL)
         elif event == "restart":
             server.restart()
@@ -150,7 +155,7 @@ def per_trial(folder: Path, url: str) -> float:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", [PostgreSQL, MariaDB])
+@pytest.mark.parametrize("kind", [PostgreSQL, MariaDB, Proxy])
 def test_a_server_restarts_and_workers_are_killed(kind, tmp_path):
     size = WHOLE if FULL and kind is PostgreSQL else SMALL
     with kind() as server:

@@ -79,7 +79,7 @@ FAILURES = (sqlalchemy.exc.SQLAlchemyError, StorageInternalError)
 """What a database that fails on the way raises, and what Optuna makes of it."""
 AWAY_S = 5.0
 """A storage that takes longer to answer was away, for others too."""
-_PASSING = {errno.EAGAIN, errno.EIO, errno.ENOLCK, errno.ESTALE, errno.ETIMEDOUT}
+_PASSING = {errno.EAGAIN, errno.ENOLCK, errno.ESTALE, errno.ETIMEDOUT}
 """Failures of a journal's file that may be over soon: a file server is away."""
 _PASSING_CODES = {"UNAVAILABLE", "UNKNOWN", "CANCELLED", "DEADLINE_EXCEEDED", "INTERNAL"}
 """The same of a gRPC server; UNKNOWN is also what it says when its own database fails."""
@@ -500,7 +500,7 @@ def wait_for_server(opened: BaseStorage, patience_s: float) -> None:
     """Try whatever Optuna asks of a storage again for so many seconds, and each new connection to a
     database's server. Once that was in vain no connection waits until it answers. All of it may be
     done twice, but for new trials (`public.py` looks for those that nobody knows of)."""
-    if "get_trial" in vars(opened):
+    if opened.get_trial.__name__ == "patient":  # by this
         return
     if isinstance(opened, RDBStorage):
         if opened.engine.dialect.name == "sqlite":

@@ -218,6 +218,7 @@ class PublicBook(Book):
         return []
 
     def recover(self) -> int:
+        orphans: list[tuple[Record, str]] = []
         if self._retries != storages.retries:  # what a claim that failed has taken is nobody's
             with self._held() as page:
                 me, name = processes.this_process(), self.study.study_name
@@ -226,7 +227,7 @@ class PublicBook(Book):
                 orphans = [(r, _UNKNOWN) for r in mine if (name, r.number) not in _HANDED]
                 self._requeue(page, orphans, restarts=0)
             self._retries = storages.retries
-        return super().recover()
+        return len(orphans) + super().recover()
 
     def _settled(self, mine: Sequence[int], max_steps: int | None) -> list[int]:
         """Those of the trials just begun that keep their place; the others are withdrawn."""
@@ -251,10 +252,16 @@ class PublicBook(Book):
 
     def _begin(self, number: int) -> bool:
         """Whether a waiting trial is now this process's."""
+        retries = storages.retries
         try:
             if self._lock is not None:  # else another may begin it now, and be its worker
                 self._name_worker(number)
-            return self.storage.set_trial_state_values(self._row(number), TrialState.RUNNING)
+            if self.storage.set_trial_state_values(self._row(number), TrialState.RUNNING):
+                return True
+            if retries == storages.retries:
+                return False
+            found = self.storage.get_trial(self._row(number))  # an earlier try may have done it
+            return found.state == TrialState.RUNNING and attr.WORKER not in found.user_attrs
         except UpdateFinishedTrialError:
             return False
 
