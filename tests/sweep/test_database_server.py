@@ -73,7 +73,8 @@ def workers(sweep: Sweep) -> list[int]:
     for place in Path("/proc").glob("[0-9]*"):
         try:
             parent = int((place / "stat").read_text().rpartition(")")[2].split()[1])
-            if parent == sweep.process.pid and b"spawn_main" in (place / "cmdline").read_bytes():
+            command = (place / "cmdline").read_bytes()
+            if parent == sweep.process.pid and b"resource_tracker" not in command:
                 found.append(int(place.name))
         except OSError:
             continue
@@ -155,8 +156,11 @@ def per_trial(folder: Path, url: str) -> float:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", [PostgreSQL, MariaDB, Proxy])
-def test_a_server_restarts_and_workers_are_killed(kind, tmp_path):
+@pytest.mark.parametrize(
+    ("kind", "start"), [(PostgreSQL, "fork"), (MariaDB, "fork"), (Proxy, "spawn")]
+)
+def test_a_server_restarts_and_workers_are_killed(kind, start, tmp_path, monkeypatch):
+    monkeypatch.setenv("SWEEPSTACK_TEST_WORKERS", start)
     size = WHOLE if FULL and kind is PostgreSQL else SMALL
     with kind() as server:
         begun = time.monotonic()

@@ -219,14 +219,21 @@ class PublicBook(Book):
 
     def recover(self) -> int:
         orphans: list[tuple[Record, str]] = []
-        if self._retries != storages.retries:  # what a claim that failed has taken is nobody's
+        if (
+            retries := storages.retries
+        ) != self._retries:  # what a claim that failed has taken is nobody's
             with self._held() as page:
                 me, name = processes.this_process(), self.study.study_name
                 running = self._records(page, TrialState.RUNNING)
                 mine = [r for r in running if r.attributes.get(attr.WORKER) == me]
                 orphans = [(r, _UNKNOWN) for r in mine if (name, r.number) not in _HANDED]
                 self._requeue(page, orphans, restarts=0)
-            self._retries = storages.retries
+            if self._lock is None:  # and what it added twice, there was
+                page = self._page()
+                late = page.without_place(self.total)
+                for number in late.intersection(self._tally(page).waiting):
+                    self._fail(number, _WITHDRAWN)
+            self._retries = retries
         return len(orphans) + super().recover()
 
     def _settled(self, mine: Sequence[int], max_steps: int | None) -> list[int]:
