@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from sweepstack.config import files
+from sweepstack.config import errors
 from sweepstack.config.errors import EnvironmentFault, InputError, one_line
 
 log = logging.getLogger(__name__)
@@ -36,8 +36,8 @@ def save(path: Path, value: Any) -> None:
     torch.save(value, buffer)
     content = buffer.getvalue()
     digest = hashlib.sha256(content).hexdigest()
-    files.write_bytes(_checksum(path), f"{digest}  {path.name}\n".encode())
-    files.write_bytes(path, content)
+    errors.write_bytes(_checksum(path), f"{digest}  {path.name}\n".encode())
+    errors.write_bytes(path, content)
 
 
 def save_state(path: Path, state: Mapping[str, Any], batch_norms: Sequence[str], step: int) -> None:
@@ -52,7 +52,7 @@ def save_state(path: Path, state: Mapping[str, Any], batch_norms: Sequence[str],
     counts = {f"{name}.num_batches_tracked": torch.tensor(step) for name in batch_norms}
     buffer = io.BytesIO()
     torch.save({**state, **counts}, buffer)
-    files.write_bytes(path, buffer.getvalue(), durable=False)
+    errors.write_bytes(path, buffer.getvalue(), durable=False)
 
 
 def load(path: Path) -> Any:

@@ -87,7 +87,7 @@ def rerun(
     trust_rule.see_own_packages(restored.config.trust)
     program = Program.of(TrialSpec(restored.config))
     console = progress.console()
-    for line in [*_changes(view, trial, program), *restored.notes, *_data_read(program)]:
+    for line in [*_changes(view, trial, program), *restored.notes, *data_read(program.config.data)]:
         progress.say(line, console)
     place = run_folder.claim(
         folder or outputs(view.where) / "reruns" / _folder_name(view.name, number)
@@ -336,30 +336,38 @@ def _changes(view: StudyView, trial: FrozenTrial, program: Program) -> list[str]
     """A line for each thing, besides the config, that is not as it was."""
     key = trial.user_attrs.get(ENVIRONMENT)
     then = view.user_attrs.get(f"{ENVIRONMENT}.{key}") if isinstance(key, str) else None
+    lines, now_on = [*changes_since(then)], program.device
     pairs: list[tuple[str, object, object]] = []
-    lines, now_on = [], program.device
-    if isinstance(then, Mapping):
-        now = environment()
-        old, new = then.get("versions"), now["versions"]
-        old = old if isinstance(old, Mapping) else {}
-        names = [*new, *(name for name in old if name not in new)]
-        pairs = [(one_line(n, 40), old.get(n, "none"), new.get(n, "none")) for n in names[:50]]
-        pairs.append(("platform", then.get("platform"), now["platform"]))
-        pairs.append(("git commit", _commit(then.get("git")), _commit(now["git"])))
-    else:
-        lines.append("the study does not record the versions that trained it")
     if before := trial.user_attrs.get("device"):
         pairs.append(("device", before, device.describe(now_on)))
     if before := trial.user_attrs.get(DATA_HASH):
         pairs.append(("SHA-256 of the data", before, program.data.fingerprint))
-    lines += [
+    lines += _changed(pairs)
+    if _kind_then(trial) not in (None, now_on.type):
+        lines.append(f"another kind of device: the tolerance is {OTHER_DEVICE} times as wide")
+    return lines
+
+
+def changes_since(then: object) -> list[str]:
+    """A line for each version, platform and commit that is not as an environment of a study's
+    (`runs.folder.environment`) says."""
+    if not isinstance(then, Mapping):
+        return ["the study does not record the versions that trained it"]
+    now, old = environment(), then.get("versions")
+    new, old = now["versions"], old if isinstance(old, Mapping) else {}
+    names = [*new, *(name for name in old if name not in new)]
+    pairs = [(one_line(n, 40), old.get(n, "none"), new.get(n, "none")) for n in names[:50]]
+    pairs.append(("platform", then.get("platform"), now["platform"]))
+    pairs.append(("git commit", _commit(then.get("git")), _commit(now["git"])))
+    return _changed(pairs)
+
+
+def _changed(pairs: Sequence[tuple[str, object, object]]) -> list[str]:
+    return [
         f"changed: {what} {one_line(old, 100)} then, {one_line(new, 100)} now"
         for what, old, new in pairs
         if old != new
     ]
-    if _kind_then(trial) not in (None, now_on.type):
-        lines.append(f"another kind of device: the tolerance is {OTHER_DEVICE} times as wide")
-    return lines
 
 
 def _commit(git: object) -> str:
@@ -368,9 +376,8 @@ def _commit(git: object) -> str:
     return f"{one_line(git.get('commit'), 12)}{' (changed files)' if git.get('dirty') else ''}"
 
 
-def _data_read(program: Program) -> list[str]:
+def data_read(data: schema.Data) -> list[str]:
     """Which files of this machine are read."""
-    data = program.config.data
     named = [getattr(data, key, None) for key in ("root", "path")]
     if isinstance(data, schema.Arrays | schema.Table):
         named += [data.train, data.val, data.test]
