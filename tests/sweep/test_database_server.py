@@ -45,7 +45,7 @@ class Size:
 
 
 SMALL = Size(workers=2, points=120, pause_s=0.01, kills=1, between_s=0.5, stop_s=2.0)
-WHOLE = Size(workers=4, points=1000, pause_s=0.06, kills=20, between_s=4.0, stop_s=30.0)
+WHOLE = Size(workers=4, points=1000, pause_s=0.01, kills=20, between_s=4.0, stop_s=30.0)
 
 
 def begin(folder: Path, url: str, size: Size, *words: str) -> Sweep:

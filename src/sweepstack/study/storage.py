@@ -330,6 +330,8 @@ def is_transient(error: BaseException) -> bool:
         return cause.code().name in _PASSING_CODES
     if isinstance(cause, OSError):
         return cause.errno in _PASSING
+    if isinstance(cause, sqlalchemy.exc.PendingRollbackError):
+        return True  # Optuna went on in the session of what failed
     if not isinstance(cause, sqlalchemy.exc.DBAPIError) or cause.connection_invalidated:
         return isinstance(cause, sqlalchemy.exc.DBAPIError)
     kinds = (sqlalchemy.exc.OperationalError, sqlalchemy.exc.InterfaceError)

@@ -327,4 +327,5 @@ def test_which_failures_of_servers_and_files_may_be_over_soon():
     codes = {code.name for code in grpc.StatusCode if storage.is_transient(Failure(code))}
     assert codes == {"UNAVAILABLE", "UNKNOWN", "CANCELLED", "DEADLINE_EXCEEDED", "INTERNAL"}
     assert storage.is_transient(OSError(errno.ESTALE, "stale"))
+    assert storage.is_transient(sqlalchemy.exc.PendingRollbackError("after MariaDB was lost"))
     assert not storage.is_transient(OSError(errno.ENOSPC, "full"))
