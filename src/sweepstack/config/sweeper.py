@@ -50,7 +50,7 @@ class Settings:
         None, "most workers on one GPU of a host; null: no limit, they are spread evenly", ge=1
     )
     storage_timeout_s: float = key(
-        120.0, "how long a database server that does not answer is tried again", ge=0
+        120.0, "how long a storage that does not answer is tried again", ge=0
     )
     timeout_s: float | None = key(
         None, "no trial begins later than this after the start of the sweep", gt=0

@@ -486,15 +486,17 @@ class _Processes:
         others = [e for e in register.workers(self.board.book.study) if e.crew != self.crew.name]
         others = [e for e in others if e.is_alive and processes.is_here(e.process)]
         context = multiprocessing.get_context("spawn")
-        messages, sender = context.Pipe(duplex=False)
+        messages, theirs = context.Pipe()
         process = context.Process(
-            target=_child,
-            args=(self.crew, place, os.getpid(), sender),
-            name=f"sweepstack-worker-{place}",
+            target=_child, args=(place, os.getpid(), theirs), name=f"sweepstack-worker-{place}"
         )
-        with sender, _share(self.crew.plan.n_jobs + len(others)), _without_interrupts():
+        with theirs, _share(self.crew.plan.n_jobs + len(others)), _without_interrupts():
             process.start()
             self.children[place] = _Child(process, messages)
+        # As an argument, one that is larger than a pipe would be waited for where the process dies
+        # before it reads it.
+        with contextlib.suppress(OSError):
+            messages.send(self.crew)
 
     def _look(self) -> None:
         """See who has ended, and start others for those that died."""
@@ -641,10 +643,11 @@ class _Numbered:
         return getattr(self._stream, name)
 
 
-def _child(crew: Crew, place: int, parent: int, sender: connection.Connection) -> None:
+def _child(place: int, parent: int, messages: connection.Connection) -> None:
     """Main function of a local worker.
 
-    Sends None once it begins a trial, and (message, exit code) of what stopped it.
+    Is sent its crew. Sends None once it begins a trial, and (message, exit code) of what stopped
+    it.
     """
     for name in ("stdout", "stderr"):
         setattr(sys, name, _Numbered(getattr(sys, name), place))
@@ -661,9 +664,10 @@ def _child(crew: Crew, place: int, parent: int, sender: connection.Connection) -
 
     def send(message: tuple[str, int] | None) -> None:
         with contextlib.suppress(OSError):  # the parent is gone
-            sender.send(message)
+            messages.send(message)
 
     try:
+        crew: Crew = messages.recv()
         crew.join(stop, began=lambda: send(None))
     except SweepstackError as error:
         send((str(error), error.exit_code))
