@@ -13,6 +13,7 @@ from typing import Any
 import optuna
 import pytest
 from fault_support import Sweep, rows, running, until
+from PIL import Image
 from rerun_support import edit_study
 from rich.console import Console
 from sweep_support import QUICK, states, study
@@ -177,10 +178,11 @@ def test_who_works_is_said_by_workers_show_and_the_report(waiting, tmp_path, cap
     [fact] = [line for line in facts if line.startswith("7 on node7, GPU-12345678-1234: 30 trial")]
     assert fact.endswith(", 30.0 per minute")
 
-    page = Console(file=io.StringIO(), width=80, force_terminal=True)
+    page = Console(file=io.StringIO(), width=80)
     assert overview._print_workers(opened.anew(), page, 2) == 3
-    assert "and 1 more workers" in page.file.getvalue()
-    assert max(map(len, page.file.getvalue().splitlines())) <= 80
+    shown = page.file.getvalue().splitlines()
+    assert len(shown) == 4  # a line each at 80 columns
+    assert shown[-1] == "and 1 more workers"
 
 
 def test_a_journal_is_joined_too(main, waiting, tmp_path, monkeypatch):
@@ -301,6 +303,44 @@ def test_other_code_that_asks_another_question_is_refused(waiting, tmp_path):
         "config.training.of_their_version: true in the study, not set now",
     ]
     assert states(tmp_path).count("COMPLETE") == 1
+
+
+def test_what_the_user_trusts_and_repeats_is_joined(waiting, tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "import torch\nclass Net(torch.nn.Linear):\n"
+        "    def __init__(self, outputs):\n        super().__init__(1, outputs)\n"
+    )
+    base = [word for word in QUICK if not word.startswith("model.")]
+    asked = {"arguments": [*base, "training.width=1", SWEPT, "model=custom"]}
+    asked["arguments"].append("model._target_=mine.Net")
+    waiting(SWEPT)
+    was = study(tmp_path)
+    edit_study(SWEEP, was.user_attrs[SWEEP] | asked)
+    with pytest.raises(InputError) as raised:  # the question of another model: trusted, refused
+        cli.run(["work", "s", "--trust", "mine"])
+    assert "cannot be joined" in str(raised.value)
+    assert 'config.model.name: "mlp" in the study, now "custom"' in raised.value.mistakes
+
+
+def test_data_may_lie_elsewhere(main, waiting, tmp_path, capsys):
+    for split in ("train", "val"):
+        for label in ("a", "b"):
+            place = tmp_path / "there" / split / label
+            place.mkdir(parents=True)
+            for number in range(4):
+                shade = 40 * number + 9 * (label == "b")
+                Image.new("L", (4, 4), shade).save(place / f"{number}.png")
+    words = [w for w in QUICK if not w.startswith(("data", "model"))]
+    words += ["data=image_folder", "data.root=there", "batch.size=4", "training.width=1"]
+    assert main("-m", *words, "training.seed=0,1", "hydra.sweeper.n_trials=2").code == 0
+    (tmp_path / "there").rename(tmp_path / "elsewhere")
+    with pytest.raises(SweepstackError) as raised:
+        cli.run(["work", "s", "data.root=nowhere"])
+    assert raised.value.exit_code == 3
+    assert "nowhere" in str(raised.value)
+    capsys.readouterr()
+    assert cli.run(["work", "s", "data.root=elsewhere"]) == 0
+    assert f"data are read from {tmp_path}/elsewhere" in capsys.readouterr().out
 
 
 def test_other_versions_are_said(waiting, tmp_path, capsys):

@@ -282,7 +282,8 @@ def _print_workers(view: StudyView, console: Console, most: int | None = None) -
     for title in ("trials", "per minute", "seen"):
         table.add_column(title, justify="right")
     for entry in alive[:most]:
-        since = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.began))
+        is_today = time.localtime(entry.began)[:3] == time.localtime()[:3]
+        since = time.strftime("%H:%M" if is_today else "%Y-%m-%d", time.localtime(entry.began))
         seen = max(0.0, time.time() - entry.seen)
         gpu = one_line(entry.gpu, 16) if entry.gpu else "-"
         who, host, gpu_shown = (Text(one_line(t, 40)) for t in (entry.name, entry.host, gpu))
