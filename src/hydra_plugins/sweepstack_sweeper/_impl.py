@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import copy
+import glob
 import logging
+import os
+import signal
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +19,20 @@ from omegaconf import DictConfig, OmegaConf, flag_override
 from omegaconf.errors import OmegaConfBaseException
 
 from sweepstack.config.check import shown
-from sweepstack.config.errors import (
-    EXIT_INTERRUPTED,
-    InputError,
-    SweepstackError,
-    one_line,
-)
+from sweepstack.config.errors import EnvironmentFault, InputError, one_line
 from sweepstack.config.hydra_adapter import quoted
 from sweepstack.config.reading import folder
-from sweepstack.study import storage
+from sweepstack.study import storage_url
 from sweepstack.sweep import sweep as sweeps
 from sweepstack.sweep.worker.application import HydraApp
-from sweepstack.sweep.worker.launch import Crew, JobsFailed, Launch
+from sweepstack.sweep.worker.launch import Crew, JobsFailed, Launch, WorkerFailed
 from sweepstack.sweep.worker.trainer import TrainingApp
 
 log = logging.getLogger("sweepstack.sweep")
 STORAGE = "hydra.sweeper.storage"
+RAY = "hydra_plugins.hydra_ray_launcher.ray_launcher.RayLauncher"
+OBJECTS_BYTES = 75 * 2**20
+"""Memory of a local Ray for objects, the least that it takes: workers exchange none."""
 
 
 def sweep(
@@ -70,9 +72,9 @@ def sweep(
 
 def _without_password(config: DictConfig) -> DictConfig:
     """The config without the password of its storage: Hydra and its launchers write it, and what
-    HydraConfig holds, to hydra.yaml and into pickles. See `storage.take_password`."""
+    HydraConfig holds, to hydra.yaml and into pickles. See `storage_url.take_password`."""
     whole = OmegaConf.select(config, "hydra.sweeper.storage")
-    bare = storage.take_password(str(whole))
+    bare = storage_url.take_password(str(whole))
     if bare == str(whole):
         return config
     config = copy.deepcopy(config)
@@ -144,8 +146,7 @@ def _carry(context: HydraContext, config: DictConfig) -> Launch:
 
     begun = 0
 
-    def launch(crew: Any, jobs: int) -> int | None:
-        assert isinstance(crew, Crew)
+    def run(crew: Crew, jobs: int) -> int | None:
         nonlocal begun
         first, begun = begun, begun + jobs
         launcher.setup(hydra_context=context, task_function=crew, config=config)
@@ -153,11 +154,7 @@ def _carry(context: HydraContext, config: DictConfig) -> Launch:
         overrides = [*crew.plan.space.fixed, "hydra.sweep.subdir=worker_${hydra:job.num}"]
         try:
             returned = launcher.launch([overrides] * jobs, initial_job_idx=first)
-            codes = [job.return_value for job in returned]  # raises what the worker raised
-        except SweepstackError:
-            raise
-        except KeyboardInterrupt:
-            return EXIT_INTERRUPTED
+            ends = [job.return_value for job in returned]  # raises what the worker raised
         except Exception as error:  # each launcher has exceptions of its own
             name = str(config.hydra.launcher._target_).rpartition(".")[2]
             reason = f"{type(error).__name__}: {one_line(error)}"
@@ -165,9 +162,74 @@ def _carry(context: HydraContext, config: DictConfig) -> Launch:
                 f"the workers that {name} started ended early ({reason}); "
                 "run the same command again to resume a study that has a storage"
             ) from error
-        return min((code for code in codes if code is not None), default=None)
+        for failed in (end for end in ends if isinstance(end, tuple)):
+            raise WorkerFailed(*failed)
+        return min((code for code in ends if code is not None), default=None)
 
-    return launch
+    if "submitit" in config.hydra.launcher._target_:
+        return _submitit(run, config)
+    logs = Path(str(config.hydra.sweep.dir)).absolute()
+    if config.hydra.launcher._target_ != RAY:
+        return Launch(run, logs=logs)
+    if (
+        "max_retries" not in config.hydra.launcher.ray.remote
+    ):  # who replaces dead workers is the sweep
+        OmegaConf.update(config.hydra.launcher.ray, "remote.max_retries", 0, force_add=True)
+    return Launch(run, logs=logs, begin=partial(_start_ray, config))
+
+
+def _submitit(run: Callable[[Crew, int], int | None], config: DictConfig) -> Launch:
+    """A launcher of submitit's: each of its jobs has a file in a folder with the job's number."""
+    kind = "slurm" if config.hydra.launcher._target_.endswith(".SlurmLauncher") else "local"
+    before, _, after = str(config.hydra.launcher.submitit_folder).partition("%j")
+    here = glob.escape(os.path.abspath(before) + "/" * before.endswith("/"))
+    pattern, ending = f"{here}*{glob.escape(after)}/*_submitted.pkl", "_submitted.pkl"
+    earlier = set(glob.glob(pattern))
+
+    def jobs() -> list[str]:
+        mine = sorted(set(glob.glob(pattern)) - earlier)
+        return [f"{kind} {Path(file).name.removesuffix(ending)}" for file in mine]
+
+    def quietly(crew: Crew, count: int) -> int | None:
+        import submitit
+
+        # It tells that a cluster has no accounts, again and again.
+        logging.getLogger(submitit.__name__).setLevel(logging.ERROR)
+        return run(crew, count)
+
+    return Launch(quietly, jobs, Path(before).absolute())
+
+
+def _start_ray(config: DictConfig, crew: Crew) -> None:
+    """Start Ray, or find it, as its launcher would, which fails at `address` and leaves SIGTERM to
+    Ray: that ends the process at once.
+
+    Raises:
+        EnvironmentFault: Ray does not start.
+    """
+    import ray
+
+    if ray.is_initialized():
+        return
+    if "num_gpus" not in config.hydra.launcher.ray.remote and crew.misses_gpus():
+        log.warning(
+            "Ray gives workers no GPU: +hydra.launcher.ray.remote.num_gpus=1 asks for one each, "
+            "0.5 for half of one"
+        )
+    given: Any = OmegaConf.to_container(config.hydra.launcher.ray.init, resolve=True)
+    if given.get("address") is None and "RAY_ADDRESS" not in os.environ:
+        given.setdefault("object_store_memory", OBJECTS_BYTES)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        ray.init(**given)
+    except Exception as error:  # of an argument, a port, a cluster
+        shown = OmegaConf.to_container(config.hydra.launcher.ray.init)
+        raise EnvironmentFault(
+            f"Ray cannot be started with hydra.launcher.ray.init={shown}: {one_line(error)}"
+        ) from error
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _not_yet(job: Any) -> None:

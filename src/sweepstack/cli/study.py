@@ -426,9 +426,9 @@ def _copy(options: argparse.Namespace) -> int:
 
 
 def _merge(options: argparse.Namespace) -> int:
-    from sweepstack.cli import housekeeping
+    from sweepstack.cli import merging
 
-    return housekeeping.merge(options.studies, options.name, options.storage)
+    return merging.merge(options.studies, options.name, options.storage)
 
 
 def _prune_files(options: argparse.Namespace) -> int:

@@ -22,7 +22,7 @@ from sweepstack.config.space import Space, points
 from sweepstack.reporting.report.content import command_of
 from sweepstack.runs.progress import say
 from sweepstack.runs.rerun import changes_since, data_read
-from sweepstack.study import storage
+from sweepstack.study import storage, storage_url
 from sweepstack.study.attributes import ENVIRONMENT, FOLDER
 from sweepstack.study.view import StudyView, open_study, outputs
 from sweepstack.sweep import plan
@@ -165,7 +165,7 @@ def _command(view: StudyView) -> str:
     """The command of a study, for a shell."""
     command = command_of(view.asked)
     url = masked(view.where)
-    if command and storage.absolute(url) != storage.absolute(storage.DEFAULT):
+    if command and storage_url.absolute(url) != storage_url.absolute(storage.DEFAULT):
         command += f" hydra.sweeper.storage='{url}'"
     return f": {command}" if command else ""
 

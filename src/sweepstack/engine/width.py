@@ -36,7 +36,7 @@ from sweepstack.engine.stack import Stack
 from sweepstack.engine.step import EVALUATION_CHUNK, Block, Step
 from sweepstack.models import convolution
 from sweepstack.training import device
-from sweepstack.training.own_optimizer import say_one_by_one
+from sweepstack.training.own import say_one_by_one
 
 log = logging.getLogger(__name__)
 
@@ -109,6 +109,10 @@ class Widths:
             _keep(self.file, {**kept, name: found})
 
     def _found(self, program: Program, key: str) -> int:
+        if program.config.training.deterministic:
+            # A product of one trial has other sums than that of a stack, at some shapes.
+            log.info("training.deterministic=true: trials train one by one")
+            return 1
         if isinstance(program.config.optimizer, CustomOptimizer):
             say_one_by_one(program.config.optimizer.target)
             return 1
@@ -134,11 +138,9 @@ class Widths:
 
 
 def plannable(program: Program) -> bool:
-    """Whether it is measured how convolutions of the program's stacks run. Which way is faster may
-    change from run to run, and with it how sums are rounded."""
-    training = program.config.training
+    """Whether it is measured how convolutions of the program's stacks run."""
     place = program.device.type in convolution.MEASURED_ON
-    return place and program.convolves and not (training.compile or training.deterministic)
+    return place and program.convolves and not program.config.training.compile
 
 
 def plan(program: Program, width: int, kept: convolution.Plan | None = None) -> None:

@@ -286,7 +286,9 @@ def _print_workers(view: StudyView, console: Console, most: int | None = None) -
         since = time.strftime("%H:%M" if is_today else "%Y-%m-%d", time.localtime(entry.began))
         seen = max(0.0, time.time() - entry.seen)
         gpu = one_line(entry.gpu, 16) if entry.gpu else "-"
-        who, host, gpu_shown = (Text(one_line(t, 40)) for t in (entry.name, entry.host, gpu))
+        who, host, gpu_shown = (
+            Text(one_line(text, 40)) for text in (entry.job or entry.pid, entry.host, gpu)
+        )
         numbers = (str(entry.trials), f"{entry.per_minute:.1f}", f"{seen:.0f} s ago")
         table.add_row(who, host, gpu_shown, since, *numbers)
     console.print(table)

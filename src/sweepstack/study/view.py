@@ -29,7 +29,7 @@ from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError
 
 from sweepstack.config.errors import InputError, masked, nearest, one_line
-from sweepstack.study import storage
+from sweepstack.study import storage, storage_url
 from sweepstack.study.attributes import EQUALS, FOLDER, IDENTITY, SWEEP
 from sweepstack.study.frame import STATES, frame, history, layers, ranks
 from sweepstack.study.keys import Direction, Key, Parameter, objectives, swept_keys
@@ -397,7 +397,7 @@ def outputs(where: str) -> Path:
 
 def place(where: str) -> Path:
     """The folder of a SQLite file or a journal; outputs for a server's database."""
-    if (path := storage.path_of(where) if "://" in where else Path(where)) is not None:
+    if (path := storage_url.path_of(where) if "://" in where else Path(where)) is not None:
         return path.parent
     try:
         parsed = make_url(where)

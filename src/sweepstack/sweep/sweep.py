@@ -27,7 +27,7 @@ from sweepstack.config.errors import one_line
 from sweepstack.reporting.scoreboard import Scoreboard, count_finished
 from sweepstack.runs import progress
 from sweepstack.runs.progress import say
-from sweepstack.study import storage
+from sweepstack.study import storage, storage_url
 from sweepstack.study.attributes import EQUALS, LOST, OVERRIDES, RETRIED, SWEEP
 from sweepstack.study.book import register
 from sweepstack.study.book.book import Book
@@ -125,7 +125,8 @@ def sweep(
         from sweepstack.study.view import StudyView  # imports pandas, which no start needs
 
         view = StudyView(study, "" if temporary else url, opened)
-        _conclude(crew, book, code, results or folder, view)
+        logs = None if launcher is None else launcher.logs
+        _conclude(crew, book, code, results or folder, view, logs)
 
 
 def _show(plan: Plan, repeats: int | None) -> None:
@@ -178,7 +179,7 @@ def _progress_of(plan: Plan) -> str:
     if plan.storage is None:
         return "a temporary file"
     shown = errors.masked(plan.storage)
-    if storage.is_new(plan.storage):
+    if storage_url.is_new(plan.storage):
         return f"{shown} (new)"
     opened = storage.connect(plan.storage)
     if plan.study not in optuna.get_all_study_names(opened):
@@ -242,7 +243,9 @@ def _announce(chosen: Plan, book: Book) -> None:
     say(f"study {chosen.study}: {total}, {how}{pruner}")
 
 
-def _conclude(crew: Crew, book: Book, code: int | None, results: Path, view: StudyView) -> None:
+def _conclude(
+    crew: Crew, book: Book, code: int | None, results: Path, view: StudyView, logs: Path | None
+) -> None:
     """Print and write the results, the report too unless the storage is temporary; raise if the
     sweep failed."""
     counts, study, url = book.counts(), book.study, view.where
@@ -274,6 +277,8 @@ def _conclude(crew: Crew, book: Book, code: int | None, results: Path, view: Stu
     following = _show_ending(crew, results, view)
     if crew.folder.is_dir():
         say(f"results: {progress.shown(crew.folder)}")
+    if logs is not None:
+        say(f"output of the workers: {progress.shown(logs)}")
     if url and crew.plan.report:
         write_report(view)
     for command in following:

@@ -11,10 +11,12 @@ from typing import Any
 import optuna
 import pytest
 import sweep_support
+import torch
 from sweep_support import QUICK
 
 from sweepstack.study.book import processes, register
 from sweepstack.study.book.register import Entry, Membership
+from sweepstack.sweep.worker.launch import Crew
 from sweepstack.sweep.worker.worker import Worker
 
 SMI = """\
@@ -164,6 +166,95 @@ def test_workers_of_a_host_share_its_gpus(monkeypatch):
 
 class _Done:
     stdout = SMI
+
+
+@pytest.fixture
+def two_gpus(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0, 1")
+    monkeypatch.setattr(register.subprocess, "run", lambda *_, **__: _Done())
+
+
+WORDS = ("-m", *sweep_support.without("training.device"), "optimizer.lr=0.1,0.2")
+
+
+def test_a_lone_worker_takes_its_share_of_the_host_and_puts_it_back(
+    main, tmp_path, monkeypatch, two_gpus
+):
+    search = (*WORDS[:-1], "optimizer.lr=interval(0.1,0.2)")
+    assert main(*search, "hydra.sweeper.n_trials=1").code == 0
+    study, now = sweep_support.study(tmp_path), time.time()
+    here = processes.this_process().rsplit(":", 2)[0]
+    monkeypatch.setattr(processes, "is_gone", lambda name: False)
+    Membership(study, Entry(f"{here}:1:x", now, now, gpu="GPU-aa"))
+    monkeypatch.setattr(register, "cores", lambda: 4)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    threads, seen = torch.get_num_threads(), []
+    noted = Worker.record
+
+    def record(self: Any, outcome: Any) -> None:
+        seen.append((os.environ["CUDA_VISIBLE_DEVICES"], torch.get_num_threads()))
+        noted(self, outcome)
+
+    monkeypatch.setattr(Worker, "record", record)
+    torch.set_num_threads(3)
+    try:
+        assert main(*search, "hydra.sweeper.n_trials=2").code == 0
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(threads)
+
+    assert seen == [("1", 2)]  # beside the other: the second GPU, half of the cores
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "0, 1"
+    by_process = {entry.process: entry.gpu for entry in register.workers(study)}
+    assert by_process == {f"{here}:1:x": "GPU-aa", processes.this_process(): "GPU-bb"}
+
+
+def test_a_lone_worker_without_a_place_is_an_error(main, tmp_path, monkeypatch, two_gpus):
+    monkeypatch.setattr(register, "least_loaded", lambda *_: None)
+
+    ended = main(*WORDS, "hydra.sweeper.workers_per_gpu=1")
+
+    assert ended.code == 3
+    assert "hydra.sweeper.workers_per_gpu=1 on each" in ended.lines[-1]
+    assert sweep_support.states(tmp_path) == []
+
+
+def test_a_process_that_has_used_a_gpu_stays_with_it(monkeypatch, two_gpus):
+    study = optuna.create_study()
+    now, here = time.time(), processes.this_process().rsplit(":", 2)[0]
+    monkeypatch.setattr(processes, "is_gone", lambda name: False)
+    Membership(study, Entry(f"{here}:1:x", now, now, gpu="GPU-aa"))
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+
+    joined = register.join(study, "c", 1, limit=None)
+
+    assert joined is not None
+    assert joined.entry.gpu == "GPU-aa"
+
+
+@pytest.mark.parametrize(
+    ("name", "environ", "fixed", "gpu"),
+    [
+        ("sweepstack", {}, ["training.device=cpu", "training.device=auto"], "GPU-aa"),
+        ("sweepstack", {}, ["training.device=auto", "training.device=cuda:1"], None),
+        ("sweepstack", {"RAY_JOB_ID": "ffff"}, [], "GPU-aa"),
+        ("app.py", {}, [], "GPU-aa"),
+        ("app.py", {"SLURM_JOB_ID": "5"}, [], None),  # which may train on all that it was given
+    ],
+)
+def test_whose_gpus_are_narrowed_to_one(monkeypatch, two_gpus, name, environ, fixed, gpu):
+    for key, value in environ.items():
+        monkeypatch.setenv(key, value)
+    plan = SimpleNamespace(
+        n_jobs=2, workers_per_gpu=None, space=SimpleNamespace(fixed=fixed), storage="x"
+    )
+    crew: Any = Crew(plan, SimpleNamespace(origin={"name": name}), Path(), 0.0)
+    book: Any = SimpleNamespace(study=optuna.create_study())
+
+    joined = crew.enter(book, stays=register.is_assigned())
+
+    assert joined.entry.gpu == gpu
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == ("0, 1" if gpu is None else "0")
 
 
 def test_more_local_workers_than_the_gpus_may_have_are_refused(main, tmp_path, monkeypatch):

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import logging
+import math
+import signal
+from dataclasses import asdict
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,8 +17,9 @@ from sweep_support import QUICK, states
 from sweepstack.cli import study as cli
 from sweepstack.config.errors import EnvironmentFault
 from sweepstack.study import storage
+from sweepstack.study.attributes import WORKERS
 from sweepstack.study.book.public import PublicBook
-from sweepstack.study.book.register import Entry, Membership
+from sweepstack.study.book.register import Entry
 from sweepstack.sweep import studies
 from sweepstack.sweep.worker import launch, worker
 
@@ -100,68 +105,136 @@ class Board(launch.Scoreboard):
         pass
 
 
-def jobs(*launches: Any, restarts: int = 3) -> tuple[launch._Jobs, Board, list[int]]:
-    """What is launched: for each launch the trials that are done by its end, how it ends, and
-    whether a worker began."""
-    board, asked, left = Board(10), [], list(launches)
-    plan = SimpleNamespace(n_jobs=3, max_restarts=restarts)
-
-    def other(crew: Any, count: int) -> int | None:
-        asked.append(count)
-        board.done, end, began = left.pop(0)
-        if began:
-            entry = Entry(f"other/1:{len(asked)}:1", len(asked), 0, crew.name)
-            with Membership(board.opened, entry):  # has ended by the end of the launch
-                pass
-        if isinstance(end, Exception):
-            raise end
-        return end
-
-    crew: Any = SimpleNamespace(plan=plan, name="mine", stops=None)
-    return launch._Jobs(crew, board, other), board, asked
-
-
+WORKED, SIGNALLED, KILLED, UNBEGUN = (4.0, None), (4.0, 143), (None, None), None
+"""How workers end: when, and with which code; None of one that did not begin."""
 DIED = launch.JobsFailed("OSError: killed")
 
 
-def test_a_complete_study_with_a_dead_worker_is_a_success_and_a_line(caplog):
-    run, _, asked = jobs((10, DIED, True))
+@pytest.fixture
+def jobs(monkeypatch):
+    """A sweep by a launcher that does not name its jobs. Each of `launches` is what becomes of a
+    launch: the trials that are done by its end, how each of its workers ended, and what it returns
+    or raises."""
+    monkeypatch.setattr(launch, "LOOK_S", 0.01)
+
+    def make(*launches: Any, restarts: int = 3) -> tuple[launch._Jobs, Board, list[int]]:
+        board, asked, left = Board(10), [], list(launches)
+        plan = SimpleNamespace(n_jobs=3, max_restarts=restarts, total=10, max_failure_rate=0.5)
+        crew: Any = SimpleNamespace(plan=plan, name="mine", stops=None, deadline=math.inf)
+
+        def other(crew: Any, count: int) -> int | None:
+            asked.append(count)
+            board.done, ends, result = left.pop(0)
+            for number, end in enumerate(ends):
+                if end is not None:
+                    entry = Entry(f"other/1:{len(asked)}{number}:1", len(asked), 0, crew.name)
+                    entry.ended, entry.code = end
+                    board.opened.set_user_attr(f"{WORKERS}.{entry.process}", asdict(entry))
+            if isinstance(result, Exception):
+                raise result
+            return result  # type: ignore[no-any-return]
+
+        return launch._Jobs(crew, board, launch.Launch(other)), board, asked
+
+    return make
+
+
+def test_a_complete_study_with_a_dead_worker_is_a_success_and_a_line(jobs, caplog):
+    run, _, asked = jobs((10, [WORKED, KILLED, WORKED], DIED))
     with caplog.at_level(logging.WARNING, "sweepstack"):
         assert run.run() is None
     assert asked == [3]
-    assert caplog.messages == ["the study is complete, though OSError: killed"]
+    assert caplog.messages == ["the study is complete, though worker 11 on other ended early"]
 
 
-def test_dead_workers_are_replaced_as_long_as_trials_end(caplog):
-    run, _, asked = jobs((2, DIED, True), (5, 143, True), (9, DIED, True), (10, None, True))
+def test_dead_workers_are_replaced_as_long_as_trials_end(jobs, caplog):
+    run, _, asked = jobs(
+        (2, [KILLED, SIGNALLED, UNBEGUN], DIED),
+        (5, [SIGNALLED, KILLED, KILLED], 143),
+        (9, [KILLED, WORKED, WORKED], DIED),
+        (10, [WORKED], None),
+    )
     assert run.run() is None
-    assert asked == [3, 3, 3, 3]
+    assert asked == [3, 3, 3, 1]
 
 
-def test_workers_that_die_without_a_trial_are_replaced_so_often():
-    run, _, asked = jobs(*[(2, DIED, True)] * 4, restarts=2)
+def test_workers_that_die_without_a_trial_are_replaced_so_often(jobs):
+    run, _, asked = jobs(
+        (2, [KILLED] * 3, DIED), *[(2, [KILLED] * n, DIED) for n in (3, 3, 3)], restarts=2
+    )
     with pytest.raises(EnvironmentFault, match="killed"):
         run.run()
     assert asked == [3, 3, 3, 3]  # the first of them made progress
 
 
+def test_workers_that_worked_for_long_are_replaced_though_no_trial_ended(jobs, monkeypatch):
+    monkeypatch.setattr(launch, "MIN_WORK_S", -10.0)
+    run, _, asked = jobs(*[(0, [SIGNALLED] * 3, 143)] * 3, (10, [WORKED] * 3, None), restarts=0)
+    assert run.run() is None
+    assert asked == [3, 3, 3, 3]
+
+
+def test_workers_that_a_budget_ended_are_not_replaced(jobs):
+    run, _, asked = jobs((2, [WORKED] * 3, None))
+    assert run.run() is None
+    assert asked == [3]
+
+
 @pytest.mark.parametrize(
-    ("error", "began"), [(DIED, False), (EnvironmentFault("no such data"), True)]
+    ("error", "ends"),
+    [
+        (DIED, [UNBEGUN] * 3),
+        (launch.WorkerFailed("no such data", 3), [(4.0, 3)] * 3),
+        (launch.WorkerFailed("no such data", 3), [(4.0, 3), KILLED, KILLED]),
+        (ZeroDivisionError("by zero"), [UNBEGUN] * 3),
+    ],
 )
-def test_what_would_end_another_too_is_raised(error, began):
-    run, _, asked = jobs((2, error, began))
-    with pytest.raises(EnvironmentFault, match=str(error)):
+def test_what_would_end_another_too_is_raised(jobs, error, ends):
+    run, _, asked = jobs((2, ends, error))
+    with pytest.raises(type(error), match=str(error)):
         run.run()
     assert asked == [3]
 
 
-def test_nothing_is_launched_once_a_person_has_stopped_it(monkeypatch):
-    run, board, asked = jobs((2, DIED, True), (10, None, True))
+def test_a_worker_hands_its_error_to_who_launched_it(monkeypatch):
+    """A launcher would wrap the exception, with its traceback, into one of its own."""
+    crew = launch.Crew(*(SimpleNamespace(),) * 2, Path(), math.inf)  # type: ignore[arg-type]
 
-    def wait(error: object) -> dict[str, int]:
+    def join(self: Any, stop: Any) -> None:
+        raise launch.WorkerFailed("no such data", 3)
+
+    monkeypatch.setattr(launch.Crew, "join", join)
+    assert crew() == ("no such data", 3)
+
+
+def test_a_preempted_job_ends_in_good_order_before_it_is_requeued(monkeypatch):
+    did: list[str] = []
+    before = signal.signal(signal.SIGUSR2, lambda *given: did.append("requeued"))
+
+    def join(self: Any, stop: Any) -> None:
+        signal.raise_signal(signal.SIGUSR2)
+        did.append(f"stopped with {stop.code}")
+
+    monkeypatch.setattr(launch.Crew, "join", join)
+    crew = launch.Crew(*(SimpleNamespace(),) * 2, Path(), math.inf)  # type: ignore[arg-type]
+    try:
+        assert crew() == 143
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+    assert did == ["stopped with 143", "requeued"]
+
+
+def test_nothing_is_launched_once_a_person_has_stopped_it(jobs, monkeypatch):
+    run, board, asked = jobs((2, [KILLED] * 3, DIED), (10, [WORKED], None))
+    stopped: list[str] = []
+    board.book.stop = stopped.append
+
+    def died(within_s: float = 0) -> dict[str, Any]:
         run.code = 130  # Ctrl-C, between two launches
-        return board.book.counts()  # type: ignore[no-any-return]
+        return {}
 
-    monkeypatch.setattr(run, "_wait", wait)
+    monkeypatch.setattr(run, "_died", died)
+    monkeypatch.setattr(run, "_is_idle", lambda within_s=0: run.code is not None)
     assert run.run() == 130
     assert asked == [3]
+    assert stopped == ["mine"]

@@ -154,7 +154,7 @@ def test_an_interrupted_sweep_goes_on_from_its_checkpoints(
         return len(running(tmp_path, reports=3)) == jobs * width
 
     if jobs > 1:  # Ctrl-C while the workers are starting is nothing to make a noise about
-        sweep = Sweep(command, tmp_path)
+        sweep = Sweep(command, tmp_path, COLD_WORKERS="1")
         sweep.until(lambda: has_started(sweep, "numpy"), "the start of a worker")
         sweep.send(signal.SIGINT)
         assert sweep.ends() == 130

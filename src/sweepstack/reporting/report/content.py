@@ -188,7 +188,7 @@ def _workers(view: StudyView) -> list[str]:
         day = time.strftime("%Y-%m-%d", time.localtime(entry.began))
         gpu = f", {clean(entry.gpu)}" if entry.gpu else ""
         lines.append(
-            f"{clean(entry.name)} on {clean(entry.host)}{gpu}: {entry.trials:,} "
+            f"{clean(entry.job or entry.pid)} on {clean(entry.host)}{gpu}: {entry.trials:,} "
             f"trial{'s' * (entry.trials != 1)}, {day} {began} to {seen}, "
             f"{entry.per_minute:.1f} per minute"
         )

@@ -39,6 +39,7 @@ from sweepstack.study.book import (
     canonical,
     processes,
 )
+from sweepstack.study.storage import was_away
 
 GRACE_S = 120.0
 """A worker that has sent no heartbeat for so long is presumed dead."""
@@ -63,8 +64,8 @@ class Book(ABC):
         points: a grid's parameters, the same in every process: each is run once, nothing besides.
         first: those of the points that come before the others.
         grace_s: a worker that has not called `beat` for so many seconds is presumed dead, unless
-            this machine just woke up; one on this host also as soon as its process is gone. One
-            that was only held up finds that `write` refuses its trial.
+            this machine just woke up or the storage was away; one on this host also as soon as its
+            process is gone. One that was only held up finds that `write` refuses its trial.
         workers: of what is left, one of so many takes no more than its share at once; to be set
             anew when others join.
         checkpointed: steps that a trial's checkpoints hold, by number; None if it never began.
@@ -90,7 +91,7 @@ class Book(ABC):
         self._grid = None if points is None else Grid(points, first)
         self._sleep = processes.Sleep()
         self._owners: dict[str, Owner] = {}
-        self.patience_s = 0.0  # how long a database server that does not answer is tried again
+        self.patience_s = 0.0  # how long a storage that does not answer is tried again
 
     # --- claims ----------------------------------------------------------------------------------
 
@@ -146,7 +147,8 @@ class Book(ABC):
         counts as finished.
         """
         with self._held() as page:
-            grace_s = math.inf if self._sleep.ended_within(self.grace_s) else self.grace_s
+            all_silent = self._sleep.ended_within(self.grace_s) or was_away(self.grace_s)
+            grace_s = math.inf if all_silent else self.grace_s
             running = self._records(page, TrialState.RUNNING)
             judged = [(record, _why_lost(record, grace_s)) for record in running]
             lost = [(record, why) for record, why in judged if why is not None]

@@ -41,7 +41,7 @@ from sqlalchemy import Connection, bindparam, func, insert, select
 from sweepstack.study.attributes import CONTINUES, EFFECT, EQUALS, LOST, RETRIED, RETRY_OF, WORKER
 from sweepstack.study.book import Ending, Owner, Record, Report, Row, Tally, last_value, processes
 from sweepstack.study.book.book import Book
-from sweepstack.study.storage import again
+from sweepstack.study.storage import again, is_transient
 
 AT_ONCE = 500
 """Trials that a query names; SQLite refuses one that names too many."""
@@ -108,6 +108,8 @@ class BulkBook(Book):
         self._mine = _TRIALS.c.study_id == self.study_id
         self._effects_up_to = -1
         self._tries = threading.local()
+        self._unsure: set[str] = set()
+        """Methods whose last call was given up: what they were to write may be there."""
         self._counting = threading.RLock()  # the heartbeat's thread forgets, a display counts
         self._forget()
 
@@ -205,10 +207,9 @@ class BulkBook(Book):
         beats = dict(_rows(page, select(_BEATS.c.trial_id, _BEATS.c.heartbeat), found))
         # The database's time, as heartbeats have it.
         now = page.execute(select(func.now())).scalar_one().replace(tzinfo=None)
-        return [
-            Record(i, n, known.get(i, {}), (now - beats[i]).total_seconds() if i in beats else None)
-            for i, n in rows
-        ]
+        most = _up_s(page) if beats else 0.0
+        silent_s = {i: min(most, (now - beat).total_seconds()) for i, beat in beats.items()}
+        return [Record(i, n, known.get(i, {}), silent_s.get(i)) for i, n in rows]
 
     def _attributes(
         self, page: Connection, ids: Sequence[int], keys: Sequence[str] = (), model: Any = _USER
@@ -476,21 +477,28 @@ class BulkBook(Book):
 
 def _patient(method: Callable[..., Any]) -> Callable[..., Any]:
     """The method, called again where the database's server does not answer."""
+    name = method.__name__
 
     @functools.wraps(method)
     def patient(self: BulkBook, *given: Any, **named: Any) -> Any:
         given = tuple(list(v) if isinstance(v, Iterator) else v for v in given)
 
         def attempt(tried: int) -> Any:
-            self._tries.before = tried
-            if tried:
+            self._tries.before = tried + (name in self._unsure)
+            if self._tries.before:
                 self._forget()
             return method(self, *given, **named)
 
         try:
-            return again(attempt, self.patience_s)
+            found = again(attempt, self.patience_s)
+        except Exception as error:
+            if is_transient(error):
+                self._unsure.add(name)
+            raise
         finally:
             self._tries.before = 0
+        self._unsure.discard(name)
+        return found
 
     return patient
 
@@ -568,6 +576,16 @@ class _Unwritten:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._storage, name)
+
+
+def _up_s(page: Connection) -> float:
+    """Seconds since the server started: before, nobody could send it a heartbeat."""
+    if page.dialect.name == "postgresql":
+        started = "EXTRACT(EPOCH FROM clock_timestamp() - pg_postmaster_start_time())"
+        return float(page.scalar(sa.text(f"SELECT {started}")))
+    if page.dialect.name in ("mysql", "mariadb"):
+        return float(page.execute(sa.text("SHOW GLOBAL STATUS LIKE 'Uptime'")).one()[1])
+    return math.inf
 
 
 def _hold(page: Connection, study_id: int) -> None:

@@ -34,6 +34,17 @@ def is_gone(name: str) -> bool:
     return is_here(name) and start_time != "" and _start_time(int(pid)) != start_time
 
 
+def is_running(pid: int) -> bool:
+    """Return whether a process of this host runs; a zombie does not."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return _start_time(pid) != "" or not Path("/proc/self/stat").exists()
+
+
 def is_here(name: str) -> bool:
     """Return whether a process is or was one of this host."""
     return name.rsplit(":", 2)[0] == _host()

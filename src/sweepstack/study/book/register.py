@@ -15,6 +15,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections import Counter
@@ -25,6 +26,7 @@ from typing import Any
 
 import optuna
 
+from sweepstack.config.errors import EXIT_INTERRUPTED, EXIT_TERMINATED
 from sweepstack.study import storage
 from sweepstack.study.attributes import WORKERS
 from sweepstack.study.book import processes
@@ -32,6 +34,7 @@ from sweepstack.study.book.public import held
 
 log = logging.getLogger(__name__)
 
+GPUS = "CUDA_VISIBLE_DEVICES"
 SILENT_S = 60.0
 """A worker of another host that has said nothing for so long is presumed dead."""
 
@@ -39,7 +42,7 @@ SILENT_S = 60.0
 @dataclass
 class Entry:
     """A worker in the register: times in seconds since 1970; `crew` is the sweep that started it,
-    `job` what its scheduler calls it."""
+    `job` what its scheduler calls it, `code` the exit code of what ended it early."""
 
     process: str
     began: float
@@ -49,6 +52,7 @@ class Entry:
     job: str | None = None
     trials: int = 0
     ended: float | None = None
+    code: int | None = None
 
     @property
     def host(self) -> str:
@@ -56,9 +60,14 @@ class Entry:
         return self.process.partition("/")[0].partition(":")[0]
 
     @property
+    def pid(self) -> int:
+        """The process's number on its host."""
+        return int(self.process.rsplit(":", 2)[1])
+
+    @property
     def name(self) -> str:
-        """What it is called on its host: the job or the process."""
-        return str(self.job or self.process.rsplit(":", 2)[1])
+        """What a person calls it."""
+        return self.job or f"worker {self.pid} on {self.host}"
 
     @property
     def per_minute(self) -> float:
@@ -68,10 +77,14 @@ class Entry:
     @property
     def described(self) -> str:
         """Where it is, and how to end it."""
-        if self.job is not None:
-            return f"{self.job} on {self.host} (scancel {self.job.removeprefix('slurm ')})"
-        pid = self.process.rsplit(":", 2)[1]
-        return f"worker {pid} on {self.host} (kill {pid})"
+        if self.job is not None and self.job != job():
+            return f"{self.job} on {self.host} ({ending([self.job])})"
+        return f"worker {self.pid} on {self.host} (kill {self.pid})"
+
+    @property
+    def is_unfinished(self) -> bool:
+        """Whether, once it works no more, others may be needed: it died, or a signal ended it."""
+        return self.ended is None or self.code in (1, EXIT_INTERRUPTED, EXIT_TERMINATED)
 
     @property
     def is_alive(self) -> bool:
@@ -97,23 +110,73 @@ def workers(study: optuna.Study) -> list[Entry]:
 
 
 def job(environ: Mapping[str, str] = os.environ) -> str | None:
-    """The job of a scheduler that this process is, such as "slurm 17_2"."""
+    """The job of a scheduler that this process is: "slurm 17_2", or "local 4711" of submitit's
+    own on this machine."""
+    if environ.get("SUBMITIT_EXECUTOR") == "local":
+        return f"local {environ['SUBMITIT_LOCAL_JOB_ID']}"
     if "SLURM_JOB_ID" not in environ:
         return None
     array, task = environ.get("SLURM_ARRAY_JOB_ID"), environ.get("SLURM_ARRAY_TASK_ID")
     return f"slurm {array}_{task}" if array and task else f"slurm {environ['SLURM_JOB_ID']}"
 
 
+def queued(jobs: Iterable[str]) -> set[str] | None:
+    """Those of the jobs that wait or work; None where that is unknown for now."""
+    jobs = set(jobs)
+    found = {name for name in jobs if (pid := _number("local", name)) and processes.is_running(pid)}
+    if any(name.startswith("slurm ") for name in jobs):
+        listed = _said("squeue", "-h", "-r", f"--user={os.getuid()}", "--format=%i")
+        if listed is None:
+            return None
+        found |= {f"slurm {number}" for number in listed.split()} & jobs
+    return found
+
+
+def cancel(jobs: Iterable[str], *, only: str | None = None) -> None:
+    """End jobs, as their scheduler does: SIGTERM, and after a while SIGKILL.
+
+    Args:
+        jobs: their names.
+        only: "waiting" leaves out those that work; "ask" sends those SIGTERM and nothing more.
+    """
+    names = sorted(jobs)
+    slurm = [name.removeprefix("slurm ") for name in names if name.startswith("slurm ")]
+    if slurm:
+        options = {"waiting": ["--state=PENDING"], "ask": ["--signal=TERM"]}
+        _said("scancel", *options.get(only or "", []), *slurm)
+    if only != "waiting":
+        for pid in filter(None, (_number("local", name) for name in names)):
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGTERM)  # submitit passes it on
+
+
+def ending(jobs: Iterable[str]) -> str:
+    """The command that ends jobs of one scheduler."""
+    kinds, numbers = zip(*(name.split(" ", 1) for name in jobs), strict=True)
+    return " ".join(["scancel" if "slurm" in kinds else "kill", *numbers])
+
+
+def _number(kind: str, name: str) -> int | None:
+    number = name.removeprefix(f"{kind} ")
+    return int(number) if number != name and number.isdecimal() else None
+
+
+def _said(*command: str) -> str | None:
+    """What a scheduler's command prints; None where it fails. A terminal's Ctrl-C is not for it."""
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        return subprocess.run(
+            command, capture_output=True, text=True, timeout=20, check=True, start_new_session=True
+        ).stdout
+    return None
+
+
 def end(entry: Entry) -> None:
     """End a worker that does not end itself, where one can from here."""
-    with contextlib.suppress(OSError, subprocess.SubprocessError, ValueError):
-        if entry.job is not None:
-            command = ["scancel", entry.job.removeprefix("slurm ")]
-            subprocess.run(command, capture_output=True, timeout=20)
-        elif entry.is_alive and processes.is_here(entry.process):
-            pid = int(entry.process.rsplit(":", 2)[1])
-            if pid != os.getpid():
-                os.kill(pid, signal.SIGKILL)
+    if entry.job is not None and entry.job.startswith("slurm ") and entry.job != job():
+        cancel([entry.job])
+    elif processes.is_here(entry.process) and entry.is_alive and entry.pid != os.getpid():
+        with contextlib.suppress(OSError):
+            os.kill(entry.pid, signal.SIGKILL)
 
 
 class Membership:
@@ -138,7 +201,9 @@ class Membership:
     def __enter__(self) -> None:
         pass
 
-    def __exit__(self, *raised: object) -> None:
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        if error is not None:
+            self.entry.code = getattr(error, "exit_code", 1)
         with storage.ignored():  # where it is gone, others see the end by the silence
             self.write(ended=time.time())
 
@@ -147,7 +212,7 @@ def join(
     study: optuna.Study, crew: str, n_jobs: int, limit: int | None, *, chooses: bool = True
 ) -> Membership | None:
     """Enter a worker, a process of its own, with its share of the cores and its GPU; None where
-    `limit` leaves none for it. Called before the process has used a GPU.
+    `limit` leaves none for it. A process that has used a GPU stays with its first one.
 
     Args:
         study: where it works.
@@ -157,13 +222,14 @@ def join(
         chooses: whether it is to take a GPU at all.
     """
     gpus = gpus_here() if chooses else []
+    gpus = gpus[:1] if _has_used_gpus() else gpus
     here = processes.this_process()
     with held(Path(tempfile.gettempdir()) / f".sweepstack-{os.getuid()}.lock"):
         others = [e for e in workers(study) if e.is_alive and processes.is_here(e.process)]
         others = [e for e in others if e.process != here]
         gpu = None
         if gpus:
-            most = None if len(gpus) == 1 and _is_assigned() else limit
+            most = None if len(gpus) == 1 and is_assigned() else limit
             loads = Counter(e.gpu for e in others)
             gpu = least_loaded([key for _, key in gpus], loads, most)
             if gpu is None:
@@ -173,9 +239,9 @@ def join(
                     limit,
                 )
                 return None
-            os.environ["CUDA_VISIBLE_DEVICES"] = next(word for word, key in gpus if key == gpu)
+            os.environ[GPUS] = next(word for word, key in gpus if key == gpu)
         entered = Membership.here(study, crew, gpu)
-    _use_threads(1 if _is_assigned() else max(n_jobs, 1 + len(others)))
+    _use_threads(1 if is_assigned() else max(n_jobs, 1 + len(others)))
     return entered
 
 
@@ -187,7 +253,7 @@ def least_loaded(gpus: Sequence[str], loads: Mapping[Any, int], limit: int | Non
 
 def gpus_here() -> list[tuple[str, str]]:
     """The GPUs of this process, as `visible_gpus` has them."""
-    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    given = os.environ.get(GPUS)
     devices = sorted(glob.glob("/dev/nvidia[0-9]*"))
     if given == "" or (given is None and not devices):
         return []
@@ -266,7 +332,13 @@ def _quota(folder: Path) -> Iterable[int]:
             yield quota_us // int((folder / "cpu.cfs_period_us").read_text())
 
 
-def _is_assigned() -> bool:
+def _has_used_gpus() -> bool:
+    """Whether CUDA no longer heeds what CUDA_VISIBLE_DEVICES is set to."""
+    torch = sys.modules.get("torch")
+    return torch is not None and bool(torch.cuda.is_initialized())
+
+
+def is_assigned() -> bool:
     """Whether a scheduler gave this process cores and GPUs of its own."""
     return "SLURM_JOB_ID" in os.environ or "RAY_JOB_ID" in os.environ
 
@@ -276,4 +348,4 @@ def _use_threads(count: int) -> None:
     if "OMP_NUM_THREADS" not in os.environ:
         import torch
 
-        torch.set_num_threads(max(1, cores() // count))
+        torch.set_num_threads(min(torch.get_num_threads(), max(1, cores() // count)))

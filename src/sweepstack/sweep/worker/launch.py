@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import multiprocessing
 import os
 import signal
@@ -15,7 +16,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing import connection, resource_tracker
@@ -31,14 +32,13 @@ from sweepstack.config.errors import (
     EnvironmentFault,
     InputError,
     SweepstackError,
-    one_line,
 )
 from sweepstack.reporting.scoreboard import Scoreboard, count_finished
 from sweepstack.runs import progress
 from sweepstack.study import storage
 from sweepstack.study.book import processes, register
 from sweepstack.study.book.book import Book
-from sweepstack.study.book.register import Entry
+from sweepstack.study.book.register import Entry, Membership
 from sweepstack.sweep.plan import Plan
 from sweepstack.sweep.studies import open_book
 from sweepstack.sweep.worker import Stop
@@ -50,14 +50,34 @@ _LOGGER = logging.getLogger("sweepstack")
 PATIENCE_S = 25.0
 """Seconds that workers get to checkpoint their trials after Ctrl-C."""
 CANCEL_S = 10.0
-"""Seconds that a launcher gets to notice that its jobs have ended."""
+"""Seconds that jobs get to end once they are cancelled."""
+LOOK_S, QUEUE_S = 0.5, 5.0
+"""Seconds between two looks at the study, and at a scheduler's queue, while jobs work."""
+MIN_WORK_S = 60.0
+"""A job that was asked to end after so long has worked, whether or not a trial ended."""
+RAY_S = 2.0
+"""Seconds that a local Ray gets to end its own processes."""
 MAX_FALSE_STARTS = 3
 """Workers in a row that may die before they begin a trial. Those that die later are limited by the
 trial's restarts and by max_failure_rate."""
 
-Launch = Callable[[Callable[[Any], int | None], int], int | None]
-"""Another launcher: runs a function as that many Hydra jobs; returns the first exit code of a
-signal that they return."""
+
+@dataclass(frozen=True)
+class Launch:
+    """Another launcher.
+
+    Attributes:
+        run: runs a crew as that many Hydra jobs until they have ended; returns the first exit code
+            of a signal that they return. Called in threads.
+        jobs: the jobs that it has submitted, as `Entry.job` names them; none where it has no names.
+        logs: where the jobs' output lies.
+        begin: called before, in the main thread.
+    """
+
+    run: Callable[[Crew, int], int | None]
+    jobs: Callable[[], list[str]] = list
+    logs: Path | None = None
+    begin: Callable[[Crew], object] = lambda crew: None
 
 
 @dataclass(frozen=True)
@@ -83,23 +103,67 @@ class Crew:
             *(self.plan, self.app, book, self.folder, stop), deadline=deadline, crew=crew, **given
         )
 
-    def __call__(self, job: Any = None) -> int | None:
-        """Work as a launcher's job; return the exit code of the signal that ended it, if any."""
+    def __call__(self, job: Any = None) -> int | tuple[str, int] | None:
+        """Work as a launcher's job; return the exit code of the signal that ended it, if any, or
+        the message and the exit code of an error."""
         stop = Stop()
-        with progress.on_signal(stop.ask):
-            self.join(stop)
+        try:
+            with progress.on_signal(stop.ask, stop.ask), _preemption(stop):
+                self.join(stop)
+        except SweepstackError as error:
+            return str(error), error.exit_code
         return stop.code
+
+    def misses_gpus(self) -> bool:
+        """Whether there are GPUs here, which workers that see none would miss."""
+        return _chooses_gpus(self.plan) and bool(register.gpus_here())
 
     def join(self, stop: Stop, **calls: Callable[..., object]) -> None:
         """Work on the study, which exists, in a process of its own."""
         book = _open_shared(self)
-        member = register.join(
-            *(book.study, self.name, self.plan.n_jobs, self.plan.workers_per_gpu),
-            chooses=_chooses_gpus(self.plan),
-        )
+        member = self.enter(book, stays=register.is_assigned())
         if member is not None:
             with member:
                 self.worker(book, stop, member=member, **calls).work()
+                member.entry.code = stop.code
+
+    def enter(self, book: Book, *, stays: bool) -> Membership | None:
+        """Enter this process in the study's register, with its share of the host.
+
+        Args:
+            book: the study's.
+            stays: whether another application keeps all GPUs that it sees, as it may use several.
+        """
+        is_ours = self.app.origin["name"] == "sweepstack"
+        return register.join(
+            *(book.study, self.name, self.plan.n_jobs, self.plan.workers_per_gpu),
+            chooses=_chooses_gpus(self.plan) and (is_ours or not stays),
+        )
+
+
+@contextlib.contextmanager
+def _preemption(stop: Stop) -> Iterator[None]:
+    """Stop at the signal by which submitit learns that its job is about to end. What submitit does
+    then, such as to requeue the job, it does once the worker has ended in good order."""
+    number = getattr(signal, f"SIG{os.environ.get('SUBMITIT_PREEMPT_SIGNAL', 'USR2')}", None)
+    is_main = threading.current_thread() is threading.main_thread()
+    requeue = signal.getsignal(number) if number is not None and is_main else None
+    if number is None or not callable(requeue):
+        yield
+        return
+    came: list[tuple[int, Any]] = []
+
+    def handle(*signalled: Any) -> None:
+        came.append(signalled)
+        stop.ask(EXIT_TERMINATED)
+
+    signal.signal(number, handle)
+    try:
+        yield
+    finally:
+        signal.signal(number, requeue)
+    if came:
+        requeue(*came[0])
 
 
 def launch(
@@ -118,11 +182,14 @@ def launch(
     # This process may have used a GPU to check the configs: it is too late to choose another.
     takes_gpu = joins and _chooses_gpus(crew.plan) and register.gpus_here()
     if crew.plan.n_jobs == 1 and not takes_gpu:
-        enter = partial(register.join, n_jobs=1, limit=None, chooses=False)
-        member = (enter if joins else register.Membership.here)(board.book.study, crew.name)
-        assert member is not None
-        with progress.on_signal(stop.ask), board, member:
-            crew.worker(board.book, stop, member=member, notify=board.refresh).work()
+        with _put_back(), progress.on_signal(stop.ask), board:
+            if (member := crew.enter(board.book, stays=True)) is None:
+                raise EnvironmentFault(
+                    "no GPU of this host has a place: others of the study's workers have "
+                    f"hydra.sweeper.workers_per_gpu={crew.plan.workers_per_gpu} on each"
+                )
+            with member:
+                crew.worker(board.book, stop, member=member, notify=board.refresh).work()
         return stop.code
     return _Processes(crew, board, stop).run()
 
@@ -131,109 +198,223 @@ class JobsFailed(EnvironmentFault):
     """Jobs of a launcher ended without a word from their workers."""
 
 
+class WorkerFailed(SweepstackError):
+    """The error that ended a worker, with its exit code."""
+
+    def __init__(self, message: str, exit_code: int):
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+class _Launched(threading.Thread):
+    """A launch of so many workers, which lasts as long as they work, and how it ended."""
+
+    def __init__(self, launch: Launch, crew: Crew, count: int):
+        super().__init__(name="sweepstack-launch", daemon=True)
+        self.count, self._call = count, partial(launch.run, crew, count)
+        self.code: int | None = None
+        self.error: Exception | None = None
+
+    def run(self) -> None:
+        if hasattr(signal, "pthread_sigmask"):  # a terminal's Ctrl-C is not for what it starts
+            signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+        try:
+            self.code = self._call()
+        except Exception as error:
+            self.error = error
+
+
 @dataclass
 class _Jobs:
-    """Workers that another launcher carries."""
+    """Workers that another launcher carries, each launch in a thread."""
 
     crew: Crew
     board: Scoreboard
     other: Launch
     code: int | None = None
-    alive: list[Entry] = field(default_factory=list)
-    over: threading.Event = field(default_factory=threading.Event)
+    launches: list[_Launched] = field(default_factory=list)
+    replaced: set[str] = field(default_factory=set)
+    members: list[Entry] = field(default_factory=list)
+    barren: int = 0  # launches in a row without a trial that ended
+    finished: int = 0
+    queued: set[str] | None = None  # of the jobs `known`, those that wait or work, as of `looked`
+    known: list[str] = field(default_factory=list)
+    looked: float = -math.inf
 
     def run(self) -> int | None:
         """Let the launcher run the workers, and others in place of those that die, until the study
         is complete: its verdict counts, not that of a job."""
-        book, barren, jobs = self.board.book, 0, self.crew.plan.n_jobs
         look = progress.every(1.0, self.board.refresh, "sweepstack-board")
         with progress.on_signal(self._ask, self._leave), self.board, look:
-            while True:
-                before, known = count_finished(book.counts()), len(self._members())
-                code, error = self._launch(jobs)
-                if self.code is not None or self._is_stopped():
-                    return self.code or EXIT_INTERRUPTED
-                if code is None and error is None:
-                    return None
-                counts = self._wait(error)
-                if (asked := self._asked()) is not None:  # while it waited
-                    self.over.set()
-                    return asked
-                if self._is_complete(counts):
-                    how = "a worker died" if error is None else one_line(error, 200)
-                    log.warning("the study is complete, though %s", how)
-                    return None
-                began = self._members()[known:]
-                barren = barren + 1 if count_finished(counts) == before else 0
-                is_ours = any(entry.process == processes.this_process() for entry in began)
-                if not began or is_ours or barren > self.crew.plan.max_restarts:
-                    if error is not None:
-                        raise error
-                    return code
-                if error is not None and not isinstance(error, JobsFailed):
-                    raise error
-                jobs = max(1, self.crew.plan.n_jobs - len(self.alive))
-                log.warning("a worker died; starting %d in its place", jobs)
+            try:
+                self.other.begin(self.crew)
+                self._start(self.crew.plan.n_jobs)
+                return self._watch()
+            finally:
+                register.cancel(self._queue(0) or ())
 
-    def _launch(self, jobs: int) -> tuple[int | None, SweepstackError | None]:
-        try:
-            return self.other(self.crew, jobs), None
-        except SweepstackError as error:
-            return None, error
-        finally:
-            if self.code is not None:
-                self.over.set()
+    def _start(self, count: int) -> None:
+        self.finished = count_finished(self.board.book.counts())
+        self.launches.append(_Launched(self.other, self.crew, count))
+        self.launches[-1].start()
 
-    def _wait(self, error: SweepstackError | None) -> dict[str, int]:
-        """Wait while others work, where what one died of would end a new one too."""
+    def _watch(self) -> int | None:
         while True:
-            counts, self.alive = self.board.book.counts(), self._living()
-            hopeless = isinstance(error, JobsFailed) or not self.alive
-            if hopeless or self._is_complete(counts):
-                return counts
-            time.sleep(0.5)
+            self._pause()
+            counts, stopped = self.board.book.counts(), self._is_stopped()
+            is_complete = self.board.book.total is not None and not counts["remaining"]
+            if self.code is not None or stopped or is_complete:
+                return self._wind_up(EXIT_INTERRUPTED if stopped else None)
+            if self._have_returned():
+                return None
+            is_idle = self._is_idle()  # before a look at who died
+            died = self._died()
+            if died and not self._is_over(counts) and self._is_worth_another(died, counts):
+                others = "others" if len(died) > 1 else "another"
+                log.warning("%s ended early; starting %s", ", ".join(died), others)
+                self.replaced |= died.keys()
+                self._start(len(died))
+            elif is_idle:
+                return self._ended(died, counts)
 
-    def _is_complete(self, counts: dict[str, int]) -> bool:
-        return self.board.book.total is not None and not counts["remaining"]
+    def _ended(self, died: Mapping[str, Entry | None], counts: Mapping[str, int]) -> int | None:
+        """What becomes of a sweep whose workers have all ended before the study was complete."""
+        errors = [launched.error for launched in self.launches if launched.error is not None]
+        if fatal := [error for error in errors if not isinstance(error, JobsFailed)]:
+            raise fatal[-1]
+        if not died or self._is_over(counts):
+            return None
+        if errors:
+            raise errors[-1]
+        if codes := [launched.code for launched in self.launches if launched.code is not None]:
+            return min(codes)
+        raise JobsFailed(
+            f"{', '.join(died)} ended early{self._where}; run the same command again to resume"
+        )
+
+    def _is_worth_another(
+        self, died: Mapping[str, Entry | None], counts: Mapping[str, int]
+    ) -> bool:
+        """Whether another worker would not end as these did."""
+        if any(not isinstance(launched.error, JobsFailed | None) for launched in self.launches):
+            return False
+        here = processes.this_process()
+        if not self.members or any(entry.process == here for entry in self.members):
+            return False
+        worked = any(e is not None and e.seen - e.began > MIN_WORK_S for e in died.values())
+        has_progress = worked or count_finished(counts) > self.finished
+        self.barren = 0 if has_progress else self.barren + 1
+        return self.barren <= self.crew.plan.max_restarts
+
+    def _wind_up(self, code: int | None) -> int | None:
+        """Let the workers end, as a person asked or the study is complete, and end the jobs of
+        those that do not. Returns the exit code, None of a complete study."""
+        died = self._died(0)
+        if (code := self.code or code) is None and died:
+            log.warning(
+                "the study is complete, though %s ended early%s", ", ".join(died), self._where
+            )
+        if self.code is not None:
+            progress.say("stopping: workers checkpoint their trials; Ctrl-C again leaves at once")
+            self.board.book.stop(self.crew.name)
+        register.cancel(self._queue(0) or (), only="waiting")
+        if self.code is not None:  # wakes what looks at the study rarely
+            register.cancel(self._queue(0) or (), only="ask")
+        for patience_s in (PATIENCE_S, CANCEL_S):
+            latest = time.monotonic() + patience_s
+            while time.monotonic() < latest:
+                if self._is_idle(1.0) or (code is None and not self._is_launching()):
+                    return code
+                self._pause()
+            register.cancel(self._queue(0) or ())
+            for entry in self._members():
+                if entry.is_alive:
+                    register.end(entry)
+        if code is not None:
+            self._leave(code)
+        return code
+
+    @property
+    def _where(self) -> str:
+        logs = self.other.logs
+        return "" if logs is None else f" (output: {progress.shown(logs)})"
+
+    def _pause(self) -> None:
+        for launched in self.launches:
+            if launched.is_alive():
+                return launched.join(LOOK_S)
+        return time.sleep(LOOK_S)
+
+    def _is_launching(self) -> bool:
+        return any(launched.is_alive() for launched in self.launches)
+
+    def _have_returned(self) -> bool:
+        """Whether all workers ended because nothing was left for them."""
+        ends = [launched.code is None and launched.error is None for launched in self.launches]
+        return all(ends) and not self._is_launching()
+
+    def _is_over(self, counts: Mapping[str, int]) -> bool:
+        """Whether no trial begins any more."""
+        return time.time() >= self.crew.deadline or too_many_failed(self.crew.plan, counts)
 
     def _is_stopped(self) -> bool:
         return bool(self.board.book.stops(self.crew.name) != self.crew.stops)
 
     def _members(self) -> list[Entry]:
-        return [e for e in register.workers(self.board.book.study) if e.crew == self.crew.name]
+        known = register.workers(self.board.book.study)
+        self.members = [entry for entry in known if entry.crew == self.crew.name]
+        return self.members
 
-    def _living(self) -> list[Entry]:
-        return [entry for entry in self._members() if entry.is_alive]
+    def _queue(self, within_s: float = QUEUE_S) -> set[str] | None:
+        """The jobs that wait or work, as of so many seconds ago; None where it is unknown."""
+        jobs = self.other.jobs()
+        if jobs != self.known or time.monotonic() - self.looked > within_s:
+            self.known, self.queued = jobs, register.queued(jobs)
+            self.looked = time.monotonic()
+        return self.queued
 
-    def _asked(self) -> int | None:
-        return self.code  # a signal sets it meanwhile
+    def _is_idle(self, within_s: float = QUEUE_S) -> bool:
+        """Whether nobody works, and no job waits."""
+        queued = self._queue(within_s)
+        if self.known:
+            return queued == set()
+        return not self._is_launching() and not any(entry.is_alive for entry in self._members())
+
+    def _died(self, within_s: float = QUEUE_S) -> dict[str, Entry | None]:
+        """The workers that ended early and were not replaced, by name; None of one that had not
+        begun."""
+        queued, members = self._queue(within_s), self._members()  # in this order
+        found: dict[str, Entry | None] = {}
+        if self.known and queued is not None:
+            last: dict[str, Entry | None] = {e.job: e for e in members if e.job is not None}
+            found = {job: last.get(job) for job in self.known if job not in queued}
+        elif not self.known:
+            found = {entry.name: entry for entry in members if not entry.is_alive}
+            if not self._is_launching():
+                missing = sum(launched.count for launched in self.launches) - len(members)
+                found |= {f"worker #{n} before it began": None for n in range(missing)}
+        early = {name: e for name, e in found.items() if e is None or e.is_unfinished}
+        return {name: e for name, e in early.items() if name not in self.replaced}
 
     def _ask(self, code: int) -> None:
         self.code = code
-        threading.Thread(target=self._stop, name="sweepstack-stop", daemon=True).start()
-
-    def _stop(self) -> None:
-        """Ask the workers to stop through the study, and end the jobs of those that do not; not in
-        a signal's handler, which may have interrupted who holds the study."""
-        progress.say("stopping: the workers checkpoint their trials; Ctrl-C again leaves at once")
-        with storage.ignored():
-            self.board.book.stop(self.crew.name)
-            latest = time.monotonic() + PATIENCE_S
-            while time.monotonic() < latest and not self.over.wait(0.5):
-                self.alive = self._living()
-                if not self.alive and self._members():
-                    break
-            for entry in self.alive:
-                register.end(entry)
-        if not self.over.wait(CANCEL_S):
-            self._leave(self.code or EXIT_INTERRUPTED)
 
     def _leave(self, code: int) -> None:
-        lines = [f"may still run: {entry.described}" for entry in self.alive if entry.is_alive]
-        if not self.alive:
-            lines.append("jobs that have not begun end as soon as they do")
+        """Leave at once, and say what may still run; in a signal's handler the study is as it was
+        last seen."""
+        jobs = sorted(self.known if self.queued is None else self.queued)
+        alive = [entry.described for entry in self.members if entry.is_alive]
+        if jobs:
+            lines = [f"may still run: {', '.join(jobs)}; end with: {register.ending(jobs)}"]
+        else:
+            lines = [f"may still run: {entry}" for entry in alive]
+            lines += [] if alive else ["jobs that have not begun end as soon as they do"]
         for line in [*lines, "interrupted; run the same command again to resume"]:
             print(f"sweepstack: {line}", file=sys.stderr, flush=True)
+        if "ray" in sys.modules:  # else agents of a local Ray run on for minutes
+            ending = threading.Thread(target=sys.modules["ray"].shutdown, daemon=True)
+            ending.start()
+            ending.join(RAY_S)
         os._exit(code)
 
 
@@ -250,7 +431,7 @@ class _Child:
         with contextlib.suppress(EOFError, OSError):  # it was killed while it sent one
             while self.messages.poll():
                 message = self.messages.recv()
-                began, error = True, message and _WorkerFailed(*message)
+                began, error = True, message and WorkerFailed(*message)
         self.messages.close()
         return began, error
 
@@ -343,10 +524,27 @@ class _Processes:
         os._exit(code)
 
 
+@contextlib.contextmanager
+def _put_back() -> Iterator[None]:
+    """Put back what a worker in this process sets for its share of the host."""
+    import torch
+
+    gpus, threads = os.environ.get(register.GPUS), torch.get_num_threads()
+    try:
+        yield
+    finally:
+        os.environ.pop(register.GPUS, None)
+        if gpus is not None:
+            os.environ[register.GPUS] = gpus
+        if threads != torch.get_num_threads():
+            torch.set_num_threads(threads)
+
+
 def _chooses_gpus(plan: Plan) -> bool:
     """Whether workers take a GPU each, as no device is named."""
     fixed = [w.partition("=")[2] for w in plan.space.fixed if w.startswith("training.device=")]
-    return not any(device == "cpu" or device.startswith("cuda:") for device in fixed)
+    device = fixed[-1] if fixed else "auto"
+    return not (device == "cpu" or device.startswith("cuda:"))
 
 
 def check(plan: Plan) -> None:
@@ -386,16 +584,9 @@ def _open_shared(crew: Crew) -> Book:
     assert plan.storage is not None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     opened = storage.connect(plan.storage, patience_s=plan.storage_timeout_s)
+    storage.wait_for_server(opened, plan.storage_timeout_s)
     study = optuna.load_study(study_name=plan.study, storage=opened)
     return open_book(plan, study, opened, partial(crew.app.checkpointed, crew.folder))
-
-
-class _WorkerFailed(SweepstackError):
-    """The error that ended a worker, with its exit code."""
-
-    def __init__(self, message: str, exit_code: int):
-        super().__init__(message)
-        self.exit_code = exit_code
 
 
 @contextlib.contextmanager

@@ -45,6 +45,9 @@ MAX_AHEAD = 256
 """Trials that are claimed at once at most, unless there is room for more."""
 HEED_S = 1.0
 """Seconds between two looks whether a person asked the workers to stop, and at how many work."""
+AWAY_S = 10.0
+"""How long a storage that does not answer is waited for, once a place in a stack is free, before no
+more trials are claimed while those in training go on."""
 RECOVER_S = 2.0
 """Seconds between two looks for dead workers while no more can be deferred."""
 _STATES = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
@@ -206,8 +209,9 @@ class Worker:
         """Stop if a person asked the study's workers to; the study is read every `HEED_S`."""
         if self.stop.code is None and time.monotonic() - self._heeded >= HEED_S:
             self._heeded = time.monotonic()
-            if self._is_asked_to_stop():
-                self.stop.ask(EXIT_INTERRUPTED)
+            with storage.Tried():
+                if self._is_asked_to_stop():
+                    self.stop.ask(EXIT_INTERRUPTED)
 
     def _work(self) -> None:
         while self._more():
@@ -224,7 +228,7 @@ class Worker:
             for outcome in self.runner.run(self._asked()):
                 self.record(outcome)
         finally:
-            self.write(all_of_it=True)
+            self.write(all_of_it=True, waits=True)
 
     def _requeue(self, trials: Iterable[Asked]) -> None:
         found = list(trials)
@@ -296,7 +300,9 @@ class Worker:
             return False  # nothing beside them
         if room > 1:
             self._count_workers()
-        trials = self.book.claim(room, max_steps=self._max_steps, alone=not begun)
+        trials: list[optuna.Trial] = []
+        with storage.Tried(self._patience_s(AWAY_S)):
+            trials = self.book.claim(room, max_steps=self._max_steps, alone=not begun)
         self._claimed_at, self._trained = time.monotonic(), 0
         self._running |= {trial.number: Asked(trial, []) for trial in trials}
         claimed: list[Asked] = []
@@ -342,22 +348,35 @@ class Worker:
         """Note a result; it is written with the others of its block."""
         self._ended.append(outcome)
 
-    def write(self, *, all_of_it: bool = False) -> None:
+    def write(self, *, all_of_it: bool = False, waits: bool = False) -> None:
         """Make last what waits to be written; from here on it is acknowledged. Of duplicates,
-        which wait for it in the study, `all_of_it` or what a few tenths of a second gathered."""
-        self._write_ended()
-        if self.duplicates is None or not (all_of_it or time.monotonic() > self._settled + AHEAD_S):
+        which wait for it in the study, `all_of_it` or what a few tenths of a second gathered.
+
+        Where the storage does not answer while trials train, they go on and all of it is written
+        later, unless it `waits`."""
+        patience_s = None if waits else self._patience_s(AWAY_S if all_of_it else 0.0)
+        if not self._write_ended(patience_s) or self.duplicates is None:
+            return
+        if not (all_of_it or time.monotonic() > self._settled + AHEAD_S):
             return
         while settled := list(self.duplicates.settled()):  # what others wait for may be among them
             self._ended += settled
-            self._write_ended()
+            self._write_ended(None)
         self._settled = time.monotonic()
 
-    def _write_ended(self) -> None:
+    def _patience_s(self, seconds: float) -> float | None:
+        """How long to wait for the storage: so long while trials train, else as the plan says."""
+        training = self._begun - {outcome.asked.number for outcome in self._ended}
+        return seconds if training else None
+
+    def _write_ended(self, patience_s: float | None) -> bool:
+        """Whether what waits is written; see `Decisions.write`."""
         if self.decisions.prunes:
             self.decisions.flush()
         endings = [self._ending(outcome) for outcome in self._ended]
-        lost = self.decisions.write(endings)
+        lost = self.decisions.write(endings, patience_s)
+        if lost is None:
+            return False
         ended, self._ended = self._ended, []
         has_failed = any(outcome.state == "failed" for outcome in ended)
         self._trained = 0 if has_failed else self._trained + len(ended)
@@ -388,6 +407,7 @@ class Worker:
         if ended:
             self._steps = None
             self.notify(Status())
+        return True
 
     def _ending(self, outcome: Outcome) -> Ending:
         """What is recorded of a trial that ended: an objective that is not finite is a failure,
