@@ -413,28 +413,10 @@ def _work(options: argparse.Namespace) -> int:
 
 
 def _workers(options: argparse.Namespace) -> int:
-    import time
-
-    from rich.table import Table
-
-    from sweepstack.runs import progress
+    from sweepstack.reporting import overview
     from sweepstack.study import view
-    from sweepstack.study.book import register
 
-    study = view.open_study(options.study, options.storage).study
-    alive = [entry for entry in register.workers(study) if entry.is_alive]
-    if not alive:
-        progress.say(f"nobody works on study {options.study}")
-        return 0
-    table = Table("worker", "host", "GPU", "since", "trials", "per minute", "seen", box=None)
-    for entry in alive:
-        since = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.began))
-        pace = 60 * entry.trials / max(1.0, entry.seen - entry.began)
-        who, seen = entry.job or entry.process.rsplit(":", 2)[1], time.time() - entry.seen
-        numbers = (str(entry.trials), f"{pace:.1f}", f"{max(0.0, seen):.0f} s ago")
-        table.add_row(who, entry.host, entry.gpu or "-", since, *numbers)
-    progress.console().print(table)
-    return 0
+    return overview.show_workers(view.open_study(options.study, options.storage))
 
 
 def _stop(options: argparse.Namespace) -> int:

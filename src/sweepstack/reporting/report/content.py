@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,7 @@ from sweepstack.analysis.terminal import number, setting
 from sweepstack.config import commands
 from sweepstack.config.errors import printable
 from sweepstack.study.attributes import PREFIX
+from sweepstack.study.book import register
 from sweepstack.study.tables import METRICS, applies, pivot, published
 from sweepstack.study.view import StudyView, is_numeric
 
@@ -166,6 +168,7 @@ def facts(view: StudyView) -> list[tuple[str, list[str]]]:
     if "device" in df:
         devices = df["device"].dropna().astype(str).unique().tolist()
         found.append(("Device", ["; ".join(map(clean, devices[:MAX_NAMED]))] if devices else []))
+    found.append(("Workers", _workers(view)))
     environments = [
         _environment(value)
         for key, value in view.user_attrs.items()
@@ -174,6 +177,23 @@ def facts(view: StudyView) -> list[tuple[str, list[str]]]:
     known = list(dict.fromkeys(filter(None, environments)))
     found.append(("Versions", known[:MAX_NAMED]))
     return [(name, lines) for name, lines in found if lines]
+
+
+def _workers(view: StudyView) -> list[str]:
+    """Who worked on the study, where, when and how fast."""
+    members = register.workers(view.study)
+    lines = []
+    for entry in members[:MAX_NAMED]:
+        began, seen = (time.strftime("%H:%M", time.localtime(t)) for t in (entry.began, entry.seen))
+        day = time.strftime("%Y-%m-%d", time.localtime(entry.began))
+        gpu = f", {clean(entry.gpu)}" if entry.gpu else ""
+        lines.append(
+            f"{clean(entry.job or entry.pid)} on {clean(entry.host)}{gpu}: {entry.trials:,} "
+            f"trial{'s' * (entry.trials != 1)}, {day} {began} to {seen}, "
+            f"{entry.per_minute:.1f} per minute"
+        )
+    more = [f"and {len(members) - MAX_NAMED:,} more"] if len(members) > MAX_NAMED else []
+    return [*lines, *more]
 
 
 def command_of(asked: Mapping[str, Any]) -> str:
