@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import os
 import subprocess
 import sys
@@ -43,6 +44,13 @@ def pytest_collection_finish():
     """What is loaded by now stays: garbage collections need not look at it again and again."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def _storages_answer(monkeypatch):
+    """A slow moment of this machine in one test is no sign for the next."""
+    if "sweepstack.study.storage" in sys.modules:
+        monkeypatch.setattr("sweepstack.study.storage._back", -math.inf)
 
 
 @pytest.fixture

@@ -35,9 +35,9 @@ from sweepstack.study.attributes import (
     IDENTITY,
     RETRY_OF,
     SWEEP,
+    is_retried,
 )
 from sweepstack.study.book import canonical
-from sweepstack.study.frame import is_retried
 from sweepstack.study.view import StudyView, open_study
 from sweepstack.sweep.plan import check_name
 from sweepstack.sweep.studies import differences

@@ -35,8 +35,9 @@ from sweepstack.config.errors import (
 )
 from sweepstack.runs import progress
 from sweepstack.study import storage
+from sweepstack.study.attributes import is_retried
 from sweepstack.study.book import register
-from sweepstack.study.frame import STATES, is_retried
+from sweepstack.study.frame import STATES
 from sweepstack.study.read import best_trials
 from sweepstack.study.view import StudyView, open_study
 

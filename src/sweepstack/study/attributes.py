@@ -36,6 +36,8 @@ Of a trial:
 Written by `sweep`, read by `study` and `reporting`. Imports nothing.
 """
 
+from optuna.trial import FrozenTrial, TrialState
+
 PREFIX = "sweepstack."
 
 IDENTITY = "sweepstack.identity"
@@ -63,3 +65,8 @@ PLANNED = "sweepstack.planned"
 EFFECT = "sweepstack.effect"
 DATA_HASH = "sweepstack.data"
 EQUALS = "equals"
+
+
+def is_retried(trial: FrozenTrial) -> bool:
+    """Whether another trial ran in its place, so that it does not count."""
+    return trial.state == TrialState.FAIL and trial.user_attrs.get(RETRIED) is True

@@ -24,7 +24,7 @@ import pandas as pd
 from optuna.trial import FrozenTrial, TrialState
 
 from sweepstack.config.errors import LAYERS
-from sweepstack.study.attributes import RETRIED, WORKER
+from sweepstack.study.attributes import WORKER, is_retried
 from sweepstack.study.keys import FIXED, objectives, swept_keys
 from sweepstack.study.read import trials_of
 
@@ -184,11 +184,6 @@ def _duration(trial: FrozenTrial) -> float | None:
     if trial.datetime_start is None or trial.datetime_complete is None:
         return None
     return (trial.datetime_complete - trial.datetime_start).total_seconds()
-
-
-def is_retried(trial: FrozenTrial) -> bool:
-    """Whether another trial ran in its place, so that it does not count."""
-    return trial.state == TrialState.FAIL and trial.user_attrs.get(RETRIED) is True
 
 
 def _series(values: list[Any]) -> pd.Series:

@@ -8,7 +8,7 @@ Trials.
 - *best*: the top tenth of the configurations that were tried (pruned trials are tried too), at
   least `MIN_BEST` and at most `MAX_BEST`.
 
-Trials that another trial replaced (`frame.is_retried`) are left out everywhere.
+Trials that another trial replaced (`attributes.is_retried`) are left out everywhere.
 Notation: `df` is `StudyView.frame` or some of its rows.
 """
 
@@ -34,8 +34,16 @@ from sqlalchemy.exc import ArgumentError
 from sweepstack.config import artifacts
 from sweepstack.config.errors import EnvironmentFault, InputError, masked, nearest, one_line
 from sweepstack.study import storage, storage_url
-from sweepstack.study.attributes import ARTIFACTS, EQUALS, FOLDER, IDENTITY, SWEEP, WORKER
-from sweepstack.study.frame import STATES, frame, history, is_retried, layers, ranks
+from sweepstack.study.attributes import (
+    ARTIFACTS,
+    EQUALS,
+    FOLDER,
+    IDENTITY,
+    SWEEP,
+    WORKER,
+    is_retried,
+)
+from sweepstack.study.frame import STATES, frame, history, layers, ranks
 from sweepstack.study.keys import Direction, Key, Parameter, objectives, swept_keys
 from sweepstack.study.read import best_rows, order, trials_of
 from sweepstack.study.tables import statistics

@@ -49,8 +49,7 @@ from sweepstack.config.errors import LAYERS, EnvironmentFault
 from sweepstack.runs import folder as run_folder
 from sweepstack.runs.seeds import Group
 from sweepstack.study import storage as storages
-from sweepstack.study.attributes import CONTINUES, EQUALS, KEEP_MODELS
-from sweepstack.study.frame import is_retried
+from sweepstack.study.attributes import CONTINUES, EQUALS, KEEP_MODELS, is_retried
 from sweepstack.study.read import best, best_trials, trials_of
 from sweepstack.sweep.worker import Outcome
 from sweepstack.training import checkpoint
