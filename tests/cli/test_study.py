@@ -21,7 +21,7 @@ def test_help_of_both_commands_begins_with_what_a_newcomer_needs_and_fits_80_col
     for text in (parser.format_help(), app._help([], None)):
         assert max(map(len, text.splitlines())) <= 80
     lines = parser.format_help().splitlines()
-    titles = ("Read a study", "Train again", "Keep house")
+    titles = ("Read a study", "Train", "Keep house")
     assert [line for line in lines if line in titles] == list(titles)
     for name in parser.commands:  # each once, below a title that says what it is for
         assert sum(line.startswith(f"  {name} ") for line in lines) == 1

@@ -67,7 +67,7 @@ def everything(stack):
     return [*stack.persistent, *rows, *(g for bank in stack.moments.values() for g in bank.packed)]
 
 
-# Every model with every kind, and every optimizer with every kind: an update does not see the model.
+# Models and optimizers with every kind, but not with each other: an update sees no model.
 @pytest.mark.parametrize(
     ("model", "kind", "optimizer"),
     [
