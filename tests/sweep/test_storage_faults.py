@@ -12,6 +12,8 @@ from sweep_support import QUICK, states, study
 from sweepstack.study.attributes import CONTINUES, LOST
 from sweepstack.study.book.bulk import BulkBook
 
+pytestmark = pytest.mark.slow
+
 
 def locked(*arguments):
     raise OperationalError("UPDATE", {}, sqlite3.OperationalError("database is locked"))

@@ -21,6 +21,8 @@ from sweepstack.study.book import (
 )
 from sweepstack.study.book.book import Book
 
+pytestmark = pytest.mark.slow
+
 
 def worker_dies(trial: optuna.Trial | None) -> None:
     """Make the books say that a process that is gone runs `trial`."""
