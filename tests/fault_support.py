@@ -118,9 +118,9 @@ def has_started(sweep: Sweep, library: str) -> bool:
 class Sweep:
     """A command in a folder, in a process group of its own, as a shell starts it."""
 
-    def __init__(self, command: list[str], folder: Path, **environment: str):
+    def __init__(self, command: list[str], folder: Path, name: str = "", **environment: str):
         self.folder = folder
-        self._out, self._err = folder / "out.txt", folder / "err.txt"
+        self._out, self._err = folder / f"{name}out.txt", folder / f"{name}err.txt"
         known = {**os.environ, "COLUMNS": "100", **environment}
         self.process = warm.start(command, folder, self._out, self._err, known)
 

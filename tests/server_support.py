@@ -7,10 +7,9 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,7 @@ class Server:
     def __init__(self) -> None:
         self.port = free_port()
         self.folder = Path(tempfile.mkdtemp(prefix="sweepstack-server-"))
-        if os.getuid() == 0:
+        if os.getuid() == 0 and self.user:
             shutil.chown(self.folder, self.user)
 
     def _run(self, *command: str | Path) -> None:
@@ -155,7 +154,40 @@ class MariaDB(Server):
             self._process = None
 
 
-@contextmanager
-def proxy(url: str, port: int) -> Iterator[subprocess.Popen[bytes]]:
-    """Optuna's gRPC server over a database."""
-    raise NotImplementedError
+class Proxy(Server):
+    """Optuna's gRPC server over a SQLite file; it ends without a word."""
+
+    def __init__(self) -> None:
+        pytest.importorskip("grpc")
+        super().__init__()
+        self.url = f"grpc://127.0.0.1:{self.port}"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def make(self) -> None:
+        self.start()
+
+    def start(self) -> None:
+        serve = (
+            "import sys; from optuna.storages import get_storage, run_grpc_proxy_server as run; "
+            "run(get_storage(sys.argv[1]), host='127.0.0.1', port=int(sys.argv[2]))"
+        )
+        command = [sys.executable, "-W", "ignore", "-c", serve, f"sqlite:///{self.folder}/s.db"]
+        log = (self.folder / "log").open("ab")
+        with log:
+            self._process = subprocess.Popen(
+                [*command, str(self.port)], cwd=self.folder, stdout=log, stderr=log
+            )
+        latest = time.monotonic() + 60
+        while not self._answers():
+            assert time.monotonic() < latest, (self.folder / "log").read_text()
+            time.sleep(0.1)
+
+    def _answers(self) -> bool:
+        with socket.socket() as found:
+            return found.connect_ex(("127.0.0.1", self.port)) == 0
+
+    def stop(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None

@@ -22,7 +22,7 @@ import optuna
 import pytest
 from fault_support import Sweep, is_alive
 from optuna.trial import TrialState
-from server_support import MariaDB, PostgreSQL, Server
+from server_support import MariaDB, PostgreSQL, Proxy, Server
 
 from sweepstack.study import storage
 from sweepstack.study.attributes import POINT, RETRIED
@@ -45,7 +45,7 @@ class Size:
 
 
 SMALL = Size(workers=2, points=120, pause_s=0.01, kills=1, between_s=0.5, stop_s=2.0)
-WHOLE = Size(workers=4, points=1000, pause_s=0.06, kills=20, between_s=4.0, stop_s=30.0)
+WHOLE = Size(workers=4, points=1000, pause_s=0.01, kills=20, between_s=4.0, stop_s=30.0)
 
 
 def begin(folder: Path, url: str, size: Size, *words: str) -> Sweep:
@@ -73,7 +73,8 @@ def workers(sweep: Sweep) -> list[int]:
     for place in Path("/proc").glob("[0-9]*"):
         try:
             parent = int((place / "stat").read_text().rpartition(")")[2].split()[1])
-            if parent == sweep.process.pid and b"spawn_main" in (place / "cmdline").read_bytes():
+            command = (place / "cmdline").read_bytes()
+            if parent == sweep.process.pid and b"resource_tracker" not in command:
                 found.append(int(place.name))
         except OSError:
             continue
@@ -98,12 +99,12 @@ def is_exact(folder: Path, url: str, points: int) -> dict[str, int]:
         assert trial.intermediate_values == reports
     acknowledged = lines(folder / "acknowledged.txt")
     by_number = {trial.number: trial for trial in trials}
-    for number, what, *rest in acknowledged:
+    for _, number, what, *rest in acknowledged:
         if isinstance(what, str):
             assert (by_number[number].state.name, by_number[number].value) == (what, *rest)
         else:
             assert by_number[number].intermediate_values[what] == rest[0], number
-    twice = Counter((number, what) for number, what, *_ in acknowledged)
+    twice = Counter((number, what) for _, number, what, *_ in acknowledged)
     assert set(twice.values()) == {1}
     return {**states, "acknowledged": len(acknowledged)}
 
@@ -112,7 +113,12 @@ def misfortunes(sweep: Sweep, server: Server, size: Size) -> dict[str, Any]:
     """Kill workers at random moments; a third of the way restart the server, and later stop it."""
     chance = random.Random(SEED)
     file = sweep.folder / "acknowledged.txt"
-    sweep.until(lambda: file.exists() and len(workers(sweep)) == size.workers, "all work")
+
+    def at_work() -> list[int]:
+        """Workers that have written something."""
+        return sorted({pid for pid, *_ in lines(file)} & set(workers(sweep)))
+
+    sweep.until(lambda: len(at_work()) == size.workers, "all work")
     events = ["kill"] * size.kills
     events.insert(size.kills // 3 if FULL else 0, "restart")
     events.insert(2 * size.kills // 3 + 1, "stop")
@@ -122,7 +128,7 @@ def misfortunes(sweep: Sweep, server: Server, size: Size) -> dict[str, Any]:
         time.sleep(chance.uniform(0.2, 1.8) * size.between_s)
         assert sweep.process.exitcode is None, f"it ended before all of {events}: {sweep.err}"
         if event == "kill":
-            victims = sweep.until(lambda: workers(sweep), "a worker lives")
+            victims = sweep.until(at_work, "a worker works")
             os.kill(chance.choice(victims), signal.SIGKILL)
         elif event == "restart":
             server.restart()
@@ -150,8 +156,11 @@ def per_trial(folder: Path, url: str) -> float:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", [PostgreSQL, MariaDB])
-def test_a_server_restarts_and_workers_are_killed(kind, tmp_path):
+@pytest.mark.parametrize(
+    ("kind", "start"), [(PostgreSQL, "fork"), (MariaDB, "fork"), (Proxy, "spawn")]
+)
+def test_a_server_restarts_and_workers_are_killed(kind, start, tmp_path, monkeypatch):
+    monkeypatch.setenv("SWEEPSTACK_TEST_WORKERS", start)
     size = WHOLE if FULL and kind is PostgreSQL else SMALL
     with kind() as server:
         begun = time.monotonic()

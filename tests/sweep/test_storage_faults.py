@@ -9,6 +9,7 @@ from optuna.storages import RDBStorage
 from sqlalchemy.exc import OperationalError
 from sweep_support import QUICK, states, study
 
+from sweepstack.study import storage
 from sweepstack.study.attributes import CONTINUES, LOST
 from sweepstack.study.book.bulk import BulkBook
 
@@ -89,3 +90,28 @@ def test_a_database_that_fails_within_optuna_is_named_too(main, tmp_path, monkey
     [line] = ended.lines
     assert line.endswith("failed: disk I/O error; run the same command again to resume")
     assert "RUNNING" not in states(tmp_path)
+
+
+@pytest.mark.parametrize("words", [[], ["hydra/sweeper/pruner=median"]])
+def test_training_goes_on_while_a_server_is_away(main, tmp_path, monkeypatch, words):
+    """It answers only who waits for it, as a worker does that has no trial in training."""
+    write, calls = BulkBook.write, []
+
+    def away(self, reports=(), endings=()):
+        found = list(reports)
+        if found or endings:
+            calls.append(storage._latest.get() != float("inf"))
+            if calls[-1]:
+                raise OperationalError("x", {}, Exception("gone"), connection_invalidated=True)
+        return write(self, found, endings)
+
+    monkeypatch.setattr(BulkBook, "write", away)
+    ended = main("-m", *QUICK, "optimizer.lr=0.005,0.01,0.015", "training.width=3", *words)
+
+    assert ended.code == 0
+    assert any(calls)
+    assert calls.count(False) == 1
+    trials = study(tmp_path).trials
+    assert [trial.state.name for trial in trials] == ["COMPLETE"] * 3
+    assert len({tuple(trial.intermediate_values) for trial in trials}) == 1
+    assert len(trials[0].intermediate_values) > 1

@@ -9,6 +9,7 @@ question that its sweep asked, or nothing runs.
 
 from __future__ import annotations
 
+import contextlib
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,7 +31,7 @@ from sweepstack.sweep.sweep import sweep
 from sweepstack.sweep.worker.trainer import TrainingApp
 from sweepstack.training import device
 
-SETTINGS = ("workers_per_gpu", "storage_timeout_s", "trusted_storage", "report")
+SETTINGS = ("workers_per_gpu", "storage_timeout_s", "trusted_storage", "report", "artifacts")
 """Keys of `hydra.sweeper` that a machine decides for itself."""
 MAX_WORKERS = 1024
 Node = dict[str, Any]
@@ -75,7 +76,8 @@ def work(
     _check_function(node, trust)
     space = plan.read(node, words, app.prefix).space
     _check_words(space, given)
-    config = _first_config(app, space)
+    with _hinted():
+        config = app.read([*space.fixed, *next(points.to_check(space))])
     try:
         device.resolve(config.training)
     except EnvironmentFault:
@@ -86,7 +88,8 @@ def work(
     for line in [*_changes(view), *notes, *data_read(config.data)]:
         say(line)
     folder = view.folder or outputs(view.where) / "studies" / _folder(view)
-    sweep(node, words, app, joins=folder.absolute())
+    with _hinted():
+        sweep(node, words, app, joins=folder.absolute())
     return 0
 
 
@@ -235,16 +238,16 @@ def _words(space: Space) -> Iterator[str]:
         yield from overrides
 
 
-def _first_config(app: TrainingApp, space: Space) -> Any:
-    """The config of the first point, all points checked."""
+@contextlib.contextmanager
+def _hinted() -> Iterator[None]:
+    """Add to a refusal of what is not trusted how to trust it."""
     try:
-        app.check(space)
+        yield
     except InputError as error:
         rule = "package of trust=[...]"
         hint = "; a study is not trusted: if you trust it, add --trust PACKAGE"
         lines = [line + hint if rule in line else line for line in error.mistakes]
         raise InputError(lines) from None
-    return app.read([*space.fixed, *next(points.to_check(space))])
 
 
 def _changes(view: StudyView) -> list[str]:

@@ -50,7 +50,7 @@ class Settings:
         None, "most workers on one GPU of a host; null: no limit, they are spread evenly", ge=1
     )
     storage_timeout_s: float = key(
-        120.0, "how long a database server that does not answer is tried again", ge=0
+        120.0, "how long a storage that does not answer is tried again", ge=0
     )
     timeout_s: float | None = key(
         None, "no trial begins later than this after the start of the sweep", gt=0
@@ -78,6 +78,11 @@ class Settings:
         "trials whose best.pt is kept in the end: best (the Pareto front of several objectives), "
         "all, none, or how many of the best",
         ge=1,
+    )
+    artifacts: str | None = key(
+        None,
+        "where trials keep their files for all machines too: a shared folder, s3://BUCKET/PREFIX "
+        "or gs://BUCKET/PREFIX; null: where the study has them, or nowhere",
     )
     trusted_storage: bool = key(False, "allow cmaes, which unpickles from the storage")
     report: bool = key(

@@ -25,10 +25,17 @@ from rich.text import Text
 
 from sweepstack.analysis import doctor, terminal
 from sweepstack.analysis.terminal import line as print_line
-from sweepstack.config import errors
-from sweepstack.config.errors import EnvironmentFault, InputError, nearest, printable
+from sweepstack.config import commands, errors
+from sweepstack.config.errors import (
+    EnvironmentFault,
+    InputError,
+    nearest,
+    one_line,
+    printable,
+)
 from sweepstack.runs import progress
 from sweepstack.study import storage
+from sweepstack.study.book import register
 from sweepstack.study.frame import STATES, is_retried
 from sweepstack.study.read import best_trials
 from sweepstack.study.view import StudyView, open_study
@@ -164,6 +171,7 @@ def show(
                         )
                         with page.capture() as capture:
                             _print_progress(view, page, now())
+                            _print_workers(view, page, RUNNING)
                             _print_tables(view, page)
                         live.update(Text.from_ansi(capture.get()), refresh=True)
                 sleep(every_s)
@@ -248,6 +256,45 @@ def _print_progress(view: StudyView, console: Console, now: datetime) -> None:
         parts.append(f"{timedelta(seconds=elapsed)} since the first began")
     print_line(console, ", ".join(parts), "bold")
     _print_running(view, console)
+
+
+def show_workers(view: StudyView) -> int:
+    """Print who works on a study; return the exit code 0."""
+    console = progress.console()
+    with storage.named(view.where):
+        if _print_workers(view, console):
+            return 0
+        total, before = view.asked.get("n_trials"), len(register.workers(view.study))
+        text = f"nobody works on study {view.name}"
+        print_line(console, f"{text}; {before} did before" if before else text)
+        if isinstance(total, int) and len(view.finished) < total:
+            command = commands.study("work", view.name, where=view.where)
+            print_line(console, f"{total - len(view.finished):,} trials to go; join it: {command}")
+    return 0
+
+
+def _print_workers(view: StudyView, console: Console, most: int | None = None) -> int:
+    """A table of the workers that are alive, `most` of them; how many there are."""
+    alive = [entry for entry in register.workers(view.study) if entry.is_alive]
+    if not alive:
+        return 0
+    table = Table("worker", "host", "GPU", "since", box=None, pad_edge=False)
+    for title in ("trials", "per minute", "seen"):
+        table.add_column(title, justify="right")
+    for entry in alive[:most]:
+        is_today = time.localtime(entry.began)[:3] == time.localtime()[:3]
+        since = time.strftime("%H:%M" if is_today else "%Y-%m-%d", time.localtime(entry.began))
+        seen = max(0.0, time.time() - entry.seen)
+        gpu = one_line(entry.gpu, 16) if entry.gpu else "-"
+        who, host, gpu_shown = (
+            Text(one_line(text, 40)) for text in (entry.job or entry.pid, entry.host, gpu)
+        )
+        numbers = (str(entry.trials), f"{entry.per_minute:.1f}", f"{seen:.0f} s ago")
+        table.add_row(who, host, gpu_shown, since, *numbers)
+    console.print(table)
+    if most is not None and len(alive) > most:
+        print_line(console, f"and {len(alive) - most:,} more workers")
+    return len(alive)
 
 
 def _print_running(view: StudyView, console: Console) -> None:

@@ -64,9 +64,9 @@ GRPC_PORT = 13000
 _FIRST_SCHEMAS = "SELECT schema_version FROM version_info"
 FAILURES = (sqlalchemy.exc.SQLAlchemyError, StorageInternalError)
 """What a database that fails on the way raises, and what Optuna makes of it."""
-AWAY_S = 5.0
+AWAY_S = 15.0
 """A storage that takes longer to answer was away, for others too."""
-_PASSING = {errno.EAGAIN, errno.EIO, errno.ENOLCK, errno.ESTALE, errno.ETIMEDOUT}
+_PASSING = {errno.EAGAIN, errno.ENOLCK, errno.ESTALE, errno.ETIMEDOUT}
 """Failures of a journal's file that may be over soon: a file server is away."""
 _PASSING_CODES = {"UNAVAILABLE", "UNKNOWN", "CANCELLED", "DEADLINE_EXCEEDED", "INTERNAL"}
 """The same of a gRPC server; UNKNOWN is also what it says when its own database fails."""
@@ -330,6 +330,8 @@ def is_transient(error: BaseException) -> bool:
         return cause.code().name in _PASSING_CODES
     if isinstance(cause, OSError):
         return cause.errno in _PASSING
+    if isinstance(cause, sqlalchemy.exc.PendingRollbackError):
+        return True  # Optuna went on in the session of what failed
     if not isinstance(cause, sqlalchemy.exc.DBAPIError) or cause.connection_invalidated:
         return isinstance(cause, sqlalchemy.exc.DBAPIError)
     kinds = (sqlalchemy.exc.OperationalError, sqlalchemy.exc.InterfaceError)
@@ -387,14 +389,31 @@ def wait_for_server(opened: BaseStorage, patience_s: float) -> None:
     """Try whatever Optuna asks of a storage again for so many seconds, and each new connection to a
     database's server. Once that was in vain no connection waits until it answers. All of it may be
     done twice, but for new trials (`public.py` looks for those that nobody knows of)."""
-    if "get_trial" in vars(opened):
+    if getattr(opened.get_trial, "__name__", "") == "patient":  # by this
         return
     if isinstance(opened, RDBStorage):
         if opened.engine.dialect.name == "sqlite":
             return
         _connect_patiently(opened, patience_s)
+    if isinstance(opened, GrpcStorageProxy):
+        vars(opened)["set_trial_param"] = _knowing(opened, opened.set_trial_param)
     for name in BaseStorage.__abstractmethods__:
         setattr(opened, name, _patient(getattr(opened, name), patience_s))
+
+
+def _knowing(opened: BaseStorage, set_param: Callable[..., None]) -> Callable[..., None]:
+    """Optuna's gRPC server takes no parameter of a trial that it does not know, as after a restart,
+    until it has read the trial's study."""
+
+    def knowing(*given: Any) -> None:
+        try:
+            set_param(*given)
+        except KeyError:
+            for study in opened.get_all_studies():
+                opened.get_all_trials(opened.get_study_id_from_name(study.study_name))
+            set_param(*given)
+
+    return knowing
 
 
 def _patient(method: Callable[..., Result], patience_s: float) -> Callable[..., Result]:

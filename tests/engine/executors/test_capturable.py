@@ -69,7 +69,7 @@ def everything(stack):
     return [*stack.persistent, *rows, *(g for bank in stack.moments.values() for g in bank.packed)]
 
 
-# Models and optimizers with every kind, but not with each other: an update sees no model.
+# Every model with every kind, every optimizer with every kind: an update sees no model.
 @pytest.mark.parametrize(
     ("model", "kind", "optimizer"),
     [

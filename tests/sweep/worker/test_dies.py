@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import re
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from fault_support import APP, SWEEPSTACK, Sweep, rows, states
 from sweep_support import QUICK
+
+from sweepstack.sweep.worker import Stop, launch
 
 slow = pytest.mark.slow
 REPORT = ("hydra.sweeper.report=true",)
@@ -110,3 +115,28 @@ def test_prints_of_workers_carry_their_numbers(tmp_path: Path) -> None:
     said = re.findall(r"^(.*)x is (\d)$", sweep.out, re.MULTILINE)
     assert sorted(x for _, x in said) == ["1", "2", "3", "4"]
     assert {prefix for prefix, _ in said} <= {"worker 0: ", "worker 1: "}
+
+
+def test_a_worker_that_dies_before_it_reads_its_arguments_hangs_nothing(monkeypatch):
+    """What does not fit into a pipe would be waited for, as long as this process holds its end."""
+    book = SimpleNamespace(study=SimpleNamespace(user_attrs={}))
+    plan = SimpleNamespace(n_jobs=1)
+    crew = SimpleNamespace(name="c", plan=plan, large="x" * 10_000_000)
+    given: list[Any] = []
+
+    class Process:
+        def __init__(self, *, args: Any, **named: Any):
+            given.append(args)
+
+        def start(self) -> None:
+            pass  # and is gone
+
+    context = SimpleNamespace(Pipe=multiprocessing.Pipe, Process=Process)
+    monkeypatch.setattr(multiprocessing, "get_context", lambda method=None: context)
+    board: Any = SimpleNamespace(book=book)
+    workers = launch._Processes(crew, board, Stop())  # type: ignore[arg-type]
+    workers._start(0)
+    assert crew not in given[0]
+    with pytest.raises((EOFError, OSError)):
+        workers.children[0].messages.recv()
+    workers.children[0].messages.close()

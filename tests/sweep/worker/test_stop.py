@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import signal
+import threading
+import time
 from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +20,7 @@ from sweepstack.cli import study as cli
 from sweepstack.config.errors import EnvironmentFault
 from sweepstack.study import storage
 from sweepstack.study.attributes import WORKERS
+from sweepstack.study.book import register
 from sweepstack.study.book.public import PublicBook
 from sweepstack.study.book.register import Entry
 from sweepstack.sweep import studies
@@ -101,6 +104,9 @@ class Board(launch.Scoreboard):
     def __exit__(self, *raised: object) -> None:
         pass
 
+    def enter(self, entry: Entry) -> None:
+        self.opened.set_user_attr(f"{WORKERS}.{entry.process}", asdict(entry))
+
     def refresh(self, *given: object, **named: object) -> None:
         pass
 
@@ -129,7 +135,7 @@ def jobs(monkeypatch):
                 if end is not None:
                     entry = Entry(f"other/1:{len(asked)}{number}:1", len(asked), 0, crew.name)
                     entry.ended, entry.code = end
-                    board.opened.set_user_attr(f"{WORKERS}.{entry.process}", asdict(entry))
+                    board.enter(entry)
             if isinstance(result, Exception):
                 raise result
             return result  # type: ignore[no-any-return]
@@ -144,7 +150,7 @@ def test_a_complete_study_with_a_dead_worker_is_a_success_and_a_line(jobs, caplo
     with caplog.at_level(logging.WARNING, "sweepstack"):
         assert run.run() is None
     assert asked == [3]
-    assert caplog.messages == ["the study is complete, though worker 11 on other ended early"]
+    assert said(caplog) == ["the study is complete, though worker 11 on other ended early"]
 
 
 def test_dead_workers_are_replaced_as_long_as_trials_end(jobs, caplog):
@@ -194,6 +200,115 @@ def test_what_would_end_another_too_is_raised(jobs, error, ends):
     with pytest.raises(type(error), match=str(error)):
         run.run()
     assert asked == [3]
+
+
+def said(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [each.getMessage() for each in caplog.records if each.name.startswith("sweepstack")]
+
+
+class Scheduler:
+    """A made-up queue, whose jobs end only when they are told to."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch):
+        self.jobs: list[str] = []
+        self.queued: set[str] = set()
+        self.cancelled: list[tuple[set[str], str | None]] = []
+        self.looks = 0
+        self.over = threading.Event()
+        monkeypatch.setattr(register, "queued", self.look)
+        monkeypatch.setattr(register, "cancel", self.cancel)
+        monkeypatch.setattr(launch, "LOOK_S", 0.01)
+        monkeypatch.setattr(launch, "QUEUE_S", 0.0)
+
+    def submit(self, *jobs: str) -> None:
+        self.queued |= set(jobs)
+        self.jobs = [*self.jobs, *jobs]
+
+    def look(self, jobs: Any) -> set[str]:
+        self.looks += 1
+        return self.queued & set(jobs)
+
+    def cancel(self, jobs: Any, only: str | None = None) -> None:
+        found = self.queued & set(jobs)
+        self.cancelled += [(found, only)] if found else []
+        if only != "ask":
+            self.queued -= found
+            self.over.set()
+
+    def crew(self, run: Any) -> tuple[launch._Jobs, Board]:
+        board, plan = Board(10), SimpleNamespace(n_jobs=2, max_restarts=3, max_failure_rate=0.5)
+        plan.total = 10
+        crew: Any = SimpleNamespace(plan=plan, name="mine", stops=None, deadline=math.inf)
+        return launch._Jobs(crew, board, launch.Launch(run, lambda: self.jobs)), board
+
+
+def test_dead_jobs_are_replaced_while_others_work_and_a_slow_submission_is_awaited(
+    monkeypatch, caplog
+):
+    scheduler, asked = Scheduler(monkeypatch), []
+
+    def run(crew: Any, count: int) -> int | None:
+        asked.append(count)
+        if len(asked) == 1:
+            scheduler.submit("slurm 1_0", "slurm 1_1")
+            board.enter(Entry("other/1:11:1", 1, 0, "mine", job="slurm 1_0"))
+            scheduler.queued -= {"slurm 1_0"}  # killed
+            assert scheduler.over.wait(60)  # and its launcher never knows
+            return None
+        scheduler.queued -= {"slurm 1_1"}  # which had not begun
+        until = scheduler.looks + 5
+        while scheduler.looks < until:  # nothing is in the queue
+            time.sleep(0.001)
+        scheduler.submit(f"slurm {len(asked)}_0")
+        if len(asked) == 2:
+            board.done = 5
+            assert scheduler.over.wait(60)
+        else:
+            board.done = 10
+            board.enter(Entry("other/1:12:1", 1, 0, "mine", job="slurm 3_0", ended=4))
+            scheduler.queued.clear()  # all end by themselves
+        return None
+
+    jobs, board = scheduler.crew(run)
+    with caplog.at_level(logging.WARNING, "sweepstack"):
+        assert jobs.run() is None
+    assert asked == [2, 1, 1]
+    assert board.done == 10
+    assert said(caplog) == [f"slurm 1_{n} ended early; starting another" for n in (0, 1)]
+    assert scheduler.queued == set()
+
+
+def test_ctrl_c_cancels_jobs_that_wait_and_asks_those_that_work(monkeypatch, capsys):
+    scheduler = Scheduler(monkeypatch)
+    stopped: list[str] = []
+
+    def run(crew: Any, count: int) -> int | None:
+        scheduler.submit("slurm 1_0", "slurm 1_1")
+        jobs.code = 130
+        assert scheduler.over.wait(60)
+        return None
+
+    jobs, board = scheduler.crew(run)
+    board.book.stop = stopped.append
+    assert jobs.run() == 130
+    assert stopped == ["mine"]
+    assert scheduler.cancelled[0] == ({"slurm 1_0", "slurm 1_1"}, "waiting")
+    assert "Ctrl-C again leaves at once" in capsys.readouterr().out
+
+
+def test_the_second_ctrl_c_says_what_may_still_run_and_how_to_end_it(monkeypatch, capsys):
+    scheduler, codes = Scheduler(monkeypatch), []
+    monkeypatch.setattr(launch.os, "_exit", codes.append)
+    scheduler.submit("slurm 1_0", "slurm 1_1")
+    scheduler.queued -= {"slurm 1_0"}
+    jobs, _ = scheduler.crew(lambda crew, count: None)
+    jobs._is_idle()
+    jobs._leave(130)
+    assert codes == [130]
+    assert capsys.readouterr().err.splitlines() == [
+        "sweepstack: may still run: slurm 1_1; end with: scancel 1_1",
+        "sweepstack: interrupted; run the same command again to resume",
+    ]
 
 
 def test_a_worker_hands_its_error_to_who_launched_it(monkeypatch):

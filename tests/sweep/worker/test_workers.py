@@ -281,3 +281,22 @@ def test_a_checksum_that_a_killed_trial_left_goes_with_its_checkpoints(tmp_path:
     (tmp_path / "checkpoints" / "step_0000000010.pt.sha256").touch()
     checkpoint.clear_trial(tmp_path / "checkpoints")
     assert not (tmp_path / "checkpoints").exists()
+
+
+@slow
+def test_deterministic_numbers_are_the_same_on_one_and_on_two_workers(tmp_path: Path) -> None:
+    """At a learning rate of 1 too, where one rounding becomes another accuracy."""
+
+    def histories(jobs: int) -> dict[object, str]:
+        folder = tmp_path / str(jobs)
+        folder.mkdir()
+        words = ("optimizer=adam", "optimizer.lr=0.01,1", "training.seed=0,1", "training.width=5")
+        words += ("training.max_steps=40", "training.eval_every=20", "training.deterministic=true")
+        sweep = Sweep([*SWEEPSTACK, "-m", *words, f"hydra.sweeper.n_jobs={jobs}"], folder)
+        sweep.succeeds()
+        (study,) = (folder / "outputs" / "studies").iterdir()
+        read = {r.params: (study / str(r.number) / "history.csv").read_text() for r in rows(folder)}
+        assert len(read) == 4
+        return read
+
+    assert histories(1) == histories(2)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,7 @@ from sweepstack.analysis.terminal import number, setting
 from sweepstack.config import commands
 from sweepstack.config.errors import printable
 from sweepstack.study.attributes import PREFIX
+from sweepstack.study.book import register
 from sweepstack.study.tables import METRICS, applies, pivot, published
 from sweepstack.study.view import StudyView, is_numeric
 
@@ -166,6 +168,7 @@ def facts(view: StudyView) -> list[tuple[str, list[str]]]:
     if "device" in df:
         devices = df["device"].dropna().astype(str).unique().tolist()
         found.append(("Device", ["; ".join(map(clean, devices[:MAX_NAMED]))] if devices else []))
+    found.append(("Workers", _workers(view)))
     environments = [
         _environment(value)
         for key, value in view.user_attrs.items()
@@ -174,6 +177,23 @@ def facts(view: StudyView) -> list[tuple[str, list[str]]]:
     known = list(dict.fromkeys(filter(None, environments)))
     found.append(("Versions", known[:MAX_NAMED]))
     return [(name, lines) for name, lines in found if lines]
+
+
+def _workers(view: StudyView) -> list[str]:
+    """Who worked on the study, where, when and how fast."""
+    members = register.workers(view.study)
+    lines = []
+    for entry in members[:MAX_NAMED]:
+        began, seen = (time.strftime("%H:%M", time.localtime(t)) for t in (entry.began, entry.seen))
+        day = time.strftime("%Y-%m-%d", time.localtime(entry.began))
+        gpu = f", {clean(entry.gpu)}" if entry.gpu else ""
+        lines.append(
+            f"{clean(entry.job or entry.pid)} on {clean(entry.host)}{gpu}: {entry.trials:,} "
+            f"trial{'s' * (entry.trials != 1)}, {day} {began} to {seen}, "
+            f"{entry.per_minute:.1f} per minute"
+        )
+    more = [f"and {len(members) - MAX_NAMED:,} more"] if len(members) > MAX_NAMED else []
+    return [*lines, *more]
 
 
 def command_of(asked: Mapping[str, Any]) -> str:
@@ -308,6 +328,8 @@ def best_table(view: StudyView) -> Table | None:
         [Cell(str(row["number"])), *(_value(view, name, row[name]) for name in names)]
         for row in shown.to_dict("records")
     ]
+    chaotic = [n for n in shown["number"] if n in view.probed and view.probed[n][1] is not None]
+    caption += f"; chaotic: trial {', '.join(map(str, chaotic))}" if chaotic else ""
     trial = shown["number"].iloc[0]
     command = commands.study("rerun", view.name, trial, where=view.where) if view.identity else ""
     return Table(key, title, caption, "best-of", [Cell("trial"), *head], body, printable(command))
@@ -348,8 +370,9 @@ def class_tables(view: StudyView) -> list[Table]:
 def _classes_of(view: StudyView, trial: int) -> tuple[list[str], Any, Any] | None:
     """Names, counts (3, K) and the confusion matrix (K, K) or None, of a trial's classes.json."""
     try:
-        assert view.folder is not None
-        text = (view.folder / str(trial) / "classes.json").read_text("utf-8")
+        folder = view.files({trial})
+        assert folder is not None
+        text = (folder / str(trial) / "classes.json").read_text("utf-8")
         given = json.loads(text)
         names = [clean(name) for name in given["classes"]]
         matrix = np.array(given.get("confusion", given.get("labels")), dtype=np.float64)

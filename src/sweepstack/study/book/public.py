@@ -147,6 +147,10 @@ class PublicBook(Book):
             found.append(Record(trial.number, trial.number, known, silent_s))
         return found
 
+    def _at_work(self, page: Page) -> list[tuple[Any, float | None]]:
+        running = self._records(page, TrialState.RUNNING)
+        return [(record.attributes.get(attr.WORKER), record.silent_s) for record in running]
+
     def _attributes(
         self, page: Page, ids: Sequence[int], keys: Sequence[str]
     ) -> dict[int, dict[str, Any]]:
@@ -209,8 +213,8 @@ class PublicBook(Book):
 
     # --- claiming and requeueing -----------------------------------------------------------------
 
-    def _claim(self, most: int, max_steps: int | None, alone: bool) -> list[int]:
-        while trials := super()._claim(most, max_steps, alone):
+    def _claim(self, most: int, max_steps: int | None, alone: bool, begun: int) -> list[int]:
+        while trials := super()._claim(most, max_steps, alone, begun):
             kept = self._settled(trials, max_steps)
             if kept:
                 _HANDED.update((self.study.study_name, number) for number in kept)
@@ -218,15 +222,23 @@ class PublicBook(Book):
         return []
 
     def recover(self) -> int:
-        if self._retries != storages.retries:  # what a claim that failed has taken is nobody's
+        orphans: list[tuple[Record, str]] = []
+        if (
+            retries := storages.retries
+        ) != self._retries:  # what a claim that failed has taken is nobody's
             with self._held() as page:
                 me, name = processes.this_process(), self.study.study_name
                 running = self._records(page, TrialState.RUNNING)
                 mine = [r for r in running if r.attributes.get(attr.WORKER) == me]
                 orphans = [(r, _UNKNOWN) for r in mine if (name, r.number) not in _HANDED]
                 self._requeue(page, orphans, restarts=0)
-            self._retries = storages.retries
-        return super().recover()
+            if self._lock is None:  # and what it added twice, there was
+                page = self._page()
+                late = page.without_place(self.total)
+                for number in late.intersection(self._tally(page).waiting):
+                    self._fail(number, _WITHDRAWN)
+            self._retries = retries
+        return len(orphans) + super().recover()
 
     def _settled(self, mine: Sequence[int], max_steps: int | None) -> list[int]:
         """Those of the trials just begun that keep their place; the others are withdrawn."""
@@ -251,10 +263,16 @@ class PublicBook(Book):
 
     def _begin(self, number: int) -> bool:
         """Whether a waiting trial is now this process's."""
+        retries = storages.retries
         try:
             if self._lock is not None:  # else another may begin it now, and be its worker
                 self._name_worker(number)
-            return self.storage.set_trial_state_values(self._row(number), TrialState.RUNNING)
+            if self.storage.set_trial_state_values(self._row(number), TrialState.RUNNING):
+                return True
+            if retries == storages.retries:
+                return False
+            found = self.storage.get_trial(self._row(number))  # an earlier try may have done it
+            return found.state == TrialState.RUNNING and attr.WORKER not in found.user_attrs
         except UpdateFinishedTrialError:
             return False
 

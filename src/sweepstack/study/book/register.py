@@ -70,6 +70,11 @@ class Entry:
         return self.job or f"worker {self.pid} on {self.host}"
 
     @property
+    def per_minute(self) -> float:
+        """Trials that ended, by its last sign of life."""
+        return 60 * self.trials / max(1.0, self.seen - self.began)
+
+    @property
     def described(self) -> str:
         """Where it is, and how to end it."""
         if self.job is not None and self.job != job():
@@ -97,7 +102,10 @@ def workers(study: optuna.Study) -> list[Entry]:
             with contextlib.suppress(TypeError, ValueError):
                 entry = Entry(**value)
                 _, pid, _ = entry.process.rsplit(":", 2)
-                found.append((float(entry.began), float(entry.seen), int(pid), entry))
+                entry.began, entry.seen = float(entry.began), float(entry.seen)
+                entry.trials = int(entry.trials)
+                if min(entry.began, entry.seen) >= 0 and max(entry.began, entry.seen) < 1e11:
+                    found.append((entry.began, entry.seen, int(pid), entry))
     return [entry for *_, entry in sorted(found, key=lambda each: each[:3])]
 
 

@@ -26,6 +26,7 @@ from typing import Any, TextIO
 
 import optuna
 
+from sweepstack.config.artifacts import Store
 from sweepstack.config.errors import (
     EXIT_INTERRUPTED,
     EXIT_TERMINATED,
@@ -39,9 +40,11 @@ from sweepstack.study import storage
 from sweepstack.study.book import processes, register
 from sweepstack.study.book.book import Book
 from sweepstack.study.book.register import Entry, Membership
+from sweepstack.study.read import trials_of
 from sweepstack.sweep.plan import Plan
 from sweepstack.sweep.studies import open_book
 from sweepstack.sweep.worker import Stop
+from sweepstack.sweep.worker.trial_folder import Uploads
 from sweepstack.sweep.worker.worker import App, Worker, too_many_failed
 
 log = logging.getLogger(__name__)
@@ -87,6 +90,7 @@ class Crew:
     Attributes:
         name: tells the sweep from others of the study.
         stops: how the workers were asked to stop before it began (`Book.stops`).
+        store: where trials put their files for all machines.
     """
 
     plan: Plan
@@ -95,10 +99,18 @@ class Crew:
     deadline: float
     name: str = field(default_factory=lambda: uuid.uuid4().hex[:8])
     stops: Any = None
+    store: Store | None = None
 
     def worker(self, book: Book, stop: Stop, **given: Any) -> Worker:
         """A worker in this process."""
         deadline, crew = self.deadline, (self.name, self.stops)
+        if self.store is not None:
+            given["uploads"] = Uploads(
+                self.store,
+                self.folder,
+                lambda: trials_of(book.study, book.storage),
+                lambda: stop.code is not None,
+            )
         return Worker(
             *(self.plan, self.app, book, self.folder, stop), deadline=deadline, crew=crew, **given
         )
@@ -163,7 +175,8 @@ def _preemption(stop: Stop) -> Iterator[None]:
     finally:
         signal.signal(number, requeue)
     if came:
-        requeue(*came[0])
+        with contextlib.suppress(RuntimeError):  # it is not requeued: the sweep starts another
+            requeue(*came[0])
 
 
 def launch(
@@ -212,6 +225,7 @@ class _Launched(threading.Thread):
     def __init__(self, launch: Launch, crew: Crew, count: int):
         super().__init__(name="sweepstack-launch", daemon=True)
         self.count, self._call = count, partial(launch.run, crew, count)
+        self.due = len(launch.jobs()) + count  # jobs that there are once it has submitted its own
         self.code: int | None = None
         self.error: Exception | None = None
 
@@ -317,14 +331,17 @@ class _Jobs:
         if self.code is not None:
             progress.say("stopping: workers checkpoint their trials; Ctrl-C again leaves at once")
             self.board.book.stop(self.crew.name)
-        register.cancel(self._queue(0) or (), only="waiting")
-        if self.code is not None:  # wakes what looks at the study rarely
-            register.cancel(self._queue(0) or (), only="ask")
+        asked: list[str] | None = None
         for patience_s in (PATIENCE_S, CANCEL_S):
             latest = time.monotonic() + patience_s
             while time.monotonic() < latest:
                 if self._is_idle(1.0) or (code is None and not self._is_launching()):
                     return code
+                if asked != self.known:  # more may have been submitted meanwhile
+                    asked = self.known
+                    register.cancel(asked, only="waiting")
+                    if self.code is not None:  # wakes what looks at the study rarely
+                        register.cancel(asked, only="ask")
                 self._pause()
             register.cancel(self._queue(0) or ())
             for entry in self._members():
@@ -365,22 +382,23 @@ class _Jobs:
         self.members = [entry for entry in known if entry.crew == self.crew.name]
         return self.members
 
-    def _queue(self, within_s: float = QUEUE_S) -> set[str] | None:
+    def _queue(self, within_s: float | None = None) -> set[str] | None:
         """The jobs that wait or work, as of so many seconds ago; None where it is unknown."""
-        jobs = self.other.jobs()
+        jobs, within_s = self.other.jobs(), QUEUE_S if within_s is None else within_s
         if jobs != self.known or time.monotonic() - self.looked > within_s:
             self.known, self.queued = jobs, register.queued(jobs)
             self.looked = time.monotonic()
         return self.queued
 
-    def _is_idle(self, within_s: float = QUEUE_S) -> bool:
+    def _is_idle(self, within_s: float | None = None) -> bool:
         """Whether nobody works, and no job waits."""
         queued = self._queue(within_s)
         if self.known:
-            return queued == set()
+            submitting = any(len(self.known) < one.due for one in self.launches if one.is_alive())
+            return queued == set() and not submitting
         return not self._is_launching() and not any(entry.is_alive for entry in self._members())
 
-    def _died(self, within_s: float = QUEUE_S) -> dict[str, Entry | None]:
+    def _died(self, within_s: float | None = None) -> dict[str, Entry | None]:
         """The workers that ended early and were not replaced, by name; None of one that had not
         begun."""
         queued, members = self._queue(within_s), self._members()  # in this order
@@ -468,15 +486,17 @@ class _Processes:
         others = [e for e in register.workers(self.board.book.study) if e.crew != self.crew.name]
         others = [e for e in others if e.is_alive and processes.is_here(e.process)]
         context = multiprocessing.get_context("spawn")
-        messages, sender = context.Pipe(duplex=False)
+        messages, theirs = context.Pipe()
         process = context.Process(
-            target=_child,
-            args=(self.crew, place, os.getpid(), sender),
-            name=f"sweepstack-worker-{place}",
+            target=_child, args=(place, os.getpid(), theirs), name=f"sweepstack-worker-{place}"
         )
-        with sender, _share(self.crew.plan.n_jobs + len(others)), _without_interrupts():
+        with theirs, _share(self.crew.plan.n_jobs + len(others)), _without_interrupts():
             process.start()
             self.children[place] = _Child(process, messages)
+        # As an argument, one that is larger than a pipe would be waited for where the process dies
+        # before it reads it.
+        with contextlib.suppress(OSError):
+            messages.send(self.crew)
 
     def _look(self) -> None:
         """See who has ended, and start others for those that died."""
@@ -623,10 +643,11 @@ class _Numbered:
         return getattr(self._stream, name)
 
 
-def _child(crew: Crew, place: int, parent: int, sender: connection.Connection) -> None:
+def _child(place: int, parent: int, messages: connection.Connection) -> None:
     """Main function of a local worker.
 
-    Sends None once it begins a trial, and (message, exit code) of what stopped it.
+    Is sent its crew. Sends None once it begins a trial, and (message, exit code) of what stopped
+    it.
     """
     for name in ("stdout", "stderr"):
         setattr(sys, name, _Numbered(getattr(sys, name), place))
@@ -643,9 +664,10 @@ def _child(crew: Crew, place: int, parent: int, sender: connection.Connection) -
 
     def send(message: tuple[str, int] | None) -> None:
         with contextlib.suppress(OSError):  # the parent is gone
-            sender.send(message)
+            messages.send(message)
 
     try:
+        crew: Crew = messages.recv()
         crew.join(stop, began=lambda: send(None))
     except SweepstackError as error:
         send((str(error), error.exit_code))
