@@ -15,6 +15,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 import torch
 import warm
+import yaml_once
 from hypothesis import settings
 from support import make_spec, without_report
 
@@ -22,6 +23,7 @@ from support import make_spec, without_report
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+yaml_once.remember()
 pytest_plugins = ["engine_support", "main_support", "rerun_support"]
 
 # The same examples every time: a change, not chance, makes a test fail.

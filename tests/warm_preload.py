@@ -3,6 +3,7 @@
 import gc
 import os
 from importlib import import_module
+from pathlib import Path
 
 os.setsid()  # without a terminal; each command is a process group of this session
 os.environ["OMP_NUM_THREADS"] = "1"  # on a machine that others use too, threads wait for each other
@@ -19,5 +20,8 @@ for name in (
     import_module(name)
 
 import_module("optuna").storages.RDBStorage("sqlite://").engine.dispose()  # maps its tables
+
+import_module("hydra.core.plugins").Plugins.instance()  # finds all of Hydra's plugins
+import_module("yaml_once").remember(*Path(__file__).parents[1].glob("conf/**/*.yaml"))
 
 gc.freeze()  # garbage collections of the forks look at their own objects only: twice as fast

@@ -17,6 +17,8 @@ from sweepstack.study.attributes import FOLDER, WORKER
 from sweepstack.study.book import processes
 from sweepstack.study.book.bulk import BulkBook
 
+pytestmark = pytest.mark.slow
+
 ARTIFACT = "0" * 8 + "-0000-0000-0000-" + "0" * 12
 
 

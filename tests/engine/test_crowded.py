@@ -16,6 +16,8 @@ from sweepstack.engine.stack import Stack
 from sweepstack.engine.step import Step
 from sweepstack.engine.train import train
 
+pytestmark = pytest.mark.slow
+
 
 class Memory:
     """A device with room for `slots` slots of all stacks together; `most` were taken at once."""

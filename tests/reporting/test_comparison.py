@@ -98,6 +98,16 @@ def test_it_says_what_differs_and_who_is_better():
     assert "n=4 pairs" in verdict
 
 
+def test_a_number_is_the_same_whether_a_column_has_gaps_or_not():
+    one, other = new_study("maximize"), new_study("maximize")
+    for seed in (1, 2):
+        add(one, 0.5, {"training.seed": seed})
+        add(other, 0.5, {"training.seed": seed})
+    add(other, 0.5, {"init": "he"})  # floats, as one trial has none
+    found = comparison.differing([StudyView(each, "memory") for each in (one, other)])
+    assert "training.seed" not in found
+
+
 def test_a_single_pair_has_no_interval_and_equal_differences_have_no_width():
     one = comparison._statistics(np.array([0.1]), 1)
     assert (one.n, one.mean) == (1, 0.1)
@@ -113,6 +123,10 @@ def test_what_cannot_be_compared_is_said_in_one_line():
         comparison.check([one, one])
     with pytest.raises(InputError, match="one and the same objective, got a: val_accuracy; b"):
         comparison.check([one, viewed("b", TWO, "val_loss")])
+    theirs = viewed("theirs", ONE)
+    theirs.study.set_user_attr("sweepstack.sweep", {"application": {"name": "sphere"}})
+    with pytest.raises(InputError, match=r"another program's \(sphere\), and best -o writes only"):
+        comparison.winner(theirs, Path("nowhere"))
     empty = viewed("c", [])
     with pytest.raises(InputError, match="study c has none"):
         comparison.check([one, empty])

@@ -64,6 +64,9 @@ def test_its_plots_are_figures_and_say_what_is_wrong(study):
         assert len(figure.data)
     with pytest.raises(InputError, match="no key 'inti' was swept; did you mean 'init'"):
         study.plot.heatmap(by=["inti", "model.activation"])
+    said = "metric must be among val_accuracy, got 'val_acuracy'; did you mean 'val_accuracy'"
+    with pytest.raises(InputError, match=said):
+        study.plot.curves(by="init", metric="val_acuracy")
     with pytest.raises(InputError, match="too little for this plot"):
         study.plot.pareto()
 

@@ -10,6 +10,8 @@ from report_support import HOSTILE, empty, grid, hostile, plots, published_grid
 
 from sweepstack.reporting.report import page
 
+pytestmark = pytest.mark.slow
+
 __all__ = ["browser", "screenshots"]
 LOCAL = ("file:", "data:", "blob:")
 

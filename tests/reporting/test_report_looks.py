@@ -20,6 +20,8 @@ from report_support import opened
 from sweepstack.analysis.plots import plots, style
 from sweepstack.reporting.report import page
 
+pytestmark = pytest.mark.slow
+
 __all__ = ["browser"]
 NAMES = [f"{name}_{'x' * 20}"[:20] for name in ("orthogonal", "kaiming", "lecun", "zeros", "ones")]
 SPACE = {

@@ -31,6 +31,8 @@ from sweepstack.runs import folder
 from sweepstack.study import storage, view
 from sweepstack.study.attributes import SWEEP
 
+pytestmark = pytest.mark.slow
+
 
 def test_trials_of_a_stack_agree_and_are_kept_in_folders_of_their_own(stacked, again):
     for number in range(4):
@@ -194,7 +196,6 @@ def test_a_trial_that_cannot_be_run_again(stacked, again):
     assert reruns() == []
 
 
-@pytest.mark.slow
 @needs_mnist
 def test_twenty_trials_of_a_stacked_mnist_sweep(main, again):
     words = (

@@ -19,6 +19,8 @@ from rerun_support import (
     words_of,
 )
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("folder", ["with its folder", "the database alone"])
 @pytest.mark.parametrize(("old", "new"), [("lr=0.02", "lr=0.0202"), ("seed=7", "seed=8")])

@@ -24,6 +24,8 @@ from rerun_support import (
     words_of,
 )
 
+pytestmark = pytest.mark.slow
+
 EVIL = """
 import pathlib
 pathlib.Path("canary").touch()

@@ -22,6 +22,8 @@ from sweepstack.study.attributes import EQUALS, FOLDER, IDENTITY, SWEEP, UNFINIS
 from sweepstack.study.book.bulk import BulkBook
 from sweepstack.study.view import open_study
 
+pytestmark = pytest.mark.slow
+
 JOURNAL = "journal:///studies.journal"
 METRICS = "study:metric_names"
 ARTIFACT = "0" * 8 + "-0000-0000-0000-" + "0" * 12

@@ -13,6 +13,8 @@ from optuna.storages import RDBStorage
 
 from sweepstack.study import storage
 
+pytestmark = pytest.mark.slow
+
 QUICK = ("data=quadratic", "optimizer=sgd", "training.max_steps=4", "training.device=cpu")
 NAMED = (*QUICK, "hydra.sweeper.study_name=mine")
 SWEPT = "optimizer.lr=0.01,0.02"
@@ -171,7 +173,6 @@ app.main()
 """
 
 
-@pytest.mark.slow
 def test_an_optuna_with_other_tables_is_used_by_its_public_api(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(OTHER_TABLES)

@@ -13,6 +13,8 @@ from sweepstack.study import storage
 from sweepstack.study.attributes import CONTINUES, LOST
 from sweepstack.study.book.bulk import BulkBook
 
+pytestmark = pytest.mark.slow
+
 
 def locked(*arguments):
     raise OperationalError("UPDATE", {}, sqlite3.OperationalError("database is locked"))

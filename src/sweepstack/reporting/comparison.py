@@ -152,7 +152,7 @@ def _asked(view: StudyView) -> dict[str, str]:
     found = dict(_flat(config, "")) if isinstance(config, Mapping) else {}
     for parameter in view.settings + view.seeds:
         values = view.frame[parameter].dropna()
-        shown = [one_line(value) for value in pd.unique(values)]
+        shown = [_text(value) for value in pd.unique(values)]
         many = len(shown) > 6
         found[parameter] = f"{len(shown)} values" if many else "{" + ", ".join(shown) + "}"
     return found
@@ -163,7 +163,12 @@ def _flat(node: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, str]]:
         if isinstance(value, Mapping):
             yield from _flat(value, f"{prefix}{key}.")
         else:
-            yield f"{prefix}{key}", one_line(value)
+            yield f"{prefix}{key}", _text(value)
+
+
+def _text(value: object) -> str:
+    """A column with gaps holds floats: 16.0 is what another study has as 16."""
+    return one_line(int(value) if isinstance(value, float) and value.is_integer() else value)
 
 
 # --- who is better --------------------------------------------------------------------------------
@@ -355,10 +360,11 @@ def winner(view: StudyView, folder: Path | None, console: Console | None = None)
     place = folder / "experiment" / "winner.yaml"
     if place.exists():
         raise InputError(f"{progress.shown(place)} exists: name another folder")
-    from sweepstack.runs.rerun.restore import kept_config
+    from sweepstack.runs.rerun.restore import kept_config, refuse_others
 
     kept = kept_config(view, view.trials[chosen])
     if kept is None:
+        refuse_others(view, "best -o writes only configs of sweepstack")
         raise InputError(
             f"trial {chosen} of study {view.name} has no config.yaml here that can be read"
         )

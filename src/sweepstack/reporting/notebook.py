@@ -109,6 +109,11 @@ class Plots:
         keys, with a band of ± standard deviation."""
         if not by and metric is None:
             return self._figure(progress.curves(self._view))
+        known = [name for name in self._view.history if name.startswith(("train_", "val_"))]
+        if metric is not None and known and metric not in known:
+            raise InputError(
+                f"metric must be among {', '.join(known)}, got {metric!r}{nearest(metric, known)}"
+            )
         return self._figure(progress.cells(self._view, self._keys(by), metric))
 
     def importance(self) -> go.Figure:

@@ -20,6 +20,8 @@ from sweepstack.engine.program import Program
 from sweepstack.engine.step import Batch, Step
 from sweepstack.training import fused
 
+pytestmark = pytest.mark.slow
+
 WIDTH = 3
 COMMON = ("data=digits", "data.subset=64", "batch.size=8")
 FROM_HOST = {"aten.lift_fresh.default", "aten.lift.default"}

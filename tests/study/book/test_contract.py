@@ -22,6 +22,8 @@ from sweepstack.study.book.book import Book
 from sweepstack.study.book.bulk import BulkBook
 from sweepstack.sweep.studies import open_study
 
+pytestmark = pytest.mark.slow
+
 
 def test_finished_and_running_trials_make_up_the_total(open_book: Callable[..., Book]) -> None:
     book = open_book(total=4)

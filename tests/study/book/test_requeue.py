@@ -28,6 +28,8 @@ from sweepstack.study.book.book import Book
 from sweepstack.sweep.worker.trainer import TrainingApp
 from sweepstack.training.checkpoint import save_trial
 
+pytestmark = pytest.mark.slow
+
 
 def worker_dies(trial: optuna.Trial | None) -> None:
     """Make the books say that a process that is gone runs `trial`."""

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import yaml
 from app_support import App, complaint, states
 
 from sweepstack.analysis import terminal
+
+pytestmark = pytest.mark.slow
 
 SPHERE = """
     import hydra

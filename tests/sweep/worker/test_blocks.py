@@ -23,6 +23,8 @@ from sweepstack.sweep import plan, studies
 from sweepstack.sweep.worker import Asked, Outcome, Stop
 from sweepstack.sweep.worker.worker import Worker
 
+pytestmark = pytest.mark.slow
+
 WIDTH = 4
 Engine = Callable[[Iterator[Asked], Worker], Iterator[Outcome]]
 

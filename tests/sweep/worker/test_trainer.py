@@ -11,6 +11,8 @@ from sweep_support import QUICK, metrics, params, states, study, trial_folder, w
 from sweepstack.study.book import bulk
 from sweepstack.sweep import studies
 
+pytestmark = pytest.mark.slow
+
 
 def test_what_a_trial_leaves(main, tmp_path):
     ended = main("-m", *QUICK, "optimizer.lr=0.02,0.01", "training.seed=7")

@@ -7,6 +7,8 @@ import sqlite3
 import pytest
 from sweep_support import QUICK, params, states, study, trial_folder, without
 
+pytestmark = pytest.mark.slow
+
 INTERVAL = "optimizer.lr=interval(0.001,0.02)"
 KNOWN = "hydra.sweeper.enqueue=[{optimizer.lr: 0.015}]"
 

@@ -15,6 +15,8 @@ from sweepstack.config.errors import EnvironmentFault
 from sweepstack.study.read import best_trials
 from sweepstack.sweep.worker.trial_folder import remove_models
 
+pytestmark = pytest.mark.slow
+
 RATES = "optimizer.lr=0.001,0.03,0.002,0.02,0.01,0.004"
 
 
@@ -41,7 +43,6 @@ def test_only_the_best_is_kept_unless_more_are_asked_for(main, tmp_path, width):
         assert kept(tmp_path, f"s{keep}") == best(tmp_path, number, f"s{keep}")
 
 
-@pytest.mark.slow
 def test_several_workers_keep_the_best_of_the_study(sweepstack, tmp_path):
     keep = ("hydra.sweeper.n_jobs=2", "hydra.sweeper.keep_models=2", "training.width=1")
     done = sweepstack("-m", *QUICK, RATES, *keep)

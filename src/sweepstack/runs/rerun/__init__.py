@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from sweepstack.config import commands, schema
+from sweepstack.config import schema
 from sweepstack.config import trust as trust_rule
 from sweepstack.config.errors import EXIT_DIFFERENT, EnvironmentFault, InputError, one_line
 from sweepstack.engine.program import Program
@@ -43,7 +43,7 @@ from sweepstack.runs.rerun.compare import (
     compare,
     shown,
 )
-from sweepstack.runs.rerun.restore import Restored, restore
+from sweepstack.runs.rerun.restore import Restored, refuse_others, restore
 from sweepstack.study.attributes import DATA_HASH, ENVIRONMENT
 from sweepstack.study.frame import STATES, rows_of
 from sweepstack.study.view import StudyView, outputs
@@ -83,7 +83,7 @@ def rerun(
         InputError: there is no such trial, or it cannot or must not be trained.
         EnvironmentFault: the data are missing or the folder cannot be written.
     """
-    _refuse_others(view)
+    refuse_others(view, "rerun trains only what sweepstack trained")
     trial = _ended_trial(view, number)
     restored = _on_this_machine(restore(view, trial, overrides, trust, config_dir))
     trust_rule.see_own_packages(restored.config.trust)
@@ -133,21 +133,6 @@ def _compared(
         probes = _probe(spec, stop, program.objective, tolerance.floor)
         comparison = compare(recorded, now, tolerance, probes)
     return comparison
-
-
-def _refuse_others(view: StudyView) -> None:
-    """Raise an InputError where another program trained the trials of a study."""
-    application = view.asked.get("application")
-    name = application.get("name") if isinstance(application, Mapping) else None
-    if name == "sweepstack":
-        return
-    owner = f" ({one_line(name, 40)})" if isinstance(name, str) else ""
-    export = commands.study("export", view.name, "-o", "trials.csv", where=view.where)
-    raise InputError(
-        f"study {one_line(view.name)} is another program's{owner}, and rerun trains only what "
-        "sweepstack trained: run that program with the trial's parameters; "
-        f"they are in trials.csv after: {export}"
-    )
 
 
 def _ended_trial(view: StudyView, number: int) -> FrozenTrial:

@@ -25,7 +25,7 @@ from typing import Any
 import yaml
 from optuna.trial import FrozenTrial
 
-from sweepstack.config import reading
+from sweepstack.config import commands, reading
 from sweepstack.config.errors import InputError, one_line
 from sweepstack.config.schema import RunConfig
 from sweepstack.config.trust import beyond_values, check_target, parts
@@ -296,3 +296,17 @@ def _differences(old: Any, new: Any, path: str = "") -> list[tuple[str, Any, Any
 
 def _are_lists(*values: Any) -> bool:
     return all(isinstance(value, list | tuple) for value in values)
+
+
+def refuse_others(view: StudyView, rule: str) -> None:
+    """Raise an InputError with the `rule` where another program trained the trials of a study."""
+    application = view.asked.get("application")
+    name = application.get("name") if isinstance(application, Mapping) else None
+    if name == "sweepstack":
+        return
+    owner = f" ({one_line(name, 40)})" if isinstance(name, str) else ""
+    export = commands.study("export", view.name, "-o", "trials.csv", where=view.where)
+    raise InputError(
+        f"study {one_line(view.name)} is another program's{owner}, and {rule}: run that program "
+        f"with the trial's parameters; they are in trials.csv after: {export}"
+    )

@@ -40,7 +40,7 @@ from sweepstack.sweep.worker.trial_folder import Uploads
 log = logging.getLogger(__name__)
 
 AHEAD_S = 0.5
-"""Trials that take less are claimed ahead, as many as begin in so many seconds, and those of them
+"""Trials that take less are claimed ahead, as many as ended in so many seconds, and those of them
 that duplicate others are recorded together: a claim takes as long as many such trials."""
 MAX_AHEAD = 256
 """Trials that are claimed at once at most, unless there is room for more."""
