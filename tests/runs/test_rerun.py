@@ -4,6 +4,7 @@ kinds, and those that cannot be run again."""
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import subprocess
@@ -289,7 +290,8 @@ def test_a_probe_says_how_far_rounding_grows_and_the_study_is_marked(stacked, ag
     marked = json.loads(note.read_text())
     note.write_text(json.dumps({**marked, "started": "earlier"}))  # of a study deleted since
     assert view.open_study("s").probed == {}
-    for known in ("not JSON", "[1]", json.dumps({**marked, "trial": []})):
+    strange = [{"trial": []}, {"chaotic_from": math.inf}, {"grows_to": 10**400}, {"trial": 99}]
+    for known in ("not JSON", "[1]", *(json.dumps({**marked, **each}) for each in strange)):
         note.write_text(known)
         assert view.open_study("s").probed == {}
 

@@ -138,7 +138,7 @@ class StudyView:
                 # A study of that name may have been deleted and made anew.
                 if known["study"] == self.name and known["started"] == started.get(trial):
                     found[trial] = float(most), None if begins is None else int(begins)
-            except (OSError, ValueError, TypeError, KeyError, RecursionError):
+            except (OSError, ValueError, TypeError, LookupError, ArithmeticError, RecursionError):
                 continue  # not probed, or not written by `rerun`
         return found
 

@@ -80,11 +80,13 @@ def check_chaos(view: StudyView) -> Iterator[Finding]:
         yield Finding("chaotic", "fact", f"rounding grows to {most:.1e} of the losses of {of}")
         return
     best = set(view.best_rows()["number"].head(1)) & set(chaotic)
+    repeats = view.config("training.deterministic") is True
     named = ", ".join(map(str, sorted(chaotic)[:10])) + ", ..." * (len(chaotic) > 10)
     text = (
         f"{len(chaotic)} of {of} {'is' if len(chaotic) == 1 else 'are'} chaotic (trial {named}"
         f"{', the best' if best else ''}): rounding grows to {percent(max(chaotic.values()))} of "
-        "the losses, so that they depend on the stack's width and the machine"
+        f"the losses, so that they depend on {'' if repeats else 'the width of the stack and '}"
+        "the machine"
     )
     yield Finding("chaotic", "problem" if best else "hint", text)
 
