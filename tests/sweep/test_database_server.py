@@ -46,7 +46,7 @@ class Size:
     stop_s: float
 
 
-SMALL = Size(workers=2, points=120, pause_s=0.01, kills=1, between_s=0.5, stop_s=2.0)
+SMALL = Size(workers=2, points=60, pause_s=0.01, kills=1, between_s=0.5, stop_s=2.0)
 WHOLE = Size(workers=4, points=1000, pause_s=0.01, kills=20, between_s=4.0, stop_s=30.0)
 
 
@@ -171,6 +171,7 @@ def per_trial(urls: dict[str, str], trials: int = 100, rounds: int = 3) -> dict[
 )
 def test_a_server_restarts_and_workers_are_killed(kind, start, tmp_path, monkeypatch):
     monkeypatch.setenv("SWEEPSTACK_TEST_WORKERS", start)
+    monkeypatch.setenv("COLD_WORKERS", "")  # each a child of the sweep
     size = WHOLE if FULL and kind is PostgreSQL else SMALL
     with kind() as server:
         begun = time.monotonic()
