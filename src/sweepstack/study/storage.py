@@ -351,7 +351,7 @@ def again(call: Callable[[int], Result], patience_s: float) -> Result:
             except Exception as error:
                 now, passes = time.monotonic(), is_transient(error)
                 retries += passes
-                if passes and now > _warned + 60:
+                if passes and patience_s and now > _warned + 60:
                     _warned = now
                     log.warning("the database does not answer, trying for %g s", patience_s)
                 if not passes or now >= latest:
