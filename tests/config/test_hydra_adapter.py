@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sweepstack.config import hydra_adapter
-from sweepstack.config.errors import InputError
+from sweepstack.config.errors import EnvironmentFault, InputError
 from sweepstack.config.reading import folder
 
 
@@ -98,3 +98,18 @@ def test_a_config_dir_comes_where_the_command_line_puts_it(sweepstack, tmp_path)
     known = [source.provider for source in cfg.hydra.runtime.config_sources]
     rows = [line.split("|")[1].strip() for line in done.stdout.splitlines() if "|" in line][1:]
     assert rows == known
+
+
+def test_a_plugin_that_cannot_be_imported_is_named_in_a_line(monkeypatch):
+    """As hydra-rq-launcher 1.2, which ends every Hydra application on Python 3.11 or newer."""
+    file = "/site-packages/hydra_plugins/hydra_rq_launcher/config.py"
+    code = compile("raise ValueError('mutable default')", file, "exec")
+    monkeypatch.setattr(Plugins, "instance", lambda: exec(code))
+
+    with pytest.raises(EnvironmentFault) as raised:
+        hydra_adapter.compose(folder("conf"), [], "config")
+
+    assert str(raised.value) == (
+        "Hydra cannot import its plugin hydra_plugins.hydra_rq_launcher; uninstall or update it: "
+        "mutable default"
+    )

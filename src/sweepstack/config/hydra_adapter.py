@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -23,7 +24,7 @@ from hydra.errors import ConfigCompositionException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from sweepstack.config.errors import InputError, one_line
+from sweepstack.config.errors import EnvironmentFault, InputError, one_line
 
 
 def _at_least(given: str, major: int, minor: int) -> bool:
@@ -84,7 +85,9 @@ def compose(
 
     Raises:
         hydra.errors.HydraException: an override names no key or option, or does not parse.
+        EnvironmentFault: a plugin of Hydra's cannot be imported.
     """
+    _import_plugins()
     running = GlobalHydra.instance().hydra  # a sweep composes its trials
     try:
         GlobalHydra.instance().clear()
@@ -95,6 +98,19 @@ def compose(
             return hydra.compose(config_name, list(overrides), return_hydra_config=True)
     finally:
         GlobalHydra.instance().hydra = running
+
+
+def _import_plugins() -> None:
+    """Import the plugins that are installed; one that fails would end every Hydra application."""
+    try:
+        Plugins.instance()
+    except Exception as error:  # whatever its code raises
+        files = [Path(frame.filename) for frame in traceback.extract_tb(error.__traceback__)]
+        parents = [file.parts for file in files if "hydra_plugins" in file.parts]
+        name = ".".join(parents[-1][parents[-1].index("hydra_plugins") :][:2]) if parents else "?"
+        raise EnvironmentFault(
+            f"Hydra cannot import its plugin {name}; uninstall or update it: {one_line(error, 200)}"
+        ) from error
 
 
 def quoted(text: str) -> str:

@@ -38,6 +38,14 @@ REFUSALS = (
 set to [null], OSError for a name of 5,000 letters, YAMLError for a file of the user's own that does
 not parse."""
 
+_LAUNCHERS = {
+    "joblib": "; pip install hydra-joblib-launcher",
+    "submitit_slurm": "; pip install 'sweepstack[slurm]'",
+    "submitit_local": "; pip install 'sweepstack[slurm]'",
+    "ray": "; pip install 'sweepstack[ray]'",
+    "rq": "; hydra-rq-launcher 1.2 does not work with Python 3.11 or newer",
+}
+"""By launcher that may not be installed: what to do about it."""
 _OTHER_NAMES = {
     "epochs": "training.max_epochs",
     "steps": "training.max_steps",
@@ -286,11 +294,14 @@ def _explain(text: str, error: Exception, composed: DictConfig, config_dir: str 
         near = nearest(meant, options)
         inner = [name for name in known if name.startswith(f"{key}.")]
         keys = f" (its keys are {', '.join(inner)})" if options == ["default"] else ""
+        near = _LAUNCHERS.get(value, near) if key == "hydra/launcher" else near
         return f"{key} must be one of {', '.join(options)}, got '{value}'{near}{keys}"
     if key.startswith("hydra/"):
         return f"{text}: {one_line(error)}"
     if options and key not in known and override.type == OverrideType.CHANGE:
         return f"'{text}' must be written '+{text}': no {key} is chosen so far"
+    if key not in known and key.startswith("hydra.launcher.") and key.rpartition(".")[0] in known:
+        return f"unknown key '{key}'; what the launcher passes on is written '+{text}'"
     if key not in known:
         target = f"{key.partition('.')[0]}._target_"
         further = f"; an argument of {target} is written '+{text}'" if target in known else ""

@@ -50,6 +50,7 @@ SAME_WIDTH = ("data.root", "model.activation", "training.eval_every", "objective
 # Which width is chosen. vmap costs a fixed time per step, so that a gain may come late.
 WORTH = 0.95  # wider stacks are tried as long as they take at most this share of the time
 NEARLY = 0.97  # as good as the best: the best takes at least this share of its time
+SHARED = 0.95  # the same where otherwise one stack takes all: a worker that joins gets a part
 ALONE = 1.05  # a trial alone takes longer by its beginning, its evaluations and its end
 MIN_TRIED = 16  # widths up to this are tried even without a gain ...
 LONG_STEP_S = 0.02  # ... unless a step takes this long
@@ -198,6 +199,9 @@ def measured(program: Program, most: int) -> tuple[int, bool]:
     counted = {width: ALONE * s if width == 1 else s for width, s in times.items()}
     best = min(counted.values())
     chosen = min(width for width, seconds in counted.items() if seconds * NEARLY <= best)
+    halves = {w: s for w, s in counted.items() if 2 * w <= most + 1 and s * SHARED <= best}
+    if 2 * chosen > most + 1 and halves:
+        chosen, whole = min(halves, key=halves.__getitem__), False
     each = ", ".join(f"{width}: {1e6 * seconds:.0f}" for width, seconds in times.items())
     log.debug("training.width=auto: %d (microseconds per trial and step at %s)", chosen, each)
     return chosen, whole

@@ -61,16 +61,22 @@ def load(path: Path) -> Any:
     Raises:
         EnvironmentFault: the file is missing, damaged, or not plain data.
     """
+    content = _whole(path)
+    try:
+        return torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
+    except Exception as error:
+        raise EnvironmentFault(f"{path} is not a checkpoint: {one_line(error)}") from error
+
+
+def _whole(path: Path) -> bytes:
+    """The content of a file that fits its checksum."""
     try:
         content, wanted = path.read_bytes(), _checksum(path).read_text("utf-8").split()[:1]
     except (OSError, UnicodeDecodeError) as error:
         raise EnvironmentFault(f"cannot read {path}: {one_line(error)}") from error
     if wanted != [hashlib.sha256(content).hexdigest()]:
         raise EnvironmentFault(f"{path} is damaged: its SHA-256 is not that of {path.name}.sha256")
-    try:
-        return torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
-    except Exception as error:
-        raise EnvironmentFault(f"{path} is not a checkpoint: {one_line(error)}") from error
+    return content
 
 
 def _checksum(path: Path) -> Path:
@@ -117,6 +123,15 @@ def load_trial(folder: Path, config_hash: str) -> dict[str, Any] | None:
             )
         return state
     return None
+
+
+def steps(folder: Path) -> int:
+    """The step of the newest whole checkpoint in `folder`, by its name; 0 where there is none."""
+    for path in _found(folder):
+        with contextlib.suppress(EnvironmentFault, ValueError):
+            _whole(path)
+            return int(path.stem.removeprefix("step_"))
+    return 0
 
 
 def mark_damaged(folder: Path, why: str) -> None:

@@ -308,6 +308,8 @@ def best_table(view: StudyView) -> Table | None:
         [Cell(str(row["number"])), *(_value(view, name, row[name]) for name in names)]
         for row in shown.to_dict("records")
     ]
+    chaotic = [n for n in shown["number"] if n in view.probed and view.probed[n][1] is not None]
+    caption += f"; chaotic: trial {', '.join(map(str, chaotic))}" if chaotic else ""
     trial = shown["number"].iloc[0]
     command = commands.study("rerun", view.name, trial, where=view.where) if view.identity else ""
     return Table(key, title, caption, "best-of", [Cell("trial"), *head], body, printable(command))
@@ -348,8 +350,9 @@ def class_tables(view: StudyView) -> list[Table]:
 def _classes_of(view: StudyView, trial: int) -> tuple[list[str], Any, Any] | None:
     """Names, counts (3, K) and the confusion matrix (K, K) or None, of a trial's classes.json."""
     try:
-        assert view.folder is not None
-        text = (view.folder / str(trial) / "classes.json").read_text("utf-8")
+        folder = view.files({trial})
+        assert folder is not None
+        text = (folder / str(trial) / "classes.json").read_text("utf-8")
         given = json.loads(text)
         names = [clean(name) for name in given["classes"]]
         matrix = np.array(given.get("confusion", given.get("labels")), dtype=np.float64)

@@ -63,6 +63,7 @@ def rerun(
     trust: Sequence[str] = (),
     folder: Path | None = None,
     config_dir: str | None = None,
+    probe: bool = False,
 ) -> int:
     """Train a trial again, alone, and say whether it gives what is recorded.
 
@@ -73,6 +74,7 @@ def rerun(
         trust: packages that `model._target_` may name besides the closed table.
         folder: a new one for the run; by default outputs/reruns/STUDY-NUMBER.
         config_dir: the user's folder of configs, as for the sweep.
+        probe: whether to measure how far it amplifies rounding, even where it agrees.
 
     Returns:
         0 where it agrees within the tolerance, else `EXIT_DIFFERENT`.
@@ -95,18 +97,25 @@ def rerun(
     spec = TrialSpec(restored.config, number=number, folder=place)
     swept = any(override.startswith("+sweeps=") for override in restored.overrides)
     run_folder.begin(place, spec, [*restored.overrides, *(["hydra.mode=RUN"] if swept else [])])
-    comparison = _compared(console, spec, program, trial, _recorded(view, trial, restored, program))
+    recorded = _recorded(view, trial, restored, program)
+    comparison = _compared(console, spec, program, trial, recorded, probe)
     _print_table(console, comparison)
-    _write(place, view, number, comparison)
+    _write(place, view, trial, comparison, overrides)
     progress.say(f"results: {progress.shown(place)}", console)
     progress.say(one_line(comparison.verdict), console)
     return 0 if comparison.agrees else EXIT_DIFFERENT
 
 
 def _compared(
-    console: Console, spec: TrialSpec, program: Program, trial: FrozenTrial, recorded: Given
+    console: Console,
+    spec: TrialSpec,
+    program: Program,
+    trial: FrozenTrial,
+    recorded: Given,
+    probe: bool,
 ) -> Comparison:
-    """Train, write what it gave into the spec's folder, and compare; with probes where needed."""
+    """Train, write what it gave into the spec's folder, and compare; with probes where needed or
+    asked for."""
     stop = _stopped_at(trial, recorded)
     with progress.Watch(console) as watch:
         monitor = _Stop(stop, watch if console.is_terminal else None)
@@ -118,7 +127,7 @@ def _compared(
     comparison = compare(recorded, now, tolerance)
     # Probes can excuse a difference only where they train, and none does where the rerun cannot.
     trains = any(key.step is not None for key in now.numbers) or now.broke_at is not None
-    if not comparison.agrees and trains:
+    if trains and (probe or not comparison.agrees):
         probed = f"{len(PROBES)} probes measure how far this trial amplifies rounding"
         progress.say(f"{probed}; before: {comparison.verdict}", console)
         probes = _probe(spec, stop, program.objective, tolerance.floor)
@@ -237,7 +246,7 @@ def _recorded(view: StudyView, trial: FrozenTrial, restored: Restored, program: 
     several, objective = training.seeds > 1, program.objective
     numbers: dict[Key, float] = {}
     if restored.verified:  # or the folder may be another study's
-        for row in rows_of(view.folder, trial):
+        for row in rows_of(view.files({trial.number}), trial):
             seed, step = row.get("seed"), row.get("step")
             if (isinstance(seed, int) or not several) and isinstance(step, int):
                 _add_row(numbers, row, step, seed if several else None)
@@ -408,8 +417,15 @@ def _text(value: float) -> str:
     return str(int(value)) if whole else f"{value:.7g}"
 
 
-def _write(place: Path, view: StudyView, number: int, comparison: Comparison) -> None:
-    """Write rerun.json: the verdict and every number, then and now."""
+def _write(
+    place: Path,
+    view: StudyView,
+    trial: FrozenTrial,
+    comparison: Comparison,
+    overrides: Sequence[str],
+) -> None:
+    """Write rerun.json: the verdict and every number, then and now, and what `StudyView.probed`
+    reads."""
 
     def plain(value: float) -> float | None:
         return value if math.isfinite(value) else None
@@ -425,6 +441,9 @@ def _write(place: Path, view: StudyView, number: int, comparison: Comparison) ->
         }
         for found in comparison.differences
     ]
-    known = {"study": view.name, "trial": number, "agrees": comparison.agrees}
+    known = {"study": view.name, "trial": trial.number, "agrees": comparison.agrees}
+    if comparison.growth and not overrides:
+        most, begins = max(comparison.growth.values()), comparison.chaotic_from
+        known |= {"started": str(trial.datetime_start), "grows_to": most, "chaotic_from": begins}
     content = {**known, "verdict": comparison.verdict, "numbers": numbers}
     run_folder.write_json(place / "rerun.json", content)

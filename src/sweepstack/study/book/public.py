@@ -147,6 +147,10 @@ class PublicBook(Book):
             found.append(Record(trial.number, trial.number, known, silent_s))
         return found
 
+    def _at_work(self, page: Page) -> list[tuple[Any, float | None]]:
+        running = self._records(page, TrialState.RUNNING)
+        return [(record.attributes.get(attr.WORKER), record.silent_s) for record in running]
+
     def _attributes(
         self, page: Page, ids: Sequence[int], keys: Sequence[str]
     ) -> dict[int, dict[str, Any]]:
@@ -209,8 +213,8 @@ class PublicBook(Book):
 
     # --- claiming and requeueing -----------------------------------------------------------------
 
-    def _claim(self, most: int, max_steps: int | None, alone: bool) -> list[int]:
-        while trials := super()._claim(most, max_steps, alone):
+    def _claim(self, most: int, max_steps: int | None, alone: bool, begun: int) -> list[int]:
+        while trials := super()._claim(most, max_steps, alone, begun):
             kept = self._settled(trials, max_steps)
             if kept:
                 _HANDED.update((self.study.study_name, number) for number in kept)
