@@ -94,7 +94,9 @@ def test_ctrl_c_ends_the_jobs_that_work_and_those_that_wait(
     command += ["trouble.hold=true", "hydra.sweeper.n_jobs=3", f"hydra.sweeper.storage='{url}'"]
     sweep = Sweep(command, tmp_path)
     at_work = working(sweep, 2)
-    assert {entry.gpu for entry in at_work.values()} == {"0", "1"}  # as Slurm assigned them
+    seen = [Path(f"/proc/{entry.pid}/environ").read_bytes() for entry in at_work.values()]
+    assert sorted(b"\0CUDA_VISIBLE_DEVICES=1\0" in each for each in seen) == [False, True]
+    assert {entry.gpu for entry in at_work.values()} == {None}  # what Slurm assigned stays
     assert len(queue().split()) == 3
     sweep.send(signal.SIGINT)
 
