@@ -25,7 +25,7 @@ from sweepstack.study.book import register
 from sweepstack.sweep.worker import launch
 
 SECRET = "s3Cr3t"
-PATIENCE_S = 240  # for a hung process only
+PATIENCE_S = 420  # for a hung process only
 
 
 class Ray:
