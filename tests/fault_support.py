@@ -118,11 +118,11 @@ def has_started(sweep: Sweep, library: str) -> bool:
 class Sweep:
     """A command in a folder, in a process group of its own, as a shell starts it."""
 
-    def __init__(self, command: list[str], folder: Path):
+    def __init__(self, command: list[str], folder: Path, **environment: str):
         self.folder = folder
         self._out, self._err = folder / "out.txt", folder / "err.txt"
-        environment = {**os.environ, "COLUMNS": "100"}
-        self.process = warm.start(command, folder, self._out, self._err, environment)
+        known = {**os.environ, "COLUMNS": "100", **environment}
+        self.process = warm.start(command, folder, self._out, self._err, known)
 
     @property
     def out(self) -> str:

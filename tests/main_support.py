@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import os
 import signal
 import sys
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import warm
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.singleton import Singleton
@@ -39,6 +41,7 @@ def main(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "120")
     monkeypatch.setenv("SWEEPSTACK_STORAGE", "")
     monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(multiprocessing, "get_context", warm.context_of)
     hydra_state = Singleton.get_state()
     handlers, level = list(logging.root.handlers), logging.root.level
     interrupt = signal.getsignal(signal.SIGINT)

@@ -4,18 +4,23 @@ A new interpreter takes seconds to import torch and Optuna. These are forks of a
 has imported them once, and otherwise what `python WORDS` starts: a folder, an environment, two
 files, a session and an exit code of its own. What a first import does is seen by the tests that
 start a real interpreter (`sweepstack(..., cold=True)`, `test_wheel.py`, `test_workers.py`).
+
+The local workers of such a command are forks of the server too, in its process group, where the
+environment has no `COLD_WORKERS`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing.process
 import os
 import runpy
+import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
-from multiprocessing import forkserver
+from multiprocessing import forkserver, reduction
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +95,7 @@ def _open(out: Path | str) -> int:
 
 def _run(words: list[str], folder: Path, out: Path | str, err: Path, env: dict[str, str]) -> None:
     assert "warm_preload" in sys.modules  # the server says nothing of a module that is not there
-    os.setsid()
+    os.setpgrp()
     os.chdir(folder)
     multiprocessing.process.ORIGINAL_DIR = str(folder)  # where workers look for the script
     os.environ.clear()
@@ -100,6 +105,9 @@ def _run(words: list[str], folder: Path, out: Path | str, err: Path, env: dict[s
     if out == CLOSED:
         os.close(1)
         sys.stdout = None  # type: ignore[assignment]  # as an interpreter finds it
+    if "COLD_WORKERS" not in env:
+        multiprocessing.get_context = context_of  # type: ignore[assignment]
+        forkserver._forkserver.ensure_running = lambda: None  # ours is, and is to fork them
     # An interpreter reads PYTHONPATH at its start.
     sys.path[:0] = [place for place in env.get("PYTHONPATH", "").split(os.pathsep) if place]
     if words[0] == "-m":
@@ -110,3 +118,60 @@ def _run(words: list[str], folder: Path, out: Path | str, err: Path, env: dict[s
         sys.argv[:] = words
         sys.path.insert(0, str(Path(folder, words[0]).parent))
         runpy.run_path(words[0], run_name="__main__")
+
+
+_PLAIN = multiprocessing.get_context
+
+
+def context_of(method: str | None = None) -> Any:
+    """`multiprocessing.get_context`; local workers are forks where it is this one."""
+    return _Workers if method == "spawn" else _PLAIN(method)
+
+
+class _Output:
+    """A file descriptor that the process that is given it has too."""
+
+    def __init__(self, number: int):
+        self.number = number
+
+    def __reduce__(self) -> Any:
+        return _taken, (reduction.DupFd(self.number),)
+
+
+def _taken(given: Any) -> int:
+    return int(given.detach())
+
+
+class _Worker(SERVER.Process):  # type: ignore[name-defined,misc]
+    """A process that has what a child of the one that starts it would have."""
+
+    def start(self) -> None:
+        """Fork the server; the arguments are what is inherited."""
+        if "warm_preload" not in sys.modules:  # the sweep is run by pytest's own process
+            ensure_server()
+        self.inherited = dict(os.environ), os.getpgrp(), [_Output(1), _Output(2)]
+        super().start()
+        del self.inherited
+
+    def run(self) -> None:
+        """Inherit, and call the target."""
+        environment, group, outputs = self.inherited
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+        parent = multiprocessing.process.parent_process()
+        with contextlib.suppress(OSError):  # pytest's own is of another session
+            os.setpgid(0, group)
+        if not parent.is_alive():  # it was killed meanwhile
+            os._exit(1)
+        os.environ.clear()
+        os.environ.update(environment)
+        for number, output in zip((1, 2), outputs, strict=True):
+            os.dup2(output, number)
+        os.getppid = lambda: parent.pid if parent.is_alive() else 1
+        super().run()
+
+
+class _Workers:
+    """The context of local workers, in place of the one that starts interpreters."""
+
+    Pipe = SERVER.Pipe
+    Process = _Worker

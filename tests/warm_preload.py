@@ -4,6 +4,7 @@ import gc
 import os
 from importlib import import_module
 
+os.setsid()  # without a terminal; each command is a process group of this session
 os.environ["OMP_NUM_THREADS"] = "1"  # on a machine that others use too, threads wait for each other
 
 for name in (

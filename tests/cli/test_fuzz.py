@@ -9,8 +9,8 @@ import warm
 from fuzz_support import copy_studies, faults, line_of
 
 SEED = 0
-PER_PART = 25
-PARTS = int(os.environ.get("FUZZ_LINES", "400")) // PER_PART
+PER_PART = 20
+PARTS = int(os.environ.get("FUZZ_LINES", "160")) // PER_PART
 """In parts that pytest's workers share. Whoever changes what a command line may say tries more:
 FUZZ_LINES=1000 pytest tests/cli/test_fuzz.py"""
 

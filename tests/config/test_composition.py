@@ -43,7 +43,7 @@ group = st.sampled_from(sorted(GROUPS)).flatmap(
 composition = Composition(load, lambda key: key in GROUPS)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     st.lists(group, max_size=3, unique_by=lambda o: o.split("=")[0]), st.lists(value, max_size=5)
 )

@@ -112,6 +112,39 @@ def test_deterministic_runs_are_bit_equal():
     assert first.history == second.history
 
 
+@pytest.fixture
+def threads():
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("optimizer=adam", "model.activation=silu", "regularization.clip_norm=1"),
+        ("model=convnet", "regularization.dropout=0.2", "training.max_steps=4"),
+    ],
+)
+def test_deterministic_numbers_depend_on_no_width_neighbour_or_number_of_threads(words, threads):
+    def first(width, count):
+        threads(count)
+        each = ("training.seed={0}", "optimizer.lr=0.0{0}1", "training.deterministic=true")
+        specs = [
+            make_spec(*SHORT, "training.eval_every=4", *words, *(w.format(n) for w in each))
+            for n in range(width)
+        ]
+        found = {r.spec.config.training.seed: r for r in train(specs, width=width)}
+        assert torch.get_num_threads() == count  # a caller's own work is not slowed
+        return found[0].history, found[0].best_state
+
+    history, state = first(1, 1)
+    for width, count in ((2, 1), (3, 2), (5, 1), (1, 2)):
+        again, other = first(width, count)
+        assert again == history
+        assert all(torch.equal(state[name], other[name]) for name in state)
+
+
 def test_deterministic_algorithms_are_asked_for_while_such_a_trial_trains(monkeypatch):
     from sweepstack.engine.step import Step
 

@@ -110,6 +110,13 @@ def test_auto_never_tries_wider_than_the_widest(program, measured):
     assert Widths("auto").of(program) == module.TRIED["cpu"][-1] == max(tried)
 
 
+@pytest.mark.parametrize(("half", "width"), [(20.8, 16), (21.2, 32)])
+def test_all_trials_in_one_stack_must_be_worth_it(program, measured, half, width):
+    """Or a worker that joins gets nothing: two rounds may take 5 % longer, no more."""
+    measured({1: 100, 2: 60, 4: 40, 8: 30, 16: half, 32: 20, 64: 19.9})
+    assert Widths("auto", most=32).of(program) == width
+
+
 def test_it_is_measured_once(program, measured):
     tried = measured({1: 4, 2: 2}, otherwise=2)
     widths = Widths("auto")

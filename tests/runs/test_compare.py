@@ -62,9 +62,14 @@ def test_a_learning_rate_is_set_and_not_measured():
 
 def test_a_chaotic_trial_is_said_to_be_one():
     now, probes = given((AT, 0.5)), [given((AT, 0.6))]
-    assert (
-        "from step 100 on its losses say little" in verdict(given((AT, 0.7)), now, probes).verdict
+    found = verdict(given((AT, 0.7)), now, probes)
+    assert found.chaotic_from == 100
+    assert found.verdict.endswith(
+        "; chaotic from step 100 on: rounding grows to 2.0e-01 of its losses"
     )
+    calm = verdict(given((AT, 0.5)), now, [given((AT, 0.50004), (ACCURACY, 0.1))])
+    assert calm.chaotic_from is None
+    assert calm.verdict.endswith("; rounding grows to 8.0e-05 of its losses")
 
 
 def test_where_evaluations_tie_another_may_be_the_best():

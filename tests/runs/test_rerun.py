@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -24,8 +25,10 @@ from rerun_support import (
 )
 from support import SHARED_DATA, needs_mnist
 
+from sweepstack.analysis import doctor
+from sweepstack.reporting.report import content
 from sweepstack.runs import folder
-from sweepstack.study import storage
+from sweepstack.study import storage, view
 from sweepstack.study.attributes import SWEEP
 
 
@@ -203,7 +206,7 @@ def test_twenty_trials_of_a_stacked_mnist_sweep(main, again):
     words += ("training.eval_every=20", "training.width=10", "hydra.sweeper.study_name=s")
     grid = ("init=xavier,he,normal,uniform,ones", "model.activation=relu,tanh", "training.seed=0,1")
     assert main("-m", *words, *grid).code == 0
-    verdicts = {n: again("s", str(n)) for n in range(20)}
+    verdicts = {n: again("s", str(n)) for n in range(0, 20, 3)}  # of either stack and seed
     assert [n for n, said in verdicts.items() if said.code] == []
     init = [trial.params["init"] for trial in study().trials]
     forget_folders()
@@ -267,3 +270,42 @@ def test_changed_files_are_tracked_ones_and_new_code(tmp_path, monkeypatch):
     Path("layers.py").unlink()
     Path("net.py").write_text("x = 3")
     assert dirty()
+
+
+def test_a_probe_says_how_far_rounding_grows_and_the_study_is_marked(stacked, again):
+    assert view.open_study("s").probed == {}
+    said = again("s", "0", "--probe")
+    assert said.code == 0
+    assert re.search(r"; rounding grows to \d\.\de-0\d of its losses$", said.verdict)
+    again("s", "1")  # agrees, hence without probes
+    again("s", "2", "--probe", "optimizer.lr=0.03", "-o", "outputs/reruns/changed")
+    [(trial, (most, begins))] = view.open_study("s").probed.items()
+    assert (trial, begins) == (0, None)
+    assert 0 < most < 1e-4
+    fact = f"rounding grows to {most:.1e} of the losses of 1 probed trial"
+    assert [f.text for f in doctor.examine(view.open_study("s")) if f.kind == "chaotic"] == [fact]
+    note = Path("outputs/reruns/s-0/rerun.json")
+    marked = json.loads(note.read_text())
+    note.write_text(json.dumps({**marked, "started": "earlier"}))  # of a study deleted since
+    assert view.open_study("s").probed == {}
+    for known in ("not JSON", "[1]", json.dumps({**marked, "trial": []})):
+        note.write_text(known)
+        assert view.open_study("s").probed == {}
+
+
+@pytest.mark.parametrize(("trial", "level"), [("best", "problem"), ("worst", "hint")])
+def test_a_chaotic_trial_is_marked_by_the_doctor_and_the_report(stacked, again, trial, level):
+    ordered = view.open_study("s").best_rows()["number"].tolist()
+    number = ordered[0 if trial == "best" else -1]
+    again("s", str(number), "--probe")
+    note = Path(f"outputs/reruns/s-{number}/rerun.json")
+    marked = json.loads(note.read_text()) | {"grows_to": 0.2, "chaotic_from": 8}
+    note.write_text(json.dumps(marked))
+    opened = view.open_study("s")
+    [found] = [f for f in doctor.examine(opened) if f.kind == "chaotic"]
+    assert found.level == level
+    assert found.text.startswith(
+        f"1 of 1 probed trial is chaotic (trial {number}{', the best' * (trial == 'best')}): "
+        "rounding grows to 20 % of the losses"
+    )
+    assert f"; chaotic: trial {number}" in content.best_table(opened).caption

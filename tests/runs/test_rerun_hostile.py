@@ -65,7 +65,7 @@ TARGETS = (
     "torch.nn.Module.__init__.__globals__",
     "torchvision.datasets.utils.download_url",
     "torch.nn.parallel.data_parallel.torch.hub.load",
-    "sweepstack.config.files.write_bytes",
+    "sweepstack.config.errors.write_bytes",
     "sweepstack.runs.folder.claim",
     "sweepstack.runs.folder.subprocess.run",
 )

@@ -13,7 +13,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState, create_trial
 from sweep_support import QUICK
 
-from sweepstack.cli import housekeeping
+from sweepstack.cli import housekeeping, merging
 from sweepstack.cli.study import run
 from sweepstack.config.errors import EnvironmentFault, InputError
 from sweepstack.reporting.dashboard import decorate
@@ -223,7 +223,7 @@ def test_a_killed_copy_leaves_no_study_that_looks_whole(folder, monkeypatch, to,
     before, left = content(study("old")), [None] * after
     owner = housekeeping if name == "last" else type(storage.connect(to))
     if name == "last":
-        name = "_set_user" if to == JOURNAL else "_rename_rows"
+        name = "_set_user" if to == JOURNAL else "_renaming"
     call = getattr(owner, name)
 
     def die(*given, **named):
@@ -249,13 +249,13 @@ def test_a_killed_copy_leaves_no_study_that_looks_whole(folder, monkeypatch, to,
 
 
 def test_a_folder_that_another_process_made_meanwhile_is_left_alone(folder, monkeypatch):
-    plain = housekeeping._Draft._write
+    plain = housekeeping.Draft._write
 
     def meanwhile(*given):
         write("new", 5)  # a sweep begins the study `new`
         return plain(*given)
 
-    monkeypatch.setattr(housekeeping._Draft, "_write", meanwhile)
+    monkeypatch.setattr(housekeeping.Draft, "_write", meanwhile)
     with pytest.raises(EnvironmentFault, match="cannot make study new"):
         run(["copy", "old", "new"])
     assert names() == ["old"]
@@ -316,8 +316,8 @@ def test_equal_trials_are_kept_once_and_others_keep_what_they_say(main):
 
 def test_numbers_of_other_trials_are_those_of_the_merged_study():
     one = trial(TrialState.COMPLETE, 0.5, lr=0.3, user_attrs={EQUALS: 1})
-    assert housekeeping._renumbered(one, {1: 7}).user_attrs == {EQUALS: 7}
-    assert housekeeping._renumbered(one, {}).user_attrs == {}
+    assert merging._renumbered(one, {1: 7}).user_attrs == {EQUALS: 7}
+    assert merging._renumbered(one, {}).user_attrs == {}
     assert one.user_attrs == {EQUALS: 1}
 
 

@@ -10,7 +10,7 @@ import pytest
 from app_support import App
 from sweep_support import QUICK, states
 
-from sweepstack.study import storage
+from sweepstack.study import storage_url
 
 SECRET = "s3Cr3t"
 SWEPT = "optimizer.lr=0.1,0.2,0.3"
@@ -42,12 +42,12 @@ def written(folder: Path) -> list[str]:
 def test_a_url_is_taken_without_its_password_and_the_environment_gives_it_back(
     monkeypatch, whole, bare
 ):
-    monkeypatch.setenv(storage.VARIABLE, "postgresql://other:word@db/x")
+    monkeypatch.setenv(storage_url.VARIABLE, "postgresql://other:word@db/x")
 
-    assert storage.take_password(whole) == bare
-    assert storage._with_password(bare) == whole
-    assert storage._with_password("postgresql://me@elsewhere/x") == "postgresql://me@elsewhere/x"
-    assert storage._with_password("postgresql://other@db/x") == "postgresql://other:word@db/x"
+    assert storage_url.take_password(whole) == bare
+    assert storage_url.with_password(bare) == whole
+    assert storage_url.with_password("postgresql://me@elsewhere/x") == "postgresql://me@elsewhere/x"
+    assert storage_url.with_password("postgresql://other@db/x") == "postgresql://other:word@db/x"
 
 
 # A SQLite file takes no password: what is wrong with the way of one is seen without a server.
@@ -160,7 +160,7 @@ def test_another_application_s_trials_have_none_in_their_hydra_yaml(tmp_path):
     assert len(list(tmp_path.glob("sweep/*/.hydra/hydra.yaml"))) == 2
     assert written(tmp_path / "sweep") == []
     assert SECRET.encode() not in (tmp_path / "studies.db").read_bytes()
-    assert storage.VARIABLE not in os.environ or SECRET not in os.environ[storage.VARIABLE]
+    assert storage_url.VARIABLE not in os.environ or SECRET not in os.environ[storage_url.VARIABLE]
 
 
 @pytest.mark.parametrize("many", [(), ("-m", SWEPT)])

@@ -19,7 +19,7 @@ from sweepstack.engine.program import Program
 from sweepstack.engine.runner import Slot
 from sweepstack.engine.train import Interrupted, train
 from sweepstack.runs.progress import Watch
-from sweepstack.training import own_optimizer
+from sweepstack.training import own
 from sweepstack.training.spec import Monitor
 
 SHORT = ("data=quadratic", "model.hidden=[6]", "training.max_steps=20", "training.eval_every=5")
@@ -98,7 +98,7 @@ class PruneOne(Monitor):
 
 
 def test_its_trials_train_one_by_one_and_say_so_once(caplog):
-    own_optimizer.say_one_by_one.cache_clear()
+    own.say_one_by_one.cache_clear()
     base = spec("Adadelta").config
     trials = [
         varied(base, n, optimizer={"lr": 0.5 / (n + 1)}, training={"seed": n}) for n in range(3)
@@ -216,7 +216,7 @@ def test_how_a_torch_optimizer_is_asked_for(words, said):
 
 def test_a_name_without_its_package_is_explained():
     with pytest.raises(InputError, match=r"did you mean 'torch\.optim\.Adadelta'"):
-        trust.check_target("Adadelta", (), own_optimizer.KEY)
+        trust.check_target("Adadelta", (), own.KEY)
 
 
 def test_a_run_names_what_stands_behind_custom(capsys):

@@ -22,7 +22,7 @@ from sweepstack.config.check import shown
 from sweepstack.config.errors import EnvironmentFault, InputError, one_line
 from sweepstack.config.hydra_adapter import quoted
 from sweepstack.config.reading import folder
-from sweepstack.study import storage
+from sweepstack.study import storage_url
 from sweepstack.sweep import sweep as sweeps
 from sweepstack.sweep.worker.application import HydraApp
 from sweepstack.sweep.worker.launch import Crew, JobsFailed, Launch, WorkerFailed
@@ -72,9 +72,9 @@ def sweep(
 
 def _without_password(config: DictConfig) -> DictConfig:
     """The config without the password of its storage: Hydra and its launchers write it, and what
-    HydraConfig holds, to hydra.yaml and into pickles. See `storage.take_password`."""
+    HydraConfig holds, to hydra.yaml and into pickles. See `storage_url.take_password`."""
     whole = OmegaConf.select(config, "hydra.sweeper.storage")
-    bare = storage.take_password(str(whole))
+    bare = storage_url.take_password(str(whole))
     if bare == str(whole):
         return config
     config = copy.deepcopy(config)

@@ -1,4 +1,4 @@
-"""`sweepstack-study delete`, `rename`, `copy`, `merge` and `prune-files`: rows and files together.
+"""`sweepstack-study delete`, `rename`, `copy` and `prune-files`: rows and files together.
 
 A study that living workers run is refused. Whatever ends a command midway, nothing is half done,
 and the same command can be given again:
@@ -17,7 +17,6 @@ metrics.json, its report, the dashboard's notes and artifacts, and the command t
 from __future__ import annotations
 
 import contextlib
-import copy as copies
 import json
 import os
 import re
@@ -30,7 +29,6 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.exceptions import DuplicatedStudyError
 from optuna.storages import BaseStorage, RDBStorage
 from optuna.trial import FrozenTrial, TrialState
@@ -39,7 +37,7 @@ from sqlalchemy.exc import IntegrityError
 
 from sweepstack.analysis.doctor import overrides
 from sweepstack.analysis.doctor.finding import count
-from sweepstack.config import files
+from sweepstack.config import errors
 from sweepstack.config.commands import shell
 from sweepstack.config.errors import (
     EXIT_TRAINING,
@@ -52,28 +50,23 @@ from sweepstack.reporting import report
 from sweepstack.reporting.dashboard import decorate
 from sweepstack.reporting.report.content import command_of
 from sweepstack.runs.progress import say, shown
-from sweepstack.study import storage
+from sweepstack.study import storage, storage_url
 from sweepstack.study.attributes import (
-    CONTINUES,
-    EQUALS,
     FOLDER,
     HEARTBEAT,
     IDENTITY,
     KEEP_MODELS,
-    RETRY_OF,
     STOP,
     SWEEP,
     UNFINISHED,
     WORKER,
     WORKERS,
 )
-from sweepstack.study.book import canonical
 from sweepstack.study.book.book import Book
-from sweepstack.study.frame import is_retried
 from sweepstack.study.read import trials_of
 from sweepstack.study.view import StudyView, open_study
 from sweepstack.sweep.plan import check_name
-from sweepstack.sweep.studies import book_of, differences, names_like
+from sweepstack.sweep.studies import book_of, names_like
 from sweepstack.sweep.sweep import STUDIES, write_report
 from sweepstack.sweep.worker import trial_folder
 
@@ -84,12 +77,8 @@ RENAMED_FROM = ".renamed-from"
 _ROWS = table("studies", column("study_id"), column("study_name"))
 _USER = table("study_user_attributes", column("study_id"), column("key"), column("value_json"))
 _SYSTEM = table("study_system_attributes", column("study_id"), column("key"), column("value_json"))
-_PASSING = (UNFINISHED, WORKERS, STOP, HEARTBEAT)
+PASSING = (UNFINISHED, WORKERS, STOP, HEARTBEAT)
 """Beginnings of attributes that are of the processes at work on a study, not of the study."""
-_NUMBERS = (EQUALS, RETRY_OF, CONTINUES)
-"""Attributes of a trial that name another trial of the study."""
-_RANKS = {TrialState.COMPLETE: 0, TrialState.PRUNED: 1, TrialState.FAIL: 2}
-"""Of equal trials of several studies the first of these states is kept."""
 
 # --- delete --------------------------------------------------------------------------------------
 
@@ -112,8 +101,8 @@ def remove(name: str, where: str = storage.DEFAULT, *, is_sure: bool = False) ->
     if not is_sure and not sys.stdin.isatty():
         raise InputError("delete asks first and there is no terminal to ask on: add --yes")
     opened = open_study(name, where)
-    with storage.named(opened.where), _book(opened) as book:
-        _refuse_while_running(book.alive(), name)
+    with storage.named(opened.where), records(opened) as book:
+        refuse_while_running(book.alive(), name)
         paths = list(_paths(opened, book))
         what = ", ".join(
             [f"{len(trials_of(opened.study))} trials", *(str(shown(p.absolute())) for p in paths)]
@@ -123,7 +112,7 @@ def remove(name: str, where: str = storage.DEFAULT, *, is_sure: bool = False) ->
             return EXIT_TRAINING
         paths += _artifacts(opened, book)  # before the study is held: a second reader would wait
         with book.deletion() as alive:
-            _refuse_while_running(alive, name)
+            refuse_while_running(alive, name)
             for path in paths:
                 _remove(path)
     say(f"deleted study {name}: {what}")
@@ -131,7 +120,7 @@ def remove(name: str, where: str = storage.DEFAULT, *, is_sure: bool = False) ->
 
 
 @contextlib.contextmanager
-def _book(opened: StudyView) -> Iterator[Book]:
+def records(opened: StudyView) -> Iterator[Book]:
     """The records of a study, opened to write."""
     target = storage.connect(_url(opened))
     try:
@@ -145,7 +134,8 @@ def _url(opened: StudyView) -> str:
     return opened.where if "://" in opened.where else f"journal:///{opened.where}"
 
 
-def _refuse_while_running(alive: Sequence[str], name: str) -> None:
+def refuse_while_running(alive: Sequence[str], name: str) -> None:
+    """Raise an EnvironmentFault where there are living workers (their owners) of a study."""
     if alive:
         host, pid, *_ = [*alive[0].split(":"), "?"]
         raise EnvironmentFault(
@@ -203,7 +193,7 @@ def _agrees(question: str) -> bool:
 
 
 @dataclass
-class _Draft:
+class Draft:
     """A study that is to be made.
 
     Attributes:
@@ -239,7 +229,8 @@ class _Draft:
             if done is not None:
                 os.rename(place, done)
             if building != self.name:
-                _rename_rows(target, building, self.name)
+                with _renaming(target, building, self.name, {}):
+                    pass
             else:
                 _set_user(target, building, {UNFINISHED: False})
         except BaseException as error:
@@ -265,7 +256,7 @@ class _Draft:
         if self.name in names:
             known = optuna.load_study(study_name=self.name, storage=target).user_attrs
             if building != self.name or known.get(UNFINISHED) is not True:
-                raise _exists(self.name)
+                raise exists(self.name)
         if building in names:
             optuna.delete_study(study_name=building, storage=target)
         shutil.rmtree(root / f"{HALF}.{self.name}", ignore_errors=True)
@@ -320,16 +311,9 @@ class _Draft:
         return found
 
 
-def _exists(name: str) -> InputError:
+def exists(name: str) -> InputError:
+    """Says that a name is taken."""
     return InputError(f"study {one_line(name)} exists: choose another name, or delete it first")
-
-
-def _rename_rows(
-    target: RDBStorage | BaseStorage, name: str, new: str, user: Mapping[str, Any] | None = None
-) -> None:
-    """Rename a study of a database in a transaction; see `_renaming`."""
-    with _renaming(target, name, new, user or {}):
-        pass
 
 
 @contextlib.contextmanager
@@ -348,7 +332,7 @@ def _renaming(target: BaseStorage, name: str, new: str, user: Mapping[str, Any])
         with target.engine.begin() as page:
             rows = page.execute(select(_ROWS).where(_ROWS.c.study_name == new)).first()
             if rows is not None:
-                raise _exists(new)
+                raise exists(new)
             mine = update(_ROWS).where(_ROWS.c.study_id == study_id)
             page.execute(mine.values(study_name=new))
             for key, value in user.items():
@@ -362,7 +346,7 @@ def _renaming(target: BaseStorage, name: str, new: str, user: Mapping[str, Any])
                     page.execute(delete(_SYSTEM).where(*its))
             yield
     except (IntegrityError, DuplicatedStudyError):  # another process, just now
-        raise _exists(new) from None
+        raise exists(new) from None
 
 
 def _is_decoration(key: str, value: object) -> bool:
@@ -391,10 +375,10 @@ def _name_in_files(folder: Path, name: str) -> None:
             known = json.loads(path.read_text("utf-8"))
             if isinstance(known, dict) and "study" in known:
                 text = json.dumps({**known, "study": name}, indent=2)
-                files.write_bytes(path, text.encode(), durable=False)
+                errors.write_bytes(path, text.encode(), durable=False)
 
 
-def _asked(view: StudyView, new: str) -> dict[str, Any]:
+def asked_as(view: StudyView, new: str) -> dict[str, Any]:
     """The attribute that says how a study was asked for, under its new name."""
     if not view.asked:
         return {}
@@ -403,13 +387,13 @@ def _asked(view: StudyView, new: str) -> dict[str, Any]:
     return {SWEEP: {**view.asked, "hydra": [*hydra, word]}}
 
 
-def _conclude(view: StudyView, done: str, report_too: bool) -> int:
+def conclude(view: StudyView, done: str, report_too: bool) -> int:
     """Say what was done and how the study is resumed; write its report where it had one."""
     say(done)
     if report_too:
         write_report(view)
     if command := command_of(view.asked):
-        if storage.absolute(_url(view)) != storage.absolute(storage.DEFAULT):
+        if storage_url.absolute(_url(view)) != storage_url.absolute(storage.DEFAULT):
             command += " " + shell(f"hydra.sweeper.storage={masked(_url(view))}")
         say(f"resume: {command}")
     return 0
@@ -429,10 +413,10 @@ def rename(name: str, new: str, where: str = storage.DEFAULT) -> int:
     """
     check_name("the new name", new)
     opened = open_study(name, where)
-    with storage.named(opened.where), _book(opened) as book:
-        _refuse_while_running(book.alive(), name)
+    with storage.named(opened.where), records(opened) as book:
+        refuse_while_running(book.alive(), name)
         if new in optuna.get_all_study_names(book.storage):
-            raise _exists(new)
+            raise exists(new)
         page, stale = report.place_of(opened), list(_artifacts(opened, book))
         if isinstance(book.storage, RDBStorage):
             _undo_half(opened, new)
@@ -449,7 +433,7 @@ def rename(name: str, new: str, where: str = storage.DEFAULT) -> int:
             _name_in_files(view.folder, new)
         had_report = page.is_file()
         page.unlink(missing_ok=True)
-    return _conclude(view, f"renamed study {name} to {new}{_what(view)}", had_report)
+    return conclude(view, f"renamed study {name} to {new}{summary(view)}", had_report)
 
 
 def _undo_half(opened: StudyView, new: str) -> None:
@@ -462,7 +446,7 @@ def _undo_half(opened: StudyView, new: str) -> None:
 
 
 def _rename_with_folder(target: BaseStorage, opened: StudyView, new: str) -> None:
-    folder, user, moved = opened.folder, _asked(opened, new), None
+    folder, user, moved = opened.folder, asked_as(opened, new), None
     others = optuna.get_all_study_summaries(target, include_best_trial=False)
     shared = {s.user_attrs.get(FOLDER) for s in others if s.study_name != opened.name}
     if folder is not None and folder.name not in shared and not folder.is_symlink():
@@ -487,7 +471,7 @@ def _rename_with_folder(target: BaseStorage, opened: StudyView, new: str) -> Non
         (moved / RENAMED_FROM).unlink(missing_ok=True)
 
 
-def _what(view: StudyView) -> str:
+def summary(view: StudyView) -> str:
     """For example ": 12 trials, outputs/studies/NAME"."""
     folder = "" if view.folder is None else f", {shown(view.folder.absolute())}"
     return f": {count(len(view.trials), 'trial')}{folder}"
@@ -508,8 +492,8 @@ def copy(name: str, new: str, where: str = storage.DEFAULT, to: str | None = Non
     """
     check_name("the new name", new)
     opened = open_study(name, where)
-    with storage.named(opened.where), _book(opened) as book:
-        _refuse_while_running(book.alive(), name)
+    with storage.named(opened.where), records(opened) as book:
+        refuse_while_running(book.alive(), name)
     url = _url(opened) if to is None else to
     root = STUDIES.absolute() if opened.folder is None or to is not None else opened.folder.parent
     found = [] if opened.folder is None else [(opened.folder, "")]
@@ -529,11 +513,11 @@ def copy(name: str, new: str, where: str = storage.DEFAULT, to: str | None = Non
                     there.mkdir(parents=True, exist_ok=True)
                     shutil.copy2(source, there / source.name)
     had_report = report.place_of(opened).is_file()
-    return _conclude(view, f"copied study {name} to {new}{_what(view)}", had_report)
+    return conclude(view, f"copied study {name} to {new}{summary(view)}", had_report)
 
 
-def _copied(opened: StudyView, new: str, files: Sequence[tuple[Path, str]]) -> _Draft:
-    user = {key: value for key, value in opened.user_attrs.items() if not key.startswith(_PASSING)}
+def _copied(opened: StudyView, new: str, files: Sequence[tuple[Path, str]]) -> Draft:
+    user = {key: value for key, value in opened.user_attrs.items() if not key.startswith(PASSING)}
     if files:
         user.pop(FOLDER, None)  # it gets its own
     assert opened.storage is not None
@@ -541,198 +525,7 @@ def _copied(opened: StudyView, new: str, files: Sequence[tuple[Path, str]]) -> _
     known = opened.storage.get_study_system_attrs(study_id)
     system = {key: value for key, value in known.items() if not _is_decoration(key, value)}
     trials = opened.study.get_trials(deepcopy=False)
-    return _Draft(new, opened, {**user, **_asked(opened, new)}, system, trials, files)
-
-
-# --- merge ---------------------------------------------------------------------------------------
-
-
-def merge(names: Sequence[str], new: str, where: str = storage.DEFAULT) -> int:
-    """Make one study of the finished trials of several that ask the same question.
-
-    Of equal trials (all swept keys, seeds among them) of several studies of sweepstack one is kept,
-    a complete one if there is any. Trials get new numbers, those of the first study first.
-
-    Raises:
-        InputError: fewer than two studies, they differ in more than the values of the space, or
-            there is a study of the new name.
-        EnvironmentFault: a living worker runs trials of one, or files cannot be copied.
-    """
-    check_name("--name", new)
-    if len(set(names)) < 2 or len(set(names)) < len(names):
-        raise InputError(f"merge needs two or more different studies, got {', '.join(names)}")
-    views = [open_study(name, where) for name in names]
-    for view in views:
-        with storage.named(view.where), _book(view) as book:
-            if new in optuna.get_all_study_names(book.storage):
-                raise _exists(new)
-            _refuse_while_running(book.alive(), view.name)
-    space = _space_of(views)
-    trials, found, said = _joined(views)
-    _unite(trials)
-    first = views[0]
-    user = {key: value for view in reversed(views) for key, value in view.user_attrs.items()}
-    user = {key: value for key, value in user.items() if not key.startswith(_PASSING)}
-    user.pop(FOLDER, None)
-    if first.identity:
-        user[IDENTITY] = {**first.identity, "space": space}
-    if first.asked:
-        user |= _asked(first, new)
-        same = space == first.identity.get("space")
-        user[SWEEP] = {**user[SWEEP], "n_trials": len(trials)} | ({} if same else _UNKNOWN)
-    assert first.storage is not None
-    known = first.storage.get_study_system_attrs(first.storage.get_study_id_from_name(first.name))
-    system = {k: v for k, v in known.items() if k.startswith("study:")}  # names of metrics
-    root = next((v.folder.parent for v in views if v.folder is not None), STUDIES.absolute())
-    with storage.named(first.where), _book(first) as book:
-        _Draft(new, first, user, system, trials, found).make(book.storage, root)
-    view = open_study(new, where)
-    parts = ", ".join(f"{len(v.trials)} of {v.name}" for v in views)
-    return _conclude(view, f"merged {parts} into {new}{_what(view)}{said}", False)
-
-
-_UNKNOWN = {"arguments": None}
-"""Of a study that no one command asks for."""
-
-
-def _space_of(views: Sequence[StudyView]) -> dict[str, Any]:
-    """The space of all studies together.
-
-    Raises:
-        InputError: the studies differ in more than the values that they tried.
-    """
-    first, space = views[0], dict(views[0].identity.get("space") or {})
-    for other in views[1:]:
-        wrong = list(differences(_question(first), _question(other)))
-        if first.objectives != other.objectives:
-            goals = [f"{n} ({d})" for v in (first, other) for n, d in v.objectives.items()]
-            wrong = [f"objectives: {' and '.join(goals)}"]
-        elif bool(first.identity) != bool(other.identity):
-            wrong = ["only one of them was made by a sweep of sweepstack"]
-        there = other.identity.get("space") or {}
-        for key in dict.fromkeys([*space, *there]):
-            if key not in space or key not in there:
-                wrong.append(f"{key} is swept in one of them only")
-            elif (entry := _united(space[key], there[key])) is None:
-                wrong.append(f"{key} has values of another kind")
-            else:
-                space[key] = entry
-        if wrong:
-            more = f"; and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-            said = "; ".join(line.replace(" in the study, now ", " and ") for line in wrong[:3])
-            raise InputError(
-                f"merge needs studies of the same question, {first.name} and {other.name} differ: "
-                f"{said}{more}"
-            )
-    return space
-
-
-def _question(view: StudyView) -> dict[str, Any]:
-    """What a study asks besides its space; of a swept group, whose settings are those of one
-    option, only what the command sets."""
-    found = {k: v for k, v in view.identity.items() if k not in ("space", "grid", "config")}
-    config = dict(view.identity.get("config") or {})
-    space = (view.identity.get("space") or {}).values()
-    groups = {e["key"] for e in space if isinstance(config.get(e["key"]), Mapping)}
-    paths = {word: word.lstrip("+").partition("=")[0] for word in view.asked.get("arguments") or ()}
-    given = sorted(
-        word for word, path in paths.items() if path.partition(".")[0] in groups - {path}
-    )
-    config = {key: node for key, node in config.items() if key not in groups}
-    return {**found, "config": config, "arguments": given}
-
-
-def _united(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What is declared of a parameter in either of two studies; None where they do not fit."""
-    values = ("choices", "texts", "low", "high")
-    if {k: v for k, v in one.items() if k not in values} != {
-        k: v for k, v in other.items() if k not in values
-    }:
-        return None
-    found = dict(one)
-    if one.get("kind") == "choice":
-        pairs = [pair for e in (one, other) for pair in zip(e["choices"], e["texts"], strict=True)]
-        known = {json.dumps(choice): (choice, text) for choice, text in reversed(pairs)}
-        ordered = [known[key] for key in dict.fromkeys(json.dumps(choice) for choice, _ in pairs)]
-        found["choices"], found["texts"] = [c for c, _ in ordered], [t for _, t in ordered]
-    else:
-        found["low"] = min(one["low"], other["low"])
-        found["high"] = max(one["high"], other["high"])
-    return found
-
-
-def _joined(
-    views: Sequence[StudyView],
-) -> tuple[list[FrozenTrial], list[tuple[Path, str]], str]:
-    """The trials of a merged study, their folders, and what was left out, for people."""
-    ended = [[t for t in v.trials if t.state.is_finished() and not is_retried(t)] for v in views]
-    unfinished = sum(not t.state.is_finished() for view in views for t in view.trials)
-    knows_seeds = all(_is_ours(view) for view in views)
-    owner: dict[str, tuple[int, int]] = {}  # of equal trials: rank of their state, place of study
-    for place, trials in enumerate(ended):
-        for trial in trials:
-            mark = canonical(trial.params)
-            owner[mark] = min(owner.get(mark, (9, 0)), (_RANKS[trial.state], place))
-    kept: list[tuple[int, FrozenTrial]] = []
-    numbers: list[dict[int, int]] = [{} for _ in views]
-    of_mark: dict[str, int] = {}
-    for place, trials in enumerate(ended):
-        for trial in trials:
-            if not knows_seeds or owner[canonical(trial.params)][1] == place:
-                of_mark.setdefault(canonical(trial.params), len(kept))
-                numbers[place][trial.number] = len(kept)
-                kept.append((place, trial))
-    for place, trials in enumerate(ended):
-        for trial in trials:
-            numbers[place].setdefault(trial.number, of_mark[canonical(trial.params)])
-    found = [_renumbered(trial, numbers[place]) for place, trial in kept]
-    folders = [
-        (folder / str(trial.number), str(numbers[place][trial.number]))
-        for place, trial in kept
-        if (folder := views[place].folder) is not None and (folder / str(trial.number)).is_dir()
-    ]
-    equal = sum(map(len, ended)) - len(kept)
-    kinds = {"equal trial": equal, "unfinished trial": unfinished}
-    left = [count(n, kind) for kind, n in kinds.items() if n]
-    return found, folders, f"; left out: {', '.join(left)}" if left else ""
-
-
-def _is_ours(view: StudyView) -> bool:
-    application = view.asked.get("application")
-    return isinstance(application, Mapping) and application.get("name") == "sweepstack"
-
-
-def _renumbered(trial: FrozenTrial, numbers: Mapping[int, int]) -> FrozenTrial:
-    """A copy that names other trials by their new numbers."""
-    new, known = copies.copy(trial), dict(trial.user_attrs)
-    for key in _NUMBERS:
-        if key in known and (number := numbers.get(known.pop(key))) is not None:
-            known[key] = number
-    new.user_attrs = known
-    new.distributions = dict(trial.distributions)
-    return new
-
-
-def _unite(trials: Sequence[FrozenTrial]) -> None:
-    """Give a parameter the same choices in all trials, as Optuna wants them.
-
-    Raises:
-        InputError: a parameter is of several kinds.
-    """
-    every: dict[str, list[BaseDistribution]] = {}
-    for trial in trials:
-        for name, distribution in trial.distributions.items():
-            every.setdefault(name, []).append(distribution)
-    for name, found in every.items():
-        logs = {(type(d), getattr(d, "log", None)) for d in found}
-        if len(logs) > 1:
-            raise InputError(f"merge needs studies of the same question, {name} differs in kind")
-        if isinstance(found[0], CategoricalDistribution):
-            listed = [c for d in found if isinstance(d, CategoricalDistribution) for c in d.choices]
-            united = CategoricalDistribution(tuple(dict.fromkeys(listed)))
-            for trial in trials:
-                if name in trial.distributions:
-                    trial.distributions[name] = united
+    return Draft(new, opened, {**user, **asked_as(opened, new)}, system, trials, files)
 
 
 # --- prune-files ---------------------------------------------------------------------------------
@@ -758,8 +551,8 @@ def prune_files(
     """
     opened = open_study(name, where)
     folder = opened.folder
-    with storage.named(opened.where), _book(opened) as book:
-        _refuse_while_running(book.alive(), name)
+    with storage.named(opened.where), records(opened) as book:
+        refuse_while_running(book.alive(), name)
         models, rest = [], []
         if folder is not None:
             models = trial_folder.spare_models(opened.study, folder, keep, opened.trials)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from sweepstack import STORAGE
-from sweepstack.config import files, trust
+from sweepstack.config import errors, trust
 from sweepstack.config.errors import EnvironmentFault, InputError
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def _predict(options: argparse.Namespace) -> None:
     if output is None:
         sys.stdout.write(text.getvalue())
         return
-    files.write_bytes(output, text.getvalue().encode())
+    errors.write_bytes(output, text.getvalue().encode())
     print(f"{len(rows) - 1} rows: {output}")
 
 

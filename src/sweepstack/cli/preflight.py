@@ -95,14 +95,14 @@ def resumed(argv: list[str]) -> list[str]:
 
 def without_password(word: str) -> str:
     """An override without the password of a storage, which Hydra would write to hydra.yaml; an
-    environment variable keeps it (`storage.take_password`)."""
+    environment variable keeps it (`storage_url.take_password`)."""
     found = _STORAGE.fullmatch(word)
     if found is None:
         return word
-    from sweepstack.study import storage
+    from sweepstack.study import storage_url
 
     key, _, url = found.groups()
-    bare = storage.take_password(url)
+    bare = storage_url.take_password(url)
     return word if bare == url else key + quoted(bare)
 
 
@@ -110,9 +110,9 @@ def _add_storage(cfg: DictConfig, added: list[str], given: Sequence[str]) -> Non
     """Override a storage that a file names with its password."""
     url = OmegaConf.select(cfg, "hydra.sweeper.storage")
     if isinstance(url, str) and "://" in url:
-        from sweepstack.study import storage
+        from sweepstack.study import storage_url
 
-        bare = storage.take_password(url)
+        bare = storage_url.take_password(url)
         if bare != url and any(url in word for word in given):  # in an override of the whole node
             raise InputError(
                 "hydra.sweeper.storage must be given by itself where it holds a password, got "

@@ -16,7 +16,7 @@ from typing import Any
 
 import pandas as pd
 
-from sweepstack.config import files
+from sweepstack.config import errors
 from sweepstack.config.errors import InputError
 from sweepstack.reporting import comparison
 from sweepstack.runs.progress import say
@@ -60,7 +60,7 @@ def retrain(view: StudyView, seeds: int, words: Sequence[str], trust: Sequence[s
     place = WINNERS / name.replace("/", "-")
     file = place / "experiment" / "winner.yaml"
     file.parent.mkdir(parents=True, exist_ok=True)
-    files.write_bytes(file, text.encode())
+    errors.write_bytes(file, text.encode())
     url = view.where if "://" in view.where else f"journal:///{view.where}"
     node = {
         "study_name": name,

@@ -7,6 +7,7 @@
     sweepstack-study best STUDY -o FOLDER       what won, as a config; --retrain: was it luck?
     sweepstack-study export STUDY -o x.csv      one row per trial; --history: per evaluation
     sweepstack-study rerun STUDY 17             train it again alone and compare (exit code 5)
+    sweepstack-study work STUDY                 join it, from this or another machine
     sweepstack-study workers STUDY              who works on it: host, GPU, since when, pace
     sweepstack-study stop STUDY                 ask its workers to stop, wherever they are
     sweepstack-study rename OLD NEW             its folder and report too
@@ -36,7 +37,7 @@ from sweepstack.config.errors import InputError, nearest
 _Command = Callable[[argparse.Namespace], int]
 _GROUPS = {
     "Read a study": ("list", "show", "report", "dashboard", "compare", "best", "export", "workers"),
-    "Train again": ("rerun",),
+    "Train": ("rerun", "work"),
     "Keep house": ("stop", "delete", "rename", "copy", "merge", "prune-files"),
 }
 """The commands in the order in which a newcomer needs them."""
@@ -119,6 +120,7 @@ def parser() -> _Parser:
     again = "Train a trial again alone, from what the study keeps, and compare. "
     again += "Exit code 0: it agrees within the tolerance; 5: it differs."
     _add_rerun_options(add(_rerun, study, "train a trial again alone and compare it", again))
+    _add_work_options(add(_work, study, "join a study: run its trials on this machine too", _JOIN))
     _add_house_keeping(add, common, study)
     what = "optuna-dashboard on the studies, until Ctrl-C"
     _add_dashboard_options(add(_dashboard, common, what))
@@ -221,7 +223,26 @@ def _add_rerun_options(again: argparse.ArgumentParser) -> None:
         "--trust", action="append", default=[], metavar="PACKAGE", help="whose modules may run"
     )
     again.add_argument("--config-dir", metavar="FOLDER", help="your own configs, as for the sweep")
+    again.add_argument(
+        "--probe", action="store_true", help="measure how far rounding grows, also where it agrees"
+    )
     again.add_argument("-o", "--output", type=Path, metavar="FOLDER", help="a new folder")
+
+
+_JOIN = """Run trials of a study, from what the study keeps of its command, until it has its total.
+Ctrl-C leaves it: trials in hand are requeued. Any number of machines may join and leave."""
+
+
+def _add_work_options(work: argparse.ArgumentParser) -> None:
+    where = "where and how trials run here, such as data.root=/data or training.device=cpu"
+    work.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=where)
+    work.add_argument(
+        "--workers", type=int, default=1, metavar="K", help="processes (default: %(default)s)"
+    )
+    work.add_argument(
+        "--trust", action="append", default=[], metavar="PACKAGE", help="whose modules may run"
+    )
+    work.add_argument("--config-dir", metavar="FOLDER", help="your own configs, as for the sweep")
 
 
 def _add_dashboard_options(dashboard: argparse.ArgumentParser) -> None:
@@ -344,6 +365,20 @@ def _rerun(options: argparse.Namespace) -> int:
         trust=options.trust,
         folder=options.output,
         config_dir=options.config_dir,
+        probe=options.probe,
+    )
+
+
+def _work(options: argparse.Namespace) -> int:
+    from sweepstack.cli import work
+
+    return work.work(
+        options.study,
+        options.storage,
+        workers=options.workers,
+        given=options.overrides,
+        trust=options.trust,
+        config_dir=options.config_dir,
     )
 
 
@@ -413,9 +448,9 @@ def _copy(options: argparse.Namespace) -> int:
 
 
 def _merge(options: argparse.Namespace) -> int:
-    from sweepstack.cli import housekeeping
+    from sweepstack.cli import merging
 
-    return housekeeping.merge(options.studies, options.name, options.storage)
+    return merging.merge(options.studies, options.name, options.storage)
 
 
 def _prune_files(options: argparse.Namespace) -> int:

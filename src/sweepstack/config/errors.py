@@ -2,21 +2,25 @@
 
 Everything that a user can cause derives from `SweepstackError` and carries the exit code that the
 command line ends with. Passwords in URLs are masked before a message exists, whoever wrote it.
-Imports nothing of sweepstack.
+Imports nothing of sweepstack; files that survive a crash are written here too (`write_bytes`).
 """
 
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 _ESCAPES = re.compile(
     r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]"  # colours, cursor
     r"|\x1b[]PX^_][^\x07\x1b]*(?:\x07|\x1b\\)"  # titles, links
     r"|\x1b[ -/]*[0-~]"
 )
+LAYERS = "layers.csv"
+"""What each layer does, in a trial's folder: written by `engine.diagnostics`."""
 EXIT_TRAINING = 1
 EXIT_INPUT = 2
 EXIT_ENVIRONMENT = 3
@@ -182,3 +186,39 @@ def one_line(text: object, limit: int = 300) -> str:
     """Fold `text`, printable and without passwords, to one line of at most `limit` characters."""
     folded = printable(" ".join(without_passwords(str(text)).split()), "")
     return folded if len(folded) <= limit else folded[: limit - 1] + "…"
+
+
+# --- files that are there whole or an error -------------------------------------------------------
+
+
+def write_bytes(path: Path, content: bytes, *, durable: bool = True) -> None:
+    """Write a file so that after a crash it is there whole or not at all.
+
+    Not `durable` spares the two syncs where a database keeps the same numbers: the file is then
+    whole after the process was killed, and may be empty after the machine was.
+
+    Raises:
+        EnvironmentFault: the disk is full or the folder cannot be written.
+    """
+    folder, name = os.path.split(path)  # not by pathlib: a sweep writes five files a trial
+    beside = os.path.join(folder, f".{name}.{os.getpid()}.tmp")
+    try:
+        with open(beside, "wb") as file:
+            file.write(content)
+            file.flush()
+            if durable:
+                os.fsync(file.fileno())
+        os.replace(beside, path)
+        if durable:
+            _sync_folder(path.parent)
+    except OSError as error:
+        Path(beside).unlink(missing_ok=True)
+        raise EnvironmentFault(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

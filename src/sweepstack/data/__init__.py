@@ -13,7 +13,7 @@ from pathlib import Path
 
 from sweepstack.config import schema
 from sweepstack.config.errors import InputError, nearest
-from sweepstack.data import bundled, image_folder, torchvision_sets
+from sweepstack.data import builtin, image_folder
 from sweepstack.data.dataset import Dataset
 
 Stamp = tuple[tuple[str, int, int], ...]
@@ -53,13 +53,13 @@ def _load(config: schema.Data, trust: tuple[str, ...], _stamp: Stamp) -> Dataset
         raise InputError(mistakes)
     match config:
         case schema.Digits():
-            return bundled.load_digits(config)
+            return builtin.load_digits(config)
         case schema.Torchvision():
-            return torchvision_sets.load(config)
+            return builtin.load_torchvision(config)
         case schema.ImageFolder():
             return image_folder.load(config)
         case schema.Quadratic():
-            return bundled.load_quadratic(config)
+            return builtin.load_quadratic(config)
         case schema.Own():
             from sweepstack.data import arrays, table
 

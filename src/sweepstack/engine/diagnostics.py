@@ -40,8 +40,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import vmap
 
-from sweepstack.config.errors import EnvironmentFault, contained
-from sweepstack.config.files import LAYERS
+from sweepstack.config.errors import LAYERS, EnvironmentFault, contained
 from sweepstack.config.schema import Custom, HubModel
 from sweepstack.data import streams
 from sweepstack.engine.stack import Stack

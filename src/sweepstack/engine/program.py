@@ -21,7 +21,7 @@ from sweepstack.data.dataset import Dataset
 from sweepstack.engine.stack import Numbers, Stack
 from sweepstack.models import features, layers, pretrained
 from sweepstack.models.convolution import Plan
-from sweepstack.training import device, early_stopping, evaluation, metrics, own_optimizer, schedule
+from sweepstack.training import device, early_stopping, evaluation, metrics, own, schedule
 from sweepstack.training import init as initialization
 from sweepstack.training import loss as losses
 from sweepstack.training import optimizer as optim
@@ -58,7 +58,10 @@ def _sources(
     }
 
 
-_FOR_FEATURES = ("data.", "model.", "training.device", "training.precision", "trust")
+_FOR_FEATURES = (
+    *("data.", "model.", "trust"),
+    *("training.device", "training.precision", "training.deterministic"),
+)
 KEPT = 16
 _programs: dict[Any, Program] = {}  # by static part, the one last asked for at the end
 
@@ -143,7 +146,8 @@ class Program:
         """The program of a spec's static part; those last asked for are kept."""
         # Files that changed are read again.
         key = (spec.static, data.stamp(spec.config.data), _stamp(spec.config.model))
-        program = _programs.pop(key, None) or cls(spec)
+        with device.settings(spec.config.training):  # features of frozen layers are computed
+            program = _programs.pop(key, None) or cls(spec)
         _programs[key] = program
         if len(_programs) > KEPT:
             del _programs[next(iter(_programs))]
@@ -400,7 +404,7 @@ class Program:
         activation = getattr(spec.config.model, "activation", None)
         if self.rule.alone:
             with noted(mistakes):
-                own_optimizer.check(spec.config, self.module)
+                own.check(spec.config, self.module)
         try:
             initialization.check(spec.config.init, activation)
         except InputError as error:
@@ -485,8 +489,8 @@ class Program:
             "mixup": streams.derive(seed, streams.MIXUP),
         }
         table = beta_table(config.regularization.mixup) if spec.uses("mixup") else None
-        own = partial(own_optimizer.OwnOptimizer, config) if self.rule.alone else None
-        return Numbers(hyper, strengths, keys, table, own)
+        alone = partial(own.OwnOptimizer, config) if self.rule.alone else None
+        return Numbers(hyper, strengths, keys, table, alone)
 
     def order_key(self, spec: TrialSpec) -> int:
         """The key of the batch order: `data.order_seed`, or the trial's seed."""

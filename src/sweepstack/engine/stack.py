@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from sweepstack.training.fused import Bank, Layout, Row, Slots
-from sweepstack.training.own_optimizer import OwnOptimizer
+from sweepstack.training.own import OwnOptimizer
 
 _BANKS = ("params", "buffers", "best_params", "best_buffers", "counts")
 _ROWS = ("optimizer", "strengths", "keys")

@@ -225,6 +225,7 @@ class _Run:
             room = self._room()
             if room < 1:
                 return
+            self.monitor.room(room - len(self.pull.held))
             yield from self._admit_next(program, room)
 
     def _admit_next(self, program: Program, room: int) -> Iterator[TrialResult]:

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sweepstack.config import files
+from sweepstack.config import errors
 from sweepstack.config.errors import EnvironmentFault, one_line
 from sweepstack.config.schema import CustomOptimizer
 from sweepstack.data.batches import DeviceSource
@@ -36,7 +36,7 @@ from sweepstack.engine.stack import Stack
 from sweepstack.engine.step import EVALUATION_CHUNK, Block, Step
 from sweepstack.models import convolution
 from sweepstack.training import device
-from sweepstack.training.own_optimizer import say_one_by_one
+from sweepstack.training.own import say_one_by_one
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +50,7 @@ SAME_WIDTH = ("data.root", "model.activation", "training.eval_every", "objective
 # Which width is chosen. vmap costs a fixed time per step, so that a gain may come late.
 WORTH = 0.95  # wider stacks are tried as long as they take at most this share of the time
 NEARLY = 0.97  # as good as the best: the best takes at least this share of its time
+SHARED = 0.95  # the same where otherwise one stack takes all: a worker that joins gets a part
 ALONE = 1.05  # a trial alone takes longer by its beginning, its evaluations and its end
 MIN_TRIED = 16  # widths up to this are tried even without a gain ...
 LONG_STEP_S = 0.02  # ... unless a step takes this long
@@ -109,6 +110,10 @@ class Widths:
             _keep(self.file, {**kept, name: found})
 
     def _found(self, program: Program, key: str) -> int:
+        if program.config.training.deterministic:
+            # A product of one trial has other sums than that of a stack, at some shapes.
+            log.info("training.deterministic=true: trials train one by one")
+            return 1
         if isinstance(program.config.optimizer, CustomOptimizer):
             say_one_by_one(program.config.optimizer.target)
             return 1
@@ -134,11 +139,9 @@ class Widths:
 
 
 def plannable(program: Program) -> bool:
-    """Whether it is measured how convolutions of the program's stacks run. Which way is faster may
-    change from run to run, and with it how sums are rounded."""
-    training = program.config.training
+    """Whether it is measured how convolutions of the program's stacks run."""
     place = program.device.type in convolution.MEASURED_ON
-    return place and program.convolves and not (training.compile or training.deterministic)
+    return place and program.convolves and not program.config.training.compile
 
 
 def plan(program: Program, width: int, kept: convolution.Plan | None = None) -> None:
@@ -196,6 +199,9 @@ def measured(program: Program, most: int) -> tuple[int, bool]:
     counted = {width: ALONE * s if width == 1 else s for width, s in times.items()}
     best = min(counted.values())
     chosen = min(width for width, seconds in counted.items() if seconds * NEARLY <= best)
+    halves = {w: s for w, s in counted.items() if 2 * w <= most + 1 and s * SHARED <= best}
+    if 2 * chosen > most + 1 and halves:
+        chosen, whole = min(halves, key=halves.__getitem__), False
     each = ", ".join(f"{width}: {1e6 * seconds:.0f}" for width, seconds in times.items())
     log.debug("training.width=auto: %d (microseconds per trial and step at %s)", chosen, each)
     return chosen, whole
@@ -356,4 +362,4 @@ def _read(file: Path | None) -> dict[str, Any]:
 
 def _keep(file: Path, kept: dict[str, Any]) -> None:
     with suppress(OSError, EnvironmentFault):  # it only saves measuring again
-        files.write_bytes(file, json.dumps(kept, indent=0).encode(), durable=False)
+        errors.write_bytes(file, json.dumps(kept, indent=0).encode(), durable=False)

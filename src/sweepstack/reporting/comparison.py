@@ -25,7 +25,7 @@ from rich.console import Console
 
 from sweepstack.analysis.plots import Plot, style
 from sweepstack.analysis.terminal import number, setting
-from sweepstack.config import commands, files
+from sweepstack.config import commands, errors
 from sweepstack.config.errors import InputError, one_line
 from sweepstack.reporting.report.content import Cell, Table
 from sweepstack.runs import progress
@@ -66,7 +66,7 @@ def compare(views: Sequence[StudyView], output: Path | None = None) -> int:
     for line in lines(views):
         progress.say(line, console)
     if output is not None:
-        files.write_bytes(output, page(views).encode("utf-8", "backslashreplace"))
+        errors.write_bytes(output, page(views).encode("utf-8", "backslashreplace"))
         progress.say(f"report: {progress.shown(output)}", console)
     return 0
 
@@ -366,7 +366,7 @@ def winner(view: StudyView, folder: Path | None, console: Console | None = None)
     trusted, _ = kept.pop("trust"), kept.pop("logger")
     text = experiment(kept, view, chosen)
     place.parent.mkdir(parents=True, exist_ok=True)
-    files.write_bytes(place, text.encode())
+    errors.write_bytes(place, text.encode())
     progress.say(f"config: {progress.shown(place)}", console)
     words = [f"trust=[{','.join(trusted)}]"] if trusted else []
     command = commands.shell("sweepstack", "--config-dir", folder, "+experiment=winner", *words)

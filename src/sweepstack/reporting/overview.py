@@ -25,7 +25,7 @@ from rich.text import Text
 
 from sweepstack.analysis import doctor, terminal
 from sweepstack.analysis.terminal import line as print_line
-from sweepstack.config import files
+from sweepstack.config import errors
 from sweepstack.config.errors import EnvironmentFault, InputError, nearest, printable
 from sweepstack.runs import progress
 from sweepstack.study import storage
@@ -342,7 +342,7 @@ def write(df: pd.DataFrame, path: Path) -> None:
     """Write a frame, whole or not at all; EnvironmentFault where the file cannot be written."""
     content = io.BytesIO()
     WRITERS[path.suffix.lower()](df, content)
-    files.write_bytes(path, content.getvalue())
+    errors.write_bytes(path, content.getvalue())
 
 
 def _plain(df: pd.DataFrame) -> pd.DataFrame:

@@ -155,6 +155,12 @@ class Scoreboard:
         if not always and now - self._last < REFRESH_S:
             return None
         self._last = now
+        counts = None
+        with storage.Tried():  # nothing is shown while it does not answer
+            counts = self._show(now)
+        return counts
+
+    def _show(self, now: float) -> dict[str, int]:
         counts, total = self.book.counts(), self.book.total
         if self.reads:
             self._status = self._read()

@@ -32,7 +32,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from sweepstack.config import files
+from sweepstack.config import errors
 from sweepstack.config.errors import EnvironmentFault, InputError, one_line
 from sweepstack.runs import seeds
 from sweepstack.training.spec import TrialResult, TrialSpec
@@ -243,7 +243,7 @@ def write_history(
     writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    files.write_bytes(folder / name, text.getvalue().encode(), durable=durable)
+    errors.write_bytes(folder / name, text.getvalue().encode(), durable=durable)
 
 
 def write_model(folder: Path, result: TrialResult) -> None:
@@ -342,7 +342,7 @@ def write_json(path: Path, value: Mapping[str, Any], *, durable: bool = True) ->
         by = (",\n  ", ": ")
         line = json.dumps(clean, ensure_ascii=False, allow_nan=False, separators=by)
         text = f"{{\n  {line[1:-1]}\n}}"
-    files.write_bytes(path, (text + "\n").encode(), durable=durable)
+    errors.write_bytes(path, (text + "\n").encode(), durable=durable)
 
 
 def _finite(value: Any) -> Any:

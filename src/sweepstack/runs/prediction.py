@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from sweepstack import models
-from sweepstack.config import commands, files
+from sweepstack.config import commands, errors
 from sweepstack.config import reading as config
 from sweepstack.config.errors import EnvironmentFault, InputError, TrainingFailed, nearest, one_line
 from sweepstack.data import arrays, table
@@ -394,7 +394,7 @@ def export(model: Predictor, path: Path) -> None:
             _traced(model, kind, buffer)
         except Exception as error:  # whatever a user's module makes of the exporter
             raise TrainingFailed(f"torch cannot export the model: {one_line(error)}") from error
-    files.write_bytes(path, buffer.getvalue())
+    errors.write_bytes(path, buffer.getvalue())
 
 
 def _traced(model: Predictor, kind: str, buffer: io.BytesIO) -> None:

@@ -3,7 +3,8 @@
 Of a study:
 
     sweepstack.identity     what makes a sweep the same question: space, objectives, config (JSON)
-    sweepstack.sweep        how it was first asked: arguments, hydra, sampler, pruner, total
+    sweepstack.sweep        how it was last asked: arguments, hydra, sampler, pruner, total,
+                            settings (of `hydra.sweeper`), deadline (seconds since 1970)
     sweepstack.folder       the folder of its trials, in outputs/studies
     sweepstack.keep_models  the most models that any command asked to keep
     sweepstack.heartbeat.WORKER  seconds since 1970 of a worker's last heartbeat, where the storage

@@ -23,7 +23,7 @@ import optuna
 import pandas as pd
 from optuna.trial import FrozenTrial, TrialState
 
-from sweepstack.config.files import LAYERS
+from sweepstack.config.errors import LAYERS
 from sweepstack.study.attributes import RETRIED, WORKER
 from sweepstack.study.keys import FIXED, objectives, swept_keys
 from sweepstack.study.read import trials_of

@@ -7,13 +7,14 @@ Whoever opens a file or begins a transaction waits as long as another process ho
 ends with its process. These settings hang on the engine and are lost when a storage is pickled; a
 worker in another process connects by URL.
 
-Everything that can be wrong with a URL is found before Optuna touches the database, which creates
-missing tables in whatever it opens.
+Everything that can be wrong with a URL (`storage_url.py`) is found before Optuna touches the
+database, which creates missing tables in whatever it opens.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib.util
 import logging
 import os
@@ -24,10 +25,11 @@ import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import quote, quote_plus, urlsplit
+from urllib.parse import urlsplit
 
 import optuna
 import sqlalchemy
@@ -43,15 +45,13 @@ from sweepstack.config.errors import (
     InputError,
     SweepstackError,
     masked,
-    nearest,
-    one_line,
 )
+from sweepstack.study import storage_url
 
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
-OUTPUTS = "outputs/studies.db"
-DEFAULT = f"sqlite:///{OUTPUTS}"
+DEFAULT = storage_url.DEFAULT
 _said: set[Path] = set()
 """Files in folders above that a person was told of."""
 BUSY_TIMEOUT_MS = 60_000
@@ -59,22 +59,21 @@ READ_TIMEOUT_S = 1.0
 """How long SQLite itself waits for a lock, writing and reading, before it is asked again."""
 TELL_S = 10.0
 """After so long a person is told what is waited for."""
-DRIVERS = {
-    "postgresql": {"psycopg": "psycopg", "psycopg2": "psycopg2"},
-    "mysql": {"pymysql": "pymysql", "mysqldb": "MySQLdb"},
-}
-"""By dialect: drivers and their modules, that of our extra (`sweepstack[postgresql]`) first."""
-VARIABLE = "SWEEPSTACK_STORAGE"
-"""Environment variable with whole URLs, of storages that are named without their password. Worker
-processes inherit it."""
-DIALECTS = ("sqlite", "postgresql", "mysql", "mariadb", "oracle", "mssql")
-WITHOUT_TABLES = ("journal", "grpc")
-"""Schemes of the storages that are no databases."""
 GRPC_PORT = 13000
 """Optuna's."""
 _FIRST_SCHEMAS = "SELECT schema_version FROM version_info"
 FAILURES = (sqlalchemy.exc.SQLAlchemyError, StorageInternalError)
 """What a database that fails on the way raises, and what Optuna makes of it."""
+AWAY_S = 5.0
+"""A storage that takes longer to answer was away, for others too."""
+_PASSING = {errno.EAGAIN, errno.EIO, errno.ENOLCK, errno.ESTALE, errno.ETIMEDOUT}
+"""Failures of a journal's file that may be over soon: a file server is away."""
+_PASSING_CODES = {"UNAVAILABLE", "UNKNOWN", "CANCELLED", "DEADLINE_EXCEEDED", "INTERNAL"}
+"""The same of a gRPC server; UNKNOWN is also what it says when its own database fails."""
+_latest: ContextVar[float] = ContextVar("latest", default=float("inf"))
+"""When this thread tries nothing again any more."""
+_back, _warned, retries = -float("inf"), -float("inf"), 0
+"""When a storage that was away had answered, when a person was told last, how often was retried."""
 
 
 class FileJournal(JournalStorage):
@@ -91,10 +90,20 @@ class FileJournal(JournalStorage):
 
 class _JournalFile(JournalFileBackend):
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        try:
+        with _as_internal():
             super().append_logs(logs)
-        except OSError as error:
-            raise StorageInternalError(error.strerror or str(error)) from error
+
+    def read_logs(self, log_number_from: int) -> Generator[dict[str, Any], None, None]:
+        with _as_internal():
+            yield from super().read_logs(log_number_from)
+
+
+@contextlib.contextmanager
+def _as_internal() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StorageInternalError(error.strerror or str(error)) from error
 
 
 def connect(url: str = DEFAULT, *, timeout_s: float = 10.0, patience_s: float = 0.0) -> BaseStorage:
@@ -111,11 +120,11 @@ def connect(url: str = DEFAULT, *, timeout_s: float = 10.0, patience_s: float = 
             installed, the file is not a database, cannot be written, or has the schema of another
             Optuna (then it is left as it was).
     """
-    if _scheme(url) in WITHOUT_TABLES:
+    if storage_url.scheme(url) in storage_url.WITHOUT_TABLES:
         return _without_tables(url, timeout_s)
-    url = _with_password(url)
-    parsed = _parse(url)
-    path = _file_of(parsed)
+    url = storage_url.with_password(url)
+    parsed = storage_url.parse(url)
+    path = storage_url.file_of(parsed)
 
     def attempt() -> RDBStorage:
         if path is not None and not path.exists():
@@ -153,15 +162,15 @@ def look(where: str = DEFAULT, *, timeout_s: float = 10.0) -> tuple[str, BaseSto
         if path.is_file() and not _is_sqlite(path):
             return where, _journal(path)
         where = f"sqlite:///{where}"
-    if _scheme(where) in WITHOUT_TABLES:
-        journal = path_of(where)
+    if storage_url.scheme(where) in storage_url.WITHOUT_TABLES:
+        journal = storage_url.path_of(where)
         if journal is not None and not journal.is_file():
             raise EnvironmentFault(_missing(journal))
         return where, _without_tables(where, timeout_s)
-    where = take_password(where)
-    url = _with_password(where)
-    parsed = _parse(url)
-    file = _file_of(parsed)
+    where = storage_url.take_password(where)
+    url = storage_url.with_password(where)
+    parsed = storage_url.parse(url)
+    file = storage_url.file_of(parsed)
     if file is not None and not file.exists():
         raise EnvironmentFault(_missing(file))
 
@@ -180,7 +189,7 @@ def above(where: str) -> str:
     Sweeps and whatever else writes do not ask: they work in the working folder. Files of another
     user are passed over.
     """
-    if where != DEFAULT or Path(OUTPUTS).exists() or (file := _file_above()) is None:
+    if where != DEFAULT or Path(storage_url.OUTPUTS).exists() or (file := _file_above()) is None:
         return where
     if file not in _said:
         _said.add(file)
@@ -190,7 +199,7 @@ def above(where: str) -> str:
 
 def _file_above() -> Path | None:
     for folder in Path.cwd().parents:
-        file = folder / OUTPUTS
+        file = folder / storage_url.OUTPUTS
         with contextlib.suppress(OSError):
             if file.is_file() and file.stat().st_uid == os.getuid():
                 return file
@@ -208,70 +217,11 @@ def names(where: str) -> list[str]:
 def _missing(file: Path) -> str:
     """What is said where a file of studies is to be read and there is none."""
     line = f"there are no studies: {masked(str(file.absolute()))} does not exist"
-    if str(file) == OUTPUTS:
+    if str(file) == storage_url.OUTPUTS:
         if other := _file_above():
             return f"{line}; those in {other} are changed in its folder alone"
         line += ", nor in a folder above"
     return f"{line}; a sweep makes it, or --storage (in Python storage=) names another"
-
-
-def take_password(url: str) -> str:
-    """`url` without its passwords, which from now on only the environment of this process and of
-    those that it starts knows (`VARIABLE`).
-
-    Raises:
-        InputError: it cannot be told which part of it is the password.
-    """
-    bare, known = _without_password(url), os.environ.get(VARIABLE, "").split()
-    if bare != url and url not in known:
-        os.environ[VARIABLE] = " ".join([url, *known])
-    return bare
-
-
-def _without_password(url: str) -> str:
-    if _scheme(url) in WITHOUT_TABLES:
-        return url
-    try:
-        parsed = sqlalchemy.make_url(url)
-    except (sqlalchemy.exc.ArgumentError, ValueError):
-        if masked(url) != url:
-            _parse(url)  # which says what is wrong with it
-        return url
-    if "@" in (parsed.host or ""):
-        raise InputError(
-            f"storage must have '@' in a password written as %40 (':' as %3A), got {masked(url)}"
-        )
-    secret = [key for key, value in parsed.query.items() if _is_secret(key, value)]
-    if parsed.password is None and not secret:
-        return url
-    place = (parsed.username, None, parsed.host, parsed.port, parsed.database, parsed.query)
-    bare = URL.create(parsed.drivername, *place).difference_update_query(secret)
-    return bare.render_as_string(hide_password=False)
-
-
-def _is_secret(key: str, value: str | tuple[str, ...]) -> bool:
-    given = (value,) if isinstance(value, str) else value
-    return any("***" in masked(f"x://?{key}={word}") for word in given)
-
-
-def _with_password(url: str) -> str:
-    """`url` with the password that the environment knows for it; a SQLite file has none."""
-    bare = _without_password(url)
-    if _scheme(url).startswith("sqlite"):
-        return bare
-    if url != bare:
-        return url
-    known = os.environ.get(VARIABLE, "").split()
-    return next((whole for whole in known if _without_password(whole) == bare), url)
-
-
-def _with_driver(url: str) -> str:
-    """`url` with a driver that is installed, where it names none: SQLAlchemy's own choice differs
-    between its versions."""
-    dialect, separator, rest = url.partition("://")
-    known = DRIVERS.get(dialect, {})
-    found = [name for name, module in known.items() if importlib.util.find_spec(module)]
-    return f"{dialect}+{[*found, *known][0]}{separator}{rest}" if known else url
 
 
 def _check(file: Path | None, url: str, timeout_s: float, *, needed: bool = False) -> None:
@@ -279,7 +229,7 @@ def _check(file: Path | None, url: str, timeout_s: float, *, needed: bool = Fals
     if file is not None:
         _check_schema(_reading_engine(file), url, needed=needed)
         return
-    engine = sqlalchemy.create_engine(_with_driver(url), poolclass=NullPool)
+    engine = sqlalchemy.create_engine(storage_url.with_driver(url), poolclass=NullPool)
     _within(timeout_s, lambda: _check_schema(engine, url, needed=needed))
 
 
@@ -288,7 +238,7 @@ def _optunas(url: str, file: Path | None) -> RDBStorage:
     if file is not None:
         options = {"connect_args": {"timeout": BUSY_TIMEOUT_MS / 1000}}
     # Optuna fills {SCHEMA_VERSION} into URLs; braces in a password are not for it.
-    return RDBStorage(_with_driver(url).replace("{", "{{").replace("}", "}}"), options)
+    return RDBStorage(storage_url.with_driver(url).replace("{", "{{").replace("}", "}}"), options)
 
 
 def _patiently(call: Callable[[], Result], file: Path | None) -> Result:
@@ -316,7 +266,7 @@ def _explained(parsed: URL) -> Iterator[None]:
     except SweepstackError:
         raise
     except Exception as error:  # each driver has exceptions of its own
-        raise EnvironmentFault(_explain(error, parsed)) from None
+        raise EnvironmentFault(storage_url.explain(error, parsed)) from None
 
 
 def _is_sqlite(path: Path) -> bool:
@@ -331,53 +281,12 @@ def file_of(storage: BaseStorage) -> Path | None:
     """The file that a storage opened by `connect` is; None of a server, and of SQLite in memory."""
     if isinstance(storage, FileJournal):
         return storage.path
-    return _file_of(storage.engine.url) if isinstance(storage, RDBStorage) else None
-
-
-def is_new(url: str) -> bool:
-    """Whether the file of a storage does not exist yet; False of a server.
-
-    Raises:
-        InputError: `url` is not a storage's URL.
-    """
-    path = path_of(url) if _scheme(url) in WITHOUT_TABLES else _file_of(_parse(url))
-    return path is not None and not path.exists()
-
-
-def absolute(url: str | None) -> str | None:
-    """A URL that means the same in another working folder; None of SQLite in memory, which
-    processes could not share."""
-    if url is None:
-        return None
-    if (path := path_of(url)) is not None:
-        return f"journal:///{path.absolute()}"
-    try:
-        parsed = sqlalchemy.make_url(url)
-    except (sqlalchemy.exc.ArgumentError, ValueError):
-        return url  # `connect` says what is wrong
-    if parsed.get_backend_name() != "sqlite":
-        return url
-    file = _file_of(parsed)
-    return None if file is None else f"sqlite:///{file.absolute()}"
-
-
-def _scheme(url: str) -> str:
-    return url.partition("://")[0]
-
-
-def path_of(url: str) -> Path | None:
-    """The file of a journal's URL; None of any other."""
-    if _scheme(url) != "journal":
-        return None
-    name = url.removeprefix("journal://").removeprefix("/")
-    if not name:
-        raise InputError(f"storage must name a file, such as journal:///studies.journal, got {url}")
-    return Path(name)
+    return storage_url.file_of(storage.engine.url) if isinstance(storage, RDBStorage) else None
 
 
 def _without_tables(url: str, timeout_s: float) -> BaseStorage:
     """The storage of a URL that is none of a database."""
-    path = path_of(url)
+    path = storage_url.path_of(url)
     if path is not None:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -413,9 +322,14 @@ def is_failure(error: BaseException) -> bool:
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether a database failed in a way that may be over soon: its server restarts, or gave a
+    """Whether a storage failed in a way that may be over soon: its server restarts, or gave a
     transaction up for another. A SQLite file that cannot be written does not heal."""
     cause = error.__cause__ if isinstance(error, StorageInternalError) else error
+    grpc = sys.modules.get("grpc")
+    if grpc is not None and isinstance(cause, grpc.RpcError):
+        return cause.code().name in _PASSING_CODES
+    if isinstance(cause, OSError):
+        return cause.errno in _PASSING
     if not isinstance(cause, sqlalchemy.exc.DBAPIError) or cause.connection_invalidated:
         return isinstance(cause, sqlalchemy.exc.DBAPIError)
     kinds = (sqlalchemy.exc.OperationalError, sqlalchemy.exc.InterfaceError)
@@ -425,25 +339,72 @@ def is_transient(error: BaseException) -> bool:
 def again(call: Callable[[int], Result], patience_s: float) -> Result:
     """Return what `call` does, given the number of tries before; after a transient failure it is
     called again, for at most so many seconds, with growing pauses that differ between workers."""
-    tried, latest = 0, time.monotonic() + patience_s
-    while True:
-        try:
-            return call(tried)
-        except FAILURES as error:
-            if not is_transient(error) or time.monotonic() > latest:
-                raise
-            if not tried:
-                log.warning("the database does not answer, trying for %g s", patience_s)
-        time.sleep(min(5.0, 0.1 * 2**tried) * random.uniform(0.5, 1.5))
-        tried += 1
+    global _back, _warned, retries
+    tried, begun = 0, time.monotonic()
+    latest = min(begun + patience_s, _latest.get())
+    try:
+        while True:
+            try:
+                return call(tried)
+            except Exception as error:
+                now, passes = time.monotonic(), is_transient(error)
+                retries += passes
+                if passes and now > _warned + 60:
+                    _warned = now
+                    log.warning("the database does not answer, trying for %g s", patience_s)
+                if not passes or now >= latest:
+                    raise
+            time.sleep(min(5.0, 0.1 * 2 ** min(tried, 9)) * random.uniform(0.5, 1.5))
+            tried += 1
+    finally:
+        if (now := time.monotonic()) > begun + AWAY_S:
+            _back = now
+
+
+def was_away(seconds: float) -> bool:
+    """Whether in the last `seconds` this process had to wait for a storage. Then nobody's silence
+    says anything: whoever could not write a heartbeat waited too."""
+    return time.monotonic() < _back + seconds
+
+
+class Tried:
+    """Try what a block asks of a storage for no more than `seconds`, and leave the block where it
+    does not answer; with None as usual, and raise what it says."""
+
+    def __init__(self, seconds: float | None = 0.0):
+        self._seconds = seconds
+
+    def __enter__(self) -> None:
+        latest = float("inf") if self._seconds is None else time.monotonic() + self._seconds
+        self._before = _latest.set(min(latest, _latest.get()))
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
+        _latest.reset(self._before)
+        return self._seconds is not None and error is not None and is_transient(error)
 
 
 def wait_for_server(opened: BaseStorage, patience_s: float) -> None:
-    """Try each new connection to a database's server again for so many seconds: whatever begins
-    while it restarts waits, what Optuna itself reads too. Once that was in vain nothing waits
-    until it answers."""
-    if not isinstance(opened, RDBStorage) or opened.engine.dialect.name == "sqlite":
+    """Try whatever Optuna asks of a storage again for so many seconds, and each new connection to a
+    database's server. Once that was in vain no connection waits until it answers. All of it may be
+    done twice, but for new trials (`public.py` looks for those that nobody knows of)."""
+    if "get_trial" in vars(opened):
         return
+    if isinstance(opened, RDBStorage):
+        if opened.engine.dialect.name == "sqlite":
+            return
+        _connect_patiently(opened, patience_s)
+    for name in BaseStorage.__abstractmethods__:
+        setattr(opened, name, _patient(getattr(opened, name), patience_s))
+
+
+def _patient(method: Callable[..., Result], patience_s: float) -> Callable[..., Result]:
+    def patient(*given: Any, **named: Any) -> Result:
+        return again(lambda tried: method(*given, **named), patience_s)
+
+    return patient
+
+
+def _connect_patiently(opened: RDBStorage, patience_s: float) -> None:
     left_s = patience_s
 
     @event.listens_for(opened.engine, "do_connect")
@@ -504,35 +465,10 @@ def named(url: str) -> Iterator[None]:
         if not is_failure(error):
             raise
         cause = error if isinstance(error, sqlalchemy.exc.SQLAlchemyError) else error.__cause__
-        reason = _reason(getattr(cause, "orig", None) or cause or error, url)
+        reason = storage_url.reason(getattr(cause, "orig", None) or cause or error, url)
         raise EnvironmentFault(
             f"storage {masked(url)} failed: {reason}; run the same command again to resume"
         ) from None
-
-
-def _parse(url: str) -> URL:
-    """Return the parts of `url`, or raise an InputError that shows what one looks like."""
-    try:
-        parsed = sqlalchemy.make_url(url)
-        parsed.get_dialect()
-    except (sqlalchemy.exc.ArgumentError, ValueError):
-        scheme, separator, _ = url.partition("://")  # the rest may hold a password
-        shown = f"{scheme}://..." if separator else one_line(masked(url), 80)
-        dialect = scheme.partition("+")[0]
-        near = nearest(dialect, DIALECTS) if separator and dialect not in DIALECTS else ""
-        raise InputError(
-            f"storage must be a database URL such as {DEFAULT}, got {shown}{near}"
-        ) from None
-    except ImportError as error:
-        raise EnvironmentFault(_explain(error, parsed)) from None
-    return parsed
-
-
-def _file_of(url: URL) -> Path | None:
-    """Return the file of a SQLite URL; None for a server and for SQLite in memory."""
-    if url.get_backend_name() != "sqlite" or url.database in (None, "", ":memory:"):
-        return None
-    return Path(str(url.database))
 
 
 def _reading_engine(path: Path) -> Engine:
@@ -648,33 +584,3 @@ def _let_writers_take_turns(engine: Engine) -> None:
         _patiently(lambda: connection.exec_driver_sql("BEGIN IMMEDIATE"), file)
 
     engine.dispose()  # connections made before have none of this
-
-
-def _explain(error: BaseException, url: URL) -> str:
-    """Return the one line that a person needs about `error`, without the password."""
-    whole = url.render_as_string(hide_password=False)
-    name = f"storage {masked(whole)}"
-    if isinstance(error, ModuleNotFoundError) and error.name:
-        dialect, module = url.get_backend_name(), error.name
-        ours = module in list(DRIVERS.get(dialect, {}).values())[:1]
-        install = f"sweepstack[{dialect}]" if ours else module
-        return f"{name} needs the package {module}, which is not installed: pip install '{install}'"
-    reason = _reason(getattr(error, "orig", None) or error, whole)
-    if "file is not a database" in reason:
-        return f"{name} is not a database: the file holds something else, name another one"
-    return f"{name} cannot be opened: {reason or type(error).__name__}"
-
-
-def _reason(error: BaseException, url: str) -> str:
-    """What a driver says, in one line; the URL's passwords are masked however it quotes them."""
-    text, url = str(error), _with_password(url)
-    with contextlib.suppress(sqlalchemy.exc.ArgumentError, ValueError):  # a journal's path
-        parsed = sqlalchemy.make_url(url)
-        secrets = [str(parsed.password or "")]
-        for key, value in parsed.query.items():
-            given = (value,) if isinstance(value, str) else value
-            secrets += [word for word in given if _is_secret(key, word)]
-        for secret in filter(None, secrets):
-            for written in {secret, quote(secret), quote(secret, safe=""), quote_plus(secret)}:
-                text = text.replace(written, "***")
-    return one_line(text)

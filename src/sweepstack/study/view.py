@@ -14,6 +14,7 @@ Notation: `df` is `StudyView.frame` or some of its rows.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError
 
 from sweepstack.config.errors import InputError, masked, nearest, one_line
-from sweepstack.study import storage
+from sweepstack.study import storage, storage_url
 from sweepstack.study.attributes import EQUALS, FOLDER, IDENTITY, SWEEP
 from sweepstack.study.frame import STATES, frame, history, layers, ranks
 from sweepstack.study.keys import Direction, Key, Parameter, objectives, swept_keys
@@ -107,6 +108,23 @@ class StudyView:
         if not isinstance(name, str) or name != Path(name).name or name in ("", ".", ".."):
             return None
         return next((root / name for root in self.roots if (root / name).is_dir()), None)
+
+    @cached_property
+    def probed(self) -> dict[int, tuple[float, int | None]]:
+        """The trials that `rerun` probed here: the share of their losses to which rounding grows,
+        and the step from which on they are chaotic, if they are. The last probe counts."""
+        started = {trial.number: str(trial.datetime_start) for trial in self.trials}
+        found: dict[int, tuple[float, int | None]] = {}
+        for path in sorted((outputs(self.where) / "reruns").glob("*/rerun.json"), key=_written):
+            try:
+                known = json.loads(path.read_text("utf-8"))
+                trial, most, begins = (known[k] for k in ("trial", "grows_to", "chaotic_from"))
+                # A study of that name may have been deleted and made anew.
+                if known["study"] == self.name and known["started"] == started.get(trial):
+                    found[trial] = float(most), None if begins is None else int(begins)
+            except (OSError, ValueError, TypeError, KeyError, RecursionError):
+                continue  # not probed, or not written by `rerun`
+        return found
 
     @property
     def roots(self) -> list[Path]:
@@ -387,6 +405,13 @@ def _unknown(name: str, names: list[str], url: str) -> str:
     return f"{line}; it has {', '.join(names[:MAX_NAMED])}{more}"
 
 
+def _written(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
 def outputs(where: str) -> Path:
     """The folder of reports and reruns: outputs, or that of the folder above in which the studies
     were found (`storage.above`)."""
@@ -397,7 +422,7 @@ def outputs(where: str) -> Path:
 
 def place(where: str) -> Path:
     """The folder of a SQLite file or a journal; outputs for a server's database."""
-    if (path := storage.path_of(where) if "://" in where else Path(where)) is not None:
+    if (path := storage_url.path_of(where) if "://" in where else Path(where)) is not None:
         return path.parent
     try:
         parsed = make_url(where)

@@ -19,7 +19,7 @@ from sweepstack.config.check import shown
 from sweepstack.config.errors import InputError
 from sweepstack.config.space import Label, Space, points
 from sweepstack.config.space.declare import parse
-from sweepstack.study.storage import absolute, take_password
+from sweepstack.study.storage_url import absolute, take_password
 from sweepstack.sweep import pruners, samplers
 
 _WHERE = "hydra.sweeper"
@@ -90,7 +90,7 @@ class Plan(sweeper.Settings):
 
     Attributes:
         study: its name in the storage.
-        storage: a database URL without its password (`storage.take_password`); a SQLite file by
+        storage: a database URL without its password (`storage_url.take_password`); a SQLite file by
             its absolute path. None: a file that is removed when the sweep is over.
         space: what is fixed and what is swept.
         objectives: names of what is optimized.

@@ -40,14 +40,15 @@ def open_study(
     name: str,
     directions: Sequence[str],
     identity: Mapping[str, Any],
-    on_mismatch: Literal["refuse", "new"] = "refuse",
+    on_mismatch: Literal["refuse", "new", "join"] = "refuse",
 ) -> optuna.Study:
     """Create the study `name`, or load it to go on with it; set its sampler and pruner afterwards.
 
     `directions` are "minimize" or "maximize", one per objective; `identity` must be JSON. With
     `on_mismatch="new"` a study of another identity is left alone and NAME_2, NAME_3 ... is opened,
-    the first that is free or has this identity. Otherwise a study in which no trial has finished
-    or runs takes the new question: it is made anew, and a line says so.
+    the first that is free or has this identity. With "refuse" a study in which no trial has
+    finished or runs takes the new question: it is made anew, and a line says so. With "join" it is
+    another command's, and stays as it is.
 
     Raises:
         InputError: the study has another identity; one line per difference, nothing is written.
@@ -58,6 +59,9 @@ def open_study(
             study, differences = _open(storage, candidate, directions, wanted)
             if not differences:
                 return study
+            if on_mismatch == "join":
+                rule = f"study '{name}' cannot be joined: what it asks is another question here"
+                raise InputError([f"{rule} (other code or configs?):", *differences])
             if on_mismatch == "refuse":
                 if _is_unfinished(study):
                     log.warning("study %s had no finished trial and takes the new question", name)

@@ -22,13 +22,14 @@ from optuna.exceptions import ExperimentalWarning
 from optuna.trial import FrozenTrial, TrialState
 from rich.table import Column, Table
 
-from sweepstack.config import commands, errors, files
+from sweepstack.config import commands, errors, sweeper
 from sweepstack.config.errors import one_line
 from sweepstack.reporting.scoreboard import Scoreboard, count_finished
 from sweepstack.runs import progress
 from sweepstack.runs.progress import say
-from sweepstack.study import storage
+from sweepstack.study import storage, storage_url
 from sweepstack.study.attributes import EQUALS, LOST, OVERRIDES, RETRIED, SWEEP
+from sweepstack.study.book import register
 from sweepstack.study.book.book import Book
 from sweepstack.study.read import best_trials, trials_of
 from sweepstack.sweep import plan, studies
@@ -47,6 +48,8 @@ STUDIES = Path("outputs/studies")
 RESULTS = "optimization_results.yaml"
 _NOT_KEPT = ("hydra.mode=", "hydra.sweeper.storage=")
 """Overrides that a study does not keep: what every sweep has, and what may hold a password."""
+_OWN = ("study_name", "storage", "n_jobs", "workers_per_gpu", "dry_run", "on_mismatch")
+"""Settings of the sweeper that a study does not keep: those of one command alone."""
 
 
 def sweep(
@@ -57,6 +60,7 @@ def sweep(
     hydra: Sequence[str] = (),
     launcher: Launch | None = None,
     results: Path | None = None,
+    joins: Path | None = None,
 ) -> None:
     """Run a sweep until its study is complete.
 
@@ -67,6 +71,8 @@ def sweep(
         hydra: the command line's overrides of Hydra's own node.
         launcher: starts the workers; our own by default.
         results: folder of optimization_results.yaml; the study's own by default.
+        joins: the folder of the study's trials, where a study is joined that other commands began
+            and may work on.
 
     Raises:
         InputError: something is wrong; no trial was made.
@@ -87,24 +93,23 @@ def sweep(
     with _storage(chosen) as (url, opened), storage.named(url):
         # A grid's trials are its points: those of another kind of sweep must not count.
         identity = {"grid": chosen.grid, "space": chosen.space.signature(), **question}
-        study = studies.open_study(
-            opened, chosen.study, chosen.directions, identity, chosen.on_mismatch
-        )
+        on_mismatch = chosen.on_mismatch if joins is None else "join"
+        study = studies.open_study(opened, chosen.study, chosen.directions, identity, on_mismatch)
         temporary = chosen.storage is None
         chosen = replace(chosen, study=study.study_name, storage=url)
         if list(study.metric_names or ()) != list(chosen.objectives):
             study.set_metric_names(list(chosen.objectives))
-        if SWEEP not in study.user_attrs:
-            study.set_user_attr(SWEEP, _command(chosen, arguments, hydra, app))
-        folder = studies.folder_of(opened, study, STUDIES.absolute())
+        deadline = began + chosen.timeout_s if chosen.timeout_s else math.inf
+        if joins is None:
+            _keep(study, _command(chosen, arguments, hydra, app) | _settings_of(node, deadline))
+        folder = joins or studies.folder_of(opened, study, STUDIES.absolute())
         trial_folder.keep_models(study, chosen.keep_models)
         book = studies.open_book(chosen, study, opened, partial(app.checkpointed, folder))
         book.recover()
-        if chosen.grid:
-            book.retry_failed()
-        else:
+        if not chosen.grid:
             book.enqueue(chosen.enqueue)
-        deadline = began + chosen.timeout_s if chosen.timeout_s else math.inf
+        elif joins is None:
+            book.retry_failed()
         crew = Crew(chosen, app, folder, deadline, stops=book.stops())
         single = chosen.directions[0] if len(chosen.directions) == 1 else None
         board = Scoreboard(book, single, chosen.objectives[0])
@@ -112,9 +117,11 @@ def sweep(
         code, counts = None, book.counts()
         to_go = book.total is None or counts["remaining"]
         if to_go and not too_many_failed(chosen, counts):
-            code = launch(crew, board, launcher)
+            code = launch(crew, board, launcher, joins=joins is not None)
         if app.origin["name"] == "sweepstack":  # others keep what they want
             trial_folder.remove_models(study, folder, opened)
+        if joins is not None and code is None and _leaves(crew, book):
+            return
         from sweepstack.study.view import StudyView  # imports pandas, which no start needs
 
         view = StudyView(study, "" if temporary else url, opened)
@@ -172,7 +179,7 @@ def _progress_of(plan: Plan) -> str:
     if plan.storage is None:
         return "a temporary file"
     shown = errors.masked(plan.storage)
-    if storage.is_new(plan.storage):
+    if storage_url.is_new(plan.storage):
         return f"{shown} (new)"
     opened = storage.connect(plan.storage)
     if plan.study not in optuna.get_all_study_names(opened):
@@ -198,6 +205,34 @@ def _command(
     }
 
 
+def _settings_of(node: Mapping[str, Any], deadline: float) -> dict[str, Any]:
+    """What of `hydra.sweeper` is not the default, and until when; another machine that joins the
+    study needs no more."""
+    known = sweeper.defaults(sweeper.Sweeper)
+    settings = {k: v for k, v in node.items() if k in known and k not in _OWN and v != known[k]}
+    return {"settings": settings, "deadline": deadline if deadline < math.inf else None}
+
+
+def _keep(study: optuna.Study, command: dict[str, Any]) -> None:
+    """Keep how the study was last asked for."""
+    if study.user_attrs.get(SWEEP) != command:
+        study.set_user_attr(SWEEP, command)
+
+
+def _leaves(crew: Crew, book: Book) -> bool:
+    """Say what a command that joined a study did for it; whether others are still at work, of whom
+    the last prints the results."""
+    members = register.workers(book.study)
+    ran = sum(entry.trials for entry in members if entry.crew == crew.name)
+    others = sum(entry.is_alive for entry in members if entry.crew != crew.name)
+    of = f"this command ran {ran} of the {count_finished(book.counts())} finished trials"
+    if not others:
+        say(of)
+        return False
+    say(f"{of}; others ({others}) still work on it, and the last of them prints the results")
+    return True
+
+
 def _announce(chosen: Plan, book: Book) -> None:
     done, total = count_finished(book.counts()), "trials"
     if book.total is not None:
@@ -215,8 +250,10 @@ def _conclude(
     sweep failed."""
     counts, study, url = book.counts(), book.study, view.where
     if code is not None:
-        again = "run the same command again to resume"
-        raise errors.Stopped(f"interrupted with {counts['remaining']} trials to go; {again}", code)
+        others = [e for e in register.workers(study) if e.is_alive and e.crew != crew.name]
+        on = f", which other workers ({len(others)}) go on with" if others else ""
+        again = f"{on}; run the same command again to resume"
+        raise errors.Stopped(f"interrupted with {counts['remaining']} trials to go{again}", code)
     rate = f"hydra.sweeper.max_failure_rate={crew.plan.max_failure_rate:g}"
     too_many = too_many_failed(crew.plan, counts, ended=True)
     hopeless = counts["remaining"] and too_many_failed(crew.plan, counts)
@@ -310,7 +347,7 @@ def _write_results(study: optuna.Study, trials: Sequence[FrozenTrial], folder: P
         return
     text = yaml.safe_dump({"name": "optuna", **values}, sort_keys=False, allow_unicode=True)
     folder.mkdir(parents=True, exist_ok=True)
-    files.write_bytes(folder / RESULTS, text.encode())
+    errors.write_bytes(folder / RESULTS, text.encode())
 
 
 @contextlib.contextmanager

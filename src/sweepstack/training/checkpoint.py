@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from sweepstack.config import files
+from sweepstack.config import errors
 from sweepstack.config.errors import EnvironmentFault, InputError, one_line
 
 log = logging.getLogger(__name__)
@@ -36,8 +36,8 @@ def save(path: Path, value: Any) -> None:
     torch.save(value, buffer)
     content = buffer.getvalue()
     digest = hashlib.sha256(content).hexdigest()
-    files.write_bytes(_checksum(path), f"{digest}  {path.name}\n".encode())
-    files.write_bytes(path, content)
+    errors.write_bytes(_checksum(path), f"{digest}  {path.name}\n".encode())
+    errors.write_bytes(path, content)
 
 
 def save_state(path: Path, state: Mapping[str, Any], batch_norms: Sequence[str], step: int) -> None:
@@ -52,7 +52,7 @@ def save_state(path: Path, state: Mapping[str, Any], batch_norms: Sequence[str],
     counts = {f"{name}.num_batches_tracked": torch.tensor(step) for name in batch_norms}
     buffer = io.BytesIO()
     torch.save({**state, **counts}, buffer)
-    files.write_bytes(path, buffer.getvalue(), durable=False)
+    errors.write_bytes(path, buffer.getvalue(), durable=False)
 
 
 def load(path: Path) -> Any:
@@ -61,16 +61,22 @@ def load(path: Path) -> Any:
     Raises:
         EnvironmentFault: the file is missing, damaged, or not plain data.
     """
+    content = _whole(path)
+    try:
+        return torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
+    except Exception as error:
+        raise EnvironmentFault(f"{path} is not a checkpoint: {one_line(error)}") from error
+
+
+def _whole(path: Path) -> bytes:
+    """The content of a file that fits its checksum."""
     try:
         content, wanted = path.read_bytes(), _checksum(path).read_text("utf-8").split()[:1]
     except (OSError, UnicodeDecodeError) as error:
         raise EnvironmentFault(f"cannot read {path}: {one_line(error)}") from error
     if wanted != [hashlib.sha256(content).hexdigest()]:
         raise EnvironmentFault(f"{path} is damaged: its SHA-256 is not that of {path.name}.sha256")
-    try:
-        return torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
-    except Exception as error:
-        raise EnvironmentFault(f"{path} is not a checkpoint: {one_line(error)}") from error
+    return content
 
 
 def _checksum(path: Path) -> Path:
@@ -117,6 +123,15 @@ def load_trial(folder: Path, config_hash: str) -> dict[str, Any] | None:
             )
         return state
     return None
+
+
+def steps(folder: Path) -> int:
+    """The step of the newest whole checkpoint in `folder`, by its name; 0 where there is none."""
+    for path in _found(folder):
+        with contextlib.suppress(EnvironmentFault, ValueError):
+            _whole(path)
+            return int(path.stem.removeprefix("step_"))
+    return 0
 
 
 def mark_damaged(folder: Path, why: str) -> None:

@@ -72,13 +72,18 @@ def _processor() -> str:
 
 @contextmanager
 def settings(training: schema.Training) -> Iterator[None]:
-    """Set determinism and matrix precision for a while, and put back what was there."""
+    """Set determinism and matrix precision for a while, and put back what was there.
+
+    What is deterministic has one thread on a CPU: some sums are divided among threads, and a worker
+    has as many as its host has left for it.
+    """
     before = (
         torch.are_deterministic_algorithms_enabled(),
         torch.is_deterministic_algorithms_warn_only_enabled(),
         torch.backends.cudnn.benchmark,
         torch.get_float32_matmul_precision(),
         torch.backends.cudnn.allow_tf32,
+        torch.get_num_threads(),
     )
     tf32 = training.precision == "tf32"
     try:
@@ -87,12 +92,14 @@ def settings(training: schema.Training) -> Iterator[None]:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.use_deterministic_algorithms(True)
             torch.backends.cudnn.benchmark = False
+            torch.set_num_threads(1)
         torch.set_float32_matmul_precision("high" if tf32 else "highest")
         torch.backends.cudnn.allow_tf32 = tf32
         yield
     finally:
         if training.deterministic:
             torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+            torch.set_num_threads(before[5])
         torch.backends.cudnn.benchmark = before[2]
         torch.set_float32_matmul_precision(before[3])
         torch.backends.cudnn.allow_tf32 = before[4]

@@ -440,7 +440,7 @@ class Muon(AdamW):
 
 @dataclass(frozen=True)
 class Custom(Rule):
-    """A torch optimizer, which trains a trial alone; see own_optimizer.py."""
+    """A torch optimizer, which trains a trial alone; see own.py."""
 
     name: ClassVar[str] = "custom"
     shaped: ClassVar[bool] = True

@@ -67,9 +67,17 @@ def everything(stack):
     return [*stack.persistent, *rows, *(g for bank in stack.moments.values() for g in bank.packed)]
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw", "rmsprop"])
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("model", SMALL_MODELS)
+# Every model with every kind, every optimizer with every kind: an update sees no model.
+@pytest.mark.parametrize(
+    ("model", "kind", "optimizer"),
+    [
+        (model, kind, optimizer)
+        for model in SMALL_MODELS
+        for kind in KINDS
+        for optimizer in ("sgd", "adam", "adamw", "rmsprop")
+        if model == "mlp" or optimizer == "adam"
+    ],
+)
 def test_a_step_is_the_same_operations_each_time(model, kind, optimizer):
     words = (*COMMON, *SMALL_MODELS[model], *KINDS[kind], f"optimizer={optimizer}")
     specs = [make_spec(*words, f"training.seed={n}", number=n) for n in range(WIDTH)]

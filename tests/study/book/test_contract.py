@@ -104,6 +104,32 @@ def test_of_what_is_left_a_worker_takes_its_share(open_book: Callable[..., Book]
     assert len(run_all(book)) == 29
 
 
+def test_workers_with_room_for_all_end_together(open_book: Callable[..., Book]) -> None:
+    """Each asks again and again while it has room; trials of one time run at once."""
+    books = [open_book(total=24, points=24) for _ in range(3)]
+    held: list[list[optuna.Trial]] = [[], [], []]
+    books[0].workers = 1
+    held[0] = books[0].claim(4)  # alone at first
+    for book in books:
+        book.workers = 3
+    rounds = 0
+    while True:
+        for book, mine in zip(books, held, strict=True):
+            while new := book.claim(64 - len(mine), begun=len(mine)):
+                mine += new
+        if not any(held):
+            break
+        rounds += 1
+        sizes = sorted(len(mine) for mine in held)
+        assert sizes[-1] - sizes[0] <= 1, sizes
+        for book, mine in zip(books, held, strict=True):
+            for trial in mine:
+                finish(book, trial)
+            mine.clear()
+    assert rounds == 1
+    assert books[0].counts()["done"] == 24
+
+
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.permutations(range(12)),

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import sqlite3
+import time
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import book_support
@@ -14,12 +18,15 @@ from book_support import end, falls_silent, finish, one, run_all, suggest
 from optuna.trial import TrialState
 from sqlalchemy import event
 
+from sweepstack.study import storage
 from sweepstack.study.attributes import CONTINUES, LOST, POINT, RETRIED, RETRIES, RETRY_OF, WORKER
 from sweepstack.study.book import (
     Report,
     processes,
 )
 from sweepstack.study.book.book import Book
+from sweepstack.sweep.worker.trainer import TrainingApp
+from sweepstack.training.checkpoint import save_trial
 
 
 def worker_dies(trial: optuna.Trial | None) -> None:
@@ -173,10 +180,10 @@ def test_a_trial_that_kills_its_workers_is_given_up(open_book: Callable[..., Boo
     assert run_all(book) == [1.0]
 
 
-def test_what_kills_its_worker_is_tried_again_behind_what_was_never_tried(
+def test_what_kills_its_worker_is_tried_at_once_and_then_behind_what_was_never_tried(
     open_book: Callable[..., Book],
 ) -> None:
-    """Each start of the command loses the trial that kills it, and reaches one more point."""
+    """Each start of the command loses the trial that kills it."""
 
     def start() -> list[float]:
         book = open_book(total=5, points=5, max_restarts=2)
@@ -191,7 +198,7 @@ def test_what_kills_its_worker_is_tried_again_behind_what_was_never_tried(
             end(book, trial, 0.0)
         return ran
 
-    assert [start() for _ in range(5)] == [[0.0, 1.0], [2.0, 3.0, 4.0, 1.0], [1.0], [], []]
+    assert [start() for _ in range(5)] == [[0.0, 1.0], [1.0], [2.0, 3.0, 4.0, 1.0], [], []]
     counts = open_book(total=5, points=5).counts()
     assert (counts["done"], counts["failed"], counts["remaining"]) == (4, 1, 0)
 
@@ -208,6 +215,68 @@ def test_without_a_total_what_kills_its_worker_is_given_up_and_others_go_on(
         book.recover()
     assert x[0] == x[1] == x[2] != x[3]
     assert book.counts()["failed"] == 1
+
+
+@pytest.mark.parametrize("how", ["lost", "put back"])
+def test_what_was_requeued_comes_before_all_that_waits(
+    open_book: Callable[..., Book], how: str
+) -> None:
+    """A sampler, and who reads the study, wait for it; others may be enqueued by the hundred."""
+    book = open_book(total=6)
+    trial = one(book)
+    x = suggest(book, trial)
+    for value in (901.0, 902.0):
+        book.study.enqueue_trial({"x": value})
+    if how == "lost":
+        worker_dies(trial)
+        assert book.recover() == 1
+    else:
+        assert trial is not None
+        book.release(trial)
+    assert run_all(book)[:3] == [x, 901.0, 902.0]
+
+
+def test_who_died_is_looked_for_without_holding_the_study(open_book: Callable[..., Book]) -> None:
+    book = open_book(total=3)
+    lost, other = one(book), one(book)
+    book._held = None  # type: ignore[assignment]
+    assert book.recover() == 0
+    del book._held
+    worker_dies(lost)
+    assert book.recover() == 1
+    assert other is not None
+    assert book.counts()["running"] == 1
+
+
+def test_silence_while_the_database_was_away_is_no_sign_of_death(
+    open_book: Callable[..., Book], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No worker could send a heartbeat; those of other hosts have not done so again yet."""
+    book = open_book(total=1)
+    trial = one(book)
+    assert trial is not None
+    trial.set_user_attr(WORKER, "elsewhere/1:7:8")
+    falls_silent(book, trial)
+    monkeypatch.setattr(storage, "_back", time.monotonic())
+    assert book.recover() == 0
+    monkeypatch.setattr(storage, "_back", -math.inf)
+    assert book.recover() == 1
+
+
+@pytest.mark.parametrize("host", ["here", "elsewhere"])
+def test_a_process_that_is_seen_to_live_may_be_silent_for_longer(
+    open_book: Callable[..., Book], host: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    book = open_book(total=1)
+    trial = one(book)
+    assert trial is not None
+    if host == "elsewhere":
+        trial.set_user_attr(WORKER, "elsewhere/1:7:8")
+    monkeypatch.setattr(book, "_at_work", lambda page: [(trial.user_attrs[WORKER], 60.0)])
+    held = []
+    monkeypatch.setattr(book, "_records", lambda *given: held.append(given) or [])
+    book.recover()
+    assert len(held) == (host == "elsewhere")
 
 
 def test_failed_points_are_tried_again_behind_what_was_never_tried(
@@ -242,6 +311,35 @@ def test_only_restarts_without_progress_count(open_book: Callable[..., Book], ho
     assert book.counts()["failed"] == 1
     assert [t.user_attrs.get(RETRIES) for t in book.study.trials] == [None, 1, 0, 1, 0, 0, 1]
     assert "hydra.sweeper.max_restarts" in book.study.trials[-1].user_attrs[LOST]
+
+
+@pytest.mark.parametrize("how", ["further", "same step", "damaged"])
+def test_a_checkpoint_that_moved_on_is_progress_if_it_can_be_read(
+    open_book: Callable[..., Book], tmp_path: Path, how: str
+) -> None:
+    """Three trials of a stack, whose worker is killed six times, or until it finds none."""
+    checkpointed = partial(TrainingApp().checkpointed, tmp_path)
+    book = open_book(total=3, max_restarts=3, checkpointed=checkpointed)
+    for kill in range(1, 7 if how == "further" else 40):  # suspects come back one by one
+        if not (trials := book.claim(3)):
+            break
+        for trial in trials:
+            place = tmp_path / str(trial.number)
+            before = tmp_path / str(trial.user_attrs.get(CONTINUES))
+            if before.exists():
+                before.rename(place)
+            step = 10 if how == "same step" else 10 * kill
+            save_trial(place / "checkpoints", step, {"tensors": {}})
+            if how == "damaged":
+                file = place / "checkpoints" / f"step_{step:010d}.pt"
+                file.write_bytes(file.read_bytes()[:-1])
+            worker_dies(trial)
+    failed = {"further": 0, "same step": 3, "damaged": 3}[how]
+    while (trial := one(book)) is not None:
+        assert trial.user_attrs[RETRIES] == 0
+        finish(book, trial)
+    counts = book.counts()
+    assert (counts["done"], counts["failed"]) == (3 - failed, failed)
 
 
 def test_a_trial_that_had_not_begun_is_not_blamed(open_book: Callable[..., Book]) -> None:

@@ -159,7 +159,7 @@ WORKERS_CONFIG = """
 
 def test_local_workers_know_the_main_module_and_a_raised_total_adds_the_difference(tmp_path):
     app = App(tmp_path, WORKERS, WORKERS_CONFIG)
-    app.sweep()
+    app.sweep(COLD_WORKERS="1")
     first = app.trials("workers")
     app.sweep("hydra.sweeper.n_trials=9", "hydra.sweeper.n_jobs=1")
     trials = app.trials("workers")

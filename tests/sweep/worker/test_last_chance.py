@@ -92,9 +92,9 @@ def test_suspects_run_behind_new_trials_in_ever_smaller_company(tmp_path, monkey
     for trial in book.claim(2):
         finish(book, trial)
     assert lose() == [0] * 6
-    assert lose() == [1] * 4
-    beside = book.claim(16)
-    assert [trial.user_attrs[RETRIES] for trial in beside] == [1, 1]
+    assert lose() == [1] * 6
+    beside = book.claim(32)
+    assert [trial.user_attrs[RETRIES] for trial in beside] == [2, 2]
     assert not book.claim(16, alone=False)  # none of them beside others
     for trial in beside:
         finish(book, trial)

@@ -104,6 +104,9 @@ class Board(launch.Scoreboard):
     def __exit__(self, *raised: object) -> None:
         pass
 
+    def enter(self, entry: Entry) -> None:
+        self.opened.set_user_attr(f"{WORKERS}.{entry.process}", asdict(entry))
+
     def refresh(self, *given: object, **named: object) -> None:
         pass
 
@@ -132,7 +135,7 @@ def jobs(monkeypatch):
                 if end is not None:
                     entry = Entry(f"other/1:{len(asked)}{number}:1", len(asked), 0, crew.name)
                     entry.ended, entry.code = end
-                    board.opened.set_user_attr(f"{WORKERS}.{entry.process}", asdict(entry))
+                    board.enter(entry)
             if isinstance(result, Exception):
                 raise result
             return result  # type: ignore[no-any-return]
@@ -147,7 +150,7 @@ def test_a_complete_study_with_a_dead_worker_is_a_success_and_a_line(jobs, caplo
     with caplog.at_level(logging.WARNING, "sweepstack"):
         assert run.run() is None
     assert asked == [3]
-    assert caplog.messages == ["the study is complete, though worker 11 on other ended early"]
+    assert said(caplog) == ["the study is complete, though worker 11 on other ended early"]
 
 
 def test_dead_workers_are_replaced_as_long_as_trials_end(jobs, caplog):
@@ -199,6 +202,10 @@ def test_what_would_end_another_too_is_raised(jobs, error, ends):
     assert asked == [3]
 
 
+def said(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [each.getMessage() for each in caplog.records if each.name.startswith("sweepstack")]
+
+
 class Scheduler:
     """A made-up queue, whose jobs end only when they are told to."""
 
@@ -244,8 +251,7 @@ def test_dead_jobs_are_replaced_while_others_work_and_a_slow_submission_is_await
         asked.append(count)
         if len(asked) == 1:
             scheduler.submit("slurm 1_0", "slurm 1_1")
-            entry = Entry("other/1:11:1", 1, 0, "mine", job="slurm 1_0")
-            board.opened.set_user_attr(f"{WORKERS}.{entry.process}", asdict(entry))
+            board.enter(Entry("other/1:11:1", 1, 0, "mine", job="slurm 1_0"))
             scheduler.queued -= {"slurm 1_0"}  # killed
             assert scheduler.over.wait(60)  # and its launcher never knows
             return None
@@ -259,6 +265,7 @@ def test_dead_jobs_are_replaced_while_others_work_and_a_slow_submission_is_await
             assert scheduler.over.wait(60)
         else:
             board.done = 10
+            board.enter(Entry("other/1:12:1", 1, 0, "mine", job="slurm 3_0", ended=4))
             scheduler.queued.clear()  # all end by themselves
         return None
 
@@ -267,7 +274,7 @@ def test_dead_jobs_are_replaced_while_others_work_and_a_slow_submission_is_await
         assert jobs.run() is None
     assert asked == [2, 1, 1]
     assert board.done == 10
-    assert caplog.messages == [f"slurm 1_{n} ended early; starting another" for n in (0, 1)]
+    assert said(caplog) == [f"slurm 1_{n} ended early; starting another" for n in (0, 1)]
     assert scheduler.queued == set()
 
 

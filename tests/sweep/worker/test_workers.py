@@ -64,24 +64,24 @@ def uninterrupted(seed: int) -> list[dict[str, float]]:
 
 
 @slow
-def test_four_workers_run_each_of_400_trials_once(tmp_path: Path) -> None:
-    command = [*APP, "-m", "x=range(0,400)", "trouble.wait=[0,1,2,3]", "hydra.sweeper.n_jobs=4"]
+def test_four_workers_run_each_of_120_trials_once(tmp_path: Path) -> None:
+    command = [*APP, "-m", "x=range(0,120)", "trouble.wait=[0,1,2,3]", "hydra.sweeper.n_jobs=4"]
     sweep = Sweep(command, tmp_path)
     sweep.until(lambda: len(running(tmp_path)) == 4, "four workers")
     (tmp_path / "go").touch()
     sweep.succeeds()
     assert "locked" not in sweep.err
-    assert ran(tmp_path) == {str(x): 1 for x in range(400)}
+    assert ran(tmp_path) == {str(x): 1 for x in range(120)}
     trials = rows(tmp_path)
-    assert [row.number for row in trials] == list(range(400))
+    assert [row.number for row in trials] == list(range(120))
     assert {row.state for row in trials} == {"COMPLETE"}
-    assert sorted(row.values for row in trials) == [(float(x),) for x in range(400)]
+    assert sorted(row.values for row in trials) == [(float(x),) for x in range(120)]
     assert len({row.worker for row in trials}) == 4
 
 
 @slow
 def test_four_starts_of_one_command_share_its_total(tmp_path: Path) -> None:
-    command = [*APP, "-m", "x=interval(0,1)", "hydra.sweeper.n_trials=100"]
+    command = [*APP, "-m", "x=interval(0,1)", "hydra.sweeper.n_trials=60"]
     command += ["hydra/sweeper/sampler=random", "hydra.sweeper.study_name=shared"]
     command += [f"hydra.sweeper.storage=sqlite:///{tmp_path}/outputs/studies.db"]
     command += ["trouble.hold=true"]
@@ -96,11 +96,11 @@ def test_four_starts_of_one_command_share_its_total(tmp_path: Path) -> None:
         sweep.succeeds()
         assert "locked" not in sweep.err
     trials = rows(tmp_path)
-    assert states(tmp_path) == {"COMPLETE": 100}
-    assert [row.number for row in trials] == list(range(100))
+    assert states(tmp_path) == {"COMPLETE": 60}
+    assert [row.number for row in trials] == list(range(60))
     calls = sum((ran(sweep.folder) for sweep in sweeps), Counter())
     assert sorted(map(float, calls.elements())) == sorted(row.values[0] for row in trials)
-    assert len(calls) == 100
+    assert len(calls) == 60
     assert len({row.worker for row in trials}) == 4
 
 
@@ -154,7 +154,7 @@ def test_an_interrupted_sweep_goes_on_from_its_checkpoints(
         return len(running(tmp_path, reports=3)) == jobs * width
 
     if jobs > 1:  # Ctrl-C while the workers are starting is nothing to make a noise about
-        sweep = Sweep(command, tmp_path)
+        sweep = Sweep(command, tmp_path, COLD_WORKERS="1")
         sweep.until(lambda: has_started(sweep, "numpy"), "the start of a worker")
         sweep.send(signal.SIGINT)
         assert sweep.ends() == 130
@@ -237,9 +237,10 @@ def test_trials_that_end_their_worker_fail_in_the_end_and_the_others_complete(
     tmp_path: Path,
 ) -> None:
     command = [*APP, "-m", "x=range(0,12)", "trouble.die=[2,5]", "trouble.exit=[3]"]
-    sweep = Sweep([*command, "hydra.sweeper.n_jobs=2"], tmp_path)
+    command += ["hydra.sweeper.n_jobs=2", "hydra.sweeper.max_restarts=1"]
+    sweep = Sweep(command, tmp_path)
     sweep.succeeds()
-    assert ran(tmp_path) == {str(x): {2: 4, 5: 4}.get(x, 1) for x in range(12)}  # 3 restarts
+    assert ran(tmp_path) == {str(x): {2: 2, 5: 2}.get(x, 1) for x in range(12)}
     assert states(tmp_path) == {"COMPLETE": 9, "FAIL": 3}
     failed = [row for row in rows(tmp_path) if row.state == "FAIL" and not row.is_retried]
     by_point = {
@@ -280,3 +281,22 @@ def test_a_checksum_that_a_killed_trial_left_goes_with_its_checkpoints(tmp_path:
     (tmp_path / "checkpoints" / "step_0000000010.pt.sha256").touch()
     checkpoint.clear_trial(tmp_path / "checkpoints")
     assert not (tmp_path / "checkpoints").exists()
+
+
+@slow
+def test_deterministic_numbers_are_the_same_on_one_and_on_two_workers(tmp_path: Path) -> None:
+    """At a learning rate of 1 too, where one rounding becomes another accuracy."""
+
+    def histories(jobs: int) -> dict[object, str]:
+        folder = tmp_path / str(jobs)
+        folder.mkdir()
+        words = ("optimizer=adam", "optimizer.lr=0.01,1", "training.seed=0,1", "training.width=5")
+        words += ("training.max_steps=40", "training.eval_every=20", "training.deterministic=true")
+        sweep = Sweep([*SWEEPSTACK, "-m", *words, f"hydra.sweeper.n_jobs={jobs}"], folder)
+        sweep.succeeds()
+        (study,) = (folder / "outputs" / "studies").iterdir()
+        read = {r.params: (study / str(r.number) / "history.csv").read_text() for r in rows(folder)}
+        assert len(read) == 4
+        return read
+
+    assert histories(1) == histories(2)

@@ -1,7 +1,7 @@
 """The doctor: what a tuning playbook asks a person to check of a sweep, computed.
 
     finding     what is said, how sure it is, and the statistics of the checks
-    failures    how many failed, and do the best lie next to them?
+    failures    how many failed, and do the best lie next to them? are probed trials chaotic?
     settings    are the best at an edge, do they differ by more than seed noise, what did nothing?
     curves      are the best still improving, saturated early, overfitting, noisy late; pruning
     overrides   what widens or fixes a swept key, in the sweep's own grammar
@@ -31,7 +31,7 @@ def examine(view: StudyView) -> list[Finding]:
     """
     checks = (
         *(failures.check, settings.check_edges, curves.check_shapes, curves.check_pruning),
-        *(settings.check_seeds, settings.check_idle),
+        *(settings.check_seeds, settings.check_idle, failures.check_chaos),
     )
     found = [finding for check in checks for finding in check(view)]
     return sorted(found, key=lambda finding: LEVELS.index(finding.level))

@@ -64,6 +64,31 @@ def check(view: StudyView) -> Iterator[Finding]:
                 yield from _border(view, parameter, failed)
 
 
+def check_chaos(view: StudyView) -> Iterator[Finding]:
+    """Trials whose numbers rounding decides, of those that `sweepstack-study rerun --probe` probed.
+
+    Rule: a rerun's probes, whose learning rates are off by a few roundings, differ in a loss by
+    0.1 % or more (runs/rerun/compare.py). The best trial: a problem. Another: a hint. None: a
+    fact. Of a trial that was not probed nothing is known.
+    """
+    chaotic = {trial: most for trial, (most, begins) in view.probed.items() if begins is not None}
+    if not view.probed:
+        return
+    of = count(len(view.probed), "probed trial")
+    if not chaotic:
+        most = max(most for most, _ in view.probed.values())
+        yield Finding("chaotic", "fact", f"rounding grows to {most:.1e} of the losses of {of}")
+        return
+    best = set(view.best_rows()["number"].head(1)) & set(chaotic)
+    named = ", ".join(map(str, sorted(chaotic)[:10])) + ", ..." * (len(chaotic) > 10)
+    text = (
+        f"{len(chaotic)} of {of} {'is' if len(chaotic) == 1 else 'are'} chaotic (trial {named}"
+        f"{', the best' if best else ''}): rounding grows to {percent(max(chaotic.values()))} of "
+        "the losses, so that they depend on the stack's width and the machine"
+    )
+    yield Finding("chaotic", "problem" if best else "hint", text)
+
+
 def _reason(errors: pd.Series) -> str:
     """The most frequent error; numbers in it differ from trial to trial."""
     if errors.empty:

@@ -13,7 +13,7 @@ import hashlib
 import re
 from pathlib import Path
 
-from sweepstack.config import files
+from sweepstack.config import errors
 from sweepstack.config.errors import EnvironmentFault, InputError
 from sweepstack.runs import progress
 from sweepstack.study import storage
@@ -84,5 +84,5 @@ def write(view: StudyView, path: Path) -> Path:
     doing = progress.console().status(f"writing the report of {len(view.frame):,} trials")
     with storage.named(view.where), doing:
         content = page.html(view)
-    files.write_bytes(path, content.encode("utf-8"))
+    errors.write_bytes(path, content.encode("utf-8"))
     return path

@@ -308,6 +308,8 @@ def best_table(view: StudyView) -> Table | None:
         [Cell(str(row["number"])), *(_value(view, name, row[name]) for name in names)]
         for row in shown.to_dict("records")
     ]
+    chaotic = [n for n in shown["number"] if n in view.probed and view.probed[n][1] is not None]
+    caption += f"; chaotic: trial {', '.join(map(str, chaotic))}" if chaotic else ""
     trial = shown["number"].iloc[0]
     command = commands.study("rerun", view.name, trial, where=view.where) if view.identity else ""
     return Table(key, title, caption, "best-of", [Cell("trial"), *head], body, printable(command))

@@ -63,6 +63,7 @@ def rerun(
     trust: Sequence[str] = (),
     folder: Path | None = None,
     config_dir: str | None = None,
+    probe: bool = False,
 ) -> int:
     """Train a trial again, alone, and say whether it gives what is recorded.
 
@@ -73,6 +74,7 @@ def rerun(
         trust: packages that `model._target_` may name besides the closed table.
         folder: a new one for the run; by default outputs/reruns/STUDY-NUMBER.
         config_dir: the user's folder of configs, as for the sweep.
+        probe: whether to measure how far it amplifies rounding, even where it agrees.
 
     Returns:
         0 where it agrees within the tolerance, else `EXIT_DIFFERENT`.
@@ -87,7 +89,7 @@ def rerun(
     trust_rule.see_own_packages(restored.config.trust)
     program = Program.of(TrialSpec(restored.config))
     console = progress.console()
-    for line in [*_changes(view, trial, program), *restored.notes, *_data_read(program)]:
+    for line in [*_changes(view, trial, program), *restored.notes, *data_read(program.config.data)]:
         progress.say(line, console)
     place = run_folder.claim(
         folder or outputs(view.where) / "reruns" / _folder_name(view.name, number)
@@ -95,18 +97,25 @@ def rerun(
     spec = TrialSpec(restored.config, number=number, folder=place)
     swept = any(override.startswith("+sweeps=") for override in restored.overrides)
     run_folder.begin(place, spec, [*restored.overrides, *(["hydra.mode=RUN"] if swept else [])])
-    comparison = _compared(console, spec, program, trial, _recorded(view, trial, restored, program))
+    recorded = _recorded(view, trial, restored, program)
+    comparison = _compared(console, spec, program, trial, recorded, probe)
     _print_table(console, comparison)
-    _write(place, view, number, comparison)
+    _write(place, view, trial, comparison, overrides)
     progress.say(f"results: {progress.shown(place)}", console)
     progress.say(one_line(comparison.verdict), console)
     return 0 if comparison.agrees else EXIT_DIFFERENT
 
 
 def _compared(
-    console: Console, spec: TrialSpec, program: Program, trial: FrozenTrial, recorded: Given
+    console: Console,
+    spec: TrialSpec,
+    program: Program,
+    trial: FrozenTrial,
+    recorded: Given,
+    probe: bool,
 ) -> Comparison:
-    """Train, write what it gave into the spec's folder, and compare; with probes where needed."""
+    """Train, write what it gave into the spec's folder, and compare; with probes where needed or
+    asked for."""
     stop = _stopped_at(trial, recorded)
     with progress.Watch(console) as watch:
         monitor = _Stop(stop, watch if console.is_terminal else None)
@@ -118,7 +127,7 @@ def _compared(
     comparison = compare(recorded, now, tolerance)
     # Probes can excuse a difference only where they train, and none does where the rerun cannot.
     trains = any(key.step is not None for key in now.numbers) or now.broke_at is not None
-    if not comparison.agrees and trains:
+    if trains and (probe or not comparison.agrees):
         probed = f"{len(PROBES)} probes measure how far this trial amplifies rounding"
         progress.say(f"{probed}; before: {comparison.verdict}", console)
         probes = _probe(spec, stop, program.objective, tolerance.floor)
@@ -336,30 +345,38 @@ def _changes(view: StudyView, trial: FrozenTrial, program: Program) -> list[str]
     """A line for each thing, besides the config, that is not as it was."""
     key = trial.user_attrs.get(ENVIRONMENT)
     then = view.user_attrs.get(f"{ENVIRONMENT}.{key}") if isinstance(key, str) else None
+    lines, now_on = [*changes_since(then)], program.device
     pairs: list[tuple[str, object, object]] = []
-    lines, now_on = [], program.device
-    if isinstance(then, Mapping):
-        now = environment()
-        old, new = then.get("versions"), now["versions"]
-        old = old if isinstance(old, Mapping) else {}
-        names = [*new, *(name for name in old if name not in new)]
-        pairs = [(one_line(n, 40), old.get(n, "none"), new.get(n, "none")) for n in names[:50]]
-        pairs.append(("platform", then.get("platform"), now["platform"]))
-        pairs.append(("git commit", _commit(then.get("git")), _commit(now["git"])))
-    else:
-        lines.append("the study does not record the versions that trained it")
     if before := trial.user_attrs.get("device"):
         pairs.append(("device", before, device.describe(now_on)))
     if before := trial.user_attrs.get(DATA_HASH):
         pairs.append(("SHA-256 of the data", before, program.data.fingerprint))
-    lines += [
+    lines += _changed(pairs)
+    if _kind_then(trial) not in (None, now_on.type):
+        lines.append(f"another kind of device: the tolerance is {OTHER_DEVICE} times as wide")
+    return lines
+
+
+def changes_since(then: object) -> list[str]:
+    """A line for each version, platform and commit that is not as an environment of a study's
+    (`runs.folder.environment`) says."""
+    if not isinstance(then, Mapping):
+        return ["the study does not record the versions that trained it"]
+    now, old = environment(), then.get("versions")
+    new, old = now["versions"], old if isinstance(old, Mapping) else {}
+    names = [*new, *(name for name in old if name not in new)]
+    pairs = [(one_line(n, 40), old.get(n, "none"), new.get(n, "none")) for n in names[:50]]
+    pairs.append(("platform", then.get("platform"), now["platform"]))
+    pairs.append(("git commit", _commit(then.get("git")), _commit(now["git"])))
+    return _changed(pairs)
+
+
+def _changed(pairs: Sequence[tuple[str, object, object]]) -> list[str]:
+    return [
         f"changed: {what} {one_line(old, 100)} then, {one_line(new, 100)} now"
         for what, old, new in pairs
         if old != new
     ]
-    if _kind_then(trial) not in (None, now_on.type):
-        lines.append(f"another kind of device: the tolerance is {OTHER_DEVICE} times as wide")
-    return lines
 
 
 def _commit(git: object) -> str:
@@ -368,9 +385,8 @@ def _commit(git: object) -> str:
     return f"{one_line(git.get('commit'), 12)}{' (changed files)' if git.get('dirty') else ''}"
 
 
-def _data_read(program: Program) -> list[str]:
+def data_read(data: schema.Data) -> list[str]:
     """Which files of this machine are read."""
-    data = program.config.data
     named = [getattr(data, key, None) for key in ("root", "path")]
     if isinstance(data, schema.Arrays | schema.Table):
         named += [data.train, data.val, data.test]
@@ -401,8 +417,15 @@ def _text(value: float) -> str:
     return str(int(value)) if whole else f"{value:.7g}"
 
 
-def _write(place: Path, view: StudyView, number: int, comparison: Comparison) -> None:
-    """Write rerun.json: the verdict and every number, then and now."""
+def _write(
+    place: Path,
+    view: StudyView,
+    trial: FrozenTrial,
+    comparison: Comparison,
+    overrides: Sequence[str],
+) -> None:
+    """Write rerun.json: the verdict and every number, then and now, and what `StudyView.probed`
+    reads."""
 
     def plain(value: float) -> float | None:
         return value if math.isfinite(value) else None
@@ -418,6 +441,9 @@ def _write(place: Path, view: StudyView, number: int, comparison: Comparison) ->
         }
         for found in comparison.differences
     ]
-    known = {"study": view.name, "trial": number, "agrees": comparison.agrees}
+    known = {"study": view.name, "trial": trial.number, "agrees": comparison.agrees}
+    if comparison.growth and not overrides:
+        most, begins = max(comparison.growth.values()), comparison.chaotic_from
+        known |= {"started": str(trial.datetime_start), "grows_to": most, "chaotic_from": begins}
     content = {**known, "verdict": comparison.verdict, "numbers": numbers}
     run_folder.write_json(place / "rerun.json", content)

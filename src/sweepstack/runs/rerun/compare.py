@@ -17,7 +17,8 @@ drift apart by 10% within hundreds of steps. No fixed tolerance suits both, so t
    trial that does not amplify, that is what 2e-5 more learning rate does: 1% does 500 times that.
 
 So a trial that amplifies is compared closely as long as its numbers mean anything, and hardly
-after: what then agrees is said to be chaotic. Nothing that is not finite agrees with a number.
+after: it is said to be chaotic, whether it agrees or not, and marked in the study. Nothing that is
+not finite agrees with a number.
 """
 
 from __future__ import annotations
@@ -40,8 +41,9 @@ FACTOR = 10
 SMALL = 0.01
 """Losses below this may differ by as much as one of this size: they are means of numbers that are
 rounded at their own size."""
-CHAOTIC = 0.01
-"""Relative tolerance from which on a metric says little."""
+CHAOTIC = 0.001
+"""Relative difference of the losses of probes, and of ten times their floor, from which on a trial
+is chaotic: `FACTOR` times as much is allowed, and a loss that may be off by 1% says little."""
 
 RATE = "lr"
 
@@ -182,10 +184,15 @@ class Comparison:
     Attributes:
         differences: of every number that both have, in the order of what is recorded.
         reasons: how it ended otherwise; empty where it ended the same.
+        growth: the most that losses of the probes differ by, relative, by step (infinite: at the
+            end); None without probes.
+        floor: the tolerance's, by which the probes' learning rates are off.
     """
 
     differences: Sequence[Difference]
     reasons: Sequence[str]
+    growth: Mapping[float, float] | None = None
+    floor: float = FLOOR
 
     @property
     def largest(self) -> Difference | None:
@@ -200,29 +207,35 @@ class Comparison:
     @property
     def chaotic_from(self) -> int | None:
         """The first step from which on the trial's losses say little, if there is one."""
-        steps = [
-            d.key.step
-            for d in self.differences
-            if d.key.step is not None and d.allowed > CHAOTIC * size(d.key.name, d.recorded)
-            if not d.key.name.endswith("accuracy")
-        ]
-        return min(steps, default=None)
+        bound = max(CHAOTIC, 10 * self.floor)
+        steps = (step for step, most in (self.growth or {}).items() if most > bound)
+        first = min(steps, default=math.inf)
+        return None if math.isinf(first) else int(first)
 
     @property
     def verdict(self) -> str:
         """One line: agrees or differs, and by what."""
         largest, verdict = self.largest, "agrees" if self.agrees else "differs"
         if self.reasons:
-            return f"{verdict}: {'; '.join(self.reasons)}"
-        if largest is None:
-            return f"{verdict}: it failed as recorded, before there was a number to compare"
-        if largest.amount == 0:
-            return f"{verdict}: none of {len(self.differences)} numbers differs"
-        verdict += f": largest difference {shown(largest.amount)} ({largest.key}), tolerance "
-        verdict += shown(largest.allowed)
-        if self.agrees and (step := self.chaotic_from) is not None:
-            verdict += f"; this trial amplifies rounding: from step {step} on its losses say little"
-        return verdict
+            verdict += f": {'; '.join(self.reasons)}"
+        elif largest is None:
+            verdict += ": it failed as recorded, before there was a number to compare"
+        elif largest.amount == 0:
+            verdict += f": none of {len(self.differences)} numbers differs"
+        else:
+            verdict += f": largest difference {shown(largest.amount)} ({largest.key}), tolerance "
+            verdict += shown(largest.allowed)
+        return verdict + self._grown
+
+    @property
+    def _grown(self) -> str:
+        """What probes said."""
+        if not self.growth:
+            return ""
+        grows = f"rounding grows to {shown(max(self.growth.values()))} of its losses"
+        if self.chaotic_from is None:
+            return f"; {grows}"
+        return f"; chaotic from step {self.chaotic_from} on: {grows}"
 
 
 def compare(
@@ -231,8 +244,11 @@ def compare(
     """Compare what a study recorded of a trial with what it gave now, within a tolerance without
     `spread`; `probes` of the trial measure that, where the floor did not suffice.
     """
+    growth: Mapping[float, float] | None = None
     if probes:
         tolerance = Tolerance(tolerance.floor, tolerance.samples, spread(now, probes))
+        losses = {key: n for key, n in now.numbers.items() if key.name.endswith("_loss")}
+        growth = spread(replace(now, numbers=losses), probes)[False]
     # Where evaluations tie, rounding decides which is the best; it is compared itself, but what
     # was measured of its state alone is then of another state.
     tie = any(given.best != now.best for given in probes)
@@ -243,7 +259,8 @@ def compare(
         if (measured := replace(key, again=False)) in now.numbers
         if not (tie and key.is_of_best)
     ]
-    return Comparison(differences, _ended(recorded, now, probes, bool(differences)))
+    reasons = _ended(recorded, now, probes, bool(differences))
+    return Comparison(differences, reasons, growth, tolerance.floor)
 
 
 def _ended(recorded: Given, now: Given, probes: Sequence[Given], compared: bool) -> list[str]:

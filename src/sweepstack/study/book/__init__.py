@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from sweepstack.study.attributes import POINT, RETRIES
+from sweepstack.study.attributes import POINT
 
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
 
@@ -124,10 +124,10 @@ def canonical(point: Mapping[str, Any]) -> str:
     return json.dumps(dict(sorted(point.items())))
 
 
-def is_suspect(trial: optuna.Trial) -> bool:
-    """Whether a trial was lost without progress: it may be what ended its worker, or only have been
-    beside what did. It is run with no others than its like beside it."""
-    return bool(trial.user_attrs.get(RETRIES, 0))
+def is_suspected(retries: int, max_restarts: int) -> bool:
+    """Whether a trial that was lost so often without progress may be what ended its workers, or
+    only have been beside what did. It is run with no others than its like beside it."""
+    return retries >= min(2, max(1, max_restarts))
 
 
 def last_value(frozen: FrozenTrial) -> list[float]:

@@ -5,10 +5,11 @@ and however often the sweep is killed and started again. What changes the record
 study is held (`Book._held`), so that no other process reads or changes them meanwhile.
 
 A trial never goes back to waiting. It becomes FAIL, and a new trial with the same parameters waits
-in its place; `attributes.py` lists what says so. A trial that is lost again and again without any
-progress may be what kills its workers. It is a suspect: it runs after what was never tried, in
-smaller and smaller company, the last time alone. Progress clears it: a report or a checkpoint
-beyond the furthest before. A trial that had not begun is not to blame at all.
+in its place, before all others: a sampler wants to know how it ends; `attributes.py` lists what
+says so. A trial that is lost again and again without any progress may be what kills its workers.
+From the second time on (the last time in any case) it is a suspect: it runs after what was never
+tried, in smaller and smaller company, the last time alone. Progress clears it: a report or a
+checkpoint beyond the furthest before. A trial that had not begun is not to blame at all.
 
 The policy is here; `bulk.py` and `public.py` are the two ways to read and write the records.
 """
@@ -37,11 +38,15 @@ from sweepstack.study.book import (
     Row,
     Tally,
     canonical,
+    is_suspected,
     processes,
 )
+from sweepstack.study.storage import was_away
 
-GRACE_S = 120.0
-"""A worker that has sent no heartbeat for so long is presumed dead."""
+GRACE_S = 45.0
+"""A worker of another host that has sent no heartbeat for so long is presumed dead."""
+GRACE_HERE_S = 120.0
+"""The same where its process is known to live."""
 _INTERRUPTED = "requeued when the sweep was interrupted"
 _NAMES = {
     "done": TrialState.COMPLETE,
@@ -63,8 +68,8 @@ class Book(ABC):
         points: a grid's parameters, the same in every process: each is run once, nothing besides.
         first: those of the points that come before the others.
         grace_s: a worker that has not called `beat` for so many seconds is presumed dead, unless
-            this machine just woke up; one on this host also as soon as its process is gone. One
-            that was only held up finds that `write` refuses its trial.
+            this machine just woke up or the storage was away; one on this host also as soon as its
+            process is gone. One that was only held up finds that `write` refuses its trial.
         workers: of what is left, one of so many takes no more than its share at once; to be set
             anew when others join.
         checkpointed: steps that a trial's checkpoints hold, by number; None if it never began.
@@ -90,29 +95,32 @@ class Book(ABC):
         self._grid = None if points is None else Grid(points, first)
         self._sleep = processes.Sleep()
         self._owners: dict[str, Owner] = {}
-        self.patience_s = 0.0  # how long a database server that does not answer is tried again
+        self.patience_s = 0.0  # how long a storage that does not answer is tried again
 
     # --- claims ----------------------------------------------------------------------------------
 
     def claim(
-        self, most: int = 1, *, max_steps: int | None = None, alone: bool = True
+        self, most: int = 1, *, max_steps: int | None = None, alone: bool = True, begun: int = 0
     ) -> list[optuna.Trial]:
         """Return the next trials to run, at most `most`, which are now RUNNING and this process's.
 
-        Waiting trials come first, in order; then a grid's next points, or else new trials, whose
-        parameters the sampler gives when they are suggested; then waiting trials that failed or
-        were lost without progress (without a total, these come first). None at all means that
+        Waiting trials come first, requeued ones before others; then a grid's next points, or else
+        new trials, whose parameters the sampler gives when they are suggested; then waiting trials
+        that failed, and suspects (without a total, these come first). None at all means that
         finished and running trials make up the total, or the grid: ask again while `counts()` knows
         running ones, which may yet be lost. No trial begins once all trials together may take
         `max_steps` training steps.
 
-        Suspects (see `is_suspect`) go only to who is `alone` with them, having no other in hand:
+        Suspects (see `is_suspected`) go only to who is `alone` with them, having no other in hand:
         the more often they were lost, the fewer at once, so that it is found out which of them
         kills its worker.
+
+        Workers are to end together: of what is not finished none holds more than its share, with
+        what it has `begun`.
         """
-        trials = self._claim(most, max_steps, alone)
+        trials = self._claim(most, max_steps, alone, begun)
         if not trials and self.recover():
-            trials = self._claim(most, max_steps, alone)
+            trials = self._claim(most, max_steps, alone, begun)
         return [self._live(trial) for trial in trials]
 
     def enqueue(self, first: Sequence[Mapping[str, Any]]) -> None:
@@ -140,15 +148,22 @@ class Book(ABC):
             return len(again)
 
     def recover(self) -> int:
-        """Requeue the running trials whose worker is gone; return how many were lost.
+        """Requeue the running trials whose worker is gone; return how many were lost. The study is
+        held only where there are any.
 
         One that was lost more than `max_restarts` times in a row without progress stays FAIL and
         counts as finished.
         """
+        all_silent = self._sleep.ended_within(self.grace_s) or was_away(self.grace_s)
+        grace_s = math.inf if all_silent else self.grace_s
+        with self._read() as page:
+            if not any(_why_lost(*worker, grace_s) for worker in self._at_work(page)):
+                return 0
         with self._held() as page:
-            grace_s = math.inf if self._sleep.ended_within(self.grace_s) else self.grace_s
             running = self._records(page, TrialState.RUNNING)
-            judged = [(record, _why_lost(record, grace_s)) for record in running]
+            judged = [
+                (r, _why_lost(r.attributes.get(attr.WORKER), r.silent_s, grace_s)) for r in running
+            ]
             lost = [(record, why) for record, why in judged if why is not None]
             self._requeue(page, lost, restarts=1)
             return len(lost)
@@ -308,13 +323,12 @@ class Book(ABC):
             return counts | {"remaining": counts["running"] + counts["waiting"]}
         return counts | {"remaining": max(0, self.total - finished)}
 
-    def _claim(self, most: int, max_steps: int | None, alone: bool) -> list[Any]:
+    def _claim(self, most: int, max_steps: int | None, alone: bool, begun: int) -> list[Any]:
         with self._held() as page:
             if max_steps is not None and not self._allows(page, max_steps):
                 return []
             found = self._tally(page)
-            tried = self._tried(page, found.waiting)
-            fresh = [id_ for id_ in found.waiting if id_ not in tried]
+            fresh, tried = self._queue(page, found.waiting)
             again = self._company(tried, most) if alone or not all(tried.values()) else []
             if self.total is None:
                 if self._grid is None and tried:  # new ones have no end
@@ -324,17 +338,26 @@ class Book(ABC):
                 left = counts["remaining"] - counts["running"]
                 again = again[: max(0, -(-left // self.workers))]
                 most = min(most, -(-max(0, left - len(tried)) // self.workers))
+                if self.workers > 1:
+                    most = min(most, max(0, -(-counts["remaining"] // self.workers) - begun))
             trials = self._begin_waiting(page, fresh[:most])
             trials += self._begin_new(page, found, self._new(page, most - len(trials)))
             trials = trials or self._begin_waiting(page, again)
             self._hand_out(page, trials)
         return trials
 
-    def _tried(self, page: Any, waiting: Sequence[int]) -> dict[int, int]:
-        """Those of the waiting trials that failed, or were lost without progress, and how often."""
+    def _queue(self, page: Any, waiting: Sequence[int]) -> tuple[list[int], dict[int, int]]:
+        """The waiting trials that come first, requeued ones before others; and those that failed,
+        or were lost without progress, and how often."""
         known = self._attributes(page, waiting, (attr.RETRIES, attr.RETRY_OF))
         retries = {id_: kept.get(attr.RETRIES) for id_, kept in known.items() if kept}
-        return {id_: count or 0 for id_, count in retries.items() if count != 0}
+        tried = {
+            id_: count or 0
+            for id_, count in retries.items()
+            if count is None or is_suspected(count, self.max_restarts)
+        }
+        fresh = [id_ for id_ in waiting if id_ not in tried]
+        return sorted(fresh, key=lambda id_: id_ not in retries), tried
 
     def _company(self, tried: Mapping[int, int], most: int) -> list[int]:
         """Those of the tried trials that may run together next, least suspected first."""
@@ -448,6 +471,10 @@ class Book(ABC):
         """The trials in a state, of all or of some, in order."""
 
     @abstractmethod
+    def _at_work(self, page: Any) -> Iterable[tuple[Any, float | None]]:
+        """The workers of running trials, and the longest time since a heartbeat of theirs."""
+
+    @abstractmethod
     def _attributes(
         self, page: Any, ids: Sequence[int], keys: Sequence[str]
     ) -> dict[int, dict[str, Any]]:
@@ -526,11 +553,12 @@ def _may_live(worker: object) -> bool:
         return True
 
 
-def _why_lost(record: Record, grace_s: float) -> str | None:
+def _why_lost(worker: Any, silent_s: float | None, grace_s: float) -> str | None:
     """Why the worker of a running trial is presumed dead; None while it is not."""
-    worker = record.attributes.get(attr.WORKER)
     if worker is not None and processes.is_gone(worker):
         return f"its worker {worker} is gone"
-    if record.silent_s is not None and record.silent_s > grace_s:
-        return f"its worker {worker} sent no heartbeat for {record.silent_s:.0f} s"
+    if _was_here(worker):
+        grace_s = max(grace_s, GRACE_HERE_S)
+    if silent_s is not None and silent_s > grace_s:
+        return f"its worker {worker} sent no heartbeat for {silent_s:.0f} s"
     return None

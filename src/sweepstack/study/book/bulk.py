@@ -41,7 +41,7 @@ from sqlalchemy import Connection, bindparam, func, insert, select
 from sweepstack.study.attributes import CONTINUES, EFFECT, EQUALS, LOST, RETRIED, RETRY_OF, WORKER
 from sweepstack.study.book import Ending, Owner, Record, Report, Row, Tally, last_value, processes
 from sweepstack.study.book.book import Book
-from sweepstack.study.storage import again
+from sweepstack.study.storage import again, is_transient
 
 AT_ONCE = 500
 """Trials that a query names; SQLite refuses one that names too many."""
@@ -108,6 +108,8 @@ class BulkBook(Book):
         self._mine = _TRIALS.c.study_id == self.study_id
         self._effects_up_to = -1
         self._tries = threading.local()
+        self._unsure: set[str] = set()
+        """Methods whose last call was given up: what they were to write may be there."""
         self._counting = threading.RLock()  # the heartbeat's thread forgets, a display counts
         self._forget()
 
@@ -116,7 +118,7 @@ class BulkBook(Book):
         """Whether what is written now may have been written by a try whose end is unknown."""
         return getattr(self._tries, "before", 0) > 0
 
-    def _claim(self, most: int, max_steps: int | None, alone: bool) -> list[Any]:
+    def _claim(self, most: int, max_steps: int | None, alone: bool, begun: int) -> list[Any]:
         if self._again:  # what an earlier try may have taken is nobody's
             with self._held() as page:
                 running = self._records(page, TrialState.RUNNING)
@@ -124,7 +126,7 @@ class BulkBook(Book):
                 mine = [r for r in running if r.attributes.get(WORKER) == me]
                 orphans = [(r, _UNKNOWN) for r in mine if (self._engine.url, r.id) not in _HANDED]
                 self._requeue(page, orphans, restarts=0)
-        trials = super()._claim(most, max_steps, alone)
+        trials = super()._claim(most, max_steps, alone, begun)
         _HANDED.update((self._engine.url, trial._trial_id) for trial in trials)
         return trials
 
@@ -203,12 +205,19 @@ class BulkBook(Book):
         found = [trial_id for trial_id, _ in rows]
         known = self._attributes(page, found)
         beats = dict(_rows(page, select(_BEATS.c.trial_id, _BEATS.c.heartbeat), found))
-        # The database's time, as heartbeats have it.
-        now = page.execute(select(func.now())).scalar_one().replace(tzinfo=None)
-        return [
-            Record(i, n, known.get(i, {}), (now - beats[i]).total_seconds() if i in beats else None)
-            for i, n in rows
-        ]
+        silent_s = _silent_s(page, beats)
+        return [Record(i, n, known.get(i, {}), silent_s.get(i)) for i, n in rows]
+
+    def _at_work(self, page: Connection) -> list[tuple[Any, float | None]]:
+        query = select(_USER.c.value_json, func.min(_BEATS.c.heartbeat)).group_by(
+            _USER.c.value_json
+        )
+        query = query.join(_TRIALS, _TRIALS.c.trial_id == _USER.c.trial_id)
+        query = query.join(_BEATS, _BEATS.c.trial_id == _TRIALS.c.trial_id, isouter=True)
+        running = (self._mine, _TRIALS.c.state == TrialState.RUNNING, _USER.c.key == WORKER)
+        found = page.execute(query.where(*running)).all()
+        silent_s = _silent_s(page, dict(map(tuple, found)))
+        return [(json.loads(text), seconds) for text, seconds in silent_s.items()]
 
     def _attributes(
         self, page: Connection, ids: Sequence[int], keys: Sequence[str] = (), model: Any = _USER
@@ -476,21 +485,28 @@ class BulkBook(Book):
 
 def _patient(method: Callable[..., Any]) -> Callable[..., Any]:
     """The method, called again where the database's server does not answer."""
+    name = method.__name__
 
     @functools.wraps(method)
     def patient(self: BulkBook, *given: Any, **named: Any) -> Any:
         given = tuple(list(v) if isinstance(v, Iterator) else v for v in given)
 
         def attempt(tried: int) -> Any:
-            self._tries.before = tried
-            if tried:
+            self._tries.before = tried + (name in self._unsure)
+            if self._tries.before:
                 self._forget()
             return method(self, *given, **named)
 
         try:
-            return again(attempt, self.patience_s)
+            found = again(attempt, self.patience_s)
+        except Exception as error:
+            if is_transient(error):
+                self._unsure.add(name)
+            raise
         finally:
             self._tries.before = 0
+        self._unsure.discard(name)
+        return found
 
     return patient
 
@@ -570,11 +586,38 @@ class _Unwritten:
         return getattr(self._storage, name)
 
 
+def _silent_s(page: Connection, beats: Mapping[Any, datetime | None]) -> dict[Any, float | None]:
+    """How long workers have been silent, by the database's time, as heartbeats have it; not longer
+    than its server is up, as before nobody could send it one."""
+    if not any(beats.values()):
+        return dict.fromkeys(beats)
+    now = page.execute(select(func.now())).scalar_one().replace(tzinfo=None)
+    most = _up_s(page)
+    return {
+        key: None if beat is None else min(most, (now - beat).total_seconds())
+        for key, beat in beats.items()
+    }
+
+
+def _up_s(page: Connection) -> float:
+    if page.dialect.name == "postgresql":
+        started = "EXTRACT(EPOCH FROM clock_timestamp() - pg_postmaster_start_time())"
+        return float(page.scalar(sa.text(f"SELECT {started}")))
+    if page.dialect.name in ("mysql", "mariadb"):
+        return float(page.execute(sa.text("SHOW GLOBAL STATUS LIKE 'Uptime'")).one()[1])
+    return math.inf
+
+
 def _hold(page: Connection, study_id: int) -> None:
-    """Hold the study until the transaction ends; SQLite holds all of itself already."""
-    page.execute(
-        select(_STUDIES.c.study_id).where(_STUDIES.c.study_id == study_id).with_for_update()
-    )
+    """Hold the study until the transaction ends; SQLite holds all of itself already.
+
+    PostgreSQL does not wait for its disk at the end: a claim that a crash undoes was only a claim,
+    and a result that is written waits for all before it. Others may give the study attributes.
+    """
+    quick = func.set_config("synchronous_commit", "off", True)
+    columns = [_STUDIES.c.study_id, *([quick] if page.dialect.name == "postgresql" else [])]
+    query = select(*columns).where(_STUDIES.c.study_id == study_id)
+    page.execute(query.with_for_update(key_share=True))
 
 
 def _rows(page: Connection, query: sa.Select[Any], ids: Sequence[int]) -> Iterator[Any]:

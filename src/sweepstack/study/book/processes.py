@@ -13,7 +13,7 @@ import socket
 import time
 from pathlib import Path
 
-BEAT_S = 20.0
+BEAT_S = 15.0
 """Seconds between two heartbeats, well within the grace that a book gives a silent worker."""
 LEAP_S = 30.0
 """A machine was asleep if its clock leaps by so much beside the monotonic one, which stands still

@@ -33,6 +33,7 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from sweepstack.study import attributes as attr
+from sweepstack.study import storage as storages
 from sweepstack.study.book import (
     ENDED,
     Ending,
@@ -48,6 +49,9 @@ from sweepstack.study.book.book import Book
 from sweepstack.study.storage import file_of
 
 _WITHDRAWN = "withdrawn: another trial has its place"
+_UNKNOWN = "requeued: the storage failed while it was claimed"
+_HANDED: set[tuple[str, int]] = set()
+"""Study and number of the trials that books of this process have handed out."""
 _PLACES = (attr.CONTINUES, attr.POINT, attr.ENQUEUED)
 """Attributes that say in which place a trial is."""
 
@@ -95,6 +99,7 @@ class PublicBook(Book):
         self._ids: dict[int, int] = {}
         self._reports: dict[int, set[int]] = {}
         self._beaten = 0.0
+        self._retries = storages.retries
         self._lock = lock_file(storage)
 
     @contextmanager
@@ -141,6 +146,10 @@ class PublicBook(Book):
             silent_s = None if beat is None else max(0.0, time.time() - beat)
             found.append(Record(trial.number, trial.number, known, silent_s))
         return found
+
+    def _at_work(self, page: Page) -> list[tuple[Any, float | None]]:
+        running = self._records(page, TrialState.RUNNING)
+        return [(record.attributes.get(attr.WORKER), record.silent_s) for record in running]
 
     def _attributes(
         self, page: Page, ids: Sequence[int], keys: Sequence[str]
@@ -204,12 +213,24 @@ class PublicBook(Book):
 
     # --- claiming and requeueing -----------------------------------------------------------------
 
-    def _claim(self, most: int, max_steps: int | None, alone: bool) -> list[int]:
-        while trials := super()._claim(most, max_steps, alone):
+    def _claim(self, most: int, max_steps: int | None, alone: bool, begun: int) -> list[int]:
+        while trials := super()._claim(most, max_steps, alone, begun):
             kept = self._settled(trials, max_steps)
             if kept:
+                _HANDED.update((self.study.study_name, number) for number in kept)
                 return kept
         return []
+
+    def recover(self) -> int:
+        if self._retries != storages.retries:  # what a claim that failed has taken is nobody's
+            with self._held() as page:
+                me, name = processes.this_process(), self.study.study_name
+                running = self._records(page, TrialState.RUNNING)
+                mine = [r for r in running if r.attributes.get(attr.WORKER) == me]
+                orphans = [(r, _UNKNOWN) for r in mine if (name, r.number) not in _HANDED]
+                self._requeue(page, orphans, restarts=0)
+            self._retries = storages.retries
+        return super().recover()
 
     def _settled(self, mine: Sequence[int], max_steps: int | None) -> list[int]:
         """Those of the trials just begun that keep their place; the others are withdrawn."""
@@ -358,12 +379,15 @@ class PublicBook(Book):
             self._reports.pop(number, None)
         return lost
 
-    def _not_running(self, numbers: Iterable[int]) -> list[int]:
-        if not numbers:
+    def _not_running(self, ends: Mapping[int, Ending]) -> list[int]:
+        """Those that are not running and have not ended so, by a try whose end was unknown."""
+        if not ends:
             return []
         page = self._page()
-        states = self._states(page, list(numbers))
-        return [n for n in numbers if states.get(n) != TrialState.RUNNING]
+        states = self._states(page, list(ends))
+        others = [number for number in ends if states.get(number) != TrialState.RUNNING]
+        there = page.trials
+        return [n for n in others if n not in there or not _has_ended_so(there[n], ends[n])]
 
     def _report(self, number: int, step: int, value: float) -> None:
         known = self._reports.setdefault(number, set())
@@ -385,7 +409,7 @@ class PublicBook(Book):
             for name, violation in ending.constraints.items():
                 trial.set_constraint(name, violation)
         except UpdateFinishedTrialError:
-            return False
+            return _has_ended_so(self.storage.get_trial(self._row(trial.number)), ending)
         return True
 
     def _end(self, ending: Ending) -> bool:
@@ -395,8 +419,13 @@ class PublicBook(Book):
         try:
             self.storage.set_trial_state_values(trial_id, ending.state, values or None)
         except UpdateFinishedTrialError:
-            return False
+            return _has_ended_so(self.storage.get_trial(trial_id), ending)
         return True
+
+
+def _has_ended_so(trial: FrozenTrial, ending: Ending) -> bool:
+    """Whether its worker ended a trial; another that does says that it was lost."""
+    return trial.state == ending.state and attr.LOST not in trial.user_attrs
 
 
 def lock_file(storage: BaseStorage) -> Path | None:

@@ -6,6 +6,9 @@ Here: a trial between asking and telling: what it is to be, what came of it, whe
 from __future__ import annotations
 
 import contextlib
+import math
+import random
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +17,7 @@ from typing import Any
 import optuna
 from optuna.pruners import NopPruner
 
+from sweepstack.study import storage
 from sweepstack.study.book import Ending, Report
 from sweepstack.study.book.book import Book
 from sweepstack.sweep.pruners import RungPruner
@@ -112,6 +116,7 @@ class Decisions:
         self._book, self._study, self._heed = book, book.study, heed
         self._pending: list[tuple[Asked, int, float]] = []
         self._over: set[int] = set()
+        self._next_try = -math.inf
 
     @property
     def prunes(self) -> bool:
@@ -136,18 +141,30 @@ class Decisions:
         return self.is_over(asked)
 
     def flush(self) -> None:
-        """Write the reports that wait and decide about the trials which they are of."""
+        """Write the reports that wait and decide about the trials which they are of; where the
+        storage does not answer they go on until it does."""
         trials = {asked.number: asked.trial for asked, _, _ in self._pending}
         if trials:
             self._heed()
-            self.write(())
-            ends = self._decided(trials).items()
-            self._over.update(number for number, is_over in ends if is_over)
+            if self.write((), patience_s=0.0) is None:
+                return
+            with storage.Tried():
+                ends = self._decided(trials).items()
+                self._over.update(number for number, is_over in ends if is_over)
 
-    def write(self, endings: Sequence[Ending]) -> list[int]:
-        """Write the reports that wait, and how trials ended; see `Book.write`."""
-        lost = self._book.write((Report(a.trial, s, v) for a, s, v in self._pending), endings)
-        self._pending.clear()
+    def write(self, endings: Sequence[Ending], patience_s: float | None = None) -> list[int] | None:
+        """Write the reports that wait, and how trials ended; see `Book.write`. None where the
+        storage did not answer for `patience_s` seconds: all is left for the next time."""
+        begun = time.monotonic()
+        lost: list[int] | None = None
+        if patience_s is not None and begun < self._next_try:
+            return None
+        with storage.Tried(patience_s):
+            lost = self._book.write((Report(a.trial, s, v) for a, s, v in self._pending), endings)
+            self._pending.clear()
+        if lost is None:  # most of the time is to go into training
+            now = time.monotonic()
+            self._next_try = now + min(max(1.0, 3 * (now - begun)), 10.0) * random.uniform(0.5, 1.5)
         return lost
 
     def forget(self, asked: Asked) -> None:

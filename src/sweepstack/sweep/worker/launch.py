@@ -167,17 +167,22 @@ def _preemption(stop: Stop) -> Iterator[None]:
             requeue(*came[0])
 
 
-def launch(crew: Crew, board: Scoreboard, other: Launch | None = None) -> int | None:
-    """Run the sweep; return the exit code of the signal that ended it, if one did.
+def launch(
+    crew: Crew, board: Scoreboard, other: Launch | None = None, *, joins: bool = False
+) -> int | None:
+    """Run the sweep; return the exit code of the signal that ended it, if one did. One that `joins`
+    another's study leaves its share of this host to the workers that are there.
 
     Raises:
         EnvironmentFault: the storage or the disk is gone.
     """
-    board.reads = other is not None or crew.plan.n_jobs > 1
+    board.reads = joins or other is not None or crew.plan.n_jobs > 1
     if other is not None:
         return _Jobs(crew, board, other).run()
     stop = Stop()
-    if crew.plan.n_jobs == 1:
+    # This process may have used a GPU to check the configs: it is too late to choose another.
+    takes_gpu = joins and _chooses_gpus(crew.plan) and register.gpus_here()
+    if crew.plan.n_jobs == 1 and not takes_gpu:
         with _put_back(), progress.on_signal(stop.ask), board:
             if (member := crew.enter(board.book, stays=True)) is None:
                 raise EnvironmentFault(
@@ -365,15 +370,15 @@ class _Jobs:
         self.members = [entry for entry in known if entry.crew == self.crew.name]
         return self.members
 
-    def _queue(self, within_s: float = QUEUE_S) -> set[str] | None:
+    def _queue(self, within_s: float | None = None) -> set[str] | None:
         """The jobs that wait or work, as of so many seconds ago; None where it is unknown."""
-        jobs = self.other.jobs()
+        jobs, within_s = self.other.jobs(), QUEUE_S if within_s is None else within_s
         if jobs != self.known or time.monotonic() - self.looked > within_s:
             self.known, self.queued = jobs, register.queued(jobs)
             self.looked = time.monotonic()
         return self.queued
 
-    def _is_idle(self, within_s: float = QUEUE_S) -> bool:
+    def _is_idle(self, within_s: float | None = None) -> bool:
         """Whether nobody works, and no job waits."""
         queued = self._queue(within_s)
         if self.known:
@@ -381,7 +386,7 @@ class _Jobs:
             return queued == set() and not submitting
         return not self._is_launching() and not any(entry.is_alive for entry in self._members())
 
-    def _died(self, within_s: float = QUEUE_S) -> dict[str, Entry | None]:
+    def _died(self, within_s: float | None = None) -> dict[str, Entry | None]:
         """The workers that ended early and were not replaced, by name; None of one that had not
         begun."""
         queued, members = self._queue(within_s), self._members()  # in this order
@@ -466,6 +471,8 @@ class _Processes:
     def _start(self, place: int) -> None:
         if self.stop.code is not None:
             return
+        others = [e for e in register.workers(self.board.book.study) if e.crew != self.crew.name]
+        others = [e for e in others if e.is_alive and processes.is_here(e.process)]
         context = multiprocessing.get_context("spawn")
         messages, sender = context.Pipe(duplex=False)
         process = context.Process(
@@ -473,7 +480,7 @@ class _Processes:
             args=(self.crew, place, os.getpid(), sender),
             name=f"sweepstack-worker-{place}",
         )
-        with sender, _share(self.crew.plan), _without_interrupts():
+        with sender, _share(self.crew.plan.n_jobs + len(others)), _without_interrupts():
             process.start()
             self.children[place] = _Child(process, messages)
 
@@ -564,11 +571,12 @@ def check(plan: Plan) -> None:
 
 
 @contextlib.contextmanager
-def _share(plan: Plan) -> Iterator[None]:
-    """Give a process that starts now its share of the cores; what is set by a person stays."""
+def _share(count: int) -> Iterator[None]:
+    """Give a process that starts now its share of the cores, one of `count`; what is set by a
+    person stays."""
     before = dict(os.environ)
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ.setdefault(name, str(max(1, register.cores() // plan.n_jobs)))
+        os.environ.setdefault(name, str(max(1, register.cores() // count)))
     try:
         yield
     finally:
@@ -582,6 +590,7 @@ def _open_shared(crew: Crew) -> Book:
     assert plan.storage is not None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     opened = storage.connect(plan.storage, patience_s=plan.storage_timeout_s)
+    storage.wait_for_server(opened, plan.storage_timeout_s)
     study = optuna.load_study(study_name=plan.study, storage=opened)
     return open_book(plan, study, opened, partial(crew.app.checkpointed, crew.folder))
 

@@ -39,6 +39,7 @@ from sweepstack.sweep.plan import PLACES, Plan
 from sweepstack.sweep.worker import Asked, Outcome, question
 from sweepstack.sweep.worker.duplicates import Original
 from sweepstack.sweep.worker.trial_folder import BestModels, TrialFolder
+from sweepstack.training import checkpoint
 from sweepstack.training.spec import Monitor, TrialResult, TrialSpec
 
 if TYPE_CHECKING:
@@ -112,17 +113,13 @@ class TrainingApp:
         return Trainer(self.read, plan, folder, worker)
 
     def checkpointed(self, folder: Path, number: int) -> int | None:
-        """Steps that the checkpoints of a trial hold, of all its seeds together; None if it never
-        began. One whose study has no folder at all counts as begun: the files may lie on another
-        host."""
+        """Steps that the whole checkpoints of a trial hold, of all its seeds together; None if it
+        never began. One whose study has no folder at all counts as begun: the files may lie on
+        another host."""
         place = folder / str(number)
         if not place.is_dir():
             return None if folder.is_dir() else 0
-        newest: dict[Path, int] = {}
-        for file in place.glob("**/checkpoints/step_*.pt"):
-            step = int(file.stem.removeprefix("step_"))
-            newest[file.parent] = max(step, newest.get(file.parent, 0))
-        return sum(newest.values())
+        return sum(map(checkpoint.steps, place.glob("**/checkpoints")))
 
     @cached_property
     def composition(self) -> Composition:

@@ -35,9 +35,8 @@ import yaml
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from sweepstack.config import commands, files
-from sweepstack.config.errors import EnvironmentFault
-from sweepstack.config.files import LAYERS
+from sweepstack.config import commands, errors
+from sweepstack.config.errors import LAYERS, EnvironmentFault
 from sweepstack.runs import folder as run_folder
 from sweepstack.runs.seeds import Group
 from sweepstack.study.attributes import CONTINUES, EQUALS, KEEP_MODELS
@@ -88,8 +87,8 @@ class TrialFolder:
         except OSError as error:
             raise EnvironmentFault(f"cannot make {self.path}: {error.strerror or error}") from error
         lines = "".join(f"- {text}\n" for text in map(_yaml_word, overrides))
-        files.write_bytes(self.path / "overrides.yaml", lines.encode(), durable=False)
-        files.write_bytes(self.path / "config.yaml", text.encode(), durable=False)
+        errors.write_bytes(self.path / "overrides.yaml", lines.encode(), durable=False)
+        errors.write_bytes(self.path / "config.yaml", text.encode(), durable=False)
         resumed = f", resumes trial {continues[0]}" if continues else ""
         self.log(f"trial {spec.number} begins, config {spec.config_hash}{resumed}")
         self.log(f"as a single run: {alone(overrides)}")
@@ -125,13 +124,13 @@ class TrialFolder:
         for name in ("history.csv", LAYERS):
             with contextlib.suppress(OSError):  # someone cleaned; the database has the numbers
                 rows = self.path.with_name(str(number)).joinpath(name).read_bytes()
-                files.write_bytes(self.path / name, rows, durable=False)
+                errors.write_bytes(self.path / name, rows, durable=False)
         self.log(f"{outcome.state}: a duplicate of trial {number}, not trained again")
         self._close(outcome)
 
     def _close(self, outcome: Outcome) -> None:
         log = "".join(self._lines).encode()
-        files.write_bytes(self.path / "sweepstack.log", log, durable=False)
+        errors.write_bytes(self.path / "sweepstack.log", log, durable=False)
         summary = {"state": outcome.state, **self._of, **outcome.attributes}
         run_folder.write_json(self.path / "metrics.json", summary, durable=False)
         _clear(self.path)

@@ -26,8 +26,8 @@ from sweepstack.reporting.scoreboard import Status, count_finished
 from sweepstack.runs import progress
 from sweepstack.runs.folder import environment, key_of
 from sweepstack.study import storage
-from sweepstack.study.attributes import CONTINUES, ENVIRONMENT, OVERRIDES
-from sweepstack.study.book import Ending, is_suspect, register
+from sweepstack.study.attributes import CONTINUES, ENVIRONMENT, OVERRIDES, RETRIES
+from sweepstack.study.book import Ending, is_suspected, processes, register
 from sweepstack.study.book.book import Book
 from sweepstack.study.book.processes import BEAT_S
 from sweepstack.study.book.register import Membership
@@ -43,10 +43,21 @@ AHEAD_S = 0.5
 that duplicate others are recorded together: a claim takes as long as many such trials."""
 MAX_AHEAD = 256
 """Trials that are claimed at once at most, unless there is room for more."""
-HEED_S = 1.0
-"""Seconds between two looks whether a person asked the workers to stop, and at how many work."""
+HEED_S, MOST_HEED_S = 1.0, 10.0
+"""Seconds between two looks whether a person asked the workers to stop, and at how many work: of
+few workers, and of hundreds, so that the database has other things to do."""
+AWAY_S = 10.0
+"""How long a storage that does not answer is waited for, once a place in a stack is free, before no
+more trials are claimed while those in training go on."""
 RECOVER_S = 2.0
 """Seconds between two looks for dead workers while no more can be deferred."""
+TICK_S = 5.0
+"""Seconds between two looks for dead workers of this host, of which each looks in turns."""
+POLL_S, MOST_POLL_S = 0.2, 5.0
+"""Seconds between two questions for a trial that may be requeued: of few workers, of hundreds."""
+CLAIM_SHARE = 0.05
+"""Claims are to take at most this share of the time: where workers wait for each other longer, each
+claims more at once."""
 _STATES = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
 
 
@@ -134,6 +145,9 @@ class Worker:
     ):
         self._crew, self._member = crew, member
         self._heeded, self._counted, self._told = time.monotonic(), -math.inf, 0
+        self._beaten, self._looked = time.monotonic(), time.monotonic()
+        self._beside: set[str] = set()
+        """Other workers of this host, as far as it is known, which live."""
         self.plan, self.app, self.book, self.stop = plan, app, book, stop
         self.deadline, self.notify, self._began = deadline, notify, began
         self.study = book.study
@@ -150,6 +164,7 @@ class Worker:
         """Trials in hand, by number: those that wait in `_claimed` or `_ended` too."""
         self._claimed: deque[Asked] = deque()
         self._claimed_at = -math.inf
+        self._claim_s = 0.0  # how long claims lately took
         self._trained = 0  # how many have ended since, none of them failed
         self._settled = -math.inf
         self._begun: set[int] = set()
@@ -173,7 +188,7 @@ class Worker:
         from sweepstack.engine.train import Interrupted
 
         named = functools.partial(storage.named, self.plan.storage or "")
-        beating = progress.every(BEAT_S, self._beat, "sweepstack-heartbeat")
+        beating = progress.every(TICK_S, self._tick, "sweepstack-heartbeat")
         with contextlib.closing(self.runner), named(), beating:
             try:
                 with named():  # within, so that trials are requeued when it has failed for once
@@ -191,6 +206,21 @@ class Worker:
                 raise
             self._requeue(self._running.values())
 
+    def _tick(self) -> None:
+        """Send a heartbeat where it is time, and look for workers that died; of those beside this
+        one it is seen without the database."""
+        now = time.monotonic()
+        if now - self._beaten > BEAT_S - TICK_S / 2:
+            self._beaten = now
+            self._beat()
+        gone = {name for name in self._beside if processes.is_gone(name)}
+        self._beside -= gone
+        turns = max(len(self._beside), self.book.workers / 20)
+        if gone or now - self._looked > TICK_S * (turns + 0.5):
+            self._looked = now
+            self.book.recover()
+        self._count_workers()
+
     def _beat(self) -> None:
         self.book.beat([asked.trial for asked in list(self._running.values())])
         if self._member is not None:
@@ -204,10 +234,15 @@ class Worker:
 
     def _heed(self) -> None:
         """Stop if a person asked the study's workers to; the study is read every `HEED_S`."""
-        if self.stop.code is None and time.monotonic() - self._heeded >= HEED_S:
+        if self.stop.code is None and time.monotonic() - self._heeded >= self._heed_s:
             self._heeded = time.monotonic()
-            if self._is_asked_to_stop():
-                self.stop.ask(EXIT_INTERRUPTED)
+            with storage.Tried():
+                if self._is_asked_to_stop():
+                    self.stop.ask(EXIT_INTERRUPTED)
+
+    @property
+    def _heed_s(self) -> float:
+        return min(MOST_HEED_S, HEED_S * max(1.0, self.book.workers / 50))
 
     def _work(self) -> None:
         while self._more():
@@ -216,7 +251,8 @@ class Worker:
             if self._more():  # others run what is left: they may yet be lost
                 if not self._paused and self._nothing_left():
                     return
-                time.sleep(0.02 if self._paused else 0.2)
+                others_s = min(MOST_POLL_S, POLL_S * max(1.0, self.book.workers / 10))
+                time.sleep(0.02 if self._paused else others_s)
 
     def _run(self) -> None:
         """Run trials until no more are to be had; whatever happens, what ended lasts."""
@@ -224,7 +260,7 @@ class Worker:
             for outcome in self.runner.run(self._asked()):
                 self.record(outcome)
         finally:
-            self.write(all_of_it=True)
+            self.write(all_of_it=True, waits=True)
 
     def _requeue(self, trials: Iterable[Asked]) -> None:
         found = list(trials)
@@ -292,12 +328,19 @@ class Worker:
         several = several and self.plan.max_steps_total is None
         room = max(1, self.room, self._ahead()) if several else 1
         begun = [self._running[number].trial for number in self._begun]
-        if any(map(is_suspect, begun)):
+        retries = max((trial.user_attrs.get(RETRIES, 0) for trial in begun), default=0)
+        if is_suspected(retries, self.plan.max_restarts):
             return False  # nothing beside them
         if room > 1:
             self._count_workers()
-        trials = self.book.claim(room, max_steps=self._max_steps, alone=not begun)
+        asked_at = time.monotonic()
+        trials: list[optuna.Trial] = []
+        with storage.Tried(self._patience_s(AWAY_S)):
+            trials = self.book.claim(
+                room, max_steps=self._max_steps, alone=not begun, begun=len(begun)
+            )
         self._claimed_at, self._trained = time.monotonic(), 0
+        self._claim_s += 0.3 * (self._claimed_at - asked_at - self._claim_s)
         self._running |= {trial.number: Asked(trial, []) for trial in trials}
         claimed: list[Asked] = []
         for trial in trials:
@@ -317,20 +360,23 @@ class Worker:
 
     def _count_workers(self) -> None:
         """Leave their share to those that joined the study from elsewhere too."""
-        if self._member is not None and time.monotonic() >= self._counted + HEED_S:
-            alive = sum(entry.is_alive for entry in register.workers(self.study))
-            self.book.workers = max(self.plan.n_jobs, alive)
+        if self._member is not None and time.monotonic() >= self._counted + self._heed_s:
+            alive = [e.process for e in register.workers(self.study) if e.is_alive]
+            self.book.workers = max(self.plan.n_jobs, len(alive))
+            here = processes.this_process()
+            self._beside = {name for name in alive if processes.is_here(name) and name != here}
             self._counted = time.monotonic()
 
     def _ahead(self) -> int:
-        """How many trials lately ended in `AHEAD_S`, where some may be duplicates; at most twice
-        as many as since the last claim, so that what fails at once is not claimed by the hundred.
+        """How many trials lately ended while claims took `CLAIM_SHARE` of the time, or in `AHEAD_S`
+        where some may be duplicates; at most twice as many as since the last claim, so that what
+        fails at once is not claimed by the hundred.
         """
-        if self.duplicates is None:
-            return 0
         passed = max(time.monotonic() - self._claimed_at, 1e-3)
-        lately = int(self._trained * AHEAD_S / passed)
-        return min(lately, 2 * self._trained, MAX_AHEAD, self.duplicates.places)
+        places, ahead_s = MAX_AHEAD, self._claim_s / CLAIM_SHARE
+        if self.duplicates is not None:
+            places, ahead_s = min(places, self.duplicates.places), max(ahead_s, AHEAD_S)
+        return min(int(self._trained * ahead_s / passed), 2 * self._trained, places)
 
     def _recover_at_times(self) -> None:
         """Requeue what dead workers ran: trials wait for it here, and nobody else may be there."""
@@ -342,22 +388,35 @@ class Worker:
         """Note a result; it is written with the others of its block."""
         self._ended.append(outcome)
 
-    def write(self, *, all_of_it: bool = False) -> None:
+    def write(self, *, all_of_it: bool = False, waits: bool = False) -> None:
         """Make last what waits to be written; from here on it is acknowledged. Of duplicates,
-        which wait for it in the study, `all_of_it` or what a few tenths of a second gathered."""
-        self._write_ended()
-        if self.duplicates is None or not (all_of_it or time.monotonic() > self._settled + AHEAD_S):
+        which wait for it in the study, `all_of_it` or what a few tenths of a second gathered.
+
+        Where the storage does not answer while trials train, they go on and all of it is written
+        later, unless it `waits`."""
+        patience_s = None if waits else self._patience_s(AWAY_S if all_of_it else 0.0)
+        if not self._write_ended(patience_s) or self.duplicates is None:
+            return
+        if not (all_of_it or time.monotonic() > self._settled + AHEAD_S):
             return
         while settled := list(self.duplicates.settled()):  # what others wait for may be among them
             self._ended += settled
-            self._write_ended()
+            self._write_ended(None)
         self._settled = time.monotonic()
 
-    def _write_ended(self) -> None:
+    def _patience_s(self, seconds: float) -> float | None:
+        """How long to wait for the storage: so long while trials train, else as the plan says."""
+        training = self._begun - {outcome.asked.number for outcome in self._ended}
+        return seconds if training else None
+
+    def _write_ended(self, patience_s: float | None) -> bool:
+        """Whether what waits is written; see `Decisions.write`."""
         if self.decisions.prunes:
             self.decisions.flush()
         endings = [self._ending(outcome) for outcome in self._ended]
-        lost = self.decisions.write(endings)
+        lost = self.decisions.write(endings, patience_s)
+        if lost is None:
+            return False
         ended, self._ended = self._ended, []
         has_failed = any(outcome.state == "failed" for outcome in ended)
         self._trained = 0 if has_failed else self._trained + len(ended)
@@ -388,6 +447,7 @@ class Worker:
         if ended:
             self._steps = None
             self.notify(Status())
+        return True
 
     def _ending(self, outcome: Outcome) -> Ending:
         """What is recorded of a trial that ended: an objective that is not finite is a failure,

@@ -1,4 +1,8 @@
-"""Our pruners: a trial is compared with all trials that have reported at its rung.
+"""Which trials end early: reads `hydra.sweeper.pruner`.
+
+median, percentile and asha are ours and compare a trial with all trials that have reported at its
+rung. The others are Optuna's: hyperband and wilcoxon compare in the order of asking or with
+finished trials only, patient and threshold look at one trial.
 
 Trials that run side by side must be compared with each other, in one stack as in several
 processes. So a decision is a function of the reports alone: of every trial that has reported at the
@@ -19,19 +23,22 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from functools import cache, partial
 from itertools import accumulate
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
+import optuna.pruners as optunas
 from optuna import Study
 from optuna.pruners import BasePruner
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from sweepstack.config import check
+from sweepstack.config.errors import InputError
 from sweepstack.config.sweeper import PRUNERS
+from sweepstack.sweep.samplers import construct
 
 _COMPARED = (TrialState.RUNNING, TrialState.COMPLETE, TrialState.PRUNED)
 
@@ -284,3 +291,72 @@ class AshaPruner(RungPruner):
             return False
         n = len(losses) + 1
         return n < self._factor or sum(other < loss for other in losses) < n // self._factor
+
+
+# --- by name --------------------------------------------------------------------------------------
+
+_WHERE = "hydra.sweeper.pruner"
+_MAKE: Mapping[str, Callable[..., BasePruner]] = {
+    "none": optunas.NopPruner,
+    "median": MedianPruner,
+    "percentile": PercentilePruner,
+    "asha": AshaPruner,
+    "hyperband": optunas.HyperbandPruner,
+    "patient": optunas.PatientPruner,
+    "threshold": optunas.ThresholdPruner,
+    "wilcoxon": optunas.WilcoxonPruner,
+}
+CLASSES = {
+    **{make.__name__: name for name, make in _MAKE.items()},
+    "SuccessiveHalvingPruner": "asha",
+}
+"""Class -> name, for configs that name a class."""
+
+
+def build(name: str, given: Mapping[str, Any], direction: str | Sequence[str]) -> BasePruner:
+    """The pruner `name` with the settings `given`; the rest are the defaults of its class.
+
+    Args:
+        name: one of `PRUNERS`.
+        given: its settings. `wrapped` of patient is null, a name, or a mapping with `name` and
+            settings; it is asked only once patience has run out, so one that judges at rungs (asha,
+            or a long interval) seldom acts.
+        direction: of the study; with a list of several only `none` is allowed.
+
+    Raises:
+        InputError: one line for each mistake.
+    """
+    check.option(_WHERE, name, PRUNERS)
+    if name != "none" and not isinstance(direction, str) and len(direction) > 1:
+        raise InputError(
+            f"{_WHERE} must be none with {len(direction)} objectives, got '{name}': "
+            "pruning compares trials by one objective"
+        )
+    return _build(_WHERE, name, given)
+
+
+def _build(where: str, name: str, given: Mapping[str, Any]) -> BasePruner:
+    wrapped = _wrapped(f"{where}.wrapped", given.get("wrapped")) if name == "patient" else None
+    values = check.settings(where, PRUNERS[name], given)
+    if name == "patient":
+        values["wrapped_pruner"] = wrapped
+        values.pop("wrapped", None)
+    if name == "hyperband":
+        _check_brackets(where, values)
+    return construct(where, _MAKE[name], values)
+
+
+def _wrapped(where: str, given: object) -> BasePruner | None:
+    if given is None:
+        return None
+    rest = dict(given) if isinstance(given, Mapping) else {"name": given}
+    name = rest.pop("name", None)
+    known = [known for known in PRUNERS if known not in ("none", "patient")]
+    return _build(where, check.option(where, name, known), rest)
+
+
+def _check_brackets(where: str, values: Mapping[str, Any]) -> None:
+    # Optuna divides by zero at the first report when no bracket fits.
+    lowest, highest = values.get("min_resource", 1), values.get("max_resource", "auto")
+    if highest != "auto" and highest < lowest:
+        raise InputError(f"{where}: max_resource must be >= {lowest}, min_resource, got {highest}")
