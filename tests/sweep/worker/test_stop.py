@@ -173,6 +173,13 @@ def test_workers_that_die_without_a_trial_are_replaced_so_often(jobs):
     assert asked == [3, 3, 3, 3]  # the first of them made progress
 
 
+def test_workers_that_are_ended_again_and_again_are_named(jobs):
+    run, _, asked = jobs(*[(0, [SIGNALLED] * 3, 143)] * 2, restarts=0)
+    with pytest.raises(EnvironmentFault, match=r"worker 10 on other, worker 11 .* ended early; run"):
+        run.run()
+    assert asked == [3]
+
+
 def test_workers_that_worked_for_long_are_replaced_though_no_trial_ended(jobs, monkeypatch):
     monkeypatch.setattr(launch, "MIN_WORK_S", -10.0)
     run, _, asked = jobs(*[(0, [SIGNALLED] * 3, 143)] * 3, (10, [WORKED] * 3, None), restarts=0)

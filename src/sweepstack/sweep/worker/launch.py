@@ -288,8 +288,6 @@ class _Jobs:
             return None
         if errors:
             raise errors[-1]
-        if codes := [launched.code for launched in self.launches if launched.code is not None]:
-            return min(codes)
         raise JobsFailed(
             f"{', '.join(died)} ended early{self._where}; run the same command again to resume"
         )
