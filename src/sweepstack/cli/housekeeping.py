@@ -38,6 +38,7 @@ from sqlalchemy.exc import IntegrityError
 from sweepstack.analysis.doctor import overrides
 from sweepstack.analysis.doctor.finding import count
 from sweepstack.config import errors
+from sweepstack.config.artifacts import Store
 from sweepstack.config.commands import shell
 from sweepstack.config.errors import (
     EXIT_TRAINING,
@@ -52,6 +53,7 @@ from sweepstack.reporting.report.content import command_of
 from sweepstack.runs.progress import say, shown
 from sweepstack.study import storage, storage_url
 from sweepstack.study.attributes import (
+    ARTIFACTS,
     FOLDER,
     HEARTBEAT,
     IDENTITY,
@@ -66,7 +68,7 @@ from sweepstack.study.book.book import Book
 from sweepstack.study.read import trials_of
 from sweepstack.study.view import StudyView, open_study
 from sweepstack.sweep.plan import check_name
-from sweepstack.sweep.studies import book_of, names_like
+from sweepstack.sweep.studies import artifacts_of, book_of, names_like
 from sweepstack.sweep.sweep import STUDIES, write_report
 from sweepstack.sweep.worker import trial_folder
 
@@ -103,16 +105,17 @@ def remove(name: str, where: str = storage.DEFAULT, *, is_sure: bool = False) ->
     opened = open_study(name, where)
     with storage.named(opened.where), records(opened) as book:
         refuse_while_running(book.alive(), name)
-        paths = list(_paths(opened, book))
-        what = ", ".join(
-            [f"{len(trials_of(opened.study))} trials", *(str(shown(p.absolute())) for p in paths)]
-        )
+        paths, store = list(_paths(opened, book)), _own_store(opened, book)
+        of = [f"{len(trials_of(opened.study))} trials", *(str(shown(p.absolute())) for p in paths)]
+        what = ", ".join([*of, *([f"artifacts in {store.where}"] if store else [])])
         if not is_sure and not _agrees(f"delete study {name} ({what})? [y/N] "):
             say("nothing was deleted")
             return EXIT_TRAINING
         paths += _artifacts(opened, book)  # before the study is held: a second reader would wait
         with book.deletion() as alive:
             refuse_while_running(alive, name)
+            if store is not None:
+                store.remove_all()
             for path in paths:
                 _remove(path)
     say(f"deleted study {name}: {what}")
@@ -153,6 +156,42 @@ def _paths(opened: StudyView, book: Book) -> Iterator[Path]:
         yield folder
     if (page := report.place_of(opened)).is_file():
         yield page
+
+
+def _own_store(opened: StudyView, book: Book) -> Store | None:
+    """The study's artifact store, unless another study has it too or it is gone; one that cannot be
+    reached stays, with a warning."""
+    studies = optuna.get_all_study_summaries(book.storage, include_best_trial=False)
+    others = [s.user_attrs.get(ARTIFACTS) for s in studies if s.study_name != opened.name]
+    store = opened.store
+    if store is None or store.kept in others:
+        return None
+    try:
+        return store if store.sizes() else None
+    except EnvironmentFault as error:
+        say(f"the artifacts of the study stay: {error}")
+        return None
+
+
+def all_here(opened: StudyView) -> str | None:
+    """Take all files of a study that is to be copied from its artifact store; return its place."""
+    everything = range(len(opened.trials))
+    opened.files(everything, models=everything)
+    return opened.store.where if opened.store is not None else None
+
+
+def put_artifacts(view: StudyView, where: str | None) -> None:
+    """Give a new study artifacts of its own, of the files that were copied for it."""
+    if where is None or view.folder is None:
+        return
+    with records(view) as book:
+        try:
+            store = artifacts_of(book.storage, book.study, where)
+        except EnvironmentFault as error:
+            say(f"{error}; the files of {view.name} are here alone")
+            return
+        assert store is not None
+        trial_folder.put_rest(book.study, book.storage, store, view.folder)
 
 
 def _artifacts(opened: StudyView, book: Book) -> Iterator[Path]:
@@ -495,9 +534,11 @@ def copy(name: str, new: str, where: str = storage.DEFAULT, to: str | None = Non
     with storage.named(opened.where), records(opened) as book:
         refuse_while_running(book.alive(), name)
     url = _url(opened) if to is None else to
+    place = all_here(opened)
     root = STUDIES.absolute() if opened.folder is None or to is not None else opened.folder.parent
     found = [] if opened.folder is None else [(opened.folder, "")]
     draft = _copied(opened, new, found)
+    draft.user.pop(ARTIFACTS, None)
     with storage.named(url):
         target = storage.connect(url)
         try:
@@ -512,6 +553,7 @@ def copy(name: str, new: str, where: str = storage.DEFAULT, to: str | None = Non
                 if "artifacts:" in key and source.is_file():
                     there.mkdir(parents=True, exist_ok=True)
                     shutil.copy2(source, there / source.name)
+        put_artifacts(view, place)
     had_report = report.place_of(opened).is_file()
     return conclude(view, f"copied study {name} to {new}{summary(view)}", had_report)
 
@@ -553,15 +595,20 @@ def prune_files(
     folder = opened.folder
     with storage.named(opened.where), records(opened) as book:
         refuse_while_running(book.alive(), name)
-        models, rest = [], []
+        models, rest, store = [], [], opened.store
+        far: dict[str, int] = {}
+        if store is not None:
+            far = trial_folder.spare_archives(opened.study, store, keep, opened.trials)
         if folder is not None:
             models = trial_folder.spare_models(opened.study, folder, keep, opened.trials)
             rest = trial_folder.spare_checkpoints(folder, opened.trials)
-        if not models and not rest:
+        if not models and not rest and not far:
             say(f"study {name}: no file to remove")
             return 0
-        size = sum(map(_size, [*models, *rest]))
+        size = sum([*map(_size, [*models, *rest]), *far.values()])
         kinds = {"models": len(models), "checkpoints": len(rest)}
+        if store is not None:
+            kinds[f"archives in {store.where}"] = len(far)
         of = ", ".join(f"{n} {kind}" for kind, n in kinds.items() if n)
         what = f"{_bytes(size)} of study {name} (files of {of}); the best {keep} keep their models"
         if dry_run:
@@ -574,6 +621,8 @@ def prune_files(
             return EXIT_TRAINING
         for path in [*models, *rest]:
             _remove(path)
+        if store is not None:
+            store.remove(far)
         book.study.set_user_attr(KEEP_MODELS, keep)
     say(f"removed {what}")
     return 0

@@ -16,16 +16,26 @@ from sweepstack.analysis.doctor.finding import count
 from sweepstack.cli.housekeeping import (
     PASSING,
     Draft,
+    all_here,
     asked_as,
     conclude,
     exists,
+    put_artifacts,
     records,
     refuse_while_running,
     summary,
 )
 from sweepstack.config.errors import InputError
 from sweepstack.study import storage
-from sweepstack.study.attributes import CONTINUES, EQUALS, FOLDER, IDENTITY, RETRY_OF, SWEEP
+from sweepstack.study.attributes import (
+    ARTIFACTS,
+    CONTINUES,
+    EQUALS,
+    FOLDER,
+    IDENTITY,
+    RETRY_OF,
+    SWEEP,
+)
 from sweepstack.study.book import canonical
 from sweepstack.study.frame import is_retried
 from sweepstack.study.view import StudyView, open_study
@@ -60,12 +70,14 @@ def merge(names: Sequence[str], new: str, where: str = storage.DEFAULT) -> int:
                 raise exists(new)
             refuse_while_running(book.alive(), view.name)
     space = _space_of(views)
+    places = [place for view in views if (place := all_here(view)) is not None]
     trials, found, said = _joined(views)
     _unite(trials)
     first = views[0]
     user = {key: value for view in reversed(views) for key, value in view.user_attrs.items()}
     user = {key: value for key, value in user.items() if not key.startswith(PASSING)}
-    user.pop(FOLDER, None)
+    for key in (FOLDER, ARTIFACTS):
+        user.pop(key, None)
     if first.identity:
         user[IDENTITY] = {**first.identity, "space": space}
     if first.asked:
@@ -82,6 +94,7 @@ def merge(names: Sequence[str], new: str, where: str = storage.DEFAULT) -> int:
     with storage.named(first.where), records(first) as book:
         Draft(new, first, user, system, trials, found).make(book.storage, root)
     view = open_study(new, where)
+    put_artifacts(view, next(iter(places), None))
     parts = ", ".join(f"{len(v.trials)} of {v.name}" for v in views)
     return conclude(view, f"merged {parts} into {new}{summary(view)}{said}", False)
 

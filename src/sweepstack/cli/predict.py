@@ -122,6 +122,7 @@ def _model(words: Sequence[str], options: argparse.Namespace) -> Predictor:
     if number >= len(found.trials):
         last = len(found.trials) - 1
         raise InputError(f"the trials of {found.name} are 0 to {last}, got {number}")
-    if found.folder is None:
+    folder = found.files({number}, models={number})
+    if folder is None:
         raise EnvironmentFault(f"the folder of study {found.name} is not here: name that of a run")
-    return prediction.load(found.folder / str(number), options.trust)
+    return prediction.load(folder / str(number), options.trust)

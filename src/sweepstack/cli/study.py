@@ -7,6 +7,7 @@
     sweepstack-study best STUDY -o FOLDER       what won, as a config; --retrain: was it luck?
     sweepstack-study export STUDY -o x.csv      one row per trial; --history: per evaluation
     sweepstack-study rerun STUDY 17             train it again alone and compare (exit code 5)
+    sweepstack-study pull STUDY                 files of trials that other machines trained
     sweepstack-study work STUDY                 join it, from this or another machine
     sweepstack-study workers STUDY              who works on it: host, GPU, since when, pace
     sweepstack-study stop STUDY                 ask its workers to stop, wherever they are
@@ -32,11 +33,13 @@ from typing import NoReturn
 
 from sweepstack import STORAGE
 from sweepstack.config import commands
-from sweepstack.config.errors import InputError, nearest
+from sweepstack.config.errors import EnvironmentFault, InputError, nearest
 
 _Command = Callable[[argparse.Namespace], int]
 _GROUPS = {
-    "Read a study": ("list", "show", "report", "dashboard", "compare", "best", "export", "workers"),
+    "Read a study": (
+        *("list", "show", "report", "dashboard", "compare", "best", "export", "pull", "workers"),
+    ),
     "Train": ("rerun", "work"),
     "Keep house": ("stop", "delete", "rename", "copy", "merge", "prune-files"),
 }
@@ -161,6 +164,9 @@ def _add_reading(
     export = add(_export, study, "a row per trial, as a file")
     export.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.csv|.parquet")
     export.add_argument("--history", action="store_true", help="a row per evaluation instead")
+    pulled = add(_pull, study, "take the files of trials that other machines trained")
+    what = "where its artifacts are from here, if not where the study says"
+    pulled.add_argument("--from", dest="place", metavar="PLACE", help=what)
 
 
 def _add_house_keeping(
@@ -367,6 +373,30 @@ def _rerun(options: argparse.Namespace) -> int:
         config_dir=options.config_dir,
         probe=options.probe,
     )
+
+
+def _pull(options: argparse.Namespace) -> int:
+    from sweepstack.config.artifacts import SETTING, Store, place
+    from sweepstack.runs.progress import say
+    from sweepstack.study import view
+
+    opened = view.open_study(options.study, options.storage)
+    store = opened.store
+    if store is None:
+        raise InputError(f"study {opened.name} has no artifacts: no sweep was given {SETTING}")
+    if options.place is not None:
+        store = Store(place(options.place), store.key)
+    small, models = opened.missing(), opened.missing(models=True)
+    taken, with_models = opened.take(small, models, store)
+    said = f"; models: {', '.join(map(str, sorted(with_models)))}" if with_models else ""
+    say(f"study {opened.name}: files of {len(taken)} trials taken from {store.where}{said}")
+    if left := sorted(small - taken):
+        named = ", ".join(map(str, left[:20])) + (", ..." if len(left) > 20 else "")
+        raise EnvironmentFault(
+            f"{len(left)} of {len(opened.trials)} trials are not in {store.where}: {named}; the "
+            "machines that trained them put them there when the sweep's command is run again"
+        )
+    return 0
 
 
 def _work(options: argparse.Namespace) -> int:

@@ -30,7 +30,7 @@ from sweepstack.sweep.sweep import sweep
 from sweepstack.sweep.worker.trainer import TrainingApp
 from sweepstack.training import device
 
-SETTINGS = ("workers_per_gpu", "storage_timeout_s", "trusted_storage", "report")
+SETTINGS = ("workers_per_gpu", "storage_timeout_s", "trusted_storage", "report", "artifacts")
 """Keys of `hydra.sweeper` that a machine decides for itself."""
 MAX_WORKERS = 1024
 Node = dict[str, Any]

@@ -79,6 +79,11 @@ class Settings:
         "all, none, or how many of the best",
         ge=1,
     )
+    artifacts: str | None = key(
+        None,
+        "where trials keep their files for all machines too: a shared folder, s3://BUCKET/PREFIX "
+        "or gs://BUCKET/PREFIX; null: where the study has them, or nowhere",
+    )
     trusted_storage: bool = key(False, "allow cmaes, which unpickles from the storage")
     report: bool = key(
         True, "write outputs/reports/STUDY.html, and notes and files for the dashboard, at the end"

@@ -15,12 +15,14 @@ Notation: `df` is `StudyView.frame` or some of its rows.
 from __future__ import annotations
 
 import json
+import logging
 import math
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import optuna
 import pandas as pd
@@ -29,22 +31,29 @@ from optuna.trial import FrozenTrial
 from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError
 
-from sweepstack.config.errors import InputError, masked, nearest, one_line
+from sweepstack.config import artifacts
+from sweepstack.config.errors import EnvironmentFault, InputError, masked, nearest, one_line
 from sweepstack.study import storage, storage_url
-from sweepstack.study.attributes import EQUALS, FOLDER, IDENTITY, SWEEP
-from sweepstack.study.frame import STATES, frame, history, layers, ranks
+from sweepstack.study.attributes import ARTIFACTS, EQUALS, FOLDER, IDENTITY, SWEEP, WORKER
+from sweepstack.study.frame import STATES, frame, history, is_retried, layers, ranks
 from sweepstack.study.keys import Direction, Key, Parameter, objectives, swept_keys
 from sweepstack.study.read import best_rows, order, trials_of
 from sweepstack.study.tables import statistics
 
+log = logging.getLogger(__name__)
+
 MAX_NAMED = 8
 """Studies that are listed where a name is wrong."""
+MAX_SILENT = 50
+"""Trials whose files are taken from elsewhere without a word."""
 LARGEST = 1e37
 """Values from here on are infinite: a float32 has no larger ones."""
 MIN_BEST, MAX_BEST = 5, 25
 """How few and how many configurations are "the best"."""
 FINISHED = ("complete", "pruned", "failed")
 """States of trials that have ended."""
+_told: set[tuple[str, str]] = set()
+"""Studies, by storage and name, of whose missing files a person was told."""
 
 
 @dataclass(frozen=True)
@@ -104,8 +113,7 @@ class StudyView:
         """Where its trials have their folders, if that is to be found here: beside the database
         or under the working folder."""
         name = self.user_attrs.get(FOLDER)
-        # It comes from the database, and decides which files are read.
-        if not isinstance(name, str) or name != Path(name).name or name in ("", ".", ".."):
+        if not _is_name(name):
             return None
         return next((root / name for root in self.roots if (root / name).is_dir()), None)
 
@@ -130,6 +138,72 @@ class StudyView:
     def roots(self) -> list[Path]:
         """Where folders of studies are looked for, in this order."""
         return [place(self.where) / "studies", Path("outputs/studies")]
+
+    @property
+    def store(self) -> artifacts.Store | None:
+        """Where its files are for all machines, if anywhere."""
+        return artifacts.Store.of(self.user_attrs.get(ARTIFACTS))
+
+    def missing(self, numbers: Container[int] | None = None, *, models: bool = False) -> set[int]:
+        """Trials, all or those of `numbers`, that left files (or may have left `models`) which are
+        not here."""
+        folder, name = self.folder, artifacts.MODELS[-1] if models else artifacts.DONE
+        return {
+            trial.number
+            for trial in self.trials
+            if (numbers is None or trial.number in numbers)
+            and trial.state.is_finished()
+            and "config_hash" in trial.user_attrs  # else it never had a folder
+            and not is_retried(trial)
+            and not (folder is not None and (folder / str(trial.number) / name).is_file())
+        }
+
+    def files(
+        self, numbers: Container[int] | None = None, *, models: Container[int] = ()
+    ) -> Path | None:
+        """As `folder`, once the files of trials (all, or those of `numbers`) and the `models` of
+        some that are not here have been taken from the artifact store. What cannot be had is told
+        once, in a warning."""
+        small, large = self.missing(numbers), self.missing(models, models=True) if models else set()
+        if not small and not large:
+            return self.folder
+        try:
+            small -= self.take(small, large)[0]
+        except EnvironmentFault as error:
+            self._tell(f"{error}; sweepstack-study pull {self.name} --from PLACE names another")
+        if small and self.store is None:
+            hosts = sorted({h for t in self.trials if (h := _host(t)) and t.number in small})
+            every = {host for t in self.trials if (host := _host(t))}
+            if len(every) > 1:
+                self._tell(
+                    f"the files of {len(small)} of {len(self.trials)} trials of {self.name} are on "
+                    f"other hosts ({one_line(', '.join(hosts), 120)}); with {artifacts.SETTING}="
+                    "FOLDER or s3://BUCKET/PREFIX all hosts have them"
+                )
+        return self.folder
+
+    def take(
+        self, small: set[int], models: set[int], store: artifacts.Store | None = None
+    ) -> tuple[set[int], set[int]]:
+        """Take the files of trials from the artifact store, or from that one; see
+        `artifacts.fetch`.
+
+        Raises:
+            EnvironmentFault: it cannot be read.
+        """
+        store, name = store or self.store, self.user_attrs.get(FOLDER)
+        if store is None or not _is_name(name):
+            return set(), set()
+        if len(small) > MAX_SILENT:
+            line = f"taking the files of up to {len(small):,} trials from {store.where}"
+            print(line, file=sys.stderr)
+        root = next((root for root in self.roots if root.is_dir()), self.roots[-1])
+        return artifacts.fetch(store, self.folder or root / name, small, models)
+
+    def _tell(self, line: str) -> None:
+        if (self.where, self.name) not in _told:
+            _told.add((self.where, self.name))
+            log.warning(line)
 
     # --- what it asks: objectives and keys -------------------------------------------------------
 
@@ -317,12 +391,12 @@ class StudyView:
     @cached_property
     def history(self) -> pd.DataFrame:
         """One row per evaluation; see `frame.history`."""
-        return history(self.study, self.folder, trials=self.trials)
+        return history(self.study, self.files(), trials=self.trials)
 
     @cached_property
     def layers(self) -> pd.DataFrame:
         """One row per evaluation and layer, with training.diagnostics; see `frame.layers`."""
-        return layers(self.folder, self.trials)
+        return layers(self.files(), self.trials)
 
     def curve(self, metric: str) -> pd.DataFrame:
         """A metric at each evaluation: a row per trial, a column per step, means over the trial's
@@ -360,6 +434,17 @@ def joined(views: Sequence[StudyView]) -> pd.DataFrame:
     same = {"objectives": goals[0]} if all(goal == goals[0] for goal in goals) else {}
     table.attrs = {"study": ", ".join(names), "keys": keys, **same}
     return table
+
+
+def _is_name(name: object) -> TypeGuard[str]:
+    """Whether a study's attribute is the name of a folder: it decides which files are read."""
+    return isinstance(name, str) and name == Path(name).name and name not in ("", ".", "..")
+
+
+def _host(trial: FrozenTrial) -> str:
+    """That of the process which ran a trial; empty if unknown."""
+    name = trial.user_attrs.get(WORKER)
+    return name.partition("/")[0].partition(":")[0] if isinstance(name, str) else ""
 
 
 def best_of(tried: int) -> int:

@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any, Literal
 
 from sweepstack.config import check, schema, sweeper
+from sweepstack.config.artifacts import SETTING, place
 from sweepstack.config.check import shown
 from sweepstack.config.errors import InputError
 from sweepstack.config.space import Label, Space, points
@@ -101,6 +102,7 @@ class Plan(sweeper.Settings):
         grid: whether the trials are the points of the space, each once.
         enqueue: points to try first, by parameter name, perhaps incomplete.
         constraints: what a trial must keep to be feasible.
+        artifacts: as `config.artifacts.place` returns it.
         order: which values of a grid share a stack (`space/points.py`).
     """
 
@@ -155,6 +157,10 @@ def read(
     if name is None:
         name = name_of(prefix, arguments)
     attempt(check_name, f"{_WHERE}.study_name", name)
+    if values["artifacts"] is not None:
+        values["artifacts"] = attempt(place, values["artifacts"])
+        if values["storage"] is None:
+            mistakes.append(f"{SETTING} needs hydra.sweeper.storage, which is null: no study stays")
     if values["custom_search_space"]:
         attempt(points.search_function, values["custom_search_space"])
     if mistakes and space is not None:

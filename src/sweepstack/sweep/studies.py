@@ -22,9 +22,10 @@ from optuna.storages import BaseStorage, RDBStorage
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
-from sweepstack.config.errors import InputError, one_line
+from sweepstack.config.artifacts import SETTING, Store, check
+from sweepstack.config.errors import EnvironmentFault, InputError, one_line
 from sweepstack.config.space import points
-from sweepstack.study.attributes import FOLDER, IDENTITY, RETRIED, WORKER
+from sweepstack.study.attributes import ARTIFACTS, FOLDER, IDENTITY, RETRIED, WORKER
 from sweepstack.study.book import processes
 from sweepstack.study.book.book import Book
 from sweepstack.study.book.public import PublicBook, held, lock_file
@@ -91,6 +92,42 @@ def folder_of(storage: BaseStorage, study: optuna.Study, root: Path) -> Path:
             )
             study.set_user_attr(FOLDER, found)
         return root / str(found)
+
+
+def artifacts_of(storage: BaseStorage, study: optuna.Study, given: str | None) -> Store | None:
+    """Where the study's files are put for all machines: where it has them; else in the place
+    `given`, which the study then keeps. A place in which they are too, such as the same folder
+    mounted elsewhere, or another to which they were moved, takes the first one's.
+
+    Raises:
+        InputError: the study has its files in another place.
+        EnvironmentFault: the place cannot be written.
+    """
+    with held(lock_file(storage)):
+        store = Store.of(study.user_attrs.get(ARTIFACTS))
+        if store is not None and given in (None, store.where):
+            if store.is_folder and not Path(store.where, store.key).is_dir():
+                raise EnvironmentFault(
+                    f"the artifact folder {store.where} of study {study.study_name} is not here: "
+                    f"mount it, or say where it is by {SETTING}=FOLDER"
+                )
+            check(store.where)
+            return store
+        if given is None:
+            return None
+        if store is None:
+            store = Store.new(given, study.study_name)
+        else:
+            moved = Store(given, store.key)
+            is_there = Path(given, store.key).is_dir() if moved.is_folder else moved.sizes()
+            if not is_there:
+                raise InputError(
+                    f"study {study.study_name} has its artifacts in {store.where}, and {given} has "
+                    f"none of them: leave {SETTING} out, or move the folder {store.key} there first"
+                )
+            store = moved
+        study.set_user_attr(ARTIFACTS, store.kept)
+        return store
 
 
 def open_book(

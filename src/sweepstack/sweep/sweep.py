@@ -22,7 +22,7 @@ from optuna.exceptions import ExperimentalWarning
 from optuna.trial import FrozenTrial, TrialState
 from rich.table import Column, Table
 
-from sweepstack.config import commands, errors, sweeper
+from sweepstack.config import artifacts, commands, errors, sweeper
 from sweepstack.config.errors import one_line
 from sweepstack.reporting.scoreboard import Scoreboard, count_finished
 from sweepstack.runs import progress
@@ -90,6 +90,8 @@ def sweep(
         return
     if launcher is None:
         check_workers(chosen)
+    if chosen.artifacts is not None:
+        artifacts.check(chosen.artifacts)
     with _storage(chosen) as (url, opened), storage.named(url):
         # A grid's trials are its points: those of another kind of sweep must not count.
         identity = {"grid": chosen.grid, "space": chosen.space.signature(), **question}
@@ -100,6 +102,7 @@ def sweep(
         if list(study.metric_names or ()) != list(chosen.objectives):
             study.set_metric_names(list(chosen.objectives))
         deadline = began + chosen.timeout_s if chosen.timeout_s else math.inf
+        store = studies.artifacts_of(opened, study, chosen.artifacts)
         if joins is None:
             _keep(study, _command(chosen, arguments, hydra, app) | _settings_of(node, deadline))
         folder = joins or studies.folder_of(opened, study, STUDIES.absolute())
@@ -110,16 +113,20 @@ def sweep(
             book.enqueue(chosen.enqueue)
         elif joins is None:
             book.retry_failed()
-        crew = Crew(chosen, app, folder, deadline, stops=book.stops())
+        crew = Crew(chosen, app, folder, deadline, stops=book.stops(), store=store)
         single = chosen.directions[0] if len(chosen.directions) == 1 else None
         board = Scoreboard(book, single, chosen.objectives[0])
         _announce(chosen, book)
+        if store is not None:
+            say(f"artifacts: {store.where}")
         code, counts = None, book.counts()
         to_go = book.total is None or counts["remaining"]
         if to_go and not too_many_failed(chosen, counts):
             code = launch(crew, board, launcher, joins=joins is not None)
         if app.origin["name"] == "sweepstack":  # others keep what they want
             trial_folder.remove_models(study, folder, opened)
+            if store is not None:
+                trial_folder.put_rest(study, opened, store, folder)
         if joins is not None and code is None and _leaves(crew, book):
             return
         from sweepstack.study.view import StudyView  # imports pandas, which no start needs
@@ -150,6 +157,7 @@ def _show(plan: Plan, repeats: int | None) -> None:
         "pruner": _settings(plan.pruner),
         "storage": _progress_of(plan),
         "workers": str(plan.n_jobs),
+        **({} if plan.artifacts is None else {"artifacts": plan.artifacts}),
         "fixed": " ".join([*plan.space.fixed, *fixed]) or "nothing besides the defaults",
     }
     if plan.enqueue:

@@ -175,7 +175,7 @@ def test_workers_that_die_without_a_trial_are_replaced_so_often(jobs):
 
 def test_workers_that_are_ended_again_and_again_are_named(jobs):
     run, _, asked = jobs(*[(0, [SIGNALLED] * 3, 143)] * 2, restarts=0)
-    with pytest.raises(EnvironmentFault, match=r"worker 10 on other, worker 11 .* ended early; run"):
+    with pytest.raises(EnvironmentFault, match=r"10 on other, worker 11 .* ended early; run"):
         run.run()
     assert asked == [3]
 

@@ -368,9 +368,11 @@ def _files(
 ) -> Attributes:
     """Copy the files of `trials` into the artifacts' folder."""
     added: Attributes = {}
-    if (parent := view.folder) is None:
+    chosen = list(trials)
+    numbers = {trial.number for trial in chosen}
+    if (parent := view.files(numbers, models=numbers)) is None:
         return added
-    for trial in trials:
+    for trial in chosen:
         for name, kind in FILES.items():
             file = parent / str(trial.number) / name
             elsewhere = not file.resolve().is_relative_to(parent.resolve())

@@ -350,8 +350,9 @@ def class_tables(view: StudyView) -> list[Table]:
 def _classes_of(view: StudyView, trial: int) -> tuple[list[str], Any, Any] | None:
     """Names, counts (3, K) and the confusion matrix (K, K) or None, of a trial's classes.json."""
     try:
-        assert view.folder is not None
-        text = (view.folder / str(trial) / "classes.json").read_text("utf-8")
+        folder = view.files({trial})
+        assert folder is not None
+        text = (folder / str(trial) / "classes.json").read_text("utf-8")
         given = json.loads(text)
         names = [clean(name) for name in given["classes"]]
         matrix = np.array(given.get("confusion", given.get("labels")), dtype=np.float64)

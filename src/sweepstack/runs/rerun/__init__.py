@@ -246,7 +246,7 @@ def _recorded(view: StudyView, trial: FrozenTrial, restored: Restored, program: 
     several, objective = training.seeds > 1, program.objective
     numbers: dict[Key, float] = {}
     if restored.verified:  # or the folder may be another study's
-        for row in rows_of(view.folder, trial):
+        for row in rows_of(view.files({trial.number}), trial):
             seed, step = row.get("seed"), row.get("step")
             if (isinstance(seed, int) or not several) and isinstance(step, int):
                 _add_row(numbers, row, step, seed if several else None)

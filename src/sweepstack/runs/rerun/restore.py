@@ -229,10 +229,11 @@ def _composed(
 
 def kept_config(view: StudyView, trial: FrozenTrial) -> Plain | None:
     """config.yaml of the trial's folder, None where there is none that can be read."""
-    if view.folder is None:
+    folder = view.files({trial.number})
+    if folder is None:
         return None
     try:
-        with (view.folder / str(trial.number) / "config.yaml").open("rb") as file:
+        with (folder / str(trial.number) / "config.yaml").open("rb") as file:
             text = file.read(MAX_BYTES + 1)
         if len(text) > MAX_BYTES or b"${" in text:
             return None

@@ -88,6 +88,10 @@ class HydraApp:
             mistakes.append(
                 "hydra.sweeper.objectives names metrics of sweepstack; an app returns its own"
             )
+        if plan.artifacts is not None:
+            mistakes.append(
+                "hydra.sweeper.artifacts needs the folders that sweepstack itself writes"
+            )
         if plan.constraints:
             mistakes.append(
                 "hydra.sweeper.constraints needs the numbers that sweepstack itself records"

@@ -26,6 +26,7 @@ from typing import Any, TextIO
 
 import optuna
 
+from sweepstack.config.artifacts import Store
 from sweepstack.config.errors import (
     EXIT_INTERRUPTED,
     EXIT_TERMINATED,
@@ -39,9 +40,11 @@ from sweepstack.study import storage
 from sweepstack.study.book import processes, register
 from sweepstack.study.book.book import Book
 from sweepstack.study.book.register import Entry, Membership
+from sweepstack.study.read import trials_of
 from sweepstack.sweep.plan import Plan
 from sweepstack.sweep.studies import open_book
 from sweepstack.sweep.worker import Stop
+from sweepstack.sweep.worker.trial_folder import Uploads
 from sweepstack.sweep.worker.worker import App, Worker, too_many_failed
 
 log = logging.getLogger(__name__)
@@ -87,6 +90,7 @@ class Crew:
     Attributes:
         name: tells the sweep from others of the study.
         stops: how the workers were asked to stop before it began (`Book.stops`).
+        store: where trials put their files for all machines.
     """
 
     plan: Plan
@@ -95,10 +99,18 @@ class Crew:
     deadline: float
     name: str = field(default_factory=lambda: uuid.uuid4().hex[:8])
     stops: Any = None
+    store: Store | None = None
 
     def worker(self, book: Book, stop: Stop, **given: Any) -> Worker:
         """A worker in this process."""
         deadline, crew = self.deadline, (self.name, self.stops)
+        if self.store is not None:
+            given["uploads"] = Uploads(
+                self.store,
+                self.folder,
+                lambda: trials_of(book.study, book.storage),
+                lambda: stop.code is not None,
+            )
         return Worker(
             *(self.plan, self.app, book, self.folder, stop), deadline=deadline, crew=crew, **given
         )

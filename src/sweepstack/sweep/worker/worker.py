@@ -35,6 +35,7 @@ from sweepstack.sweep import pruners, samplers
 from sweepstack.sweep.plan import Plan
 from sweepstack.sweep.worker import Asked, Decisions, Outcome, Stop
 from sweepstack.sweep.worker.duplicates import Duplicates, Equal
+from sweepstack.sweep.worker.trial_folder import Uploads
 
 log = logging.getLogger(__name__)
 
@@ -120,6 +121,7 @@ class Worker:
         crew: the sweep that started it, and how its study's workers were asked to stop by then
             (`Book.stops`).
         member: its entry in the register of workers.
+        uploads: what puts the files of ended trials where all machines find them.
 
     Attributes:
         decisions: what the pruner decides by the reports of trials.
@@ -142,7 +144,9 @@ class Worker:
         began: Callable[[], object] = lambda: None,
         crew: tuple[str, Any] = ("", None),
         member: Membership | None = None,
+        uploads: Uploads | None = None,
     ):
+        self._uploads = uploads
         self._crew, self._member = crew, member
         self._heeded, self._counted, self._told = time.monotonic(), -math.inf, 0
         self._beaten, self._looked = time.monotonic(), time.monotonic()
@@ -189,7 +193,8 @@ class Worker:
 
         named = functools.partial(storage.named, self.plan.storage or "")
         beating = progress.every(TICK_S, self._tick, "sweepstack-heartbeat")
-        with contextlib.closing(self.runner), named(), beating:
+        uploading = self._uploads or contextlib.nullcontext()
+        with uploading, contextlib.closing(self.runner), named(), beating:
             try:
                 with named():  # within, so that trials are requeued when it has failed for once
                     self._work()
@@ -429,6 +434,8 @@ class Worker:
             self.decisions.forget(asked)
             self.planned.pop(asked.number, None)
             recorded = TrialState.FAIL if asked.number in lost else ending.state
+            if self._uploads is not None and asked.number not in lost:
+                self._uploads.add(asked.number)
             if self.duplicates is not None:
                 self.duplicates.ended(outcome, recorded)
             if ending.state == TrialState.FAIL:
