@@ -221,6 +221,13 @@ def shared(ready: Any, begins: Any) -> None:
     _ready, _begins = ready, begins
 
 
+def deleted(opened: Any) -> None:
+    """Delete the study of an earlier row."""
+    study = optuna.load_study(study_name=NAME, storage=opened)
+    with studies.book_of(opened)(study, opened, None).deletion():
+        pass
+
+
 def cpu_s() -> float:
     """CPU seconds of this process."""
     usage = resource.getrusage(resource.RUSAGE_SELF)
@@ -250,7 +257,7 @@ def measure(load: Load, count: int) -> None:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     opened = storage.connect(load.url)
     with suppress(KeyError):
-        optuna.delete_study(study_name=NAME, storage=opened)
+        deleted(opened)
     studies.open_study(opened, NAME, ["minimize"], {"space": "benchmark"})
     parts = [(load.workers * i // count, load.workers * (i + 1) // count) for i in range(count)]
     context = get_context("spawn")
@@ -266,10 +273,10 @@ def measure(load: Load, count: int) -> None:
         server = server_cpu_s() - before
         found = [task.result() for task in tasks]
     study = optuna.load_study(study_name=NAME, storage=opened)
-    states = [trial.state.name for trial in study.get_trials(deepcopy=False)]
-    optuna.delete_study(study_name=NAME, storage=opened)
+    counts = studies.book_of(opened)(study, opened, None).counts()
+    deleted(opened)
     spent = sum(cpu for _, cpu in found)
-    say(load, [times for times, _ in found], begins.value, spent, server, states)
+    say(load, [times for times, _ in found], begins.value, spent, server, counts)
 
 
 def say(
@@ -278,7 +285,7 @@ def say(
     begins: float,
     client: float,
     server: float,
-    states: list[str],
+    counts: dict[str, int],
 ) -> None:
     """Print a row."""
     times: Times = defaultdict(list)
@@ -287,8 +294,8 @@ def say(
             times[name] += values
     ended = sum(0 <= at - begins < load.seconds for at in times["ended"])
     rate, offered = ended / load.seconds, load.workers * load.width / load.trial_s
-    complete = states.count("COMPLETE")
-    exact = complete == len(times["ended"]) and "RUNNING" not in states
+    complete = counts["done"]
+    exact = complete == len(times["ended"]) and not counts["running"]
     totals = "exact" if exact else f"NOT exact: {len(times['ended'])} ended, {complete} complete"
     print(
         f"{load.workers} workers x {load.width}, trials of {load.trial_s:g} s: {rate:.1f} trials/s "

@@ -17,6 +17,7 @@ import pytest
 import sqlalchemy
 from optuna.storages import RDBStorage
 from sqlalchemy.engine.default import DefaultDialect
+from sqlalchemy.pool import QueuePool
 
 from sweepstack.config.errors import EnvironmentFault, InputError, masked, one_line
 from sweepstack.study import storage
@@ -354,3 +355,14 @@ def test_where_there_are_no_studies_the_whole_path_is_said(
         f"there are no studies: {tmp_path}/outputs/studies.db does not exist, nor in a folder "
         "above; a sweep makes it, or --storage (in Python storage=) names another"
     )
+
+
+def test_a_worker_keeps_one_connection_of_a_server(monkeypatch):
+    """PostgreSQL allows a hundred, if nobody changes it."""
+    options: list[dict[str, Any]] = []
+    monkeypatch.setattr(storage, "RDBStorage", lambda url, given: options.append(given))
+    storage._optunas("mysql+pymysql://db/studies", None)
+    engine = sqlalchemy.create_engine("sqlite://", poolclass=QueuePool, **options[0])
+    for connection in [engine.connect(), engine.connect()]:
+        connection.close()
+    assert engine.pool.checkedin() == 1

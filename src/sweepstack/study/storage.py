@@ -234,7 +234,11 @@ def _check(file: Path | None, url: str, timeout_s: float, *, needed: bool = Fals
 
 
 def _optunas(url: str, file: Path | None) -> RDBStorage:
-    options: dict[str, Any] = {"pool_pre_ping": True}  # connections die when a server restarts
+    # Connections die when a server restarts. A server has few: 100 are PostgreSQL's default. So a
+    # worker keeps one, and opens another only while its heartbeat meets a transaction.
+    options: dict[str, Any] = {"pool_pre_ping": True}
+    if not url.startswith("sqlite"):
+        options |= {"pool_size": 1, "max_overflow": 14}
     if file is not None:
         options = {"connect_args": {"timeout": BUSY_TIMEOUT_MS / 1000}}
     # Optuna fills {SCHEMA_VERSION} into URLs; braces in a password are not for it.
