@@ -38,7 +38,7 @@ class Hosts:
         folder.mkdir(exist_ok=True)
         self.patch.setattr(socket, "gethostname", lambda: host)
         self.patch.chdir(folder)
-        view._told.clear()
+        artifacts._told.clear()
 
     def sweep(self, host, total, place=None, **settings):
         self.on(host)
@@ -184,13 +184,13 @@ def test_without_a_store_one_line_says_where_the_files_are(hosts, caplog):
         assert len(hosts.view().history) == 12
     said = [line for line in caplog.messages if "other hosts" in line]
     assert len(said) == 1
-    assert "the files of 3 of 6 trials of s are on other hosts (a); with hydra.sweeper" in said[0]
+    assert "the files of 3 of 6 trials of s are on other hosts; with hydra.sweeper" in said[0]
     with pytest.raises(InputError, match="has no artifacts"):
         hosts.run("b", "pull", "s")
     for number in range(3):
         (hosts.root / f"b/outputs/studies/s/{number}").mkdir()
         (hosts.root / f"b/outputs/studies/s/{number}/metrics.json").write_text("{}")
-    view._told.clear()
+    artifacts._told.clear()
     assert hosts.view().files() is not None  # one file system for all hosts: nothing to say
     assert len([line for line in caplog.messages if "other hosts" in line]) == 1
 

@@ -30,7 +30,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from sweepstack.config.errors import (
     LAYERS,
@@ -65,6 +65,7 @@ READERS = 8
 """Archives that are read at the same time."""
 TIMEOUT_S = 5.0
 """How long a bucket's server may take to accept a connection; it is asked three times."""
+_told: set[tuple[str, str]] = set()
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,61}[a-z0-9]")
 _PREFIX = re.compile(r"(?:[\w.=+-]+/)*[\w.=+-]*")
 _KEY = re.compile(r"[\w-]{1,60}")
@@ -272,6 +273,18 @@ def _s3_client() -> Any:
     retries = {"max_attempts": 3, "mode": "standard"}
     session = boto3.session.Session()  # the default one keeps what it found first
     return session.client("s3", config=Config(connect_timeout=TIMEOUT_S, retries=retries))
+
+
+def is_name(name: object) -> TypeGuard[str]:
+    """Whether a study's attribute is the name of a folder: it decides which files are read."""
+    return isinstance(name, str) and name == Path(name).name and name not in ("", ".", "..")
+
+
+def say_once(study: tuple[str, str], line: str) -> None:
+    """Warn that files are not here, once for a study (storage and name)."""
+    if study not in _told:
+        _told.add(study)
+        log.warning("%s", line)
 
 
 # --- archives ------------------------------------------------------------------------------------

@@ -15,14 +15,13 @@ Notation: `df` is `StudyView.frame` or some of its rows.
 from __future__ import annotations
 
 import json
-import logging
 import math
-import sys
+import re
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 import optuna
 import pandas as pd
@@ -48,20 +47,14 @@ from sweepstack.study.keys import Direction, Key, Parameter, objectives, swept_k
 from sweepstack.study.read import best_rows, order, trials_of
 from sweepstack.study.tables import statistics
 
-log = logging.getLogger(__name__)
-
 MAX_NAMED = 8
 """Studies that are listed where a name is wrong."""
-MAX_SILENT = 50
-"""Trials whose files are taken from elsewhere without a word."""
 LARGEST = 1e37
 """Values from here on are infinite: a float32 has no larger ones."""
 MIN_BEST, MAX_BEST = 5, 25
 """How few and how many configurations are "the best"."""
 FINISHED = ("complete", "pruned", "failed")
 """States of trials that have ended."""
-_told: set[tuple[str, str]] = set()
-"""Studies, by storage and name, of whose missing files a person was told."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +114,7 @@ class StudyView:
         """Where its trials have their folders, if that is to be found here: beside the database
         or under the working folder."""
         name = self.user_attrs.get(FOLDER)
-        if not _is_name(name):
+        if not artifacts.is_name(name):
             return None
         return next((root / name for root in self.roots if (root / name).is_dir()), None)
 
@@ -169,49 +162,32 @@ class StudyView:
     def files(
         self, numbers: Container[int] | None = None, *, models: Container[int] = ()
     ) -> Path | None:
-        """As `folder`, once the files of trials (all, or those of `numbers`) and the `models` of
-        some that are not here have been taken from the artifact store. What cannot be had is told
-        once, in a warning."""
+        """As `folder`, once files of trials (all, or `numbers`) and `models` that are not here have
+        been taken from the artifact store. What cannot be had is told once, in a warning."""
         small, large = self.missing(numbers), self.missing(models, models=True) if models else set()
-        if not small and not large:
-            return self.folder
-        try:
-            small -= self.take(small, large)[0]
-        except EnvironmentFault as error:
-            self._tell(f"{error}; sweepstack-study pull {self.name} --from PLACE names another")
-        if small and self.store is None:
-            hosts = sorted({h for t in self.trials if (h := _host(t)) and t.number in small})
-            every = {host for t in self.trials if (host := _host(t))}
-            if len(every) > 1:
-                self._tell(
-                    f"the files of {len(small)} of {len(self.trials)} trials of {self.name} are on "
-                    f"other hosts ({one_line(', '.join(hosts), 120)}); with {artifacts.SETTING}="
-                    "FOLDER or s3://BUCKET/PREFIX all hosts have them"
-                )
+        if small or large:
+            line = f"the files of {len(small)} of {len(self.trials)} trials of {self.name} are on "
+            line += f"other hosts; with {artifacts.SETTING}=FOLDER or s3://... all hosts have them"
+            try:
+                self.take(small, large)
+            except EnvironmentFault as error:
+                line = f"{error}; sweepstack-study pull {self.name} --from PLACE names another"
+            else:
+                names = {str(trial.user_attrs.get(WORKER, "")) for trial in self.trials}
+                if self.store or len({re.split("[/:]", name)[0] for name in names} - {""}) < 2:
+                    return self.folder
+            artifacts.say_once((self.where, self.name), line)
         return self.folder
 
     def take(
         self, small: set[int], models: set[int], store: artifacts.Store | None = None
     ) -> tuple[set[int], set[int]]:
-        """Take the files of trials from the artifact store, or from that one; see
-        `artifacts.fetch`.
-
-        Raises:
-            EnvironmentFault: it cannot be read.
-        """
+        """Take files from the artifact store, or from that one; see `artifacts.fetch`."""
         store, name = store or self.store, self.user_attrs.get(FOLDER)
-        if store is None or not _is_name(name):
+        if store is None or not artifacts.is_name(name):
             return set(), set()
-        if len(small) > MAX_SILENT:
-            line = f"taking the files of up to {len(small):,} trials from {store.where}"
-            print(line, file=sys.stderr)
         root = next((root for root in self.roots if root.is_dir()), self.roots[-1])
         return artifacts.fetch(store, self.folder or root / name, small, models)
-
-    def _tell(self, line: str) -> None:
-        if (self.where, self.name) not in _told:
-            _told.add((self.where, self.name))
-            log.warning(line)
 
     # --- what it asks: objectives and keys -------------------------------------------------------
 
@@ -442,17 +418,6 @@ def joined(views: Sequence[StudyView]) -> pd.DataFrame:
     same = {"objectives": goals[0]} if all(goal == goals[0] for goal in goals) else {}
     table.attrs = {"study": ", ".join(names), "keys": keys, **same}
     return table
-
-
-def _is_name(name: object) -> TypeGuard[str]:
-    """Whether a study's attribute is the name of a folder: it decides which files are read."""
-    return isinstance(name, str) and name == Path(name).name and name not in ("", ".", "..")
-
-
-def _host(trial: FrozenTrial) -> str:
-    """That of the process which ran a trial; empty if unknown."""
-    name = trial.user_attrs.get(WORKER)
-    return name.partition("/")[0].partition(":")[0] if isinstance(name, str) else ""
 
 
 def best_of(tried: int) -> int:

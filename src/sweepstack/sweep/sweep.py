@@ -90,8 +90,6 @@ def sweep(
         return
     if launcher is None:
         check_workers(chosen)
-    if chosen.artifacts is not None:
-        artifacts.check(chosen.artifacts)
     with _storage(chosen) as (url, opened), storage.named(url):
         # A grid's trials are its points: those of another kind of sweep must not count.
         identity = {"grid": chosen.grid, "space": chosen.space.signature(), **question}
@@ -116,17 +114,13 @@ def sweep(
         crew = Crew(chosen, app, folder, deadline, stops=book.stops(), store=store)
         single = chosen.directions[0] if len(chosen.directions) == 1 else None
         board = Scoreboard(book, single, chosen.objectives[0])
-        _announce(chosen, book)
-        if store is not None:
-            say(f"artifacts: {store.where}")
+        _announce(chosen, book, store)
         code, counts = None, book.counts()
         to_go = book.total is None or counts["remaining"]
         if to_go and not too_many_failed(chosen, counts):
             code = launch(crew, board, launcher, joins=joins is not None)
         if app.origin["name"] == "sweepstack":  # others keep what they want
-            trial_folder.remove_models(study, folder, opened)
-            if store is not None:
-                trial_folder.put_rest(study, opened, store, folder)
+            trial_folder.remove_models(study, folder, opened, store)
         if joins is not None and code is None and _leaves(crew, book):
             return
         from sweepstack.study.view import StudyView  # imports pandas, which no start needs
@@ -241,7 +235,7 @@ def _leaves(crew: Crew, book: Book) -> bool:
     return True
 
 
-def _announce(chosen: Plan, book: Book) -> None:
+def _announce(chosen: Plan, book: Book, store: artifacts.Store | None) -> None:
     done, total = count_finished(book.counts()), "trials"
     if book.total is not None:
         before = f", {min(done, book.total)} of them done before" if done else ""
@@ -249,6 +243,8 @@ def _announce(chosen: Plan, book: Book) -> None:
     how = "every point of the grid once" if chosen.grid else f"sampler {chosen.sampler.name}"
     pruner = "" if chosen.pruner.name == "none" else f", pruner {chosen.pruner.name}"
     say(f"study {chosen.study}: {total}, {how}{pruner}")
+    if store is not None:
+        say(f"artifacts: {store.where}")
 
 
 def _conclude(
@@ -360,7 +356,9 @@ def _write_results(study: optuna.Study, trials: Sequence[FrozenTrial], folder: P
 
 @contextlib.contextmanager
 def _storage(chosen: Plan) -> Iterator[tuple[str, Any]]:
-    """The URL and the opened storage; without a URL a temporary one."""
+    """The URL and the opened storage, once artifacts can be kept; without a URL a temporary one."""
+    if chosen.artifacts is not None:
+        artifacts.check(chosen.artifacts)
     if chosen.storage is not None:
         yield chosen.storage, storage.connect(chosen.storage)
         return

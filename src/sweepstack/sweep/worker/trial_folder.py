@@ -49,7 +49,7 @@ from sweepstack.config.errors import LAYERS, EnvironmentFault
 from sweepstack.runs import folder as run_folder
 from sweepstack.runs.seeds import Group
 from sweepstack.study import storage as storages
-from sweepstack.study.attributes import CONTINUES, EQUALS, KEEP_MODELS, is_retried
+from sweepstack.study.attributes import CONTINUES, EQUALS, KEEP_MODELS, RETRIED
 from sweepstack.study.read import best, best_trials, trials_of
 from sweepstack.sweep.worker import Outcome
 from sweepstack.training import checkpoint
@@ -269,11 +269,19 @@ def keep_models(study: optuna.Study, keep: Keep) -> None:
         study.set_user_attr(KEEP_MODELS, keep)
 
 
-def remove_models(study: optuna.Study, folder: Path, storage: BaseStorage | None = None) -> None:
-    """Remove the models that the study is not to keep, but for running trials."""
+def remove_models(
+    study: optuna.Study,
+    folder: Path,
+    storage: BaseStorage | None = None,
+    store: artifacts.Store | None = None,
+) -> None:
+    """Remove the models that the study is not to keep, but for running trials; in the artifact
+    store too, which first gets what is here alone."""
     keep = study.user_attrs.get(KEEP_MODELS, "best")
     for path in spare_models(study, folder, keep, trials_of(study, storage)):
         path.unlink(missing_ok=True)
+    if store is not None:
+        put_rest(study, storage, store, folder)
 
 
 def spare_models(
@@ -441,7 +449,7 @@ class Uploads:
 
 
 def _is_over(trial: FrozenTrial) -> bool:
-    return trial.state.is_finished() and not is_retried(trial)
+    return trial.state.is_finished() and RETRIED not in trial.user_attrs
 
 
 def spare_archives(
@@ -459,7 +467,7 @@ def spare_archives(
 
 
 def put_rest(
-    study: optuna.Study, storage: BaseStorage, store: artifacts.Store, folder: Path
+    study: optuna.Study, storage: BaseStorage | None, store: artifacts.Store, folder: Path
 ) -> None:
     """At the end of a sweep: put into the store what is here alone, and remove the models that
     the study is not to keep; a store that fails is named in a warning."""
