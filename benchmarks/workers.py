@@ -43,8 +43,9 @@ import optuna
 import sqlalchemy
 from optuna.storages import RDBStorage
 
+from sweepstack.runs import register
 from sweepstack.study import storage
-from sweepstack.study.book import processes, register
+from sweepstack.study.book import processes
 from sweepstack.study.book.bulk import BulkBook
 from sweepstack.study.book.public import PublicBook
 from sweepstack.sweep import plan as plans

@@ -23,9 +23,9 @@ from sweepstack.cli import work
 from sweepstack.config.errors import InputError, Stopped, SweepstackError
 from sweepstack.reporting import overview
 from sweepstack.reporting.report import content
+from sweepstack.runs.register import Entry
 from sweepstack.study import storage, view
 from sweepstack.study.attributes import IDENTITY, SWEEP
-from sweepstack.study.book.register import Entry
 from sweepstack.sweep.worker import worker
 
 SWEPT = "optimizer.lr=0.1,0.2,0.3,0.4"

@@ -14,8 +14,8 @@ import pytest
 from fault_support import APP, Sweep, running, states, until
 from sweep_support import study
 
-from sweepstack.study.book import register
-from sweepstack.study.book.register import Entry
+from sweepstack.runs import register
+from sweepstack.runs.register import Entry
 
 pytestmark = pytest.mark.slow
 SECRET = "s3Cr3t"

@@ -424,10 +424,9 @@ def _workers(options: argparse.Namespace) -> int:
 def _stop(options: argparse.Namespace) -> int:
     import time
 
-    from sweepstack.runs import progress
+    from sweepstack.runs import progress, register
     from sweepstack.study import storage, view
     from sweepstack.study.attributes import STOP
-    from sweepstack.study.book import register
 
     found = view.open_study(options.study, options.storage)
     with storage.named(found.where):

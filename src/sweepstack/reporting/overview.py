@@ -33,10 +33,9 @@ from sweepstack.config.errors import (
     one_line,
     printable,
 )
-from sweepstack.runs import progress
+from sweepstack.runs import progress, register
 from sweepstack.study import storage
 from sweepstack.study.attributes import is_retried
-from sweepstack.study.book import register
 from sweepstack.study.frame import STATES
 from sweepstack.study.read import best_trials
 from sweepstack.study.view import StudyView, open_study

@@ -12,9 +12,10 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from multiprocessing import resource_tracker
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -230,3 +231,39 @@ class _Patient(Console):
     def on_broken_pipe(self) -> None:
         self.quiet = True
         commands.close_stdout()
+
+
+@contextlib.contextmanager
+def without_interrupts() -> Iterator[None]:
+    """Block Ctrl-C; a process that starts now does not get it before it wants to."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    resource_tracker.ensure_running()  # else `Process.start` starts it, and unblocks Ctrl-C then
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+class Numbered:
+    """A stream whose lines begin with the number of the worker that writes them."""
+
+    def __init__(self, stream: TextIO, place: int):
+        self._stream, self._prefix, self._left = stream, f"worker {place}: ", ""
+
+    def write(self, text: str) -> int:
+        """Write whole lines; the last one waits for its end."""
+        *lines, self._left = (self._left + text).split("\n")
+        self._stream.write("".join(f"{self._prefix}{line}\n" for line in lines))
+        return len(text)
+
+    def flush(self) -> None:
+        """Write what waits as a line."""
+        if self._left:
+            self.write("\n")
+        self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)

@@ -25,11 +25,10 @@ from rich.table import Column, Table
 from sweepstack.config import artifacts, commands, errors, sweeper
 from sweepstack.config.errors import one_line
 from sweepstack.reporting.scoreboard import Scoreboard, count_finished
-from sweepstack.runs import progress
+from sweepstack.runs import progress, register
 from sweepstack.runs.progress import say
 from sweepstack.study import storage, storage_url
 from sweepstack.study.attributes import EQUALS, LOST, OVERRIDES, RETRIED, SWEEP
-from sweepstack.study.book import register
 from sweepstack.study.book.book import Book
 from sweepstack.study.read import best_trials, trials_of
 from sweepstack.sweep import plan, studies

@@ -21,7 +21,7 @@ from omegaconf import OmegaConf
 from hydra_plugins.sweepstack_sweeper import _impl
 from sweepstack.config import reading
 from sweepstack.config.errors import EnvironmentFault
-from sweepstack.study.book import register
+from sweepstack.runs import register
 from sweepstack.sweep.worker import launch
 
 SECRET = "s3Cr3t"

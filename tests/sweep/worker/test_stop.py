@@ -18,11 +18,11 @@ from sweep_support import QUICK, states
 
 from sweepstack.cli import study as cli
 from sweepstack.config.errors import EnvironmentFault
+from sweepstack.runs import register
+from sweepstack.runs.register import Entry
 from sweepstack.study import storage
 from sweepstack.study.attributes import WORKERS
-from sweepstack.study.book import register
 from sweepstack.study.book.public import PublicBook
-from sweepstack.study.book.register import Entry
 from sweepstack.sweep import studies
 from sweepstack.sweep.worker import launch, worker
 

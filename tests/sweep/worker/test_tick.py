@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from duplicates_support import Script, worker
 
+from sweepstack.runs.register import Entry, Membership
 from sweepstack.study.attributes import WORKER
 from sweepstack.study.book import processes
-from sweepstack.study.book.register import Entry, Membership
 from sweepstack.sweep.worker import worker as workers
 
 

@@ -18,8 +18,8 @@ import pandas as pd
 from sweepstack.analysis.terminal import number, setting
 from sweepstack.config import commands
 from sweepstack.config.errors import printable
+from sweepstack.runs import register
 from sweepstack.study.attributes import PREFIX
-from sweepstack.study.book import register
 from sweepstack.study.tables import METRICS, applies, pivot, published
 from sweepstack.study.view import StudyView, is_numeric
 

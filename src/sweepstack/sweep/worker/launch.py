@@ -19,10 +19,10 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from multiprocessing import connection, resource_tracker
+from multiprocessing import connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import optuna
 
@@ -35,11 +35,11 @@ from sweepstack.config.errors import (
     SweepstackError,
 )
 from sweepstack.reporting.scoreboard import Scoreboard, count_finished
-from sweepstack.runs import progress
+from sweepstack.runs import progress, register
+from sweepstack.runs.register import Entry, Membership
 from sweepstack.study import storage
-from sweepstack.study.book import processes, register
+from sweepstack.study.book import processes
 from sweepstack.study.book.book import Book
-from sweepstack.study.book.register import Entry, Membership
 from sweepstack.study.read import trials_of
 from sweepstack.sweep.plan import Plan
 from sweepstack.sweep.studies import open_book
@@ -488,7 +488,7 @@ class _Processes:
         process = context.Process(
             target=_child, args=(place, os.getpid(), theirs), name=f"sweepstack-worker-{place}"
         )
-        with theirs, _share(self.crew.plan.n_jobs + len(others)), _without_interrupts():
+        with theirs, _share(self.crew.plan.n_jobs + len(others)), progress.without_interrupts():
             process.start()
             self.children[place] = _Child(process, messages)
         # As an argument, one that is larger than a pipe would be waited for where the process dies
@@ -607,40 +607,6 @@ def _open_shared(crew: Crew) -> Book:
     return open_book(plan, study, opened, partial(crew.app.checkpointed, crew.folder))
 
 
-@contextlib.contextmanager
-def _without_interrupts() -> Iterator[None]:
-    """Block Ctrl-C; a process that starts now does not get it before it wants to."""
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    resource_tracker.ensure_running()  # else `Process.start` starts it, and unblocks Ctrl-C then
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-class _Numbered:
-    """A stream whose lines begin with the number of the worker that writes them."""
-
-    def __init__(self, stream: TextIO, place: int):
-        self._stream, self._prefix, self._left = stream, f"worker {place}: ", ""
-
-    def write(self, text: str) -> int:
-        *lines, self._left = (self._left + text).split("\n")
-        self._stream.write("".join(f"{self._prefix}{line}\n" for line in lines))
-        return len(text)
-
-    def flush(self) -> None:
-        if self._left:
-            self.write("\n")
-        self._stream.flush()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
-
-
 def _child(place: int, parent: int, messages: connection.Connection) -> None:
     """Main function of a local worker.
 
@@ -648,7 +614,7 @@ def _child(place: int, parent: int, messages: connection.Connection) -> None:
     it.
     """
     for name in ("stdout", "stderr"):
-        setattr(sys, name, _Numbered(getattr(sys, name), place))
+        setattr(sys, name, progress.Numbered(getattr(sys, name), place))
     stop = Stop()
     # Ctrl-C reaches the whole group; the parent passes it on as SIGTERM, once.
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -23,14 +23,14 @@ from sweepstack.config.errors import EXIT_INTERRUPTED, SweepstackError, one_line
 from sweepstack.config.space import Space
 from sweepstack.config.space.points import Overrides
 from sweepstack.reporting.scoreboard import Status, count_finished
-from sweepstack.runs import progress
+from sweepstack.runs import progress, register
 from sweepstack.runs.folder import environment, key_of
+from sweepstack.runs.register import Membership
 from sweepstack.study import storage
 from sweepstack.study.attributes import CONTINUES, ENVIRONMENT, OVERRIDES, RETRIES
-from sweepstack.study.book import Ending, is_suspected, processes, register
+from sweepstack.study.book import Ending, is_suspected, processes
 from sweepstack.study.book.book import Book
 from sweepstack.study.book.processes import BEAT_S
-from sweepstack.study.book.register import Membership
 from sweepstack.sweep import pruners, samplers
 from sweepstack.sweep.plan import Plan
 from sweepstack.sweep.worker import Asked, Decisions, Outcome, Stop

@@ -14,8 +14,9 @@ import sweep_support
 import torch
 from sweep_support import QUICK
 
-from sweepstack.study.book import processes, register
-from sweepstack.study.book.register import Entry, Membership
+from sweepstack.runs import register
+from sweepstack.runs.register import Entry, Membership
+from sweepstack.study.book import processes
 from sweepstack.sweep.worker.launch import Crew
 from sweepstack.sweep.worker.worker import Worker
 
