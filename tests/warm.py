@@ -24,6 +24,8 @@ from multiprocessing import forkserver, reduction
 from pathlib import Path
 from typing import Any
 
+from hydra.core.plugins import Plugins
+
 PATIENCE_S = 300  # for a hung process only
 
 # There is one for all of a test process, whatever its context: its preload is this one.
@@ -110,6 +112,9 @@ def _run(words: list[str], folder: Path, out: Path | str, err: Path, env: dict[s
         forkserver._forkserver.ensure_running = lambda: None  # ours is, and is to fork them
     # An interpreter reads PYTHONPATH at its start.
     sys.path[:0] = [place for place in env.get("PYTHONPATH", "").split(os.pathsep) if place]
+    if Path(folder, "hydra_plugins").is_dir():  # the server has found the others
+        sys.path.insert(0, str(folder))
+        Plugins.instance()._initialize()
     if words[0] == "-m":
         sys.argv[:] = words[1:]
         sys.path.insert(0, str(folder))

@@ -20,7 +20,12 @@ from sweepstack.runs import folder as run_folder
 
 def view_of(folder):
     best = pd.DataFrame({"number": [3]})
-    return SimpleNamespace(folder=folder, has_one_objective=True, best_rows=lambda: best)
+    return SimpleNamespace(
+        folder=folder,
+        files=lambda *numbers, **models: folder,
+        has_one_objective=True,
+        best_rows=lambda: best,
+    )
 
 
 def test_classes_are_those_of_scikit_learn(tmp_path):

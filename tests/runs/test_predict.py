@@ -165,7 +165,7 @@ def test_a_trial_is_named_by_study_and_number(place, monkeypatch, capsys):
     (place / "3").mkdir(exist_ok=True)
     for file in (place / "table").iterdir():
         (place / "3" / file.name).write_bytes(file.read_bytes())
-    study = SimpleNamespace(name="s", trials=[None] * 4, folder=place)
+    study = SimpleNamespace(name="s", trials=[None] * 4, files=lambda *numbers, **models: place)
     monkeypatch.setattr(view, "open_study", lambda name, storage: study)
     command.run(["predict", "s", "3", str(place / "rows.csv")])
     assert capsys.readouterr().out.startswith("row,class,probability,std\n0,")

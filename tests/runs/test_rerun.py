@@ -91,11 +91,12 @@ def test_a_trial_whose_loss_broke_breaks_again_at_the_same_step(main, again):
     edit(1, error="train_loss became nan at step 9 of 24")
     execute("UPDATE trials SET state = 'FAIL' WHERE number = 1")
     said = again("s", "1")
-    assert (said.code, said.verdict) == (5, "differs: it failed at step 9, now it does not")
+    assert said.code == 5
+    assert said.verdict.startswith("differs: it failed at step 9, now it does not")
     edit(1, error="RuntimeError: the machine was on fire")
     said = again("s", "1")
     assert said.code == 5
-    assert said.verdict.endswith("the machine was on fire', now it does not fail")
+    assert "the machine was on fire', now it does not fail" in said.verdict
 
 
 def test_all_seeds_of_a_trial_are_trained(main, again):

@@ -137,6 +137,8 @@ def _carry(context: HydraContext, config: DictConfig) -> Launch:
     Raises:
         InputError: Hydra cannot make it, for example of a plugin that is not installed.
     """
+    if is_ray := config.hydra.launcher._target_ == RAY:
+        _prepare_ray(config)
     try:
         launcher = Plugins.instance().instantiate_launcher(
             hydra_context=context, task_function=_not_yet, config=config
@@ -169,12 +171,8 @@ def _carry(context: HydraContext, config: DictConfig) -> Launch:
     if "submitit" in config.hydra.launcher._target_:
         return _submitit(run, config)
     logs = Path(str(config.hydra.sweep.dir)).absolute()
-    if config.hydra.launcher._target_ != RAY:
+    if not is_ray:
         return Launch(run, logs=logs)
-    if (
-        "max_retries" not in config.hydra.launcher.ray.remote
-    ):  # who replaces dead workers is the sweep
-        OmegaConf.update(config.hydra.launcher.ray, "remote.max_retries", 0, force_add=True)
     return Launch(run, logs=logs, begin=partial(_start_ray, config))
 
 
@@ -198,6 +196,15 @@ def _submitit(run: Callable[[Crew, int], int | None], config: DictConfig) -> Lau
         return run(crew, count)
 
     return Launch(quietly, jobs, Path(before).absolute())
+
+
+def _prepare_ray(config: DictConfig) -> None:
+    """What must be so before Ray is imported and its launcher made."""
+    if "max_retries" not in config.hydra.launcher.ray.remote:  # the sweep replaces dead workers
+        OmegaConf.update(config.hydra.launcher.ray, "remote.max_retries", 0, force_add=True)
+    # Under `uv run` Ray would copy the working folder to its workers, with outputs/: SQLite loses
+    # its locks on a file that its own process opens and closes, and the study may break.
+    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
 
 
 def _start_ray(config: DictConfig, crew: Crew) -> None:

@@ -203,11 +203,12 @@ class _Run:
     def _pull_in(self) -> Iterator[TrialResult]:
         """Let trials of the stream in while there is room."""
         while True:
+            said = 0
             if not self.pull.held:
-                room = self._room()
-                if room < 1:
+                said = self._room()
+                if said < 1:
                     return
-                self.monitor.room(room)
+                self.monitor.room(said)
             head = self.pull.peek()
             if head is None:
                 return
@@ -225,7 +226,8 @@ class _Run:
             room = self._room()
             if room < 1:
                 return
-            self.monitor.room(room - len(self.pull.held))
+            if room > max(said, len(self.pull.held)):  # the width was not known before
+                self.monitor.room(room - len(self.pull.held))
             yield from self._admit_next(program, room)
 
     def _admit_next(self, program: Program, room: int) -> Iterator[TrialResult]:

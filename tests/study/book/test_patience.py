@@ -301,7 +301,7 @@ def test_silence_says_nothing_after_a_storage_was_away(tmp_path, monkeypatch, ki
     storage.again(lambda tried: answers and (_ for _ in ()).throw(answers.pop()), 120.0)
     assert clock[0] > 1e9 + storage.AWAY_S
     assert book.recover() == 0
-    clock[0] += 119
+    clock[0] += book.grace_s - 1
     assert book.recover() == 0
     clock[0] += 2
     assert book.recover() == 1

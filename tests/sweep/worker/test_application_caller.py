@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import sqlite3
 from collections.abc import Callable
 from contextlib import suppress
@@ -25,6 +26,7 @@ from sweepstack.config.errors import EXIT_INTERRUPTED, EnvironmentFault
 from sweepstack.study import storage
 from sweepstack.sweep import plan, studies
 from sweepstack.sweep.worker import Stop, application
+from sweepstack.sweep.worker import worker as workers
 from sweepstack.sweep.worker.application import Caller
 from sweepstack.sweep.worker.worker import Worker
 
@@ -65,6 +67,7 @@ def worker(tmp_path, monkeypatch):
         return returned
 
     monkeypatch.setattr(application, "run_job", run_job)
+    monkeypatch.setattr(workers, "CLAIM_SHARE", math.inf)  # no trial is claimed ahead
     monkeypatch.setattr(application, "configure_log", lambda *given: None)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     (tmp_path / "outputs").mkdir()

@@ -475,7 +475,7 @@ class Trainer(Monitor):
 
     def room(self, slots: int) -> None:
         """Let as many trials be claimed at once as there is room for."""
-        self.worker.room = max(1, -(-slots // self._seeds))
+        self.worker.room = max(1, slots // self._seeds)
 
     def started(
         self, spec: TrialSpec, step: int, total_steps: int, history: Sequence[Mapping[str, float]]
