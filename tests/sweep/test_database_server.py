@@ -36,18 +36,17 @@ SEED = int(os.environ.get("SWEEPSTACK_SEED", "0"))
 
 @dataclass(frozen=True)
 class Size:
-    """Of a sweep and its misfortunes: seconds between kills, and that the server is stopped."""
+    """Of a sweep and its misfortunes: how many kills, and seconds that the server is stopped."""
 
     workers: int
     points: int
     pause_s: float
     kills: int
-    between_s: float
     stop_s: float
 
 
-SMALL = Size(workers=2, points=60, pause_s=0.01, kills=1, between_s=0.5, stop_s=2.0)
-WHOLE = Size(workers=4, points=1000, pause_s=0.01, kills=20, between_s=4.0, stop_s=30.0)
+SMALL = Size(workers=2, points=60, pause_s=0.01, kills=1, stop_s=2.0)
+WHOLE = Size(workers=4, points=1000, pause_s=0.01, kills=20, stop_s=30.0)
 
 
 def begin(folder: Path, url: str, size: Size, *words: str) -> Sweep:
@@ -112,7 +111,8 @@ def is_exact(folder: Path, url: str, points: int) -> dict[str, int]:
 
 
 def misfortunes(sweep: Sweep, server: Server, size: Size) -> dict[str, Any]:
-    """Kill workers at random moments; a third of the way restart the server, and later stop it."""
+    """Kill workers at random moments, spread over what there is to acknowledge; a third of the way
+    restart the server, and later stop it."""
     chance = random.Random(SEED)
     file = sweep.folder / "acknowledged.txt"
 
@@ -126,9 +126,11 @@ def misfortunes(sweep: Sweep, server: Server, size: Size) -> dict[str, Any]:
     events.insert(2 * size.kills // 3 + 1, "stop")
     told: Counter[str] = Counter()
     trained = 0
-    for event in events:
-        time.sleep(chance.uniform(0.2, 1.8) * size.between_s)
-        assert sweep.process.exitcode is None, f"it ended before all of {events}: {sweep.err}"
+    acknowledged = len(lines(file))
+    step = 0.8 * (6 * size.points - acknowledged) / len(events)  # five reports and the end
+    for place, event in enumerate(events):
+        due = acknowledged + step * (place + chance.random())
+        sweep.until(lambda due=due: len(lines(file)) >= due, f"it is time for the next {event}")
         if event == "kill":
             victims = sweep.until(at_work, "a worker works")
             os.kill(chance.choice(victims), signal.SIGKILL)
