@@ -186,7 +186,7 @@ def put_artifacts(view: StudyView, where: str | None) -> None:
         return
     with records(view) as book:
         try:
-            store = artifacts_of(book.storage, book.study, where)
+            store = artifacts_of(book, where)
         except EnvironmentFault as error:
             say(f"{error}; the files of {view.name} are here alone")
             return

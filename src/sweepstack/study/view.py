@@ -166,16 +166,21 @@ class StudyView:
         been taken from the artifact store. What cannot be had is told once, in a warning."""
         small, large = self.missing(numbers), self.missing(models, models=True) if models else set()
         if small or large:
-            line = f"the files of {len(small)} of {len(self.trials)} trials of {self.name} are on "
-            line += f"other hosts; with {artifacts.SETTING}=FOLDER or s3://... all hosts have them"
             try:
-                self.take(small, large)
+                small = small - self.take(small, large)[0]
             except EnvironmentFault as error:
                 line = f"{error}; sweepstack-study pull {self.name} --from PLACE names another"
             else:
                 names = {str(trial.user_attrs.get(WORKER, "")) for trial in self.trials}
-                if self.store or len({re.split("[/:]", name)[0] for name in names} - {""}) < 2:
+                hosts = {re.split("[/:]", name)[0] for name in names} - {""}
+                if not small or (self.store is None and len(hosts) < 2):
                     return self.folder
+                line = f"the files of {len(small)} of {len(self.trials)} trials of {self.name} are "
+                line += "on other hosts"
+                if self.store is None:
+                    line += f"; with {artifacts.SETTING}=FOLDER or s3://... all hosts have them"
+                else:
+                    line += f", and not in {self.store.where} yet"
             artifacts.say_once((self.where, self.name), line)
         return self.folder
 

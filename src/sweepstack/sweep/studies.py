@@ -94,7 +94,7 @@ def folder_of(storage: BaseStorage, study: optuna.Study, root: Path) -> Path:
         return root / str(found)
 
 
-def artifacts_of(storage: BaseStorage, study: optuna.Study, given: str | None) -> Store | None:
+def artifacts_of(book: Book, given: str | None) -> Store | None:
     """Where the study's files are put for all machines: where it has them; else in the place
     `given`, which the study then keeps. A place in which they are too, such as the same folder
     mounted elsewhere, or another to which they were moved, takes the first one's.
@@ -103,31 +103,34 @@ def artifacts_of(storage: BaseStorage, study: optuna.Study, given: str | None) -
         InputError: the study has its files in another place.
         EnvironmentFault: the place cannot be written.
     """
-    with held(lock_file(storage)):
-        store = Store.of(study.user_attrs.get(ARTIFACTS))
-        if store is not None and given in (None, store.where):
-            if store.is_folder and not Path(store.where, store.key).is_dir():
-                raise EnvironmentFault(
-                    f"the artifact folder {store.where} of study {study.study_name} is not here: "
-                    f"mount it, or say where it is by {SETTING}=FOLDER"
-                )
-            check(store.where)
-            return store
+    study = book.study
+    store = Store.of(study.user_attrs.get(ARTIFACTS))
+    if store is None:
         if given is None:
             return None
-        if store is None:
-            store = Store.new(given, study.study_name)
-        else:
-            moved = Store(given, store.key)
-            is_there = Path(given, store.key).is_dir() if moved.is_folder else moved.sizes()
-            if not is_there:
-                raise InputError(
-                    f"study {study.study_name} has its artifacts in {store.where}, and {given} has "
-                    f"none of them: leave {SETTING} out, or move the folder {store.key} there first"
-                )
-            store = moved
-        study.set_user_attr(ARTIFACTS, store.kept)
+        mine = Store.new(given, study.study_name)
+        store = Store.of(book.settle(ARTIFACTS, mine.kept))
+        if store is None or store.key == mine.key:
+            return mine
+        if mine.is_folder:  # another start was first
+            Path(mine.where, mine.key).rmdir()
+    if given in (None, store.where):
+        if store.is_folder and not Path(store.where, store.key).is_dir():
+            raise EnvironmentFault(
+                f"the artifact folder {store.where} of study {study.study_name} is not here: "
+                f"mount it, or say where it is by {SETTING}=FOLDER"
+            )
+        check(store.where)
         return store
+    moved = Store(str(given), store.key)
+    is_there = Path(moved.where, moved.key).is_dir() if moved.is_folder else moved.sizes()
+    if not is_there:
+        raise InputError(
+            f"study {study.study_name} has its artifacts in {store.where}, and {given} has "
+            f"none of them: leave {SETTING} out, or move the folder {store.key} there first"
+        )
+    study.set_user_attr(ARTIFACTS, moved.kept)
+    return moved
 
 
 def open_book(

@@ -99,12 +99,12 @@ def sweep(
         if list(study.metric_names or ()) != list(chosen.objectives):
             study.set_metric_names(list(chosen.objectives))
         deadline = began + chosen.timeout_s if chosen.timeout_s else math.inf
-        store = studies.artifacts_of(opened, study, chosen.artifacts)
         if joins is None:
             _keep(study, _command(chosen, arguments, hydra, app) | _settings_of(node, deadline))
         folder = joins or studies.folder_of(opened, study, STUDIES.absolute())
         trial_folder.keep_models(study, chosen.keep_models)
         book = studies.open_book(chosen, study, opened, partial(app.checkpointed, folder))
+        store = studies.artifacts_of(book, chosen.artifacts)
         book.recover()
         if not chosen.grid:
             book.enqueue(chosen.enqueue)

@@ -179,6 +179,13 @@ def test_a_grid_goes_on_though_its_parameters_are_declared_in_another_order(
     assert len(found) == len(book.study.trials) == 100
 
 
+def test_what_several_starts_settle_is_what_the_first_said(open_book: Callable[..., Book]) -> None:
+    book, other = open_book(total=1), open_book(total=1)
+    assert book.settle("place", {"key": 1}) == {"key": 1}
+    assert other.settle("place", {"key": 2}) == {"key": 1}
+    assert other.study.user_attrs["place"] == {"key": 1}
+
+
 def test_an_effect_is_of_whoever_took_it_last(open_book: Callable[..., Book]) -> None:
     book = open_book(3)
     trials = book.claim(3)

@@ -248,6 +248,15 @@ class Book(ABC):
     def _study_attributes(self, keys: Sequence[str]) -> Mapping[str, Any]:
         return self.storage.get_study_user_attrs(self.study_id)
 
+    def settle(self, key: str, value: Any) -> Any:
+        """Give the study an attribute where it has none, and return what it has: that of the first
+        of several processes that ask at once."""
+        with self._held():
+            known = self.storage.get_study_user_attrs(self.study_id)
+            if key not in known:
+                self.storage.set_study_user_attr(self.study_id, key, value)
+        return known.get(key, value)
+
     # --- looks -----------------------------------------------------------------------------------
 
     def counts(self) -> dict[str, int]:

@@ -307,6 +307,16 @@ class BulkBook(Book):
             rows = page.execute(select(_OF_STUDY.c.key, _OF_STUDY.c.value_json).where(*mine))
             return {key: json.loads(text) for key, text in rows}
 
+    def settle(self, key: str, value: Any) -> Any:
+        mine = (_OF_STUDY.c.study_id == self.study_id, _OF_STUDY.c.key == key)
+        with self._held() as page:
+            known = page.scalar(select(_OF_STUDY.c.value_json).where(*mine))
+            if known is not None:
+                return json.loads(known)
+            row = {"study_id": self.study_id, "key": key, "value_json": json.dumps(value)}
+            page.execute(insert(_OF_STUDY), row)
+        return value
+
     def numbers_with(self, key: str) -> list[int]:
         query = select(_TRIALS.c.number).join(_USER, _USER.c.trial_id == _TRIALS.c.trial_id)
         with self._read() as page:
@@ -515,6 +525,7 @@ for _name in (
     *("_claim", "recover", "release", "beat", "begin", "write", "take_effects", "owners"),
     *("counts", "steps", "best", "others_at_work", "numbers_with", "retry_failed", "enqueue"),
     "_study_attributes",
+    "settle",
 ):
     setattr(BulkBook, _name, _patient(getattr(BulkBook, _name)))
 
