@@ -12,8 +12,10 @@ import json
 import os
 import random
 import signal
+import threading
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -195,3 +197,20 @@ def test_a_server_restarts_and_workers_are_killed(kind, start, tmp_path, monkeyp
 
 if __name__ == "__main__":
     raise SystemExit(pytest.main(["-n", "0", "-s", __file__]))
+
+
+@pytest.mark.slow
+def test_starts_that_meet_at_an_empty_database_make_its_tables_once():
+    with PostgreSQL() as server:
+        url = server.url
+        met = threading.Barrier(4)
+
+        def start(place: int) -> str:
+            met.wait()
+            opened = storage.connect(url)
+            study = optuna.create_study(study_name=f"s{place}", storage=opened)
+            storage.close(opened)
+            return study.study_name
+
+        with ThreadPoolExecutor(4) as starts:
+            assert sorted(starts.map(start, range(4))) == ["s0", "s1", "s2", "s3"]

@@ -242,7 +242,15 @@ def _optunas(url: str, file: Path | None) -> RDBStorage:
     if file is not None:
         options = {"connect_args": {"timeout": BUSY_TIMEOUT_MS / 1000}}
     # Optuna fills {SCHEMA_VERSION} into URLs; braces in a password are not for it.
-    return RDBStorage(storage_url.with_driver(url).replace("{", "{{").replace("}", "}}"), options)
+    escaped = storage_url.with_driver(url).replace("{", "{{").replace("}", "}}")
+    for left in range(4, -1, -1):
+        try:
+            return RDBStorage(escaped, options)
+        except (sqlalchemy.exc.ProgrammingError, sqlalchemy.exc.IntegrityError):
+            if file is not None or not left:
+                raise
+            time.sleep(0.25)  # another start makes the tables of an empty database
+    raise AssertionError
 
 
 def _patiently(call: Callable[[], Result], file: Path | None) -> Result:
