@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import math
 import os
+import signal
 import subprocess
 import sys
 
@@ -18,6 +19,10 @@ import warm
 import yaml_once
 from hypothesis import settings
 from support import make_spec, without_report
+
+# What a shell starts in the background ignores Ctrl-C, and so would all that tests start.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Triton's kernels run in its interpreter where there is no GPU; it asks once, when it is imported.
 if not torch.cuda.is_available():
