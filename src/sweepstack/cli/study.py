@@ -35,7 +35,6 @@ from sweepstack import STORAGE
 from sweepstack.config import commands
 from sweepstack.config.errors import EnvironmentFault, InputError, nearest
 
-_Command = Callable[[argparse.Namespace], int]
 _GROUPS = {
     "Read a study": (
         *("list", "show", "report", "dashboard", "compare", "best", "export", "pull", "workers"),
