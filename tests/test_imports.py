@@ -135,3 +135,16 @@ def test_a_sweep_begins_without_what_is_slow_to_import(tmp_path):
     )
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.splitlines()[-1] == "[]"
+
+
+def test_no_comprehension_hides_a_name_of_its_module():
+    """In a function that uses both, Python 3.12.3 takes the one for the other: it raised
+    UnboundLocalError for a function called `number`."""
+    for path in PACKAGE.rglob("*.py"):
+        tree = ast.parse(path.read_text("utf-8"))
+        known = {n.name for n in tree.body if isinstance(n, ast.FunctionDef | ast.ClassDef)}
+        imports = [n for n in tree.body if isinstance(n, ast.Import | ast.ImportFrom)]
+        known |= {alias.asname or alias.name.split(".")[0] for n in imports for alias in n.names}
+        loops = [n for n in ast.walk(tree) if isinstance(n, ast.comprehension)]
+        names = {n.id for loop in loops for n in ast.walk(loop.target) if isinstance(n, ast.Name)}
+        assert not names & known, path

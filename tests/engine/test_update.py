@@ -229,26 +229,36 @@ def test_a_program_that_the_kernel_does_not_take_runs_as_before():
 
 
 COMPILED = """
+import torch
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource, compile
+from triton.compiler import ASTSource, compile, make_backend
+from triton.runtime.jit import create_function_from_signature
 from sweepstack.engine.update import _kernel
 f = "*fp32"
 for capability in (80, 90):
     for number, rule in enumerate(("sgd", "adam", "rmsprop")):
         chosen = {"RULE": rule, "DECAY": number, "L1": True, "BOUND": True, "HELD": True}
         chosen |= {"NORM": 2 - number, "AVERAGE": True, "ROWS": 10, "TILE": 1024}
-        types = {"params": f, "grads": (f,) * 8, "first": f, "second": f, "mean": f}
+        types = {"weights": f, "grads": (f,) * 8, "first": f, "second": f, "mean": f}
         types |= {"tiles": "*i64", "numbers": "*fp64", "scale": f, "squares": f, "slots": "i32"}
         types |= dict.fromkeys(chosen, "constexpr")
         source = ASTSource(_kernel, types, chosen)
         made = compile(source, GPUTarget("cuda", capability, 32), {"enable_fp_fusion": False})
         assert "cubin" in made.asm
+x, table = torch.zeros(32), torch.zeros(6, dtype=torch.int64)
+given = [x, (x,) * 8, x, x, x, table, table.double(), x, x, 4]
+backend = make_backend(GPUTarget("cuda", 90, 32))
+launch = create_function_from_signature(_kernel.signature, _kernel.params, backend)
+bound, kinds, options = launch(*given, **chosen, enable_fp_fusion=False)
+assert [kind for kind, _ in kinds][:3] == ["*fp32", ("*fp32",) * 8, "*fp32"], kinds
+assert options == {"enable_fp_fusion": False}
 """
 
 
 @pytest.mark.slow
 def test_the_kernel_compiles_for_cards_that_are_not_here(tmp_path):
-    """Down to machine code; the interpreter takes Python that the compiler does not."""
+    """Down to machine code; the interpreter takes Python that the compiler does not, and names of
+    arguments that Triton's code around a kernel does not."""
     environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
     ended = subprocess.run(
         [sys.executable, "-c", COMPILED], env=environment, capture_output=True, text=True

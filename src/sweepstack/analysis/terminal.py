@@ -187,7 +187,7 @@ def _show_means(console: Console, df: pd.DataFrame, keys: list[str], title: str)
         if with_n:
             first.append(("n", [Text(str(n)) for n in shown["n"]]))
         if shown["trials"].max() == 1:
-            first.insert(0, ("trial", [Text(f"{number:.0f}") for number in shown["trial"]]))
+            first.insert(0, ("trial", [Text(f"{trial:.0f}") for trial in shown["trial"]]))
         points = [_tuple(code) for code in shown.index]
         rest = [
             (key, [_label(labels[level][point[level]]) for point in points])
@@ -232,7 +232,7 @@ def _show_front(console: Console, df: pd.DataFrame, keys: list[str], title: str)
     goals, points = df.attrs["objectives"], best_rows(df)
     shown = points.head(BEST)
     line(console, f"{title}; {len(shown)} of {len(points)} on the Pareto front")
-    first = [("trial", [Text(str(number)) for number in shown["number"]])]
+    first = [("trial", [Text(str(trial)) for trial in shown["number"]])]
     first += [(name, [Text(number(x)) for x in shown[name]]) for name in goals]
     _show_list(console, first, [(key, [_label(x) for x in shown[key]]) for key in keys])
 

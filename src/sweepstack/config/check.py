@@ -166,7 +166,7 @@ def describe(hint: Any) -> str:
     """Say in words what a type annotation allows, for errors and the key reference."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
-        return " or ".join(describe(option) for option in arguments)
+        return " or ".join(describe(each) for each in arguments)
     if origin is Literal:
         return ("one of " if len(arguments) > 1 else "") + ", ".join(map(str, arguments))
     if origin is tuple:

@@ -79,7 +79,7 @@ def _regularized(  # type: ignore[no-untyped-def]
 
 @triton.jit(do_not_specialize=["slots"], do_not_specialize_on_alignment=["numbers", "squares"])  # type: ignore[untyped-decorator]
 def _kernel(  # type: ignore[no-untyped-def]
-    params,
+    weights,  # not `params`: Triton's own code around a kernel has a variable of that name
     grads,
     first,
     second,
@@ -101,7 +101,7 @@ def _kernel(  # type: ignore[no-untyped-def]
 ):
     """One tile of one slot, by a program of the grid (tiles, S).
 
-    params, first, second, mean are the storages of the parameters, their moments and running
+    weights, first, second, mean are the storages of the parameters, their moments and running
     average: parameter after parameter, in each slot after slot. grads is a tuple, a tensor of each
     parameter of the launch, slot after slot. tiles is a table of `Update.tiles`, numbers (G, ROWS,
     S). squares (tiles, S) are written with NORM 1, scale (S,) is read with NORM 2; where something
@@ -119,7 +119,7 @@ def _kernel(  # type: ignore[no-untyped-def]
     for i in tl.static_range(1, len(grads)):
         given = tl.where(which == i, grads[i], given)
     g = tl.load(given + shift + slot * size + within, mask=inside, other=0.0)
-    p = tl.load(params + place, mask=inside, other=0.0)
+    p = tl.load(weights + place, mask=inside, other=0.0)
     g = _regularized(g, p, c, slots, L1, HELD, BOUND)
     if NORM == 1:
         tl.store(squares + tile * slots + slot, tl.sum(tl.where(inside, g * g, 0.0), 0))
@@ -150,7 +150,7 @@ def _kernel(  # type: ignore[no-untyped-def]
                 p = p + tl.div_rn(m, tl.sqrt_rn(v) + c3) * c4
             tl.store(second + place, v, mask=inside)
         tl.store(first + place, m, mask=inside)
-        tl.store(params + place, p, mask=inside)
+        tl.store(weights + place, p, mask=inside)
         if AVERAGE:
             kept = tl.load(mean + place, mask=inside, other=0.0)
             tl.store(mean + place, _lerp(kept, p, _number(c, slots, 9)), mask=inside)

@@ -78,7 +78,7 @@ class Line:
         trials = [trial for trial in view.trials if not is_retried(trial)]
         states = [STATES[trial.state] for trial in trials]
         counts = {state: states.count(state) for state in STATES.values() if state in states}
-        times = [time for t in trials for time in (t.datetime_start, t.datetime_complete) if time]
+        times = [at for t in trials for at in (t.datetime_start, t.datetime_complete) if at]
         found, best = best_trials(view.study, trials), ""
         if found and not view.has_one_objective:
             best = f"{', '.join(view.objectives)}: {len(found)} on the front"

@@ -129,7 +129,7 @@ def decorate(
         first = best_trials(view.study, trials)
         noted = list({trial.number: trial for trial in [*first, *trials]}.values())[:max_notes]
         state["notes"] = None if len(noted) == len(trials) else max_notes
-        ids = {number: trial_id for number, (trial_id, _) in known_trials.items()}
+        ids = {trial: trial_id for trial, (trial_id, _) in known_trials.items()}
         goals = list(view.objectives)
         texts = {"dashboard:note_": study_note(view)}
         texts |= {f"dashboard:{ids[t.number]}:note_": trial_note(view, goals, t) for t in noted}
@@ -192,7 +192,7 @@ def trial_ids(target: BaseStorage, study_id: int) -> dict[int, tuple[int, str]]:
     rows = TRIALS.c
     query = select(rows.number, rows.trial_id, rows.state).where(rows.study_id == study_id)
     with target.engine.connect() as connection:
-        return {number: (id_, str(state)) for number, id_, state in connection.execute(query)}
+        return {trial: (id_, str(state)) for trial, id_, state in connection.execute(query)}
 
 
 def _write(

@@ -105,7 +105,7 @@ def lead(view: StudyView) -> str:
     many = len(view.frame)
     trials = f"{many:,} trial{'' if many == 1 else 's'}: {counts(view)}" if many else ""
     begin, end = _bounds(view.frame)
-    first, last = (f"{time:%Y-%m-%d %H:%M}" if time is not None else "" for time in (begin, end))
+    first, last = (f"{at:%Y-%m-%d %H:%M}" if at is not None else "" for at in (begin, end))
     if last and first != last:
         first += f" to {last[11:] if first[:10] == last[:10] else last}"
     return " · ".join(filter(None, [what, trials or "no trials yet", first]))
