@@ -542,8 +542,8 @@ def _normalized(
     momentum, eps = constants
     y, means, variances = _kernels(x).Norm.apply(x, weight, bias, eps)
     count = x.numel() // x.shape[1]
-    mean.lerp_(means, momentum)
-    var.lerp_(variances * (count / (count - 1)), momentum)
+    mean.mul_(1 - momentum).add_(means * momentum)
+    var.mul_(1 - momentum).add_(variances * (momentum * count / (count - 1)))
     found: Tensor = y
     return found
 

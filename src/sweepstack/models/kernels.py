@@ -189,7 +189,7 @@ def _correlate(  # type: ignore[no-untyped-def]
 _WEIGHTS = (
     *("slot_source", "slot_out", "pixels", "rows", "columns", "depth", "height", "width"),
     *("channels", "taps", "kernel_width", "wanted", "stride_y", "stride_x", "first_y", "first_x"),
-    *("step_y", "step_x", "of_rows", "of_columns", "of_taps", "of_kernel"),
+    *("step_y", "step_x", "span", "of_rows", "of_columns", "of_taps", "of_kernel"),
 )
 
 
@@ -216,18 +216,18 @@ def _correlate_weights(  # type: ignore[no-untyped-def]
     first_x,
     step_y,
     step_x,
+    span,
     of_rows,
     of_columns,
     of_taps,
     of_kernel,
     WIDE: tl.constexpr,
     PRECISION: tl.constexpr,
-    SPAN: tl.constexpr,
     P: tl.constexpr,
     N: tl.constexpr,
     K: tl.constexpr,
 ):
-    """parts[split, n, k] = Σ over SPAN pixels p of gradient[n, p] · source[c, stride · p + shift],
+    """parts[split, n, k] = Σ over `span` pixels p of gradient[n, p] · source[c, stride · p + shift],
     with k a channel c and a tap; column C·kh·kw, where `wanted` has it, sums the gradient alone:
     that of the bias. A program of the grid (splits, blocks of n times blocks of k, S)."""
     blocks = tl.cdiv(channels, N)
@@ -245,8 +245,8 @@ def _correlate_weights(  # type: ignore[no-untyped-def]
     source += slot * slot_source
     gradient += slot * slot_out
     total = tl.zeros((N, K), tl.float32)
-    for start in range(0, SPAN, P):
-        p = split * SPAN + start + tl.arange(0, P)
+    for start in range(0, tl.minimum(span, pixels - split * span), P):
+        p = split * span + start + tl.arange(0, P)
         inside = p < pixels
         row = _over(p, of_columns)
         column = p - row * columns
@@ -365,22 +365,22 @@ def correlated_weights(
     geometry: Geometry,
     biased: bool,
     blocks: Blocks | None = None,
+    span: int = SPAN,
 ) -> tuple[Tensor, Tensor | None]:
     """The gradients of weight and, if `biased`, of the bias (S, O)."""
     slots, samples, channels, h, w = gy.shape
     depth, (kh, kw), g, pixels = weight.shape[2], weight.shape[3:], geometry, samples * h * w
     _check(x, gy, pixels)
-    taken, splits = depth * kh * kw, triton.cdiv(pixels, SPAN)
+    taken, splits = depth * kh * kw, triton.cdiv(pixels, span)
     wanted = taken + biased
     blocks = blocks or _weight_blocks(wanted, channels)
     parts = gy.new_empty(slots, splits, channels, wanted, dtype=torch.float32)
     tiles = triton.cdiv(channels, blocks.channels) * triton.cdiv(wanted, blocks.depth)
     _correlate_weights[(splits, tiles, slots)](
         *(gy, x, parts, x.stride(0), gy.stride(0), pixels, h, w, depth, *x.shape[3:], channels),
-        *(kh * kw, kw, wanted, *g.stride, -g.padding[0], -g.padding[1], *g.dilation),
+        *(kh * kw, kw, wanted, *g.stride, -g.padding[0], -g.padding[1], *g.dilation, span),
         *(1 / h, 1 / w, 1 / (kh * kw), 1 / kw),
         **_kind(gy),
-        SPAN=SPAN,
         P=blocks.pixels,
         N=blocks.channels,
         K=blocks.depth,
