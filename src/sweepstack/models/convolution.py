@@ -352,7 +352,8 @@ def _product_back(
 def _implicit(
     x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, last: bool
 ) -> Tensor:
-    return _kernels(x, geometry, last).correlated(x, weight.contiguous(), bias, geometry)
+    y: Tensor = _kernels(x, geometry, last).correlated(x, weight.contiguous(), bias, geometry)
+    return y
 
 
 def _implicit_back(

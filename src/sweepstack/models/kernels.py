@@ -44,13 +44,13 @@ class Blocks(NamedTuple):
     warps: int
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def _over(number, inverse):  # type: ignore[no-untyped-def]
     """number // divisor for numbers of 0 to 2²², given the divisor's inverse in float32."""
     return ((number.to(tl.float32) + 0.5) * inverse).to(tl.int32)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def _within(y, x, height, width):  # type: ignore[no-untyped-def]
     return (y >= 0) & (y < height) & (x >= 0) & (x < width)
 
@@ -227,7 +227,7 @@ def _correlate_weights(  # type: ignore[no-untyped-def]
     N: tl.constexpr,
     K: tl.constexpr,
 ):
-    """parts[split, n, k] = Σ over `span` pixels p of gradient[n, p] · source[c, stride · p + shift],
+    """parts[split, n, k] = Σ over `span` pixels of gradient[n, p] · source[c, stride · p + shift],
     with k a channel c and a tap; column C·kh·kw, where `wanted` has it, sums the gradient alone:
     that of the bias. A program of the grid (splits, blocks of n times blocks of k, S)."""
     blocks = tl.cdiv(channels, N)
@@ -267,7 +267,10 @@ def _correlate_weights(  # type: ignore[no-untyped-def]
     tl.store(parts + at, total, mask=(n < channels)[:, None] & (k < wanted)[None, :])
 
 
-@triton.jit(do_not_specialize=("splits", "channels", "wanted", "taken"))  # type: ignore[untyped-decorator]
+_ADD_UP = ("splits", "channels", "wanted", "taken")
+
+
+@triton.jit(do_not_specialize=_ADD_UP)  # type: ignore[untyped-decorator]
 def _add_up(  # type: ignore[no-untyped-def]
     parts, weights, biases, splits, channels, wanted, taken, TILE: tl.constexpr
 ):
