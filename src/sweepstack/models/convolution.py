@@ -361,10 +361,14 @@ def _implicit_back(
 ) -> Gradients:
     kernels, weight = _kernels(x, geometry, last), weight.contiguous()
     gx = weights = biases = None
+    laid = None
     if wanted[0]:
-        gx = kernels.correlated_inputs(gy, weight, _pair(x.shape[3:]), geometry)
+        size = _pair(x.shape[3:])
+        laid = kernels.lay_gradient(gy, _pair(weight.shape[3:]), size, geometry)
+        gx = kernels.correlated_inputs(laid, weight, size, geometry)
     if wanted[1] or wanted[2]:
-        weights, biases = kernels.correlated_weights(gy, x, weight, geometry, bool(wanted[2]))
+        rest = x, weight, geometry, bool(wanted[2]), laid
+        weights, biases = kernels.correlated_weights(gy, *rest)
     return gx, weights, biases
 
 
@@ -624,7 +628,8 @@ class Chooser:
                 lambda way: BACKWARD[way](gy, x, *more, (True, False, False)),
                 lambda way: BACKWARD[way](gy, x, *more, (False, True, True)),
             ]
-            forward, inputs, weights = (self._best(run) for run in runs)
+            log.debug("convolutions: %s", layer.key)
+        forward, inputs, weights = (self._best(run) for run in runs)
         return forward, inputs, weights
 
     def _best(self, run: Callable[[str], Any]) -> str:
@@ -637,6 +642,8 @@ class Chooser:
                     times[way] = min(_seconds(ready, self.place) for _ in range(TIMINGS))
             except Exception:  # no such kernel, or no memory for it
                 continue
+        each = ", ".join(f"{way}: {1e6 * seconds:.0f}" for way, seconds in times.items())
+        log.debug("convolutions: microseconds of a pass, %s", each)
         return min(times, key=times.__getitem__) if times else WAYS[0]
 
     def _has_kernels(self) -> bool:
