@@ -629,7 +629,7 @@ class Chooser:
                 lambda way: BACKWARD[way](gy, x, *more, (False, True, True)),
             ]
             log.debug("convolutions: %s", layer.key)
-        forward, inputs, weights = (self._best(run) for run in runs)
+            forward, inputs, weights = (self._best(run) for run in runs)
         return forward, inputs, weights
 
     def _best(self, run: Callable[[str], Any]) -> str:
