@@ -50,7 +50,7 @@ def arguments(line: str) -> list[str] | None:
         return None
     rest = [word.replace("data.download=true", f"data.root={SHARED_DATA}") for word in rest]
     if program == "sweepstack-study":
-        return ["-m", "sweepstack.cli.study", *rest]
+        return [*warm.COMMANDS[program], *rest]
     if program == "python":
         return rest
     assert program == "sweepstack", line
