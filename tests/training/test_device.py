@@ -1,4 +1,4 @@
-"""Which device is meant, and what errors say of memory, as torch, CUDA and its libraries word it."""
+"""The device that is meant; what errors say of memory, as torch, CUDA and libraries word it."""
 
 from __future__ import annotations
 
