@@ -178,6 +178,7 @@ def test_workers_of_a_host_share_its_gpus(monkeypatch, two_gpus):
 
 WORDS = ("-m", *sweep_support.without("training.device"), "optimizer.lr=0.1,0.2")
 
+
 def test_a_lone_worker_takes_its_share_of_the_host_and_puts_it_back(
     main, tmp_path, monkeypatch, two_gpus
 ):
