@@ -14,7 +14,6 @@ import pytest
 import yaml
 from support import REPOSITORY
 
-
 needs_hatchling = pytest.mark.skipif(
     find_spec("hatchling") is None, reason="the package hatchling is not installed"
 )
