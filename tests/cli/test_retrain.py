@@ -97,8 +97,9 @@ def test_the_winner_is_trained_with_fresh_seeds_in_a_study_that_is_resumed(
     assert done.code == 0
     best = open_study("s").configurations.iloc[0]
     with pytest.raises(InputError, match=r"did you mean 'optimizer\.lr'"):
-        run(["best", "s", "--retrain", "optimizer.lrr=1"])
+        run(["best", "s", "-o", "won", "--retrain", "optimizer.lrr=1"])
     assert not Path("outputs/winners").exists()
+    assert not Path("won").exists()
     for _ in range(2):
         assert run(["best", "s", "--retrain", "seeds=3", "training.max_steps=16"]) == 0
     said = capsys.readouterr().out

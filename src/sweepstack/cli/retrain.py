@@ -20,7 +20,7 @@ from sweepstack.config import errors
 from sweepstack.config.errors import InputError
 from sweepstack.reporting import comparison
 from sweepstack.runs.progress import say
-from sweepstack.runs.rerun.restore import restore
+from sweepstack.runs.rerun.restore import refuse_others, restore
 from sweepstack.study.view import StudyView, open_study
 from sweepstack.sweep.sweep import sweep
 from sweepstack.sweep.worker.trainer import TrainingApp
@@ -32,24 +32,33 @@ _SAFE = (("training", "checkpoint_every"), ("training", "width"), ("data", "down
 """Keys that `restore` sets for its own purposes; a sweep has its own."""
 
 
-def retrain(view: StudyView, seeds: int, words: Sequence[str], trust: Sequence[str] = ()) -> int:
-    """Train the best configuration with fresh seeds and say what was luck in its value.
+def retrain(
+    view: StudyView,
+    seeds: int,
+    words: Sequence[str],
+    trust: Sequence[str] = (),
+    folder: Path | None = None,
+) -> int:
+    """Say what won, train it with fresh seeds, and say what was luck in its value.
 
     Args:
         view: a study of sweepstack with one objective.
         seeds: how many.
         words: overrides on top of the winner's config.
         trust: packages that the config may name besides the closed table.
+        folder: as for `comparison.winner`.
 
     Returns:
         The exit code, 0.
 
     Raises:
-        InputError: there is no winner, or an override is wrong.
+        InputError: there is no winner, another program trained it, or an override is wrong.
         EnvironmentFault, NothingCompleted, Stopped: as for any sweep.
     """
     number = comparison.best_number(view)
+    refuse_others(view, "best --retrain trains only what sweepstack trained", number)
     restored = restore(view, view.trials[number], words, trust)
+    comparison.winner(view, folder)
     plain: dict[str, Any] = asdict(restored.config)
     for group, key in _SAFE:
         plain[group].pop(key, None)

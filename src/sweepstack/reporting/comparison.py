@@ -32,6 +32,8 @@ from sweepstack.runs import progress
 from sweepstack.study.view import StudyView
 
 BUDGETS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
+WINNER = Path("experiment/winner.yaml")
+"""Where `--config-dir` finds a winner."""
 MAX_DIFFERENCES = 20
 """Settings that are listed as different."""
 
@@ -349,6 +351,7 @@ def winner(view: StudyView, folder: Path | None, console: Console | None = None)
             that has a winner.
     """
     chosen = best_number(view)
+    text, trusted = ("", []) if folder is None else _written(view, chosen, folder)
     console = console or progress.console()
     progress.say(_summary(view), console)
     best = view.configurations.iloc[0]
@@ -357,20 +360,7 @@ def winner(view: StudyView, folder: Path | None, console: Console | None = None)
             progress.say(f"  {key}={one_line(best[key])}", console)
     if folder is None:
         return 0
-    place = folder / "experiment" / "winner.yaml"
-    if place.exists():
-        raise InputError(f"{progress.shown(place)} exists: name another folder")
-    from sweepstack.runs.rerun.restore import kept_config, refuse_others
-
-    kept = kept_config(view, view.trials[chosen])
-    if kept is None:
-        refuse_others(view, "best -o writes only configs of sweepstack")
-        raise InputError(
-            f"trial {chosen} of study {view.name} has no config.yaml here that can be read"
-        )
-    # Packages are trusted by what the user types, and loggers are the sweep's.
-    trusted, _ = kept.pop("trust"), kept.pop("logger")
-    text = experiment(kept, view, chosen)
+    place = folder / WINNER
     place.parent.mkdir(parents=True, exist_ok=True)
     errors.write_bytes(place, text.encode())
     progress.say(f"config: {progress.shown(place)}", console)
@@ -378,6 +368,23 @@ def winner(view: StudyView, folder: Path | None, console: Console | None = None)
     command = commands.shell("sweepstack", "--config-dir", folder, "+experiment=winner", *words)
     progress.say(f"next: {command}", console)
     return 0
+
+
+def _written(view: StudyView, chosen: int, folder: Path) -> tuple[str, list[str]]:
+    """The winner's file, and the packages that it needs trust for; see `winner`."""
+    if (folder / WINNER).exists():
+        raise InputError(f"{progress.shown(folder / WINNER)} exists: name another folder")
+    from sweepstack.runs.rerun.restore import kept_config, refuse_others
+
+    kept = kept_config(view, view.trials[chosen])
+    if kept is None:
+        refuse_others(view, "best -o writes only configs of sweepstack", chosen)
+        raise InputError(
+            f"trial {chosen} of study {view.name} has no config.yaml here that can be read"
+        )
+    # Packages are trusted by what the user types, and loggers are the sweep's.
+    trusted, _ = kept.pop("trust"), kept.pop("logger")
+    return experiment(kept, view, chosen), list(trusted)
 
 
 def best_number(view: StudyView) -> int:
