@@ -8,6 +8,7 @@ as `rerun` does: nothing of it is trusted.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -21,7 +22,7 @@ from sweepstack.config.errors import InputError
 from sweepstack.reporting import comparison
 from sweepstack.runs.progress import say
 from sweepstack.runs.rerun.restore import refuse_others, restore
-from sweepstack.study.view import StudyView, open_study
+from sweepstack.study.view import StudyView, open_study, outputs
 from sweepstack.sweep.sweep import sweep
 from sweepstack.sweep.worker.trainer import TrainingApp
 
@@ -66,6 +67,19 @@ def retrain(
     text = comparison.experiment(plain, view, number)
     asked = hashlib.sha256("\n".join([text, str(seeds), *words]).encode()).hexdigest()[:8]
     name = f"{view.name[:150]}-retrain-{asked}"
+    root = outputs(view.where).absolute().parent
+    if root != Path.cwd():
+        say(f"working in {root}, where the study has its files")
+    with contextlib.chdir(root):
+        _sweep(view, name, text, seeds, words)
+        fresh = open_study(name, view.where)
+        for line in comparison.luck(view, list(fresh.good[fresh.objective]), words):
+            say(line)
+    return 0
+
+
+def _sweep(view: StudyView, name: str, text: str, seeds: int, words: Sequence[str]) -> None:
+    """Train the experiment `text` with fresh seeds, as the study `name`."""
     place = WINNERS / name.replace("/", "-")
     file = place / "experiment" / "winner.yaml"
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -81,10 +95,6 @@ def retrain(
     first = _first_seed(view)
     over = f"training.seed=range({first},{first + seeds})"
     sweep(node, ["+experiment=winner", over, "training.seeds=1", *words], TrainingApp(str(place)))
-    fresh = open_study(name, view.where)
-    for line in comparison.luck(view, list(fresh.good[fresh.objective]), words):
-        say(line)
-    return 0
 
 
 def read(given: Sequence[str]) -> tuple[int, list[str]]:
