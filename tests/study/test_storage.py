@@ -366,3 +366,35 @@ def test_a_worker_keeps_one_connection_of_a_server(monkeypatch):
     for connection in [engine.connect(), engine.connect()]:
         connection.close()
     assert engine.pool.checkedin() == 1
+
+
+def test_the_part_of_a_line_that_a_killed_writer_left_spoils_no_journal(tmp_path):
+    """Without the cut the next entry would be appended to it: lost, though it was acknowledged, and
+    the file could never be read again."""
+    url, file = f"journal:///{tmp_path}/s.journal", tmp_path / "s.journal"
+    study = optuna.create_study(study_name="s", storage=storage.connect(url))
+    for part in (b"{", b'{"op_code":2,"worker_id":"' + 9000 * b"x"):
+        with file.open("ab") as journal:
+            journal.write(part)
+        fresh = optuna.load_study(study_name="s", storage=storage.connect(url))
+        fresh.set_user_attr("first", len(part))
+        study.set_user_attr("second", len(part))
+        assert study.user_attrs == fresh.user_attrs == {"first": len(part), "second": len(part)}
+    assert file.read_bytes().count(b"\n") == 5
+
+
+def test_a_journal_with_a_broken_line_names_it_and_another_file_stays_as_it_is(tmp_path):
+    url, file = f"journal:///{tmp_path}/s.journal", tmp_path / "s.journal"
+    study = optuna.create_study(study_name="s", storage=storage.connect(url))
+    entry = file.read_bytes()
+    file.write_bytes(entry + b'{"op_code":2{"op_code":3}\n' + entry)
+    refused = r"line 2 of .*s\.journal is broken"
+    with pytest.raises(EnvironmentFault, match=refused):
+        storage.connect(url)
+    with pytest.raises(EnvironmentFault, match=refused), storage.named(url):
+        study.user_attrs  # noqa: B018
+    for text in (b"notes", b"{notes\n\n"):
+        file.write_bytes(text)
+        with pytest.raises(EnvironmentFault, match="neither a database nor a journal"):
+            storage.connect(url)
+        assert file.read_bytes() == text

@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import importlib.util
+import json
 import logging
 import os
 import random
@@ -45,6 +46,7 @@ from sweepstack.config.errors import (
     InputError,
     SweepstackError,
     masked,
+    one_line,
 )
 from sweepstack.study import storage_url
 
@@ -79,31 +81,91 @@ _back, _warned, retries = -float("inf"), -float("inf"), 0
 class FileJournal(JournalStorage):
     """Optuna's storage in a journal file, as `journal:///path`.
 
-    A process that is killed while it writes leaves the lock file behind, for others to wait for.
+    A process that is killed while it writes leaves the lock file behind, for others to wait for,
+    and maybe a part of a line: whoever writes next removes it (`_JournalLock`).
     """
 
     def __init__(self, path: Path):
         self.path = path
-        lock = JournalFileSymlinkLock(str(path), grace_period=10)
-        super().__init__(_JournalFile(str(path), lock))
+        super().__init__(_JournalFile(path))
 
 
 class _JournalFile(JournalFileBackend):
+    def __init__(self, path: Path):
+        self._path = path
+        super().__init__(str(path), _JournalLock(path))
+
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        with _as_internal():
+        with self._explained():
             super().append_logs(logs)
 
     def read_logs(self, log_number_from: int) -> Generator[dict[str, Any], None, None]:
-        with _as_internal():
+        with self._explained():
             yield from super().read_logs(log_number_from)
 
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise StorageInternalError(error.strerror or str(error)) from error
+        except ValueError:
+            number = _broken_line(self._path)
+            raise StorageInternalError(
+                f"line {number} of {self._path} is broken, as a killed writer may leave it: stop "
+                "the study's workers and remove that line"
+                if number
+                else f"{self._path} is neither a database nor a journal of Optuna's"
+            ) from None
 
-@contextlib.contextmanager
-def _as_internal() -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise StorageInternalError(error.strerror or str(error)) from error
+
+class _JournalLock(JournalFileSymlinkLock):
+    """Once it is held, the part of a line that a killed writer left at the end is removed: what is
+    appended to it would be lost, and nobody could read the journal any more."""
+
+    def __init__(self, path: Path):
+        super().__init__(str(path), grace_period=10)
+        self._path = path
+
+    def acquire(self) -> bool:
+        held = super().acquire()
+        try:
+            _remove_part(self._path)
+        except BaseException:
+            self.release()
+            raise
+        return held
+
+
+def _remove_part(path: Path) -> None:
+    """Cut off what follows the last whole line of a journal, if it is the beginning of an entry."""
+    with path.open("r+b") as file:
+        end = whole = file.seek(0, os.SEEK_END)
+        tail = b""
+        while whole and b"\n" not in tail:
+            before = max(0, whole - 4096)
+            file.seek(before)
+            tail = file.read(whole - before) + tail
+            whole = before
+        part = tail[tail.rfind(b"\n") + 1 :]
+        if part.startswith(b"{"):
+            file.truncate(end - len(part))
+
+
+def _begins_as_journal(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(1) in (b"{", b"")
+
+
+def _broken_line(path: Path) -> int | None:
+    """Number of the first line of a journal that cannot be read; None where it is no journal."""
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                json.loads(line)
+            except ValueError:
+                return number if number > 1 else None
+    return None
 
 
 def connect(url: str = DEFAULT, *, timeout_s: float = 10.0, patience_s: float = 0.0) -> BaseStorage:
@@ -476,9 +538,13 @@ def ignored() -> Iterator[None]:
 
 def _journal(path: Path) -> FileJournal:
     try:
+        if path.exists() and not _begins_as_journal(path):  # else a text would be taken for one
+            raise ValueError("not a journal")
         return FileJournal(path)
     except OSError as error:
         raise EnvironmentFault(f"cannot open {path}: {error.strerror or error}") from error
+    except StorageInternalError as error:
+        raise EnvironmentFault(one_line(error, 400)) from error
     except Exception as error:  # whatever else a file may hold
         raise EnvironmentFault(f"{path} is neither a database nor a journal of Optuna's") from error
 
