@@ -59,6 +59,32 @@ def on_signal(
 
 
 @contextlib.contextmanager
+def preempted(ask: Callable[[int], object]) -> Iterator[None]:
+    """Call `ask` with the exit code at the signal by which submitit learns that its job is about to
+    end. What submitit does then, such as to requeue the job, it does at the end of the block."""
+    number = getattr(signal, f"SIG{os.environ.get('SUBMITIT_PREEMPT_SIGNAL', 'USR2')}", None)
+    is_main = threading.current_thread() is threading.main_thread()
+    requeue = signal.getsignal(number) if number is not None and is_main else None
+    if number is None or not callable(requeue):
+        yield
+        return
+    came: list[tuple[Any, ...]] = []
+
+    def handle(*signalled: Any) -> None:
+        came.append(signalled)
+        ask(EXIT_TERMINATED)
+
+    signal.signal(number, handle)
+    try:
+        yield
+    finally:
+        signal.signal(number, requeue)
+    if came:
+        with contextlib.suppress(RuntimeError):  # it is not requeued: the sweep starts another
+            requeue(*came[0])
+
+
+@contextlib.contextmanager
 def every(seconds: float, call: Callable[[], object], name: str) -> Iterator[None]:
     """Call `call` in a thread of that name every so many seconds; what it raises is dropped."""
     over = threading.Event()

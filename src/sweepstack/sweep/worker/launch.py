@@ -120,7 +120,7 @@ class Crew:
         the message and the exit code of an error."""
         stop = Stop()
         try:
-            with progress.on_signal(stop.ask, stop.ask), _preemption(stop):
+            with progress.on_signal(stop.ask, stop.ask), progress.preempted(stop.ask):
                 self.join(stop)
         except SweepstackError as error:
             return str(error), error.exit_code
@@ -151,32 +151,6 @@ class Crew:
             *(book.study, self.name, self.plan.n_jobs, self.plan.workers_per_gpu),
             chooses=_chooses_gpus(self.plan) and (is_ours or not stays),
         )
-
-
-@contextlib.contextmanager
-def _preemption(stop: Stop) -> Iterator[None]:
-    """Stop at the signal by which submitit learns that its job is about to end. What submitit does
-    then, such as to requeue the job, it does once the worker has ended in good order."""
-    number = getattr(signal, f"SIG{os.environ.get('SUBMITIT_PREEMPT_SIGNAL', 'USR2')}", None)
-    is_main = threading.current_thread() is threading.main_thread()
-    requeue = signal.getsignal(number) if number is not None and is_main else None
-    if number is None or not callable(requeue):
-        yield
-        return
-    came: list[tuple[int, Any]] = []
-
-    def handle(*signalled: Any) -> None:
-        came.append(signalled)
-        stop.ask(EXIT_TERMINATED)
-
-    signal.signal(number, handle)
-    try:
-        yield
-    finally:
-        signal.signal(number, requeue)
-    if came:
-        with contextlib.suppress(RuntimeError):  # it is not requeued: the sweep starts another
-            requeue(*came[0])
 
 
 def launch(
