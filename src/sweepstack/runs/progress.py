@@ -9,9 +9,11 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import queue
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from multiprocessing import resource_tracker
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -82,6 +84,31 @@ def preempted(ask: Callable[[int], object]) -> Iterator[None]:
     if came:
         with contextlib.suppress(RuntimeError):  # it is not requeued: the sweep starts another
             requeue(*came[0])
+
+
+class MainThread:
+    """Calls that another thread leaves to the main one, as handlers of signals are set there."""
+
+    def __init__(self) -> None:
+        self._calls: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]]] = queue.SimpleQueue()
+
+    def call(self, work: Callable[[], Any]) -> Any:
+        """What `work` returns or raises, once the main thread has called it."""
+        future: Future[Any] = Future()
+        self._calls.put((work, future))
+        return future.result()
+
+    def serve(self) -> Any:
+        """Do what waits, in the main thread, and return what it returned; None if it raised."""
+        with contextlib.suppress(queue.Empty):
+            work, future = self._calls.get_nowait()
+            try:
+                future.set_result(work())
+            except BaseException as error:
+                future.set_exception(error)
+            else:
+                return future.result()
+        return None
 
 
 @contextlib.contextmanager

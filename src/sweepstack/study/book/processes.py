@@ -23,7 +23,7 @@ during sleep."""
 
 
 def this_process() -> str:
-    """Return the name of the process that asks, such as `"node7/4026531836-845f2df8:4711:88213"`."""
+    """Return the name of the process that asks, like `"node7/4026531836-845f2df8:4711:88213"`."""
     return f"{_host()}:{os.getpid()}:{_start_time(os.getpid())}"
 
 
