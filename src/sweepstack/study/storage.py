@@ -16,9 +16,11 @@ from __future__ import annotations
 import contextlib
 import errno
 import importlib.util
+import json
 import logging
 import os
 import random
+import socket
 import sqlite3
 import sys
 import tempfile
@@ -45,6 +47,7 @@ from sweepstack.config.errors import (
     InputError,
     SweepstackError,
     masked,
+    one_line,
 )
 from sweepstack.study import storage_url
 
@@ -61,6 +64,16 @@ TELL_S = 10.0
 """After so long a person is told what is waited for."""
 GRPC_PORT = 13000
 """Optuna's."""
+CONNECT_S = 10
+"""Seconds that a server has to accept a connection."""
+MIN_LIMIT_S = 10.0
+"""Seconds that it has to answer at least; else half of `hydra.sweeper.storage_timeout_s`."""
+_CUTS_OFF = "sweepstack-limits"
+_IDLE = "25P03"
+"""PostgreSQL's state of a transaction that it ended because its worker was away."""
+_LIBPQ = ("psycopg", "psycopg2")
+_due: dict[int, tuple[float, Any]] = {}
+"""When which thread has waited too long for an answer, and on which connection."""
 _FIRST_SCHEMAS = "SELECT schema_version FROM version_info"
 FAILURES = (sqlalchemy.exc.SQLAlchemyError, StorageInternalError)
 """What a database that fails on the way raises, and what Optuna makes of it."""
@@ -79,31 +92,91 @@ _back, _warned, retries = -float("inf"), -float("inf"), 0
 class FileJournal(JournalStorage):
     """Optuna's storage in a journal file, as `journal:///path`.
 
-    A process that is killed while it writes leaves the lock file behind, for others to wait for.
+    A process that is killed while it writes leaves the lock file behind, for others to wait for,
+    and maybe a part of a line: whoever writes next removes it (`_JournalLock`).
     """
 
     def __init__(self, path: Path):
         self.path = path
-        lock = JournalFileSymlinkLock(str(path), grace_period=10)
-        super().__init__(_JournalFile(str(path), lock))
+        super().__init__(_JournalFile(path))
 
 
 class _JournalFile(JournalFileBackend):
+    def __init__(self, path: Path):
+        self._path = path
+        super().__init__(str(path), _JournalLock(path))
+
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        with _as_internal():
+        with self._explained():
             super().append_logs(logs)
 
     def read_logs(self, log_number_from: int) -> Generator[dict[str, Any], None, None]:
-        with _as_internal():
+        with self._explained():
             yield from super().read_logs(log_number_from)
 
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise StorageInternalError(error.strerror or str(error)) from error
+        except ValueError:
+            number = _broken_line(self._path)
+            raise StorageInternalError(
+                f"line {number} of {self._path} is broken, as a killed writer may leave it: stop "
+                "the study's workers and remove that line"
+                if number
+                else f"{self._path} is neither a database nor a journal of Optuna's"
+            ) from None
 
-@contextlib.contextmanager
-def _as_internal() -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise StorageInternalError(error.strerror or str(error)) from error
+
+class _JournalLock(JournalFileSymlinkLock):
+    """Once it is held, the part of a line that a killed writer left at the end is removed: what is
+    appended to it would be lost, and nobody could read the journal any more."""
+
+    def __init__(self, path: Path):
+        super().__init__(str(path), grace_period=10)
+        self._path = path
+
+    def acquire(self) -> bool:
+        held = super().acquire()
+        try:
+            _remove_part(self._path)
+        except BaseException:
+            self.release()
+            raise
+        return held
+
+
+def _remove_part(path: Path) -> None:
+    """Cut off what follows the last whole line of a journal, if it is the beginning of an entry."""
+    with path.open("r+b") as file:
+        end = whole = file.seek(0, os.SEEK_END)
+        tail = b""
+        while whole and b"\n" not in tail:
+            before = max(0, whole - 4096)
+            file.seek(before)
+            tail = file.read(whole - before) + tail
+            whole = before
+        part = tail[tail.rfind(b"\n") + 1 :]
+        if part.startswith(b"{"):
+            file.truncate(end - len(part))
+
+
+def _begins_as_journal(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(1) in (b"{", b"")
+
+
+def _broken_line(path: Path) -> int | None:
+    """Number of the first line of a journal that cannot be read; None where it is no journal."""
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                json.loads(line)
+            except ValueError:
+                return number if number > 1 else None
+    return None
 
 
 def connect(url: str = DEFAULT, *, timeout_s: float = 10.0, patience_s: float = 0.0) -> BaseStorage:
@@ -346,6 +419,8 @@ def is_transient(error: BaseException) -> bool:
         return True  # Optuna went on in the session of what failed
     if not isinstance(cause, sqlalchemy.exc.DBAPIError) or cause.connection_invalidated:
         return isinstance(cause, sqlalchemy.exc.DBAPIError)
+    if _IDLE in (getattr(cause.orig, "sqlstate", ""), getattr(cause.orig, "pgcode", "")):
+        return True
     kinds = (sqlalchemy.exc.OperationalError, sqlalchemy.exc.InterfaceError)
     return isinstance(cause, kinds) and not isinstance(cause.orig, sqlite3.Error)
 
@@ -399,18 +474,24 @@ class Tried:
 
 def wait_for_server(opened: BaseStorage, patience_s: float) -> None:
     """Try whatever Optuna asks of a storage again for so many seconds, and each new connection to a
-    database's server. Once that was in vain no connection waits until it answers. All of it may be
-    done twice, but for new trials (`public.py` looks for those that nobody knows of)."""
+    database's server; one that neither answers nor fails is given up after half of them. Once that
+    was in vain no connection waits until it answers. All of it may be done twice, but for new
+    trials (`public.py` looks for those that nobody knows of)."""
     if getattr(opened.get_trial, "__name__", "") == "patient":  # by this
         return
+    limit_s = max(MIN_LIMIT_S, patience_s / 2)
     if isinstance(opened, RDBStorage):
         if opened.engine.dialect.name == "sqlite":
             return
-        _connect_patiently(opened, patience_s)
+        _connect_patiently(opened, patience_s, limit_s)
+        _limit_statements(opened.engine, limit_s)
     if isinstance(opened, GrpcStorageProxy):
         vars(opened)["set_trial_param"] = _knowing(opened, opened.set_trial_param)
     for name in BaseStorage.__abstractmethods__:
-        setattr(opened, name, _patient(getattr(opened, name), patience_s))
+        method = getattr(opened, name)
+        if isinstance(opened, GrpcStorageProxy):
+            method = _limited(method, limit_s)
+        setattr(opened, name, _patient(method, patience_s))
 
 
 def _knowing(opened: BaseStorage, set_param: Callable[..., None]) -> Callable[..., None]:
@@ -435,11 +516,87 @@ def _patient(method: Callable[..., Result], patience_s: float) -> Callable[..., 
     return patient
 
 
-def _connect_patiently(opened: RDBStorage, patience_s: float) -> None:
+def _limited(method: Callable[..., Result], limit_s: float) -> Callable[..., Result]:
+    def limited(*given: Any, **named: Any) -> Result:
+        try:
+            return _within(limit_s, lambda: method(*given, **named))
+        except TimeoutError as error:
+            raise StorageInternalError(str(error)) from error
+
+    return limited
+
+
+def _limits(driver: str, limit_s: float) -> dict[str, Any]:
+    """Arguments of a driver's connections by which a server, or a way to it, that is silent is
+    noticed; those in the URL come before them."""
+    if driver in _LIBPQ:
+        alive = {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3}
+        unread = {"tcp_user_timeout": int(1000 * limit_s)}
+        return {"connect_timeout": CONNECT_S, **alive, **unread}
+    if driver in ("pymysql", "mysqldb"):
+        silent = dict.fromkeys(("read_timeout", "write_timeout"), int(limit_s))
+        return {"connect_timeout": CONNECT_S, **silent}
+    return {}
+
+
+def _limit_statements(engine: Engine, limit_s: float) -> None:
+    """Let no statement of PostgreSQL's drivers take longer: the server ends it, and a transaction
+    whose worker is away, which would hold the study; where the server itself hangs, its connection
+    is cut off. MySQL's drivers do that themselves."""
+    dialect: Any = engine.dialect
+    if dialect.driver not in _LIBPQ:
+        return
+
+    @event.listens_for(engine, "connect")
+    def connected(connection: Any, _: ConnectionPoolEntry) -> None:
+        names = ("statement_timeout", "idle_in_transaction_session_timeout")
+        ms = int(1000 * limit_s)
+        with connection.cursor() as cursor:
+            cursor.execute(
+                "SELECT " + ", ".join(f"set_config('{n}', '{ms}', false)" for n in names)
+            )
+        connection.commit()
+
+    def timed(name: str) -> None:
+        method = getattr(dialect, name)
+
+        def call(target: Any, *given: Any, **named: Any) -> Any:
+            connection = target.connection if "execute" in name else target  # of a cursor
+            me = threading.get_ident()
+            _due[me] = (time.monotonic() + limit_s + 1.0, connection)
+            try:
+                return method(target, *given, **named)
+            finally:
+                _due.pop(me, None)
+
+        setattr(dialect, name, call)
+
+    for name in ("execute", "executemany", "execute_no_params", "commit", "rollback", "ping"):
+        timed(f"do_{name}")
+    engine.dispose()  # connections made before have no limit
+    if all(thread.name != _CUTS_OFF for thread in threading.enumerate()):
+        threading.Thread(target=_cut_off, name=_CUTS_OFF, daemon=True).start()
+
+
+def _cut_off() -> None:
+    """Cut off the connections on which a server is silent for too long: whoever waits sees that."""
+    while not threading.Event().wait(1.0):
+        for me, (latest, connection) in list(_due.items()):
+            if time.monotonic() > latest and _due.pop(me, None) is not None:
+                with (
+                    contextlib.suppress(Exception),
+                    socket.socket(fileno=os.dup(connection.fileno())) as silent,
+                ):
+                    silent.shutdown(socket.SHUT_RDWR)
+
+
+def _connect_patiently(opened: RDBStorage, patience_s: float, limit_s: float) -> None:
     left_s = patience_s
 
     @event.listens_for(opened.engine, "do_connect")
     def connect(dialect: Any, _: ConnectionPoolEntry, given: Any, named: Any) -> Any:
+        named = _limits(dialect.driver, limit_s) | named
+
         def attempt(tried: int) -> Any:
             try:
                 return dialect.connect(*given, **named)
@@ -476,9 +633,13 @@ def ignored() -> Iterator[None]:
 
 def _journal(path: Path) -> FileJournal:
     try:
+        if path.exists() and not _begins_as_journal(path):  # else a text would be taken for one
+            raise ValueError("not a journal")
         return FileJournal(path)
     except OSError as error:
         raise EnvironmentFault(f"cannot open {path}: {error.strerror or error}") from error
+    except StorageInternalError as error:
+        raise EnvironmentFault(one_line(error, 400)) from error
     except Exception as error:  # whatever else a file may hold
         raise EnvironmentFault(f"{path} is neither a database nor a journal of Optuna's") from error
 
@@ -512,16 +673,17 @@ def _reading_engine(path: Path) -> Engine:
     )
 
 
-def _within(timeout_s: float, call: Callable[[], None]) -> None:
-    """Run `call` for at most `timeout_s` seconds and raise what it raises, else TimeoutError.
+def _within(timeout_s: float, call: Callable[[], Result]) -> Result:
+    """Run `call` for at most `timeout_s` seconds; return and raise what it does, else TimeoutError.
 
     In a thread, because what a driver calls its timeout, and whether it has one, differs.
     """
     raised: list[BaseException] = []
+    found: list[Result] = []
 
     def run() -> None:
         try:
-            call()
+            found.append(call())
         except BaseException as error:
             raised.append(error)
 
@@ -529,9 +691,12 @@ def _within(timeout_s: float, call: Callable[[], None]) -> None:
     thread.start()
     thread.join(timeout_s)
     if thread.is_alive():
-        raise TimeoutError(f"no answer within {timeout_s:g} s")
+        error = TimeoutError(f"no answer within {timeout_s:g} s")
+        error.errno = errno.ETIMEDOUT
+        raise error
     if raised:
         raise raised[0]
+    return found[0]
 
 
 def _check_schema(engine: Engine, url: str, *, needed: bool = False) -> None:
