@@ -33,7 +33,7 @@ from sweepstack.data.dataset import TensorSplit
 from sweepstack.engine import executors
 from sweepstack.engine.program import Program
 from sweepstack.engine.stack import Stack
-from sweepstack.engine.step import EVALUATION_CHUNK, Block, Step
+from sweepstack.engine.step import EVALUATION_CHUNK, Batch, Block, Step
 from sweepstack.models import convolution
 from sweepstack.training import device
 from sweepstack.training.own import say_one_by_one
@@ -283,6 +283,7 @@ class _Stepper:
         self.source = kept["train"] if resident else self.made_up
         self.among = len(program.data.train) if resident else samples
         self.executor = executors.choose(self.step, self.stack, self.source)
+        self.batch: Batch | None = None
 
     def seconds(self, count: int) -> float:
         """Time of a few steps, on other samples each time: cached ones are too quick."""
@@ -302,12 +303,13 @@ class _Stepper:
 
     def gradients(self, rules: convolution.Rules) -> list[Tensor]:
         """Losses and gradients of a step whose convolutions run by `rules`; nothing changes."""
-        size = self.program.batch_size
-        samples = torch.arange(size).expand(1, self.stack.width, size)
-        batch = next(self._block(samples).batches(self.made_up))
+        if self.batch is None:  # once: a capture must not copy from the CPU
+            size = self.program.batch_size
+            samples = torch.arange(size).expand(1, self.stack.width, size)
+            self.batch = next(self._block(samples).batches(self.made_up))
         self.step.trying = rules
         try:
-            losses, each = self.step.tried(self.stack, batch)
+            losses, each = self.step.tried(self.stack, self.batch)
         finally:
             self.step.trying = None
         return [losses, *each]
