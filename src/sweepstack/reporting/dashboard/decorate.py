@@ -428,7 +428,8 @@ def _store(folder: Path, artifact: str, file: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            shutil.copyfile(file, folder / beside)
+            with file.open("rb") as content, (folder / beside).open("wb") as copy:
+                shutil.copyfileobj(content, copy)
             os.replace(folder / beside, folder / artifact)
         finally:
             (folder / beside).unlink(missing_ok=True)
