@@ -122,10 +122,11 @@ def test_a_sweep_loads_what_is_slow_to_import_only_where_it_needs_it(tmp_path):
         *("hydra.sweeper.n_trials=2", "hydra/sweeper/sampler=random"),
     ]
     code = (
-        f"import sys; sys.argv[:] = {['sweepstack', *words]}\n"
+        f"import gc, sys; sys.argv[:] = {['sweepstack', *words]}\n"
         "from sweepstack.engine.runner import Runner\n"
         "block, seen = Runner._block, []\n"
         "def first(self):\n"
+        "    assert gc.isenabled()\n"
         "    seen.append({'pandas', 'torch._dynamo', 'plotly', 'sklearn', 'scipy', 'jinja2',\n"
         "        'optuna_dashboard', 'optuna.artifacts'} & set(sys.modules))\n"
         "    return block(self)\n"

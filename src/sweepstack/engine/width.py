@@ -50,7 +50,7 @@ SAME_WIDTH = ("data.root", "model.activation", "training.eval_every", "objective
 
 # Where nothing is measured.
 LIKELY = {"cpu": 24, "cuda": 256}
-SHORT_S = 4.0  # trials that take less all together at a likely width
+SHORT_S = 6.0  # trials that take less all together at a likely width
 FASTEST_S = 1e-6  # no step of a trial takes less: many trials need no look
 
 # Which width is chosen. vmap costs a fixed time per step, so that a gain may come late.
