@@ -78,6 +78,28 @@ class Runner:
         """The slots that hold a trial, by number."""
         return [(place, slot) for place, slot in enumerate(self.slots) if slot is not None]
 
+    def prepare(self, spec: TrialSpec, count: int, *, in_order: bool) -> None:
+        """Make room for about `count` trials like `spec` and, where steps are captured, capture
+        one; trials that come overwrite all of what it changes.
+
+        Args:
+            in_order: whether the trials see the same batches.
+        """
+        width = min(self.limit, count)
+        if not executors.captures(self.program.device):
+            return
+        slot, initial, numbers = self._drawn(spec)
+        one = self.program.stack(1)
+        one.insert([0], [initial], [numbers])
+        self.stack, self.slots = one.moved([0] * width, width), [None] * width
+        self.executor = self._executor()
+        samples = slot.batches(1)
+        if width > 1 and not (in_order and self.step.shares_batches):
+            samples = samples.unsqueeze(1).expand(1, width, -1)
+        steps = torch.zeros(1, width, dtype=torch.int64, device=self.stack.device)
+        lr, keys = steps.double(), self.step.keys(self.stack, steps)
+        self.executor.run(Block(samples, lr, steps + 1, keys))
+
     def admit(self, specs: list[TrialSpec]) -> Iterator[TrialResult]:
         """Start trials, or resume them from their checkpoints.
 
