@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import pickle
+
 import pytest
 import torch
 from engine_support import one
 from support import SHARED_DATA, make_spec, needs_mnist, needs_pictures
 
 from sweepstack.config.errors import InputError
+from sweepstack.engine import stack
 from sweepstack.engine.program import Program
 from sweepstack.engine.train import train
 
@@ -75,6 +78,29 @@ def test_best_state_is_the_state_of_the_best_step():
     again = one(*words, f"training.max_steps={result.best_step}")
     for name, tensor in result.best_state.items():
         assert torch.equal(tensor, again.best_state[name])
+
+
+@pytest.mark.parametrize("width", [1, 3])
+def test_best_states_leave_the_device_when_they_are_asked_for_or_kept(monkeypatch, width):
+    """And not those of trials that nobody keeps."""
+    copied, original = [], stack._on_cpu
+    monkeypatch.setattr(stack, "_on_cpu", lambda row: copied.append(1) or original(row))
+    specs = [make_spec(*SHORT, f"training.seed={seed}") for seed in range(3)]
+    for result in train(specs, width=width):
+        assert len(result.best_state) == 4  # says so without a copy
+    assert len(copied) == (3 if width == 1 else 1)  # `result` is still there
+    results = list(train(specs, width=width))
+    assert len(copied) == (6 if width == 1 else 4)
+    states = [result.best_state for result in results]
+    for result, state in zip(results, states, strict=True):
+        assert not state._rows
+        (alone,) = train([result.spec])
+        for name, tensor in alone.best_state.items():
+            torch.testing.assert_close(state[name], tensor)
+            assert state[name].untyped_storage().nbytes() == tensor.nbytes  # its own memory
+    again = pickle.loads(pickle.dumps(states[0]))
+    assert type(again) is dict
+    assert again.keys() == states[0].keys()
 
 
 def test_test_data_is_measured_once_at_the_best_state(monkeypatch):

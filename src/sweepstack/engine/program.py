@@ -362,7 +362,8 @@ class Program:
             )
         if self.frozen >= {name for name, _ in self.module.named_parameters()}:
             raise InputError("the model must have at least one parameter to train, got none")
-        return kept * self.config.batch.size // samples
+        self.activations = kept // samples  # numbers that layers make of a sample, about
+        return self.activations * self.config.batch.size
 
     def _check_log_probabilities(self) -> None:
         """Raise InputError if the outputs for zeros are no log-probabilities."""

@@ -8,8 +8,9 @@ Rows are written in place: shapes and addresses stay the same while trials come 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -204,9 +205,17 @@ class Stack:
             for name, view in best.views.items():
                 view[at] = now.views[name][at]
 
-    def best(self, slot: int) -> Row:
-        """A slot's best parameters and buffers, copied to the CPU."""
-        return _on_cpu(self.best_params.row(slot) | self.best_buffers.row(slot))
+    def best(self, slots: Sequence[int], shared: Row) -> list[Kept]:
+        """The best parameters and buffers of some slots, each with the `shared` ones besides."""
+        if not slots:
+            return []
+        at = self._at(slots)
+        views = self.best_params.views | self.best_buffers.views
+        rows = {
+            name: view[at].clone() if isinstance(at, slice) else view[at]
+            for name, view in views.items()
+        }
+        return [Kept(rows, place, shared) for place in range(len(slots))]
 
     def save(self, slot: int) -> dict[str, Row]:
         """All tensors of a slot on the CPU, for a checkpoint."""
@@ -219,6 +228,33 @@ class Stack:
             bank.put(slice(slot, slot + 1), [saved[name]])
         if self.own is not None:
             self.own.restore(saved["own"])
+
+
+class Kept(Mapping[str, Tensor]):
+    """One trial's tensors among those (n, ...) of n trials, with the `shared` ones besides. They
+    come to the CPU when they are first asked for: of most trials nobody does."""
+
+    def __init__(self, rows: Row, place: int, shared: Row):
+        self._rows, self._place, self._found = rows, place, dict(shared)
+        self._names = list(rows | shared)
+
+    def settle(self) -> Row:
+        """All tensors, on the CPU; the other trials' are let go."""
+        rows, self._rows = self._rows, {}
+        self._found |= _on_cpu({name: tensor[self._place] for name, tensor in rows.items()})
+        return self._found
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.settle()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __reduce__(self) -> Any:
+        return dict, (dict(self),)
 
 
 def _unshared(grads: Sequence[Tensor]) -> list[Tensor]:

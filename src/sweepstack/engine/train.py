@@ -6,6 +6,7 @@ A single run is a stream of one spec.
 from __future__ import annotations
 
 import logging
+import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from sweepstack.config.errors import SweepstackError
 from sweepstack.engine.program import Program
 from sweepstack.engine.runner import Broken, Runner, not_started
+from sweepstack.engine.stack import Kept
 from sweepstack.engine.width import Widths
 from sweepstack.training import device
 from sweepstack.training.spec import Monitor, TrialResult, TrialSpec
@@ -59,6 +61,17 @@ def train(
     """
     widths = Widths(width) if isinstance(width, int) else width
     yield from _Run(specs, monitor or Monitor(), widths, together).results()
+
+
+def _handed_on(results: list[TrialResult]) -> Iterator[TrialResult]:
+    """Results; the best states of those that are kept then leave the device."""
+    states = [each.best_state for each in results]
+    waiting = [weakref.ref(state) for state in states if isinstance(state, Kept)]
+    states.clear()
+    while results:
+        yield results.pop(0)
+    for state in filter(None, (each() for each in waiting)):
+        state.settle()
 
 
 class _Pull:
@@ -122,7 +135,7 @@ class _Run:
             runner = turns.popleft()
             evaluated = False
             while runner.live and runner in self.runners and not evaluated:
-                yield from self._gathered(runner, runner.advance())
+                yield from _handed_on(self._gathered(runner, runner.advance()))
                 self._heed_signals()
                 evaluated = runner.evaluated
         self.runners = [runner for runner in self.runners if runner.live]

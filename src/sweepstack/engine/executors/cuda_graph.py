@@ -118,7 +118,7 @@ class _Captured:
         stack = self.stack
         views = [view for bank in stack.banks.values() for view in bank.views.values()]
         before = [view.clone() for view in views]
-        here, side = torch.cuda.current_stream(stack.device), _side_stream(stack.device)
+        here, side = torch.cuda.current_stream(stack.device), side_stream(stack.device)
         try:
             side.wait_stream(here)
             with torch.cuda.stream(side):
@@ -205,7 +205,7 @@ class _Captured:
 
 
 @cache
-def _side_stream(place: torch.device) -> torch.cuda.Stream:
+def side_stream(place: torch.device) -> torch.cuda.Stream:
     """The stream of a device's captures; one, as a stream's cuBLAS workspace is never freed."""
     return torch.cuda.Stream(place)  # type: ignore[no-untyped-call]
 
