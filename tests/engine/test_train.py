@@ -10,9 +10,9 @@ from engine_support import one
 from support import SHARED_DATA, make_spec, needs_mnist, needs_pictures
 
 from sweepstack.config.errors import InputError
-from sweepstack.engine import stack
 from sweepstack.engine.program import Program
 from sweepstack.engine.train import train
+from sweepstack.training.spec import Kept
 
 SHORT = ("training.max_steps=40", "training.eval_every=10", "batch.size=32")
 
@@ -83,8 +83,10 @@ def test_best_state_is_the_state_of_the_best_step():
 @pytest.mark.parametrize("width", [1, 3])
 def test_best_states_leave_the_device_when_they_are_asked_for_or_kept(monkeypatch, width):
     """And not those of trials that nobody keeps."""
-    copied, original = [], stack._on_cpu
-    monkeypatch.setattr(stack, "_on_cpu", lambda row: copied.append(1) or original(row))
+    copied, original = [], Kept.settle
+    monkeypatch.setattr(
+        Kept, "settle", lambda self: (copied.append(1) if self._rows else None, original(self))[1]
+    )
     specs = [make_spec(*SHORT, f"training.seed={seed}") for seed in range(3)]
     for result in train(specs, width=width):
         assert len(result.best_state) == 4  # says so without a copy

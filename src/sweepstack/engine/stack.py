@@ -8,15 +8,15 @@ Rows are written in place: shapes and addresses stay the same while trials come 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from sweepstack.training.fused import Bank, Layout, Row, Slots
 from sweepstack.training.own import OwnOptimizer
+from sweepstack.training.spec import Kept
 
 _BANKS = ("params", "buffers", "best_params", "best_buffers", "counts")
 _ROWS = ("optimizer", "strengths", "keys")
@@ -228,33 +228,6 @@ class Stack:
             bank.put(slice(slot, slot + 1), [saved[name]])
         if self.own is not None:
             self.own.restore(saved["own"])
-
-
-class Kept(Mapping[str, Tensor]):
-    """One trial's tensors among those (n, ...) of n trials, with the `shared` ones besides. They
-    come to the CPU when they are first asked for: of most trials nobody does."""
-
-    def __init__(self, rows: Row, place: int, shared: Row):
-        self._rows, self._place, self._found = rows, place, dict(shared)
-        self._names = list(rows | shared)
-
-    def settle(self) -> Row:
-        """All tensors, on the CPU; the other trials' are let go."""
-        rows, self._rows = self._rows, {}
-        self._found |= _on_cpu({name: tensor[self._place] for name, tensor in rows.items()})
-        return self._found
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self.settle()[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-    def __reduce__(self) -> Any:
-        return dict, (dict(self),)
 
 
 def _unshared(grads: Sequence[Tensor]) -> list[Tensor]:

@@ -14,10 +14,9 @@ from dataclasses import dataclass
 from sweepstack.config.errors import SweepstackError
 from sweepstack.engine.program import Program
 from sweepstack.engine.runner import Broken, Runner, not_started
-from sweepstack.engine.stack import Kept
 from sweepstack.engine.width import Widths
 from sweepstack.training import device
-from sweepstack.training.spec import Monitor, TrialResult, TrialSpec
+from sweepstack.training.spec import Kept, Monitor, TrialResult, TrialSpec
 
 log = logging.getLogger(__name__)
 

@@ -96,6 +96,34 @@ def _static(key: str, value: Any) -> list[tuple[str, Any]]:
     ]
 
 
+class Kept(Mapping[str, Any]):
+    """One trial's tensors among those (n, ...) of n trials, with the `shared` ones besides. They
+    come to the CPU when they are first asked for: of most trials nobody does."""
+
+    def __init__(self, rows: Mapping[str, Any], place: int, shared: Mapping[str, Any]):
+        self._rows, self._place, self._found = rows, place, dict(shared)
+        self._names = [*rows, *shared]
+
+    def settle(self) -> dict[str, Any]:
+        """All tensors, on the CPU; the other trials' are let go."""
+        rows, self._rows = self._rows, {}
+        for name, tensor in rows.items():
+            self._found[name] = tensor[self._place].detach().to("cpu", copy=True)
+        return self._found
+
+    def __getitem__(self, name: str) -> Any:
+        return self.settle()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __reduce__(self) -> Any:
+        return dict, (dict(self),)
+
+
 @dataclass(repr=False)
 class TrialResult:
     """A trial's result.
