@@ -445,12 +445,14 @@ class Program:
         for note in self.notes:
             log.info("%s", note)
         self.notes.clear()
-        if (
-            self._draws_itself or "keep" in init.schemes
-        ):  # what the constructor draws follows the seed
+        if self.constructs(spec):  # what the constructor draws follows the seed
             module, _ = self._constructed(seed)
         values = initialization.draw(module, init, activation, seed, kept)
         return dict(module.named_buffers()) | values
+
+    def constructs(self, spec: TrialSpec) -> bool:
+        """Whether a trial's initial state needs the model's constructor."""
+        return self._draws_itself or "keep" in spec.config.init.schemes
 
     @cached_property
     def _draws_itself(self) -> bool:

@@ -12,6 +12,7 @@ import math
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from copy import copy
 from dataclasses import replace
 from pathlib import Path
@@ -33,14 +34,14 @@ from sweepstack.training import checkpoint, device
 from sweepstack.training import optimizer as optim
 from sweepstack.training.evaluation import Change
 from sweepstack.training.fused import Row
-from sweepstack.training.spec import Monitor, Raised, State, TrialResult, TrialSpec, telling
+from sweepstack.training.spec import Kept, Monitor, Raised, State, TrialResult, TrialSpec, telling
 
 log = logging.getLogger(__name__)
 
 BLOCK_SECONDS = 0.5
 """About how long a block takes, so that progress and signals are seen in time."""
-AT_ONCE = 64
-"""Trials whose initial states are drawn before they are written."""
+AT_ONCE, MAX_THREADS = 64, 8
+"""Trials whose initial states are drawn before they are written, and threads that draw."""
 MAX_SAMPLES = 2**22
 """Maximum number of sample indices of a block: 32 MiB."""
 
@@ -110,12 +111,11 @@ class Runner:
             return not_started(spec, error)
 
         fresh: list[Fresh] = []
-        for spec in specs:
-            try:
-                self.program.check(spec)
-                fresh.append(self._drawn(spec))
-            except (SweepstackError, RuntimeError, MemoryError) as error:
-                yield refused(spec, error)
+        for spec, found in zip(specs, self._all_drawn(specs), strict=True):
+            if isinstance(found, Exception):
+                yield refused(spec, found)
+            else:
+                fresh.append(found)
         free = [place for place, slot in enumerate(self.slots) if slot is None][: len(fresh)]
         try:
             self._insert(free, fresh)
@@ -202,6 +202,24 @@ class Runner:
             return now
         return max(wanted, min(self.limit, 1 << (wanted - 1).bit_length()))
 
+    def _all_drawn(self, specs: list[TrialSpec]) -> list[Fresh | Exception]:
+        """Trials as they begin, or why one cannot; by several threads, unless the model's
+        constructor draws, as it does from torch's one generator."""
+
+        def drawn(spec: TrialSpec) -> Fresh | Exception:
+            try:
+                self.program.check(spec)
+                return self._drawn(spec)
+            except (SweepstackError, RuntimeError, MemoryError) as error:
+                return error
+
+        first = [drawn(specs[0])]  # by itself: a program says something of its first trial
+        threads = min(torch.get_num_threads(), MAX_THREADS, len(specs) - 1)
+        if threads < 2 or any(map(self.program.constructs, specs)):
+            return first + [drawn(spec) for spec in specs[1:]]
+        with ThreadPoolExecutor(threads) as pool:
+            return first + list(pool.map(drawn, specs[1:]))
+
     def _drawn(self, spec: TrialSpec) -> Fresh:
         program = self.program
         return Slot(program, spec), program.initial(spec), program.numbers(spec)
@@ -253,7 +271,7 @@ class Runner:
             (state, error), self.slots[place] = ends[place], None
             found, kept = tests.get(place), best.get(place)
             name = self.device_name
-            results.append(slot.result(state, name, test=found, best_state=kept, error=error))
+            results.append(slot.result(state, name, test=found, kept=kept, error=error))
         return results
 
     # --- a block of steps ------------------------------------------------------------------------
@@ -545,7 +563,7 @@ class Slot:
         device: str,
         *,
         test: Mapping[str, float] | None = None,
-        best_state: Mapping[str, Tensor] | None = None,
+        kept: Kept | None = None,
         error: str | None = None,
     ) -> TrialResult:
         """The trial's result; `test` are the test metrics of the best state."""
@@ -565,7 +583,7 @@ class Slot:
             samples_per_s=samples / self.seconds if self.seconds else 0.0,
             device=device,
             objective=self.program.objective,
-            best_state=best_state or {},
+            kept=kept,
             inputs=self.program.inputs,
             stopped=self.stopper.reason if self.stopped_early else None,
             error=error,

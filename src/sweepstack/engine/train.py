@@ -16,7 +16,7 @@ from sweepstack.engine.program import Program
 from sweepstack.engine.runner import Broken, Runner, not_started
 from sweepstack.engine.width import Widths
 from sweepstack.training import device
-from sweepstack.training.spec import Kept, Monitor, TrialResult, TrialSpec
+from sweepstack.training.spec import Monitor, TrialResult, TrialSpec
 
 log = logging.getLogger(__name__)
 
@@ -64,9 +64,7 @@ def train(
 
 def _handed_on(results: list[TrialResult]) -> Iterator[TrialResult]:
     """Results; the best states of those that are kept then leave the device."""
-    states = [each.best_state for each in results]
-    waiting = [weakref.ref(state) for state in states if isinstance(state, Kept)]
-    states.clear()
+    waiting = [weakref.ref(result.kept) for result in results if result.kept is not None]
     while results:
         yield results.pop(0)
     for state in filter(None, (each() for each in waiting)):
