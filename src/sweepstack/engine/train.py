@@ -6,6 +6,7 @@ A single run is a stream of one spec.
 from __future__ import annotations
 
 import logging
+import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -75,6 +76,15 @@ class Expected:
     spec: TrialSpec
     count: int
     in_order: bool
+
+
+def _handed_on(results: list[TrialResult]) -> Iterator[TrialResult]:
+    """Results; the best states of those that are kept then leave the device."""
+    waiting = [weakref.ref(result.kept) for result in results if result.kept is not None]
+    while results:
+        yield results.pop(0)
+    for state in filter(None, (each() for each in waiting)):
+        state.settle()
 
 
 class _Pull:
@@ -153,7 +163,7 @@ class _Run:
             runner = turns.popleft()
             evaluated = False
             while runner.live and runner in self.runners and not evaluated:
-                yield from self._gathered(runner, runner.advance())
+                yield from _handed_on(self._gathered(runner, runner.advance()))
                 self._heed_signals()
                 evaluated = runner.evaluated
         self.runners = [runner for runner in self.runners if runner.live]

@@ -34,7 +34,7 @@ from sweepstack.data.dataset import TensorSplit
 from sweepstack.engine import executors
 from sweepstack.engine.program import Program
 from sweepstack.engine.stack import Stack
-from sweepstack.engine.step import EVALUATION_CHUNK, Batch, Block, Step
+from sweepstack.engine.step import Batch, Block, Step
 from sweepstack.models import convolution
 from sweepstack.training import device
 from sweepstack.training.own import say_one_by_one
@@ -350,8 +350,7 @@ class _Stepper:
 
     def evaluate(self) -> None:
         """A chunk of a split."""
-        most = EVALUATION_CHUNK[self.program.device.type]
-        samples = min(most, len(self.program.data.val))
+        samples = self.step.chunk(self.stack.width, len(self.program.data.val))
         rows = torch.arange(samples, device=self.x.device) % len(self.x)
         source = DeviceSource(TensorSplit(self.x[rows], self.y[rows]), self.program.device)
         params, buffers = self.stack.params.views, self.stack.buffers.views
