@@ -14,6 +14,7 @@ import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -109,10 +110,11 @@ class Runner:
             return not_started(spec, error)
 
         fresh: list[Fresh] = []
+        drawn: dict[Any, Row] = {}
         for spec in specs:
             try:
                 self.program.check(spec)
-                fresh.append(self._drawn(spec))
+                fresh.append(self._drawn(spec, drawn))
             except (SweepstackError, RuntimeError, MemoryError) as error:
                 yield refused(spec, error)
         free = [place for place, slot in enumerate(self.slots) if slot is None][: len(fresh)]
@@ -201,9 +203,13 @@ class Runner:
             return now
         return max(wanted, min(self.limit, 1 << (wanted - 1).bit_length()))
 
-    def _drawn(self, spec: TrialSpec) -> Fresh:
-        program = self.program
-        return Slot(program, spec), program.initial(spec), program.numbers(spec)
+    def _drawn(self, spec: TrialSpec, drawn: dict[Any, Row]) -> Fresh:
+        """A trial before it has a slot; those with the same init and seed begin alike, so that its
+        initial state may have been `drawn` for another."""
+        program, key = self.program, (spec.config.init, spec.config.training.seed)
+        if key not in drawn:
+            drawn[key] = program.initial(spec)
+        return Slot(program, spec), drawn[key], program.numbers(spec)
 
     def _insert(self, places: list[int], fresh: list[Fresh]) -> None:
         if fresh:
@@ -222,7 +228,7 @@ class Runner:
                 if device.out_of_memory(error):
                     raise
                 checkpoint.mark_damaged(folder, one_line(error) or type(error).__name__)
-                fresh = self._drawn(spec)
+                fresh = self._drawn(spec, {})
                 self._insert([place], [fresh])
                 slot = fresh[0]
         self.slots[place] = slot
@@ -457,12 +463,19 @@ class Slot:
         if epoch != self._epoch:
             key = streams.derive(self.order_key, epoch)
             samples, place_of = len(self.program.data.train), self.program.order_device
-            self._epoch, self._order = epoch, streams.permutation(key, samples, place_of)
+            self._epoch, self._order = epoch, _permutation(key, samples, place_of)
         return self._order
 
     def advance(self, losses: list[float], seconds: float) -> str | None:
         """Count steps with their training losses; the error if one was not finite, or None."""
         self.seconds += seconds
+        total = self.loss_sum
+        for loss in losses:
+            total += loss
+        if math.isfinite(total):
+            self.loss_sum, self.step = total, self.step + len(losses)
+            self.loss_steps += len(losses)
+            return None
         for loss in losses:
             self.step += 1
             if not math.isfinite(loss):
@@ -562,6 +575,10 @@ class Slot:
             stopped=self.stopper.reason if self.stopped_early else None,
             error=error,
         )
+
+
+_permutation = lru_cache(maxsize=8)(streams.permutation)
+"""Of the epochs last asked for: trials with the same seed see the same order."""
 
 
 def _next(step: int, every: int) -> int:

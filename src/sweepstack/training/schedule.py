@@ -94,6 +94,8 @@ class LrSchedule:
 
     def factors(self, start: int, n: int) -> list[float]:
         """The factors of the `n` steps from `start` on, with no evaluation between them."""
+        if isinstance(self.config, schema.Constant) and start >= self.config.warmup_steps:
+            return [1.0] * n
         return [self.factor(step) for step in range(start, start + n)]
 
     def observe(self, metrics: Mapping[str, float]) -> None:

@@ -13,7 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -209,12 +209,14 @@ def _without(node: Mapping[str, Any], prefix: str, left_out: set[str] | frozense
 
 @dataclass
 class _Training:
-    """A trial in training: its members, one for each seed, and its folder."""
+    """A trial in training: its members, one for each seed, its folder, and its program once it has
+    started."""
 
     asked: Asked
     group: Group
     folder: TrialFolder
     live: Live
+    program: Program | None = None
 
 
 class _Pace:
@@ -377,13 +379,14 @@ class Trainer(Monitor):
         if group.is_over:
             del self._training[asked.number]
             self._pace.ended(training.live)
-            outcome = self._outcome(asked, group)
+            outcome = self._outcome(training)
             feasible = all((c.violation(outcome.numbers) or 0) <= 0 for c in self.plan.constraints)
             keep_model = self._best.wants(outcome, feasible=feasible)
             training.folder.end(group, outcome, keep_model=keep_model)
             yield outcome
 
-    def _outcome(self, asked: Asked, group: Group) -> Outcome:
+    def _outcome(self, training: _Training) -> Outcome:
+        asked, group, program = training.asked, training.group, training.program
         results, spec = group.results, group.spec
         numbers = group.metrics() | {
             "num_parameters": results[0].num_parameters,
@@ -399,10 +402,10 @@ class Trainer(Monitor):
             "config_hash": spec.config_hash,
             EFFECT: self._effects.pop(asked.number, None) or effect_on_data(spec.config),
         }
-        if results[0].device:  # else it never began
-            if _program(spec).device.type == "cuda":
+        if program is not None and results[0].device:  # else it never began
+            if program.device.type == "cuda":
                 attributes["gpu_seconds"] = numbers["seconds"]
-            if fingerprint := _program(spec).data.fingerprint:
+            if fingerprint := program.data.fingerprint:
                 attributes[DATA_HASH] = fingerprint
         if group.size > 1:
             values = [result.value for result in results]
@@ -461,14 +464,14 @@ class Trainer(Monitor):
         values = tuple(original.values)
         outcome = Outcome(asked, original.state, values, attributes, numbers=numbers)
         folder.begin(spec, asked.overrides, self._replaced(asked))
-        folder.equal(outcome, original.number)
+        folder.equal(spec, outcome, original.number)
         metrics = {
             name: value
             for name, value in numbers.items()
             if name.startswith(("train_", "val_", "test_"))
         }
-        run = self._run(spec, asked, 1)
-        self._logger(spec).duplicate(run, original.state, metrics, original.number)
+        logged, describe = self._logger(spec), partial(self._run, spec, asked, 1)
+        logged.duplicate(describe, original.state, metrics, original.number)
         return outcome
 
     # --- what the engine reports -----------------------------------------------------------------
@@ -481,9 +484,10 @@ class Trainer(Monitor):
         self, spec: TrialSpec, step: int, total_steps: int, history: Sequence[Mapping[str, float]]
     ) -> None:
         """Report again what a resumed trial has reported before."""
-        self._training[spec.number].live = Live(spec.number, step, total_steps)
-        seed = spec.config.training.seed
-        self._training[spec.number].folder.log(f"step {step} of {total_steps}, seed {seed}")
+        training, seed = self._training[spec.number], spec.config.training.seed
+        training.live = Live(spec.number, step, total_steps)
+        training.program = _program(spec)
+        training.folder.log(f"step {step} of {total_steps}, seed {seed}")
         for row in history:
             self.report(spec, row)
 
@@ -497,19 +501,21 @@ class Trainer(Monitor):
         trials = [training.live for training in self._training.values()]
         self.worker.notify(self._pace.status(trials, self._memory(specs[0])))
 
-    @staticmethod
-    def _memory(spec: TrialSpec) -> int | None:
+    def _memory(self, spec: TrialSpec) -> int | None:
         """Bytes of its GPU that are allocated."""
         import torch
 
-        device = _program(spec).device
-        return torch.cuda.memory_allocated(device) if device.type == "cuda" else None
+        program = self._training[spec.number].program
+        if program is None or program.device.type != "cuda":
+            return None
+        return torch.cuda.memory_allocated(program.device)
 
     def report(self, spec: TrialSpec, row: Mapping[str, float]) -> None:
         """Note an evaluation; those of a stack are written together."""
         training = self._training[spec.number]
         training.folder.log(" ".join(f"{name} {value:.6g}" for name, value in row.items()))
-        value = row[_program(spec).objective]  # the run's own, whatever the sweep optimizes
+        assert training.program is not None
+        value = row[training.program.objective]  # the run's own, whatever the sweep optimizes
         means = training.group.observe(spec.config.training.seed, int(row["step"]), value)
         known = list(means)
         training.live.values += [value for _, value in known]
