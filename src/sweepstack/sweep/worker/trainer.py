@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache, cached_property, partial
@@ -29,7 +27,7 @@ from sweepstack.config.errors import InputError, SweepstackError, masked, one_li
 from sweepstack.config.schema import RunConfig
 from sweepstack.config.space import Space, points
 from sweepstack.engine.width import MANY, Widths
-from sweepstack.reporting.scoreboard import Live, Status
+from sweepstack.reporting.scoreboard import Live, Pace
 from sweepstack.runs import seeds
 from sweepstack.runs.logger import Logged, Run, run_of
 from sweepstack.runs.seeds import Group
@@ -52,8 +50,6 @@ MAX_ASKED = 16
 """Trials that an adaptive sampler is asked for at once, at most."""
 MIN_STACK = 4
 """Fewer trials than this take less time one after the other."""
-PACE_S, MIN_PACE_S = 20.0, 1.0
-"""Seconds over which the pace of training is taken, at most and at least."""
 MOST_COUNTED = 20_000
 """Points of a grid whose effects are compared at most before a sweep; each takes a tenth of a
 millisecond or two."""
@@ -219,36 +215,6 @@ class _Training:
     program: Program | None = None
 
 
-class _Pace:
-    """How fast trials are trained: steps of all trials in the last seconds."""
-
-    def __init__(self) -> None:
-        self._blocks = deque[tuple[float, int, int]]()  # when each ended, its steps and samples
-        self._ended, self._steps = 0, 0
-
-    def add(self, steps: int, batch_size: int) -> None:
-        """So many steps were taken, of all trials together."""
-        now = time.monotonic()
-        self._blocks.append((now, steps, steps * batch_size))
-        while len(self._blocks) > 2 and now - self._blocks[1][0] > PACE_S:
-            self._blocks.popleft()
-
-    def ended(self, trial: Live) -> None:
-        """A trial is over."""
-        self._ended, self._steps = self._ended + 1, self._steps + trial.step
-
-    def status(self, trials: Sequence[Live], memory: int | None) -> Status:
-        """What to say of these trials."""
-        blocks = list(self._blocks)
-        seconds = blocks[-1][0] - blocks[0][0]  # the first block has no known beginning
-        if seconds < MIN_PACE_S:
-            return Status(trials, memory=memory)
-        steps, samples = (sum(block[at] for block in blocks[1:]) / seconds for at in (1, 2))
-        counted = self._ended + len(trials)
-        mean = (self._steps + sum(trial.total for trial in trials)) / max(counted, 1)
-        return Status(trials, steps, samples, mean, memory)
-
-
 class Trainer(Monitor):
     """Trains the trials of one worker and reports to its study.
 
@@ -263,7 +229,7 @@ class Trainer(Monitor):
         self._effects: dict[int, str] = {}
         self._best = BestModels(worker.study, worker.book.storage, plan.keep_models)
         self._training: dict[int, _Training] = {}
-        self._pace, self._seeds = _Pace(), 1
+        self._pace, self._seeds = Pace(), 1
         self._logged: Logged | None = None
 
     def run(self, asked: Iterator[Asked]) -> Iterator[Outcome]:
