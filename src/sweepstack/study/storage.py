@@ -129,11 +129,12 @@ def connect(url: str = DEFAULT, *, timeout_s: float = 10.0, patience_s: float = 
     path = storage_url.file_of(parsed)
 
     def attempt() -> RDBStorage:
+        complete = False
         if path is not None and not path.exists():
             _create(path)
         else:
-            _check(path, url, timeout_s)
-        opened = _optunas(url, path)
+            complete = _check(path, url, timeout_s)
+        opened = _optunas(url, path, complete=complete)
         if path is not None:
             _let_writers_take_turns(opened.engine)
             with opened.engine.begin() as connection:
@@ -177,8 +178,7 @@ def look(where: str = DEFAULT, *, timeout_s: float = 10.0) -> tuple[str, BaseSto
         raise EnvironmentFault(_missing(file))
 
     def attempt() -> RDBStorage:
-        _check(file, url, timeout_s, needed=True)
-        return _optunas(url, file)
+        return _optunas(url, file, complete=_check(file, url, timeout_s, needed=True))
 
     with _explained(parsed):
         return where, _patiently(attempt, file)
@@ -226,16 +226,16 @@ def _missing(file: Path) -> str:
     return f"{line}; a sweep makes it, or --storage (in Python storage=) names another"
 
 
-def _check(file: Path | None, url: str, timeout_s: float, *, needed: bool = False) -> None:
+def _check(file: Path | None, url: str, timeout_s: float, *, needed: bool = False) -> bool:
     """`_check_schema`, of a server within `timeout_s` seconds."""
     if file is not None:
-        _check_schema(_reading_engine(file), url, needed=needed)
-        return
+        return _check_schema(_reading_engine(file), url, needed=needed)
     engine = sqlalchemy.create_engine(storage_url.with_driver(url), poolclass=NullPool)
-    _within(timeout_s, lambda: _check_schema(engine, url, needed=needed))
+    return _within(timeout_s, lambda: _check_schema(engine, url, needed=needed))
 
 
-def _optunas(url: str, file: Path | None) -> RDBStorage:
+def _optunas(url: str, file: Path | None, *, complete: bool) -> RDBStorage:
+    """Optuna's storage, which looks for each of its tables unless they are known to be complete."""
     # A server has few connections: 100 are PostgreSQL's default. So a worker keeps one, and opens
     # another only while its heartbeat meets a transaction. `_use_server` pings.
     options: dict[str, Any] = {}
@@ -247,7 +247,7 @@ def _optunas(url: str, file: Path | None) -> RDBStorage:
     escaped = storage_url.with_driver(url).replace("{", "{{").replace("}", "}}")
     for left in range(4, -1, -1):
         try:
-            opened = RDBStorage(escaped, options)
+            opened = RDBStorage(escaped, options, complete, skip_table_creation=complete)
             if "pool_pre_ping" in options:
                 _use_server(opened.engine)
             return opened
@@ -517,16 +517,17 @@ def _reading_engine(path: Path) -> Engine:
     )
 
 
-def _within(timeout_s: float, call: Callable[[], None]) -> None:
+def _within(timeout_s: float, call: Callable[[], Result]) -> Result:
     """Run `call` for at most `timeout_s` seconds and raise what it raises, else TimeoutError.
 
     In a thread, because what a driver calls its timeout, and whether it has one, differs.
     """
     raised: list[BaseException] = []
+    found: list[Result] = []
 
     def run() -> None:
         try:
-            call()
+            found.append(call())
         except BaseException as error:
             raised.append(error)
 
@@ -537,17 +538,18 @@ def _within(timeout_s: float, call: Callable[[], None]) -> None:
         raise TimeoutError(f"no answer within {timeout_s:g} s")
     if raised:
         raise raised[0]
+    return found[0]
 
 
-def _check_schema(engine: Engine, url: str, *, needed: bool = False) -> None:
+def _check_schema(engine: Engine, url: str, *, needed: bool = False) -> bool:
     """Raise an EnvironmentFault where the tables in a database are not this Optuna's, or where
-    there are none and they are `needed`."""
+    there are none and they are `needed`. True where nothing is missing."""
     with engine.connect() as connection:
         inspector = sqlalchemy.inspect(connection)
         if not inspector.has_table("version_info"):
             if needed:
                 raise EnvironmentFault(f"storage {masked(url)} holds no studies of Optuna's")
-            return
+            return False
         found = None
         if inspector.has_table("alembic_version"):
             found = connection.scalar(sqlalchemy.text("SELECT version_num FROM alembic_version"))
@@ -556,10 +558,11 @@ def _check_schema(engine: Engine, url: str, *, needed: bool = False) -> None:
     with _example() as example, example.engine.connect() as memory:
         newest, *upgradable = example.get_all_versions()
         ours = memory.scalar(sqlalchemy.text(_FIRST_SCHEMAS))
+    is_complete = found == newest
     if found is None:
         found = newest if numbered in (None, ours) else upgradable[-1]
     if found == newest:
-        return
+        return is_complete
     age, remedy = "a newer", "update optuna"
     if found in upgradable:
         age, remedy = "an older", "upgrade it with `optuna storage upgrade --storage URL`"

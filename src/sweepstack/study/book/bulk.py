@@ -134,7 +134,8 @@ class BulkBook(Book):
     def _forget(self) -> None:
         with self._counting:
             self._floor, self._size, self._retried = -1, 0, -1
-            self._behind: list[int] = []
+            self._near: Any = self._mine
+            """Which trials of the study may run or wait."""
             self._settled: Counter[TrialState] = Counter()
 
     @contextmanager
@@ -166,20 +167,19 @@ class BulkBook(Book):
             return self._counted(page)
 
     def _counted(self, page: Connection) -> Tally:
-        near = _TRIALS.c.trial_id > self._floor
-        if self._behind:
-            near = sa.or_(near, _TRIALS.c.trial_id.in_(self._behind))
+        near = self._near
         states, size, last, waiting = self._numbers(page, near)
         found = Tally(self._settled + states, self._size + size, max(self._floor, last), waiting)
         if size > 4 * sum(states[state] for state in _OPEN) + AT_ONCE:
-            query = select(_TRIALS.c.trial_id).where(self._mine, near, _TRIALS.c.state.in_(_OPEN))
+            query = select(_TRIALS.c.trial_id).where(near, _TRIALS.c.state.in_(_OPEN))
             query = query.order_by(_TRIALS.c.trial_id).limit(MAX_BEHIND + 1)
             still = list(page.scalars(query))
             floor = still.pop() - 1 if len(still) > MAX_BEHIND else last
             ended = (near, _TRIALS.c.trial_id <= floor, _TRIALS.c.trial_id.not_in(still))
             settled, count, *_ = self._numbers(page, sa.and_(*ended))
             self._settled, self._size = self._settled + settled, self._size + count
-            self._floor, self._behind = floor, still
+            newer = sa.or_(_TRIALS.c.trial_id > floor, _TRIALS.c.trial_id.in_(still))
+            self._floor, self._near = floor, sa.and_(self._mine, newer)
         return found
 
     def _numbers(self, page: Connection, which: Any) -> tuple[Counter[TrialState], int, int, Any]:
@@ -188,7 +188,7 @@ class BulkBook(Book):
         one = sa.case((named, _TRIALS.c.trial_id), else_=-1).label("one")
         # One statement, or a trial that is replaced in between would be counted twice, or never.
         query = select(one, _TRIALS.c.state, func.count(), func.max(_TRIALS.c.trial_id))
-        rows = page.execute(query.where(self._mine, which).group_by("one", _TRIALS.c.state)).all()
+        rows = page.execute(query.where(which).group_by("one", _TRIALS.c.state)).all()
         failed = [trial_id for trial_id, state, *_ in rows if state == TrialState.FAIL]
         replaced = self._attributes(page, failed, (RETRIED,))
         states: Counter[TrialState] = Counter()
@@ -209,7 +209,8 @@ class BulkBook(Book):
     ) -> list[Record]:
         query = select(_TRIALS.c.trial_id, _TRIALS.c.number)
         # For update, or what ends at this moment would be taken for lost.
-        query = query.where(self._mine, _TRIALS.c.state == state).with_for_update()
+        which = self._mine if state.is_finished() else self._near
+        query = query.where(which, _TRIALS.c.state == state).with_for_update()
         some: Any = page.execute(query) if ids is None else _rows(page, query, ids)
         rows = sorted((trial_id, number) for trial_id, number in some)
         found = [trial_id for trial_id, _ in rows]
@@ -224,7 +225,7 @@ class BulkBook(Book):
         )
         query = query.join(_TRIALS, _TRIALS.c.trial_id == _USER.c.trial_id)
         query = query.join(_BEATS, _BEATS.c.trial_id == _TRIALS.c.trial_id, isouter=True)
-        running = (self._mine, _TRIALS.c.state == TrialState.RUNNING, _USER.c.key == WORKER)
+        running = (self._near, _TRIALS.c.state == TrialState.RUNNING, _USER.c.key == WORKER)
         found = page.execute(query.where(*running)).all()
         silent_s = _silent_s(page, dict(map(tuple, found)))
         return [(json.loads(text), seconds) for text, seconds in silent_s.items()]
@@ -307,7 +308,7 @@ class BulkBook(Book):
 
     def others_at_work(self) -> bool:
         query = select(_TRIALS.c.trial_id).join(_BEATS, _BEATS.c.trial_id == _TRIALS.c.trial_id)
-        query = query.where(self._mine, _TRIALS.c.state == TrialState.RUNNING)
+        query = query.where(self._near, _TRIALS.c.state == TrialState.RUNNING)
         with self._read() as page:
             return page.scalar(query.limit(1)) is not None
 
