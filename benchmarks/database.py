@@ -23,10 +23,12 @@ import os
 import subprocess
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import optuna
-import sqlalchemy
+from optuna.storages import RDBStorage
 from workers import server_cpu_s
 
 from sweepstack.study import storage
@@ -34,7 +36,7 @@ from sweepstack.sweep import studies
 
 NAME = "benchmark-database"
 CLAIM = r"""
-\if :trial = 0
+SELECT extract(epoch from clock_timestamp()) AS began \gset
 BEGIN;
 SELECT study_id, set_config('synchronous_commit', 'off', true) FROM studies WHERE study_id = :study FOR NO KEY UPDATE;
 SELECT coalesce(max(last), :floor) AS newest, sum(count) AS near FROM (SELECT CASE WHEN state IN ('WAITING', 'FAIL') THEN trial_id ELSE -1 END AS one, state, count(*) AS count, max(trial_id) AS last FROM trials WHERE study_id = :study AND trial_id > :floor GROUP BY one, state) AS tally \gset
@@ -43,8 +45,8 @@ SELECT trial_id AS trial, number FROM trials WHERE study_id = :study AND trial_i
 INSERT INTO trial_heartbeats (trial_id, heartbeat) VALUES (:trial, CURRENT_TIMESTAMP);
 INSERT INTO trial_user_attributes (trial_id, key, value_json) VALUES (:trial, 'sweepstack.worker', '"node:client_id/1:1:1"');
 COMMIT;
+INSERT INTO benchmark_claims VALUES (:began, extract(epoch from clock_timestamp()));
 \set floor :newest - 2 * :workers
-\endif
 """  # noqa: E501
 REST = r"""
 \if :trial > 0
@@ -56,7 +58,6 @@ INSERT INTO trial_user_attributes (trial_id, key, value_json) VALUES (:trial, 'l
 INSERT INTO trial_values (trial_id, objective, value, value_type) VALUES (:trial, 0, 1.0, 'FINITE');
 UPDATE trials SET state = 'COMPLETE', datetime_complete = LOCALTIMESTAMP WHERE trial_id = :trial;
 COMMIT;
-\set trial 0
 \endif
 """  # noqa: E501
 BEAT = r"""
@@ -69,63 +70,64 @@ SELECT a.value_json, min(heartbeat) FROM trial_user_attributes a JOIN trials t O
 """  # noqa: E501
 
 
-def measure(url: sqlalchemy.URL, study: int, workers: int, rate: float, seconds: int) -> None:
+def measure(opened: RDBStorage, study: int, workers: int, rate: float, seconds: int) -> None:
     """Ask for so many trials a second, and print what came of it."""
-    beats = workers / 15
-    scripts = {"claim": CLAIM, "rest": REST, "beat": BEAT, "look": LOOK}
-    # Of those two each is drawn half of the time in vain: a claim while a trial runs, say.
-    weights = {"claim": 2 * rate, "rest": 2 * rate, "beat": beats, "look": 1.0}
+    beats, url = workers / 15, opened.engine.url
+    scripts = {"trial": (REST + CLAIM, rate), "beat": (BEAT, beats), "look": (LOOK, 1.0)}
     with tempfile.TemporaryDirectory() as folder:
         files = []
-        for name, text in scripts.items():
+        for name, (text, weight) in scripts.items():
             # pgbench does not replace variables within quotes.
             inserted = text.replace("'\"node:client_id/1:1:1\"'", "'\"node' || :client_id || '\"'")
             inserted = inserted.replace(
                 "'sweepstack.workers.:client_id'", "'sweepstack.workers.' || :client_id"
             )
             Path(folder, f"{name}.sql").write_text(inserted.strip() + "\n")
-            files += ["-f", f"{folder}/{name}.sql@{max(1, round(weights[name]))}"]
+            files += ["-f", f"{folder}/{name}.sql@{max(1, round(10 * weight))}"]
         host = url.query.get("host") or url.host or "localhost"
         command = [
             *("pgbench", "-n", "-M", "prepared", "-c", str(workers), "-j", "2", "-T", str(seconds)),
-            *("-R", str(sum(weights.values())), "-l", f"--log-prefix={folder}/log", *files),
-            *("-h", str(host), "-p", str(url.port or 5432), "-U", url.username or "postgres"),
+            *("-R", str(rate + beats + 1), *files),
+            *("-r", "-h", str(host), "-p", str(url.port or 5432), "-U", url.username or "postgres"),
             *("-D", f"study={study}", "-D", "trial=0", "-D", "floor=0", "-D", f"workers={workers}"),
             str(url.database),
         ]
-        backends = len(list(Path("/proc").glob("[0-9]*")))
-        command.append("-r")
+        with opened.engine.begin() as page:
+            page.exec_driver_sql("DROP TABLE IF EXISTS benchmark_claims")
+            page.exec_driver_sql(
+                "CREATE UNLOGGED TABLE benchmark_claims (began float, ended float)"
+            )
         with subprocess.Popen(command, stdout=-1, stderr=-1, text=True) as process:
-            while len(list(Path("/proc").glob("[0-9]*"))) < backends + workers:
-                time.sleep(0.2)  # they connect
-                if process.poll() is not None:
-                    break
-            time.sleep(2)
+            busy = "SELECT count(*) FROM pg_stat_activity"
+            while process.poll() is None and rows(opened, busy)[0][0] < workers:
+                time.sleep(0.5)  # they connect
+            time.sleep(seconds / 3)  # and prepare their statements
             before, began = [server_cpu_s("postgres"), server_cpu_s("pgbench")], time.time()
-            time.sleep(max(1, seconds - 4))
+            time.sleep(seconds / 2)
             after, ended = [server_cpu_s("postgres"), server_cpu_s("pgbench")], time.time()
             out, error = process.communicate()
         if process.returncode:
             print(error[-500:])
         spent = [(b - a) / (ended - began) for a, b in zip(before, after, strict=True)]
-        say(folder, f"{workers} workers, {rate:g} trials/s", spent, out)
+        which = f"WHERE began BETWEEN {began} AND {ended}"
+        times = rows(opened, f"SELECT 1e3 * (ended - began) FROM benchmark_claims {which}")
+        with opened.engine.begin() as page:
+            page.exec_driver_sql("DROP TABLE benchmark_claims")
+        took = sorted(float(row[0]) for row in times)
+        say(f"{workers} workers, {rate:g} trials/s", spent, ended - began, out, took or [0.0])
 
 
-def say(folder: str, what: str, spent: list[float], said: str) -> None:
+def rows(opened: RDBStorage, query: str) -> Sequence[Any]:
+    """What a query finds."""
+    with opened.engine.begin() as page:
+        return page.exec_driver_sql(query).all()
+
+
+def say(what: str, spent: list[float], seconds: float, said: str, times: list[float]) -> None:
     """Print a row; `spent` are cores that the server and pgbench used."""
-    claims = []
-    for log in Path(folder).glob("log.*"):
-        for line in log.read_text().splitlines():
-            _, _, took_us, script, epoch, us, *lag_us = line.split()
-            if script == "0" and took_us.isdecimal():
-                took = int(took_us) - int((lag_us or ["0"])[0])
-                if took > 100:  # else it had a trial in hand
-                    claims.append((int(epoch) + int(us) / 1e6, took / 1e3))
-    claims = sorted(claims)[len(claims) // 10 :] or [(0.0, 0.0), (1.0, 0.0)]
-    times = sorted(took for _, took in claims)
     p50, p99 = times[len(times) // 2], times[int(0.99 * (len(times) - 1))]
     wait = [line.split()[0] for line in said.splitlines() if "FOR NO KEY UPDATE" in line]
-    a_second = len(claims) / (claims[-1][0] - claims[0][0])
+    a_second = len(times) / seconds
     print(
         f"{what}: {a_second:.0f} claims/s, p50 {p50:.1f} p99 {p99:.1f} ms, mean wait for the study "
         f"{''.join(wait)} ms; CPU of a trial {1e3 * spent[0] / a_second:.2f} ms server, "
@@ -144,14 +146,14 @@ def main() -> None:
     given = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     opened = storage.connect(given.url)
+    assert isinstance(opened, RDBStorage)
     for rate in given.rates:
         study = optuna.create_study(study_name=NAME, storage=opened)
         book = studies.book_of(opened)(study, opened, None)
         for worker in range(given.workers):
             study.set_user_attr(f"sweepstack.workers.{worker}", "x" * 250)
         try:
-            url = sqlalchemy.make_url(given.url)
-            measure(url, book.study_id, given.workers, rate, given.seconds)
+            measure(opened, book.study_id, given.workers, rate, given.seconds)
         finally:
             with book.deletion():
                 time.sleep(0)
