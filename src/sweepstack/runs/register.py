@@ -256,6 +256,13 @@ def least_loaded(gpus: Sequence[str], loads: Mapping[Any, int], limit: int | Non
     return None if limit is not None and loads.get(best, 0) >= limit else best
 
 
+def chooses_gpus(fixed: Sequence[str]) -> bool:
+    """Whether workers take a GPU each, as these overrides name no device."""
+    devices = [w.partition("=")[2] for w in fixed if w.startswith("training.device=")]
+    device = devices[-1] if devices else "auto"
+    return not (device == "cpu" or device.startswith("cuda:"))
+
+
 def gpus_here() -> list[tuple[str, str]]:
     """The GPUs of this process, as `visible_gpus` has them."""
     given = os.environ.get(GPUS)

@@ -556,21 +556,18 @@ def stop_key(crew: str = "") -> str:
 
 
 def _was_here(worker: object) -> bool:
-    """Whether a worker was a process of this host."""
-    return isinstance(worker, str) and ":" in worker and processes.is_here(worker)
+    """Whether a worker was a process of this host; the name comes from the database."""
+    return isinstance(worker, str) and processes.is_here(worker)
 
 
 def _may_live(worker: object) -> bool:
-    """Whether a worker may be alive; the name comes from the database."""
-    try:
-        return not (isinstance(worker, str) and processes.is_gone(worker))
-    except ValueError:  # no name of a process
-        return True
+    """Whether a worker may be alive."""
+    return not (isinstance(worker, str) and processes.is_gone(worker))
 
 
 def _why_lost(worker: Any, silent_s: float | None, grace_s: float) -> str | None:
     """Why the worker of a running trial is presumed dead; None while it is not."""
-    if worker is not None and processes.is_gone(worker):
+    if not _may_live(worker):
         return f"its worker {worker} is gone"
     if _was_here(worker):
         grace_s = max(grace_s, GRACE_HERE_S)

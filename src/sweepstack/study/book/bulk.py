@@ -392,7 +392,8 @@ class BulkBook(Book):
     def _hand_out(self, page: Connection, trials: Sequence[FrozenTrial]) -> None:
         if not trials:
             return
-        _insert(page, _BEATS, [{"trial_id": trial._trial_id} for trial in trials])
+        beat = insert(_BEATS).inline().values(heartbeat=_utc(page))
+        page.execute(beat, [{"trial_id": trial._trial_id} for trial in trials])
         mine = {WORKER: processes.this_process()}
         _add_attributes(page, _USER, [(trial._trial_id, mine) for trial in trials])
         for trial in trials:
@@ -413,8 +414,8 @@ class BulkBook(Book):
         self._add_waiting(page, [row for _, row in copies])
 
     def beat(self, trials: Iterable[optuna.Trial], entry: tuple[str, Any] | None = None) -> None:
-        change = sa.update(_BEATS).values(heartbeat=func.current_timestamp())
         with self._single.begin() as page:
+            change = sa.update(_BEATS).values(heartbeat=_utc(page))
             _update(page, change, [trial._trial_id for trial in trials])
             if entry is not None:
                 mine = (_OF_STUDY.c.study_id == self.study_id, _OF_STUDY.c.key == entry[0])
@@ -522,8 +523,9 @@ def _patient(method: Callable[..., Any]) -> Callable[..., Any]:
 
         try:
             found = again(attempt, self.patience_s)
-        except Exception as error:
-            if is_transient(error):
+        except BaseException as error:
+            self._forget()  # what was counted may have been undone
+            if isinstance(error, Exception) and is_transient(error):
                 self._unsure.add(name)
             raise
         finally:
@@ -615,12 +617,22 @@ def _silent_s(page: Connection, beats: Mapping[Any, datetime | None]) -> dict[An
     than its server is up, as before nobody could send it one."""
     if not any(beats.values()):
         return dict.fromkeys(beats)
-    now = page.execute(select(func.now())).scalar_one().replace(tzinfo=None)
+    now = page.execute(select(_utc(page))).scalar_one()
     most = _up_s(page)
     return {
         key: None if beat is None else min(most, (now - beat).total_seconds())
         for key, beat in beats.items()
     }
+
+
+def _utc(page: Connection) -> sa.ColumnElement[datetime]:
+    """The database's time, which is the same for sessions of other time zones, also in the night
+    when the clocks are changed."""
+    if page.dialect.name == "postgresql":
+        return func.timezone("utc", func.now(), type_=sa.DateTime())
+    if page.dialect.name in ("mysql", "mariadb"):
+        return func.utc_timestamp(type_=sa.DateTime())
+    return func.current_timestamp()
 
 
 def _up_s(page: Connection) -> float:
