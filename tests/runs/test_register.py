@@ -134,8 +134,14 @@ def test_what_another_version_wrote_is_passed_over():
 
 def test_a_worker_leaves_their_share_to_those_that_joined():
     study, now = optuna.create_study(), time.time()
-    fields: Any = {"study": study, "plan": SimpleNamespace(n_jobs=1), "_counted": 0.0, "_heed_s": 1}
-    worker: Any = SimpleNamespace(_member=object(), book=SimpleNamespace(workers=1), **fields)
+    book = SimpleNamespace(workers=1, attributes=lambda prefix: study.user_attrs)
+    fields: Any = {
+        "study": study,
+        "plan": SimpleNamespace(n_jobs=1),
+        "_count_at": 0.0,
+        "_heed_s": 1,
+    }
+    worker: Any = SimpleNamespace(_member=object(), book=book, **fields)
     for host in ("one", "two", "three"):
         Membership(study, Entry(f"{host}/1:7:8", now, now))
     Membership(study, Entry("four/1:7:8", now, now, ended=now))

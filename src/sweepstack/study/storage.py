@@ -85,6 +85,8 @@ _PASSING = {errno.EAGAIN, errno.ENOLCK, errno.ESTALE, errno.ETIMEDOUT}
 """Failures of a journal's file that may be over soon: a file server is away."""
 _PASSING_CODES = {"UNAVAILABLE", "UNKNOWN", "CANCELLED", "DEADLINE_EXCEEDED", "INTERNAL"}
 """The same of a gRPC server; UNKNOWN is also what it says when its own database fails."""
+IDLE_S = 1.0
+"""A connection to a server that was not used for longer is tried before it is used."""
 _latest: ContextVar[float] = ContextVar("latest", default=float("inf"))
 """When this thread tries nothing again any more."""
 _back, _warned, retries = -float("inf"), -float("inf"), 0
@@ -307,18 +309,21 @@ def _check(file: Path | None, url: str, timeout_s: float, *, needed: bool = Fals
 
 def _optunas(url: str, file: Path | None, is_known: bool = False) -> RDBStorage:
     """Optuna's storage, which makes and checks the tables unless it `is_known` what they are."""
-    # Connections die when a server restarts. A server has few: 100 are PostgreSQL's default. So a
-    # worker keeps one, and opens another only while its heartbeat meets a transaction.
-    options: dict[str, Any] = {"pool_pre_ping": True}
+    # A server has few connections: 100 are PostgreSQL's default. So a worker keeps one, and opens
+    # another only while its heartbeat meets a transaction. `_use_server` pings.
+    options: dict[str, Any] = {}
     if not url.startswith("sqlite"):
-        options |= {"pool_size": 1, "max_overflow": 14}
+        options = {"pool_size": 1, "max_overflow": 14, "pool_pre_ping": False}
     if file is not None:
         options = {"connect_args": {"timeout": BUSY_TIMEOUT_MS / 1000}}
     # Optuna fills {SCHEMA_VERSION} into URLs; braces in a password are not for it.
     escaped = storage_url.with_driver(url).replace("{", "{{").replace("}", "}}")
     for left in range(4, -1, -1):
         try:
-            return RDBStorage(escaped, options, is_known, skip_table_creation=is_known)
+            opened = RDBStorage(escaped, options, is_known, skip_table_creation=is_known)
+            if "pool_pre_ping" in options:
+                _use_server(opened.engine)
+            return opened
         except (sqlalchemy.exc.ProgrammingError, sqlalchemy.exc.IntegrityError):
             if file is not None or not left:
                 raise
@@ -774,6 +779,68 @@ def _create(path: Path) -> None:
         # `RDBStorage` finds or makes the tables.
         with contextlib.suppress(OSError):
             os.link(fresh, path)
+
+
+def single(engine: Engine) -> Engine:
+    """The same with a transaction for each statement, where that saves two round trips."""
+    if engine.dialect.name != "postgresql":
+        return engine
+    return engine.execution_options(isolation_level="AUTOCOMMIT")
+
+
+@contextlib.contextmanager
+def quick_transaction(engine: Engine) -> Iterator[Connection]:
+    """A transaction that others wait for. Where the driver can (psycopg), what gives no rows is
+    sent with the next query or the commit: the server is waited for half as often, for some CPU."""
+    with engine.connect() as page, _pipeline(page), page.begin():
+        yield page
+
+
+@contextlib.contextmanager
+def _pipeline(page: Connection) -> Iterator[None]:
+    driver: Any = page.connection.driver_connection
+    dbapi: Any = page.dialect.loaded_dbapi
+    if page.dialect.driver != "psycopg" or not dbapi.Pipeline.is_supported():
+        yield
+        return
+    known = page.info
+    try:
+        with driver.pipeline() as known["pipeline"]:
+            yield
+    except dbapi.Error as error:  # outside of all statements
+        gone = driver.closed or driver.broken
+        raise sqlalchemy.exc.OperationalError(
+            "pipeline", None, error, connection_invalidated=gone
+        ) from error
+    finally:
+        known.pop("pipeline", None)
+
+
+def _use_server(engine: Engine) -> None:
+    """Fetch the rows of queries in a pipeline, and try connections before they are used after a
+    pause: they die when a server restarts."""
+    logging.getLogger("psycopg").setLevel(logging.ERROR)  # that a pipeline broke is raised too
+    changes = ("INSERT", "UPDATE", "DELETE")
+
+    @event.listens_for(engine, "after_cursor_execute")
+    def fetch(page: Connection, _: Any, statement: str, *more: Any) -> None:
+        pipeline = page.info.get("pipeline")
+        has_rows = not statement.startswith(changes) or " RETURNING " in statement
+        if pipeline is not None and has_rows:
+            pipeline.sync()
+
+    @event.listens_for(engine, "checkin")
+    def used(_: Any, entry: ConnectionPoolEntry) -> None:
+        entry.info["used"] = time.monotonic()
+
+    @event.listens_for(engine, "checkout")
+    def check(connection: Any, entry: ConnectionPoolEntry, _: Any) -> None:
+        if time.monotonic() > entry.info.get("used", float("inf")) + IDLE_S:
+            dbapi: Any = engine.dialect.loaded_dbapi
+            try:
+                engine.dialect.do_ping(connection)
+            except dbapi.Error:
+                raise sqlalchemy.exc.DisconnectionError from None
 
 
 def _let_writers_take_turns(engine: Engine) -> None:

@@ -175,18 +175,20 @@ def test_two_threads_count_a_trial_once(tmp_path, monkeypatch):
     for _ in range(3):
         study.tell(study.ask(), 1.0)
     engine = sqlalchemy.create_engine(f"sqlite:///{tmp_path}/s.db")  # a server lets both read
-    both, plain = threading.Barrier(2), book._is_unsettled
+    both, plain = threading.Barrier(2), book._numbers
 
-    def meanwhile(page: Any) -> bool:
+    def meanwhile(page: Any, which: Any) -> Any:
+        found = plain(page, which)
         with contextlib.suppress(threading.BrokenBarrierError):
             both.wait(0.2)  # rows are read and not counted yet
-        return plain(page)
+        return found
 
     def count() -> None:
         with engine.connect() as page:
             book._tally(page)
 
-    monkeypatch.setattr(book, "_is_unsettled", meanwhile)
+    monkeypatch.setattr(book, "_numbers", meanwhile)
+    monkeypatch.setattr(bulk, "AT_ONCE", 1)
     threads = [threading.Thread(target=count) for _ in range(2)]
     for thread in threads:
         thread.start()

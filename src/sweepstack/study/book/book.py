@@ -145,7 +145,10 @@ class Book(ABC):
                 if is_final and retries <= self.max_restarts:
                     again.append((record, {attr.RETRIES: retries} if retries else {}))
             self._replace(page, {}, self._copies(page, again))
-            return len(again)
+        if again:  # what has settled counts anew
+            before = self.attributes(attr.AGAIN).get(attr.AGAIN, 0)
+            self.storage.set_study_user_attr(self.study_id, attr.AGAIN, before + 1)
+        return len(again)
 
     def recover(self) -> int:
         """Requeue the running trials whose worker is gone; return how many were lost. The study is
@@ -177,8 +180,9 @@ class Book(ABC):
             self._requeue(page, [(record, _INTERRUPTED) for record in running], restarts=0)
 
     @abstractmethod
-    def beat(self, trials: Iterable[optuna.Trial]) -> None:
-        """Record that this process is at work on `trials`; call it well within `grace_s`."""
+    def beat(self, trials: Iterable[optuna.Trial], entry: tuple[str, Any] | None = None) -> None:
+        """Record that this process is at work on `trials`; call it well within `grace_s`. Its entry
+        among the attributes of the study, which is there, gets a new value with it."""
 
     # --- reports and ends ------------------------------------------------------------------------
 
@@ -242,10 +246,12 @@ class Book(ABC):
     def stops(self, crew: str = "") -> tuple[Any, Any]:
         """When all workers, and those of one sweep, were last asked to stop: it changes when they
         are asked again. Sweeps that start later go on."""
-        known = self._study_attributes((stop_key(), stop_key(crew)))
+        known = self.attributes(stop_key(), stop_key(crew))
         return known.get(stop_key()), known.get(stop_key(crew)) if crew else None
 
-    def _study_attributes(self, keys: Sequence[str]) -> Mapping[str, Any]:
+    def attributes(self, *keys: str, prefix: str | None = None) -> Mapping[str, Any]:
+        """Attributes of the study: those of some names, or whose names begin so; others may be
+        among them."""
         return self.storage.get_study_user_attrs(self.study_id)
 
     def settle(self, key: str, value: Any) -> Any:

@@ -345,9 +345,11 @@ class PublicBook(Book):
         except UpdateFinishedTrialError:  # by its worker, which was only held up
             pass
 
-    def beat(self, trials: Iterable[optuna.Trial]) -> None:
+    def beat(self, trials: Iterable[optuna.Trial], entry: tuple[str, Any] | None = None) -> None:
         """See `Book.beat`; one heartbeat of the process is for all of its trials."""
         self._beaten = time.time()
+        if entry is not None:
+            self.study.set_user_attr(*entry)
         self.study.set_user_attr(f"{attr.HEARTBEAT}.{processes.this_process()}", self._beaten)
 
     @contextmanager
