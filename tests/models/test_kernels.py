@@ -111,6 +111,23 @@ def test_convolutions_give_torchs_numbers(case):
     assert off(alone[1], gradients[1]) < 2e-6
 
 
+def test_a_large_batch_is_taken_in_parts(monkeypatch):
+    """As of an evaluation; float32's numbers of pixels end somewhere."""
+    geometry = Geometry.of(1, 1, 1, 1)
+    x, weight = torch.randn(2, 5, 1, 6, 6, device=PLACE), torch.randn(2, 3, 1, 3, 3, device=PLACE)
+    whole = convolution._implicit(x, weight, None, geometry, False)
+    monkeypatch.setattr(kernels, "MAX_PIXELS", 2 * 8 * 8)
+    assert kernels.samples_at_once(x, weight, geometry) == 2
+    assert torch.equal(convolution._implicit(x, weight, None, geometry, False), whole)
+
+
+def test_divisors_are_exact():
+    numbers = torch.arange(2**22 - 2**14, 2**22, device=PLACE).float()
+    for divisor in (1, 3, 7, 28, 49, 784, 2**11 + 1, 2**21 - 1):
+        inverse = torch.tensor(1 / divisor).to(PLACE)
+        assert torch.equal(((numbers + 0.5) * inverse).int(), (numbers.long() // divisor).int())
+
+
 def test_a_weights_gradient_is_added_up_from_parts():
     """Of pixels, and in blocks of channels and taps."""
     geometry = Geometry.of(1, 1, 1, 1)

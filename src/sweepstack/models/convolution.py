@@ -352,8 +352,10 @@ def _product_back(
 def _implicit(
     x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, last: bool
 ) -> Tensor:
-    y: Tensor = _kernels(x, geometry, last).correlated(x, weight.contiguous(), bias, geometry)
-    return y
+    kernels, weight = _kernels(x, geometry, last), weight.contiguous()
+    parts = x.split(kernels.samples_at_once(x, weight, geometry), 1)
+    found = [kernels.correlated(part, weight, bias, geometry) for part in parts]
+    return found[0] if len(found) == 1 else torch.cat(found, 1)
 
 
 def _implicit_back(

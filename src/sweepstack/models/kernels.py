@@ -392,6 +392,16 @@ def _add_up(  # type: ignore[no-untyped-def]
 # --- convolutions ---------------------------------------------------------------------------------
 
 
+def samples_at_once(x: Tensor, weight: Tensor, geometry: Geometry) -> int:
+    """Number of samples that `correlated` takes."""
+    g, (kh, kw) = geometry, weight.shape[3:]
+    size = g.size(x.shape[3:], (kh, kw))
+    rows, line = _frame(size, (kh, kw), g)
+    pixels = max(rows * line, prod(size))
+    numbers = max(rows * line * _rounded(x.shape[2]), prod(size) * weight.shape[1])
+    return max(1, min(MAX_PIXELS // pixels, (2**31 - 1) // numbers))
+
+
 def correlated(
     x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, blocks: Blocks | None = None
 ) -> Tensor:
@@ -443,6 +453,8 @@ def correlated_weights(
     lines, line, depth = seen.shape[2:]
     taps, pixels, size = kh * kw, samples * h * w, kh * kw * depth
     splits, wanted = triton.cdiv(pixels, span), size + biased
+    if channels * wanted > MAX_PIXELS:
+        raise NotImplementedError("weights of more than 2²² numbers")
     blocks = blocks or Blocks(64, _power(channels, 16, 64), _power(size, 16, 64))
     given, places, at_once = gy, (*gy.stride()[1:2], *gy.stride()[3:], gy.stride(2), 0), 1
     if laid is not None and channels == laid.pictures.shape[-1] and channels >= FEW:
@@ -470,10 +482,15 @@ def correlated_weights(
 
 def lay_input(x: Tensor, kernel: tuple[int, int], geometry: Geometry) -> Laid:
     """x with zeros around it, as far as the convolution reads."""
-    g = geometry
-    each = zip(g.size(x.shape[3:], kernel), g.stride, kernel, g.dilation, strict=True)
+    rows, line = _frame(geometry.size(x.shape[3:], kernel), kernel, geometry)
+    return _laid_out(x, rows, line, *geometry.padding)
+
+
+def _frame(size: tuple[int, int], kernel: tuple[int, int], geometry: Geometry) -> tuple[int, int]:
+    """Height and width of what a convolution reads for pictures of a size."""
+    each = zip(size, geometry.stride, kernel, geometry.dilation, strict=True)
     rows, line = ((n - 1) * step + (k - 1) * apart + 1 for n, step, k, apart in each)
-    return _laid_out(x, rows, line, *g.padding)
+    return rows, line
 
 
 def lay_gradient(
@@ -665,6 +682,8 @@ class Pool(torch.autograd.Function):
         """y (..., H // kh, W // kw), and which place of each window won."""
         (kh, kw), (height, width) = kernel, x.shape[-2:]
         h, w = height // kh, width // kw
+        if height * width > MAX_PIXELS:
+            raise NotImplementedError("pictures of more than 2²² pixels")
         x = x.contiguous()
         y = x.new_empty(*x.shape[:-2], h, w)
         winners = torch.empty_like(y, dtype=torch.uint8)
@@ -827,6 +846,8 @@ class Norm(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """y, and mean and biased variance (S, C) in float32."""
         x = x.contiguous()
+        if x[0].numel() >= 2**31:
+            raise NotImplementedError("batches of more than 32-bit numbers")
         slots, samples, channels = x.shape[:3]
         y = torch.empty_like(x)
         means = x.new_empty(slots, channels, dtype=torch.float32)
