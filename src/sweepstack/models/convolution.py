@@ -353,7 +353,7 @@ def _implicit(
     x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, last: bool
 ) -> Tensor:
     kernels, weight = _kernels(x, geometry, last), weight.contiguous()
-    parts = x.split(kernels.samples_at_once(x, weight, geometry), 1)
+    parts = torch.split(x, kernels.samples_at_once(x, weight, geometry), 1)
     found = [kernels.correlated(part, weight, bias, geometry) for part in parts]
     return found[0] if len(found) == 1 else torch.cat(found, 1)
 

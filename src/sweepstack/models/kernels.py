@@ -117,6 +117,116 @@ def _lay(  # type: ignore[no-untyped-def]
     tl.store(out + slot * slot_out + at, tl.trans(value), mask=kept)
 
 
+@triton.jit
+def _sum_of_few(  # type: ignore[no-untyped-def]
+    source,
+    weight,
+    place,
+    n,
+    channels,
+    depth,
+    line,
+    kernel_height,
+    kernel_width,
+    first_y,
+    first_x,
+    step_y,
+    step_x,
+    apart_y,
+    apart_x,
+    of_depth,
+    of_kernel,
+    APART: tl.constexpr,
+    WIDE: tl.constexpr,
+    PRECISION: tl.constexpr,
+    P: tl.constexpr,
+    N: tl.constexpr,
+    K: tl.constexpr,
+):
+    """The sum of `_multiply` where channels are few: they and the taps are one axis."""
+    total = tl.zeros((P, N), tl.float32)
+    size = kernel_height * kernel_width * depth
+    for start in range(0, size, K):
+        k = start + tl.arange(0, K)
+        tap = _over(k, of_depth)
+        i = _over(tap, of_kernel)
+        dy = first_y + i * step_y
+        dx = first_x + (tap - i * kernel_width) * step_x
+        known = k < size
+        if APART:
+            known &= (dy % apart_y == 0) & (dx % apart_x == 0)
+            dy, dx = dy // apart_y, dx // apart_x
+        shift = tl.where(known, (dy * line + dx) * depth + k - tap * depth, 0)
+        patches = tl.load(source + (place[None, :] + shift[:, None]))
+        patches = tl.where(known[:, None], patches, 0.0).to(patches.dtype)
+        used = (n < channels)[:, None] & known[None, :]
+        filters = tl.load(weight + n[:, None] * size + k[None, :], mask=used, other=0.0)
+        if WIDE:
+            patches, filters = patches.to(tl.float32), filters.to(tl.float32)
+        total = tl.dot(tl.trans(patches), tl.trans(filters), total, input_precision=PRECISION)
+    return total
+
+
+@triton.jit
+def _sum_of_taps(  # type: ignore[no-untyped-def]
+    source,
+    weight,
+    place,
+    n,
+    channels,
+    depth,
+    line,
+    kernel_height,
+    kernel_width,
+    first_y,
+    first_x,
+    step_y,
+    step_x,
+    apart_y,
+    apart_x,
+    every_y,
+    every_x,
+    APART: tl.constexpr,
+    WIDE: tl.constexpr,
+    PRECISION: tl.constexpr,
+    P: tl.constexpr,
+    N: tl.constexpr,
+    K: tl.constexpr,
+):
+    """The sum of `_multiply`, K channels of one tap after the other."""
+    total = tl.zeros((P, N), tl.float32)
+    i0, j0, count_y, count_x = 0, 0, kernel_height, kernel_width
+    if APART:
+        i0, j0 = kernel_height, kernel_width
+        for back in range(apart_y):
+            i = apart_y - 1 - back
+            i0 = tl.where((first_y + i * step_y) % apart_y == 0, i, i0)
+        for back in range(apart_x):
+            j = apart_x - 1 - back
+            j0 = tl.where((first_x + j * step_x) % apart_x == 0, j, j0)
+        count_y = tl.maximum(0, tl.cdiv(kernel_height - i0, every_y))
+        count_x = tl.maximum(0, tl.cdiv(kernel_width - j0, every_x))
+    lane, chunks = tl.arange(0, K), depth // K
+    of_chunks, of_count = 1.0 / chunks, 1.0 / tl.maximum(count_x, 1)
+    place = place[:, None] + lane[None, :]
+    side = (n * (kernel_height * kernel_width) * depth)[:, None] + lane[None, :]
+    for number in range(count_y * count_x * chunks):
+        t = _over(number + 0 * chunks, of_chunks)  # Python's number in the interpreter
+        start = (number - t * chunks) * K
+        down = _over(t, of_count)
+        i, j = i0 + down * every_y, j0 + (t - down * count_x) * every_x
+        dy, dx = first_y + i * step_y, first_x + j * step_x
+        if APART:
+            dy, dx = dy // apart_y, dx // apart_x
+        patches = tl.load(source + place + ((dy * line + dx) * depth + start))
+        at = side + ((i * kernel_width + j) * depth + start)
+        filters = tl.load(weight + at, mask=(n < channels)[:, None], other=0.0)
+        if WIDE:
+            patches, filters = patches.to(tl.float32), filters.to(tl.float32)
+        total = tl.dot(patches, tl.trans(filters), total, input_precision=PRECISION)
+    return total
+
+
 _MULTIPLY = (
     *("slot_out", "pixels", "rows", "columns", "picture", "line", "channels", "out_height"),
     *("out_width", "kernel_height", "kernel_width", "stride_y", "stride_x", "first_y", "first_x"),
@@ -190,57 +300,18 @@ def _multiply(  # type: ignore[no-untyped-def]
     n = block * N + tl.arange(0, N)
     source += slot * slot_source
     weight += slot * slot_weight
-    total = tl.zeros((P, N), tl.float32)
     if V == 1:
-        size = kernel_height * kernel_width * depth
-        for start in range(0, size, K):
-            k = start + tl.arange(0, K)
-            tap = _over(k, of_depth)
-            i = _over(tap, of_kernel)
-            dy = first_y + i * step_y
-            dx = first_x + (tap - i * kernel_width) * step_x
-            known = k < size
-            if APART:
-                known &= (dy % apart_y == 0) & (dx % apart_x == 0)
-                dy, dx = dy // apart_y, dx // apart_x
-            shift = tl.where(known, (dy * line + dx) * depth + k - tap * depth, 0)
-            patches = tl.load(source + (place[None, :] + shift[:, None]))
-            patches = tl.where(known[:, None], patches, 0.0).to(patches.dtype)
-            used = (n < channels)[:, None] & known[None, :]
-            filters = tl.load(weight + n[:, None] * size + k[None, :], mask=used, other=0.0)
-            if WIDE:
-                patches, filters = patches.to(tl.float32), filters.to(tl.float32)
-            total = tl.dot(tl.trans(patches), tl.trans(filters), total, input_precision=PRECISION)
+        total = _sum_of_few(
+            *(source, weight, place, n, channels, depth, line, kernel_height, kernel_width),
+            *(first_y, first_x, step_y, step_x, apart_y, apart_x, of_depth, of_kernel),
+            *(APART, WIDE, PRECISION, P, N, K),
+        )
     else:
-        i0, j0, count_y, count_x = 0, 0, kernel_height, kernel_width
-        if APART:
-            i0, j0 = kernel_height, kernel_width
-            for back in range(apart_y):
-                i = apart_y - 1 - back
-                i0 = tl.where((first_y + i * step_y) % apart_y == 0, i, i0)
-            for back in range(apart_x):
-                j = apart_x - 1 - back
-                j0 = tl.where((first_x + j * step_x) % apart_x == 0, j, j0)
-            count_y = tl.maximum(0, tl.cdiv(kernel_height - i0, every_y))
-            count_x = tl.maximum(0, tl.cdiv(kernel_width - j0, every_x))
-        lane, chunks = tl.arange(0, K), depth // K
-        of_chunks, of_count = 1.0 / chunks, 1.0 / tl.maximum(count_x, 1)
-        place = place[:, None] + lane[None, :]
-        side = (n * (kernel_height * kernel_width) * depth)[:, None] + lane[None, :]
-        for number in range(count_y * count_x * chunks):
-            t = _over(number + 0 * block, of_chunks)  # Python's number in the interpreter
-            start = (number - t * chunks) * K
-            down = _over(t, of_count)
-            i, j = i0 + down * every_y, j0 + (t - down * count_x) * every_x
-            dy, dx = first_y + i * step_y, first_x + j * step_x
-            if APART:
-                dy, dx = dy // apart_y, dx // apart_x
-            patches = tl.load(source + place + ((dy * line + dx) * depth + start))
-            at = side + ((i * kernel_width + j) * depth + start)
-            filters = tl.load(weight + at, mask=(n < channels)[:, None], other=0.0)
-            if WIDE:
-                patches, filters = patches.to(tl.float32), filters.to(tl.float32)
-            total = tl.dot(patches, tl.trans(filters), total, input_precision=PRECISION)
+        total = _sum_of_taps(
+            *(source, weight, place, n, channels, depth, line, kernel_height, kernel_width),
+            *(first_y, first_x, step_y, step_x, apart_y, apart_x, every_y, every_x),
+            *(APART, WIDE, PRECISION, P, N, K),
+        )
     if BIAS:
         given = tl.load(bias + slot * channels + n, mask=n < channels, other=0.0)
         total += given.to(tl.float32)[None, :]
