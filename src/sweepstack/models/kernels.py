@@ -117,7 +117,7 @@ def _lay(  # type: ignore[no-untyped-def]
     tl.store(out + slot * slot_out + at, tl.trans(value), mask=kept)
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]
 def _sum_of_few(  # type: ignore[no-untyped-def]
     source,
     weight,
@@ -167,7 +167,7 @@ def _sum_of_few(  # type: ignore[no-untyped-def]
     return total
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]
 def _sum_of_taps(  # type: ignore[no-untyped-def]
     source,
     weight,
