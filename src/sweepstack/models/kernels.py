@@ -828,12 +828,14 @@ def _normalize(  # type: ignore[no-untyped-def]
     c, slot = tl.program_id(0), tl.program_id(1).to(tl.int64)
     first = slot * samples * channels * area + c * area
     row, column = tl.arange(0, B)[:, None], tl.arange(0, A)[None, :]
-    pivot = tl.load(x + first).to(tl.float32)
+    x += first
+    y += first
+    pivot = tl.load(x).to(tl.float32)
     sums, squares = tl.zeros((B, A), tl.float32), tl.zeros((B, A), tl.float32)
     for b in range(0, samples, B):
         for a in range(0, area, A):
             inside = (b + row < samples) & (a + column < area)
-            at = first + (b + row) * (channels * area) + a + column
+            at = (b + row) * (channels * area) + a + column
             value = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
             value = tl.where(inside, value - pivot, 0.0)
             sums += value
@@ -852,7 +854,7 @@ def _normalize(  # type: ignore[no-untyped-def]
     for b in range(0, samples, B):
         for a in range(0, area, A):
             inside = (b + row < samples) & (a + column < area)
-            at = first + (b + row) * (channels * area) + a + column
+            at = (b + row) * (channels * area) + a + column
             value = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
             value = (value - mean) * scale + shift
             tl.store(y + at, value.to(y.dtype.element_ty), mask=inside)
@@ -882,6 +884,9 @@ def _normalize_back(  # type: ignore[no-untyped-def]
     c, slot = tl.program_id(0), tl.program_id(1).to(tl.int64)
     first = slot * samples * channels * area + c * area
     row, column = tl.arange(0, B)[:, None], tl.arange(0, A)[None, :]
+    x += first
+    gradient += first
+    out += first
     mine = slot * channels + c
     mean = tl.load(means + mine)
     scale = 1 / tl.sqrt(tl.load(variances + mine) + eps)
@@ -889,7 +894,7 @@ def _normalize_back(  # type: ignore[no-untyped-def]
     for b in range(0, samples, B):
         for a in range(0, area, A):
             inside = (b + row < samples) & (a + column < area)
-            at = first + (b + row) * (channels * area) + a + column
+            at = (b + row) * (channels * area) + a + column
             value = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
             given = tl.load(gradient + at, mask=inside, other=0.0).to(tl.float32)
             sums += given
@@ -905,7 +910,7 @@ def _normalize_back(  # type: ignore[no-untyped-def]
     for b in range(0, samples, B):
         for a in range(0, area, A):
             inside = (b + row < samples) & (a + column < area)
-            at = first + (b + row) * (channels * area) + a + column
+            at = (b + row) * (channels * area) + a + column
             value = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
             given = tl.load(gradient + at, mask=inside, other=0.0).to(tl.float32)
             given = factor * (given - total - (value - mean) * product)
