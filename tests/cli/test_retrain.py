@@ -93,7 +93,7 @@ def test_all_that_is_wrong_is_said_before_anything_is_read():
 def test_the_winner_is_trained_with_fresh_seeds_in_a_study_that_is_resumed(
     main, capsys, monkeypatch
 ):
-    monkeypatch.setattr("sweepstack.sweep.sweep.write_report", lambda view: None)
+    monkeypatch.setattr("sweepstack.reporting.dashboard.decorate.write_report", lambda view: None)
     done = main("-m", *QUICK, "optimizer.lr=0.1,0.01", "training.seed=0,1")
     assert done.code == 0
     best = open_study("s").configurations.iloc[0]

@@ -70,7 +70,7 @@ from sweepstack.study.read import trials_of
 from sweepstack.study.view import StudyView, open_study, outputs
 from sweepstack.sweep.plan import check_name
 from sweepstack.sweep.studies import artifacts_of, book_of, names_like
-from sweepstack.sweep.sweep import STUDIES, write_report
+from sweepstack.sweep.sweep import STUDIES
 from sweepstack.sweep.worker import trial_folder
 
 HALF = ".unfinished"
@@ -439,7 +439,7 @@ def conclude(view: StudyView, done: str, report_too: bool) -> int:
     """Say what was done and how the study is resumed; write its report where it had one."""
     say(done)
     if report_too:
-        write_report(view)
+        decorate.write_report(view)
     if command := command_of(view.asked):
         if storage_url.absolute(_url(view)) != storage_url.absolute(storage.DEFAULT):
             command += " " + shell(f"hydra.sweeper.storage={masked(_url(view))}")
