@@ -217,7 +217,7 @@ def test_a_lone_worker_without_a_place_is_an_error(main, tmp_path, monkeypatch, 
 
     assert ended.code == 3
     assert "hydra.sweeper.workers_per_gpu=1 on each" in ended.lines[-1]
-    assert sweep_support.states(tmp_path) == []
+    assert optuna.get_all_study_names(f"sqlite:///{tmp_path}/outputs/studies.db") == []
 
 
 def test_a_process_that_has_used_a_gpu_stays_with_it(monkeypatch, two_gpus):
