@@ -143,10 +143,21 @@ def test_a_worker_leaves_their_share_to_those_that_joined():
     assert worker.book.workers == 3
 
 
-def test_workers_of_a_host_share_its_gpus(monkeypatch):
-    study = optuna.create_study()
+class _Done:
+    stdout = SMI
+
+
+@pytest.fixture
+def two_gpus(monkeypatch):
+    """Two GPUs to choose from, whatever this process has used; trials are trained on the CPU."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0, 1")
     monkeypatch.setattr(register.subprocess, "run", lambda *_, **__: _Done())
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+
+
+def test_workers_of_a_host_share_its_gpus(monkeypatch, two_gpus):
+    study = optuna.create_study()
     now, here = time.time(), processes.this_process().rsplit(":", 2)[0]
     monkeypatch.setattr(processes, "is_gone", lambda name: name.endswith(":gone"))
     for process, gpu in ((f"{here}:1:x", "GPU-aa"), (f"{here}:2:gone", "GPU-bb")):
@@ -163,16 +174,6 @@ def test_workers_of_a_host_share_its_gpus(monkeypatch):
     fixed = register.join(study, "c", 1, limit=1, chooses=False)
     assert fixed is not None
     assert fixed.entry.gpu is None
-
-
-class _Done:
-    stdout = SMI
-
-
-@pytest.fixture
-def two_gpus(monkeypatch):
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0, 1")
-    monkeypatch.setattr(register.subprocess, "run", lambda *_, **__: _Done())
 
 
 WORDS = ("-m", *sweep_support.without("training.device"), "optimizer.lr=0.1,0.2")

@@ -362,7 +362,7 @@ def test_where_there_are_no_studies_the_whole_path_is_said(
 def test_a_worker_keeps_one_connection_of_a_server(monkeypatch):
     """PostgreSQL allows a hundred, if nobody changes it."""
     options: list[dict[str, Any]] = []
-    monkeypatch.setattr(storage, "RDBStorage", lambda url, given: options.append(given))
+    monkeypatch.setattr(storage, "RDBStorage", lambda url, given, *_, **__: options.append(given))
     storage._optunas("mysql+pymysql://db/studies", None)
     engine = sqlalchemy.create_engine("sqlite://", poolclass=QueuePool, **options[0])
     for connection in [engine.connect(), engine.connect()]:

@@ -29,6 +29,7 @@ import time
 import warnings
 from collections.abc import Callable, Generator, Iterator
 from contextvars import ContextVar
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -74,6 +75,7 @@ _LIBPQ = ("psycopg", "psycopg2")
 _due: dict[int, tuple[float, Any]] = {}
 """When which thread has waited too long for an answer, and on which connection."""
 _FIRST_SCHEMAS = "SELECT schema_version FROM version_info"
+_VERSION = "SELECT version_num FROM alembic_version"
 FAILURES = (sqlalchemy.exc.SQLAlchemyError, StorageInternalError)
 """What a database that fails on the way raises, and what Optuna makes of it."""
 AWAY_S = 15.0
@@ -194,9 +196,8 @@ def connect(url: str = DEFAULT, *, timeout_s: float = 10.0, patience_s: float = 
     def attempt() -> RDBStorage:
         if path is not None and not path.exists():
             _create(path)
-        else:
-            _check(path, url, timeout_s)
-        opened = _optunas(url, path)
+        is_known = _check(path, url, timeout_s)
+        opened = _optunas(url, path, is_known)
         if path is not None:
             _let_writers_take_turns(opened.engine)
             with opened.engine.begin() as connection:
@@ -240,8 +241,7 @@ def look(where: str = DEFAULT, *, timeout_s: float = 10.0) -> tuple[str, BaseSto
         raise EnvironmentFault(_missing(file))
 
     def attempt() -> RDBStorage:
-        _check(file, url, timeout_s, needed=True)
-        return _optunas(url, file)
+        return _optunas(url, file, _check(file, url, timeout_s, needed=True))
 
     with _explained(parsed):
         return where, _patiently(attempt, file)
@@ -289,16 +289,16 @@ def _missing(file: Path) -> str:
     return f"{line}; a sweep makes it, or --storage (in Python storage=) names another"
 
 
-def _check(file: Path | None, url: str, timeout_s: float, *, needed: bool = False) -> None:
+def _check(file: Path | None, url: str, timeout_s: float, *, needed: bool = False) -> bool:
     """`_check_schema`, of a server within `timeout_s` seconds."""
     if file is not None:
-        _check_schema(_reading_engine(file), url, needed=needed)
-        return
+        return _check_schema(_reading_engine(file), url, needed=needed)
     engine = sqlalchemy.create_engine(storage_url.with_driver(url), poolclass=NullPool)
-    _within(timeout_s, lambda: _check_schema(engine, url, needed=needed))
+    return _within(timeout_s, lambda: _check_schema(engine, url, needed=needed))
 
 
-def _optunas(url: str, file: Path | None) -> RDBStorage:
+def _optunas(url: str, file: Path | None, is_known: bool = False) -> RDBStorage:
+    """Optuna's storage, which makes and checks the tables unless it `is_known` what they are."""
     # Connections die when a server restarts. A server has few: 100 are PostgreSQL's default. So a
     # worker keeps one, and opens another only while its heartbeat meets a transaction.
     options: dict[str, Any] = {"pool_pre_ping": True}
@@ -310,7 +310,7 @@ def _optunas(url: str, file: Path | None) -> RDBStorage:
     escaped = storage_url.with_driver(url).replace("{", "{{").replace("}", "}}")
     for left in range(4, -1, -1):
         try:
-            return RDBStorage(escaped, options)
+            return RDBStorage(escaped, options, is_known, skip_table_creation=is_known)
         except (sqlalchemy.exc.ProgrammingError, sqlalchemy.exc.IntegrityError):
             if file is not None or not left:
                 raise
@@ -669,12 +669,12 @@ def _within(timeout_s: float, call: Callable[[], Result]) -> Result:
 
     In a thread, because what a driver calls its timeout, and whether it has one, differs.
     """
+    returned: list[Result] = []
     raised: list[BaseException] = []
-    found: list[Result] = []
 
     def run() -> None:
         try:
-            found.append(call())
+            returned.append(call())
         except BaseException as error:
             raised.append(error)
 
@@ -686,30 +686,35 @@ def _within(timeout_s: float, call: Callable[[], Result]) -> Result:
         raise StorageInternalError(f"no answer within {timeout_s:g} s") from late
     if raised:
         raise raised[0]
-    return found[0]
+    return returned[0]
 
 
-def _check_schema(engine: Engine, url: str, *, needed: bool = False) -> None:
-    """Raise an EnvironmentFault where the tables in a database are not this Optuna's, or where
-    there are none and they are `needed`."""
+def _check_schema(engine: Engine, url: str, *, needed: bool = False) -> bool:
+    """Whether the tables in a database are this Optuna's; False where they are not all there yet.
+
+    Raises:
+        EnvironmentFault: they are another's, or there are none and they are `needed`.
+    """
     with engine.connect() as connection:
         inspector = sqlalchemy.inspect(connection)
         if not inspector.has_table("version_info"):
             if needed:
                 raise EnvironmentFault(f"storage {masked(url)} holds no studies of Optuna's")
-            return
+            return False
         found = None
         if inspector.has_table("alembic_version"):
-            found = connection.scalar(sqlalchemy.text("SELECT version_num FROM alembic_version"))
+            found = connection.scalar(sqlalchemy.text(_VERSION))
         # Optuna numbered its first schemas itself; without a row its tables are being made.
         numbered = connection.scalar(sqlalchemy.text(_FIRST_SCHEMAS))
+    if found is not None and found == _fresh()[1]:
+        return True
     with _example() as example, example.engine.connect() as memory:
         newest, *upgradable = example.get_all_versions()
         ours = memory.scalar(sqlalchemy.text(_FIRST_SCHEMAS))
     if found is None:
         found = newest if numbered in (None, ours) else upgradable[-1]
     if found == newest:
-        return
+        return False
     age, remedy = "a newer", "update optuna"
     if found in upgradable:
         age, remedy = "an older", "upgrade it with `optuna storage upgrade --storage URL`"
@@ -723,11 +728,21 @@ def _check_schema(engine: Engine, url: str, *, needed: bool = False) -> None:
 @contextlib.contextmanager
 def _example() -> Iterator[RDBStorage]:
     """Open a database in memory as the installed Optuna makes it."""
-    example = RDBStorage("sqlite://")
+    example = RDBStorage("sqlite://", skip_compatibility_check=True)
     try:
         yield example
     finally:
         example.engine.dispose()
+
+
+@cache
+def _fresh() -> tuple[str, str]:
+    """The SQL of the tables that the installed Optuna makes, and their version: found once, as it
+    takes Optuna a tenth of a second."""
+    with _example() as example, example.engine.connect() as memory:
+        raw = memory.connection.driver_connection
+        assert isinstance(raw, sqlite3.Connection)
+        return "\n".join(raw.iterdump()), str(memory.scalar(sqlalchemy.text(_VERSION)))
 
 
 def _create(path: Path) -> None:
@@ -742,9 +757,8 @@ def _create(path: Path) -> None:
         raise OSError(f"no file can be made in {path.parent}: {error.strerror}") from error
     with workshop as folder:
         fresh = Path(folder) / "studies.db"
-        with _example() as example, example.engine.connect() as memory:
-            memory.exec_driver_sql("VACUUM INTO ?", (str(fresh),))
         with contextlib.closing(sqlite3.connect(fresh)) as connection:
+            connection.executescript(_fresh()[0])
             connection.execute("PRAGMA journal_mode = WAL")
         # Fails where another process was first, and where there are no hard links; either way
         # `RDBStorage` finds or makes the tables.

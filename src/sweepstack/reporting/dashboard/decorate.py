@@ -25,17 +25,16 @@ import json
 import logging
 import os
 import re
+import shutil
 import tempfile
 import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from optuna.artifacts import ArtifactMeta, FileSystemArtifactStore
 from optuna.storages import BaseStorage, RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import column, insert, select, table, update
@@ -447,7 +446,10 @@ def _id(study: str, trial: FrozenTrial, name: str) -> str:
 
 
 def _meta(artifact: str, name: str, kind: str) -> str:
-    return json.dumps(asdict(ArtifactMeta(artifact, name, kind, None)))
+    """What Optuna keeps of an artifact. It is not asked: `optuna.artifacts` brings the clients of
+    all clouds that are installed."""
+    names = {"artifact_id": artifact, "filename": name, "mimetype": kind, "encoding": None}
+    return json.dumps(names)
 
 
 def _store(folder: Path, artifact: str, file: Path) -> None:
@@ -456,8 +458,8 @@ def _store(folder: Path, artifact: str, file: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            with file.open("rb") as content:
-                FileSystemArtifactStore(folder).write(beside, content)
+            with file.open("rb") as content, (folder / beside).open("wb") as copy:
+                shutil.copyfileobj(content, copy)
             os.replace(folder / beside, folder / artifact)
         finally:
             (folder / beside).unlink(missing_ok=True)
