@@ -113,6 +113,7 @@ class _Run:
         self.crowded: list[TrialSpec] = []  # each ran out of memory beside others
         self.lone: Runner | None = None  # trains one of them alone
         self._last_width = 1
+        self.idle: Runner | None = None  # whose trials ended together, for the next ones
 
     def results(self) -> Iterator[TrialResult]:
         """Run until the stream has no more."""
@@ -135,7 +136,11 @@ class _Run:
                 yield from _handed_on(self._gathered(runner, runner.advance()))
                 self._heed_signals()
                 evaluated = runner.evaluated
+        apart = (self.trying, self.lone)
+        ended = [each for each in self.runners if not each.live and each not in apart]
         self.runners = [runner for runner in self.runners if runner.live]
+        busy = self.runners or self.suspects or self.crowded
+        self.idle = ended[-1] if ended and not busy else None
         self.trying = self.trying if self.trying in self.runners else None
         self.lone = self.lone if self.lone in self.runners else None
 
@@ -222,6 +227,8 @@ class _Run:
             head = self.pull.peek()
             if head is None:
                 return
+            if self.idle is not None and self.idle.program.spec.static != head.static:
+                self.idle = None  # its memory must be free before the next begins
             try:
                 program = Program.of(head)
                 with device.settings(head.config.training):
@@ -248,7 +255,10 @@ class _Run:
             if open_to_all and runner.program.spec.static == static:
                 break
         else:
-            runner = Runner(program, self.monitor, width)
+            known, self.idle = self.idle, None
+            kept = known is not None and known.program is program and known.limit == width
+            runner = known if known and kept else Runner(program, self.monitor, width)
+            del known
         specs: list[TrialSpec] = []
         room = min(room, runner.limit - len(runner.live))
         while len(specs) < room and (spec := self.pull.peek()) and spec.static == static:
