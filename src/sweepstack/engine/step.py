@@ -461,9 +461,10 @@ class Step:
         return losses, list(grads), updated
 
     def rules(self, width: int) -> Any:
-        """The context in which the model's convolutions and pools run, and autocast on a CPU."""
+        """The context in which the model's convolutions, pools and batch norms run, and autocast
+        where vmap hides from it."""
         program = self.program
-        casts = program.device.type == "cpu" and program.config.training.precision == "bf16"
+        casts = program.config.training.precision == "bf16"
         if self.compiles or not (program.convolves or casts):
             return nullcontext()
         return self.trying or convolution.Rules(program.plan(width))

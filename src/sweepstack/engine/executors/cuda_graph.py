@@ -79,8 +79,9 @@ class CudaGraph(Executor):
             if not isinstance(error, Uncapturable):
                 raise
             self._eager = True
+            # Not the error itself: a record that is kept would keep the step's tensors.
             log.warning(
-                "the step cannot be captured as a CUDA graph, running without one: %s", error
+                "the step cannot be captured as a CUDA graph, running without one: %s", str(error)
             )
         else:
             self._captured[block.samples.shape[1:]] = captured
