@@ -169,6 +169,25 @@ class Eager(cuda_graph.CudaGraph):
         self._eager = True
 
 
+@pytest.mark.parametrize("width", [1, 2])
+def test_a_stack_whose_trials_end_together_takes_the_next_ones(monkeypatch, width):
+    """What was captured or recorded for it counts on; another program's begins anew."""
+    made, original = [], Runner.__init__
+
+    def init(self, program, *rest):
+        made.append(program.config.model.hidden)
+        original(self, program, *rest)
+
+    monkeypatch.setattr(Runner, "__init__", init)
+    short = [s for s in specs(10, "optimizer=adam") if s.config.training.max_steps == 12]
+    other = make_spec(*SHORT, "model.hidden=[4]")
+    given = [*short[:4], other, *short[:2]]
+    found = [result.metrics for result in train(given, width=width)]
+    assert made == [(8,), (4,), (8,)]
+    for result, again in zip(found[:4], found[4 + 1 :], strict=False):
+        assert result == pytest.approx(again, rel=1e-5)
+
+
 def test_empty_slots_change_nothing(monkeypatch, widths_seen):
     words = ("data=digits", "model.hidden=[8]", "batch.size=16", "data.subset=100")
     words = (*words, "regularization.dropout=0.2", "regularization.clip_norm=1")
