@@ -16,6 +16,7 @@ from sweep_support import QUICK
 
 from sweepstack.runs import register
 from sweepstack.runs.register import Entry, Membership
+from sweepstack.study import storage
 from sweepstack.study.book import processes
 from sweepstack.sweep.worker.launch import Crew
 from sweepstack.sweep.worker.worker import Worker
@@ -224,7 +225,10 @@ def test_a_lone_worker_without_a_place_is_an_error(main, tmp_path, monkeypatch, 
 
     assert ended.code == 3
     assert "hydra.sweeper.workers_per_gpu=1 on each" in ended.lines[-1]
-    assert sweep_support.states(tmp_path) == []
+    assert (
+        optuna.get_all_study_names(storage.connect(f"sqlite:///{tmp_path}/outputs/studies.db"))
+        == []
+    )
 
 
 def test_a_process_that_has_used_a_gpu_stays_with_it(monkeypatch, two_gpus):

@@ -11,10 +11,11 @@ import logging
 import math
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from copy import copy
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -225,26 +226,36 @@ class Runner:
         return max(wanted, min(self.limit, 1 << (wanted - 1).bit_length()))
 
     def _all_drawn(self, specs: list[TrialSpec]) -> list[Fresh | Exception]:
-        """Trials as they begin, or why one cannot; by several threads, unless the model's
+        """Trials as they begin, or why one cannot. Those with the same init and seed begin alike:
+        an initial state is drawn once for them; several are by several threads, unless the model's
         constructor draws, as it does from torch's one generator."""
-
-        def drawn(spec: TrialSpec) -> Fresh | Exception:
-            try:
-                self.program.check(spec)
-                return self._drawn(spec)
-            except (SweepstackError, RuntimeError, MemoryError) as error:
-                return error
-
-        first = [drawn(specs[0])]  # by itself: a program says something of its first trial
-        threads = min(torch.get_num_threads(), MAX_THREADS, len(specs) - 1)
-        if threads < 2 or any(map(self.program.constructs, specs)):
-            return first + [drawn(spec) for spec in specs[1:]]
-        with ThreadPoolExecutor(threads) as pool:
-            return first + list(pool.map(drawn, specs[1:]))
-
-    def _drawn(self, spec: TrialSpec) -> Fresh:
         program = self.program
-        return Slot(program, spec), program.initial(spec), program.numbers(spec)
+        refused = [_raised(program.check, spec) for spec in specs]
+        begins: dict[Any, TrialSpec] = {}
+        for spec, error in zip(specs, refused, strict=True):
+            if error is None:
+                begins.setdefault(_beginning(spec), spec)
+        given = list(begins.values())
+        threads = min(torch.get_num_threads(), MAX_THREADS, len(given) - 1)
+        initial = partial(_raised, program.initial)
+        found = [*map(initial, given[:1])]  # by itself: a program says something of its first trial
+        if threads < 2 or any(map(program.constructs, given)):
+            found += map(initial, given[1:])
+        else:
+            with ThreadPoolExecutor(threads) as pool:
+                found += pool.map(initial, given[1:])
+        drawn = dict(zip(begins, found, strict=True))
+
+        def begun(spec: TrialSpec, error: Exception | None) -> Fresh | Exception:
+            row = error or drawn[_beginning(spec)]
+            return row if isinstance(row, Exception) else self._drawn(spec, row)
+
+        return [begun(*pair) for pair in zip(specs, refused, strict=True)]
+
+    def _drawn(self, spec: TrialSpec, initial: Row | None = None) -> Fresh:
+        program = self.program
+        state = program.initial(spec) if initial is None else initial
+        return Slot(program, spec), state, program.numbers(spec)
 
     def _insert(self, places: list[int], fresh: list[Fresh]) -> None:
         if fresh:
@@ -614,19 +625,34 @@ class Slot:
 
 def draw_orders(slots: Sequence[Slot], steps: int) -> None:
     """Draw the orders of samples that the next steps of some slots follow, those of many slots
-    together, and forget those of the epochs before."""
-    wanted = []
+    together and equal ones once, and forget those of the epochs before."""
+    wanted: dict[int, list[tuple[Slot, int]]] = {}
     for slot in slots:
         epochs = slot.epochs(steps)
-        wanted += [(slot, epoch) for epoch in epochs if epoch not in slot.orders]
         slot.orders = {epoch: order for epoch, order in slot.orders.items() if epoch in epochs}
+        for epoch in epochs:
+            if epoch not in slot.orders:
+                key = streams.derive(slot.order_key, epoch)
+                wanted.setdefault(key, []).append((slot, epoch))
     if wanted:
         samples, place = len(slots[0].program.data.train), slots[0].program.order_device
-        keys = [streams.derive(slot.order_key, epoch) for slot, epoch in wanted]
-        for (slot, epoch), order in zip(
-            wanted, streams.permutations(keys, samples, place), strict=True
-        ):
-            slot.orders[epoch] = order
+        drawn = streams.permutations(list(wanted), samples, place)
+        for same, order in zip(wanted.values(), drawn, strict=True):
+            for slot, epoch in same:
+                slot.orders[epoch] = order
+
+
+def _beginning(spec: TrialSpec) -> Any:
+    """What decides on the initial state of a trial of one static part."""
+    return spec.config.init, spec.config.training.seed
+
+
+def _raised(call: Callable[[TrialSpec], Any], spec: TrialSpec) -> Any:
+    """What a call returns, or the error that it raised."""
+    try:
+        return call(spec)
+    except (SweepstackError, RuntimeError, MemoryError) as error:
+        return error
 
 
 def _next(step: int, every: int) -> int:

@@ -63,6 +63,7 @@ LONG_STEP_S = 0.02  # ... unless a step takes this long
 # How it is timed. Other work on the machine only makes a step slower: the least time counts.
 TIMED_S = 0.008  # of a timing, or one step
 TIMINGS, ENOUGH_S = 5, 0.08  # timings of a width; three are enough after so many seconds
+ALIKE = 8  # on a GPU, programs whose steps differ by no more than this factor share a width
 NOISE = 1.4  # widths within this factor of the best are timed again ...
 ROUNDS, AGAIN_S = 3, 0.7  # ... in at most so many rounds, none begun after so many seconds ...
 CALM = 0.95  # ... until a round's timings equal the ones before within this share
@@ -85,6 +86,7 @@ class Widths:
     file: Path | None = None
     measures: bool = True
     _known: dict[str, int] = field(default_factory=dict)
+    _kin: dict[Any, tuple[int, int]] = field(default_factory=dict)
     _lowered: dict[str, int] = field(default_factory=dict)
 
     def of(self, program: Program) -> int:
@@ -129,6 +131,10 @@ class Widths:
         for name in (key, limited):
             if kept.get(name, 1) > 1 or (name in kept and program.stacking_loses):
                 return int(kept[name])
+        kind, size = _kind(program), program.num_parameters * program.batch_size
+        near, width = self._kin.get(kind, (0, 0))
+        if kind and near / ALIKE <= size <= near * ALIKE:
+            return width
         reason = why_not_stacked(program)
         if reason is not None:
             name = program.config.model.name
@@ -138,12 +144,13 @@ class Widths:
             return int(self.wanted)
         if not self.measures:
             return 1 if program.stacking_loses else self.most
-        if (width := likely(program, self.most)) is not None:
-            log.debug("training.width=auto: %d, too few steps to measure", width)
-            return width
+        if (guess := likely(program, self.most)) is not None:
+            log.debug("training.width=auto: %d, too few steps to measure", guess)
+            return guess
         width, whole = measured(program, self.most)
         if self.file is not None and width:
             _keep(self.file, {**_read(self.file), key if whole else limited: width})
+        self._kin[kind] = (size, max(width, 1))
         return max(width, 1)
 
 
@@ -355,6 +362,23 @@ class _Stepper:
         source = DeviceSource(TensorSplit(self.x[rows], self.y[rows]), self.program.device)
         params, buffers = self.stack.params.views, self.stack.buffers.views
         self.step.measure(params, buffers, self.step.numbers(self.stack), source, samples)
+
+
+def _kind(program: Program) -> Any:
+    """What programs on a GPU that differ only in their sizes have in common; None elsewhere, where
+    widths follow from caches, and of convolutions, which are measured per shape."""
+    if program.device.type != "cuda" or program.convolves:
+        return None
+    sized = ("model.", "batch.")
+    return tuple(
+        (key, value)
+        for key, value in program.spec.static
+        if key not in SAME_WIDTH and not (key.startswith(sized) and _is_size(value))
+    )
+
+
+def _is_size(value: Any) -> bool:
+    return type(value) is int or (isinstance(value, tuple) and all(map(_is_size, value)))
 
 
 def _key(program: Program) -> str:

@@ -43,8 +43,10 @@ log = logging.getLogger(__name__)
 AHEAD_S = 0.5
 """Trials that take less are claimed ahead, as many as ended in so many seconds, and those of them
 that duplicate others are recorded together: a claim takes as long as many such trials."""
-MAX_AHEAD = 256
+MAX_AHEAD = 512
 """Trials that are claimed at once at most, unless there is room for more."""
+AT_ONCE = 64
+"""Of so many claimed trials the share of duplicates says what it will be."""
 HEED_S = 1.0
 """Seconds between two looks whether a person asked the workers to stop, and at how many work. The
 more work, the longer, so that all together ask for no more: for the stop 50 times a second, but at
@@ -169,6 +171,7 @@ class Worker:
         self._running: dict[int, Asked] = {}
         """Trials in hand, by number: those that wait in `_claimed` or `_ended` too."""
         self._claimed: deque[Asked] = deque()
+        self._trained_share = 1.0  # of the trials claimed lately, as others are duplicates
         self._claimed_at = -math.inf
         self._claim_s = 0.0  # how long claims lately took
         self._trained = 0  # how many have ended since, none of them failed
@@ -331,7 +334,7 @@ class Worker:
         # And with a budget of steps, so that what those before will take is known.
         several = self.plan.grid or self.plan.sampler.name in samplers.BLIND
         several = several and self.plan.max_steps_total is None
-        room = max(1, self.room, self._ahead()) if several else 1
+        room = max(1, self._needed(), self._ahead()) if several else 1
         begun = [self._running[number].trial for number in self._begun]
         retries = max((trial.user_attrs.get(RETRIES, 0) for trial in begun), default=0)
         if is_suspected(retries, self.plan.max_restarts):
@@ -358,10 +361,19 @@ class Worker:
             self._running[asked.number] = asked
             claimed.append(asked)
         self.book.begin(trials)
-        self._claimed.extend(
-            claimed if self.duplicates is None else self.duplicates.admitted(claimed)
-        )
+        if self.duplicates is not None:
+            of, claimed = len(claimed), self.duplicates.admitted(claimed)
+            share = len(claimed) / max(of, 1)
+            self._trained_share += (share - self._trained_share) * min(1.0, of / AT_ONCE)
+        self._claimed.extend(claimed)
         return bool(trials)
+
+    def _needed(self) -> int:
+        """How many trials to claim, that about as many are to be trained as there is room for."""
+        if self.duplicates is None:
+            return self.room
+        most = max(self.room, min(MAX_AHEAD, self.duplicates.places))
+        return min(math.ceil(self.room / max(self._trained_share, 1 / MAX_AHEAD)), most)
 
     def _count_workers(self) -> None:
         """Leave their share to those that joined the study from elsewhere too."""
