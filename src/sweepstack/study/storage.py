@@ -564,7 +564,8 @@ def _limit_statements(engine: Engine, limit_s: float) -> None:
 
         setattr(dialect, name, call)
 
-    for name in ("execute", "executemany", "execute_no_params", "commit", "rollback", "ping"):
+    names = ("execute", "executemany", "execute_no_params", "commit", "rollback", "ping", "leave")
+    for name in names:
         timed(f"do_{name}")
     engine.dispose()  # connections made before have no limit
     if all(thread.name != _CUTS_OFF for thread in threading.enumerate()):
@@ -789,14 +790,20 @@ def quick_transaction(engine: Engine) -> Iterator[Connection]:
 @contextlib.contextmanager
 def _pipeline(page: Connection) -> Iterator[None]:
     driver: Any = page.connection.driver_connection
-    dbapi: Any = page.dialect.loaded_dbapi
-    if page.dialect.driver != "psycopg" or not dbapi.Pipeline.is_supported():
+    dialect: Any = page.dialect
+    dbapi, known, stack = dialect.loaded_dbapi, page.info, contextlib.ExitStack()
+    if dialect.driver != "psycopg" or not dbapi.Pipeline.is_supported():
         yield
         return
-    known = page.info
     try:
-        with driver.pipeline() as known["pipeline"]:
+        known["pipeline"] = stack.enter_context(driver.pipeline())
+        try:
             yield
+        except BaseException:
+            with contextlib.suppress(dbapi.Error):
+                dialect.do_leave(driver, stack.close)
+            raise
+        dialect.do_leave(driver, stack.close)
     except dbapi.Error as error:  # outside of all statements
         gone = driver.closed or driver.broken
         raise sqlalchemy.exc.OperationalError(
@@ -809,15 +816,17 @@ def _pipeline(page: Connection) -> Iterator[None]:
 def _use_server(engine: Engine) -> None:
     """Fetch the rows of queries in a pipeline, and try connections before they are used after a
     pause: they die when a server restarts."""
-    logging.getLogger("psycopg").setLevel(logging.ERROR)  # that a pipeline broke is raised too
-    changes = ("INSERT", "UPDATE", "DELETE")
+    dialect: Any = engine.dialect
+    execute, changes = dialect.do_execute, ("INSERT", "UPDATE", "DELETE")
 
-    @event.listens_for(engine, "after_cursor_execute")
-    def fetch(page: Connection, _: Any, statement: str, *more: Any) -> None:
-        pipeline = page.info.get("pipeline")
-        has_rows = not statement.startswith(changes) or " RETURNING " in statement
-        if pipeline is not None and has_rows:
+    def fetch(cursor: Any, statement: str, given: Any, context: Any = None) -> None:
+        execute(cursor, statement, given, context)
+        pipeline = context and context.root_connection.info.get("pipeline")
+        if pipeline and (not statement.startswith(changes) or " RETURNING " in statement):
             pipeline.sync()
+
+    # Methods of the dialect, as `_limit_statements` limits them.
+    dialect.do_execute, dialect.do_leave = fetch, lambda _, leave: leave()
 
     @event.listens_for(engine, "checkin")
     def used(_: Any, entry: ConnectionPoolEntry) -> None:

@@ -225,9 +225,9 @@ class Worker:
             self._beat()
         gone = {name for name in self._beside if processes.is_gone(name)}
         self._beside -= gone
+        self._count_workers()
         if gone or random.random() * self.book.workers < TICK_S:  # one of all in a second
             self.book.recover()
-        self._count_workers()
 
     def _beat(self) -> None:
         trials = [asked.trial for asked in list(self._running.values())]
