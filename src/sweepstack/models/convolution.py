@@ -352,8 +352,10 @@ def _product_back(
 def _implicit(
     x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, last: bool
 ) -> Tensor:
-    y: Tensor = _kernels(x, geometry, last).correlated(x, weight.contiguous(), bias, geometry)
-    return y
+    kernels, weight = _kernels(x, geometry, last), weight.contiguous()
+    parts = torch.split(x, kernels.samples_at_once(x, weight, geometry), 1)
+    found = [kernels.correlated(part, weight, bias, geometry) for part in parts]
+    return found[0] if len(found) == 1 else torch.cat(found, 1)
 
 
 def _implicit_back(
@@ -361,10 +363,14 @@ def _implicit_back(
 ) -> Gradients:
     kernels, weight = _kernels(x, geometry, last), weight.contiguous()
     gx = weights = biases = None
+    laid = None
     if wanted[0]:
-        gx = kernels.correlated_inputs(gy, weight, _pair(x.shape[3:]), geometry)
+        size = _pair(x.shape[3:])
+        laid = kernels.lay_gradient(gy, _pair(weight.shape[3:]), size, geometry)
+        gx = kernels.correlated_inputs(laid, weight, size, geometry)
     if wanted[1] or wanted[2]:
-        weights, biases = kernels.correlated_weights(gy, x, weight, geometry, bool(wanted[2]))
+        rest = x, weight, geometry, bool(wanted[2]), laid
+        weights, biases = kernels.correlated_weights(gy, *rest)
     return gx, weights, biases
 
 
@@ -624,6 +630,7 @@ class Chooser:
                 lambda way: BACKWARD[way](gy, x, *more, (True, False, False)),
                 lambda way: BACKWARD[way](gy, x, *more, (False, True, True)),
             ]
+            log.debug("convolutions: %s", layer.key)
             forward, inputs, weights = (self._best(run) for run in runs)
         return forward, inputs, weights
 
@@ -637,6 +644,8 @@ class Chooser:
                     times[way] = min(_seconds(ready, self.place) for _ in range(TIMINGS))
             except Exception:  # no such kernel, or no memory for it
                 continue
+        each = ", ".join(f"{way}: {1e6 * seconds:.0f}" for way, seconds in times.items())
+        log.debug("convolutions: microseconds of a pass, %s", each)
         return min(times, key=times.__getitem__) if times else WAYS[0]
 
     def _has_kernels(self) -> bool:
