@@ -97,8 +97,15 @@ class Runner:
         if width > 1 and not (in_order and self.step.shares_batches):
             samples = samples.unsqueeze(1).expand(1, width, -1)
         steps = torch.zeros(1, width, dtype=torch.int64, device=self.stack.device)
-        lr, keys = steps.double(), self.step.keys(self.stack, steps)
-        self.executor.run(Block(samples, lr, steps + 1, keys))
+        block = Block(samples, steps.double(), steps + 1, self.step.keys(self.stack, steps))
+        self.executor.run(block)
+        began = time.perf_counter()
+        self.executor.run(block).tolist()
+        self._pace_blocks(1, time.perf_counter() - began)
+
+    def _pace_blocks(self, steps: int, seconds: float) -> None:
+        """Let a block take about `BLOCK_SECONDS`, where one of so many steps took `seconds`."""
+        self.block_steps = max(1, min(1000, round(BLOCK_SECONDS / seconds * steps)))
 
     def admit(self, specs: list[TrialSpec]) -> Iterator[TrialResult]:
         """Start trials, or resume them from their checkpoints.
@@ -295,7 +302,7 @@ class Runner:
         block = Block(self._samples(live, steps), lr, index + 1, self.step.keys(stack, index))
         columns = self.executor.run(block).T.tolist()
         seconds = time.perf_counter() - began
-        self.block_steps = max(1, min(1000, round(BLOCK_SECONDS / seconds * steps)))
+        self._pace_blocks(steps, seconds)
         with telling():
             self.monitor.stepped(steps, [slot.spec for _, slot in live])
         ends: dict[int, tuple[State, str | None]] = {}
