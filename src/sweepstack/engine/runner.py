@@ -100,8 +100,15 @@ class Runner:
         if width > 1 and not (in_order and self.step.shares_batches):
             samples = samples.unsqueeze(1).expand(1, width, -1)
         steps = torch.zeros(1, width, dtype=torch.int64, device=self.stack.device)
-        lr, keys = steps.double(), self.step.keys(self.stack, steps)
-        self.executor.run(Block(samples, lr, steps + 1, keys))
+        block = Block(samples, steps.double(), steps + 1, self.step.keys(self.stack, steps))
+        self.executor.run(block)
+        began = time.perf_counter()
+        self.executor.run(block).tolist()
+        self._pace_blocks(1, time.perf_counter() - began)
+
+    def _pace_blocks(self, steps: int, seconds: float) -> None:
+        """Let a block take about `BLOCK_SECONDS`, where one of so many steps took `seconds`."""
+        self.block_steps = max(1, min(1000, round(BLOCK_SECONDS / seconds * steps)))
 
     def admit(self, specs: list[TrialSpec]) -> Iterator[TrialResult]:
         """Start trials, or resume them from their checkpoints.
@@ -327,7 +334,7 @@ class Runner:
         losses = self.executor.run(block).cpu().double().numpy()
         before = [slot.loss_sum if slot else 0.0 for slot in self.slots]
         seconds = time.perf_counter() - began
-        self.block_steps = max(1, min(1000, round(BLOCK_SECONDS / seconds * steps)))
+        self._pace_blocks(steps, seconds)
         with telling():
             self.monitor.stepped(steps, [slot.spec for _, slot in live])
         # One after the other, as a loop adds: sums do not depend on where blocks end.
