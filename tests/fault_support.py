@@ -1,4 +1,7 @@
-"""Sweeps as processes that are watched through their database, and ended in all kinds of ways."""
+"""Sweeps as processes that are watched through their database, and ended in all kinds of ways.
+
+They train on the CPU, for which their lengths are made, and whose numbers they are compared with.
+"""
 
 from __future__ import annotations
 
@@ -121,7 +124,7 @@ class Sweep:
     def __init__(self, command: list[str], folder: Path, name: str = "", **environment: str):
         self.folder = folder
         self._out, self._err = folder / f"{name}out.txt", folder / f"{name}err.txt"
-        known = {**os.environ, "COLUMNS": "100", **environment}
+        known = {**os.environ, "COLUMNS": "100", "CUDA_VISIBLE_DEVICES": "", **environment}
         self.process = warm.start(command, folder, self._out, self._err, known)
 
     @property

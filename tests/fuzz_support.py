@@ -12,7 +12,6 @@ import random
 import shlex
 import signal
 import sqlite3
-import sysconfig
 import time
 from contextlib import closing
 from dataclasses import dataclass
@@ -27,7 +26,6 @@ from sweepstack.config import reading as config
 from sweepstack.config import sweeper
 
 LIMIT_S = 20
-STUDY = Path(sysconfig.get_path("scripts"), "sweepstack-study")
 ALLOWED = {0, 1, 2, 3, 4, 5}
 """Exit codes that a command which nobody interrupts may have."""
 
@@ -431,12 +429,7 @@ def faults(line: Line, folder: Path, studies: Path) -> list[str]:
     furnish(folder, line, studies)
     before = _contents(folder)
     out, err = folder.with_suffix(".out"), folder.with_suffix(".err")
-    first = {
-        "sweepstack": ["-m", "sweepstack"],
-        "sweepstack-study": [f"{STUDY}"],
-        "app": ["app.py"],
-    }
-    words = [*first[line.program], *line.words]
+    words = [*warm.COMMANDS.get(line.program, ["app.py"]), *line.words]
     began = time.monotonic()
     process = warm.start(words, folder, out, err, {**os.environ, "COLUMNS": "100"})
     process.join(LIMIT_S)

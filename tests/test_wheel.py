@@ -8,13 +8,19 @@ import sys
 import tarfile
 import tomllib
 import zipfile
+from importlib.util import find_spec
 
 import pytest
 import yaml
 from support import REPOSITORY
 
+needs_hatchling = pytest.mark.skipif(
+    find_spec("hatchling") is None, reason="the package hatchling is not installed"
+)
+
 
 @pytest.mark.slow
+@needs_hatchling
 def test_a_wheel_runs_in_an_empty_folder(sweepstack, tmp_path):
     dist = str(tmp_path / "dist")
     build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", dist]
@@ -47,6 +53,7 @@ def test_a_wheel_runs_in_an_empty_folder(sweepstack, tmp_path):
 
 
 @pytest.mark.slow
+@needs_hatchling
 def test_an_sdist_has_what_the_repository_has_and_no_outputs(tmp_path):
     build = [sys.executable, "-m", "hatchling", "build", "-t", "sdist", "-d", str(tmp_path)]
     subprocess.run(build, cwd=REPOSITORY, check=True, capture_output=True)

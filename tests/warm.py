@@ -33,6 +33,12 @@ SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["warm_preload"])
 
 
+COMMANDS = {
+    "sweepstack": ["-m", "sweepstack"],
+    "sweepstack-study": ["-m", "sweepstack.cli.study"],
+}
+"""What `python` is given for our commands, whose scripts may lie elsewhere."""
+
 GONE, CLOSED = "gone", "closed"
 """Outputs that cannot be written: a pipe without a reader (`| head`), and none at all (`>&-`)."""
 
@@ -118,6 +124,7 @@ def _run(words: list[str], folder: Path, out: Path | str, err: Path, env: dict[s
     if words[0] == "-m":
         sys.argv[:] = words[1:]
         sys.path.insert(0, str(folder))
+        sys.modules.pop(words[1], None)  # a new interpreter has not imported it
         runpy.run_module(words[1], run_name="__main__", alter_sys=True)
     else:
         sys.argv[:] = words

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import omegaconf
-from omegaconf._utils import get_yaml_loader
+from omegaconf import _utils, omegaconf
 
-LOADER = get_yaml_loader()
+LOADER = _utils.get_yaml_loader() if hasattr(_utils, "get_yaml_loader") else None
+"""None for OmegaConf 2.4 and later, which reads as it does."""
 
 
 @cache
@@ -39,6 +39,8 @@ class _Yaml:
 
 def remember(*files: Path) -> None:
     """Have OmegaConf read so from now on, and read these files."""
+    if LOADER is None:
+        return
     omegaconf.yaml = _Yaml()
     for file in files:
         parsed(file.read_text("utf-8"))

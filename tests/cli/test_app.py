@@ -8,7 +8,6 @@ import select
 import signal
 import subprocess
 import sys
-import sysconfig
 from pathlib import Path
 
 import numpy as np
@@ -213,10 +212,11 @@ def test_help_imports_no_torch():
     ],
 )
 def test_printing_to_what_cannot_be_written_is_no_traceback(tmp_path, words):
-    err, script = tmp_path / "err", Path(sysconfig.get_path("scripts"), words[0])
+    err = tmp_path / "err"
 
     def run(out):
-        process = warm.start([str(script), *words[1:]], tmp_path, out, err, os.environ)
+        command = [*warm.COMMANDS[words[0]], *words[1:]]
+        process = warm.start(command, tmp_path, out, err, os.environ)
         process.join(300)
         return process.exitcode, err.read_text()
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import optuna
 import pytest
+import warm
 from fault_support import Sweep, rows, running, until
 from PIL import Image
 from rerun_support import edit_study
@@ -29,7 +30,7 @@ from sweepstack.study.attributes import IDENTITY, SWEEP
 from sweepstack.sweep.worker import worker
 
 SWEPT = "optimizer.lr=0.1,0.2,0.3,0.4"
-WORK = ["-m", "sweepstack.cli.study", "work", "s"]
+WORK = [*warm.COMMANDS["sweepstack-study"], "work", "s"]
 
 
 @pytest.fixture

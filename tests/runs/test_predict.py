@@ -177,6 +177,7 @@ def test_a_trial_is_named_by_study_and_number(place, monkeypatch, capsys):
     "kind", ["pt", "pt2", "safetensors", pytest.param("onnx", marks=pytest.mark.slow)]
 )
 @pytest.mark.parametrize("name", ["digits", "own"])
+@pytest.mark.filterwarnings("ignore:The given buffer is not writable")  # torch 2.11 reading .pt2
 def test_an_exported_model_gives_the_same(place, tmp_path, kind, name):
     if (kind, name) in (("safetensors", "own"), ("onnx", "own")):
         pytest.skip("slow, and the same as for digits")

@@ -1,11 +1,35 @@
-"""What errors say of memory, as torch, CUDA and its libraries word it."""
+"""The device that is meant; what errors say of memory, as torch, CUDA and libraries word it."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+from support import make_spec
 
-from sweepstack.training.device import out_of_memory
+from sweepstack.config.errors import EnvironmentFault
+from sweepstack.training.device import out_of_memory, resolve
+
+
+def named(device):
+    return str(resolve(make_spec(f"training.device={device}").config.training))
+
+
+def test_of_several_gpus_cuda_is_not_asked_before_a_worker_has_one(monkeypatch):
+    """Once it is, a process no longer heeds CUDA_VISIBLE_DEVICES."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: pytest.fail("asked"))
+    assert [named("auto"), named("cuda"), named("cuda:1")] == ["cuda:0", "cuda:0", "cuda:1"]
+    with pytest.raises(EnvironmentFault, match="this machine has 2"):
+        named("cuda:2")
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_a_gpu_that_cuda_cannot_use_is_none(monkeypatch, count):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert named("auto") == "cpu"
+    with pytest.raises(EnvironmentFault, match="this machine has 0"):
+        named("cuda")
 
 
 @pytest.mark.parametrize(

@@ -6,11 +6,12 @@ A single run is a stream of one spec.
 from __future__ import annotations
 
 import logging
+import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from sweepstack.config.errors import SweepstackError
+from sweepstack.config.errors import SweepstackError, one_line
 from sweepstack.engine import executors
 from sweepstack.engine.program import Program
 from sweepstack.engine.runner import Broken, Runner, not_started
@@ -35,6 +36,7 @@ def train(
     *,
     width: int | Widths = 1,
     together: int = 1,
+    expected: Expected | None = None,
 ) -> Iterator[TrialResult]:
     """Train every spec, as many of them at a time as the width allows.
 
@@ -48,6 +50,8 @@ def train(
         monitor: watches every evaluation; may prune.
         width: number of slots S, or how to find it.
         together: this many trials advance together even where stacks are narrower.
+        expected: what the first trials are like; everything that they share is made ready before
+            the first of them is pulled.
 
     Yields:
         One result per spec, in the order in which the trials end. A trial that fails (a loss that
@@ -59,7 +63,29 @@ def train(
         Exception: whatever the monitor raised.
     """
     widths = Widths(width) if isinstance(width, int) else width
-    yield from _Run(specs, monitor or Monitor(), widths, together).results()
+    run = _Run(specs, monitor or Monitor(), widths, together)
+    if expected is not None:
+        run.prepare(expected)
+    yield from run.results()
+
+
+@dataclass(frozen=True)
+class Expected:
+    """About `count` trials with the static part of `spec` come next, which see the same batches if
+    they are `in_order`."""
+
+    spec: TrialSpec
+    count: int
+    in_order: bool
+
+
+def _handed_on(results: list[TrialResult]) -> Iterator[TrialResult]:
+    """Results; the best states of those that are kept then leave the device."""
+    waiting = [weakref.ref(result.kept) for result in results if result.kept is not None]
+    while results:
+        yield results.pop(0)
+    for state in filter(None, (each() for each in waiting)):
+        state.settle()
 
 
 class _Pull:
@@ -105,6 +131,21 @@ class _Run:
         self.lone: Runner | None = None  # trains one of them alone
         self._last_width = 1
 
+    def prepare(self, expected: Expected) -> None:
+        """Build the program, measure the width and capture a step; what fails here fails again
+        where a trial needs it, and is said there."""
+        try:
+            with device.settings(expected.spec.config.training):
+                program = Program.of(expected.spec)
+                width = self.widths.of(program)
+                runner = Runner(program, self.monitor, width)
+                runner.prepare(expected.spec, expected.count, in_order=expected.in_order)
+        except Exception as error:
+            log.debug("nothing is prepared: %s", one_line(error))
+        else:
+            self._last_width = width
+            self.runners.append(runner)
+
     def results(self) -> Iterator[TrialResult]:
         """Run until the stream has no more."""
         while True:
@@ -123,7 +164,7 @@ class _Run:
             runner = turns.popleft()
             evaluated = False
             while runner.live and runner in self.runners and not evaluated:
-                yield from self._gathered(runner, runner.advance())
+                yield from _handed_on(self._gathered(runner, runner.advance()))
                 self._heed_signals()
                 evaluated = runner.evaluated
         self.runners = [runner for runner in self.runners if runner.live]

@@ -34,13 +34,12 @@ def resolve(training: schema.Training) -> torch.device:
     """
     name = training.device
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
+        name = "cuda" if _count() else "cpu"
     if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
         raise InputError(f"training.device must be auto, cpu, cuda or cuda:N, got '{name}'")
     if name.startswith("cuda"):
-        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         wanted = int(name.partition(":")[2] or 0)
-        if wanted >= count:
+        if wanted >= (count := _count()):
             raise EnvironmentFault(
                 f"training.device={name} needs {wanted + 1} CUDA device(s), this machine has "
                 f"{count}; training.device=cpu works everywhere"
@@ -49,6 +48,16 @@ def resolve(training: schema.Training) -> torch.device:
     elif training.precision == "tf32":
         raise InputError("training.precision=tf32 needs a CUDA device, training.device is cpu")
     return torch.device(name)
+
+
+def _count() -> int:
+    """The number of CUDA devices.
+
+    Of several, a worker takes one by CUDA_VISIBLE_DEVICES once its trials have been checked. CUDA
+    reads that when it is first asked anything, so it is not asked before: NVML counts.
+    """
+    count = torch.cuda.device_count()
+    return count if count > 1 or (count and torch.cuda.is_available()) else 0
 
 
 def describe(device: torch.device) -> str:

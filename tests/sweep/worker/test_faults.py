@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import signal
-import time
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,6 @@ from fault_support import (
     rows,
     running,
     states,
-    until,
 )
 
 pytestmark = pytest.mark.slow
@@ -60,18 +58,18 @@ def test_a_grid_killed_at_5_random_moments_ends_complete_and_with_the_same_value
     alone.mkdir()
     acknowledged: dict[int, Row] = {}
     for _ in range(5):
-        process = Sweep([*SWEEPSTACK, *DIGITS], killed).process
+        sweep = Sweep([*SWEEPSTACK, *DIGITS], killed)
         wanted = len(acknowledged) + moments.choice([0, 0, 0, 1, 1, 2])
+        reports = moments.choice([0, 0, 1, 2])
 
-        def is_due(pid: int = process.pid, wanted: int = wanted) -> bool:
-            at_work = any(row.worker == pid for row in running(killed))
+        def is_due(
+            pid: int = sweep.process.pid, wanted: int = wanted, reports: int = reports
+        ) -> bool:
+            at_work = any(row.worker == pid for row in running(killed, reports=reports))
             return at_work and len(complete(killed)) >= wanted
 
-        until(is_due, "the moment to kill")
-        time.sleep(moments.uniform(0, 0.1))
-        assert process.is_alive(), "the sweep was over before it was killed 5 times"
-        process.kill()
-        process.join()
+        sweep.catch(signal.SIGKILL, is_due, "the moment to kill")
+        sweep.ends()
         now = complete(killed)
         assert {number: now.get(number) for number in acknowledged} == acknowledged
         acknowledged = now
@@ -90,12 +88,11 @@ def test_two_workers_killed_with_their_sweeper_leave_a_study_that_goes_on(tmp_pa
     for _ in range(2):
         sweep = Sweep(command, tmp_path)
         wanted = len(acknowledged) + moments.randrange(1, 4)
-        sweep.until(
+        sweep.catch(
+            signal.SIGKILL,
             lambda wanted=wanted: running(tmp_path) and len(complete(tmp_path)) >= wanted,
             "the moment to kill",
         )
-        time.sleep(moments.uniform(0, 0.1))
-        sweep.send(signal.SIGKILL)
         sweep.ends()
         now = complete(tmp_path)
         assert {number: now.get(number) for number in acknowledged} == acknowledged

@@ -25,9 +25,10 @@ from torch import Tensor
 
 from sweepstack.config.errors import one_line
 from sweepstack.data.batches import DeviceSource, Source
-from sweepstack.engine.executors import Executor, side_effects, warn_of_side_effects
+from sweepstack.engine.executors import Executor
 from sweepstack.engine.stack import Stack
 from sweepstack.engine.step import Batch, Block, Step
+from sweepstack.models.custom import side_effects, warn_of_side_effects
 from sweepstack.training import device
 
 log = logging.getLogger(__name__)
@@ -78,8 +79,9 @@ class CudaGraph(Executor):
             if not isinstance(error, Uncapturable):
                 raise
             self._eager = True
+            # Not the error itself: a record that is kept would keep the step's tensors.
             log.warning(
-                "the step cannot be captured as a CUDA graph, running without one: %s", error
+                "the step cannot be captured as a CUDA graph, running without one: %s", str(error)
             )
         else:
             self._captured[block.samples.shape[1:]] = captured
@@ -118,7 +120,7 @@ class _Captured:
         stack = self.stack
         views = [view for bank in stack.banks.values() for view in bank.views.values()]
         before = [view.clone() for view in views]
-        here, side = torch.cuda.current_stream(stack.device), _side_stream(stack.device)
+        here, side = torch.cuda.current_stream(stack.device), side_stream(stack.device)
         try:
             side.wait_stream(here)
             with torch.cuda.stream(side):
@@ -205,7 +207,7 @@ class _Captured:
 
 
 @cache
-def _side_stream(place: torch.device) -> torch.cuda.Stream:
+def side_stream(place: torch.device) -> torch.cuda.Stream:
     """The stream of a device's captures; one, as a stream's cuBLAS workspace is never freed."""
     return torch.cuda.Stream(place)  # type: ignore[no-untyped-call]
 

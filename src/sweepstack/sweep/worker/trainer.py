@@ -42,6 +42,7 @@ from sweepstack.training.spec import Monitor, TrialResult, TrialSpec
 
 if TYPE_CHECKING:
     from sweepstack.engine.program import Program
+    from sweepstack.engine.train import Expected
     from sweepstack.sweep.worker.worker import Worker
 
 SAME_IN_ALL = frozenset({"training.seeds", "objective", "logger"})
@@ -102,7 +103,9 @@ class TrainingApp:
             return TrialSpec(self.read([*plan.space.fixed, *overrides])).static
 
         ranks = points.ranks(plan.space, static) if plan.grid else {}
-        return replace(plan, objectives=objectives, directions=directions, order=ranks), same
+        alike = len({TrialSpec(each).static for each in configs}) == 1
+        found = replace(plan, objectives=objectives, directions=directions, order=ranks)
+        return replace(found, alike=configs[0] if alike else None), same
 
     def runner(self, plan: Plan, folder: Path, worker: Worker) -> Trainer:
         """What a worker runs its trials with."""
@@ -230,6 +233,7 @@ class Trainer(Monitor):
         self._best = BestModels(worker.study, worker.book.storage, plan.keep_models)
         self._training: dict[int, _Training] = {}
         self._pace, self._seeds = Pace(), 1
+        self._alike = plan.alike
         self._logged: Logged | None = None
 
     def run(self, asked: Iterator[Asked]) -> Iterator[Outcome]:
@@ -244,16 +248,34 @@ class Trainer(Monitor):
         from sweepstack.training.device import keep_memory
 
         keep_memory()
-        specs = self._specs(asked)
-        head = next(specs, None)
+        specs, expected = self._specs(asked), self._expected()
+        head = next(specs, None) if expected is None else expected.spec
         if head is None:
             return
-        training = self._training[head.number].group.spec.config.training
+        specs = specs if expected is not None else chain([head], specs)
+        training, logged = head.config.training, self._logger(head)
         widths = self._widths(training.width, training.seeds)
-        logged = self._logger(head)
-        for result in train(chain([head], specs), logged, width=widths, together=training.seeds):
+        results = train(specs, logged, width=widths, together=training.seeds, expected=expected)
+        for result in results:
             logged.end(result)
             yield from self._ended(result)
+
+    def _expected(self) -> Expected | None:
+        """What the first trials are like, if all of the study are alike; asked once."""
+        from sweepstack.engine.train import Expected
+
+        config, self._alike = self._alike, None
+        if config is None:
+            return None
+        total = self.worker.book.total
+        count = MANY if total is None else self.worker.book.counts()["remaining"]
+        if not count:
+            return None
+        trust.see_own_packages(config.trust)
+        swept = {parameter.path for parameter in self.plan.space.parameters}
+        in_order = swept.isdisjoint({"training.seed", "data.order_seed"})
+        seeds = config.training.seeds
+        return Expected(TrialSpec(config), count * seeds, in_order and seeds == 1)
 
     def _logger(self, spec: TrialSpec) -> Logged:
         """What logs the trials of this worker; the first one's config says where."""
