@@ -113,7 +113,7 @@ def main() -> None:
     for method in ("claim", "counts", "recover", "others_at_work", "beat", "begin", "write"):
         timed(BulkBook, method, "database")
     timed(trainer.TrainingApp, "read", "compose, read")
-    for method in ("begin", "end"):
+    for method in ("begin", "end", "equal"):
         timed(TrialFolder, method, "folder")
     with tempfile.TemporaryDirectory() as name:
         os.chdir(name)

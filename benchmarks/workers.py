@@ -156,9 +156,9 @@ def work(load: Load, first: int, count: int) -> tuple[Times, float]:
     processes.this_process = lambda: _thread.name
 
     class Wide(RDBStorage):  # workers that are processes have a pool each
-        def __init__(self, url: str, options: Any = None):
+        def __init__(self, url: str, options: Any = None, *given: Any, **named: Any):
             more = {"pool_size": 2 * count, "pool_timeout": 600} if options else {}
-            super().__init__(url, {**(options or {}), **more})
+            super().__init__(url, {**(options or {}), **more}, *given, **named)
 
     vars(storage)["RDBStorage"] = Wide
     import_module("sweepstack.engine.train")  # as a worker does when it begins
@@ -242,12 +242,13 @@ def planned(load: Load) -> plans.Plan:
     return replace(plan, objectives=("loss",), directions=("minimize",))
 
 
-def server_cpu_s() -> float:
-    """CPU seconds of all PostgreSQL and MySQL processes of this machine; 0 where there are none."""
-    ticks = 0
+def server_cpu_s(*names: str) -> float:
+    """CPU seconds of all PostgreSQL and MySQL processes of this machine, or of those of a name; 0
+    where there are none."""
+    ticks, names = 0, names or ("postgres", "mysqld", "mariadbd")
     for place in Path("/proc").glob("[0-9]*"):
         with suppress(OSError, IndexError):
-            if (place / "comm").read_text().strip() in ("postgres", "mysqld", "mariadbd"):
+            if (place / "comm").read_text().strip() in names:
                 fields = (place / "stat").read_text().rpartition(")")[2].split()
                 ticks += sum(map(int, fields[11:15]))  # with those of children that have ended
     return ticks / os.sysconf("SC_CLK_TCK")

@@ -166,7 +166,9 @@ def measured(monkeypatch):
     tried = []
 
     def give(times, otherwise=None):
-        def take(program, width):
+        monkeypatch.setattr("sweepstack.engine.width.SHORT_S", 0.0)
+
+        def take(program, width, **_):
             tried.append(width)
             taken = times.get(width, otherwise)
             if taken is None:

@@ -115,26 +115,33 @@ def at_import(path: Path) -> Iterator[str]:
             pending += node.body
 
 
-def test_a_sweep_begins_without_what_is_slow_to_import(tmp_path):
-    """A second of torch's compiler, a quarter of one of pandas: no start needs them."""
+def test_a_sweep_loads_what_is_slow_to_import_only_where_it_needs_it(tmp_path):
+    """A second of torch's compiler, a quarter of one of pandas or of the clouds' clients."""
     words = [
-        "-m",
-        "data=quadratic",
-        "training.max_steps=5",
-        "optimizer.lr=0.1,0.2",
-        "hydra.sweeper.dry_run=true",
+        *("-m", "data=quadratic", "training.max_steps=5", "optimizer.lr=interval(0.1,0.2)"),
+        *("hydra.sweeper.n_trials=2", "hydra/sweeper/sampler=random"),
     ]
     code = (
-        f"import sys; sys.argv[:] = {['sweepstack', *words]}\n"
+        f"import gc, sys; sys.argv[:] = {['sweepstack', *words]}\n"
+        "from sweepstack.engine.runner import Runner\n"
+        "block, seen = Runner._block, []\n"
+        "def first(self):\n"
+        "    assert gc.isenabled()\n"
+        "    seen.append({'pandas', 'torch._dynamo', 'plotly', 'sklearn', 'scipy', 'jinja2',\n"
+        "        'optuna_dashboard', 'optuna.artifacts'} & set(sys.modules))\n"
+        "    return block(self)\n"
+        "Runner._block = first\n"
         "from sweepstack.__main__ import main\n"
         "main()\n"
-        "print(sorted({'pandas', 'torch._dynamo', 'plotly', 'sklearn'} & set(sys.modules)))\n"
+        "never = {'torch._dynamo', 'sklearn', 'scipy', 'optuna_dashboard', 'optuna.artifacts'}\n"
+        "print(seen[0], never & set(sys.modules))\n"
     )
     ended = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True
     )
     assert ended.returncode == 0, ended.stderr
-    assert ended.stdout.splitlines()[-1] == "[]"
+    assert "report: " in ended.stdout
+    assert ended.stdout.splitlines()[-1] == "set() set()"
 
 
 def test_no_comprehension_hides_a_name_of_its_module():

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import optuna
 import pytest
 from optuna.trial import create_trial
 from plots_support import SPACE, add, drawn, new, numbers, spent, trace
 
+from sweepstack.analysis.plots import style, tables
 from sweepstack.analysis.plots.parameters import smooth
 from sweepstack.study.read import front
 
@@ -55,6 +58,26 @@ def test_brighter_is_better_whatever_the_direction():
     # The lowest mean is the darkest where more is better, and the brightest where less is.
     assert 0 in up[1].y
     assert 0 in down[2].y
+
+
+@pytest.mark.parametrize("minimized", [False, True])
+def test_numbers_can_be_read_on_every_colour(minimized):
+    tones = np.linspace(0, 1, 401)[None]
+    scale = style.scale(SimpleNamespace(minimized=minimized))
+    places, names = zip(*scale, strict=True)
+    parts = np.array([[int(name[i : i + 2], 16) for i in (1, 3, 5)] for name in names]) / 255
+
+    def light(rgb):
+        linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+        return linear @ [0.2126, 0.7152, 0.0722] + 0.05
+
+    for found in tables._texts([[""] * 401], 1 - tones if minimized else tones):
+        if found.textfont.color:  # else there is no colour, but the page
+            at = tones[0, list(found.x)]
+            ground = light(np.stack([np.interp(at, places, part) for part in parts.T], 1))
+            text = light(np.full(3, float(found.textfont.color == "#ffffff")))
+            ratio = np.maximum(ground, text) / np.minimum(ground, text)
+            assert ratio.min() >= 4.5
 
 
 def test_with_more_keys_there_is_a_menu_of_pairs_and_the_others_are_averaged():

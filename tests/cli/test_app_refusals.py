@@ -5,10 +5,13 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from command_support import SHORT, complaint, files
 from support import SHARED_DATA, needs_mnist
+
+from sweepstack.cli import preflight
 
 MODELS = "convnet, custom, hub, mlp, resnet, torchvision"
 BAD_INPUT = [
@@ -143,3 +146,83 @@ def test_odd_words_are_refused_in_printable_lines(sweepstack, tmp_path, words, c
     assert len(lines) == count
     assert all(line.isprintable() and len(line) < 1600 for line in lines)
     assert files(tmp_path) == []
+
+
+# --- what begins beside Hydra on a machine with a GPU ---------------------------------------------
+
+
+class Driver:
+    """In place of libcuda."""
+
+    def __init__(self, calls, refuses):
+        self.calls, self.refuses = calls, refuses
+
+    def cuInit(self, flags):
+        self.calls.append("init")
+        return self.refuses
+
+    def cuDevicePrimaryCtxRetain(self, context, place):
+        self.calls.append(place)
+
+
+@pytest.fixture
+def driver(monkeypatch, tmp_path):
+    """A machine that seems to have a GPU; what its driver is asked."""
+    calls = []
+    (tmp_path / "nvidia0").touch()
+    monkeypatch.setattr(preflight, "GPUS", str(tmp_path / "nvidia[0-9]*"))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr("ctypes.CDLL", lambda name: Driver(calls, 0))
+    monkeypatch.setattr("torch.ones", lambda *size, device: calls.append(device))
+    monkeypatch.setattr("torch.mm", lambda *given: calls.append("blas"))
+    return calls
+
+
+@pytest.mark.parametrize(("name", "place"), [("auto", 0), ("cuda", 0), ("cuda:3", 3)])
+@pytest.mark.parametrize("with_blas", [False, True])
+def test_cuda_begins_in_a_thread(driver, name, place, with_blas):
+    preflight.begin_cuda(name, with_blas=with_blas).join()
+    assert driver == ["init", place, f"cuda:{place}", *["blas"] * with_blas]
+
+
+@pytest.mark.parametrize("name", ["cpu", "gpu", "cuda:x", "", "None"])
+def test_cuda_does_not_begin_where_it_is_not_asked_for(driver, name):
+    assert preflight.begin_cuda(name, with_blas=True) is None
+    assert driver == []
+
+
+def test_cuda_does_not_begin_where_no_gpu_is_seen(driver, monkeypatch):
+    monkeypatch.setattr(preflight, "GPUS", "/nowhere/nvidia[0-9]*")
+    assert preflight.begin_cuda("auto", with_blas=True) is None
+    monkeypatch.undo()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert preflight.begin_cuda("auto", with_blas=True) is None
+
+
+def test_a_driver_that_fails_is_left_to_what_needs_it(driver, monkeypatch):
+    monkeypatch.setattr("ctypes.CDLL", lambda name: Driver(driver, 100))
+    preflight.begin_cuda("auto", with_blas=True).join()
+    assert driver == ["init"]
+    monkeypatch.setattr("ctypes.CDLL", lambda name: Path("/nowhere").stat())  # no driver
+    preflight.begin_cuda("auto", with_blas=True).join()
+
+
+@pytest.mark.parametrize(
+    ("words", "begins"),
+    [
+        ([], ("auto", True)),
+        (["training.device=cuda:1"], ("cuda:1", True)),
+        (["training.deterministic=true"], ("auto", False)),
+        (["training.deterministic=false,true"], ("auto", False)),
+        (["hydra.sweeper.n_jobs=2"], None),
+        (["hydra/launcher=joblib"], None),
+    ],
+)
+def test_cuda_begins_for_a_worker_in_this_process(monkeypatch, words, begins):
+    begun = []
+    monkeypatch.setattr(
+        preflight, "begin_cuda", lambda name, *, with_blas: begun.append((name, with_blas))
+    )
+    line = ["-m", "data=quadratic", "optimizer.lr=0.1,0.2", *words]
+    preflight.check(preflight.parsed(line)[0], line)
+    assert begun == ([] if begins is None else [begins])

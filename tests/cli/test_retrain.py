@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from pathlib import Path
 
@@ -92,15 +93,19 @@ def test_all_that_is_wrong_is_said_before_anything_is_read():
 def test_the_winner_is_trained_with_fresh_seeds_in_a_study_that_is_resumed(
     main, capsys, monkeypatch
 ):
-    monkeypatch.setattr("sweepstack.sweep.sweep.write_report", lambda view: None)
+    monkeypatch.setattr("sweepstack.reporting.dashboard.decorate.write_report", lambda view: None)
     done = main("-m", *QUICK, "optimizer.lr=0.1,0.01", "training.seed=0,1")
     assert done.code == 0
     best = open_study("s").configurations.iloc[0]
     with pytest.raises(InputError, match=r"did you mean 'optimizer\.lr'"):
-        run(["best", "s", "--retrain", "optimizer.lrr=1"])
+        run(["best", "s", "-o", "won", "--retrain", "optimizer.lrr=1"])
     assert not Path("outputs/winners").exists()
-    for _ in range(2):
-        assert run(["best", "s", "--retrain", "seeds=3", "training.max_steps=16"]) == 0
+    assert not Path("won").exists()
+    Path("below").mkdir()
+    for place in ("below", "."):
+        with contextlib.chdir(place):
+            assert run(["best", "s", "--retrain", "seeds=3", "training.max_steps=16"]) == 0
+    assert not list(Path("below").iterdir())
     said = capsys.readouterr().out
     assert "3 trials, 3 of them done before" in said
     (name,) = [path.name for path in Path("outputs/winners").iterdir()]

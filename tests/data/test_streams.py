@@ -82,6 +82,15 @@ def test_permutation_is_one_and_a_function_of_its_key(key, n):
     assert torch.equal(order, streams.permutation(key, n))
 
 
+@pytest.mark.parametrize("place", ["cpu", *["cuda"] * torch.cuda.is_available()])
+def test_permutations_are_the_same_alone_and_together(place, monkeypatch):
+    monkeypatch.setattr(streams, "_SORTED", 100)  # two at once
+    keys = [5, -1, 2**62]
+    together = streams.permutations(keys, 40, place)
+    for key, order in zip(keys, together, strict=True):
+        assert order.tolist() == streams.permutation(key, 40).tolist()
+
+
 def test_permutation_differs_between_keys_and_is_even():
     """Each of the 24 orders of 4 things comes up about equally often."""
     orders = [tuple(streams.permutation(key, 4).tolist()) for key in range(4800)]

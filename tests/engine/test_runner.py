@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import pytest
 import torch
 from engine_support import (
@@ -15,9 +17,10 @@ from support import make_spec
 from torch import nn
 
 from sweepstack.engine import executors
-from sweepstack.engine.executors import cuda_graph
+from sweepstack.engine.executors import Executor, cuda_graph
 from sweepstack.engine.runner import Runner
-from sweepstack.engine.train import Interrupted, train
+from sweepstack.engine.train import Expected, Interrupted, train
+from sweepstack.engine.width import Widths
 from sweepstack.training.spec import Monitor
 
 HERE = __name__
@@ -220,3 +223,81 @@ def test_gradients_that_share_memory_are_changed_once_each(model, widths_seen):
     widths_seen.clear()
     assert_same(by_number(train(trials, width=2)), alone)
     assert set(widths_seen) == {2}
+
+
+# --- before the first trial -----------------------------------------------------------------------
+
+
+def test_all_that_trials_share_is_ready_before_the_first_is_pulled(measured, monkeypatch):
+    measured({1: 100, 2: 60, 4: 40}, otherwise=60)
+    made, widths, rooms = [], Widths("auto", most=8), []
+    monkeypatch.setattr(Runner, "__init__", _noting(Runner.__init__, made))
+
+    class Rooms(Monitor):
+        def room(self, slots):
+            rooms.append(slots)
+
+    def pulled():
+        assert list(widths._known.values()) == [4]
+        assert len(made) == 1
+        yield from specs(6)
+
+    expected = Expected(specs(1)[0], 6, in_order=False)
+    results = list(train(pulled(), Rooms(), width=widths, expected=expected))
+    assert [result.state for result in results] == ["complete"] * 6
+    assert len(made) == 1  # the runner that was ready
+    assert rooms[0] == 4  # all of its places are claimed at once
+
+
+@pytest.mark.parametrize("in_order", [False, True])
+@pytest.mark.parametrize("count", [1, 3, 8])
+def test_a_captured_step_changes_no_trial(monkeypatch, in_order, count):
+    """As on a GPU, where a step is captured before the trials come, and trains stand-ins."""
+    words = ("regularization.batch_norm=true", "regularization.dropout=0.2", "optimizer=adamw")
+    ran = []
+    monkeypatch.setattr(executors, "captures", lambda place: True)
+    monkeypatch.setattr(Runner, "_executor", lambda self: _Noting(self, ran))
+    before = {result.spec.number: result for result in train(specs(3, *words), width=8)}
+    ran.clear()
+    expected = Expected(specs(1, *words)[0], count, in_order=in_order)
+    for result in train(specs(3, *words), width=8, expected=expected):
+        rel = 0 if count == 3 else 1e-3  # in another width sums are rounded otherwise
+        metrics = before[result.spec.number].metrics
+        assert result.metrics == pytest.approx(metrics, rel=rel, abs=rel)
+    assert ran[0] == (1, count, in_order or count == 1)
+
+
+def test_what_cannot_be_prepared_is_said_once_where_a_trial_needs_it(caplog):
+    wrong = make_spec(*SHORT, "batch.size=100000")
+    (result,) = train([wrong], width=4, expected=Expected(wrong, 1, in_order=False))
+    assert result.state == "failed"
+    assert "batch.size must be <=" in result.error
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+def test_trials_of_another_static_part_than_expected_train_too():
+    expected = Expected(make_spec(*SHORT, "optimizer=sgd"), 4, in_order=False)
+    results = list(train(specs(3), width=4, expected=expected))
+    assert [result.state for result in results] == ["complete"] * 3
+    assert list(train([], width=4, expected=expected)) == []
+
+
+class _Noting(Executor):
+    """Notes its blocks: steps, slots, and whether these share samples."""
+
+    def __init__(self, runner, ran):
+        super().__init__(runner.step, runner.stack, runner.program.sources["train"])
+        self.ran = ran
+
+    def run(self, block):
+        shared = block.shared or self.stack.width == 1
+        self.ran.append((len(block.lr), self.stack.width, shared))
+        return super().run(block)
+
+
+def _noting(function, calls):
+    def call(self, *given):
+        calls.append(given)
+        return function(self, *given)
+
+    return call

@@ -6,8 +6,9 @@ import pytest
 import torch
 from support import make_spec
 
+from sweepstack.data import streams
 from sweepstack.engine.program import Program
-from sweepstack.engine.runner import Slot
+from sweepstack.engine.runner import Slot, draw_orders
 
 DIGITS = ("data=digits", "data.subset=100", "batch.size=16", "model.hidden=[8]")
 
@@ -33,6 +34,40 @@ def test_batches_of_a_later_step_are_those_of_a_slot_that_came_there():
     whole = one.batches(20)
     resumed.step = 9
     assert torch.equal(resumed.batches(11), whole[9:])
+
+
+def test_orders_of_many_slots_are_drawn_together_and_forgotten(monkeypatch):
+    drawn, original = [], streams.permutations
+
+    def permutations(keys, *rest):
+        drawn.append(len(keys))
+        return original(keys, *rest)
+
+    monkeypatch.setattr(streams, "permutations", permutations)
+    slots, alone = [slot(f"training.seed={seed}") for seed in range(3)], slot("training.seed=1")
+    steps = slots[0].program.steps_per_epoch
+    slots[2].step = steps - 1
+    draw_orders(slots, steps)
+    assert drawn == [1 + 1 + 2]  # epochs
+    assert torch.equal(slots[1].batches(steps), alone.batches(steps))
+    slots[2].step += 1
+    slots[2].batches(steps)
+    assert drawn == [4, 1]
+    assert list(slots[2].orders) == [1]
+
+
+def test_losses_are_added_as_if_one_by_one():
+    """However steps are divided into blocks: sums in pairs would differ in the last bits."""
+    one, total = slot(), 0.0
+    losses = (1 / (3 + torch.arange(30))).tolist()
+    for loss in losses:
+        total += loss
+    for first, last in ((0, 1), (1, 8), (8, 30)):
+        assert one.advance(losses[first:last], 0.5) is None
+    assert (one.loss_sum, one.loss_steps, one.step, one.seconds) == (total, 30, 30, 1.5)
+    said = one.advance([0.25, float("nan"), 0.5], 0.0)
+    assert said == "train_loss became nan at step 32 of 40"
+    assert (one.loss_sum, one.loss_steps, one.step) == (total + 0.25, 31, 32)
 
 
 @pytest.mark.parametrize(

@@ -169,7 +169,7 @@ def test_averages_of_the_weights(optimizer, count):
                 means[n][name] = d * means[n][name] + (1 - d) * view
     for n in range(count):
         stack.keep_best([n])
-        found = stack.best(n)
+        (found,) = stack.best([n], {})
         assert found.keys() == means[n].keys()
         for name, mean in means[n].items():
             torch.testing.assert_close(found[name], mean)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import pytest
 import torch
 from engine_support import one
@@ -10,6 +12,7 @@ from support import SHARED_DATA, make_spec, needs_mnist, needs_pictures
 from sweepstack.config.errors import InputError
 from sweepstack.engine.program import Program
 from sweepstack.engine.train import train
+from sweepstack.training.spec import Kept
 
 SHORT = ("training.max_steps=40", "training.eval_every=10", "batch.size=32")
 
@@ -75,6 +78,30 @@ def test_best_state_is_the_state_of_the_best_step():
     again = one(*words, f"training.max_steps={result.best_step}")
     for name, tensor in result.best_state.items():
         assert torch.equal(tensor, again.best_state[name])
+
+
+@pytest.mark.parametrize("width", [1, 3])
+def test_best_states_leave_the_device_when_they_are_asked_for_or_kept(monkeypatch, width):
+    """And not those of trials that nobody keeps."""
+    copied, original = [], Kept.settle
+    monkeypatch.setattr(
+        Kept, "settle", lambda self: (copied.append(1) if self._rows else None, original(self))[1]
+    )
+    specs = [make_spec(*SHORT, f"training.seed={seed}") for seed in range(3)]
+    for result in train(specs, width=width):
+        assert result.kept is not None
+    assert len(copied) == (3 if width == 1 else 1)  # `result` is still there
+    results = list(train(specs, width=width))
+    assert len(copied) == (6 if width == 1 else 4)
+    for result in results:
+        (alone,) = train([result.spec])
+        assert result.best_state.keys() == alone.best_state.keys()
+        for name, tensor in alone.best_state.items():
+            torch.testing.assert_close(result.best_state[name], tensor)
+            own = result.best_state[name].untyped_storage().nbytes()
+            assert own == tensor.nbytes  # and no neighbour's
+    again = pickle.loads(pickle.dumps(results[0]))
+    assert again.best_state.keys() == results[0].best_state.keys()
 
 
 def test_test_data_is_measured_once_at_the_best_state(monkeypatch):

@@ -187,7 +187,27 @@ def test_the_comparison_can_fail(monkeypatch):
         assert_same(by_number(train(specs, width=2)), expected)
 
 
-@pytest.mark.parametrize("fault", ["other numbers", "no faster", "raises", "not installed"])
+def test_tiles_that_begin_at_four_numbers_are_read_by_fours(monkeypatch):
+    """Every number is in one tile, and what lies on 16 bytes in a tile in units of four."""
+    program = Program.of(make_spec(*MODEL, "model.hidden=[21,8]", "optimizer=adam"))
+    monkeypatch.setattr(update, "TILE", 64)
+    for one_row in (False, True):
+        seen = {1: [], 4: []}
+        for _, unit, table in update._tables(program, one_row):
+            for which, group, *places in table.tolist():
+                begin, size, start, shift = (unit * place for place in places)
+                assert group == 0
+                assert (which, shift) == (0, begin) if one_row else shift == 0
+                seen[unit] += range(begin + start, begin + min(size, start + 64))
+        assert sorted(seen[1] + seen[4]) == list(range(program.num_parameters))
+        # 1344, 21, 168 (begins at 1365), 8, 80 and 10 numbers
+        assert len(seen[4]) == 1344
+
+
+FAULTS = ["other numbers", "no faster", "raises", "no memory", "not installed"]
+
+
+@pytest.mark.parametrize("fault", FAULTS)
 def test_a_kernel_that_fails_the_probe_is_not_used(monkeypatch, caplog, fault):
     program = Program.of(make_spec(*MODEL, "optimizer=adam"))
     original = update.Update._launch
@@ -199,9 +219,11 @@ def test_a_kernel_that_fails_the_probe_is_not_used(monkeypatch, caplog, fault):
         monkeypatch.setattr(update.Update, "_launch", wrong)
     if fault == "no faster":
         monkeypatch.setattr(update._Probe, "is_faster", lambda self: False)
-    if fault == "raises":
+    if fault in ("raises", "no memory"):
 
         def raising(self, *given, **more):
+            if fault == "no memory":
+                raise torch.OutOfMemoryError("CUDA out of memory")
             raise RuntimeError("PTX was compiled with an unsupported toolchain\nmore")
 
         monkeypatch.setattr(update.Update, "_launch", raising)
@@ -211,7 +233,10 @@ def test_a_kernel_that_fails_the_probe_is_not_used(monkeypatch, caplog, fault):
         steps_taken = [Step(program).kernel(program.stack(2)) for _ in range(2)]
     assert steps_taken == [None, None]
     lines = [record.message for record in caplog.records if "Triton" in record.message]
-    assert len(lines) == (2 if fault == "not installed" else 1)
+    assert len(lines) == (2 if fault in ("no memory", "not installed") else 1)
+    assert bool(update._refusals) == (fault not in ("no memory", "not installed"))
+    (level,) = {record.levelname for record in caplog.records if "Triton" in record.message}
+    assert (level == "INFO") == (fault in ("no faster", "not installed"))
     reason = {"raises": "PTX was compiled", "not installed": "updates run without Triton"}
     assert reason.get(fault, fault) in lines[0]
     assert "\n" not in lines[0]
@@ -238,7 +263,7 @@ f = "*fp32"
 for capability in (80, 90):
     for number, rule in enumerate(("sgd", "adam", "rmsprop")):
         chosen = {"RULE": rule, "DECAY": number, "L1": True, "BOUND": True, "HELD": True}
-        chosen |= {"NORM": 2 - number, "AVERAGE": True, "ROWS": 10, "TILE": 1024}
+        chosen |= {"NORM": 2 - number, "AVERAGE": True, "ROWS": 10, "TILE": 1024, "UNIT": 4}
         types = {"weights": f, "grads": (f,) * 8, "first": f, "second": f, "mean": f}
         types |= {"tiles": "*i64", "numbers": "*fp64", "scale": f, "squares": f, "slots": "i32"}
         types |= dict.fromkeys(chosen, "constexpr")

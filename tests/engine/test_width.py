@@ -130,7 +130,7 @@ def test_memory_that_runs_out_while_measuring_bounds_the_width(program, measured
 
 
 def test_a_limit_of_wide_stacks_bounds_the_width(program, monkeypatch):
-    def take(program, width):
+    def take(program, width, **_):
         if width > 4:
             raise RuntimeError("too many groups")
         return 1 / width
@@ -140,7 +140,7 @@ def test_a_limit_of_wide_stacks_bounds_the_width(program, monkeypatch):
 
 
 def test_what_fails_at_width_one_is_no_limit(program, monkeypatch):
-    def take(program, width):
+    def take(program, width, **_):
         raise RuntimeError("shapes do not match")
 
     monkeypatch.setattr("sweepstack.engine.width._time", take)
@@ -156,13 +156,14 @@ def test_no_memory_for_even_one_trial_while_measuring_is_width_one(program, meas
 
 def test_measuring_really_times_steps_and_trains_the_same(program, monkeypatch):
     monkeypatch.setattr(module, "TIMED_S", 0.0001)
+    monkeypatch.setattr(module, "SHORT_S", 0.0)
     trials = [make_spec(*SHORT, f"training.seed={n}", number=n) for n in range(3)]
     alone = {result.spec.number: result for result in train(trials)}
     times, steps = {}, Counter()
     take, run = module._time, Recorded.run
 
-    def timing(program, width):
-        times[width] = take(program, width)
+    def timing(program, width, **given):
+        times[width] = take(program, width, **given)
         return times[width]
 
     def counting(self, block):
@@ -180,6 +181,42 @@ def test_measuring_really_times_steps_and_trains_the_same(program, monkeypatch):
     for result in train(trials, width=widths):
         expected = alone[result.spec.number].metrics
         assert result.metrics == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("most", "width"), [(2, 2), (20, 20), (35, 35), (40, 20), (60, 30), (100, 25), (200, 25)]
+)
+def test_few_short_steps_are_not_measured(program, measured, monkeypatch, tmp_path, most, width):
+    """All stacks of the trials, of 12 steps each, are about as wide."""
+    tried = measured({}, otherwise=100)
+    monkeypatch.setattr(module, "SHORT_S", 0.25)  # less than 12 steps of 209 trials take
+    file = tmp_path / "widths.json"
+    assert Widths("auto", most=most, file=file).of(program) == width
+    assert tried == [width]
+    assert not file.exists()  # a longer sweep measures
+
+
+@pytest.mark.parametrize("most", [300, module.MANY])
+def test_many_steps_are_measured(program, measured, monkeypatch, most):
+    tried = measured({1: 100}, otherwise=150)
+    monkeypatch.setattr(module, "SHORT_S", 0.25)
+    assert Widths("auto", most=most).of(program) == 1
+    assert set(tried) >= {1, 2, 4, 8, 16}
+
+
+def test_what_does_not_fit_at_the_likely_width_is_measured(program, measured, monkeypatch):
+    tried = measured({1: 100, 2: 60, 4: 40})
+    monkeypatch.setattr(module, "SHORT_S", 4.0)
+    assert Widths("auto", most=20).of(program) == 4
+    assert tried[:2] == [20, 1]
+
+
+def test_short_trials_of_convolutions_are_not_stacked_on_a_cpu(measured, monkeypatch):
+    convnet = Program.of(make_spec("model=convnet", "model.width=2", "training.max_steps=4"))
+    tried = measured({}, otherwise=1)
+    monkeypatch.setattr(module, "SHORT_S", 4.0)
+    assert Widths("auto", most=20).of(convnet) == 1
+    assert tried == [1]
 
 
 # --- models that cannot be stacked ----------------------------------------------------------------

@@ -98,6 +98,24 @@ def test_it_says_what_differs_and_who_is_better():
     assert "n=4 pairs" in verdict
 
 
+def test_of_a_group_that_was_swept_the_option_differs_and_not_its_settings():
+    def asked(name, init, *arguments, lr=0.1, scheme="he"):
+        view = viewed(name, ONE if init else [])
+        node = {"init": {"scheme": scheme}, "optimizer": {"lr": lr}, "seeds": None}
+        view.study.set_user_attr("sweepstack.identity", {"config": node})
+        view.study.set_user_attr("sweepstack.sweep", {"arguments": list(arguments)})
+        return view
+
+    swept = asked("a", True, "init=xavier,he", "optimizer.lr=0.1", scheme="xavier")
+    other = asked("b", True, "init=he,xavier", "+init.gain=2", lr=True)
+    assert comparison.differing([swept, other]) == {"optimizer.lr": ["0.1", "true"]}
+    fixed = asked("c", False, "init=zeros", scheme="zeros")
+    assert comparison.differing([swept, fixed]) == {
+        "init": ["{xavier, he}", "zeros"],
+        "training.seed": ["{0, 1}", "-"],
+    }
+
+
 def test_a_number_is_the_same_whether_a_column_has_gaps_or_not():
     one, other = new_study("maximize"), new_study("maximize")
     for seed in (1, 2):
@@ -136,16 +154,24 @@ def test_the_page_holds_text_and_figures_and_runs_nothing_of_a_name():
     page = comparison.page([viewed("<b>a</b>", ONE), viewed("b", TWO)])
     assert "<b>a</b>" not in page.partition("<script")[0]
     assert "default-src &#39;none&#39;" in page
-    assert "by seconds of training" in json.dumps(data_of(page, "figures"))
+    figures = json.dumps(data_of(page, "figures"))
+    assert "by seconds of training" in figures
+    assert "expected, by trials drawn" in figures
     for part in ("Comparison", "Studies", "Expected best", "pairs of equal configurations"):
         assert part in page
 
 
-def test_the_winner_is_a_config_that_composes_to_what_was_trained(main):
+def test_the_winner_is_a_config_that_composes_to_what_was_trained(main, capsys):
     words = ("init=he,zeros", "optimizer=sgd", "optimizer.lr=0.1", "training.max_steps=20")
     assert main("-m", *words, "model.hidden=[8]", "hydra.sweeper.study_name=s").code == 0
     view = open_study("s")
+    capsys.readouterr()
     assert comparison.winner(view, Path("won")) == 0
+    said = capsys.readouterr().out.splitlines()
+    (best,) = view.best_rows().head(1).to_dict("records")
+    assert f"trial {best['number']}: val_accuracy {best['val_accuracy']:.4f}, " in said[2]
+    assert f"test_accuracy {best['test_accuracy']:.4f}" in said[2]
+    assert said[3] == f"model: outputs/studies/s/{best['number']}/best.pt"
     written = yaml.safe_load(Path("won/experiment/winner.yaml").read_text())
     assert written["init"]["scheme"] == "he"
     again = config.read(config.compose(["+experiment=winner"], "won"))

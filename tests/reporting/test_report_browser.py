@@ -105,6 +105,15 @@ def test_the_table_sorts_filters_and_turns_pages(opened_in):
     tab = opened_in(published_grid(250))
     tab.wait_for_selector("#trials-table[data-state=drawn]")
     assert tab.locator("#range").inner_text() == "1–100 of 250"
+    for event, rows in (("beforeprint", 250), ("afterprint", 100)):
+        tab.evaluate(f"dispatchEvent(new Event('{event}'))")
+        assert len(column(tab, "number")) == rows
+        assert tab.locator("#range").inner_text() == f"1–{rows} of 250"
+        if event == "beforeprint":  # all columns fit on A4
+            tab.emulate_media(media="print")
+            tab.set_viewport_size({"width": 700, "height": 900})
+            assert tab.evaluate("document.querySelector('#trials-table').scrollWidth") <= 700
+            tab.emulate_media(media="screen")
     tab.get_by_role("button", name="Next").click()
     assert column(tab, "number")[0] == "100"
     assert sort_of(tab, "train_loss") == "none"

@@ -240,11 +240,23 @@ CONTRASTS = """() => {
         chain(node).reduce((all, each) => all * Number(getComputedStyle(each).opacity), 1);
     const faint = [];
     let count = 0;
+    let cells = 0;
     const check = (node, colours, below, what) => {
         const dim = opacity(node);
         const best = Math.max(...colours.map((c) => ratio(over(read(c), below, dim), below)));
         count += 1;
         if (best < LIMIT) faint.push(`${what} ${best.toFixed(2)} ${colours}`);
+    };
+    const cellOf = (box, point) => {  // the colour of a heatmap below its number
+        const map = box._fullData.find((t) => t.type === "heatmap" && t.visible === true);
+        const z = map && point && map.z[point.y][point.x];
+        if (!Number.isFinite(z)) return undefined;
+        const scale = map.colorscale.map(([at, colour]) => [at, read(colour)]);
+        const tone = (z - map.zmin) / (map.zmax - map.zmin);
+        const last = Math.max(1, scale.findIndex(([at]) => at >= tone));
+        const [[low, dark], [high, bright]] = scale.slice(last - 1, last + 1);
+        const share = (tone - low) / (high - low);
+        return `rgb(${[0, 1, 2].map((i) => dark[i] + share * (bright[i] - dark[i]))})`;
     };
     const visible = (node) => node.getClientRects().length && node.textContent.trim();
     for (const node of document.querySelectorAll("main *, nav a")) {
@@ -256,11 +268,13 @@ CONTRASTS = """() => {
     for (const box of document.querySelectorAll(".plot")) {
         const id = box.parentNode.parentNode.id;
         for (const text of box.querySelectorAll("svg text")) {
-            // Numbers in cells lie on the colours of a heatmap; see test_plots_tables.py.
-            if (text.closest(".textpoint, .hoverlayer") || !visible(text)) continue;
+            if (text.closest(".hoverlayer") || !visible(text)) continue;
             const menu = text.closest("[class^=updatemenu]");
             const rect = menu?.querySelector("rect");
-            const below = rect ? over(read(getComputedStyle(rect).fill), ground(box)) : ground(box);
+            const cell = cellOf(box, text.closest(".textpoint")?.__data__);
+            cells += Boolean(cell);
+            const fill = rect ? getComputedStyle(rect).fill : (cell ?? "transparent");
+            const below = over(read(fill), ground(box));
             const what = `${id} text ${text.textContent.slice(0, 30)}`;
             check(text, [getComputedStyle(text).fill], below, what);
         }
@@ -279,7 +293,7 @@ CONTRASTS = """() => {
             check(box, [getComputedStyle(icon).fill], ground(box), `${id} modebar`);
         }
     }
-    return [count, [...new Set(faint)]];
+    return [count, [...new Set(faint)], cells];
 }""".replace("LIMIT", str(CONTRAST))
 
 
@@ -290,10 +304,11 @@ def test_text_and_marks_can_be_told_from_the_page(tab, scheme):
     tab.locator("#plot-optimization .updatemenu-header").click()
     buttons = tab.locator("#plot-optimization .updatemenu-dropdown-button")
     eventually(buttons.last).to_have_css("opacity", "1")
-    count, faint = tab.evaluate(CONTRASTS)
+    count, faint, cells = tab.evaluate(CONTRASTS)
     tab.locator("#plot-optimization .updatemenu-header").click()
     assert faint == []
     assert count > 1000
+    assert cells == 8  # of 5 inits × 2 activations two have no complete trial
     ground, ink, said = tab.locator("#plot-optimization .plot").evaluate("""(box) => {
         Plotly.Fx.hover(box, [{ curveNumber: 0, pointNumber: 3 }]);
         const group = box.querySelector(".hoverlayer .hovertext");

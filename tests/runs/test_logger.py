@@ -345,6 +345,28 @@ def test_csv_is_one_table_of_all_trials(run, tmp_path):
     assert "at" not in read
 
 
+def test_a_writer_that_is_killed_leaves_the_table(run, tmp_path, monkeypatch):
+    one = run(0, "init=he")
+    Csv().write(one, Update("0", one, rows(2, 4)))
+    before = (tmp_path / "log.csv").read_bytes()
+
+    def die(*given):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(log_writer.errors.os, "replace", die)
+        with pytest.raises(KeyboardInterrupt):
+            Csv().write(one, Update("0", rows=rows(6, val_f1=0.5)))  # a column comes
+    assert (tmp_path / "log.csv").read_bytes() == before
+    with (tmp_path / "log.csv").open("ab") as file:
+        file.write(b'0,0,"0 in')  # half a row, of a kill
+    Csv().write(one, Update("0", rows=rows(6, val_f1=0.5)))
+    Csv().write(one, Update("0", rows=rows(8)))
+    read = pd.read_csv(tmp_path / "log.csv")
+    assert read["step"].tolist() == [2, 4, 6, 8]
+    assert read["val_f1"].fillna(0).tolist() == [0, 0, 0.5, 0]
+
+
 def test_csv_gives_a_resumed_trial_its_rows_once(run, tmp_path):
     one, again = run(0, "init=he"), run(5, "init=he", continues=[2, 0])
     Csv().write(one, Update("0", one, rows(2, 4, 6)))
@@ -355,6 +377,29 @@ def test_csv_gives_a_resumed_trial_its_rows_once(run, tmp_path):
     assert read["step"].tolist() == [2, 4, 6, 8]
     assert set(read["trial"]) == {5}
     assert set(read["run"]) == {"5 init=he"}
+
+
+def test_runs_that_have_no_place_yet_wait_and_that_is_said_once(run):
+    written, said = [], []
+
+    class Full:
+        def write(self, run, update):
+            written.extend([run.key] * (update.end is not None))
+            return update.end is not None
+
+        def close(self):
+            written.append("close")
+
+    sink = Sink("wandb", Full, said.append)
+    one, two = run(0, "init=he"), run(1, "init=xavier")
+    sink.take([Update("0", one, rows(2)), Update("1", two, rows(2))])
+    sink.take([Update("0", rows=rows(4)), Update("1", end=ending())])
+    assert written == ["1"]
+    (line,) = said
+    assert line.startswith("logger=wandb has 50 runs open: others are written")
+    sink.take([Update("0", end=ending())])
+    sink.close()
+    assert written == ["1", "0", "close"]
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,7 @@ from sweep_support import QUICK
 
 from sweepstack.runs import register
 from sweepstack.runs.register import Entry, Membership
+from sweepstack.study import storage
 from sweepstack.study.book import processes
 from sweepstack.sweep.worker.launch import Crew
 from sweepstack.sweep.worker.worker import Worker
@@ -134,8 +135,14 @@ def test_what_another_version_wrote_is_passed_over():
 
 def test_a_worker_leaves_their_share_to_those_that_joined():
     study, now = optuna.create_study(), time.time()
-    fields: Any = {"study": study, "plan": SimpleNamespace(n_jobs=1), "_counted": 0.0, "_heed_s": 1}
-    worker: Any = SimpleNamespace(_member=object(), book=SimpleNamespace(workers=1), **fields)
+    book = SimpleNamespace(workers=1, attributes=lambda prefix: study.user_attrs)
+    fields: Any = {
+        "study": study,
+        "plan": SimpleNamespace(n_jobs=1),
+        "_count_at": 0.0,
+        "_heed_s": 1,
+    }
+    worker: Any = SimpleNamespace(_member=object(), book=book, **fields)
     for host in ("one", "two", "three"):
         Membership(study, Entry(f"{host}/1:7:8", now, now))
     Membership(study, Entry("four/1:7:8", now, now, ended=now))
@@ -218,7 +225,10 @@ def test_a_lone_worker_without_a_place_is_an_error(main, tmp_path, monkeypatch, 
 
     assert ended.code == 3
     assert "hydra.sweeper.workers_per_gpu=1 on each" in ended.lines[-1]
-    assert sweep_support.states(tmp_path) == []
+    assert (
+        optuna.get_all_study_names(storage.connect(f"sqlite:///{tmp_path}/outputs/studies.db"))
+        == []
+    )
 
 
 def test_a_process_that_has_used_a_gpu_stays_with_it(monkeypatch, two_gpus):

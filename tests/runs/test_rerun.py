@@ -13,6 +13,7 @@ from pathlib import Path
 import optuna
 import pytest
 from fault_support import finish
+from optuna.distributions import CategoricalDistribution, FloatDistribution
 from rerun_support import (
     FIT,
     STACK,
@@ -224,7 +225,14 @@ def test_twenty_trials_of_a_stacked_mnist_sweep(main, again):
 def test_a_study_of_another_program_is_called_that(again):
     opened = storage.connect(storage.DEFAULT)
     optuna.create_study(storage=opened, study_name="theirs").add_trial(
-        optuna.trial.create_trial(value=1.0, params={}, distributions={})
+        optuna.trial.create_trial(
+            value=1.0,
+            params={"lr": 0.1, "note": "two words"},
+            distributions={
+                "lr": FloatDistribution(0, 1),
+                "note": CategoricalDistribution(["two words"]),
+            },
+        )
     )
     mine = optuna.create_study(storage=opened, study_name="sphere")
     mine.set_user_attr(SWEEP, {"application": {"name": "sphere"}})
@@ -232,8 +240,8 @@ def test_a_study_of_another_program_is_called_that(again):
     assert (said.code, said.line) == (
         2,
         "sweepstack-study: study theirs is another program's, and rerun trains only what "
-        "sweepstack trained: run that program with the trial's parameters; they are in "
-        "trials.csv after: sweepstack-study export theirs -o trials.csv",
+        "sweepstack trained: run that program with the parameters of trial 0: lr=0.1 "
+        "'note=two words'",
     )
     assert "another program's (sphere), and rerun" in again("sphere", "7").line
     assert reruns() == []

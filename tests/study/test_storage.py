@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import socket
 import sqlite3
 import threading
 import types
@@ -15,6 +16,7 @@ from typing import Any
 import optuna
 import pytest
 import sqlalchemy
+from optuna.exceptions import StorageInternalError
 from optuna.storages import RDBStorage
 from sqlalchemy.engine.default import DefaultDialect
 from sqlalchemy.pool import QueuePool
@@ -360,9 +362,74 @@ def test_where_there_are_no_studies_the_whole_path_is_said(
 def test_a_worker_keeps_one_connection_of_a_server(monkeypatch):
     """PostgreSQL allows a hundred, if nobody changes it."""
     options: list[dict[str, Any]] = []
-    monkeypatch.setattr(storage, "RDBStorage", lambda url, given: options.append(given))
-    storage._optunas("mysql+pymysql://db/studies", None)
+
+    def made(url: str, given: dict[str, Any], *more: Any, **named: Any) -> Any:
+        options.append(given)
+        return types.SimpleNamespace(engine=sqlalchemy.create_engine("sqlite://"))
+
+    monkeypatch.setattr(storage, "RDBStorage", made)
+    storage._optunas("mysql+pymysql://db/studies", None, True)
     engine = sqlalchemy.create_engine("sqlite://", poolclass=QueuePool, **options[0])
     for connection in [engine.connect(), engine.connect()]:
         connection.close()
     assert engine.pool.checkedin() == 1
+
+
+def test_the_part_of_a_line_that_a_killed_writer_left_spoils_no_journal(tmp_path):
+    """Without the cut the next entry would be appended to it: lost, though it was acknowledged, and
+    the file could never be read again."""
+    url, file = f"journal:///{tmp_path}/s.journal", tmp_path / "s.journal"
+    study = optuna.create_study(study_name="s", storage=storage.connect(url))
+    for part in (b"{", b'{"op_code":2,"worker_id":"' + 9000 * b"x"):
+        with file.open("ab") as journal:
+            journal.write(part)
+        fresh = optuna.load_study(study_name="s", storage=storage.connect(url))
+        fresh.set_user_attr("first", len(part))
+        study.set_user_attr("second", len(part))
+        assert study.user_attrs == fresh.user_attrs == {"first": len(part), "second": len(part)}
+    assert file.read_bytes().count(b"\n") == 5
+
+
+def test_a_journal_with_a_broken_line_names_it_and_another_file_stays_as_it_is(tmp_path):
+    url, file = f"journal:///{tmp_path}/s.journal", tmp_path / "s.journal"
+    study = optuna.create_study(study_name="s", storage=storage.connect(url))
+    entry = file.read_bytes()
+    file.write_bytes(entry + b'{"op_code":2{"op_code":3}\n' + entry)
+    refused = r"line 2 of .*s\.journal is broken"
+    with pytest.raises(EnvironmentFault, match=refused):
+        storage.connect(url)
+    with pytest.raises(EnvironmentFault, match=refused), storage.named(url):
+        study.user_attrs  # noqa: B018
+    for text in (b"notes", b"{notes\n\n"):
+        file.write_bytes(text)
+        with pytest.raises(EnvironmentFault, match="neither a database nor a journal"):
+            storage.connect(url)
+        assert file.read_bytes() == text
+
+
+def test_a_server_that_neither_answers_nor_fails_is_cut_off(monkeypatch):
+    ours, theirs = socket.socketpair()
+    dialect = types.SimpleNamespace(driver="psycopg", do_execute=lambda cursor: ours.recv(1))
+    for name in ("executemany", "execute_no_params", "commit", "rollback", "ping"):
+        setattr(dialect, f"do_{name}", None)
+    engine: Any = types.SimpleNamespace(dialect=dialect, dispose=lambda: None)
+    monkeypatch.setattr(storage.event, "listens_for", lambda *_: lambda listener: None)
+    storage._limit_statements(engine, -1.0)
+    with ours, theirs:
+        assert dialect.do_execute(types.SimpleNamespace(connection=ours)) == b""
+    assert not storage._due
+
+
+def test_a_grpc_server_that_does_not_answer_may_answer_later():
+    silent = storage._limited(threading.Event().wait, 0.01)
+    with pytest.raises(StorageInternalError, match="no answer within") as raised:
+        silent()
+    assert storage.is_transient(raised.value)
+    assert storage._limited(len, 1.0)("four") == 4
+
+
+def test_what_is_said_to_a_driver_about_silence():
+    for driver in ("psycopg", "psycopg2"):
+        assert storage._limits(driver, 60.0)["tcp_user_timeout"] == 60_000
+    assert storage._limits("pymysql", 60.0)["read_timeout"] == 60
+    assert storage._limits("oracledb", 60.0) == {}

@@ -20,6 +20,7 @@ from sweepstack.reporting.dashboard import decorate
 from sweepstack.study import storage
 from sweepstack.study.attributes import EQUALS, FOLDER, IDENTITY, SWEEP, UNFINISHED
 from sweepstack.study.book.bulk import BulkBook
+from sweepstack.study.book.public import PublicBook
 from sweepstack.study.view import open_study
 
 pytestmark = pytest.mark.slow
@@ -133,7 +134,15 @@ def test_a_renamed_study_keeps_all_and_says_how_to_resume(folder, capsys):
     report = Path("outputs/reports/old.html")
     report.parent.mkdir()
     report.write_text("a page")
+    probed = {"study": "old", "trial": 0, "grows_to": 0.5, "chaotic_from": 10}
+    probed["started"] = str(study("old").trials[0].datetime_start)
+    for number, name in enumerate(("old", "another")):
+        place = Path(f"outputs/reruns/{number}")
+        place.mkdir(parents=True)
+        (place / "rerun.json").write_text(json.dumps({**probed, "study": name}))
     assert run(["rename", "old", "it's new"]) == 0
+    assert open_study("it's new").probed == {0: (0.5, 10)}
+    assert json.loads(Path("outputs/reruns/1/rerun.json").read_text())["study"] == "another"
     said = capsys.readouterr().out.splitlines()
     assert said[0] == "renamed study old to it's new: 6 trials, outputs/studies/it's new"
     assert shlex.split(said[-1])[-1] == 'hydra.sweeper.study_name="it\'s new"'
@@ -153,9 +162,43 @@ def test_a_study_of_a_journal_is_renamed_too(folder):
     assert run(["copy", "old", "a", "--to", JOURNAL]) == 0
     before = content(study("a", JOURNAL))
     assert run(["rename", "a", "b", "--storage", JOURNAL]) == 0
+    check_renamed(before)
+
+
+def check_renamed(before):
+    """The study `a` of a journal is `b`, its folder too."""
     assert names(JOURNAL) == ["b"]
     assert content(study("b", JOURNAL)) == before
-    assert open_study("b", JOURNAL).folder == Path("outputs/studies/a")
+    place = open_study("b", JOURNAL).folder
+    assert place == Path("outputs/studies/b")
+    assert {path.name for path in place.iterdir()} == {"0"}
+    assert json.loads((place / "0" / "metrics.json").read_text())["study"] == "b"
+    assert {path.name for path in place.parent.iterdir()} == {"b", "old"}
+
+
+@pytest.mark.parametrize("at", ["before", "after"])
+def test_a_rename_in_a_journal_that_was_killed_is_made_good(folder, monkeypatch, at):
+    """Killed when the folder had moved: before the new study was whole, or before the old one was
+    deleted."""
+    assert run(["copy", "old", "a", "--to", JOURNAL]) == 0
+    before = content(study("a", JOURNAL))
+
+    def die(*given, **named):
+        patched.setattr(housekeeping.os, "rename", lambda *_: None)
+        patched.setattr(housekeeping.shutil, "rmtree", lambda *_, **__: None)
+        patched.setattr(optuna, "delete_study", lambda *_, **__: None)
+        raise Killed
+
+    with monkeypatch.context() as patched:
+        owner = housekeeping if at == "before" else PublicBook
+        patched.setattr(owner, "_set_user" if at == "before" else "deletion", die)
+        with pytest.raises(Killed):
+            run(["rename", "a", "b", "--storage", JOURNAL])
+    mark = Path("outputs/studies/b", housekeeping.RENAMED_FROM)
+    mark.write_text("a")  # what cleans up is no part of a kill
+    assert sorted(names(JOURNAL)) == ["a", "b"]
+    assert run(["rename", "a", "b", "--storage", JOURNAL]) == 0
+    check_renamed(before)
 
 
 def test_a_renamed_study_is_resumed_by_its_new_name(main):

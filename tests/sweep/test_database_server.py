@@ -23,6 +23,7 @@ from typing import Any
 
 import optuna
 import pytest
+import sqlalchemy
 from book_support import open_book
 from fault_support import Sweep, is_alive
 from optuna.trial import TrialState
@@ -196,10 +197,6 @@ def test_a_server_restarts_and_workers_are_killed(kind, start, tmp_path, monkeyp
         print(sweep.err)
 
 
-if __name__ == "__main__":
-    raise SystemExit(pytest.main(["-n", "0", "-s", __file__]))
-
-
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_starts_that_meet_at_an_empty_database_make_its_tables_once():
@@ -217,3 +214,42 @@ def test_starts_that_meet_at_an_empty_database_make_its_tables_once():
         with ThreadPoolExecutor(4) as starts:
             assert sorted(starts.map(start, range(4))) == ["s0", "s1", "s2", "s3"]
         gc.collect()  # connections of the tries that failed, which Optuna does not close
+
+
+@pytest.mark.slow
+def test_a_server_that_hangs_and_a_worker_that_holds_the_study_are_waited_for_so_long(monkeypatch):
+    """Both for ever, without a limit: neither says that anything is wrong."""
+    monkeypatch.setattr(storage, "MIN_LIMIT_S", 0.5)
+    monkeypatch.setattr(storage, "CONNECT_S", 2)
+    with PostgreSQL() as server:
+        book = open_book(server.url, 10)
+        storage.wait_for_server(book.storage, 1.0)
+        book.patience_s = 30.0
+        main = int((server.folder / "data" / "postmaster.pid").read_text().split()[0])
+        children = Path(f"/proc/{main}/task/{main}/children").read_text().split()
+        everyone = [main, *map(int, children)]
+        for pid in everyone:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            with storage.Tried():
+                book.counts()
+                pytest.fail("it answered")
+        finally:
+            for pid in everyone:
+                os.kill(pid, signal.SIGCONT)
+        assert book.counts()["remaining"] == 10
+        other = open_book(server.url, 10)
+        storage.wait_for_server(other.storage, 1.0)
+        other.patience_s = 30.0
+        held: Any = book
+        with pytest.raises(sqlalchemy.exc.DBAPIError) as ended, held._held() as page:  # noqa: PT012
+            assert len(other.claim()) == 1
+            page.scalar(sqlalchemy.text("SELECT 1"))
+        assert storage.is_transient(ended.value)
+        assert book.counts()["running"] == 1
+        for each in (book, other):
+            storage.close(each.storage)
+
+
+if __name__ == "__main__":
+    raise SystemExit(pytest.main(["-n", "0", "-s", __file__]))

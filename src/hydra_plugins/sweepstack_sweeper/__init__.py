@@ -49,6 +49,7 @@ class SweepstackSweeper(Sweeper):
             # Its import may find that the installed Optuna is too old.
             from hydra_plugins.sweepstack_sweeper import _impl
 
+            commands.imported()
             _impl.sweep(self.node, arguments, self.hydra_context, self.task_function, self.config)
         except SweepstackError as error:
             commands.complain("sweepstack", error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import glob
 import logging
@@ -184,11 +185,24 @@ def _submitit(run: Callable[[Crew, int], int | None], config: DictConfig) -> Lau
     pattern, ending = f"{here}*{glob.escape(after)}/*_submitted.pkl", "_submitted.pkl"
     earlier = set(glob.glob(pattern))
 
+    names: set[bytes] = set()
+    owned: dict[str, bool] = {}
+
+    def is_mine(file: str) -> bool:
+        """Whether a job's pickle holds the crew: sweeps that begin in the same second share a
+        folder, and end their own jobs only."""
+        with contextlib.suppress(OSError):
+            if file not in owned:
+                content = Path(file).read_bytes()
+                owned[file] = any(name in content for name in names)
+        return owned.get(file, False)
+
     def jobs() -> list[str]:
-        mine = sorted(set(glob.glob(pattern)) - earlier)
+        mine = filter(is_mine, sorted(set(glob.glob(pattern)) - earlier) if names else ())
         return [f"{kind} {Path(file).name.removesuffix(ending)}" for file in mine]
 
     def quietly(crew: Crew, count: int) -> int | None:
+        names.add(crew.name.encode())
         import submitit
 
         # It tells that a cluster has no accounts, again and again.

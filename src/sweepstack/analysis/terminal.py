@@ -101,8 +101,7 @@ def show_ending(view: StudyView, console: Console, again: str, config: str) -> l
         mean = -best[".score"] if view.minimized else best[".score"]
         stats = pd.Series({"mean": mean, "std": best[".std"]})
         kind, estimate = "winner", f"{view.objective} {_estimate(stats)}, n={best['.runs']}"
-        # Of the best configuration the best trial.
-        number = next(int(n) for n in rows["number"] if n in best[".numbers"])
+        number = view.winner
         row = rows[rows["number"] == number].iloc[0]
     line(console, f"{kind}: trial {number}, {estimate}")
     made_of = [

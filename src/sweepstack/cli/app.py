@@ -102,6 +102,7 @@ def _main() -> None:
     if sys.argv[1:2] in (["predict"], ["export"]):
         from sweepstack.cli import predict
 
+        commands.imported()
         predict.run(sys.argv[1:])
         return
     # Until training can be interrupted in good order, Ctrl-C just ends the process.
@@ -249,6 +250,7 @@ def run(cfg: DictConfig) -> float:
         SystemExit: the run failed or was interrupted; the exit code says which.
     """
     _began.append(True)
+    commands.imported()
     settings = HydraConfig.get()
     try:
         return _run(config.read(cfg), Path(settings.runtime.output_dir))

@@ -7,8 +7,9 @@ and the same command can be given again:
 - A new study is made under the name `.unfinished.NAME`, with its files in a folder of that name;
   the rename of the rows comes last. Storages without tables cannot rename: there the new study is
   marked (`UNFINISHED`) until it is whole.
-- Renaming moves the folder within the transaction that renames the rows. A process that is killed
-  between the two leaves `RENAMED_FROM` in the folder, by which the next try moves it back.
+- Renaming moves the folder within the transaction that renames the rows, or, where it has to copy
+  the rows, before the new study is whole. A process that is killed between the two leaves
+  `RENAMED_FROM` in the folder, by which the next try moves it back, or only deletes the old rows.
 
 What depends on a study's name: the folder of its trials (attribute `FOLDER`) and "study" in their
 metrics.json, its report, the dashboard's notes and artifacts, and the command that resumes it.
@@ -23,7 +24,7 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -66,10 +67,10 @@ from sweepstack.study.attributes import (
 )
 from sweepstack.study.book.book import Book
 from sweepstack.study.read import trials_of
-from sweepstack.study.view import StudyView, open_study
+from sweepstack.study.view import StudyView, open_study, outputs
 from sweepstack.sweep.plan import check_name
 from sweepstack.sweep.studies import artifacts_of, book_of, names_like
-from sweepstack.sweep.sweep import STUDIES, write_report
+from sweepstack.sweep.sweep import STUDIES
 from sweepstack.sweep.worker import trial_folder
 
 HALF = ".unfinished"
@@ -241,6 +242,7 @@ class Draft:
         user, system: attributes; `FOLDER` is added where there are files.
         trials: in the order of their new numbers.
         files: folders to copy, and where to in the study's folder.
+        move: what makes the folder that `user` names out of the old one, if it does not copy.
     """
 
     name: str
@@ -249,6 +251,7 @@ class Draft:
     system: dict[str, Any] = field(default_factory=dict)
     trials: Sequence[FrozenTrial] = ()
     files: Sequence[tuple[Path, str]] = ()
+    move: Callable[[], None] = lambda: None
 
     def make(self, target: BaseStorage, root: Path) -> Path | None:
         """Make it, whole or not at all; return its folder below `root`, None without files.
@@ -267,6 +270,7 @@ class Draft:
             self._write(target, building)
             if done is not None:
                 os.rename(place, done)
+            self.move()
             if building != self.name:
                 with _renaming(target, building, self.name, {}):
                     pass
@@ -290,13 +294,9 @@ class Draft:
     def _begin(self, target: BaseStorage, root: Path) -> str:
         """Refuse a name that is taken, remove what a killed process left, and return the name under
         which it is made."""
-        names = optuna.get_all_study_names(target)
         building = f"{HALF}.{self.name}" if isinstance(target, RDBStorage) else self.name
-        if self.name in names:
-            known = optuna.load_study(study_name=self.name, storage=target).user_attrs
-            if building != self.name or known.get(UNFINISHED) is not True:
-                raise exists(self.name)
-        if building in names:
+        refuse_taken(self.name, target)
+        if building in optuna.get_all_study_names(target):
             optuna.delete_study(study_name=building, storage=target)
         shutil.rmtree(root / f"{HALF}.{self.name}", ignore_errors=True)
         if (root / self.name / HALF).is_file():
@@ -308,7 +308,7 @@ class Draft:
         (place / HALF).touch()
         for source, to in self.files:
             shutil.copytree(source, place / to, dirs_exist_ok=True)
-        _name_in_files(place, self.name)
+        _name_in_files(place.glob("*/metrics.json"), self.name)
 
     def _write(self, target: BaseStorage, building: str) -> None:
         directions = self.like.study.directions
@@ -350,8 +350,15 @@ class Draft:
         return found
 
 
-def exists(name: str) -> InputError:
-    """Says that a name is taken."""
+def refuse_taken(name: str, target: BaseStorage) -> None:
+    """Raise an InputError where there is a study of that name, and no remains of a killed copy."""
+    if name in optuna.get_all_study_names(target):
+        known = optuna.load_study(study_name=name, storage=target).user_attrs
+        if isinstance(target, RDBStorage) or known.get(UNFINISHED) is not True:
+            raise _exists(name)
+
+
+def _exists(name: str) -> InputError:
     return InputError(f"study {one_line(name)} exists: choose another name, or delete it first")
 
 
@@ -371,7 +378,7 @@ def _renaming(target: BaseStorage, name: str, new: str, user: Mapping[str, Any])
         with target.engine.begin() as page:
             rows = page.execute(select(_ROWS).where(_ROWS.c.study_name == new)).first()
             if rows is not None:
-                raise exists(new)
+                raise _exists(new)
             mine = update(_ROWS).where(_ROWS.c.study_id == study_id)
             page.execute(mine.values(study_name=new))
             for key, value in user.items():
@@ -385,7 +392,7 @@ def _renaming(target: BaseStorage, name: str, new: str, user: Mapping[str, Any])
                     page.execute(delete(_SYSTEM).where(*its))
             yield
     except (IntegrityError, DuplicatedStudyError):  # another process, just now
-        raise exists(new) from None
+        raise _exists(new) from None
 
 
 def _is_decoration(key: str, value: object) -> bool:
@@ -407,12 +414,14 @@ def _set_user(target: BaseStorage, name: str, known: Mapping[str, Any]) -> None:
         target.set_study_user_attr(study_id, key, value)
 
 
-def _name_in_files(folder: Path, name: str) -> None:
-    """Write the study's name into its trials' metrics.json."""
-    for path in folder.glob("*/metrics.json"):
+def _name_in_files(files: Iterable[Path], name: str, before: str | None = None) -> None:
+    """Write the study's name into files of JSON that name one, or the one of `before`."""
+    for path in sorted(files, key=lambda path: path.stat().st_mtime):  # the last stays the last
         with contextlib.suppress(OSError, ValueError):
             known = json.loads(path.read_text("utf-8"))
-            if isinstance(known, dict) and "study" in known:
+            if isinstance(known, dict) and known.get("study") not in (None, name):
+                if before is not None and known["study"] != before:
+                    continue
                 text = json.dumps({**known, "study": name}, indent=2)
                 errors.write_bytes(path, text.encode(), durable=False)
 
@@ -430,7 +439,7 @@ def conclude(view: StudyView, done: str, report_too: bool) -> int:
     """Say what was done and how the study is resumed; write its report where it had one."""
     say(done)
     if report_too:
-        write_report(view)
+        decorate.write_report(view)
     if command := command_of(view.asked):
         if storage_url.absolute(_url(view)) != storage_url.absolute(storage.DEFAULT):
             command += " " + shell(f"hydra.sweeper.storage={masked(_url(view))}")
@@ -444,7 +453,7 @@ def conclude(view: StudyView, done: str, report_too: bool) -> int:
 def rename(name: str, new: str, where: str = storage.DEFAULT) -> int:
     """Give a study another name, its folder and report too; the same trials go on under it.
 
-    In a storage without tables it is copied and the old one deleted; its folder keeps its name.
+    In a storage without tables its rows are copied and the old ones deleted.
 
     Raises:
         InputError: there is no such study, or one of the new name; it cannot be a name.
@@ -454,48 +463,72 @@ def rename(name: str, new: str, where: str = storage.DEFAULT) -> int:
     opened = open_study(name, where)
     with storage.named(opened.where), records(opened) as book:
         refuse_while_running(book.alive(), name)
-        if new in optuna.get_all_study_names(book.storage):
-            raise exists(new)
+        half = _half_renamed(opened, new)
+        is_copied = half is not None and _is_copied(book.storage, new, half)
+        if not is_copied:
+            refuse_taken(new, book.storage)
         page, stale = report.place_of(opened), list(_artifacts(opened, book))
-        if isinstance(book.storage, RDBStorage):
-            _undo_half(opened, new)
-            _rename_with_folder(book.storage, opened, new)
-        else:
-            _copied(opened, new, files=[]).make(book.storage, STUDIES.absolute())
+        if not is_copied:
+            if half is not None:
+                os.rename(half, half.parent / str(opened.user_attrs[FOLDER]))
+            half = _rename_with_folder(book.storage, opened, new)
+        if not isinstance(book.storage, RDBStorage):
             with book.deletion():
                 pass
+        if half is not None:
+            (half / RENAMED_FROM).unlink(missing_ok=True)
         view = open_study(new, where)
         known = _artifact_names(book.storage, book.storage.get_study_id_from_name(new))
         for path in (path for path in stale if path.name not in known):
             path.unlink(missing_ok=True)
         if view.folder is not None:
-            _name_in_files(view.folder, new)
+            _name_in_files(view.folder.glob("*/metrics.json"), new)
+        _name_in_files(outputs(view.where).glob("reruns/*/rerun.json"), new, name)
         had_report = page.is_file()
         page.unlink(missing_ok=True)
     return conclude(view, f"renamed study {name} to {new}{summary(view)}", had_report)
 
 
-def _undo_half(opened: StudyView, new: str) -> None:
-    """Move a folder back that a killed `rename` had moved."""
+def _half_renamed(opened: StudyView, new: str) -> Path | None:
+    """The study's folder under its new name, where a `rename` that was killed had moved it."""
     for root in opened.roots:
         mark = root / new / RENAMED_FROM
         if opened.folder is None and mark.is_file() and mark.read_text("utf-8") == opened.name:
-            os.rename(root / new, root / str(opened.user_attrs[FOLDER]))
-            return
+            return root / new
+    return None
 
 
-def _rename_with_folder(target: BaseStorage, opened: StudyView, new: str) -> None:
-    folder, user, moved = opened.folder, asked_as(opened, new), None
+def _is_copied(target: BaseStorage, new: str, folder: Path) -> bool:
+    """Whether a killed `rename` in a storage without tables had only to delete the old rows."""
+    if isinstance(target, RDBStorage) or new not in optuna.get_all_study_names(target):
+        return False
+    known = optuna.load_study(study_name=new, storage=target).user_attrs
+    return known.get(UNFINISHED) is False and known.get(FOLDER) == folder.name
+
+
+def _rename_with_folder(target: BaseStorage, opened: StudyView, new: str) -> Path | None:
+    """Rename the rows, or copy them, and move the folder; return where it is if it was moved."""
+    folder, user = opened.folder, asked_as(opened, new)
+    moved: Path | None = None
     others = optuna.get_all_study_summaries(target, include_best_trial=False)
-    shared = {s.user_attrs.get(FOLDER) for s in others if s.study_name != opened.name}
+    shared = {s.user_attrs.get(FOLDER) for s in others if s.study_name not in (opened.name, new)}
     if folder is not None and folder.name not in shared and not folder.is_symlink():
         moved = next(p for n in names_like(new) if not (p := folder.parent / n).exists())
         user[FOLDER] = moved.name
+
+    def move() -> None:
+        if folder is not None and moved is not None:
+            (folder / RENAMED_FROM).write_text(opened.name, "utf-8")
+            os.rename(folder, moved)
+
     try:
-        with _renaming(target, opened.name, new, user):
-            if folder is not None and moved is not None:
-                (folder / RENAMED_FROM).write_text(opened.name, "utf-8")
-                os.rename(folder, moved)
+        if isinstance(target, RDBStorage):
+            with _renaming(target, opened.name, new, user):
+                move()
+        else:
+            draft = _copied(opened, new, [])
+            draft.user, draft.move = {**draft.user, **user}, move
+            draft.make(target, STUDIES.absolute())
     except BaseException as error:
         if folder is not None and moved is not None:
             if moved.is_dir() and not folder.exists():
@@ -506,8 +539,7 @@ def _rename_with_folder(target: BaseStorage, opened: StudyView, new: str) -> Non
             said = f"cannot move {folder}: {error.strerror or error}; nothing was renamed"
             raise EnvironmentFault(said) from error
         raise
-    if moved is not None:
-        (moved / RENAMED_FROM).unlink(missing_ok=True)
+    return moved
 
 
 def summary(view: StudyView) -> str:

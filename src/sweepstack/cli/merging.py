@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.trial import FrozenTrial, TrialState
 
@@ -19,9 +18,9 @@ from sweepstack.cli.housekeeping import (
     all_here,
     asked_as,
     conclude,
-    exists,
     put_artifacts,
     records,
+    refuse_taken,
     refuse_while_running,
     summary,
 )
@@ -66,8 +65,7 @@ def merge(names: Sequence[str], new: str, where: str = storage.DEFAULT) -> int:
     views = [open_study(name, where) for name in names]
     for view in views:
         with storage.named(view.where), records(view) as book:
-            if new in optuna.get_all_study_names(book.storage):
-                raise exists(new)
+            refuse_taken(new, book.storage)
             refuse_while_running(book.alive(), view.name)
     space = _space_of(views)
     places = [place for view in views if (place := all_here(view)) is not None]

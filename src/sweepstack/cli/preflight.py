@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import glob
 import inspect
+import os
 import re
 import shutil
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +38,7 @@ if TYPE_CHECKING:
 
 
 _STORAGE = re.compile(r"""(\+{0,2}hydra\.sweeper\.storage=)(['"]?)(.*://.*)\2""")
+GPUS = "/dev/nvidia[0-9]*"
 _NON_ASCII = re.compile(r"""[^][(){},:='"]*[^\x00-\x7f][^][(){},:='"]*""")
 
 
@@ -289,12 +294,48 @@ def _check_sweep(arguments: Any, name: str) -> None:
         raise InputError(f"hydra.hydra_logging and hydra.verbose: {reason}") from None
     sweeper = _sweeper(cfg)
     if str(sweeper.get("_target_")).endswith(".SweepstackSweeper"):
+        launcher = str(OmegaConf.select(cfg, "hydra.launcher._target_"))
+        if sweeper.get("n_jobs") == 1 and launcher.endswith(".BasicLauncher"):
+            # Once it has a handle, cuBLAS can no longer be told to be deterministic.
+            is_free = "deterministic" not in " ".join(arguments.overrides)
+            is_free = is_free and not OmegaConf.select(cfg, "training.deterministic")
+            begin_cuda(str(OmegaConf.select(cfg, "training.device")), with_blas=is_free)
         return
     params = sweeper.get("params") or {}
     first = config.check_sweep(
         arguments.overrides, params, config_dir=arguments.config_dir, config_name=name
     )
     _program(TrialSpec(config.read(first)))
+
+
+def begin_cuda(name: str, *, with_blas: bool) -> threading.Thread | None:
+    """Begin in a thread what a start on a GPU waits for: the driver, its context, torch and cuBLAS,
+    most of it without Python's lock. What fails here fails again where a device is needed, and is
+    said there; where there is no GPU, nothing happens.
+
+    Args:
+        name: `training.device`.
+        with_blas: whether cuBLAS may begin already.
+    """
+    found = re.fullmatch(r"auto|cuda(?::(\d+))?", name)
+    if found is None or os.environ.get("CUDA_VISIBLE_DEVICES") == "" or not glob.glob(GPUS):
+        return None
+
+    def run() -> None:
+        with contextlib.suppress(Exception):
+            place = int(found[1] or 0)
+            driver = ctypes.CDLL("libcuda.so.1")
+            if not driver.cuInit(0):
+                driver.cuDevicePrimaryCtxRetain(ctypes.byref(ctypes.c_void_p()), place)
+                import torch
+
+                some = torch.ones(8, 8, device=f"cuda:{place}")
+                if with_blas:
+                    torch.mm(some, some)
+
+    thread = threading.Thread(target=run, name="sweepstack-cuda")
+    thread.start()
+    return thread
 
 
 def _sweeper(cfg: DictConfig) -> dict[str, Any]:

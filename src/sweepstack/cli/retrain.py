@@ -8,6 +8,7 @@ as `rerun` does: nothing of it is trusted.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -20,8 +21,8 @@ from sweepstack.config import errors
 from sweepstack.config.errors import InputError
 from sweepstack.reporting import comparison
 from sweepstack.runs.progress import say
-from sweepstack.runs.rerun.restore import restore
-from sweepstack.study.view import StudyView, open_study
+from sweepstack.runs.rerun.restore import refuse_others, restore
+from sweepstack.study.view import StudyView, open_study, outputs
 from sweepstack.sweep.sweep import sweep
 from sweepstack.sweep.worker.trainer import TrainingApp
 
@@ -32,24 +33,33 @@ _SAFE = (("training", "checkpoint_every"), ("training", "width"), ("data", "down
 """Keys that `restore` sets for its own purposes; a sweep has its own."""
 
 
-def retrain(view: StudyView, seeds: int, words: Sequence[str], trust: Sequence[str] = ()) -> int:
-    """Train the best configuration with fresh seeds and say what was luck in its value.
+def retrain(
+    view: StudyView,
+    seeds: int,
+    words: Sequence[str],
+    trust: Sequence[str] = (),
+    folder: Path | None = None,
+) -> int:
+    """Say what won, train it with fresh seeds, and say what was luck in its value.
 
     Args:
         view: a study of sweepstack with one objective.
         seeds: how many.
         words: overrides on top of the winner's config.
         trust: packages that the config may name besides the closed table.
+        folder: as for `comparison.winner`.
 
     Returns:
         The exit code, 0.
 
     Raises:
-        InputError: there is no winner, or an override is wrong.
+        InputError: there is no winner, another program trained it, or an override is wrong.
         EnvironmentFault, NothingCompleted, Stopped: as for any sweep.
     """
     number = comparison.best_number(view)
+    refuse_others(view, "best --retrain trains only what sweepstack trained", number)
     restored = restore(view, view.trials[number], words, trust)
+    comparison.winner(view, folder)
     plain: dict[str, Any] = asdict(restored.config)
     for group, key in _SAFE:
         plain[group].pop(key, None)
@@ -57,6 +67,19 @@ def retrain(view: StudyView, seeds: int, words: Sequence[str], trust: Sequence[s
     text = comparison.experiment(plain, view, number)
     asked = hashlib.sha256("\n".join([text, str(seeds), *words]).encode()).hexdigest()[:8]
     name = f"{view.name[:150]}-retrain-{asked}"
+    root = outputs(view.where).absolute().parent
+    if root != Path.cwd():
+        say(f"working in {root}, where the study has its files")
+    with contextlib.chdir(root):
+        _sweep(view, name, text, seeds, words)
+        fresh = open_study(name, view.where)
+        for line in comparison.luck(view, list(fresh.good[fresh.objective]), words):
+            say(line)
+    return 0
+
+
+def _sweep(view: StudyView, name: str, text: str, seeds: int, words: Sequence[str]) -> None:
+    """Train the experiment `text` with fresh seeds, as the study `name`."""
     place = WINNERS / name.replace("/", "-")
     file = place / "experiment" / "winner.yaml"
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -72,10 +95,6 @@ def retrain(view: StudyView, seeds: int, words: Sequence[str], trust: Sequence[s
     first = _first_seed(view)
     over = f"training.seed=range({first},{first + seeds})"
     sweep(node, ["+experiment=winner", over, "training.seeds=1", *words], TrainingApp(str(place)))
-    fresh = open_study(name, view.where)
-    for line in comparison.luck(view, list(fresh.good[fresh.objective]), words):
-        say(line)
-    return 0
 
 
 def read(given: Sequence[str]) -> tuple[int, list[str]]:

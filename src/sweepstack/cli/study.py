@@ -339,13 +339,10 @@ def _best(options: argparse.Namespace) -> int:
     if options.retrain is None:
         return comparison.winner(view.open_study(options.study, options.storage), options.output)
     from sweepstack.cli import retrain
-    from sweepstack.runs.rerun.restore import refuse_others
 
     seeds, words = retrain.read(options.retrain)
     opened = view.open_study(options.study, options.storage)
-    refuse_others(opened, "best --retrain trains only what sweepstack trained")
-    comparison.winner(opened, options.output)
-    return retrain.retrain(opened, seeds, words, options.trust)
+    return retrain.retrain(opened, seeds, words, options.trust, options.output)
 
 
 def _export(options: argparse.Namespace) -> int:

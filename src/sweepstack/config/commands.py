@@ -4,6 +4,7 @@ for people to copy."""
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import shlex
 import sys
@@ -104,3 +105,11 @@ def study(verb: str, *words: object, where: str) -> str:
         *("sweepstack-study", verb, *words),
         *([] if place == STORAGE else ["--storage", place]),
     )
+
+
+def imported() -> None:
+    """Collect garbage from now on, where `__main__` has stopped it for its imports, but never look
+    for it among what is there already."""
+    if not gc.isenabled() and "sweepstack.cli.app" in sys.modules:
+        gc.freeze()
+        gc.enable()

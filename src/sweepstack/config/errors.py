@@ -191,24 +191,31 @@ def one_line(text: object, limit: int = 300) -> str:
 # --- files that are there whole or an error -------------------------------------------------------
 
 
-def write_bytes(path: Path, content: bytes, *, durable: bool = True) -> None:
+def write_bytes(
+    path: Path, content: bytes, *, durable: bool = True, in_place: bool = False
+) -> None:
     """Write a file so that after a crash it is there whole or not at all.
 
     Not `durable` spares the two syncs where a database keeps the same numbers: the file is then
-    whole after the process was killed, and may be empty after the machine was.
+    whole after the process was killed, and may be empty after the machine was. `in_place` also
+    spares the second name, for a new file that counts only once another stands beside it.
 
     Raises:
         EnvironmentFault: the disk is full or the folder cannot be written.
     """
     folder, name = os.path.split(path)  # not by pathlib: a sweep writes five files a trial
-    beside = os.path.join(folder, f".{name}.{os.getpid()}.tmp")
+    beside = path if in_place else os.path.join(folder, f".{name}.{os.getpid()}.tmp")
     try:
-        with open(beside, "wb") as file:
-            file.write(content)
-            file.flush()
+        handle = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+        try:
+            while content:
+                content = content[os.write(handle, content) :]
             if durable:
-                os.fsync(file.fileno())
-        os.replace(beside, path)
+                os.fsync(handle)
+        finally:
+            os.close(handle)
+        if not in_place:
+            os.replace(beside, path)
         if durable:
             _sync_folder(path.parent)
     except OSError as error:

@@ -10,6 +10,8 @@ integers, held as Python ints in [-2^63, 2^63) or as int64 tensors.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -19,6 +21,7 @@ _GAMMA = 0x9E3779B97F4A7C15
 _M1 = 0xBF58476D1CE4E5B9
 _M2 = 0x94D049BB133111EB
 _MASK = 2**64 - 1
+_SORTED = 2**22  # numbers that are sorted at once: 32 MiB
 
 
 def _signed(value: int) -> int:
@@ -76,7 +79,14 @@ def permutation(key: int, n: int, device: torch.device | str = "cpu") -> Tensor:
     It sorts n 64-bit keys, which are distinct up to a chance of n²/2^65, so that no tie can be
     broken differently by another device's sort.
     """
-    keys = _mix(key + counters(n, device))
-    if keys.device.type == "cpu":  # numpy's argsort is twice as fast on int64
-        return torch.from_numpy(keys.numpy().argsort())
-    return torch.argsort(keys)
+    return permutations([key], n, device)[0]
+
+
+def permutations(keys: Sequence[int], n: int, device: torch.device | str = "cpu") -> list[Tensor]:
+    """`permutation` of each key, sorted together."""
+    steps, found = counters(n, device), list[Tensor]()
+    if steps.device.type == "cpu":  # numpy's argsort is twice as fast on int64
+        return [torch.from_numpy(_mix(key + steps).numpy().argsort()) for key in keys]
+    for some in torch.split(torch.tensor(keys), max(1, _SORTED // max(1, n))):
+        found += _mix(some.to(device).unsqueeze(1) + steps).argsort().unbind(0)
+    return found

@@ -362,7 +362,8 @@ class Program:
             )
         if self.frozen >= {name for name, _ in self.module.named_parameters()}:
             raise InputError("the model must have at least one parameter to train, got none")
-        return kept * self.config.batch.size // samples
+        self.activations = kept // samples  # numbers that layers make of a sample, about
+        return self.activations * self.config.batch.size
 
     def _check_log_probabilities(self) -> None:
         """Raise InputError if the outputs for zeros are no log-probabilities."""
@@ -444,12 +445,14 @@ class Program:
         for note in self.notes:
             log.info("%s", note)
         self.notes.clear()
-        if (
-            self._draws_itself or "keep" in init.schemes
-        ):  # what the constructor draws follows the seed
+        if self.constructs(spec):  # what the constructor draws follows the seed
             module, _ = self._constructed(seed)
         values = initialization.draw(module, init, activation, seed, kept)
         return dict(module.named_buffers()) | values
+
+    def constructs(self, spec: TrialSpec) -> bool:
+        """Whether a trial's initial state needs the model's constructor."""
+        return self._draws_itself or "keep" in spec.config.init.schemes
 
     @cached_property
     def _draws_itself(self) -> bool:

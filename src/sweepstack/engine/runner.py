@@ -11,12 +11,15 @@ import logging
 import math
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from copy import copy
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -32,14 +35,14 @@ from sweepstack.training import checkpoint, device
 from sweepstack.training import optimizer as optim
 from sweepstack.training.evaluation import Change
 from sweepstack.training.fused import Row
-from sweepstack.training.spec import Monitor, Raised, State, TrialResult, TrialSpec, telling
+from sweepstack.training.spec import Kept, Monitor, Raised, State, TrialResult, TrialSpec, telling
 
 log = logging.getLogger(__name__)
 
 BLOCK_SECONDS = 0.5
 """About how long a block takes, so that progress and signals are seen in time."""
-AT_ONCE = 64
-"""Trials whose initial states are drawn before they are written."""
+AT_ONCE, MAX_THREADS = 64, 8
+"""Trials whose initial states are drawn before they are written, and threads that draw."""
 MAX_SAMPLES = 2**22
 """Maximum number of sample indices of a block: 32 MiB."""
 
@@ -78,6 +81,28 @@ class Runner:
         """The slots that hold a trial, by number."""
         return [(place, slot) for place, slot in enumerate(self.slots) if slot is not None]
 
+    def prepare(self, spec: TrialSpec, count: int, *, in_order: bool) -> None:
+        """Make room for about `count` trials like `spec` and, where steps are captured, capture
+        one; trials that come overwrite all of what it changes.
+
+        Args:
+            in_order: whether the trials see the same batches.
+        """
+        width = min(self.limit, count)
+        if not executors.captures(self.program.device):
+            return
+        slot, initial, numbers = self._drawn(spec)
+        one = self.program.stack(1)
+        one.insert([0], [initial], [numbers])
+        self.stack, self.slots = one.moved([0] * width, width), [None] * width
+        self.executor = self._executor()
+        samples = slot.batches(1)
+        if width > 1 and not (in_order and self.step.shares_batches):
+            samples = samples.unsqueeze(1).expand(1, width, -1)
+        steps = torch.zeros(1, width, dtype=torch.int64, device=self.stack.device)
+        lr, keys = steps.double(), self.step.keys(self.stack, steps)
+        self.executor.run(Block(samples, lr, steps + 1, keys))
+
     def admit(self, specs: list[TrialSpec]) -> Iterator[TrialResult]:
         """Start trials, or resume them from their checkpoints.
 
@@ -109,12 +134,11 @@ class Runner:
             return not_started(spec, error)
 
         fresh: list[Fresh] = []
-        for spec in specs:
-            try:
-                self.program.check(spec)
-                fresh.append(self._drawn(spec))
-            except (SweepstackError, RuntimeError, MemoryError) as error:
-                yield refused(spec, error)
+        for spec, found in zip(specs, self._all_drawn(specs), strict=True):
+            if isinstance(found, Exception):
+                yield refused(spec, found)
+            else:
+                fresh.append(found)
         free = [place for place, slot in enumerate(self.slots) if slot is None][: len(fresh)]
         try:
             self._insert(free, fresh)
@@ -201,9 +225,37 @@ class Runner:
             return now
         return max(wanted, min(self.limit, 1 << (wanted - 1).bit_length()))
 
-    def _drawn(self, spec: TrialSpec) -> Fresh:
+    def _all_drawn(self, specs: list[TrialSpec]) -> list[Fresh | Exception]:
+        """Trials as they begin, or why one cannot. Those with the same init and seed begin alike:
+        an initial state is drawn once for them; several are by several threads, unless the model's
+        constructor draws, as it does from torch's one generator."""
         program = self.program
-        return Slot(program, spec), program.initial(spec), program.numbers(spec)
+        refused = [_raised(program.check, spec) for spec in specs]
+        begins: dict[Any, TrialSpec] = {}
+        for spec, error in zip(specs, refused, strict=True):
+            if error is None:
+                begins.setdefault(_beginning(spec), spec)
+        given = list(begins.values())
+        threads = min(torch.get_num_threads(), MAX_THREADS, len(given) - 1)
+        initial = partial(_raised, program.initial)
+        found = [*map(initial, given[:1])]  # by itself: a program says something of its first trial
+        if threads < 2 or any(map(program.constructs, given)):
+            found += map(initial, given[1:])
+        else:
+            with ThreadPoolExecutor(threads) as pool:
+                found += pool.map(initial, given[1:])
+        drawn = dict(zip(begins, found, strict=True))
+
+        def begun(spec: TrialSpec, error: Exception | None) -> Fresh | Exception:
+            row = error or drawn[_beginning(spec)]
+            return row if isinstance(row, Exception) else self._drawn(spec, row)
+
+        return [begun(*pair) for pair in zip(specs, refused, strict=True)]
+
+    def _drawn(self, spec: TrialSpec, initial: Row | None = None) -> Fresh:
+        program = self.program
+        state = program.initial(spec) if initial is None else initial
+        return Slot(program, spec), state, program.numbers(spec)
 
     def _insert(self, places: list[int], fresh: list[Fresh]) -> None:
         if fresh:
@@ -245,15 +297,14 @@ class Runner:
             tests = dict(zip(complete, self._measure("test", complete, best=True), strict=True))
         slots = {place: slot for place, slot in self.live if place in ends}
         shared = self.program.shared_on_cpu if complete else {}
-        best = {
-            place: self.stack.best(place) | shared for place, slot in slots.items() if slot.best
-        }
+        measured = [place for place, slot in slots.items() if slot.best]
+        best = dict(zip(measured, self.stack.best(measured, shared), strict=True))
         results = []
         for place, slot in slots.items():  # nothing here can raise: each has its result
             (state, error), self.slots[place] = ends[place], None
             found, kept = tests.get(place), best.get(place)
             name = self.device_name
-            results.append(slot.result(state, name, test=found, best_state=kept, error=error))
+            results.append(slot.result(state, name, test=found, kept=kept, error=error))
         return results
 
     # --- a block of steps ------------------------------------------------------------------------
@@ -267,11 +318,13 @@ class Runner:
         most = min(self.block_steps, max(1, MAX_SAMPLES // samples))
         steps = min(most, *(slot.until_event() for _, slot in live))
         at = torch.tensor([slot.step if slot else 0 for slot in self.slots])
-        lrs = [slot.lrs(steps) if slot else [0.0] * steps for slot in self.slots]
-        lr = torch.tensor(lrs, dtype=torch.float64).T.contiguous().to(place)
+        lrs = np.zeros((steps, stack.width))
+        for where, slot in live:
+            lrs[:, where] = slot.lrs(steps)
+        lr = torch.from_numpy(lrs).to(place)
         index = (torch.arange(steps).unsqueeze(1) + at).to(place)
         block = Block(self._samples(live, steps), lr, index + 1, self.step.keys(stack, index))
-        columns = self.executor.run(block).T.tolist()
+        columns = self.executor.run(block).T.contiguous().cpu().numpy()
         seconds = time.perf_counter() - began
         self.block_steps = max(1, min(1000, round(BLOCK_SECONDS / seconds * steps)))
         with telling():
@@ -286,12 +339,13 @@ class Runner:
     def _samples(self, live: list[tuple[int, Slot]], steps: int) -> Tensor:
         """Sample indices (T, S, B), where an empty slot repeats a live one's, or (T, B) where all
         trials see the same."""
-        first = live[0][1].batches(steps)
-        if self.step.shares_batches and len({(s.order_key, s.step) for _, s in live}) == 1:
-            return first
-        samples = dict.fromkeys(range(self.stack.width), first)
-        samples |= {place: slot.batches(steps) for place, slot in live[1:]}
-        return torch.stack(list(samples.values()), dim=1)
+        slots = [slot for _, slot in live]
+        if self.step.shares_batches and len({(slot.order_key, slot.step) for slot in slots}) == 1:
+            return slots[0].batches(steps)
+        draw_orders(slots, steps)
+        found = {place: slot.batches(steps) for place, slot in live}
+        first = found[live[0][0]]
+        return torch.stack([found.get(place, first) for place in range(self.stack.width)], dim=1)
 
     # --- events ----------------------------------------------------------------------------------
 
@@ -399,6 +453,7 @@ def _checkpoints(folder: Path) -> Path:
 
 Fresh = tuple["Slot", Row, Numbers]
 """A trial before it has a slot: its host side, its initial state and its numbers."""
+Array = np.ndarray[Any, Any]
 _SAVED = ("step", "loss_sum", "loss_steps", "history", "layers", "best", "seconds")
 
 
@@ -419,7 +474,7 @@ class Slot:
         self.seconds = 0.0
         self.stopped_early = False
         self.order_key = program.order_key(spec)
-        self._epoch, self._order = -1, torch.empty(0, dtype=torch.int64)
+        self.orders: dict[int, Tensor] = {}  # of samples, by epoch
 
     @property
     def identity(self) -> str:
@@ -436,39 +491,43 @@ class Slot:
             ends.append(_next(self.step, every))
         return min(ends) - self.step
 
-    def lrs(self, steps: int) -> list[float]:
-        """Learning rates of the next steps."""
-        return [self.base_lr * factor for factor in self.schedule.factors(self.step, steps)]
+    def lrs(self, steps: int) -> Array:
+        """Learning rates of the next steps, float64."""
+        return self.base_lr * np.array(self.schedule.factors(self.step, steps))
+
+    def epochs(self, steps: int) -> range:
+        """Those that the next steps are in."""
+        per_epoch = self.program.steps_per_epoch
+        return range(self.step // per_epoch, (self.step + steps - 1) // per_epoch + 1)
 
     def batches(self, steps: int) -> Tensor:
         """Sample indices of the next steps, (steps, B) int64: epochs follow each other, each in a
         new order, and leave out the N mod B samples that fill no batch."""
         per_epoch, size = self.program.steps_per_epoch, self.program.batch_size
+        draw_orders([self], steps)
         parts, step, end = [], self.step, self.step + steps
         while step < end:
             epoch, place = divmod(step, per_epoch)
             count = min(end - step, per_epoch - place)
-            order = self._order_of(epoch)[place * size : (place + count) * size]
+            order = self.orders[epoch][place * size : (place + count) * size]
             parts.append(order.view(count, size))
             step += count
-        return torch.cat(parts)
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
-    def _order_of(self, epoch: int) -> Tensor:
-        if epoch != self._epoch:
-            key = streams.derive(self.order_key, epoch)
-            samples, place_of = len(self.program.data.train), self.program.order_device
-            self._epoch, self._order = epoch, streams.permutation(key, samples, place_of)
-        return self._order
-
-    def advance(self, losses: list[float], seconds: float) -> str | None:
+    def advance(self, losses: Sequence[float] | Array, seconds: float) -> str | None:
         """Count steps with their training losses; the error if one was not finite, or None."""
         self.seconds += seconds
-        for loss in losses:
-            self.step += 1
-            if not math.isfinite(loss):
-                return f"train_loss became {loss} at step {self.step} of {self.total_steps}"
-            self.loss_sum, self.loss_steps = self.loss_sum + loss, self.loss_steps + 1
-        return None
+        given = np.asarray(losses, np.float64)
+        finite = np.isfinite(given)
+        count = len(given) if finite.all() else int(finite.argmin())
+        # One after the other, as a loop would: sums do not depend on where blocks end.
+        self.loss_sum = float(np.cumsum(np.append(self.loss_sum, given[:count]))[-1])
+        self.loss_steps, self.step = self.loss_steps + count, self.step + count
+        if count == len(given):
+            return None
+        self.step += 1
+        loss = float(given[count])
+        return f"train_loss became {loss} at step {self.step} of {self.total_steps}"
 
     # --- evaluations -----------------------------------------------------------------------------
 
@@ -537,7 +596,7 @@ class Slot:
         device: str,
         *,
         test: Mapping[str, float] | None = None,
-        best_state: Mapping[str, Tensor] | None = None,
+        kept: Kept | None = None,
         error: str | None = None,
     ) -> TrialResult:
         """The trial's result; `test` are the test metrics of the best state."""
@@ -557,11 +616,43 @@ class Slot:
             samples_per_s=samples / self.seconds if self.seconds else 0.0,
             device=device,
             objective=self.program.objective,
-            best_state=best_state or {},
+            kept=kept,
             inputs=self.program.inputs,
             stopped=self.stopper.reason if self.stopped_early else None,
             error=error,
         )
+
+
+def draw_orders(slots: Sequence[Slot], steps: int) -> None:
+    """Draw the orders of samples that the next steps of some slots follow, those of many slots
+    together and equal ones once, and forget those of the epochs before."""
+    wanted: dict[int, list[tuple[Slot, int]]] = {}
+    for slot in slots:
+        epochs = slot.epochs(steps)
+        slot.orders = {epoch: order for epoch, order in slot.orders.items() if epoch in epochs}
+        for epoch in epochs:
+            if epoch not in slot.orders:
+                key = streams.derive(slot.order_key, epoch)
+                wanted.setdefault(key, []).append((slot, epoch))
+    if wanted:
+        samples, place = len(slots[0].program.data.train), slots[0].program.order_device
+        drawn = streams.permutations(list(wanted), samples, place)
+        for same, order in zip(wanted.values(), drawn, strict=True):
+            for slot, epoch in same:
+                slot.orders[epoch] = order
+
+
+def _beginning(spec: TrialSpec) -> Any:
+    """What decides on the initial state of a trial of one static part."""
+    return spec.config.init, spec.config.training.seed
+
+
+def _raised(call: Callable[[TrialSpec], Any], spec: TrialSpec) -> Any:
+    """What a call returns, or the error that it raised."""
+    try:
+        return call(spec)
+    except (SweepstackError, RuntimeError, MemoryError) as error:
+        return error
 
 
 def _next(step: int, every: int) -> int:

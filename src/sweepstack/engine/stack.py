@@ -16,6 +16,7 @@ from torch import Tensor
 
 from sweepstack.training.fused import Bank, Layout, Row, Slots
 from sweepstack.training.own import OwnOptimizer
+from sweepstack.training.spec import Kept
 
 _BANKS = ("params", "buffers", "best_params", "best_buffers", "counts")
 _ROWS = ("optimizer", "strengths", "keys")
@@ -204,9 +205,17 @@ class Stack:
             for name, view in best.views.items():
                 view[at] = now.views[name][at]
 
-    def best(self, slot: int) -> Row:
-        """A slot's best parameters and buffers, copied to the CPU."""
-        return _on_cpu(self.best_params.row(slot) | self.best_buffers.row(slot))
+    def best(self, slots: Sequence[int], shared: Row) -> list[Kept]:
+        """The best parameters and buffers of some slots, each with the `shared` ones besides."""
+        if not slots:
+            return []
+        at = self._at(slots)
+        views = self.best_params.views | self.best_buffers.views
+        rows = {
+            name: view[at].clone() if isinstance(at, slice) else view[at]
+            for name, view in views.items()
+        }
+        return [Kept(rows, place, shared) for place in range(len(slots))]
 
     def save(self, slot: int) -> dict[str, Row]:
         """All tensors of a slot on the CPU, for a checkpoint."""

@@ -44,7 +44,8 @@ _NO_RULES = {"ema_decay", "backbone_lr_factor", "unfreeze_at"}
 """Hyperparameters that no update rule reads."""
 EVALUATION_CHUNK = {"cpu": 256, "cuda": 1024}
 """Samples of a split that are evaluated at once: on a CPU what its cache holds, on a GPU enough to
-be worth its launches."""
+be worth its launches, or more where their activations take a small share of its memory."""
+MEMORY_SHARE = 64
 
 
 AT_ONCE = 2**17
@@ -460,9 +461,10 @@ class Step:
         return losses, list(grads), updated
 
     def rules(self, width: int) -> Any:
-        """The context in which the model's convolutions and pools run, and autocast on a CPU."""
+        """The context in which the model's convolutions, pools and batch norms run, and autocast
+        where vmap hides from it."""
         program = self.program
-        casts = program.device.type == "cpu" and program.config.training.precision == "bf16"
+        casts = program.config.training.precision == "bf16"
         if self.compiles or not (program.convolves or casts):
             return nullcontext()
         return self.trying or convolution.Rules(program.plan(width))
@@ -532,7 +534,7 @@ class Step:
             params, buffers: tensors (S, *shape) by name.
             numbers: (S,) by name, see `Step.numbers`.
             source: the split, in chunks with a short last one.
-            samples: N, only to choose the chunk.
+            samples: N, at most these at once.
             change: what is done to the samples before.
         """
         self.module.eval()
@@ -545,7 +547,7 @@ class Step:
         precision, device = self.program.config.training.precision, self.program.device
         rules = self.rules(1 if one_by_one else len(next(iter(params.values()))))
         with torch.no_grad(), autocast(precision, device), rules, contained():
-            for x, y in source.chunks(min(EVALUATION_CHUNK[device.type], samples)):
+            for x, y in source.chunks(self.chunk(len(next(iter(params.values()))), samples)):
                 given = x if change is None else change(x, seen)
                 seen += len(y)
                 sums, *outputs = function(params, buffers, numbers, given, y)
@@ -558,6 +560,15 @@ class Step:
             for row, each in zip(rows, whole, strict=True):
                 row += [metric.whole(each, y) for metric in self.task.whole if metric.whole]
         return rows
+
+    def chunk(self, slots: int, samples: int) -> int:
+        """How many of a split's samples some slots evaluate at once."""
+        place, most = self.program.device, EVALUATION_CHUNK[self.program.device.type]
+        if place.type != "cuda":
+            return min(most, samples)
+        memory = torch.cuda.get_device_properties(place).total_memory // MEMORY_SHARE
+        most = max(most, memory // (4 * slots * max(1, self.program.activations)))
+        return -(-samples // -(-samples // most))  # chunks of about one size
 
     def confusion(self, state: Row) -> Tensor:
         """Validation samples of each class (row) by what is predicted (column), (K, K) int64; of

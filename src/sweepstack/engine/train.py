@@ -6,11 +6,13 @@ A single run is a stream of one spec.
 from __future__ import annotations
 
 import logging
+import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from sweepstack.config.errors import SweepstackError
+from sweepstack.config.errors import SweepstackError, one_line
+from sweepstack.engine import executors
 from sweepstack.engine.program import Program
 from sweepstack.engine.runner import Broken, Runner, not_started
 from sweepstack.engine.width import Widths
@@ -34,6 +36,7 @@ def train(
     *,
     width: int | Widths = 1,
     together: int = 1,
+    expected: Expected | None = None,
 ) -> Iterator[TrialResult]:
     """Train every spec, as many of them at a time as the width allows.
 
@@ -47,6 +50,8 @@ def train(
         monitor: watches every evaluation; may prune.
         width: number of slots S, or how to find it.
         together: this many trials advance together even where stacks are narrower.
+        expected: what the first trials are like; everything that they share is made ready before
+            the first of them is pulled.
 
     Yields:
         One result per spec, in the order in which the trials end. A trial that fails (a loss that
@@ -58,7 +63,29 @@ def train(
         Exception: whatever the monitor raised.
     """
     widths = Widths(width) if isinstance(width, int) else width
-    yield from _Run(specs, monitor or Monitor(), widths, together).results()
+    run = _Run(specs, monitor or Monitor(), widths, together)
+    if expected is not None:
+        run.prepare(expected)
+    yield from run.results()
+
+
+@dataclass(frozen=True)
+class Expected:
+    """About `count` trials with the static part of `spec` come next, which see the same batches if
+    they are `in_order`."""
+
+    spec: TrialSpec
+    count: int
+    in_order: bool
+
+
+def _handed_on(results: list[TrialResult]) -> Iterator[TrialResult]:
+    """Results; the best states of those that are kept then leave the device."""
+    waiting = [weakref.ref(result.kept) for result in results if result.kept is not None]
+    while results:
+        yield results.pop(0)
+    for state in filter(None, (each() for each in waiting)):
+        state.settle()
 
 
 class _Pull:
@@ -104,6 +131,21 @@ class _Run:
         self.lone: Runner | None = None  # trains one of them alone
         self._last_width = 1
 
+    def prepare(self, expected: Expected) -> None:
+        """Build the program, measure the width and capture a step; what fails here fails again
+        where a trial needs it, and is said there."""
+        try:
+            with device.settings(expected.spec.config.training):
+                program = Program.of(expected.spec)
+                width = self.widths.of(program)
+                runner = Runner(program, self.monitor, width)
+                runner.prepare(expected.spec, expected.count, in_order=expected.in_order)
+        except Exception as error:
+            log.debug("nothing is prepared: %s", one_line(error))
+        else:
+            self._last_width = width
+            self.runners.append(runner)
+
     def results(self) -> Iterator[TrialResult]:
         """Run until the stream has no more."""
         while True:
@@ -122,7 +164,7 @@ class _Run:
             runner = turns.popleft()
             evaluated = False
             while runner.live and runner in self.runners and not evaluated:
-                yield from self._gathered(runner, runner.advance())
+                yield from _handed_on(self._gathered(runner, runner.advance()))
                 self._heed_signals()
                 evaluated = runner.evaluated
         self.runners = [runner for runner in self.runners if runner.live]
@@ -224,21 +266,31 @@ class _Run:
                 yield not_started(spec, error)
                 continue
             room = self._room()
-            if room < 1:
+            if room < 1 or self._waits(program, room):
                 return
             if room > max(said, len(self.pull.held)):  # the width was not known before
                 self.monitor.room(room - len(self.pull.held))
             yield from self._admit_next(program, room)
 
+    def _waits(self, program: Program, room: int) -> bool:
+        """Whether trials of another static part wait for more room: where steps are captured, a
+        stack that begins with few is captured again when it grows."""
+        few = 2 * room < self._last_width and executors.captures(program.device)
+        return bool(self.runners) and few and self._open(program) is None
+
+    def _open(self, program: Program) -> Runner | None:
+        """A stack of this static part that has places left."""
+        for runner in self.runners:
+            most = min(self._last_width, runner.limit)
+            open_to_all = runner is not self.trying and len(runner.live) < most
+            if open_to_all and runner.program.spec.static == program.spec.static:
+                return runner
+        return None
+
     def _admit_next(self, program: Program, room: int) -> Iterator[TrialResult]:
         """Let up to `room` of the next trials into one stack: those with this static part."""
-        width, static = self._last_width, program.spec.static
-        for runner in self.runners:
-            open_to_all = runner is not self.trying and len(runner.live) < min(width, runner.limit)
-            if open_to_all and runner.program.spec.static == static:
-                break
-        else:
-            runner = Runner(program, self.monitor, width)
+        static = program.spec.static
+        runner = self._open(program) or Runner(program, self.monitor, self._last_width)
         specs: list[TrialSpec] = []
         room = min(room, runner.limit - len(runner.live))
         while len(specs) < room and (spec := self.pull.peek()) and spec.static == static:

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from sweepstack.config.errors import one_line
 from sweepstack.engine.stack import Stack
+from sweepstack.training.device import out_of_memory
 from sweepstack.training.fused import Bank
 
 if TYPE_CHECKING:
@@ -36,7 +37,9 @@ log = logging.getLogger(__name__)
 RULES = ("sgd", "adam", "adamw", "rmsprop")
 TOLERANCE = 8 * 2.0**-23
 """Relative to the largest of a tensor's numbers: eight roundings of float32."""
-TILE = 1024
+TILE, WARPS = 1024, 4
+UNIT = 4
+"""Numbers that a processor of the card reads at once, where they begin at such a place."""
 AT_ONCE = 32
 """Maximum number of gradients of one launch; more take several."""
 ROWS = 10
@@ -45,6 +48,7 @@ ROWS = 10
 5 decay, 6 strength of L1, 7 bound of `clip_value`, 8 whether the group is held back (> 0), 9 share
 of the parameters in their running average."""
 _DECAY, _L1, _BOUND, _HELD, _AVERAGE = range(5, ROWS)
+NO_FASTER, NO_MEMORY = "no faster than its rule", "no memory for its probe"
 _SQUARES = ("second", "square")
 _PROBED = 2**22  # numbers of the parameters of a probe, about
 
@@ -98,19 +102,21 @@ def _kernel(  # type: ignore[no-untyped-def]
     AVERAGE: tl.constexpr,
     ROWS: tl.constexpr,
     TILE: tl.constexpr,
+    UNIT: tl.constexpr,
 ):
     """One tile of one slot, by a program of the grid (tiles, S).
 
     weights, first, second, mean are the storages of the parameters, their moments and running
     average: parameter after parameter, in each slot after slot. grads is a tuple, a tensor of each
-    parameter of the launch, slot after slot. tiles is a table of `Update.tiles`, numbers (G, ROWS,
+    parameter of the launch, slot after slot. tiles is a table of `Update.tiles`, whose places are
+    in units of UNIT numbers: four lie on 16 bytes, which are then read at once. numbers (G, ROWS,
     S). squares (tiles, S) are written with NORM 1, scale (S,) is read with NORM 2; where something
     is not used, any pointer stands for it.
     """
     tile, slot = tl.program_id(0), tl.program_id(1)
-    which, begin = tl.load(tiles + tile * 6), tl.load(tiles + tile * 6 + 1)
-    size, start = tl.load(tiles + tile * 6 + 2), tl.load(tiles + tile * 6 + 3)
-    group, shift = tl.load(tiles + tile * 6 + 4), tl.load(tiles + tile * 6 + 5)
+    which, group = tl.load(tiles + tile * 6), tl.load(tiles + tile * 6 + 1)
+    begin, size = tl.load(tiles + tile * 6 + 2) * UNIT, tl.load(tiles + tile * 6 + 3) * UNIT
+    start, shift = tl.load(tiles + tile * 6 + 4) * UNIT, tl.load(tiles + tile * 6 + 5) * UNIT
     within = start + tl.arange(0, TILE)
     inside = within < size
     place = begin * slots + slot * size + within
@@ -161,13 +167,14 @@ class Update:
     """The kernel for the stacks of a program: those of one slot whose parameters are one row, or
     the others.
 
-    `tiles` has for each launch the first and the last gradient that it takes and a table (tiles, 6)
-    int64: the gradient's number in the launch, where the parameter begins in a trial's row, its
-    size, where the tile begins in it, its group, and where it begins in its gradient.
+    `tiles` has for each launch the first and the last gradient that it takes, a unit, and a table
+    (tiles, 6) int64: the gradient's number in the launch, its group, and in these units where the
+    parameter begins in a trial's row, its size, where the tile begins in it, and where the
+    parameter begins in its gradient.
     """
 
     step: Step
-    tiles: Sequence[tuple[slice, Tensor]]
+    tiles: Sequence[tuple[slice, int, Tensor]]
     key: tuple[Any, ...]  # all that decides whether it is used
 
     @classmethod
@@ -184,13 +191,16 @@ class Update:
         update = cls(step, _tables(program, one_row), key)
         if key not in _refusals:
             update.refuse(update.refusal(one_row))
-        return update if _refusals[key] is None else None
+        return update if _refusals.get(key, NO_MEMORY) is None else None
 
     def refuse(self, reason: str | None) -> None:
         """Let no step of this process use the kernel, if there is a reason."""
-        _refusals[self.key] = reason
+        name = self.step.program.rule.name
         if reason is not None:
-            log.info("%s runs without its Triton kernel: %s", self.step.program.rule.name, reason)
+            level = logging.INFO if reason == NO_FASTER else logging.WARNING
+            log.log(level, "%s runs without its Triton kernel: %s", name, reason)
+        if reason != NO_MEMORY:  # there may be some for the next stack
+            _refusals[self.key] = reason
 
     def numbers(self, stack: Stack, lr: Tensor, step: Tensor, at: Tensor | None) -> Tensor:
         """What the kernel reads of each slot, float64 (..., G, ROWS, S).
@@ -232,7 +242,7 @@ class Update:
         grads = [grad.contiguous() for grad in grads]
         scale: Tensor | None = None
         if self.step.uses("clip_norm"):
-            tiles = sum(len(table) for _, table in self.tiles)
+            tiles = sum(len(table) for *_, table in self.tiles)
             squares = torch.empty(tiles, stack.width, device=stack.device)
             self._launch(stack, grads, numbers, squares=squares)
             bound = stack.strengths["clip_norm"]
@@ -253,7 +263,7 @@ class Update:
         rule, uses = self.step.program.rule, self.step.uses
         params, average = stack.params.storage, stack.averages.get("params")
         moments = [stack.moments[name].storage for name in rule.moments]
-        for some, table in self.tiles:
+        for some, unit, table in self.tiles:
             given = grads[some]
             padded = (*given, *[given[0]] * (_padded(len(given)) - len(given)))
             _kernel[(len(table), stack.width)](
@@ -272,6 +282,8 @@ class Update:
                 AVERAGE=average is not None,
                 ROWS=ROWS,
                 TILE=TILE,
+                UNIT=unit,
+                num_warps=WARPS,
                 enable_fp_fusion=False,  # rounds as the operations of torch do
             )
             squares = None if squares is None else squares[len(table) :]
@@ -286,8 +298,10 @@ class Update:
             probe = _Probe(self, width)
             if not probe.agrees():
                 return "other numbers than its rule"
-            return None if probe.is_faster() else "no faster than its rule"
-        except Exception as error:  # another Triton, a card that it does not know, no memory
+            return None if probe.is_faster() else NO_FASTER
+        except Exception as error:  # another Triton, a card that it does not know
+            if out_of_memory(error):
+                return NO_MEMORY
             return one_line(error) or type(error).__name__
 
 
@@ -329,25 +343,34 @@ class _Probe:
         return all(close(mine, other) for mine, other in pairs)
 
     def is_faster(self) -> bool:
-        """Whether it takes less time."""
-        took = [
-            min(self._seconds(way) for _ in range(3)) for way in (self._fused, self._written_out)
-        ]
-        return took[0] < took[1]
+        """Whether it takes less time in a captured step, which launches without Python."""
+        with torch.cuda.device(self.mine.device):
+            return self._seconds(self._fused) < self._seconds(self._written_out)
 
     def _seconds(self, way: Callable[[], None]) -> float:
-        torch.cuda.synchronize(self.mine.device)
-        began = time.perf_counter()
-        for _ in range(5):
-            way()
-        torch.cuda.synchronize(self.mine.device)
-        return time.perf_counter() - began
+        from sweepstack.engine.executors.cuda_graph import side_stream
+
+        place, graph, taken = self.mine.device, torch.cuda.CUDAGraph(), list[float]()
+        here, side = torch.cuda.current_stream(place), side_stream(place)
+        try:
+            with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
+                for _ in range(5):
+                    way()
+        finally:
+            torch.cuda.set_stream(here)  # torch 2.11 stays on the other where a capture raises
+        for _ in range(4):  # the first one warms up
+            torch.cuda.synchronize(place)
+            began = time.perf_counter()
+            graph.replay()
+            torch.cuda.synchronize(place)
+            taken.append(time.perf_counter() - began)
+        return min(taken)
 
     def _fused(self) -> None:
         self.update(self.mine, self.grads, self.numbers)
 
     def _written_out(self) -> None:
-        step, stack, grads = self.step, self.other, [grad.clone() for grad in self.grads]
+        step, stack, grads = self.step, self.other, self.grads
         at = self.at - 1 if step.uses("unfreeze") else None
         step.regularize(grads, stack.params.packed, stack.strengths, at)
         step.move(stack, grads, self.lr, self.at)
@@ -369,7 +392,7 @@ def _padded(count: int) -> int:
     return 1 << (count - 1).bit_length()
 
 
-def _tables(program: Program, one_row: bool) -> list[tuple[slice, Tensor]]:
+def _tables(program: Program, one_row: bool) -> list[tuple[slice, int, Tensor]]:
     """See `Update.tiles`."""
     sizes, group_of = program.sizes, dict[int, int]()
     for place, group in enumerate(program.groups):
@@ -378,12 +401,17 @@ def _tables(program: Program, one_row: bool) -> list[tuple[slice, Tensor]]:
     launches = []
     for first in range(0, count, AT_ONCE):
         some = range(len(sizes)) if one_row else range(first, min(first + AT_ONCE, count))
-        rows = []
+        rows: dict[int, list[tuple[int, ...]]] = {UNIT: [], 1: []}
         for number in some:
             begin, size = sum(sizes[:number]), sizes[number]
             which, shift = (0, begin) if one_row else (number - first, 0)
-            starts = range(0, size, TILE)
-            rows += [(which, begin, size, start, group_of[number], shift) for start in starts]
-        table = torch.tensor(rows, dtype=torch.int64).view(-1, 6).to(program.device)
-        launches.append((slice(first, first + AT_ONCE), table))
+            unit = UNIT if begin % UNIT == size % UNIT == 0 else 1
+            places = ((begin, size, start, shift) for start in range(0, size, TILE))
+            rows[unit] += [
+                (which, group_of[number], *(place // unit for place in each)) for each in places
+            ]
+        for unit, found in rows.items():
+            if found:
+                table = torch.tensor(found, dtype=torch.int64).to(program.device)
+                launches.append((slice(first, first + AT_ONCE), unit, table))
     return launches

@@ -3,7 +3,8 @@
 `training.width=auto` times a few steps at growing widths, once more in turns those that come near
 the best, and takes the smallest width whose time per trial is within a few percent of the best;
 where stacking loses (convolutions on a CPU), that is 1. What was found is kept in a file, so that
-the next sweep does not measure again.
+the next sweep does not measure again. Where all trials take a few seconds, measuring would take
+longer than it could save: they have a width by rule.
 
 Notation: S slots, B samples of a batch.
 """
@@ -33,7 +34,7 @@ from sweepstack.data.dataset import TensorSplit
 from sweepstack.engine import executors
 from sweepstack.engine.program import Program
 from sweepstack.engine.stack import Stack
-from sweepstack.engine.step import EVALUATION_CHUNK, Block, Step
+from sweepstack.engine.step import Batch, Block, Step
 from sweepstack.models import convolution
 from sweepstack.training import device
 from sweepstack.training.own import say_one_by_one
@@ -47,6 +48,11 @@ _PLAN = "/convolutions/"  # in the names of plans in the file
 SAME_WIDTH = ("data.root", "model.activation", "training.eval_every", "objective", "metrics")
 """Static keys that hardly change a step's time: configs that differ in them share a width."""
 
+# Where nothing is measured.
+LIKELY = {"cpu": 24, "cuda": 256}
+SHORT_S = 6.0  # trials that take less all together at a likely width
+FASTEST_S = 1e-6  # no step of a trial takes less: many trials need no look
+
 # Which width is chosen. vmap costs a fixed time per step, so that a gain may come late.
 WORTH = 0.95  # wider stacks are tried as long as they take at most this share of the time
 NEARLY = 0.97  # as good as the best: the best takes at least this share of its time
@@ -57,6 +63,7 @@ LONG_STEP_S = 0.02  # ... unless a step takes this long
 # How it is timed. Other work on the machine only makes a step slower: the least time counts.
 TIMED_S = 0.008  # of a timing, or one step
 TIMINGS, ENOUGH_S = 5, 0.08  # timings of a width; three are enough after so many seconds
+ALIKE = 8  # on a GPU, programs whose steps differ by no more than this factor share a width
 NOISE = 1.4  # widths within this factor of the best are timed again ...
 ROUNDS, AGAIN_S = 3, 0.7  # ... in at most so many rounds, none begun after so many seconds ...
 CALM = 0.95  # ... until a round's timings equal the ones before within this share
@@ -79,6 +86,7 @@ class Widths:
     file: Path | None = None
     measures: bool = True
     _known: dict[str, int] = field(default_factory=dict)
+    _kin: dict[Any, tuple[int, int]] = field(default_factory=dict)
     _lowered: dict[str, int] = field(default_factory=dict)
 
     def of(self, program: Program) -> int:
@@ -123,6 +131,10 @@ class Widths:
         for name in (key, limited):
             if kept.get(name, 1) > 1 or (name in kept and program.stacking_loses):
                 return int(kept[name])
+        kind, size = _kind(program), program.num_parameters * program.batch_size
+        near, width = self._kin.get(kind, (0, 0))
+        if kind and near / ALIKE <= size <= near * ALIKE:
+            return width
         reason = why_not_stacked(program)
         if reason is not None:
             name = program.config.model.name
@@ -132,9 +144,13 @@ class Widths:
             return int(self.wanted)
         if not self.measures:
             return 1 if program.stacking_loses else self.most
+        if (guess := likely(program, self.most)) is not None:
+            log.debug("training.width=auto: %d, too few steps to measure", guess)
+            return guess
         width, whole = measured(program, self.most)
         if self.file is not None and width:
             _keep(self.file, {**_read(self.file), key if whole else limited: width})
+        self._kin[kind] = (size, max(width, 1))
         return max(width, 1)
 
 
@@ -171,6 +187,20 @@ def why_not_stacked(program: Program) -> str | None:
             return "two trials do not fit into memory"
         return one_line(error)
     return None
+
+
+def likely(program: Program, most: int) -> int | None:
+    """A width for `most` trials by rule, so that stacks of about the same width follow each other;
+    None where it is worth to measure."""
+    steps = most * program.total_steps(program.spec)
+    if steps * FASTEST_S > SHORT_S:
+        return None
+    width = -(-most // max(1, round(most / LIKELY[program.device.type])))
+    width = 1 if program.stacking_loses else min(width, program.fits or width)
+    try:
+        return width if steps * _time(program, width, roughly=True) < SHORT_S else None
+    except (RuntimeError, MemoryError):  # measuring finds out what is too wide
+        return None
 
 
 def measured(program: Program, most: int) -> tuple[int, bool]:
@@ -241,7 +271,7 @@ def _time_again(program: Program, times: dict[int, float]) -> None:
         calm = True
         for width in near:
             try:
-                again = _time(program, width)
+                again = _time(program, width, again=True)
             except Exception as error:
                 if not _is_too_wide(error, times):
                     raise
@@ -252,12 +282,16 @@ def _time_again(program: Program, times: dict[int, float]) -> None:
             return
 
 
-def _time(program: Program, width: int) -> float:
-    """Seconds that one step takes per trial."""
+def _time(program: Program, width: int, *, roughly: bool = False, again: bool = False) -> float:
+    """Seconds that one step takes per trial; `again` of a width that was timed before, whose steps
+    are known, and `roughly` by a few of them."""
     plan(program, width)
     stepper = _Stepper(program, width)
-    stepper.seconds(executors.WARM_UP)
-    stepper.evaluate()  # it has to fit, too, beside what a step has kept
+    stepper.seconds(3 if roughly or again else executors.WARM_UP)
+    if roughly:
+        return stepper.seconds(2) / 2 / width
+    if not again:
+        stepper.evaluate()  # it has to fit, too, beside what a step has kept
     steps = max(1, round(TIMED_S / stepper.seconds(1)))
     taken: list[float] = []
     while len(taken) < 3 or (len(taken) < TIMINGS and sum(taken) < ENOUGH_S):
@@ -283,6 +317,7 @@ class _Stepper:
         self.source = kept["train"] if resident else self.made_up
         self.among = len(program.data.train) if resident else samples
         self.executor = executors.choose(self.step, self.stack, self.source)
+        self.batch: Batch | None = None
 
     def seconds(self, count: int) -> float:
         """Time of a few steps, on other samples each time: cached ones are too quick."""
@@ -302,12 +337,13 @@ class _Stepper:
 
     def gradients(self, rules: convolution.Rules) -> list[Tensor]:
         """Losses and gradients of a step whose convolutions run by `rules`; nothing changes."""
-        size = self.program.batch_size
-        samples = torch.arange(size).expand(1, self.stack.width, size)
-        batch = next(self._block(samples).batches(self.made_up))
+        if self.batch is None:  # once: a capture must not copy from the CPU
+            size = self.program.batch_size
+            samples = torch.arange(size).expand(1, self.stack.width, size)
+            self.batch = next(self._block(samples).batches(self.made_up))
         self.step.trying = rules
         try:
-            losses, each = self.step.tried(self.stack, batch)
+            losses, each = self.step.tried(self.stack, self.batch)
         finally:
             self.step.trying = None
         return [losses, *each]
@@ -321,12 +357,28 @@ class _Stepper:
 
     def evaluate(self) -> None:
         """A chunk of a split."""
-        most = EVALUATION_CHUNK[self.program.device.type]
-        samples = min(most, len(self.program.data.val))
+        samples = self.step.chunk(self.stack.width, len(self.program.data.val))
         rows = torch.arange(samples, device=self.x.device) % len(self.x)
         source = DeviceSource(TensorSplit(self.x[rows], self.y[rows]), self.program.device)
         params, buffers = self.stack.params.views, self.stack.buffers.views
         self.step.measure(params, buffers, self.step.numbers(self.stack), source, samples)
+
+
+def _kind(program: Program) -> Any:
+    """What programs on a GPU that differ only in their sizes have in common; None elsewhere, where
+    widths follow from caches, and of convolutions, which are measured per shape."""
+    if program.device.type != "cuda" or program.convolves:
+        return None
+    sized = ("model.", "batch.")
+    return tuple(
+        (key, value)
+        for key, value in program.spec.static
+        if key not in SAME_WIDTH and not (key.startswith(sized) and _is_size(value))
+    )
+
+
+def _is_size(value: Any) -> bool:
+    return type(value) is int or (isinstance(value, tuple) and all(map(_is_size, value)))
 
 
 def _key(program: Program) -> str:

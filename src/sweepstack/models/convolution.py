@@ -1,14 +1,15 @@
-"""Convolutions of a stack, each by the way that is fastest here, and max pools on a CPU.
+"""Convolutions of a stack, each by the way that is fastest here; its max pools and batch norms.
 
 vmap turns the convolutions of S trials into one of S groups, which cuDNN runs slowly. Here each
 convolution of a stack, its input gradient and its weight gradient run in one of `WAYS`, with
 pictures in memory channels first or channels last; `Chooser` measures which, compares losses and
 gradients with vmap's, and keeps vmap's own way where nothing gains enough (`WORTH`). That is so on
-the CPUs that were tried, where it is therefore not measured (`MEASURED_ON`).
+the CPUs that were tried, where it is therefore not measured (`MEASURED_ON`). A plan may also run
+max pools and batch norms by the kernels of `kernels`.
 
-`Rules` is a torch.overrides.TorchFunctionMode: it sees every call of torch.conv2d and
-torch.max_pool2d, whoever wrote the module. Which operations run depends on shapes alone, so that
-steps can be recorded and captured. It also casts what vmap hides from a CPU's autocast (`HIDDEN`).
+`Rules` is a torch.overrides.TorchFunctionMode: it sees every call of torch.conv2d, torch.max_pool2d
+and layers.batch_norm, whoever wrote the module. Which operations run depends on shapes alone, so
+that steps can be recorded and captured. It also casts what vmap hides from autocast (`HIDDEN`).
 
 Notation: S slots, B samples, C and O channels in and out, x (S, B, C, H, W), weight
 (S, O, C / groups, kh, kw), y and its gradient gy (S, B, O, h, w).
@@ -30,6 +31,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from sweepstack.config.errors import one_line
+from sweepstack.models import layers
 
 log = logging.getLogger(__name__)
 
@@ -39,8 +41,11 @@ Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
 Ways = tuple[str, str, str]
 """How the forward pass, the input gradient and the weight gradient run."""
 
-WAYS = ("grouped", "loop", "product")
-"""One convolution of S groups; one of each slot; a batched product with the pictures' patches."""
+WAYS = ("grouped", "loop", "product", "implicit")
+"""One convolution of S groups; one of each slot; a batched product with the pictures' patches; the
+same in a Triton kernel that reads patches where they lie."""
+VERSION = 2
+"""Of the ways: plans of another version are measured anew."""
 MEASURED_ON = ("cuda",)
 """On a CPU (AMD EPYC with AVX2, one thread, torch 2.15, 28x28 pictures, least of 7 alternating
 timings at widths 2 and 4) the best plan took 0.95 to 1.0 of vmap's time for the convnet, 1.06 to
@@ -51,10 +56,12 @@ HIDDEN = frozenset(
         *(torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d),
     )
 )
-"""What a CPU's autocast runs in bf16, but vmap takes apart before autocast sees it (torch 2.15)."""
+"""What autocast runs in bf16 but vmap takes apart before autocast sees it: on a CPU all of it, on a
+GPU the bias, so that the result was float32 (torch 2.11 and 2.15)."""
 WORTH = 0.9  # a plan is used if a step takes at most this share of vmap's time
 HOPELESS = 1.5  # a way whose first run takes this many times the least is not timed again
 TIMINGS = 3
+MAX_WINDOW = 64  # numbers of a pool's window for which there is a kernel
 AT_ONCE = 2**28
 """Numbers of patches that are laid out at once; wider stacks take several products."""
 TOLERANCE = {"fp32": 1e-3, "tf32": 5e-2, "bf16": 5e-2}
@@ -82,6 +89,12 @@ class Geometry:
             return None
         return cls(_pair(stride), _pair(padding), _pair(dilation), groups)
 
+    def size(self, pictures: Sequence[int], kernel: Sequence[int]) -> Pair:
+        """Height and width of the result."""
+        rows = zip(pictures, kernel, self.stride, self.padding, self.dilation, strict=True)
+        h, w = ((n + 2 * pad - apart * (k - 1) - 1) // step + 1 for n, k, step, pad, apart in rows)
+        return h, w
+
 
 @dataclass(frozen=True)
 class Layer:
@@ -103,27 +116,31 @@ class Layer:
 @dataclass(frozen=True)
 class Plan:
     """How the convolutions of a program's stacks run: with channels `last` in memory or first, and
-    the ways of each layer by its key."""
+    the ways of each layer by its key; whether max pools and batch norms run by `kernels`."""
 
     last: bool
     ways: Mapping[str, Ways]
+    kernels: bool = False
 
     @classmethod
     def read(cls, record: Any) -> Plan | None:
         """A plan that was kept, None for vmap's own way or a damaged record."""
         try:
             ways = {str(key): (str(f), str(d), str(w)) for key, (f, d, w) in record["ways"].items()}
-            last = bool(record["last"])
+            last, kernels = bool(record["last"]), bool(record["kernels"])
+            if record["version"] != VERSION:
+                return None
         except (TypeError, KeyError, ValueError, AttributeError):
             return None
         known = all(way in WAYS for each in ways.values() for way in each)
-        return cls(last, ways) if known and ways else None
+        return cls(last, ways, kernels) if known and ways else None
 
 
 def record(plan: Plan | None) -> dict[str, Any]:
     """A plan as it is kept in a file; without ways where there is none."""
     ways = {} if plan is None else {key: list(each) for key, each in plan.ways.items()}
-    return {"last": plan is not None and plan.last, "ways": ways}
+    last, kernels = (False, False) if plan is None else (plan.last, plan.kernels)
+    return {"version": VERSION, "last": last, "ways": ways, "kernels": kernels}
 
 
 # --- where calls are seen -------------------------------------------------------------------------
@@ -141,8 +158,8 @@ class Given:
 
 
 class Rules(TorchFunctionMode):
-    """A context in which a stack's convolutions run by `plan`, vmap's way without one, and max
-    pools of a CPU with channels last. It lists the layers that it sees in `seen`, if given."""
+    """A context in which a stack's convolutions, max pools and batch norms run by `plan`, vmap's
+    way without one. It lists the layers that it sees in `seen`, if given."""
 
     def __init__(self, plan: Plan | None, seen: dict[str, Layer] | None = None):
         super().__init__()
@@ -152,13 +169,15 @@ class Rules(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         named = kwargs or {}
-        if torch.is_autocast_enabled("cpu") and func in HIDDEN:
+        if func in HIDDEN:
             args = tuple(_cast(each) for each in args)
             named = {name: _cast(each) for name, each in named.items()}
         if func is torch.conv2d and self.given:
             return self._convolve(*args, **named)
         if func in (torch.max_pool2d, F.max_pool2d):
-            return _pooled(*args, **named)
+            return _pooled(self.given.plan, *args, **named)
+        if func is layers.batch_norm and self.given.plan is not None:
+            return _normalized(self.given.plan, *args, **named)
         return func(*args, **named)
 
     def _convolve(
@@ -167,11 +186,6 @@ class Rules(TorchFunctionMode):
         geometry = Geometry.of(*more, **named)
         if geometry is None or input.dim() != 4:
             return torch.conv2d(input, weight, bias, *more, **named)
-        place = input.device.type
-        if torch.is_autocast_enabled(place):
-            dtype = torch.get_autocast_dtype(place)
-            input, weight = input.to(dtype), weight.to(dtype)
-            bias = None if bias is None else bias.to(dtype)
         return _Convolution.apply(input, weight, bias, geometry, self.given)
 
 
@@ -335,8 +349,47 @@ def _product_back(
     return gx, weights, flat.sum(1) if wanted[2] else None
 
 
-FORWARD = {"grouped": _grouped, "loop": _loop, "product": _product}
-BACKWARD = {"grouped": _grouped_back, "loop": _loop_back, "product": _product_back}
+def _implicit(
+    x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, last: bool
+) -> Tensor:
+    y: Tensor = _kernels(x, geometry, last).correlated(x, weight.contiguous(), bias, geometry)
+    return y
+
+
+def _implicit_back(
+    gy: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, last: bool, wanted: Sequence[bool]
+) -> Gradients:
+    kernels, weight = _kernels(x, geometry, last), weight.contiguous()
+    gx = weights = biases = None
+    if wanted[0]:
+        gx = kernels.correlated_inputs(gy, weight, _pair(x.shape[3:]), geometry)
+    if wanted[1] or wanted[2]:
+        weights, biases = kernels.correlated_weights(gy, x, weight, geometry, bool(wanted[2]))
+    return gx, weights, biases
+
+
+def _kernels(x: Tensor, geometry: Geometry | None = None, last: bool = False) -> Any:
+    """The module of Triton's kernels.
+
+    Raises:
+        NotImplementedError: they do not take such pictures, or there is no Triton.
+    """
+    try:
+        from sweepstack.models import kernels
+    except ImportError as error:
+        raise NotImplementedError("no Triton") from error
+    if x.device.type not in kernels.PLACES or x.dtype not in kernels.TYPES:
+        raise NotImplementedError("no kernels for such numbers")
+    if last or (geometry is not None and geometry.groups != 1):
+        raise NotImplementedError("no kernels for groups or channels last")
+    return kernels
+
+
+FORWARD = {"grouped": _grouped, "loop": _loop, "product": _product, "implicit": _implicit}
+BACKWARD = {
+    **{"grouped": _grouped_back, "loop": _loop_back},
+    **{"product": _product_back, "implicit": _implicit_back},
+}
 
 
 def _back(
@@ -427,10 +480,13 @@ def _split(y: Tensor, slots: int) -> Tensor:
 
 
 def _cast(value: Any) -> Any:
-    """As a CPU's autocast does."""
-    if not (isinstance(value, Tensor) and value.is_floating_point() and value.is_cpu):
+    """As autocast does, where it is on."""
+    if not (isinstance(value, Tensor) and value.is_floating_point()):
         return value
-    return value if value.dtype == torch.float64 else value.to(torch.get_autocast_dtype("cpu"))
+    place = value.device.type
+    if value.dtype == torch.float64 or not torch.is_autocast_enabled(place):
+        return value
+    return value.to(torch.get_autocast_dtype(place))
 
 
 def _pair(value: Any) -> Pair:
@@ -438,10 +494,11 @@ def _pair(value: Any) -> Pair:
     return int(first), int(second)
 
 
-# --- max pools ------------------------------------------------------------------------------------
+# --- max pools and batch norms --------------------------------------------------------------------
 
 
 def _pooled(
+    plan: Plan | None,
     input: Tensor,
     kernel_size: Any,
     stride: Any = None,
@@ -451,10 +508,13 @@ def _pooled(
     return_indices: bool = False,
 ) -> Any:
     """F.max_pool2d. Without gradients on a CPU, pools that do not overlap are the maximum of views,
-    which is several times faster and gives the same numbers: a maximum does not round."""
+    which is several times faster and gives the same numbers: a maximum does not round. A plan may
+    have kernels for them."""
     kernel = _pair(kernel_size)
     simple = _pair(stride or kernel) == kernel and _pair(padding) == (0, 0)
     simple = simple and _pair(dilation) == (1, 1) and not (ceil_mode or return_indices)
+    if simple and plan is not None and plan.kernels and kernel[0] * kernel[1] <= MAX_WINDOW:
+        return _kernels(input).Pool.apply(input, kernel)[0]
     if torch.is_grad_enabled() or input.device.type != "cpu" or not simple:
         more: Any = kernel_size, stride, padding, dilation, ceil_mode, return_indices
         return F.max_pool2d(input, *more)
@@ -462,6 +522,31 @@ def _pooled(
     h, w = height - height % kh, width - width % kw
     views = [input[..., i:h:kh, j:w:kw] for i in range(kh) for j in range(kw)]
     return reduce(torch.maximum, views)
+
+
+def _normalized(
+    plan: Plan,
+    x: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    training: bool,
+    *constants: float,
+) -> Tensor:
+    """layers.batch_norm."""
+    alike = mean.dtype == torch.float32 and (weight is None) == (bias is None)
+    if not (plan.kernels and training and alike):
+        # vmap cannot be asked about other layouts (torch 2.11 and 2.15).
+        given = x.contiguous() if plan.last else x
+        return layers.batch_norm(given, mean, var, weight, bias, training, *constants)
+    momentum, eps = constants
+    y, means, variances = _kernels(x).Norm.apply(x, weight, bias, eps)
+    count = x.numel() // x.shape[1]
+    mean.mul_(1 - momentum).add_(means * momentum)
+    var.mul_(1 - momentum).add_(variances * (momentum * count / (count - 1)))
+    found: Tensor = y
+    return found
 
 
 # --- which way ------------------------------------------------------------------------------------
@@ -493,14 +578,16 @@ class Chooser:
             return kept
         plans: list[Plan | None] = [None]
         for last in (False, True):
-            plan = Plan(last, {key: self._fastest(each, last) for key, each in self.seen.items()})
-            if self._agrees(plan, slow):
-                plans.append(plan)
+            ways = {key: self._fastest(each, last) for key, each in self.seen.items()}
+            tried = [Plan(last, ways)]
+            if not last and self._has_kernels():
+                tried.insert(0, Plan(last, ways, kernels=True))
+            plans += [plan for plan in tried if self._agrees(plan, slow)]
+        runs = [_ready(partial(self.step, Rules(plan)), self.place) for plan in plans]
         times = [float("inf")] * len(plans)
         for _ in range(TIMINGS):  # in turns
-            for number, tried in enumerate(plans):
-                taken = _seconds(partial(self.step, Rules(tried)), self.place)
-                times[number] = min(times[number], taken)
+            for number, run in enumerate(runs):
+                times[number] = min(times[number], _seconds(run, self.place))
         best = min(range(len(plans)), key=times.__getitem__)
         log.debug("convolutions: seconds of a step %s, plans %s", times, plans)
         return plans[best] if times[best] <= WORTH * times[0] else None
@@ -508,7 +595,7 @@ class Chooser:
     def _agrees(self, plan: Plan, slow: Sequence[Tensor]) -> bool:
         try:
             found = self.step(Rules(plan))
-        except RuntimeError as error:
+        except Exception as error:  # of a kernel, too
             log.info("convolutions of the stack run as vmap does them: %s", one_line(error))
             return False
         sizes = [each.float().norm() for each in slow]
@@ -544,16 +631,37 @@ class Chooser:
         times: dict[str, float] = {}
         for way in WAYS:
             try:
-                first = _seconds(partial(run, way), self.place)
+                ready = _ready(partial(run, way), self.place)
+                first = _seconds(ready, self.place)
                 if not times or first < HOPELESS * min(times.values()):
-                    times[way] = _least(partial(run, way), self.place)
-            except (RuntimeError, NotImplementedError):  # no such kernel, or no memory for it
+                    times[way] = min(_seconds(ready, self.place) for _ in range(TIMINGS))
+            except Exception:  # no such kernel, or no memory for it
                 continue
         return min(times, key=times.__getitem__) if times else WAYS[0]
 
+    def _has_kernels(self) -> bool:
+        try:
+            _kernels(torch.empty(0, device=self.place))
+        except NotImplementedError:
+            return False
+        return True
 
-def _least(run: Callable[[], Any], place: torch.device) -> float:
-    return min(_seconds(run, place) for _ in range(TIMINGS))
+
+def _ready(run: Callable[[], Any], place: torch.device) -> Callable[[], Any]:
+    """What repeats a run; on a GPU as a CUDA graph, without the time of its launches."""
+    if place.type != "cuda":
+        return run
+    run()  # compiles, chooses libraries' kernels; fails here rather than in the capture
+    torch.cuda.synchronize(place)
+    graph = torch.cuda.CUDAGraph()
+    try:
+        with torch.cuda.device(place), torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            run()
+    except RuntimeError as error:
+        log.debug("timed without a CUDA graph: %s", one_line(error))
+        return run
+    graph.replay()
+    return graph.replay
 
 
 def _seconds(run: Callable[[], Any], place: torch.device) -> float:

@@ -9,10 +9,14 @@ from __future__ import annotations
 
 import inspect
 import json
+import logging
+import sys
+import threading
 import typing
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout, suppress
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +31,8 @@ from sweepstack.config.errors import (
     reason,
 )
 from sweepstack.models.layers import adapt
+
+log = logging.getLogger(__name__)
 
 
 def build(
@@ -190,3 +196,63 @@ def _check_independence(name: str, module: nn.Module, sample: Tensor) -> None:
 
 def _tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
     return [*module.named_parameters(), *module.named_buffers()]
+
+
+# --- side effects of a module's `forward`, which replayed steps do not have -----------------------
+
+_PLAIN = (bool, int, float, str)
+_reported: WeakSet[nn.Module] = WeakSet()
+
+
+@contextmanager
+def side_effects(module: nn.Module) -> Iterator[list[str]]:
+    """Around a step of a module; lists its side effects: it prints, or changes attributes."""
+    seen: list[str] = []
+    before = _attributes(module)
+    output = _Output(sys.stdout)
+    with redirect_stdout(output):
+        yield seen
+    if output.used:
+        seen.append("prints")
+    after = _attributes(module)
+    changed = sorted(name for name in after if after[name] != before.get(name))
+    seen += [f"changes {name}" for name in changed]
+
+
+def warn_of_side_effects(module: nn.Module, seen: list[str]) -> None:
+    """Log once for each module what its replayed steps do not do."""
+    if seen and module not in _reported:
+        _reported.add(module)
+        log.warning(
+            "the model's forward %s: this happens in the first steps only, then they are replayed "
+            "without running Python",
+            ", ".join(seen),
+        )
+
+
+def _attributes(module: nn.Module) -> dict[str, Any]:
+    """Plain attributes by name, and the lengths of containers."""
+    found: dict[str, Any] = {}
+    for path, layer in module.named_modules():
+        for name, value in vars(layer).items():
+            if name.startswith("_") or name == "training":
+                continue
+            if isinstance(value, list | dict | set):
+                value = len(value)
+            if isinstance(value, _PLAIN):
+                found[f"{path}.{name}".lstrip(".")] = value
+    return found
+
+
+class _Output:
+    """A stream that knows whether this thread writes to it."""
+
+    def __init__(self, stream: Any):
+        self._stream, self._thread, self.used = stream, threading.get_ident(), False
+
+    def write(self, text: str) -> Any:
+        self.used = self.used or threading.get_ident() == self._thread
+        return self._stream.write(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import handle_torch_function, has_torch_function
 
 from sweepstack.config.errors import InputError
 from sweepstack.config.schema import Activation
@@ -151,13 +152,31 @@ class BatchNorm(nn.Module):
             mean, var = mean.clone(), var.clone()
             self.updated = (mean, var)
         # The clones are written in place by F.batch_norm; the buffers stay as they are.
-        wide, momentum, eps = x.to(mean.dtype), self.momentum, self.eps
-        y = F.batch_norm(wide, mean, var, self.weight, self.bias, training, momentum, eps)
-        return y.to(x.dtype)
+        given = self.weight, self.bias, training, self.momentum, self.eps
+        return batch_norm(x, mean, var, *given)
 
     def extra_repr(self) -> str:
         """Channels and constants, for print(module)."""
         return f"{self.channels}, eps={self.eps}, momentum={self.momentum}"
+
+
+def batch_norm(
+    x: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+) -> Tensor:
+    """F.batch_norm in the precision of the statistics; modes of torch.overrides see the call."""
+    if has_torch_function((x,)):
+        given = x, mean, var, weight, bias, training, momentum, eps
+        found: Tensor = handle_torch_function(batch_norm, (x,), *given)
+        return found
+    y = F.batch_norm(x.to(mean.dtype), mean, var, weight, bias, training, momentum, eps)
+    return y.to(x.dtype)
 
 
 def optional(layer: nn.Module, on: bool) -> nn.Module:

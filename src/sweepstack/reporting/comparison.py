@@ -12,7 +12,7 @@ those of a study would give, and is an honest budget for random search alone.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,8 @@ from sweepstack.runs import progress
 from sweepstack.study.view import StudyView
 
 BUDGETS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
+WINNER = Path("experiment/winner.yaml")
+"""Where `--config-dir` finds a winner."""
 MAX_DIFFERENCES = 20
 """Settings that are listed as different."""
 
@@ -115,7 +117,7 @@ def _summary(view: StudyView) -> str:
     counts = ", ".join(f"{n} {state}" for state, n in view.counts.items() if n)
     return (
         f"{view.name}: best {number(mean)}{spread} (n={best['.runs']}, trial "
-        f"{best['.numbers'][0]}), median {number(float(values.median()))}; {counts}"
+        f"{view.winner}), median {number(float(values.median()))}; {counts}"
     )
 
 
@@ -141,15 +143,24 @@ def _verdict(first: StudyView, other: StudyView) -> str:
 
 def differing(views: Sequence[StudyView]) -> dict[str, list[str]]:
     """Keys that are not the same in all studies: what each swept, or the value that it had."""
-    asked = [_asked(view) for view in views]
+    swept = {key for view in views for key in view.settings}
+    asked = [_asked(view, swept) for view in views]
     keys = dict.fromkeys(key for node in asked for key in node)
     rows = {key: [node.get(key, "-") for node in asked] for key in keys}
     return {key: values for key, values in rows.items() if len(set(values)) > 1}
 
 
-def _asked(view: StudyView) -> dict[str, str]:
+def _asked(view: StudyView, swept: Container[str]) -> dict[str, str]:
+    """What a study asked, by key; of a group that any of the studies `swept` the option, and only
+    what the command set besides: the other settings are those of one option."""
     config = view.identity.get("config")
-    found = dict(_flat(config, "")) if isinstance(config, Mapping) else {}
+    config = config if isinstance(config, Mapping) else {}
+    groups = [key for key, node in config.items() if key in swept and isinstance(node, Mapping)]
+    given = {word.lstrip("+").partition("=")[0] for word in view.asked.get("arguments") or ()}
+    found = {group: _fixed(view, group) for group in groups}
+    for key, text in _flat(config, ""):
+        if key.partition(".")[0] not in groups or key in given:
+            found[key] = text
     for parameter in view.settings + view.seeds:
         values = view.frame[parameter].dropna()
         shown = [_text(value) for value in pd.unique(values)]
@@ -167,7 +178,9 @@ def _flat(node: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, str]]:
 
 
 def _text(value: object) -> str:
-    """A column with gaps holds floats: 16.0 is what another study has as 16."""
+    """As it is typed. A column with gaps holds floats: 16.0 is what another study has as 16."""
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else str(value).lower()
     return one_line(int(value) if isinstance(value, float) and value.is_integer() else value)
 
 
@@ -252,9 +265,9 @@ def page(views: Sequence[StudyView]) -> str:
     from sweepstack.reporting.report import page as report
 
     first = views[0]
-    names = [one_line(view.name) for view in views]
+    names, best = [one_line(view.name) for view in views], _progress(views)
     drawn = [
-        Plot("progress", "Best so far", "The menu has other axes.", _progress(views)),
+        Plot("progress", "Best so far", "The menu has other axes, and what to expect.", best),
         Plot("values", "Complete trials", "A dot per trial; boxes are quartiles.", _values(views)),
     ]
     verdicts = [_verdict(first, other) for other in views[1:]]
@@ -312,7 +325,24 @@ def _progress(views: Sequence[StudyView]) -> go.Figure:
                     line={"shape": "hv", "color": style.PALETTE[place % len(style.PALETTE)]},
                 )
             )
-        options.append((f"by {label}", traces, {"xaxis": {"title": {"text": label}}}))
+        options.append(
+            (f"by {label}", traces, {"xaxis": {"title": {"text": label}, "type": "linear"}})
+        )
+    curves = []
+    for place, view in enumerate(views):
+        budgets = np.unique(np.geomspace(1, len(view.good), 60).round().astype(int)).tolist()
+        curves.append(
+            go.Scatter(
+                x=style.floats(budgets),
+                y=style.floats(expected_best(view, budgets)),
+                name=style.label(view.name, 40),
+                mode="lines+markers",
+                marker={"size": 3},
+                line={"color": style.PALETTE[place % len(style.PALETTE)]},
+            )
+        )
+    axis = {"title": {"text": "trials drawn at random"}, "type": "log"}
+    options.append(("expected, by trials drawn", curves, {"xaxis": axis}))
     figure = style.with_menu(options, 420)
     title = f"best {style.label(views[0].objective, 40)} so far"
     return figure.update_layout(yaxis={"title": {"text": title}})
@@ -332,8 +362,9 @@ def _values(views: Sequence[StudyView]) -> go.Figure:
             for place, view in enumerate(views)
         ]
     )
-    style.styled(figure, 420, showlegend=False)
+    style.styled(figure, 420)
     title = style.label(views[0].objective, 40)
+    figure.update_xaxes(showticklabels=False)  # names of any length are in the legend
     return figure.update_layout(yaxis={"title": {"text": title}})
 
 
@@ -341,7 +372,8 @@ def _values(views: Sequence[StudyView]) -> go.Figure:
 
 
 def winner(view: StudyView, folder: Path | None, console: Console | None = None) -> int:
-    """Say which configuration is the best, and write it as an experiment that
+    """Say which configuration is the best, with the numbers and the model of its best trial, and
+    write it as an experiment that
     `sweepstack --config-dir FOLDER +experiment=winner` runs.
 
     Raises:
@@ -349,28 +381,20 @@ def winner(view: StudyView, folder: Path | None, console: Console | None = None)
             that has a winner.
     """
     chosen = best_number(view)
+    text, trusted = ("", []) if folder is None else _written(view, chosen, folder)
     console = console or progress.console()
     progress.say(_summary(view), console)
     best = view.configurations.iloc[0]
     for key in view.settings:
         if best[key] == best[key]:
             progress.say(f"  {key}={one_line(best[key])}", console)
+    progress.say(_numbers(view, chosen), console)
+    model = None if view.folder is None else view.folder / str(chosen) / "best.pt"
+    if model is not None and model.is_file():
+        progress.say(f"model: {progress.shown(model)}", console)
     if folder is None:
         return 0
-    place = folder / "experiment" / "winner.yaml"
-    if place.exists():
-        raise InputError(f"{progress.shown(place)} exists: name another folder")
-    from sweepstack.runs.rerun.restore import kept_config, refuse_others
-
-    kept = kept_config(view, view.trials[chosen])
-    if kept is None:
-        refuse_others(view, "best -o writes only configs of sweepstack")
-        raise InputError(
-            f"trial {chosen} of study {view.name} has no config.yaml here that can be read"
-        )
-    # Packages are trusted by what the user types, and loggers are the sweep's.
-    trusted, _ = kept.pop("trust"), kept.pop("logger")
-    text = experiment(kept, view, chosen)
+    place = folder / WINNER
     place.parent.mkdir(parents=True, exist_ok=True)
     errors.write_bytes(place, text.encode())
     progress.say(f"config: {progress.shown(place)}", console)
@@ -380,13 +404,39 @@ def winner(view: StudyView, folder: Path | None, console: Console | None = None)
     return 0
 
 
+def _numbers(view: StudyView, chosen: int) -> str:
+    """The metrics of a trial, the objective first."""
+    (row,) = view.frame[view.frame["number"] == chosen].to_dict("records")
+    names = [name for name in row if str(name).startswith(("val_", "test_"))]
+    found = {name: row[name] for name in dict.fromkeys([view.objective, *names])}
+    texts = [f"{n} {number(x)}" for n, x in found.items() if isinstance(x, float) and x == x]
+    return f"trial {chosen}: {', '.join(texts)}"
+
+
+def _written(view: StudyView, chosen: int, folder: Path) -> tuple[str, list[str]]:
+    """The winner's file, and the packages that it needs trust for; see `winner`."""
+    if (folder / WINNER).exists():
+        raise InputError(f"{progress.shown(folder / WINNER)} exists: name another folder")
+    from sweepstack.runs.rerun.restore import kept_config, refuse_others
+
+    kept = kept_config(view, view.trials[chosen])
+    if kept is None:
+        refuse_others(view, "best -o writes only configs of sweepstack", chosen)
+        raise InputError(
+            f"trial {chosen} of study {view.name} has no config.yaml here that can be read"
+        )
+    # Packages are trusted by what the user types, and loggers are the sweep's.
+    trusted, _ = kept.pop("trust"), kept.pop("logger")
+    return experiment(kept, view, chosen), list(trusted)
+
+
 def best_number(view: StudyView) -> int:
-    """The first trial of the best configuration; InputError where there is none."""
+    """The best trial of the best configuration; InputError where there is none."""
     if not view.has_one_objective:
         raise InputError(f"best needs a study with one objective, got {', '.join(view.objectives)}")
     if view.good.empty:
         raise InputError(f"study {view.name} has no complete trial")
-    return int(view.configurations.iloc[0][".numbers"][0])
+    return view.winner
 
 
 def experiment(kept: Mapping[str, Any], view: StudyView, number: int) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -21,6 +22,8 @@ from sweepstack.study.book.book import Book
 _LOGGER = logging.getLogger("sweepstack")
 
 REFRESH_S = 0.5
+PACE_S, MIN_PACE_S = 20.0, 1.0
+"""Seconds over which the pace of training is taken, at most and at least."""
 PLAIN_LINES, PLAIN_S = 10, 10.0
 """About how many lines a sweep prints without a terminal, and after how many seconds one more."""
 MAX_SHOWN = 5
@@ -81,6 +84,36 @@ class Status:
             return None
         own = sum(trial.total - trial.step for trial in self.trials)
         return (own + waiting * self.per_trial) / self.steps_per_s
+
+
+class Pace:
+    """How fast trials are trained: steps of all trials in the last seconds."""
+
+    def __init__(self) -> None:
+        self._blocks = deque[tuple[float, int, int]]()  # when each ended, its steps and samples
+        self._ended, self._steps = 0, 0
+
+    def add(self, steps: int, batch_size: int) -> None:
+        """So many steps were taken, of all trials together."""
+        now = time.monotonic()
+        self._blocks.append((now, steps, steps * batch_size))
+        while len(self._blocks) > 2 and now - self._blocks[1][0] > PACE_S:
+            self._blocks.popleft()
+
+    def ended(self, trial: Live) -> None:
+        """A trial is over."""
+        self._ended, self._steps = self._ended + 1, self._steps + trial.step
+
+    def status(self, trials: Sequence[Live], memory: int | None) -> Status:
+        """What to say of these trials."""
+        blocks = list(self._blocks)
+        seconds = blocks[-1][0] - blocks[0][0]  # the first block has no known beginning
+        if seconds < MIN_PACE_S:
+            return Status(trials, memory=memory)
+        steps, samples = (sum(block[at] for block in blocks[1:]) / seconds for at in (1, 2))
+        counted = self._ended + len(trials)
+        mean = (self._steps + sum(trial.total for trial in trials)) / max(counted, 1)
+        return Status(trials, steps, samples, mean, memory)
 
 
 class Scoreboard:

@@ -227,23 +227,21 @@ def write_result(folder: Path, result: TrialResult) -> None:
         checkpoint.clear_trial(folder / "checkpoints")
 
 
-def write_history(
-    folder: Path,
-    rows: Sequence[Mapping[str, Any]],
-    *,
-    durable: bool = True,
-    name: str = "history.csv",
-) -> None:
+def write_history(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write history.csv, one row per evaluation.
 
     Raises:
         EnvironmentFault: the disk is full or the folder cannot be written.
     """
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    errors.write_bytes(folder / name, text.getvalue().encode(), durable=durable)
+    errors.write_bytes(folder / "history.csv", as_csv(rows).encode())
+
+
+def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows below the keys of the first one, as history.csv has them."""
+    text, names = io.StringIO(), list(rows[0])
+    table = [[row.get(name, "") for name in names] for row in rows]
+    csv.writer(text, lineterminator="\n").writerows([names, *table])
+    return text.getvalue()
 
 
 def write_model(folder: Path, result: TrialResult) -> None:
@@ -326,11 +324,16 @@ def summary_of(spec: TrialSpec, results: Sequence[TrialResult]) -> dict[str, Any
 
 
 def write_json(path: Path, value: Mapping[str, Any], *, durable: bool = True) -> None:
-    """Write a JSON object. JSON has no NaN or infinity: they are written as null.
+    """Write a JSON object, see `as_json`.
 
     Raises:
         EnvironmentFault: the disk is full or the folder cannot be written.
     """
+    errors.write_bytes(path, as_json(value).encode(), durable=durable)
+
+
+def as_json(value: Mapping[str, Any]) -> str:
+    """A JSON object for a file. JSON has no NaN or infinity: they are written as null."""
     clean = {
         key: [_finite(part) for part in item] if isinstance(item, list) else _finite(item)
         for key, item in value.items()
@@ -342,7 +345,7 @@ def write_json(path: Path, value: Mapping[str, Any], *, durable: bool = True) ->
         by = (",\n  ", ": ")
         line = json.dumps(clean, ensure_ascii=False, allow_nan=False, separators=by)
         text = f"{{\n  {line[1:-1]}\n}}"
-    errors.write_bytes(path, (text + "\n").encode(), durable=durable)
+    return f"{text}\n"
 
 
 def _finite(value: Any) -> Any:

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from sweepstack.config import schema
+from sweepstack.config import errors, schema
 from sweepstack.config.errors import one_line
 from sweepstack.runs.logger import MAX_WAITING, Row, Run, Update
 from sweepstack.runs.tensorboard import TensorBoard
@@ -50,7 +50,7 @@ class Sink:
         self._backend: Backend | None = None
         self._runs: dict[str, Run] = {}
         self._waiting: dict[str, Update] = {}
-        self._again, self._said = 0.0, False
+        self._again, self._said, self._full = 0.0, False, False
 
     def take(self, updates: Sequence[Update]) -> None:
         """Write these and what waits, unless it failed a moment ago."""
@@ -68,6 +68,12 @@ class Sink:
                 if update.run is not None:
                     self._runs[key] = update.run
                 if key in self._runs and not self._backend.write(self._runs[key], update):
+                    if not self._full:
+                        self._say(
+                            f"logger={self.name} has {MAX_LIVE} runs open: others are "
+                            "written when one of these ends, or they do"
+                        )
+                    self._full = True
                     continue
                 del self._waiting[key]
                 if update.end is not None:
@@ -100,33 +106,30 @@ class Csv:
         self._known: dict[str, set[float]] = {}  # of resumed runs, the steps that the file has
 
     def write(self, run: Run, update: Update) -> bool:
-        """Add a run's rows.
+        """Add a run's rows; new columns make a new file, which takes the place of the old one.
 
         Raises:
-            OSError: the disk is full or the folder cannot be written.
+            OSError, EnvironmentFault: the disk is full or the folder cannot be written.
         """
         number, seed = int(run.key.partition("/")[0]), run.config["training"]["seed"]
         own = {"trial": number, "seed": seed, "run": run.name, **run.params}
         rows = [{**own, **row} for row in update.rows]
-        with _locked_file(run.place / "log.csv") as file:
-            columns = next(csv.reader(file), [])
+        path = run.place / "log.csv"
+        with _locked_folder(run.place):  # not the file, which another may take the place of
+            columns, is_whole = _head_of(path)
             new = dict.fromkeys(n for row in rows for n in row if n not in columns and n != "at")
             resumed = update.run is not None and (run.continues or run.study is None)
-            if new or resumed:
-                file.seek(0)
-                before = list(csv.DictReader(file))
+            if new or resumed or not is_whole:
+                before = _rows_of(path, is_whole)
                 if resumed:
                     self._known[run.key] = _taken_over(before, run, own)
                 columns += new
-                file.truncate(0)
-                writer = csv.DictWriter(file, columns, lineterminator="\n")
-                writer.writeheader()
-                writer.writerows(before)
+                errors.write_bytes(path, _as_csv(columns, before, head=True))
             known = self._known.get(run.key, ())
             added = [row for row in rows if row["step"] not in known]
-            file.seek(0, os.SEEK_END)
-            writer = csv.DictWriter(file, columns, lineterminator="\n", extrasaction="ignore")
-            writer.writerows(added)
+            if added:
+                with path.open("ab") as file:
+                    file.write(_as_csv(columns, added))
         return True
 
     def close(self) -> None:
@@ -144,14 +147,36 @@ def _taken_over(rows: Sequence[dict[str, Any]], run: Run, own: Mapping[str, Any]
     return steps
 
 
-@contextlib.contextmanager
-def _locked_file(path: Path) -> Iterator[io.TextIOWrapper]:
-    """A file at its beginning, for this process alone."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a+", encoding="utf-8", newline="") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        file.seek(0)
-        yield file
+def _head_of(path: Path) -> tuple[list[str], bool]:
+    """The columns of a table, none where there is no file yet; and whether it ends with a line, as
+    one does not whose writer was killed."""
+    try:
+        with path.open("rb") as file:
+            first = file.readline().decode("utf-8", "replace")
+            file.seek(-1, os.SEEK_END)
+            return next(csv.reader([first]), []), file.read(1) == b"\n"
+    except OSError:  # there is none, or it is empty
+        return [], not path.exists()
+
+
+def _rows_of(path: Path, is_whole: bool) -> list[dict[str, Any]]:
+    """The rows of a table, without a last one that was cut off."""
+    if not path.exists():
+        return []
+    with path.open(encoding="utf-8", errors="replace", newline="") as file:
+        rows = list(csv.DictReader(file))
+    return rows if is_whole else rows[:-1]
+
+
+def _as_csv(
+    columns: Sequence[str], rows: Sequence[Mapping[str, Any]], *, head: bool = False
+) -> bytes:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n", extrasaction="ignore")
+    if head:
+        writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().encode("utf-8", "replace")
 
 
 def _identity(run: Run, key: str = "") -> str:

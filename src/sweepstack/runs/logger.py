@@ -312,9 +312,12 @@ class Logged(Monitor):
         end = Ending(result.state, result.metrics, result.best_step, tags, time.time())
         self._writer.add(Update(self._runs.pop(_place(result.spec)), end=end))
 
-    def duplicate(self, run: Run, state: str, metrics: Row, original: int) -> None:
+    def duplicate(
+        self, describe: Callable[[], Run], state: str, metrics: Row, original: int
+    ) -> None:
         """Log a trial that was not trained because it duplicates trial `original`."""
         if self._writer is not None:
+            run = describe()
             end = Ending(state, metrics, 0, {"equals": str(original)}, time.time())
             self._writer.add(Update(run.key, run, end=end))
 

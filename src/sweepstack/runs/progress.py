@@ -9,9 +9,11 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import queue
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from multiprocessing import resource_tracker
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -56,6 +58,57 @@ def on_signal(
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def preempted(ask: Callable[[int], object]) -> Iterator[None]:
+    """Call `ask` with the exit code at the signal by which submitit learns that its job is about to
+    end. What submitit does then, such as to requeue the job, it does at the end of the block."""
+    number = getattr(signal, f"SIG{os.environ.get('SUBMITIT_PREEMPT_SIGNAL', 'USR2')}", None)
+    is_main = threading.current_thread() is threading.main_thread()
+    requeue = signal.getsignal(number) if number is not None and is_main else None
+    if number is None or not callable(requeue):
+        yield
+        return
+    came: list[tuple[Any, ...]] = []
+
+    def handle(*signalled: Any) -> None:
+        came.append(signalled)
+        ask(EXIT_TERMINATED)
+
+    signal.signal(number, handle)
+    try:
+        yield
+    finally:
+        signal.signal(number, requeue)
+    if came:
+        with contextlib.suppress(RuntimeError):  # it is not requeued: the sweep starts another
+            requeue(*came[0])
+
+
+class MainThread:
+    """Calls that another thread leaves to the main one, as handlers of signals are set there."""
+
+    def __init__(self) -> None:
+        self._calls: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]]] = queue.SimpleQueue()
+
+    def call(self, work: Callable[[], Any]) -> Any:
+        """What `work` returns or raises, once the main thread has called it."""
+        future: Future[Any] = Future()
+        self._calls.put((work, future))
+        return future.result()
+
+    def serve(self) -> Any:
+        """Do what waits, in the main thread, and return what it returned; None if it raised."""
+        with contextlib.suppress(queue.Empty):
+            work, future = self._calls.get_nowait()
+            try:
+                future.set_result(work())
+            except BaseException as error:
+                future.set_exception(error)
+            else:
+                return future.result()
+        return None
 
 
 @contextlib.contextmanager

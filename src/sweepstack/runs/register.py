@@ -94,10 +94,11 @@ class Entry:
         return processes.is_here(self.process) or time.time() - self.seen < SILENT_S
 
 
-def workers(study: optuna.Study) -> list[Entry]:
-    """All workers that the study has had, first to last; not what another version wrote."""
+def workers(study: optuna.Study, known: Mapping[str, Any] | None = None) -> list[Entry]:
+    """All workers that the study has had, first to last; not what another version wrote. `known`
+    are those of its attributes that were read for it."""
     found = []
-    for key, value in study.user_attrs.items():
+    for key, value in (study.user_attrs if known is None else known).items():
         if key.startswith(f"{WORKERS}."):
             with contextlib.suppress(TypeError, ValueError):
                 entry = Entry(**value)
@@ -194,9 +195,13 @@ class Membership:
 
     def write(self, **changes: Any) -> None:
         """Write the entry, with a sign of life."""
+        self.study.set_user_attr(*self.changed(**changes))
+
+    def changed(self, **changes: Any) -> tuple[str, dict[str, Any]]:
+        """Name and value of the entry, with a sign of life, to be written."""
         for key, value in {"seen": time.time(), **changes}.items():
             setattr(self.entry, key, value)
-        self.study.set_user_attr(f"{WORKERS}.{self.entry.process}", asdict(self.entry))
+        return f"{WORKERS}.{self.entry.process}", asdict(self.entry)
 
     def __enter__(self) -> None:
         pass
@@ -249,6 +254,13 @@ def least_loaded(gpus: Sequence[str], loads: Mapping[Any, int], limit: int | Non
     """The first of the GPUs that have the fewest workers; None where all have `limit`."""
     best = min(gpus, key=lambda gpu: loads.get(gpu, 0))
     return None if limit is not None and loads.get(best, 0) >= limit else best
+
+
+def chooses_gpus(fixed: Sequence[str]) -> bool:
+    """Whether workers take a GPU each, as these overrides name no device."""
+    devices = [w.partition("=")[2] for w in fixed if w.startswith("training.device=")]
+    device = devices[-1] if devices else "auto"
+    return not (device == "cpu" or device.startswith("cuda:"))
 
 
 def gpus_here() -> list[tuple[str, str]]:

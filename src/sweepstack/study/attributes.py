@@ -12,6 +12,7 @@ Of a study:
     sweepstack.artifacts    where its files are for all machines: `config.artifacts`, place and key
     sweepstack.unfinished   true while it is being copied, in a storage without tables
     sweepstack.workers.WORKER  a worker's entry in the register (`book.register`)
+    sweepstack.again        how often a sweep let failed trials of the study wait again
     sweepstack.stop         the last time a person asked all workers to stop, as text
     sweepstack.environment.KEY  versions, git commit and device of a worker (`runs.folder`)
 
@@ -46,6 +47,7 @@ FOLDER = "sweepstack.folder"
 HEARTBEAT = "sweepstack.heartbeat"
 WORKERS = "sweepstack.workers"
 STOP = "sweepstack.stop"
+AGAIN = "sweepstack.again"
 KEEP_MODELS = "sweepstack.keep_models"
 ARTIFACTS = "sweepstack.artifacts"
 UNFINISHED = "sweepstack.unfinished"

@@ -332,6 +332,12 @@ class StudyView:
         Pareto front."""
         return best_rows(self.frame)
 
+    @property
+    def winner(self) -> int:
+        """Number of the best trial of the best configuration; there must be one."""
+        members = self.configurations.iloc[0][".numbers"]
+        return next(int(n) for n in self.best_rows()["number"] if n in members)
+
     # --- configurations --------------------------------------------------------------------------
 
     @cached_property

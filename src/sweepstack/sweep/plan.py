@@ -18,6 +18,7 @@ from sweepstack.config import check, schema, sweeper
 from sweepstack.config.artifacts import SETTING, place
 from sweepstack.config.check import shown
 from sweepstack.config.errors import InputError
+from sweepstack.config.schema import RunConfig
 from sweepstack.config.space import Label, Space, points
 from sweepstack.config.space.declare import parse
 from sweepstack.study.storage_url import absolute, take_password
@@ -104,6 +105,7 @@ class Plan(sweeper.Settings):
         constraints: what a trial must keep to be feasible.
         artifacts: as `config.artifacts.place` returns it.
         order: which values of a grid share a stack (`space/points.py`).
+        alike: a config of sweepstack whose static part all trials share, as far as is known.
     """
 
     study: str
@@ -119,6 +121,7 @@ class Plan(sweeper.Settings):
     enqueue: tuple[Mapping[str, Label], ...]
     constraints: tuple[Constraint, ...]
     order: points.Ranks = field(default_factory=dict)
+    alike: RunConfig | None = None
 
 
 def read(

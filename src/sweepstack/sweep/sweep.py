@@ -93,6 +93,7 @@ def sweep(
         # A grid's trials are its points: those of another kind of sweep must not count.
         identity = {"grid": chosen.grid, "space": chosen.space.signature(), **question}
         on_mismatch = chosen.on_mismatch if joins is None else "join"
+        known = optuna.get_all_study_names(opened)
         study = studies.open_study(opened, chosen.study, chosen.directions, identity, on_mismatch)
         temporary = chosen.storage is None
         chosen = replace(chosen, study=study.study_name, storage=url)
@@ -117,7 +118,8 @@ def sweep(
         code, counts = None, book.counts()
         to_go = book.total is None or counts["remaining"]
         if to_go and not too_many_failed(chosen, counts):
-            code = launch(crew, board, launcher, joins=joins is not None)
+            with _undone(book, crew, is_new=study.study_name not in known):
+                code = launch(crew, board, launcher, joins=joins is not None)
         if app.origin["name"] == "sweepstack":  # others keep what they want
             trial_folder.remove_models(study, folder, opened, store)
         if joins is not None and code is None and _leaves(crew, book):
@@ -127,6 +129,22 @@ def sweep(
         view = StudyView(study, "" if temporary else url, opened)
         logs = None if launcher is None else launcher.logs
         _conclude(crew, book, code, results or folder, view, logs)
+
+
+@contextlib.contextmanager
+def _undone(book: Book, crew: Crew, *, is_new: bool) -> Iterator[None]:
+    """Delete a study that this command has made and in which nothing has begun, where it fails: of
+    a launcher that refuses its jobs nothing is left."""
+    try:
+        yield
+    except errors.SweepstackError:
+        with storage.ignored():
+            counts, entries = book.counts(), register.workers(book.study)
+            others = any(entry.is_alive and entry.crew != crew.name for entry in entries)
+            if is_new and not others and not counts["running"] + count_finished(counts):
+                with book.deletion():
+                    log.debug("study %s is deleted again", book.study.study_name)
+        raise
 
 
 def _show(plan: Plan, repeats: int | None) -> None:
@@ -283,6 +301,8 @@ def _conclude(
     if logs is not None:
         say(f"output of the workers: {progress.shown(logs)}")
     if url and crew.plan.report:
+        from sweepstack.reporting.dashboard.decorate import write_report
+
         write_report(view)
     for command in following:
         say(f"next: {command}")
@@ -311,23 +331,6 @@ def _show_ending(crew: Crew, results: Path, view: StudyView) -> list[str]:
         log.warning("the findings could not be printed: %s", one_line(error))
         log.debug("the findings", exc_info=True)
         return []
-
-
-def write_report(view: StudyView) -> None:
-    """Write the report, and its notes and files for the dashboard."""
-    from sweepstack.reporting import report
-    from sweepstack.reporting.dashboard import decorate
-    from sweepstack.study.view import open_study
-
-    try:
-        opened = open_study(view.name, view.where)  # to read: others may write
-        written = report.write(opened, report.place_of(opened))
-        say(f"report: {progress.shown(written)}")
-        with progress.console().status("preparing notes and files for optuna-dashboard"):
-            decorate.decorate(opened, written=written)
-    except Exception as error:  # the results are kept, whatever is wrong with a picture
-        log.warning("the report could not be written: %s", one_line(error))
-        log.debug("the report", exc_info=True)
 
 
 def _most_frequent_error(trials: Sequence[FrozenTrial]) -> str:

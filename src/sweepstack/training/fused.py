@@ -209,10 +209,15 @@ class Bank:
         return {name: view[slot] for name, view in self.views.items()}
 
     def put(self, slots: Slots, rows: Sequence[Mapping[str, Tensor]]) -> None:
-        """Copy rows into slots, with one write per tensor."""
+        """Copy rows into slots, with one write per tensor; a row that stands for several slots is
+        brought to the device once."""
+        distinct = {id(row): row for row in rows}
+        places = {key: place for place, key in enumerate(distinct)}
+        which = torch.tensor([places[id(row)] for row in rows], device=self.storage.device)
         for name, view in self.views.items():
-            found = torch.stack([row[name].detach() for row in rows])
-            view[slots] = found.to(view.device, view.dtype)
+            found = torch.stack([row[name].detach() for row in distinct.values()])
+            found = found.to(view.device, view.dtype)
+            view[slots] = found if len(found) == len(rows) else found.index_select(0, which)
 
     def take(self, slots: Tensor, other: Bank) -> None:
         """Copy `slots` (n,) of `other` into the first n slots here."""

@@ -250,6 +250,8 @@ class Task:
         """
         own = _MEASURES[self.name]
         values = dict(zip(own, (total / samples for total in sums[: len(own)]), strict=True))
+        if not self.extra:
+            return {f"{split}_{measure}": value for measure, value in values.items()}
         shapes = self._sums
         sizes = [math.prod(shape) for shape in shapes.values()]
         end = len(own) + sum(sizes)

@@ -12,7 +12,7 @@ import logging
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, ClassVar
 
 from sweepstack.config import schema
@@ -94,7 +94,7 @@ class LrSchedule:
 
     def factors(self, start: int, n: int) -> list[float]:
         """The factors of the `n` steps from `start` on, with no evaluation between them."""
-        return [self.factor(step) for step in range(start, start + n)]
+        return list(_factors(self.config, self.steps, self.every, start, n))
 
     def observe(self, metrics: Mapping[str, float]) -> None:
         """Take note of an evaluation's metrics."""
@@ -105,6 +105,15 @@ class LrSchedule:
 
     def restore(self, state: Mapping[str, float]) -> None:
         """Continue from what `state` returned."""
+
+
+@lru_cache(maxsize=64)
+def _factors(
+    config: schema.Schedule, steps: int, every: int, start: int, n: int
+) -> tuple[float, ...]:
+    """`LrSchedule.factors`, of all trials of a stack that have the same."""
+    schedule = LrSchedule(config, steps, every=every)
+    return tuple(schedule.factor(step) for step in range(start, start + n))
 
 
 @dataclass
@@ -141,6 +150,10 @@ class Plateau(LrSchedule):
         if self.bad_evaluations > self.config.patience:
             self.current *= self.config.factor
             self.bad_evaluations = 0
+
+    def factors(self, start: int, n: int) -> list[float]:
+        """See `LrSchedule`."""
+        return [self.factor(step) for step in range(start, start + n)]
 
     def _is_better(self, value: float) -> bool:
         if self.maximize:

@@ -96,17 +96,35 @@ def _static(key: str, value: Any) -> list[tuple[str, Any]]:
     ]
 
 
+class Kept:
+    """One trial's tensors among those (n, ...) of n trials, with the `shared` ones besides. They
+    come to the CPU when they are first asked for: of most trials nobody does."""
+
+    def __init__(self, rows: Mapping[str, Any], place: int, shared: Mapping[str, Any]):
+        self._rows, self._place, self._found = rows, place, dict(shared)
+
+    def settle(self) -> dict[str, Any]:
+        """All tensors, on the CPU; the other trials' are let go."""
+        rows, self._rows, place = self._rows, {}, self._place
+        mine = {name: row[place].detach().to("cpu", copy=True) for name, row in rows.items()}
+        self._found = mine | self._found
+        return self._found
+
+    def __getstate__(self) -> dict[str, Any]:
+        self.settle()
+        return vars(self)
+
+
 @dataclass(repr=False)
 class TrialResult:
     """A trial's result.
 
     `metrics` are those of the best state (validation and, once, test) plus `train_loss` at that
     evaluation; `history` has one row per evaluation, `layers` (with training.diagnostics) one per
-    layer too, see `diagnostics.py`; `best_state` maps parameter and buffer names
-    to CPU tensors; `inputs` says what the model takes and gives (input_shape, outputs, classes,
-    shift, scale); `seconds` is the trial's share of the stack's wall time; `stopped` says why early
-    stopping ended it and `error` why it failed, in one line; `trace` is the traceback of what a
-    module raised.
+    layer too, see `diagnostics.py`; `kept` has `best_state`; `inputs` says what the model takes and
+    gives (input_shape, outputs, classes, shift, scale); `seconds` is the trial's share of the
+    stack's wall time; `stopped` says why early stopping ended it and `error` why it failed, in one
+    line; `trace` is the traceback of what a module raised.
     """
 
     spec: TrialSpec
@@ -121,7 +139,7 @@ class TrialResult:
     num_parameters: int = 0
     samples_per_s: float = 0.0
     device: str = ""
-    best_state: Mapping[str, Any] = field(default_factory=dict)
+    kept: Kept | None = None
     inputs: Mapping[str, Any] = field(default_factory=dict)
     stopped: str | None = None
     error: str | None = None
@@ -131,6 +149,11 @@ class TrialResult:
         """Number, state, steps and metrics; not the tensors."""
         metrics = ", ".join(f"{name}={value:.4g}" for name, value in self.metrics.items())
         return f"TrialResult({self.spec.number}, {self.state}, steps={self.steps}, {metrics})"
+
+    @property
+    def best_state(self) -> dict[str, Any]:
+        """Parameters and buffers of the best state by name, CPU tensors."""
+        return {} if self.kept is None else self.kept.settle()
 
     @property
     def value(self) -> float:

@@ -87,13 +87,13 @@ def cuda(monkeypatch):
         **{"CUDAGraph": Graph, "Stream": lambda _: stream, "current_stream": lambda _: stream},
         **{"stream": nothing, "device": nothing, "set_stream": fake.streams.append},
         **{"graph": fake.graph, "get_sync_debug_mode": lambda: fake.modes[-1]},
-        "set_sync_debug_mode": fake.modes.append,
+        **{"set_sync_debug_mode": fake.modes.append, "synchronize": lambda _: None},
     }
     for name, value in made_up.items():
         monkeypatch.setattr(torch.cuda, name, value)
-    cuda_graph._side_stream.cache_clear()
+    cuda_graph.side_stream.cache_clear()
     yield fake
-    cuda_graph._side_stream.cache_clear()
+    cuda_graph.side_stream.cache_clear()
 
 
 @pytest.fixture
@@ -200,6 +200,28 @@ def test_the_update_kernel_reads_its_numbers_inside_the_graph(cuda, monkeypatch)
         assert torch.equal(played.run(block), plain.run(block))
     assert_equal(state(mine), state(eager))
     assert step.kernel(mine) is not None
+
+
+@pytest.mark.filterwarnings("ignore:.* encountered in:RuntimeWarning")
+def test_the_probe_times_what_graphs_hold(cuda, monkeypatch):
+    """And not the launches from Python, which a captured step does without."""
+    update = pytest.importorskip("sweepstack.engine.update")
+    if torch.cuda.is_available():
+        pytest.skip("without the interpreter, no kernel runs on a CPU")
+    program = Program.of(make_spec(*WORDS))
+    probe, launched = update._Probe(update.Update(Step(program), [], ()), 2), []
+    clock = iter([0.0, 9.0, 0.0, 3.0, 0.0, 1.0, 0.0, 2.0])
+    monkeypatch.setattr(update.time, "perf_counter", lambda: next(clock))
+    assert probe._seconds(lambda: launched.append(len(cuda.captures))) == 1.0
+    assert launched == [1] * 5  # in the capture
+    (graph,) = cuda.captures
+    assert graph.played == 4
+    assert len(cuda.streams) == 1  # back where it was
+    took = {probe._fused: 2.0, probe._written_out: 3.0}
+    monkeypatch.setattr(update._Probe, "_seconds", lambda self, way: took[way])
+    assert probe.is_faster()
+    took[probe._fused] = 4.0
+    assert not probe.is_faster()
 
 
 @pytest.mark.parametrize("width", [1, 2])

@@ -175,18 +175,20 @@ def test_two_threads_count_a_trial_once(tmp_path, monkeypatch):
     for _ in range(3):
         study.tell(study.ask(), 1.0)
     engine = sqlalchemy.create_engine(f"sqlite:///{tmp_path}/s.db")  # a server lets both read
-    both, plain = threading.Barrier(2), book._is_unsettled
+    both, plain = threading.Barrier(2), book._numbers
 
-    def meanwhile(page: Any) -> bool:
+    def meanwhile(page: Any, which: Any) -> Any:
+        found = plain(page, which)
         with contextlib.suppress(threading.BrokenBarrierError):
             both.wait(0.2)  # rows are read and not counted yet
-        return plain(page)
+        return found
 
     def count() -> None:
         with engine.connect() as page:
             book._tally(page)
 
-    monkeypatch.setattr(book, "_is_unsettled", meanwhile)
+    monkeypatch.setattr(book, "_numbers", meanwhile)
+    monkeypatch.setattr(bulk, "AT_ONCE", 1)
     threads = [threading.Thread(target=count) for _ in range(2)]
     for thread in threads:
         thread.start()
@@ -329,3 +331,26 @@ def test_which_failures_of_servers_and_files_may_be_over_soon():
     assert storage.is_transient(OSError(errno.ESTALE, "stale"))
     assert storage.is_transient(sqlalchemy.exc.PendingRollbackError("after MariaDB was lost"))
     assert not storage.is_transient(OSError(errno.ENOSPC, "full"))
+
+
+def test_what_was_undone_is_not_counted(tmp_path):
+    """A transaction that is given up may have counted what it had changed itself."""
+    opened, _, book = opened_book(tmp_path, total=1)
+    (trial,) = book.claim()
+    falls_silent(book, trial)
+    faults = Faults(opened, 0, share=1.0)
+    faults.chance.choice = lambda kinds: "before"  # type: ignore[method-assign]
+    plain = opened.engine.dialect.do_commit
+    commits = iter([True, False])  # the look for silent workers, and what requeues theirs
+
+    def commit(connection: Any) -> None:
+        faults.on = not next(commits)
+        plain(connection)
+
+    opened.engine.dialect.do_commit = commit
+    with storage.Tried():
+        book.recover()
+        pytest.fail("it was done")
+    opened.engine.dialect.do_commit = plain
+    faults.on = False
+    assert book.counts()["running"] == 1

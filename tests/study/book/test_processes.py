@@ -46,3 +46,16 @@ def test_a_later_process_with_the_same_pid_is_another_one() -> None:
 def test_processes_of_other_hosts_are_not_judged() -> None:
     _, pid, _ = processes.this_process().rsplit(":", 2)
     assert not processes.is_gone(f"elsewhere/4026531836:{pid}:1")
+
+
+def test_another_machine_of_the_same_name_is_another_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clone's processes would be gone, and all that they run be taken from them."""
+    name = processes.this_process()
+    monkeypatch.setattr(processes, "_boot", lambda: "0badcafe")
+    assert not processes.is_here(name)
+    assert not processes.is_gone(name)
+
+
+def test_what_is_no_name_of_a_process_is_not_judged() -> None:
+    for name in ("", "word", "a:b", f"{processes.this_process()}:x:y", "localhost:x:1"):
+        assert not processes.is_gone(name)

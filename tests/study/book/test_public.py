@@ -294,3 +294,27 @@ def test_workers_are_told_apart_by_their_heartbeats(tmp_path: Path, monkeypatch:
     assert book.recover() == 1
     assert mine is not None
     assert book.trial(mine.number).state == TrialState.RUNNING
+
+
+def test_who_dies_between_a_trial_s_state_and_its_own_name_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over a server a waiting trial is begun before anyone knows by whom."""
+    url = f"sqlite:///{tmp_path}/studies.db"
+    monkeypatch.setattr("sweepstack.study.book.public.lock_file", lambda storage: None)
+    book, other = (open_book(url, 2, kind="public") for _ in range(2))
+    book.study.ask()  # a person's, who may take days
+    book.enqueue([{"x": 7.0}])
+
+    def killed(number: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(book, "_name_worker", killed)
+    with pytest.raises(KeyboardInterrupt):
+        book.claim()
+    assert other.others_at_work()
+    assert other.recover() == 0
+    other.grace_s = -1.0
+    assert other.recover() == 1
+    assert suggest(other, one(other)) == 7.0
+    assert [t.state.name for t in other.study.trials] == ["RUNNING", "FAIL", "RUNNING"]

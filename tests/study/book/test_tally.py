@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from optuna.trial import TrialState
 
 from sweepstack.study import storage
-from sweepstack.study.attributes import RETRIED, RETRY_OF
+from sweepstack.study.attributes import AGAIN, RETRIED, RETRY_OF
 from sweepstack.study.book import bulk
 from sweepstack.study.book.bulk import BulkBook
 
@@ -18,9 +18,9 @@ FINAL = [TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL]
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.lists(st.tuples(st.integers(0, 6), st.booleans()), max_size=25), st.sampled_from([2, 99]))
-def test_the_tally_is_the_count(steps: list[tuple[int, bool]], most_open: int) -> None:
-    with mock.patch("sweepstack.study.book.bulk.MAX_OPEN", most_open):
+@given(st.lists(st.tuples(st.integers(0, 6), st.booleans()), max_size=25), st.sampled_from([0, 2]))
+def test_the_tally_is_the_count(steps: list[tuple[int, bool]], behind: int) -> None:
+    with mock.patch.multiple(bulk, MAX_BEHIND=behind, AT_ONCE=1):
         check(steps)
 
 
@@ -44,6 +44,7 @@ def check(steps: list[tuple[int, bool]]) -> None:
                     with book._held() as page:
                         bulk._add_attributes(page, bulk._USER, mark)
                     study.enqueue_trial({"x": 1.0}, user_attrs={RETRY_OF: trial.number})
+            study.set_user_attr(AGAIN, len(replaced))
         elif running:
             chosen = running[-1] if action == 3 else running[0]
             state = FINAL[action - 3]

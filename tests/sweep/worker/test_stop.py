@@ -360,3 +360,84 @@ def test_nothing_is_launched_once_a_person_has_stopped_it(jobs, monkeypatch):
     assert run.run() == 130
     assert asked == [3]
     assert stopped == ["mine"]
+
+
+def test_a_replacement_that_is_refused_leaves_no_success_of_a_study_that_is_not_complete(
+    monkeypatch, caplog
+):
+    scheduler, asked = Scheduler(monkeypatch), []
+
+    def run(crew: Any, count: int) -> int | None:
+        asked.append(count)
+        if len(asked) > 1:
+            raise launch.JobsFailed("sbatch: error: QOSMaxSubmitJobPerUserLimit")
+        scheduler.submit("slurm 1_0", "slurm 1_1")
+        for n in (0, 1):
+            board.enter(Entry(f"other/1:1{n}:1", 1, 0, "mine", job=f"slurm 1_{n}"))
+        scheduler.queued.clear()  # killed
+        raise DIED
+
+    jobs, board = scheduler.crew(run)
+    with (
+        caplog.at_level(logging.WARNING, "sweepstack"),
+        pytest.raises(launch.JobsFailed, match="QOSMaxSubmit"),
+    ):
+        jobs.run()
+    assert asked == [2, 2]
+    assert (
+        said(caplog)[-1] == "no other could be started: sbatch: error: QOSMaxSubmitJobPerUserLimit"
+    )
+
+
+def test_jobs_that_wait_say_so_and_how_to_look(monkeypatch, capsys):
+    monkeypatch.setattr(launch, "WAIT_S", 0.0)
+    scheduler = Scheduler(monkeypatch)
+
+    def run(crew: Any, count: int) -> int | None:
+        scheduler.submit("slurm 7_0", "slurm 7_1")
+        board.enter(Entry("other/1:10:1", 1, 0, "mine", job="slurm 7_0"))
+        until = scheduler.looks + 9
+        while scheduler.looks < until:
+            time.sleep(0.001)
+        board.done = 10
+        board.enter(Entry("other/1:10:1", 1, 0, "mine", job="slurm 7_0", ended=4))
+        scheduler.queued.clear()
+        return None
+
+    jobs, board = scheduler.crew(run)
+    assert jobs.run() is None
+    line = "jobs that wait: 1 (squeue --jobs=7_1); Ctrl-C ends them"
+    assert capsys.readouterr().out.count(line) == 1
+
+
+@pytest.mark.parametrize("code", [None, 130])
+def test_a_launcher_that_runs_jobs_where_it_is_called_runs_them_in_the_main_thread(
+    jobs, monkeypatch, code
+):
+    """A task may set handlers of signals, which only the main thread may."""
+    run, board, _ = jobs()
+    worker = launch.Crew(run.crew.plan, SimpleNamespace(), Path(), math.inf)  # type: ignore[arg-type]
+    threads = []
+
+    def join(self: Any, stop: Any) -> None:
+        signal.signal(signal.SIGUSR1, signal.getsignal(signal.SIGUSR1))
+        threads.append(threading.current_thread())
+        stop.code, board.done = code, 3 if code else 10
+
+    monkeypatch.setattr(launch.Crew, "join", join)
+    stopped: list[str] = []
+    board.book.stop = stopped.append
+    run.other = launch.Launch(lambda crew, count: worker())  # type: ignore[arg-type, return-value]
+    assert run.run() == code
+    assert threads == [threading.main_thread()]
+
+
+def test_only_what_is_set_for_a_process_that_starts_is_taken_back(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setenv("MKL_NUM_THREADS", "7")
+    with launch._share(1):
+        assert launch.os.environ["OMP_NUM_THREADS"] == str(register.cores())
+        monkeypatch.setenv("SET_MEANWHILE", "by another thread")
+    assert "OMP_NUM_THREADS" not in launch.os.environ
+    assert launch.os.environ["MKL_NUM_THREADS"] == "7"
+    assert "SET_MEANWHILE" in launch.os.environ

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import random
 import time
+from dataclasses import asdict
 from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +14,7 @@ import pytest
 from duplicates_support import Script, worker
 
 from sweepstack.runs.register import Entry, Membership
-from sweepstack.study.attributes import WORKER
+from sweepstack.study.attributes import WORKER, WORKERS
 from sweepstack.study.book import processes
 from sweepstack.sweep.worker import worker as workers
 
@@ -37,7 +40,7 @@ def test_who_dies_beside_a_worker_is_noticed_by_its_process(tmp_path, lost):
     Membership(made.study, Entry(fellow, time.time(), time.time()))
     [trial] = made.book.claim()
     trial.set_user_attr(WORKER, fellow)
-    made._counted = -1e9
+    made._count_at = 0.0
     made._tick()
     assert made._beside == {fellow}
     assert made.book.counts()["running"] == 1
@@ -48,20 +51,31 @@ def test_who_dies_beside_a_worker_is_noticed_by_its_process(tmp_path, lost):
     assert made.book.counts()["waiting"] == 1
 
 
-def test_it_looks_for_silent_workers_in_turns_with_others(tmp_path, monkeypatch):
+def test_all_together_look_for_silent_workers_once_a_second(tmp_path, monkeypatch):
+    made, looks, chance = worker(tmp_path, Script()), [], random.Random(0)
+    monkeypatch.setattr(made.book, "recover", lambda: looks.append(1))
+    monkeypatch.setattr(workers.random, "random", chance.random)
+    made._beaten = math.inf
+    for all_of_them, expected in ((1, 500), (5, 500), (1000, 2.5)):
+        made.book.workers = all_of_them
+        looks.clear()
+        for _ in range(500):  # in each TICK_S pass
+            made._tick()
+        assert abs(len(looks) - expected) <= 4
+
+
+def test_a_look_at_the_register_waits_for_as_long_as_it_is_long(tmp_path, monkeypatch):
     made = worker(tmp_path, Script())
-    looks = []
-    monkeypatch.setattr(made.book, "recover", lambda: looks.append(clock.now))
+    made._member = Membership.here(made.study, "crew")
     clock = SimpleNamespace(now=0.0)
     monkeypatch.setattr(workers.time, "monotonic", lambda: clock.now)
-    made._looked = made._beaten = 0.0
-    for others, expected in ((1, 12), (1000, 0)):
-        made.book.workers, made._looked = others, clock.now
-        looks.clear()
-        for _ in range(12):
-            clock.now += workers.TICK_S
-            made._tick()
-        assert len(looks) == expected
+    for others, expected in ((0, 1.0), (99, 10.0)):
+        for number in range(others):
+            key = f"{WORKERS}.{number}"
+            made.study.set_user_attr(key, asdict(Entry(f"n/1:{number}:1", 1e9, 1e9)))
+        clock.now = made._count_at = 1e6
+        made._count_workers()
+        assert made._count_at - clock.now == expected
 
 
 def test_heartbeats_are_sent_well_within_the_grace(tmp_path, monkeypatch):
@@ -70,7 +84,7 @@ def test_heartbeats_are_sent_well_within_the_grace(tmp_path, monkeypatch):
     monkeypatch.setattr(made, "_beat", lambda: beats.append(clock.now))
     clock = SimpleNamespace(now=0.0)
     monkeypatch.setattr(workers.time, "monotonic", lambda: clock.now)
-    made._looked = made._beaten = 0.0
+    made._beaten = 0.0
     while clock.now < 120:
         clock.now += workers.TICK_S
         made._tick()

@@ -4,6 +4,7 @@ noise, and which keys did nothing?"""
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import comb
 
 import numpy as np
 import pandas as pd
@@ -81,8 +82,6 @@ def check_edges(view: StudyView) -> Iterator[Finding]:
 
 
 def _edges_of(view: StudyView, parameter: Parameter, rows: pd.DataFrame) -> Iterator[Finding]:
-    from scipy.special import bdtrc
-
     values = pd.to_numeric(rows[parameter.column], errors="coerce").to_numpy(dtype=float)
     listed, bounds = overrides.numbers(parameter), parameter.span
     if np.isnan(values).any() or not (listed or bounds):
@@ -103,8 +102,9 @@ def _edges_of(view: StudyView, parameter: Parameter, rows: pd.DataFrame) -> Iter
         there = int(at[:best].sum())
         if overrides.is_natural(parameter, bound, upper) or not at[0] or 2 * there < best:
             continue
-        by_chance = bdtrc(there - 1, best, share)  # P(X >= there), X ~ Binomial(best, share)
-        if by_chance < 0.01 and (
+        # P(X >= there), X ~ Binomial(best, share)
+        chances = (comb(best, n) * share**n * (1 - share) ** (best - n) for n in range(there))
+        if 1 - sum(chances) < 0.01 and (
             _rises(rows, places, upper, len(listed)) if listed else _is_greater(rows[".score"], at)
         ):
             text = f"{there} of the {best} best configurations{_edge_text(parameter, bound, upper)}"

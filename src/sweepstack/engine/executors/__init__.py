@@ -11,16 +11,10 @@ All give the same numbers; they differ in how long it takes.
 from __future__ import annotations
 
 import logging
-import sys
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
 from functools import cache
-from typing import Any
-from weakref import WeakSet
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sweepstack.config.errors import one_line
 from sweepstack.data.batches import Source
@@ -86,63 +80,3 @@ def _recorded() -> type[Executor] | None:
         log.debug("torch %s: steps are not recorded: %s", torch.__version__, one_line(error))
         return None
     return recorded.Recorded
-
-
-# --- side effects of a module's `forward`, which replayed steps do not have -----------------------
-
-_PLAIN = (bool, int, float, str)
-_reported: WeakSet[nn.Module] = WeakSet()
-
-
-@contextmanager
-def side_effects(module: nn.Module) -> Iterator[list[str]]:
-    """Around a step of a module; lists its side effects: it prints, or changes attributes."""
-    seen: list[str] = []
-    before = _attributes(module)
-    output = _Output(sys.stdout)
-    with redirect_stdout(output):
-        yield seen
-    if output.used:
-        seen.append("prints")
-    after = _attributes(module)
-    changed = sorted(name for name in after if after[name] != before.get(name))
-    seen += [f"changes {name}" for name in changed]
-
-
-def warn_of_side_effects(module: nn.Module, seen: list[str]) -> None:
-    """Log once for each module what its replayed steps do not do."""
-    if seen and module not in _reported:
-        _reported.add(module)
-        log.warning(
-            "the model's forward %s: this happens in the first steps only, then they are replayed "
-            "without running Python",
-            ", ".join(seen),
-        )
-
-
-def _attributes(module: nn.Module) -> dict[str, Any]:
-    """Plain attributes by name, and the lengths of containers."""
-    found: dict[str, Any] = {}
-    for path, layer in module.named_modules():
-        for name, value in vars(layer).items():
-            if name.startswith("_") or name == "training":
-                continue
-            if isinstance(value, list | dict | set):
-                value = len(value)
-            if isinstance(value, _PLAIN):
-                found[f"{path}.{name}".lstrip(".")] = value
-    return found
-
-
-class _Output:
-    """A stream that knows whether this thread writes to it."""
-
-    def __init__(self, stream: Any):
-        self._stream, self._thread, self.used = stream, threading.get_ident(), False
-
-    def write(self, text: str) -> Any:
-        self.used = self.used or threading.get_ident() == self._thread
-        return self._stream.write(text)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)

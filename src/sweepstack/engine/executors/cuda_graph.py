@@ -26,9 +26,10 @@ from torch import Tensor
 
 from sweepstack.config.errors import one_line
 from sweepstack.data.batches import DeviceSource, Source
-from sweepstack.engine.executors import Executor, side_effects, warn_of_side_effects
+from sweepstack.engine.executors import Executor
 from sweepstack.engine.stack import Stack
 from sweepstack.engine.step import Batch, Block, Step
+from sweepstack.models.custom import side_effects, warn_of_side_effects
 from sweepstack.training import device
 
 log = logging.getLogger(__name__)
@@ -122,7 +123,7 @@ class _Captured:
         stack = self.stack
         views = [view for bank in stack.banks.values() for view in bank.views.values()]
         before = [view.clone() for view in views]
-        here, side = torch.cuda.current_stream(stack.device), _side_stream(stack.device)
+        here, side = torch.cuda.current_stream(stack.device), side_stream(stack.device)
         try:
             side.wait_stream(here)
             with torch.cuda.stream(side):
@@ -209,7 +210,7 @@ class _Captured:
 
 
 @cache
-def _side_stream(place: torch.device) -> torch.cuda.Stream:
+def side_stream(place: torch.device) -> torch.cuda.Stream:
     """The stream of a device's captures; one, as a stream's cuBLAS workspace is never freed."""
     return torch.cuda.Stream(place)  # type: ignore[no-untyped-call]
 

@@ -30,7 +30,6 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 from wsgiref.util import setup_testing_defaults
 
 import optuna
-from optuna.artifacts import FileSystemArtifactStore
 from optuna.storages import BaseStorage, InMemoryStorage
 
 from sweepstack.config.errors import EnvironmentFault, InputError, SweepstackError, printable
@@ -131,6 +130,7 @@ def _say(line: str) -> None:
 
 def _app(opened: BaseStorage, folder: Path) -> Any:
     """optuna-dashboard as a WSGI application."""
+    from optuna.artifacts import FileSystemArtifactStore  # with all clouds' clients: not for sweeps
     from optuna_dashboard import wsgi
 
     if reads_by_trial():

@@ -22,17 +22,19 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 import os
 import re
+import shutil
 import tempfile
+import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from optuna.artifacts import ArtifactMeta, FileSystemArtifactStore
 from optuna.storages import BaseStorage, RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import column, insert, select, table, update
@@ -44,12 +46,15 @@ from sweepstack.config import commands
 from sweepstack.config.errors import EnvironmentFault, one_line, shown_to_people
 from sweepstack.reporting import report
 from sweepstack.reporting.report.content import command_of
+from sweepstack.runs import progress
 from sweepstack.study import storage
 from sweepstack.study.attributes import EQUALS, IDENTITY, LOST, OVERRIDES, SWEEP
+from sweepstack.study.book.public import held
 from sweepstack.study.frame import STATES
 from sweepstack.study.read import TRIALS, best_trials
-from sweepstack.study.view import StudyView, place
+from sweepstack.study.view import StudyView, open_study, place
 
+log = logging.getLogger(__name__)
 MAX_NOTES = 2000
 """Trials of a study that have notes unless more are asked for, the best first: optuna-dashboard by
 itself searches all notes for each trial, which takes minutes for 10,000."""
@@ -89,6 +94,30 @@ ROWS = table("study_system_attributes", column("study_id"), column("key"), colum
 def artifacts(where: str) -> Path:
     """The folder of the artifacts of all studies in a storage."""
     return place(where) / "artifacts"
+
+
+def write_report(view: StudyView) -> None:
+    """Write the report, and its notes and files for the dashboard. Of two commands that end
+    together one waits, and writes only what ended since the other has read the study."""
+    asked = time.time()
+    try:
+        file = report.place_of(view)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with held(file.with_name(f".{file.name}.lock")):
+            read, opened = time.time(), open_study(view.name, view.where)  # to read: others write
+            ends = [t.datetime_complete for t in opened.trials if t.datetime_complete is not None]
+            found = file.stat() if file.exists() else None
+            last = max(ends, default=datetime.min)
+            is_new = found is not None and found.st_ctime >= asked
+            if not (found and is_new and datetime.fromtimestamp(found.st_mtime) >= last):
+                report.write(opened, file)
+                os.utime(file, (read, read))
+            progress.say(f"report: {progress.shown(file)}")
+            with progress.console().status("preparing notes and files for optuna-dashboard"):
+                decorate(opened, written=file)
+    except Exception as error:  # the results are kept, whatever is wrong with a picture
+        log.warning("the report could not be written: %s", one_line(error))
+        log.debug("the report", exc_info=True)
 
 
 def decorate(
@@ -417,7 +446,10 @@ def _id(study: str, trial: FrozenTrial, name: str) -> str:
 
 
 def _meta(artifact: str, name: str, kind: str) -> str:
-    return json.dumps(asdict(ArtifactMeta(artifact, name, kind, None)))
+    """What Optuna keeps of an artifact. It is not asked: `optuna.artifacts` brings the clients of
+    all clouds that are installed."""
+    names = {"artifact_id": artifact, "filename": name, "mimetype": kind, "encoding": None}
+    return json.dumps(names)
 
 
 def _store(folder: Path, artifact: str, file: Path) -> None:
@@ -426,8 +458,8 @@ def _store(folder: Path, artifact: str, file: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            with file.open("rb") as content:
-                FileSystemArtifactStore(folder).write(beside, content)
+            with file.open("rb") as content, (folder / beside).open("wb") as copy:
+                shutil.copyfileobj(content, copy)
             os.replace(folder / beside, folder / artifact)
         finally:
             (folder / beside).unlink(missing_ok=True)

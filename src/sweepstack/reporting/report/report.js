@@ -3,6 +3,7 @@
 // All text of a study reaches the page as textContent, never as HTML.
 (() => {
   const PAGE = 100; // rows of the table that are drawn at once
+  const PRINTED = 2000; // rows of it on paper
   const NEAR = "500px"; // how far from the window a plot is drawn at once
   const PAPER = 680; // pixels of a plot on paper: A4 and Letter with their margins have more
   const dark = matchMedia("(prefers-color-scheme: dark)");
@@ -266,10 +267,10 @@
       table.tHead.replaceChildren(line);
     }
 
-    function render() {
+    function render(onPaper = false) {
       const shown = columns.filter(({ extra }) => state.all || !extra);
-      const start = state.page * PAGE;
-      const rows = state.rows.slice(start, start + PAGE);
+      const start = onPaper ? 0 : state.page * PAGE;
+      const rows = state.rows.slice(start, start + (onPaper ? PRINTED : PAGE));
       renderHead(shown);
       const lines = rows.map((row) => {
         const line = document.createElement("tr");
@@ -304,6 +305,8 @@
       state.all = event.target.checked;
       render();
     });
+    addEventListener("beforeprint", () => render(true));
+    addEventListener("afterprint", () => render());
     render();
     table.dataset.state = "drawn";
   }

@@ -83,7 +83,7 @@ def rerun(
         InputError: there is no such trial, or it cannot or must not be trained.
         EnvironmentFault: the data are missing or the folder cannot be written.
     """
-    refuse_others(view, "rerun trains only what sweepstack trained")
+    refuse_others(view, "rerun trains only what sweepstack trained", number)
     trial = _ended_trial(view, number)
     restored = _on_this_machine(restore(view, trial, overrides, trust, config_dir))
     trust_rule.see_own_packages(restored.config.trust)

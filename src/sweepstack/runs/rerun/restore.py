@@ -298,15 +298,18 @@ def _are_lists(*values: Any) -> bool:
     return all(isinstance(value, list | tuple) for value in values)
 
 
-def refuse_others(view: StudyView, rule: str) -> None:
-    """Raise an InputError with the `rule` where another program trained the trials of a study."""
+def refuse_others(view: StudyView, rule: str, number: int) -> None:
+    """Raise an InputError with the `rule`, and how to run a trial again, where another program
+    trained it."""
     application = view.asked.get("application")
     name = application.get("name") if isinstance(application, Mapping) else None
     if name == "sweepstack":
         return
     owner = f" ({one_line(name, 40)})" if isinstance(name, str) else ""
-    export = commands.study("export", view.name, "-o", "trials.csv", where=view.where)
+    found = next((t.params.items() for t in view.trials if t.number == number), ())
+    pairs = commands.shell(*(one_line(f"{key}={value}", 80) for key, value in found))
+    how = f" with the parameters of trial {number}: {one_line(pairs, 400)}" if pairs else ""
     raise InputError(
-        f"study {one_line(view.name)} is another program's{owner}, and {rule}: run that program "
-        f"with the trial's parameters; they are in trials.csv after: {export}"
+        f"study {one_line(view.name)} is another program's{owner}, and {rule}: run that program"
+        f"{how or ' again'}"
     )

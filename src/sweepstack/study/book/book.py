@@ -145,7 +145,10 @@ class Book(ABC):
                 if is_final and retries <= self.max_restarts:
                     again.append((record, {attr.RETRIES: retries} if retries else {}))
             self._replace(page, {}, self._copies(page, again))
-            return len(again)
+        if again:  # what has settled counts anew
+            before = self.attributes(attr.AGAIN).get(attr.AGAIN, 0)
+            self.storage.set_study_user_attr(self.study_id, attr.AGAIN, before + 1)
+        return len(again)
 
     def recover(self) -> int:
         """Requeue the running trials whose worker is gone; return how many were lost. The study is
@@ -177,8 +180,9 @@ class Book(ABC):
             self._requeue(page, [(record, _INTERRUPTED) for record in running], restarts=0)
 
     @abstractmethod
-    def beat(self, trials: Iterable[optuna.Trial]) -> None:
-        """Record that this process is at work on `trials`; call it well within `grace_s`."""
+    def beat(self, trials: Iterable[optuna.Trial], entry: tuple[str, Any] | None = None) -> None:
+        """Record that this process is at work on `trials`; call it well within `grace_s`. Its entry
+        among the attributes of the study, which is there, gets a new value with it."""
 
     # --- reports and ends ------------------------------------------------------------------------
 
@@ -242,10 +246,12 @@ class Book(ABC):
     def stops(self, crew: str = "") -> tuple[Any, Any]:
         """When all workers, and those of one sweep, were last asked to stop: it changes when they
         are asked again. Sweeps that start later go on."""
-        known = self._study_attributes((stop_key(), stop_key(crew)))
+        known = self.attributes(stop_key(), stop_key(crew))
         return known.get(stop_key()), known.get(stop_key(crew)) if crew else None
 
-    def _study_attributes(self, keys: Sequence[str]) -> Mapping[str, Any]:
+    def attributes(self, *keys: str, prefix: str | None = None) -> Mapping[str, Any]:
+        """Attributes of the study: those of some names, or whose names begin so; others may be
+        among them."""
         return self.storage.get_study_user_attrs(self.study_id)
 
     def settle(self, key: str, value: Any) -> Any:
@@ -550,21 +556,18 @@ def stop_key(crew: str = "") -> str:
 
 
 def _was_here(worker: object) -> bool:
-    """Whether a worker was a process of this host."""
-    return isinstance(worker, str) and ":" in worker and processes.is_here(worker)
+    """Whether a worker was a process of this host; the name comes from the database."""
+    return isinstance(worker, str) and processes.is_here(worker)
 
 
 def _may_live(worker: object) -> bool:
-    """Whether a worker may be alive; the name comes from the database."""
-    try:
-        return not (isinstance(worker, str) and processes.is_gone(worker))
-    except ValueError:  # no name of a process
-        return True
+    """Whether a worker may be alive."""
+    return not (isinstance(worker, str) and processes.is_gone(worker))
 
 
 def _why_lost(worker: Any, silent_s: float | None, grace_s: float) -> str | None:
     """Why the worker of a running trial is presumed dead; None while it is not."""
-    if worker is not None and processes.is_gone(worker):
+    if not _may_live(worker):
         return f"its worker {worker} is gone"
     if _was_here(worker):
         grace_s = max(grace_s, GRACE_HERE_S)

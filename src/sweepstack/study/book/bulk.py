@@ -38,15 +38,16 @@ from optuna.storages._rdb import models
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy import Connection, bindparam, func, insert, select
 
-from sweepstack.study.attributes import CONTINUES, EFFECT, EQUALS, LOST, RETRIED, RETRY_OF, WORKER
+from sweepstack.study.attributes import AGAIN, CONTINUES, EFFECT, EQUALS, LOST, RETRIED, WORKER
 from sweepstack.study.book import Ending, Owner, Record, Report, Row, Tally, last_value, processes
 from sweepstack.study.book.book import Book
-from sweepstack.study.storage import again, is_transient
+from sweepstack.study.storage import again, is_transient, quick_transaction, single
 
 AT_ONCE = 500
 """Trials that a query names; SQLite refuses one that names too many."""
-MAX_OPEN = 20_000
-"""If more trials wait or run, all are read again: one query has to name them, see `_tally`."""
+MAX_BEHIND = 50
+"""Trials that may still run while all others as old as they have ended, see `_tally`."""
+_OPEN = (TrialState.RUNNING, TrialState.WAITING)
 NEEDED = {
     "StudyModel": ("study_id",),
     "TrialModel": (
@@ -104,7 +105,7 @@ class BulkBook(Book):
 
     def __init__(self, study: optuna.Study, storage: RDBStorage, *given: Any, **named: Any):
         super().__init__(study, storage, *given, **named)
-        self._engine = storage.engine
+        self._engine, self._single = storage.engine, single(storage.engine)
         self._mine = _TRIALS.c.study_id == self.study_id
         self._effects_up_to = -1
         self._tries = threading.local()
@@ -132,19 +133,20 @@ class BulkBook(Book):
 
     def _forget(self) -> None:
         with self._counting:
-            self._last, self._size = -1, 0
-            self._open: list[int] = []
+            self._floor, self._size, self._retried = -1, 0, -1
+            self._near: Any = self._mine
+            """Which trials of the study may run or wait."""
             self._settled: Counter[TrialState] = Counter()
 
     @contextmanager
     def _held(self) -> Iterator[Connection]:
-        with self._engine.begin() as page:
+        with quick_transaction(self._engine) as page:
             _hold(page, self.study_id)
             yield page
 
     @contextmanager
     def _read(self) -> Iterator[Connection]:
-        with self._engine.begin() as page:
+        with self._single.begin() as page:
             yield page
 
     def _id(self, trial: optuna.Trial) -> int:
@@ -153,53 +155,62 @@ class BulkBook(Book):
     # --- reading ---------------------------------------------------------------------------------
 
     def _tally(self, page: Connection) -> Tally:
-        """Count without reading all again: a finished trial stays finished, so each is read until
-        it is. What is read again is what waited or ran the last time, and what is new; all of it,
-        once failed trials have got others in their place."""
+        """Count without looking at all again: a finished trial stays finished. What is counted
+        anew, by the database, is what is newer than the oldest that waited or ran lately, but for
+        at most `MAX_BEHIND` that run for longer than others. All of it, once failed trials have got
+        others in their place: a sweep was started again, here or elsewhere."""
         with self._counting:
+            retried = self._again_failed(page) if self._settled[TrialState.FAIL] else self._retried
+            if retried != self._retried:
+                self._forget()
+                self._retried = retried
             return self._counted(page)
 
     def _counted(self, page: Connection) -> Tally:
-        mine = select(_TRIALS.c.trial_id, _TRIALS.c.state).where(self._mine)
-        new = mine.where(_TRIALS.c.trial_id > self._last)
-        if len(self._open) > MAX_OPEN:
-            self._forget()
-            new = mine
-        # One statement, or a trial that is replaced in between would be in neither part.
-        both = (
-            sa.union_all(mine.where(_TRIALS.c.trial_id.in_(self._open)), new) if self._open else new
-        )
-        rows = sorted((int(trial_id), state) for trial_id, state in page.execute(both))
-        if rows and rows[-1][0] > self._last and self._is_unsettled(page):
-            self._forget()
-            return self._counted(page)
-        failed = [trial_id for trial_id, state in rows if state == TrialState.FAIL]
+        near = self._near
+        states, size, last, waiting = self._numbers(page, near)
+        found = Tally(self._settled + states, self._size + size, max(self._floor, last), waiting)
+        if size > 4 * sum(states[state] for state in _OPEN) + AT_ONCE:
+            query = select(_TRIALS.c.trial_id).where(near, _TRIALS.c.state.in_(_OPEN))
+            query = query.order_by(_TRIALS.c.trial_id).limit(MAX_BEHIND + 1)
+            still = list(page.scalars(query))
+            floor = still.pop() - 1 if len(still) > MAX_BEHIND else last
+            ended = (near, _TRIALS.c.trial_id <= floor, _TRIALS.c.trial_id.not_in(still))
+            settled, count, *_ = self._numbers(page, sa.and_(*ended))
+            self._settled, self._size = self._settled + settled, self._size + count
+            newer = sa.or_(_TRIALS.c.trial_id > floor, _TRIALS.c.trial_id.in_(still))
+            self._floor, self._near = floor, sa.and_(self._mine, newer)
+        return found
+
+    def _numbers(self, page: Connection, which: Any) -> tuple[Counter[TrialState], int, int, Any]:
+        """Of some trials: states, how many, the last one's id, and the ids of those that wait."""
+        named = _TRIALS.c.state.in_((TrialState.WAITING, TrialState.FAIL))
+        one = sa.case((named, _TRIALS.c.trial_id), else_=-1).label("one")
+        # One statement, or a trial that is replaced in between would be counted twice, or never.
+        query = select(one, _TRIALS.c.state, func.count(), func.max(_TRIALS.c.trial_id))
+        rows = page.execute(query.where(which).group_by("one", _TRIALS.c.state)).all()
+        failed = [trial_id for trial_id, state, *_ in rows if state == TrialState.FAIL]
         replaced = self._attributes(page, failed, (RETRIED,))
         states: Counter[TrialState] = Counter()
-        self._size += sum(trial_id > self._last for trial_id, _ in rows)
-        self._last = max([self._last, *(trial_id for trial_id, _ in rows)])
-        self._open = [trial_id for trial_id, state in rows if not state.is_finished()]
-        for trial_id, state in rows:
-            if trial_id not in replaced:
-                (self._settled if state.is_finished() else states)[state] += 1
-        waiting = [trial_id for trial_id, state in rows if state == TrialState.WAITING]
-        return Tally(self._settled + states, self._size, self._last, waiting)
+        for trial_id, state, count, _ in rows:
+            states[state] += 0 if trial_id in replaced else count
+        waiting = sorted(trial_id for trial_id, state, *_ in rows if state == TrialState.WAITING)
+        size, last = sum(row[2] for row in rows), max([-1, *(row[3] for row in rows)])
+        return states, size, last, waiting
 
-    def _is_unsettled(self, page: Connection) -> bool:
-        """Whether trials that had failed for good may be replaced since: a sweep was started again,
-        here or elsewhere, and let the failed points of a grid wait."""
-        if not self._settled[TrialState.FAIL]:
-            return False
-        query = select(_USER.c.trial_id).join(_TRIALS, _TRIALS.c.trial_id == _USER.c.trial_id)
-        query = query.where(self._mine, _TRIALS.c.trial_id > self._last, _USER.c.key == RETRY_OF)
-        return page.scalar(query.limit(1)) is not None
+    def _again_failed(self, page: Connection) -> int:
+        """How often a sweep let failed trials of the study wait again."""
+        key = _OF_STUDY.c.key == AGAIN
+        query = select(_OF_STUDY.c.value_json).where(_OF_STUDY.c.study_id == self.study_id, key)
+        return int(page.scalar(query) or 0)
 
     def _records(
         self, page: Connection, state: TrialState, ids: Sequence[int] | None = None
     ) -> list[Record]:
         query = select(_TRIALS.c.trial_id, _TRIALS.c.number)
         # For update, or what ends at this moment would be taken for lost.
-        query = query.where(self._mine, _TRIALS.c.state == state).with_for_update()
+        which = self._mine if state.is_finished() else self._near
+        query = query.where(which, _TRIALS.c.state == state).with_for_update()
         some: Any = page.execute(query) if ids is None else _rows(page, query, ids)
         rows = sorted((trial_id, number) for trial_id, number in some)
         found = [trial_id for trial_id, _ in rows]
@@ -214,7 +225,7 @@ class BulkBook(Book):
         )
         query = query.join(_TRIALS, _TRIALS.c.trial_id == _USER.c.trial_id)
         query = query.join(_BEATS, _BEATS.c.trial_id == _TRIALS.c.trial_id, isouter=True)
-        running = (self._mine, _TRIALS.c.state == TrialState.RUNNING, _USER.c.key == WORKER)
+        running = (self._near, _TRIALS.c.state == TrialState.RUNNING, _USER.c.key == WORKER)
         found = page.execute(query.where(*running)).all()
         silent_s = _silent_s(page, dict(map(tuple, found)))
         return [(json.loads(text), seconds) for text, seconds in silent_s.items()]
@@ -297,12 +308,14 @@ class BulkBook(Book):
 
     def others_at_work(self) -> bool:
         query = select(_TRIALS.c.trial_id).join(_BEATS, _BEATS.c.trial_id == _TRIALS.c.trial_id)
-        query = query.where(self._mine, _TRIALS.c.state == TrialState.RUNNING)
+        query = query.where(self._near, _TRIALS.c.state == TrialState.RUNNING)
         with self._read() as page:
             return page.scalar(query.limit(1)) is not None
 
-    def _study_attributes(self, keys: Sequence[str]) -> Mapping[str, Any]:
-        mine = (_OF_STUDY.c.study_id == self.study_id, _OF_STUDY.c.key.in_(keys))
+    def attributes(self, *keys: str, prefix: str | None = None) -> Mapping[str, Any]:
+        key = _OF_STUDY.c.key
+        which = key.in_(keys) if prefix is None else key.startswith(prefix, autoescape=True)
+        mine = (_OF_STUDY.c.study_id == self.study_id, which)
         with self._read() as page:
             rows = page.execute(select(_OF_STUDY.c.key, _OF_STUDY.c.value_json).where(*mine))
             return {key: json.loads(text) for key, text in rows}
@@ -314,7 +327,7 @@ class BulkBook(Book):
             if known is not None:
                 return json.loads(known)
             row = {"study_id": self.study_id, "key": key, "value_json": json.dumps(value)}
-            page.execute(insert(_OF_STUDY), row)
+            _insert(page, _OF_STUDY, [row])
         return value
 
     def numbers_with(self, key: str) -> list[int]:
@@ -367,9 +380,7 @@ class BulkBook(Book):
     ) -> Sequence[Any]:
         """Add trials with their attributes; row id and number of each, in order."""
         study, first = {"study_id": self.study_id}, found.size
-        page.execute(
-            insert(_TRIALS), [{**study, **same, "number": first + i} for i in range(len(rows))]
-        )
+        _insert(page, _TRIALS, [{**study, **same, "number": first + i} for i in range(len(rows))])
         new = select(_TRIALS.c.trial_id, _TRIALS.c.number)
         new = new.where(self._mine, _TRIALS.c.trial_id > found.last).order_by(_TRIALS.c.number)
         added = page.execute(new).all()
@@ -381,7 +392,8 @@ class BulkBook(Book):
     def _hand_out(self, page: Connection, trials: Sequence[FrozenTrial]) -> None:
         if not trials:
             return
-        page.execute(insert(_BEATS), [{"trial_id": trial._trial_id} for trial in trials])
+        beat = insert(_BEATS).inline().values(heartbeat=_utc(page))
+        page.execute(beat, [{"trial_id": trial._trial_id} for trial in trials])
         mine = {WORKER: processes.this_process()}
         _add_attributes(page, _USER, [(trial._trial_id, mine) for trial in trials])
         for trial in trials:
@@ -401,10 +413,13 @@ class BulkBook(Book):
         _add_attributes(page, _USER, [(record.id, {RETRIED: True}) for record, _ in copies])
         self._add_waiting(page, [row for _, row in copies])
 
-    def beat(self, trials: Iterable[optuna.Trial]) -> None:
-        change = sa.update(_BEATS).values(heartbeat=func.current_timestamp())
-        with self._engine.begin() as page:
+    def beat(self, trials: Iterable[optuna.Trial], entry: tuple[str, Any] | None = None) -> None:
+        with self._single.begin() as page:
+            change = sa.update(_BEATS).values(heartbeat=_utc(page))
             _update(page, change, [trial._trial_id for trial in trials])
+            if entry is not None:
+                mine = (_OF_STUDY.c.study_id == self.study_id, _OF_STUDY.c.key == entry[0])
+                page.execute(sa.update(_OF_STUDY).where(*mine).values(value_json=_json(entry[1])))
 
     @contextmanager
     def deletion(self) -> Iterator[list[str]]:
@@ -429,12 +444,12 @@ class BulkBook(Book):
         rows = [dict(zip(names, (*row[:3], texts[id(row[3])]), strict=True)) for row in new]
         if rows:
             try:
-                with self._engine.begin() as page:
+                with (self._engine if self._again else self._single).begin() as page:
                     if self._again:
                         for row in rows:
                             mine = (_PARAMETERS.c[key] == row[key] for key in names[:2])
                             page.execute(sa.delete(_PARAMETERS).where(*mine))
-                    page.execute(insert(_PARAMETERS), rows)
+                    _insert(page, _PARAMETERS, rows)
             except BaseException:
                 for trial in live:
                     trial.put_back([row for row in new if row[0] == trial._trial_id])
@@ -446,13 +461,12 @@ class BulkBook(Book):
         if not new and not endings:
             return []
         try:
-            with self._engine.begin() as page:
+            with (self._engine if self._again or endings else self._single).begin() as page:
                 lost = self._not_running(page, [ending.trial for ending in endings])
                 if self._again:
                     endings = self._unwritten_endings(page, endings, lost, new)
                 rows = [_report_row(r) for r in new if r.trial._trial_id not in lost]
-                if rows:
-                    page.execute(insert(_REPORTS), rows)
+                _insert(page, _REPORTS, rows)
                 kept = [ending for ending in endings if ending.trial._trial_id not in lost]
                 if kept:
                     _end(page, kept)
@@ -509,8 +523,9 @@ def _patient(method: Callable[..., Any]) -> Callable[..., Any]:
 
         try:
             found = again(attempt, self.patience_s)
-        except Exception as error:
-            if is_transient(error):
+        except BaseException as error:
+            self._forget()  # what was counted may have been undone
+            if isinstance(error, Exception) and is_transient(error):
                 self._unsure.add(name)
             raise
         finally:
@@ -524,7 +539,7 @@ def _patient(method: Callable[..., Any]) -> Callable[..., Any]:
 for _name in (
     *("_claim", "recover", "release", "beat", "begin", "write", "take_effects", "owners"),
     *("counts", "steps", "best", "others_at_work", "numbers_with", "retry_failed", "enqueue"),
-    "_study_attributes",
+    "attributes",
     "settle",
 ):
     setattr(BulkBook, _name, _patient(getattr(BulkBook, _name)))
@@ -602,12 +617,22 @@ def _silent_s(page: Connection, beats: Mapping[Any, datetime | None]) -> dict[An
     than its server is up, as before nobody could send it one."""
     if not any(beats.values()):
         return dict.fromkeys(beats)
-    now = page.execute(select(func.now())).scalar_one().replace(tzinfo=None)
+    now = page.execute(select(_utc(page))).scalar_one()
     most = _up_s(page)
     return {
         key: None if beat is None else min(most, (now - beat).total_seconds())
         for key, beat in beats.items()
     }
+
+
+def _utc(page: Connection) -> sa.ColumnElement[datetime]:
+    """The database's time, which is the same for sessions of other time zones, also in the night
+    when the clocks are changed."""
+    if page.dialect.name == "postgresql":
+        return func.timezone("utc", func.now(), type_=sa.DateTime())
+    if page.dialect.name in ("mysql", "mariadb"):
+        return func.utc_timestamp(type_=sa.DateTime())
+    return func.current_timestamp()
 
 
 def _up_s(page: Connection) -> float:
@@ -636,6 +661,12 @@ def _rows(page: Connection, query: sa.Select[Any], ids: Sequence[int]) -> Iterat
     column: Any = query.selected_columns[0]
     for first in range(0, len(ids), AT_ONCE):
         yield from page.execute(query.where(column.in_(ids[first : first + AT_ONCE])))
+
+
+def _insert(page: Connection, table: Any, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Add rows; nobody asks for their keys."""
+    if rows:
+        page.execute(insert(table).inline(), rows)
 
 
 def _update(page: Connection, change: sa.Update, ids: Iterable[int]) -> None:
@@ -667,8 +698,7 @@ def _add_attributes(
         for trial_id, given in attributes
         for key, value in given.items()
     ]
-    if rows:
-        page.execute(insert(table), rows)
+    _insert(page, table, rows)
 
 
 def _json(value: Any) -> str:
@@ -702,8 +732,7 @@ def _end(page: Connection, endings: Sequence[Ending]) -> None:
         finished.append({"_id": trial_id, "_state": ending.state, "_now": now})
     _add_attributes(page, _USER, attributes)
     _add_attributes(page, _SYSTEM, system)
-    if values:
-        page.execute(insert(_VALUES), values)
+    _insert(page, _VALUES, values)
     change = sa.update(_TRIALS).where(_TRIALS.c.trial_id == bindparam("_id"))
     change = change.values(state=bindparam("_state"), datetime_complete=bindparam("_now"))
     page.execute(change, finished)

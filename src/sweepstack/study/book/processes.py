@@ -2,7 +2,8 @@
 
 The name of a process is "host:pid:start time". The start time tells a process from a later one that
 was given the same pid. The host carries the number of its pid namespace, because containers of one
-machine may share its name and each count their own pids.
+machine may share its name and each count their own pids, and the machine's boot, because two
+machines may have one name (clones, "localhost").
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import math
 import os
 import socket
 import time
+from functools import cache
 from pathlib import Path
 
 BEAT_S = 15.0
@@ -21,7 +23,7 @@ during sleep."""
 
 
 def this_process() -> str:
-    """Return the name of the process that asks, such as `"node7/4026531836:4711:88213"`."""
+    """Return the name of the process that asks, like `"node7/4026531836-845f2df8:4711:88213"`."""
     return f"{_host()}:{os.getpid()}:{_start_time(os.getpid())}"
 
 
@@ -30,8 +32,10 @@ def is_gone(name: str) -> bool:
 
     That is for processes of other hosts, and where there is no /proc (macOS, Windows).
     """
+    if not is_here(name):
+        return False
     _, pid, start_time = name.rsplit(":", 2)
-    return is_here(name) and start_time != "" and _start_time(int(pid)) != start_time
+    return start_time != "" and pid.isdecimal() and _start_time(int(pid)) != start_time
 
 
 def is_running(pid: int) -> bool:
@@ -47,14 +51,20 @@ def is_running(pid: int) -> bool:
 
 def is_here(name: str) -> bool:
     """Return whether a process is or was one of this host."""
-    return name.rsplit(":", 2)[0] == _host()
+    return name.count(":") > 1 and name.rsplit(":", 2)[0] == _host()
 
 
 def _host() -> str:
     try:
-        return f"{socket.gethostname()}/{os.stat('/proc/self/ns/pid').st_ino}"
+        space = os.stat("/proc/self/ns/pid").st_ino
+        return f"{socket.gethostname()}/{space}-{_boot()}"
     except OSError:
         return socket.gethostname()
+
+
+@cache
+def _boot() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text()[:8]
 
 
 def _start_time(pid: int) -> str:

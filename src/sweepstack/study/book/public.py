@@ -143,9 +143,17 @@ class PublicBook(Book):
             if trial.state != state or (is_replaced and state != TrialState.RUNNING):
                 continue
             beat = beats.get(f"{attr.HEARTBEAT}.{known.get(attr.WORKER, '')}")
+            if self._is_nameless(trial) and trial.datetime_start is not None:
+                beat = trial.datetime_start.timestamp()
             silent_s = None if beat is None else max(0.0, time.time() - beat)
             found.append(Record(trial.number, trial.number, known, silent_s))
         return found
+
+    def _is_nameless(self, trial: FrozenTrial) -> bool:
+        """Whether a worker of a server's study began a trial and, it may be, died before it wrote
+        its name. Trials that a person asked for have no place."""
+        known = trial.user_attrs
+        return self._lock is None and attr.WORKER not in known and bool(known.keys() & _PLACES)
 
     def _at_work(self, page: Page) -> list[tuple[Any, float | None]]:
         running = self._records(page, TrialState.RUNNING)
@@ -201,7 +209,8 @@ class PublicBook(Book):
 
     def others_at_work(self) -> bool:
         live = self._page().live
-        return any(t.state == TrialState.RUNNING and attr.WORKER in t.user_attrs for t in live)
+        running = [trial for trial in live if trial.state == TrialState.RUNNING]
+        return any(attr.WORKER in t.user_attrs or self._is_nameless(t) for t in running)
 
     def numbers_with(self, key: str) -> list[int]:
         page = self._page()
@@ -336,9 +345,11 @@ class PublicBook(Book):
         except UpdateFinishedTrialError:  # by its worker, which was only held up
             pass
 
-    def beat(self, trials: Iterable[optuna.Trial]) -> None:
+    def beat(self, trials: Iterable[optuna.Trial], entry: tuple[str, Any] | None = None) -> None:
         """See `Book.beat`; one heartbeat of the process is for all of its trials."""
         self._beaten = time.time()
+        if entry is not None:
+            self.study.set_user_attr(*entry)
         self.study.set_user_attr(f"{attr.HEARTBEAT}.{processes.this_process()}", self._beaten)
 
     @contextmanager

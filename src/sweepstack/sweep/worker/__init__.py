@@ -164,7 +164,7 @@ class Decisions:
             self._pending.clear()
         if lost is None:  # most of the time is to go into training
             now = time.monotonic()
-            self._next_try = now + min(max(1.0, 3 * (now - begun)), 10.0) * random.uniform(0.5, 1.5)
+            self._next_try = now + min(max(1.0, 3 * (now - begun)), 30.0) * random.uniform(0.5, 1.5)
         return lost
 
     def forget(self, asked: Asked) -> None:

@@ -58,6 +58,8 @@ LOOK_S, QUEUE_S = 0.5, 5.0
 """Seconds between two looks at the study, and at a scheduler's queue, while jobs work."""
 MIN_WORK_S = 60.0
 """A job that was asked to end after so long has worked, whether or not a trial ended."""
+WAIT_S = 20.0
+"""Seconds after which a person is told that jobs have not begun."""
 RAY_S = 2.0
 """Seconds that a local Ray gets to end its own processes."""
 MAX_FALSE_STARTS = 3
@@ -117,10 +119,15 @@ class Crew:
 
     def __call__(self, job: Any = None) -> int | tuple[str, int] | None:
         """Work as a launcher's job; return the exit code of the signal that ended it, if any, or
-        the message and the exit code of an error."""
+        the message and the exit code of an error. A launcher that runs its jobs where it is called
+        runs them in the main thread: what is swept may set handlers of signals."""
+        thread = threading.current_thread()
+        if isinstance(thread, _Launched):
+            found: int | tuple[str, int] | None = thread.main.call(partial(self, job))
+            return found
         stop = Stop()
         try:
-            with progress.on_signal(stop.ask, stop.ask), _preemption(stop):
+            with progress.on_signal(stop.ask, stop.ask), progress.preempted(stop.ask):
                 self.join(stop)
         except SweepstackError as error:
             return str(error), error.exit_code
@@ -128,7 +135,7 @@ class Crew:
 
     def misses_gpus(self) -> bool:
         """Whether there are GPUs here, which workers that see none would miss."""
-        return _chooses_gpus(self.plan) and bool(register.gpus_here())
+        return register.chooses_gpus(self.plan.space.fixed) and bool(register.gpus_here())
 
     def join(self, stop: Stop, **calls: Callable[..., object]) -> None:
         """Work on the study, which exists, in a process of its own."""
@@ -149,34 +156,8 @@ class Crew:
         is_ours = self.app.origin["name"] == "sweepstack"
         return register.join(
             *(book.study, self.name, self.plan.n_jobs, self.plan.workers_per_gpu),
-            chooses=_chooses_gpus(self.plan) and (is_ours or not stays),
+            chooses=register.chooses_gpus(self.plan.space.fixed) and (is_ours or not stays),
         )
-
-
-@contextlib.contextmanager
-def _preemption(stop: Stop) -> Iterator[None]:
-    """Stop at the signal by which submitit learns that its job is about to end. What submitit does
-    then, such as to requeue the job, it does once the worker has ended in good order."""
-    number = getattr(signal, f"SIG{os.environ.get('SUBMITIT_PREEMPT_SIGNAL', 'USR2')}", None)
-    is_main = threading.current_thread() is threading.main_thread()
-    requeue = signal.getsignal(number) if number is not None and is_main else None
-    if number is None or not callable(requeue):
-        yield
-        return
-    came: list[tuple[int, Any]] = []
-
-    def handle(*signalled: Any) -> None:
-        came.append(signalled)
-        stop.ask(EXIT_TERMINATED)
-
-    signal.signal(number, handle)
-    try:
-        yield
-    finally:
-        signal.signal(number, requeue)
-    if came:
-        with contextlib.suppress(RuntimeError):  # it is not requeued: the sweep starts another
-            requeue(*came[0])
 
 
 def launch(
@@ -193,7 +174,7 @@ def launch(
         return _Jobs(crew, board, other).run()
     stop = Stop()
     # This process may have used a GPU to check the configs: it is too late to choose another.
-    takes_gpu = joins and _chooses_gpus(crew.plan) and register.gpus_here()
+    takes_gpu = joins and register.chooses_gpus(crew.plan.space.fixed) and register.gpus_here()
     if crew.plan.n_jobs == 1 and not takes_gpu:
         with _put_back(), progress.on_signal(stop.ask), board:
             if (member := crew.enter(board.book, stays=True)) is None:
@@ -225,9 +206,12 @@ class _Launched(threading.Thread):
     def __init__(self, launch: Launch, crew: Crew, count: int):
         super().__init__(name="sweepstack-launch", daemon=True)
         self.count, self._call = count, partial(launch.run, crew, count)
-        self.due = len(launch.jobs()) + count  # jobs that there are once it has submitted its own
+        self._jobs, self.before = launch.jobs, len(launch.jobs())
+        self.due = self.before + count  # jobs that there are once it has submitted its own
         self.code: int | None = None
         self.error: Exception | None = None
+        self.refused = False  # it has submitted none
+        self.main = progress.MainThread()
 
     def run(self) -> None:
         if hasattr(signal, "pthread_sigmask"):  # a terminal's Ctrl-C is not for what it starts
@@ -235,7 +219,7 @@ class _Launched(threading.Thread):
         try:
             self.code = self._call()
         except Exception as error:
-            self.error = error
+            self.error, self.refused = error, len(self._jobs()) == self.before
 
 
 @dataclass
@@ -254,6 +238,7 @@ class _Jobs:
     queued: set[str] | None = None  # of the jobs `known`, those that wait or work, as of `looked`
     known: list[str] = field(default_factory=list)
     looked: float = -math.inf
+    told_at: float = math.inf  # when it is said that jobs wait
 
     def run(self) -> int | None:
         """Let the launcher run the workers, and others in place of those that die, until the study
@@ -268,6 +253,7 @@ class _Jobs:
                 register.cancel(self._queue(0) or ())
 
     def _start(self, count: int) -> None:
+        self.told_at = time.monotonic() + WAIT_S
         self.finished = count_finished(self.board.book.counts())
         self.launches.append(_Launched(self.other, self.crew, count))
         self.launches[-1].start()
@@ -283,6 +269,7 @@ class _Jobs:
                 return None
             is_idle = self._is_idle()  # before a look at who died
             died = self._died()
+            self._tell()
             if died and not self._is_over(counts) and self._is_worth_another(died, counts):
                 others = "others" if len(died) > 1 else "another"
                 log.warning("%s ended early; starting %s", ", ".join(died), others)
@@ -296,7 +283,8 @@ class _Jobs:
         errors = [launched.error for launched in self.launches if launched.error is not None]
         if fatal := [error for error in errors if not isinstance(error, JobsFailed)]:
             raise fatal[-1]
-        if not died or self._is_over(counts):
+        refused = [launched.error for launched in self.launches if launched.refused]
+        if not (died or refused) or self._is_over(counts):
             return None
         if errors:
             raise errors[-1]
@@ -349,6 +337,26 @@ class _Jobs:
             self._leave(code)
         return code
 
+    def _tell(self) -> None:
+        """Say, once for each launch, which jobs wait, and that one was refused."""
+        for launched in (one for one in self.launches[1:] if one.refused and one.due):
+            launched.due = 0
+            log.warning("no other could be started: %s", launched.error)
+        if time.monotonic() < self.told_at:
+            return
+        self.told_at = math.inf
+        begun = {entry.job for entry in self.members}
+        if waiting := sorted((self.queued or set()) - begun):
+            numbers = ",".join(job.split()[-1] for job in waiting)
+            look = f"squeue --jobs={numbers}" if "slurm" in waiting[0] else f"ps {numbers}"
+            progress.say(f"jobs that wait: {len(waiting)} ({look}); Ctrl-C ends them")
+        elif not self.known and (missing := self._missing):
+            progress.say(f"workers that have not begun: {missing}{self._where}; Ctrl-C ends them")
+
+    @property
+    def _missing(self) -> int:
+        return sum(launched.count for launched in self.launches) - len(self.members)
+
     @property
     def _where(self) -> str:
         logs = self.other.logs
@@ -356,9 +364,10 @@ class _Jobs:
 
     def _pause(self) -> None:
         for launched in self.launches:
-            if launched.is_alive():
-                return launched.join(LOOK_S)
-        return time.sleep(LOOK_S)
+            code = launched.main.serve()
+            self.code = code if isinstance(code, int) else self.code
+        alive = [launched for launched in self.launches if launched.is_alive()]
+        return alive[0].join(LOOK_S) if alive else time.sleep(LOOK_S)
 
     def _is_launching(self) -> bool:
         return any(launched.is_alive() for launched in self.launches)
@@ -407,8 +416,7 @@ class _Jobs:
         elif not self.known:
             found = {entry.name: entry for entry in members if not entry.is_alive}
             if not self._is_launching():
-                missing = sum(launched.count for launched in self.launches) - len(members)
-                found |= {f"worker #{n} before it began": None for n in range(missing)}
+                found |= {f"worker #{n} before it began": None for n in range(self._missing)}
         early = {name: e for name, e in found.items() if e is None or e.is_unfinished}
         return {name: e for name, e in early.items() if name not in self.replaced}
 
@@ -558,20 +566,13 @@ def _put_back() -> Iterator[None]:
             torch.set_num_threads(threads)
 
 
-def _chooses_gpus(plan: Plan) -> bool:
-    """Whether workers take a GPU each, as no device is named."""
-    fixed = [w.partition("=")[2] for w in plan.space.fixed if w.startswith("training.device=")]
-    device = fixed[-1] if fixed else "auto"
-    return not (device == "cpu" or device.startswith("cuda:"))
-
-
 def check(plan: Plan) -> None:
     """Refuse more local workers than the GPUs may have.
 
     Raises:
         InputError: `n_jobs` is more.
     """
-    if not plan.workers_per_gpu or not _chooses_gpus(plan):
+    if not plan.workers_per_gpu or not register.chooses_gpus(plan.space.fixed):
         return
     gpus = len(register.gpus_here())
     if gpus and plan.n_jobs > gpus * plan.workers_per_gpu:
@@ -586,14 +587,13 @@ def check(plan: Plan) -> None:
 def _share(count: int) -> Iterator[None]:
     """Give a process that starts now its share of the cores, one of `count`; what is set by a
     person stays."""
-    before = dict(os.environ)
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ.setdefault(name, str(max(1, register.cores() // count)))
+    names = [n for n in ("OMP_NUM_THREADS", "MKL_NUM_THREADS") if n not in os.environ]
+    os.environ.update(dict.fromkeys(names, str(max(1, register.cores() // count))))
     try:
         yield
     finally:
-        os.environ.clear()
-        os.environ.update(before)
+        for name in names:
+            del os.environ[name]
 
 
 def _open_shared(crew: Crew) -> Book:

@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import math
-import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +27,7 @@ from sweepstack.config.errors import InputError, SweepstackError, masked, one_li
 from sweepstack.config.schema import RunConfig
 from sweepstack.config.space import Space, points
 from sweepstack.engine.width import MANY, Widths
-from sweepstack.reporting.scoreboard import Live, Status
+from sweepstack.reporting.scoreboard import Live, Pace
 from sweepstack.runs import seeds
 from sweepstack.runs.logger import Logged, Run, run_of
 from sweepstack.runs.seeds import Group
@@ -44,6 +42,7 @@ from sweepstack.training.spec import Monitor, TrialResult, TrialSpec
 
 if TYPE_CHECKING:
     from sweepstack.engine.program import Program
+    from sweepstack.engine.train import Expected
     from sweepstack.sweep.worker.worker import Worker
 
 SAME_IN_ALL = frozenset({"training.seeds", "objective", "logger"})
@@ -52,8 +51,6 @@ MAX_ASKED = 16
 """Trials that an adaptive sampler is asked for at once, at most."""
 MIN_STACK = 4
 """Fewer trials than this take less time one after the other."""
-PACE_S, MIN_PACE_S = 20.0, 1.0
-"""Seconds over which the pace of training is taken, at most and at least."""
 MOST_COUNTED = 20_000
 """Points of a grid whose effects are compared at most before a sweep; each takes a tenth of a
 millisecond or two."""
@@ -106,7 +103,9 @@ class TrainingApp:
             return TrialSpec(self.read([*plan.space.fixed, *overrides])).static
 
         ranks = points.ranks(plan.space, static) if plan.grid else {}
-        return replace(plan, objectives=objectives, directions=directions, order=ranks), same
+        alike = len({TrialSpec(each).static for each in configs}) == 1
+        found = replace(plan, objectives=objectives, directions=directions, order=ranks)
+        return replace(found, alike=configs[0] if alike else None), same
 
     def runner(self, plan: Plan, folder: Path, worker: Worker) -> Trainer:
         """What a worker runs its trials with."""
@@ -209,42 +208,14 @@ def _without(node: Mapping[str, Any], prefix: str, left_out: set[str] | frozense
 
 @dataclass
 class _Training:
-    """A trial in training: its members, one for each seed, and its folder."""
+    """A trial in training: its members, one for each seed, its folder, and its program once it has
+    started."""
 
     asked: Asked
     group: Group
     folder: TrialFolder
     live: Live
-
-
-class _Pace:
-    """How fast trials are trained: steps of all trials in the last seconds."""
-
-    def __init__(self) -> None:
-        self._blocks = deque[tuple[float, int, int]]()  # when each ended, its steps and samples
-        self._ended, self._steps = 0, 0
-
-    def add(self, steps: int, batch_size: int) -> None:
-        """So many steps were taken, of all trials together."""
-        now = time.monotonic()
-        self._blocks.append((now, steps, steps * batch_size))
-        while len(self._blocks) > 2 and now - self._blocks[1][0] > PACE_S:
-            self._blocks.popleft()
-
-    def ended(self, trial: Live) -> None:
-        """A trial is over."""
-        self._ended, self._steps = self._ended + 1, self._steps + trial.step
-
-    def status(self, trials: Sequence[Live], memory: int | None) -> Status:
-        """What to say of these trials."""
-        blocks = list(self._blocks)
-        seconds = blocks[-1][0] - blocks[0][0]  # the first block has no known beginning
-        if seconds < MIN_PACE_S:
-            return Status(trials, memory=memory)
-        steps, samples = (sum(block[at] for block in blocks[1:]) / seconds for at in (1, 2))
-        counted = self._ended + len(trials)
-        mean = (self._steps + sum(trial.total for trial in trials)) / max(counted, 1)
-        return Status(trials, steps, samples, mean, memory)
+    program: Program | None = None
 
 
 class Trainer(Monitor):
@@ -261,7 +232,8 @@ class Trainer(Monitor):
         self._effects: dict[int, str] = {}
         self._best = BestModels(worker.study, worker.book.storage, plan.keep_models)
         self._training: dict[int, _Training] = {}
-        self._pace, self._seeds = _Pace(), 1
+        self._pace, self._seeds = Pace(), 1
+        self._alike = plan.alike
         self._logged: Logged | None = None
 
     def run(self, asked: Iterator[Asked]) -> Iterator[Outcome]:
@@ -276,16 +248,34 @@ class Trainer(Monitor):
         from sweepstack.training.device import keep_memory
 
         keep_memory()
-        specs = self._specs(asked)
-        head = next(specs, None)
+        specs, expected = self._specs(asked), self._expected()
+        head = next(specs, None) if expected is None else expected.spec
         if head is None:
             return
-        training = self._training[head.number].group.spec.config.training
+        specs = specs if expected is not None else chain([head], specs)
+        training, logged = head.config.training, self._logger(head)
         widths = self._widths(training.width, training.seeds)
-        logged = self._logger(head)
-        for result in train(chain([head], specs), logged, width=widths, together=training.seeds):
+        results = train(specs, logged, width=widths, together=training.seeds, expected=expected)
+        for result in results:
             logged.end(result)
             yield from self._ended(result)
+
+    def _expected(self) -> Expected | None:
+        """What the first trials are like, if all of the study are alike; asked once."""
+        from sweepstack.engine.train import Expected
+
+        config, self._alike = self._alike, None
+        if config is None:
+            return None
+        total = self.worker.book.total
+        count = MANY if total is None else self.worker.book.counts()["remaining"]
+        if not count:
+            return None
+        trust.see_own_packages(config.trust)
+        swept = {parameter.path for parameter in self.plan.space.parameters}
+        in_order = swept.isdisjoint({"training.seed", "data.order_seed"})
+        seeds = config.training.seeds
+        return Expected(TrialSpec(config), count * seeds, in_order and seeds == 1)
 
     def _logger(self, spec: TrialSpec) -> Logged:
         """What logs the trials of this worker; the first one's config says where."""
@@ -377,13 +367,14 @@ class Trainer(Monitor):
         if group.is_over:
             del self._training[asked.number]
             self._pace.ended(training.live)
-            outcome = self._outcome(asked, group)
+            outcome = self._outcome(training)
             feasible = all((c.violation(outcome.numbers) or 0) <= 0 for c in self.plan.constraints)
             keep_model = self._best.wants(outcome, feasible=feasible)
             training.folder.end(group, outcome, keep_model=keep_model)
             yield outcome
 
-    def _outcome(self, asked: Asked, group: Group) -> Outcome:
+    def _outcome(self, training: _Training) -> Outcome:
+        asked, group, program = training.asked, training.group, training.program
         results, spec = group.results, group.spec
         numbers = group.metrics() | {
             "num_parameters": results[0].num_parameters,
@@ -399,10 +390,10 @@ class Trainer(Monitor):
             "config_hash": spec.config_hash,
             EFFECT: self._effects.pop(asked.number, None) or effect_on_data(spec.config),
         }
-        if results[0].device:  # else it never began
-            if _program(spec).device.type == "cuda":
+        if program is not None and results[0].device:  # else it never began
+            if program.device.type == "cuda":
                 attributes["gpu_seconds"] = numbers["seconds"]
-            if fingerprint := _program(spec).data.fingerprint:
+            if fingerprint := program.data.fingerprint:
                 attributes[DATA_HASH] = fingerprint
         if group.size > 1:
             values = [result.value for result in results]
@@ -461,14 +452,14 @@ class Trainer(Monitor):
         values = tuple(original.values)
         outcome = Outcome(asked, original.state, values, attributes, numbers=numbers)
         folder.begin(spec, asked.overrides, self._replaced(asked))
-        folder.equal(outcome, original.number)
+        folder.equal(spec, outcome, original.number)
         metrics = {
             name: value
             for name, value in numbers.items()
             if name.startswith(("train_", "val_", "test_"))
         }
-        run = self._run(spec, asked, 1)
-        self._logger(spec).duplicate(run, original.state, metrics, original.number)
+        logged, describe = self._logger(spec), partial(self._run, spec, asked, 1)
+        logged.duplicate(describe, original.state, metrics, original.number)
         return outcome
 
     # --- what the engine reports -----------------------------------------------------------------
@@ -481,9 +472,10 @@ class Trainer(Monitor):
         self, spec: TrialSpec, step: int, total_steps: int, history: Sequence[Mapping[str, float]]
     ) -> None:
         """Report again what a resumed trial has reported before."""
-        self._training[spec.number].live = Live(spec.number, step, total_steps)
-        seed = spec.config.training.seed
-        self._training[spec.number].folder.log(f"step {step} of {total_steps}, seed {seed}")
+        training, seed = self._training[spec.number], spec.config.training.seed
+        training.live = Live(spec.number, step, total_steps)
+        training.program = _program(spec)
+        training.folder.log(f"step {step} of {total_steps}, seed {seed}")
         for row in history:
             self.report(spec, row)
 
@@ -497,19 +489,21 @@ class Trainer(Monitor):
         trials = [training.live for training in self._training.values()]
         self.worker.notify(self._pace.status(trials, self._memory(specs[0])))
 
-    @staticmethod
-    def _memory(spec: TrialSpec) -> int | None:
+    def _memory(self, spec: TrialSpec) -> int | None:
         """Bytes of its GPU that are allocated."""
         import torch
 
-        device = _program(spec).device
-        return torch.cuda.memory_allocated(device) if device.type == "cuda" else None
+        program = self._training[spec.number].program
+        if program is None or program.device.type != "cuda":
+            return None
+        return torch.cuda.memory_allocated(program.device)
 
     def report(self, spec: TrialSpec, row: Mapping[str, float]) -> None:
         """Note an evaluation; those of a stack are written together."""
         training = self._training[spec.number]
         training.folder.log(" ".join(f"{name} {value:.6g}" for name, value in row.items()))
-        value = row[_program(spec).objective]  # the run's own, whatever the sweep optimizes
+        assert training.program is not None
+        value = row[training.program.objective]  # the run's own, whatever the sweep optimizes
         means = training.group.observe(spec.config.training.seed, int(row["step"]), value)
         known = list(means)
         training.live.values += [value for _, value in known]

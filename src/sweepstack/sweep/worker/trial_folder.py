@@ -77,6 +77,7 @@ class TrialFolder:
     def __init__(self, path: Path, of: Mapping[str, str] | None = None):
         self.path, self._of = path, of or {}
         self._lines: list[str] = []
+        self._is_new = False  # made by this object: no file counts before the trial has ended
 
     def begin(
         self, spec: TrialSpec, overrides: Sequence[str], continues: Sequence[int] = ()
@@ -99,15 +100,26 @@ class TrialFolder:
                 if old.is_dir() and not self.path.exists():
                     os.replace(old, self.path)
                     self._take_over(text)
-            self.path.mkdir(parents=True, exist_ok=True)
+            self._make()
         except OSError as error:
             raise EnvironmentFault(f"cannot make {self.path}: {error.strerror or error}") from error
         lines = "".join(f"- {text}\n" for text in map(_yaml_word, overrides))
-        errors.write_bytes(self.path / "overrides.yaml", lines.encode(), durable=False)
-        errors.write_bytes(self.path / "config.yaml", text.encode(), durable=False)
+        self._write("overrides.yaml", lines.encode())
+        self._write("config.yaml", text.encode())
         resumed = f", resumes trial {continues[0]}" if continues else ""
         self.log(f"trial {spec.number} begins, config {spec.config_hash}{resumed}")
         self.log(f"as a single run: {alone(overrides)}")
+
+    def _make(self) -> None:
+        with contextlib.suppress(FileExistsError):
+            try:
+                self.path.mkdir()
+            except FileNotFoundError:
+                self.path.mkdir(parents=True)
+            self._is_new = True
+
+    def _write(self, name: str, content: bytes) -> None:
+        errors.write_bytes(self.path / name, content, durable=False, in_place=self._is_new)
 
     def log(self, line: str) -> None:
         """Note a line for sweepstack.log, with the time."""
@@ -122,34 +134,39 @@ class TrialFolder:
         if not self.path.is_dir():  # presumed dead: another trial has taken it over
             return
         if rows := _rows(group, "history"):
-            run_folder.write_history(self.path, rows, durable=False)
+            self._write("history.csv", run_folder.as_csv(rows).encode())
         if group.size > 1 and (rows := _rows(group, "layers")):
-            run_folder.write_history(self.path, rows, durable=False, name=LAYERS)
+            self._write(LAYERS, run_folder.as_csv(rows).encode())
         if keep_model and group.results[0].best_state:  # of several seeds the first
             run_folder.write_model(self.path, group.results[0])
         self.log(f"{outcome.state}" + (f": {group.error}" if group.error else ""))
         self._lines += [result.trace for result in group.results if result.trace]
-        self._close(outcome)
+        every = group.spec.config.training.checkpoint_every
+        self._close(outcome, keeps_more=group.size > 1 or bool(every))
 
-    def equal(self, outcome: Outcome, number: int) -> None:
+    def equal(self, spec: TrialSpec, outcome: Outcome, number: int) -> None:
         """Write that the trial was not trained, because it duplicates trial `number`.
 
         Raises:
             EnvironmentFault: the disk is full or the folder cannot be written.
         """
-        for name in ("history.csv", LAYERS):
+        diagnosed = spec.config.training.diagnostics
+        for name in ("history.csv", LAYERS) if diagnosed else ("history.csv",):
             with contextlib.suppress(OSError):  # someone cleaned; the database has the numbers
-                rows = self.path.with_name(str(number)).joinpath(name).read_bytes()
-                errors.write_bytes(self.path / name, rows, durable=False)
+                source = self.path.with_name(str(number)) / name
+                try:
+                    os.link(source, self.path / name)
+                except OSError:  # no links here, or the file is there already
+                    self._write(name, source.read_bytes())
         self.log(f"{outcome.state}: a duplicate of trial {number}, not trained again")
         self._close(outcome)
 
-    def _close(self, outcome: Outcome) -> None:
-        log = "".join(self._lines).encode()
-        errors.write_bytes(self.path / "sweepstack.log", log, durable=False)
+    def _close(self, outcome: Outcome, *, keeps_more: bool = False) -> None:
+        self._write("sweepstack.log", "".join(self._lines).encode())
         summary = {"state": outcome.state, **self._of, **outcome.attributes}
-        run_folder.write_json(self.path / "metrics.json", summary, durable=False)
-        _clear(self.path)
+        self._write("metrics.json", run_folder.as_json(summary).encode())
+        if not self._is_new or keeps_more:
+            _clear(self.path)
 
     def _take_over(self, config: str) -> None:
         """Keep the checkpoints of the trial before this one if it had the same config; with another

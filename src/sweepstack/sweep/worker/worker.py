@@ -10,6 +10,7 @@ import contextlib
 import functools
 import logging
 import math
+import random
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -27,7 +28,7 @@ from sweepstack.runs import progress, register
 from sweepstack.runs.folder import environment, key_of
 from sweepstack.runs.register import Membership
 from sweepstack.study import storage
-from sweepstack.study.attributes import CONTINUES, ENVIRONMENT, OVERRIDES, RETRIES
+from sweepstack.study.attributes import CONTINUES, ENVIRONMENT, OVERRIDES, RETRIES, WORKERS
 from sweepstack.study.book import Ending, is_suspected, processes
 from sweepstack.study.book.book import Book
 from sweepstack.study.book.processes import BEAT_S
@@ -42,11 +43,14 @@ log = logging.getLogger(__name__)
 AHEAD_S = 0.5
 """Trials that take less are claimed ahead, as many as ended in so many seconds, and those of them
 that duplicate others are recorded together: a claim takes as long as many such trials."""
-MAX_AHEAD = 256
+MAX_AHEAD = 512
 """Trials that are claimed at once at most, unless there is room for more."""
-HEED_S, MOST_HEED_S = 1.0, 10.0
-"""Seconds between two looks whether a person asked the workers to stop, and at how many work: of
-few workers, and of hundreds, so that the database has other things to do."""
+AT_ONCE = 64
+"""Of so many claimed trials the share of duplicates says what it will be."""
+HEED_S = 1.0
+"""Seconds between two looks whether a person asked the workers to stop, and at how many work. The
+more work, the longer, so that all together ask for no more: for the stop 50 times a second, but at
+least with each heartbeat, and for the register, which is as long as they are many, 10 times."""
 AWAY_S = 10.0
 """How long a storage that does not answer is waited for, once a place in a stack is free, before no
 more trials are claimed while those in training go on."""
@@ -54,7 +58,7 @@ RECOVER_S = 2.0
 """Seconds between two looks for dead workers while no more can be deferred."""
 TICK_S = 5.0
 """Seconds between two looks for dead workers of this host, of which each looks in turns."""
-POLL_S, MOST_POLL_S = 0.2, 5.0
+POLL_S, MOST_POLL_S = 0.2, 20.0
 """Seconds between two questions for a trial that may be requeued: of few workers, of hundreds."""
 CLAIM_SHARE = 0.05
 """Claims are to take at most this share of the time: where workers wait for each other longer, each
@@ -148,8 +152,8 @@ class Worker:
     ):
         self._uploads = uploads
         self._crew, self._member = crew, member
-        self._heeded, self._counted, self._told = time.monotonic(), -math.inf, 0
-        self._beaten, self._looked = time.monotonic(), time.monotonic()
+        self._heeded, self._count_at, self._told = time.monotonic(), -math.inf, 0
+        self._beaten = time.monotonic() - random.uniform(0, BEAT_S)  # they began together
         self._beside: set[str] = set()
         """Other workers of this host, as far as it is known, which live."""
         self.plan, self.app, self.book, self.stop = plan, app, book, stop
@@ -167,6 +171,7 @@ class Worker:
         self._running: dict[int, Asked] = {}
         """Trials in hand, by number: those that wait in `_claimed` or `_ended` too."""
         self._claimed: deque[Asked] = deque()
+        self._trained_share = 1.0  # of the trials claimed lately, as others are duplicates
         self._claimed_at = -math.inf
         self._claim_s = 0.0  # how long claims lately took
         self._trained = 0  # how many have ended since, none of them failed
@@ -220,16 +225,14 @@ class Worker:
             self._beat()
         gone = {name for name in self._beside if processes.is_gone(name)}
         self._beside -= gone
-        turns = max(len(self._beside), self.book.workers / 20)
-        if gone or now - self._looked > TICK_S * (turns + 0.5):
-            self._looked = now
+        if gone or random.random() * self.book.workers < TICK_S:  # one of all in a second
             self.book.recover()
         self._count_workers()
 
     def _beat(self) -> None:
-        self.book.beat([asked.trial for asked in list(self._running.values())])
-        if self._member is not None:
-            self._member.write()
+        trials = [asked.trial for asked in list(self._running.values())]
+        self.book.beat(trials, None if self._member is None else self._member.changed())
+        self._heeded = time.monotonic()
         if self._is_asked_to_stop():  # where nothing is reported for long
             self.stop.code = self.stop.code or EXIT_INTERRUPTED
 
@@ -247,7 +250,7 @@ class Worker:
 
     @property
     def _heed_s(self) -> float:
-        return min(MOST_HEED_S, HEED_S * max(1.0, self.book.workers / 50))
+        return HEED_S * max(1.0, self.book.workers / 50)
 
     def _work(self) -> None:
         while self._more():
@@ -256,7 +259,7 @@ class Worker:
             if self._more():  # others run what is left: they may yet be lost
                 if not self._paused and self._nothing_left():
                     return
-                others_s = min(MOST_POLL_S, POLL_S * max(1.0, self.book.workers / 10))
+                others_s = min(MOST_POLL_S, max(POLL_S, self.book.workers / 50))
                 time.sleep(0.02 if self._paused else others_s)
 
     def _run(self) -> None:
@@ -331,7 +334,7 @@ class Worker:
         # And with a budget of steps, so that what those before will take is known.
         several = self.plan.grid or self.plan.sampler.name in samplers.BLIND
         several = several and self.plan.max_steps_total is None
-        room = max(1, self.room, self._ahead()) if several else 1
+        room = max(1, self._needed(), self._ahead()) if several else 1
         begun = [self._running[number].trial for number in self._begun]
         retries = max((trial.user_attrs.get(RETRIES, 0) for trial in begun), default=0)
         if is_suspected(retries, self.plan.max_restarts):
@@ -358,19 +361,29 @@ class Worker:
             self._running[asked.number] = asked
             claimed.append(asked)
         self.book.begin(trials)
-        self._claimed.extend(
-            claimed if self.duplicates is None else self.duplicates.admitted(claimed)
-        )
+        if self.duplicates is not None:
+            of, claimed = len(claimed), self.duplicates.admitted(claimed)
+            share = len(claimed) / max(of, 1)
+            self._trained_share += (share - self._trained_share) * min(1.0, of / AT_ONCE)
+        self._claimed.extend(claimed)
         return bool(trials)
+
+    def _needed(self) -> int:
+        """How many trials to claim, that about as many are to be trained as there is room for."""
+        if self.duplicates is None:
+            return self.room
+        most = max(self.room, min(MAX_AHEAD, self.duplicates.places))
+        return min(math.ceil(self.room / max(self._trained_share, 1 / MAX_AHEAD)), most)
 
     def _count_workers(self) -> None:
         """Leave their share to those that joined the study from elsewhere too."""
-        if self._member is not None and time.monotonic() >= self._counted + self._heed_s:
-            alive = [e.process for e in register.workers(self.study) if e.is_alive]
+        if self._member is not None and time.monotonic() >= self._count_at:
+            known = register.workers(self.study, self.book.attributes(prefix=f"{WORKERS}."))
+            alive = [e.process for e in known if e.is_alive]
             self.book.workers = max(self.plan.n_jobs, len(alive))
             here = processes.this_process()
             self._beside = {name for name in alive if processes.is_here(name) and name != here}
-            self._counted = time.monotonic()
+            self._count_at = time.monotonic() + max(self._heed_s, len(known) / 10)
 
     def _ahead(self) -> int:
         """How many trials lately ended while claims took `CLAIM_SHARE` of the time, or in `AHEAD_S`
