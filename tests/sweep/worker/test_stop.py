@@ -440,9 +440,10 @@ def test_only_what_is_set_for_a_process_that_starts_is_taken_back(monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setenv("MKL_NUM_THREADS", "7")
     with launch._share(1):
+        assert launch.os.environ[register.NVML] == "1"
         assert launch.os.environ["OMP_NUM_THREADS"] == str(register.cores())
         monkeypatch.setenv("SET_MEANWHILE", "by another thread")
-    assert "OMP_NUM_THREADS" not in launch.os.environ
+    assert not {"OMP_NUM_THREADS", register.NVML} & launch.os.environ.keys()
     assert launch.os.environ["MKL_NUM_THREADS"] == "7"
     assert "SET_MEANWHILE" in launch.os.environ
 
