@@ -73,6 +73,12 @@ def _places(p, pixels, rows, columns, of_rows, of_columns):  # type: ignore[no-u
     return sample, row - sample * rows, p - row * columns
 
 
+@triton.jit
+def _side_by_side(place):  # type: ignore[no-untyped-def]
+    """Tell the compiler that most of these are neighbours: threads that are take them together."""
+    return tl.max_contiguous(place, 2)
+
+
 _LAY = (
     *("slot_source", "pixels", "rows", "line", "depth", "height", "width", "top", "left"),
     *("of_rows", "of_line"),
@@ -109,12 +115,12 @@ def _lay(  # type: ignore[no-untyped-def]
     y = row - sample * rows - top
     seen = (q < pixels) & (y >= 0) & (y < height) & (x >= 0) & (x < width)
     area = height * width
-    at = (sample * depth * area + y * width + x)[None, :] + (c * area)[:, None]
-    seen = seen[None, :] & (c < depth)[:, None]
+    at = _side_by_side(sample * depth * area + y * width + x)[:, None] + (c * area)[None, :]
+    seen = seen[:, None] & (c < depth)[None, :]
     value = tl.load(source + slot * slot_source + at, mask=seen, other=0.0)
     at = q[:, None] * wide + c[None, :]
     kept = (q < pixels)[:, None] & (c < wide)[None, :]
-    tl.store(out + slot * slot_out + at, tl.trans(value), mask=kept)
+    tl.store(out + slot * slot_out + at, value, mask=kept)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -134,7 +140,6 @@ def _sum_of_few(  # type: ignore[no-untyped-def]
     step_x,
     apart_y,
     apart_x,
-    of_depth,
     of_kernel,
     APART: tl.constexpr,
     WIDE: tl.constexpr,
@@ -148,7 +153,7 @@ def _sum_of_few(  # type: ignore[no-untyped-def]
     size = kernel_height * kernel_width * depth
     for start in range(0, size, K):
         k = start + tl.arange(0, K)
-        tap = _over(k, of_depth)
+        tap = k // depth  # free where depth is 1: it is compiled in
         i = _over(tap, of_kernel)
         dy = first_y + i * step_y
         dx = first_x + (tap - i * kernel_width) * step_x
@@ -157,13 +162,12 @@ def _sum_of_few(  # type: ignore[no-untyped-def]
             known &= (dy % apart_y == 0) & (dx % apart_x == 0)
             dy, dx = dy // apart_y, dx // apart_x
         shift = tl.where(known, (dy * line + dx) * depth + k - tap * depth, 0)
-        patches = tl.load(source + (place[None, :] + shift[:, None]))
-        patches = tl.where(known[:, None], patches, 0.0).to(patches.dtype)
+        patches = tl.load(source + (_side_by_side(place)[:, None] + shift[None, :]))
         used = (n < channels)[:, None] & known[None, :]
         filters = tl.load(weight + n[:, None] * size + k[None, :], mask=used, other=0.0)
         if WIDE:
             patches, filters = patches.to(tl.float32), filters.to(tl.float32)
-        total = tl.dot(tl.trans(patches), tl.trans(filters), total, input_precision=PRECISION)
+        total = tl.dot(patches, tl.trans(filters), total, input_precision=PRECISION)
     return total
 
 
@@ -231,7 +235,7 @@ _MULTIPLY = (
     *("slot_out", "pixels", "rows", "columns", "picture", "line", "channels", "out_height"),
     *("out_width", "kernel_height", "kernel_width", "stride_y", "stride_x", "first_y", "first_x"),
     *("top", "left", "step_y", "step_x", "apart_y", "apart_x", "every_y", "every_x"),
-    *("of_rows", "of_columns", "of_depth", "of_kernel"),
+    *("of_rows", "of_columns", "of_kernel"),
 )
 
 
@@ -269,7 +273,6 @@ def _multiply(  # type: ignore[no-untyped-def]
     every_x,
     of_rows,
     of_columns,
-    of_depth,
     of_kernel,
     BIAS: tl.constexpr,
     APART: tl.constexpr,
@@ -303,7 +306,7 @@ def _multiply(  # type: ignore[no-untyped-def]
     if V == 1:
         total = _sum_of_few(
             *(source, weight, place, n, channels, depth, line, kernel_height, kernel_width),
-            *(first_y, first_x, step_y, step_x, apart_y, apart_x, of_depth, of_kernel),
+            *(first_y, first_x, step_y, step_x, apart_y, apart_x, of_kernel),
             *(APART, WIDE, PRECISION, P, N, K),
         )
     else:
@@ -318,9 +321,10 @@ def _multiply(  # type: ignore[no-untyped-def]
     y, x = row * apart_y + phase // apart_x, column * apart_x + phase % apart_x
     inside = (p < pixels) & (y < out_height) & (x < out_width)
     area = out_height * out_width
-    at = (sample * channels * area + y * out_width + x)[None, :] + (n * area)[:, None]
-    kept = inside[None, :] & (n < channels)[:, None]
-    tl.store(out + slot * slot_out + at, tl.trans(total.to(out.dtype.element_ty)), mask=kept)
+    at = _side_by_side(sample * channels * area + y * out_width + x)
+    at = at[:, None] + (n * area)[None, :]
+    kept = inside[:, None] & (n < channels)[None, :]
+    tl.store(out + slot * slot_out + at, total.to(out.dtype.element_ty), mask=kept)
 
 
 _WEIGHTS = (
@@ -402,13 +406,13 @@ def _weights(  # type: ignore[no-untyped-def]
         if V > 1:
             patches = tl.load(source + (place[:, None] + shift[None, :]))
         else:
-            patches = tl.trans(tl.load(source + (place[None, :] + shift[:, None])))
+            patches = tl.load(source + (_side_by_side(place)[:, None] + shift[None, :]))
         if G > 1:
             at = tl.multiple_of(at, G)[:, None] + m[None, :]
             given = tl.load(gradient + at, mask=(p < pixels)[:, None], other=0.0)
         else:
-            at = at[None, :] + (m * g_channel)[:, None]
-            given = tl.trans(tl.load(gradient + at, mask=(p < pixels)[None, :], other=0.0))
+            at = _side_by_side(at)[:, None] + (m * g_channel)[None, :]
+            given = tl.load(gradient + at, mask=(p < pixels)[:, None], other=0.0)
         if BIAS:
             sums += given.to(tl.float32)
         if WIDE:
@@ -625,7 +629,7 @@ def _run(
         *(source.stride(0), filters.stride(0), out.stride(0), pixels, rows, columns),
         *(lines * line, line, depth, channels, *out.shape[3:], kh, kw, *begins),
         *(laid.top, laid.left, *step, *apart, *every),
-        *(1 / rows, 1 / columns, 1 / depth, 1 / kw),
+        *(1 / rows, 1 / columns, 1 / kw),
         BIAS=bias is not None,
         APART=apart != (1, 1),
         V=_at_once(depth, source.dtype),
@@ -648,7 +652,7 @@ def _blocks(depth: int, taps: int, channels: int) -> Blocks:
     """For sums over so many channels and taps."""
     wide = _rounded(depth)
     if wide < FEW:
-        return Blocks(128, _power(channels, 16, 64), _power(wide * taps, 16, 64))
+        return Blocks(256, _power(channels, 16, 64), _power(wide * taps, 16, 32))
     deep = next(size for size in (64, 32, 16) if wide % size == 0)
     return Blocks(256 if deep == ROUND else 128, _power(channels, 16, 64), deep)
 
@@ -824,12 +828,14 @@ def _normalize(  # type: ignore[no-untyped-def]
     c, slot = tl.program_id(0), tl.program_id(1).to(tl.int64)
     first = slot * samples * channels * area + c * area
     row, column = tl.arange(0, B)[:, None], tl.arange(0, A)[None, :]
-    pivot = tl.load(x + first).to(tl.float32)
+    x += first
+    y += first
+    pivot = tl.load(x).to(tl.float32)
     sums, squares = tl.zeros((B, A), tl.float32), tl.zeros((B, A), tl.float32)
     for b in range(0, samples, B):
         for a in range(0, area, A):
             inside = (b + row < samples) & (a + column < area)
-            at = first + (b + row) * (channels * area) + a + column
+            at = (b + row) * (channels * area) + a + column
             value = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
             value = tl.where(inside, value - pivot, 0.0)
             sums += value
@@ -848,7 +854,7 @@ def _normalize(  # type: ignore[no-untyped-def]
     for b in range(0, samples, B):
         for a in range(0, area, A):
             inside = (b + row < samples) & (a + column < area)
-            at = first + (b + row) * (channels * area) + a + column
+            at = (b + row) * (channels * area) + a + column
             value = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
             value = (value - mean) * scale + shift
             tl.store(y + at, value.to(y.dtype.element_ty), mask=inside)
@@ -878,6 +884,9 @@ def _normalize_back(  # type: ignore[no-untyped-def]
     c, slot = tl.program_id(0), tl.program_id(1).to(tl.int64)
     first = slot * samples * channels * area + c * area
     row, column = tl.arange(0, B)[:, None], tl.arange(0, A)[None, :]
+    x += first
+    gradient += first
+    out += first
     mine = slot * channels + c
     mean = tl.load(means + mine)
     scale = 1 / tl.sqrt(tl.load(variances + mine) + eps)
@@ -885,7 +894,7 @@ def _normalize_back(  # type: ignore[no-untyped-def]
     for b in range(0, samples, B):
         for a in range(0, area, A):
             inside = (b + row < samples) & (a + column < area)
-            at = first + (b + row) * (channels * area) + a + column
+            at = (b + row) * (channels * area) + a + column
             value = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
             given = tl.load(gradient + at, mask=inside, other=0.0).to(tl.float32)
             sums += given
@@ -901,7 +910,7 @@ def _normalize_back(  # type: ignore[no-untyped-def]
     for b in range(0, samples, B):
         for a in range(0, area, A):
             inside = (b + row < samples) & (a + column < area)
-            at = first + (b + row) * (channels * area) + a + column
+            at = (b + row) * (channels * area) + a + column
             value = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
             given = tl.load(gradient + at, mask=inside, other=0.0).to(tl.float32)
             given = factor * (given - total - (value - mean) * product)
