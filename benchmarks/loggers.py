@@ -71,6 +71,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--every", type=int, default=20)
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--seconds", type=float, default=600.0, help="begin no round after these")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("overrides", nargs="*", help="after --")
     given = parser.parse_args()
@@ -79,16 +80,19 @@ def main() -> None:
     make = partial(trials, given)
     specs = {name: make(name) for name in names}
     found: dict[str, list[tuple[float, float, float]]] = {name: [] for name in names}
+    began = time.monotonic()
     with tempfile.TemporaryDirectory() as place:
         os.chdir(place)
         measured(specs["none"], Path(place, "warm"))
         for turn in range(given.rounds):
+            if turn and time.monotonic() - began > given.seconds:
+                break
             at = turn % len(names)
             for name in names[at:] + names[:at]:
                 found[name].append(measured(specs[name], Path(place, f"{name}{turn}")))
         os.chdir("/")
     columns = {name: list(zip(*rows, strict=True)) for name, rows in found.items()}
-    print(f"none: {statistics.median(columns['none'][0]):.2f} s, n={given.rounds}")
+    print(f"none: {statistics.median(columns['none'][0]):.2f} s, n={len(found['none'])}")
     for name in names[1:]:
         wall, spent = (compared(columns[name][at], columns["none"][at]) for at in (0, 1))
         wait = statistics.median(columns[name][2])

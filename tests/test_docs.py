@@ -43,11 +43,8 @@ def arguments(line: str) -> list[str] | None:
         return None
     if "data.download=true" in line and not (SHARED_DATA / "MNIST").is_dir():
         return None
-    if (
-        any("tensorboard" in word for word in rest)
-        and importlib.util.find_spec("tensorboard") is None
-    ):
-        return None
+    if importlib.util.find_spec("tensorboard") is None:
+        rest = [word.replace("[tensorboard,csv]", "csv") for word in rest]
     rest = [word.replace("data.download=true", f"data.root={SHARED_DATA}") for word in rest]
     if program == "sweepstack-study":
         return [*warm.COMMANDS[program], *rest]

@@ -199,6 +199,18 @@ def test_cuda_does_not_begin_where_no_gpu_is_seen(driver, monkeypatch):
     assert preflight.begin_cuda("auto", with_blas=True) is None
 
 
+@pytest.mark.parametrize(("name", "begins"), [("auto", False), ("cuda", False), ("cuda:1", True)])
+def test_of_several_gpus_the_worker_takes_one_before_cuda_begins(driver, monkeypatch, name, begins):
+    """Once it has begun, it no longer heeds CUDA_VISIBLE_DEVICES."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    begun = preflight.begin_cuda(name, with_blas=True)
+    assert (begun is not None) is begins
+    if begun is not None:
+        begun.join()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    preflight.begin_cuda(name, with_blas=True).join()
+
+
 def test_a_driver_that_fails_is_left_to_what_needs_it(driver, monkeypatch):
     monkeypatch.setattr("ctypes.CDLL", lambda name: Driver(driver, 100))
     preflight.begin_cuda("auto", with_blas=True).join()

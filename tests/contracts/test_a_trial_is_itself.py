@@ -21,6 +21,7 @@ from engine_support import varied
 from support import make_spec
 
 from sweepstack.data import streams
+from sweepstack.engine.executors.cuda_graph import CudaGraph
 from sweepstack.engine.executors.recorded import _Part
 from sweepstack.engine.program import Program
 from sweepstack.engine.runner import Slot
@@ -191,18 +192,26 @@ def test_regression():
 
 @pytest.fixture
 def steps_taken(monkeypatch):
-    """Of every step of a part: the optimizer, the width, whether all slots saw one batch, and the
-    thread that took it."""
+    """Of every step of a part, on a GPU of every block of steps: the optimizer, the width, whether
+    all slots saw one batch, and the thread that took it."""
     taken = []
-    original = _Part.advance
+    advance, run = _Part.advance, CudaGraph.run
 
-    def spy(self, batch):
-        name = self.step.program.config.optimizer.name
+    def note(executor, steps):
+        name = executor.step.program.config.optimizer.name
         thread = threading.current_thread().name
-        taken.append((name, self.stack.width, batch.shared, thread))
-        return original(self, batch)
+        taken.append((name, executor.stack.width, steps.shared, thread))
 
-    monkeypatch.setattr(_Part, "advance", spy)
+    def advancing(self, batch):
+        note(self, batch)
+        return advance(self, batch)
+
+    def running(self, block):
+        note(self, block)
+        return run(self, block)
+
+    monkeypatch.setattr(_Part, "advance", advancing)
+    monkeypatch.setattr(CudaGraph, "run", running)
     return taken
 
 

@@ -18,6 +18,7 @@ from torch import nn
 
 from sweepstack.engine import executors
 from sweepstack.engine.executors import Executor, cuda_graph
+from sweepstack.engine.program import Program
 from sweepstack.engine.runner import Runner
 from sweepstack.engine.train import Expected, Interrupted, train
 from sweepstack.engine.width import Widths
@@ -169,6 +170,25 @@ class Eager(cuda_graph.CudaGraph):
         self._eager = True
 
 
+@pytest.mark.parametrize("width", [1, 2])
+def test_a_stack_whose_trials_end_together_takes_the_next_ones(monkeypatch, width):
+    """What was captured or recorded for it counts on; another program's begins anew."""
+    made, original = [], Runner.__init__
+
+    def init(self, program, *rest):
+        made.append(program.config.model.hidden)
+        original(self, program, *rest)
+
+    monkeypatch.setattr(Runner, "__init__", init)
+    short = [s for s in specs(10, "optimizer=adam") if s.config.training.max_steps == 12]
+    other = make_spec(*SHORT, "model.hidden=[4]")
+    given = [*short[:4], other, *short[:2]]
+    found = [result.metrics for result in train(given, width=width)]
+    assert made == [(8,), (4,), (8,)]
+    for result, again in zip(found[:4], found[4 + 1 :], strict=False):
+        assert result == pytest.approx(again, rel=1e-5)
+
+
 def test_empty_slots_change_nothing(monkeypatch, widths_seen):
     words = ("data=digits", "model.hidden=[8]", "batch.size=16", "data.subset=100")
     words = (*words, "regularization.dropout=0.2", "regularization.clip_norm=1")
@@ -223,6 +243,41 @@ def test_gradients_that_share_memory_are_changed_once_each(model, widths_seen):
     widths_seen.clear()
     assert_same(by_number(train(trials, width=2)), alone)
     assert set(widths_seen) == {2}
+
+
+# --- what trials of a sweep have in common --------------------------------------------------------
+
+
+def test_where_steps_are_captured_a_stack_begins_only_where_half_of_the_places_are_free(
+    monkeypatch, loads
+):
+    monkeypatch.setattr(executors, "captures", lambda place: True)
+    monkeypatch.setattr(executors, "choose", executors.Executor)
+    words = [(n, "optimizer=adam" if n < 3 else "optimizer=rmsprop") for n in range(6)]
+    trials = [make_spec(*SHORT, word, f"training.seed={n}", number=n) for n, word in words]
+    assert len(list(train(trials, width=4))) == 6
+    assert loads[0] == ["adam"] * 3  # the place that is left is for no other static part
+    assert loads[-1] == ["rmsprop"] * 3
+
+
+def test_trials_that_begin_alike_are_drawn_once(monkeypatch):
+    drawn, initial = [], Program.initial
+
+    def counted(self, spec):
+        drawn.append((spec.config.init.scheme, spec.config.training.seed))
+        return initial(self, spec)
+
+    words = [(lr, init, s) for lr in (0.1, 0.01) for init in ("he", "xavier") for s in (0, 1)]
+    trials = [
+        make_spec(*SHORT, f"optimizer.lr={lr}", f"init={init}", f"training.seed={s}", number=n)
+        for n, (lr, init, s) in enumerate(words)
+    ]
+    alone = by_number(train(trials))
+    monkeypatch.setattr(Program, "initial", counted)
+    together = by_number(train(trials, width=8))
+    _, *drawn = drawn  # by the first one it is found out whether they can be stacked
+    assert sorted(drawn) == [("he", 0), ("he", 1), ("xavier", 0), ("xavier", 1)]
+    assert_same(together, alone)
 
 
 # --- before the first trial -----------------------------------------------------------------------

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from engine_support import SMALL_MODELS, filled, make_steps, one, varied
@@ -169,7 +171,7 @@ def test_averages_of_the_weights(optimizer, count):
                 means[n][name] = d * means[n][name] + (1 - d) * view
     for n in range(count):
         stack.keep_best([n])
-        (found,) = stack.best([n], {})
+        found = stack.best([n], {})[0].settle()
         assert found.keys() == means[n].keys()
         for name, mean in means[n].items():
             torch.testing.assert_close(found[name], mean)
@@ -187,3 +189,16 @@ def test_the_averages_are_evaluated_and_kept():
     (sums,) = Step(program).measure(row, {}, {}, program.sources["test"], len(program.data.test))
     found = dict(program.task.means(sums, len(program.data.test), "test"))
     assert found["test_loss"] == pytest.approx(averaged.metrics["test_loss"], rel=1e-5)
+
+
+def test_a_gpu_evaluates_as_many_samples_at_once_as_its_memory_allows(monkeypatch):
+    """A 64th of it for the activations, in chunks of about one size; at least 1,024 samples."""
+    card = SimpleNamespace(total_memory=64 * 4 * 100 * 50_000)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda place: card)
+    program = SimpleNamespace(device=torch.device("cuda"), activations=100)
+    step = SimpleNamespace(program=program)
+    assert Step.chunk(step, 10, 12_000) == 4000  # and not 5000
+    assert Step.chunk(step, 10, 4999) == 4999
+    assert Step.chunk(step, 1000, 3000) == 1000
+    program.device = torch.device("cpu")
+    assert Step.chunk(step, 1, 12_000) == 256

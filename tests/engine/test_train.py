@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 import torch
-from engine_support import one
+from engine_support import filled, one
 from support import SHARED_DATA, make_spec, needs_mnist, needs_pictures
 
 from sweepstack.config.errors import InputError
@@ -78,6 +78,25 @@ def test_best_state_is_the_state_of_the_best_step():
     again = one(*words, f"training.max_steps={result.best_step}")
     for name, tensor in result.best_state.items():
         assert torch.equal(tensor, again.best_state[name])
+
+
+def test_best_states_for_which_the_device_has_no_room_are_the_same(monkeypatch):
+    program = Program.of(make_spec(*SHORT))
+    full = filled(program, [make_spec(*SHORT, f"training.seed={seed}") for seed in range(3)])
+    (expected,) = full.best([2], {})
+    original, tried = torch.Tensor.index_select, []
+
+    def index_select(self, *given):
+        tried.append(1)
+        if len(tried) == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return original(self, *given)
+
+    monkeypatch.setattr(torch.Tensor, "index_select", index_select)
+    (found,) = full.best([2], {})
+    assert len(tried) == 2 + 4
+    for name, tensor in expected.settle().items():
+        assert torch.equal(found.settle()[name], tensor)
 
 
 @pytest.mark.parametrize("width", [1, 3])

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import time
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 
@@ -14,6 +18,9 @@ from optuna.trial import create_trial
 from optuna_dashboard.artifact._backend import list_trial_artifacts
 
 from sweepstack.config.errors import EnvironmentFault
+from sweepstack.reporting import report
+from sweepstack.reporting.dashboard import decorate
+from sweepstack.study.view import StudyView, open_study
 
 FIXTURES = (quick_report, where, whole_report)
 
@@ -139,3 +146,35 @@ def test_a_journal_that_cannot_be_written_is_said(tmp_path, monkeypatch):
     monkeypatch.setattr(JournalFileBackend, "append_logs", refuse)
     with pytest.raises(EnvironmentFault, match=r"studies.log failed: .*Read-only file system"):
         decorated(where)
+
+
+def test_of_two_commands_that_end_together_one_writes_the_report(where, tmp_path, monkeypatch):
+    study = new(where)
+    add(study)
+    view = open_study(study.study_name, where)
+    file, written = report.place_of(view), []
+
+    def write(view: StudyView, path: Path) -> None:
+        written.append(path)
+        path.write_text("<p>here")
+
+    monkeypatch.setattr(report, "write", write)
+    decorate.write_report(view)
+    decorate.write_report(view)  # later, a command of its own
+    assert written == [file, file]
+
+    read = time.time()
+    monkeypatch.setattr(decorate.time, "time", lambda: read - 60)
+    monkeypatch.setattr(decorate, "held", lambda lock: waited(read))
+
+    @contextlib.contextmanager
+    def waited(at: float) -> Iterator[None]:
+        file.write_text("<p>theirs")  # meanwhile
+        os.utime(file, (at, at))
+        yield
+
+    decorate.write_report(view)
+    assert written == [file, file]
+    read -= 3600  # before the last trial ended
+    decorate.write_report(view)
+    assert written == [file, file, file]

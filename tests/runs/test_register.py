@@ -16,7 +16,6 @@ from sweep_support import QUICK
 
 from sweepstack.runs import register
 from sweepstack.runs.register import Entry, Membership
-from sweepstack.study import storage
 from sweepstack.study.book import processes
 from sweepstack.sweep.worker.launch import Crew
 from sweepstack.sweep.worker.worker import Worker
@@ -159,7 +158,7 @@ def two_gpus(monkeypatch):
     """Two GPUs to choose from, whatever this process has used; trials are trained on the CPU."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0, 1")
     monkeypatch.setattr(register.subprocess, "run", lambda *_, **__: _Done())
-    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
+    monkeypatch.setattr(register, "_has_used_gpus", lambda: False)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
 
 
@@ -225,10 +224,20 @@ def test_a_lone_worker_without_a_place_is_an_error(main, tmp_path, monkeypatch, 
 
     assert ended.code == 3
     assert "hydra.sweeper.workers_per_gpu=1 on each" in ended.lines[-1]
-    assert (
-        optuna.get_all_study_names(storage.connect(f"sqlite:///{tmp_path}/outputs/studies.db"))
-        == []
-    )
+    assert optuna.get_all_study_names(f"sqlite:///{tmp_path}/outputs/studies.db") == []
+
+
+@pytest.mark.parametrize(("code", "used"), [(0, True), (3, False), (None, False)])
+def test_a_gpu_is_used_once_its_driver_was_started(monkeypatch, code, used):
+    """cuDeviceGetCount returns CUDA_ERROR_NOT_INITIALIZED, 3, before that."""
+
+    def loaded(name, mode):
+        if code is None:
+            raise OSError(name)
+        return SimpleNamespace(cuDeviceGetCount=lambda count: code)
+
+    monkeypatch.setattr(register.ctypes, "CDLL", loaded)
+    assert register._has_used_gpus() is used
 
 
 def test_a_process_that_has_used_a_gpu_stays_with_it(monkeypatch, two_gpus):
@@ -236,7 +245,7 @@ def test_a_process_that_has_used_a_gpu_stays_with_it(monkeypatch, two_gpus):
     now, here = time.time(), processes.this_process().rsplit(":", 2)[0]
     monkeypatch.setattr(processes, "is_gone", lambda name: False)
     Membership(study, Entry(f"{here}:1:x", now, now, gpu="GPU-aa"))
-    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(register, "_has_used_gpus", lambda: True)
 
     joined = register.join(study, "c", 1, limit=None)
 

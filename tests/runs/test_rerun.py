@@ -222,7 +222,8 @@ def test_twenty_trials_of_a_stacked_mnist_sweep(main, again):
         assert again("s", str(number)).code == 5
 
 
-def test_a_study_of_another_program_is_called_that(again):
+def test_a_study_of_another_program_is_called_that(again, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     opened = storage.connect(storage.DEFAULT)
     optuna.create_study(storage=opened, study_name="theirs").add_trial(
         optuna.trial.create_trial(

@@ -61,6 +61,8 @@ def test_a_sweep_survives_the_ends_of_its_jobs(tmp_path: Path, queue: Callable[[
     command = [*SLURM, "x=range(0,12)", "trouble.hold=true", "hydra.sweeper.n_jobs=3"]
     sweep = Sweep(command, tmp_path)
     first = working(sweep, 3)
+    ran_file = tmp_path / "ran.txt"  # a trial that runs in the study may not have begun yet
+    sweep.until(lambda: ran_file.exists() and len(ran_file.read_text().split()) == 3, "three tasks")
     killed, cancelled, requeued = sorted(first)
     number = killed.removeprefix("slurm ").partition("_")[0]
     assert sorted(first) == [f"slurm {number}_{n}" for n in range(3)]
@@ -77,7 +79,7 @@ def test_a_sweep_survives_the_ends_of_its_jobs(tmp_path: Path, queue: Callable[[
     for job in first:
         said = [line for line in sweep.out.splitlines() if "ended early; starting" in line]
         assert (job in " ".join(said)) == (job != requeued)
-    ran = Counter((tmp_path / "ran.txt").read_text().split())
+    ran = Counter(ran_file.read_text().split())
     assert set(ran) == {str(x) for x in range(12)}
     assert sum(ran.values()) == 15
     logs = sweep.out.partition("output of the workers: ")[2].splitlines()[0]

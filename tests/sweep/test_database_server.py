@@ -32,6 +32,7 @@ from server_support import MariaDB, PostgreSQL, Proxy, Server
 from sweepstack.study import storage
 from sweepstack.study.attributes import POINT, RETRIED
 from sweepstack.study.book import Ending, Report
+from sweepstack.study.book.bulk import BulkBook
 
 APP = str(Path(__file__).parents[1] / "database_app.py")
 FULL = bool(os.environ.get("SWEEPSTACK_FULL"))
@@ -249,6 +250,31 @@ def test_a_server_that_hangs_and_a_worker_that_holds_the_study_are_waited_for_so
         assert book.counts()["running"] == 1
         for each in (book, other):
             storage.close(each.storage)
+
+
+@pytest.mark.slow
+def test_a_claim_waits_four_times_for_the_server_and_undoes_all_where_its_end_fails(monkeypatch):
+    psycopg = pytest.importorskip("psycopg")
+    waits, plain = [], psycopg.Pipeline.sync
+    with PostgreSQL() as server:
+        book = open_book(server.url, 10)
+        assert len(book.claim()) == 1
+        monkeypatch.setattr(psycopg.Pipeline, "sync", lambda self: waits.append(1) or plain(self))
+        assert len(book.claim()) == 1
+        assert len(waits) == 3  # and the commit
+        hand_out = BulkBook._hand_out
+
+        def twice(self: Any, *given: Any) -> None:
+            hand_out(self, *given)
+            hand_out(self, *given)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(BulkBook, "_hand_out", twice)
+            with pytest.raises(sqlalchemy.exc.IntegrityError):
+                book.claim()
+        assert len(book.claim()) == 1
+        assert book.counts()["running"] == book.study.trials[-1].number + 1 == 3
+        storage.close(book.storage)
 
 
 if __name__ == "__main__":

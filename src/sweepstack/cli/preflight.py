@@ -311,14 +311,18 @@ def _check_sweep(arguments: Any, name: str) -> None:
 def begin_cuda(name: str, *, with_blas: bool) -> threading.Thread | None:
     """Begin in a thread what a start on a GPU waits for: the driver, its context, torch and cuBLAS,
     most of it without Python's lock. What fails here fails again where a device is needed, and is
-    said there; where there is no GPU, nothing happens.
+    said there; where there is no GPU, nothing happens, nor of several without a number, of which
+    the worker takes one later.
 
     Args:
         name: `training.device`.
         with_blas: whether cuBLAS may begin already.
     """
     found = re.fullmatch(r"auto|cuda(?::(\d+))?", name)
-    if found is None or os.environ.get("CUDA_VISIBLE_DEVICES") == "" or not glob.glob(GPUS):
+    seen, given = glob.glob(GPUS), os.environ.get("CUDA_VISIBLE_DEVICES")
+    if seen and given is not None:
+        seen = [word for word in given.split(",") if word]
+    if found is None or not seen or (len(seen) > 1 and found[1] is None):
         return None
 
     def run() -> None:

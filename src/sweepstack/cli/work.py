@@ -148,7 +148,7 @@ def _recorded(view: StudyView) -> tuple[list[str], Node]:
     if not isinstance(settings, Mapping) or not isinstance(arguments, list):
         raise InputError(
             f"{study} does not keep all of its command (a merged study, or another version's): run "
-            f"that command; it joins the study{_command(view)}"
+            f"that command once, which joins the study; then work can{_command(view)}"
         )
     unknown = [str(key) for key in settings if key not in sweeper.defaults(sweeper.Sweeper)]
     if unknown or not all(isinstance(word, str) for word in arguments):

@@ -100,8 +100,15 @@ class Runner:
         if width > 1 and not (in_order and self.step.shares_batches):
             samples = samples.unsqueeze(1).expand(1, width, -1)
         steps = torch.zeros(1, width, dtype=torch.int64, device=self.stack.device)
-        lr, keys = steps.double(), self.step.keys(self.stack, steps)
-        self.executor.run(Block(samples, lr, steps + 1, keys))
+        block = Block(samples, steps.double(), steps + 1, self.step.keys(self.stack, steps))
+        self.executor.run(block)
+        began = time.perf_counter()
+        self.executor.run(block).tolist()
+        self._pace_blocks(1, time.perf_counter() - began)
+
+    def _pace_blocks(self, steps: int, seconds: float) -> None:
+        """Let a block take about `BLOCK_SECONDS`, where one of so many steps took `seconds`."""
+        self.block_steps = max(1, min(1000, round(BLOCK_SECONDS / seconds * steps)))
 
     def admit(self, specs: list[TrialSpec]) -> Iterator[TrialResult]:
         """Start trials, or resume them from their checkpoints.
@@ -324,14 +331,18 @@ class Runner:
         lr = torch.from_numpy(lrs).to(place)
         index = (torch.arange(steps).unsqueeze(1) + at).to(place)
         block = Block(self._samples(live, steps), lr, index + 1, self.step.keys(stack, index))
-        columns = self.executor.run(block).T.contiguous().cpu().numpy()
+        losses = self.executor.run(block).cpu().double().numpy()
+        before = [slot.loss_sum if slot else 0.0 for slot in self.slots]
         seconds = time.perf_counter() - began
-        self.block_steps = max(1, min(1000, round(BLOCK_SECONDS / seconds * steps)))
+        self._pace_blocks(steps, seconds)
         with telling():
             self.monitor.stepped(steps, [slot.spec for _, slot in live])
+        # One after the other, as a loop adds: sums do not depend on where blocks end.
+        with np.errstate(invalid="ignore"):
+            sums = np.cumsum(np.vstack([before, losses]), axis=0)
         ends: dict[int, tuple[State, str | None]] = {}
         for where, slot in live:
-            broke = slot.advance(columns[where], seconds / len(live))
+            broke = slot.advance(sums[:, where], seconds / len(live))
             if broke is not None:
                 ends[where] = ("failed", broke)
         return self._ends(ends)
@@ -505,6 +516,9 @@ class Slot:
         new order, and leave out the N mod B samples that fill no batch."""
         per_epoch, size = self.program.steps_per_epoch, self.program.batch_size
         draw_orders([self], steps)
+        if len(self.orders) == 1:
+            first = self.step % per_epoch * size
+            return self.orders[self.step // per_epoch][first : first + steps * size].view(steps, -1)
         parts, step, end = [], self.step, self.step + steps
         while step < end:
             epoch, place = divmod(step, per_epoch)
@@ -512,21 +526,22 @@ class Slot:
             order = self.orders[epoch][place * size : (place + count) * size]
             parts.append(order.view(count, size))
             step += count
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        return torch.cat(parts)
 
-    def advance(self, losses: Sequence[float] | Array, seconds: float) -> str | None:
-        """Count steps with their training losses; the error if one was not finite, or None."""
+    def advance(self, sums: Array, seconds: float) -> str | None:
+        """Count steps; the error if the loss of one was not finite, or None.
+
+        Args:
+            sums: of training losses since the last evaluation, before the first and after each.
+        """
         self.seconds += seconds
-        given = np.asarray(losses, np.float64)
-        finite = np.isfinite(given)
-        count = len(given) if finite.all() else int(finite.argmin())
-        # One after the other, as a loop would: sums do not depend on where blocks end.
-        self.loss_sum = float(np.cumsum(np.append(self.loss_sum, given[:count]))[-1])
-        self.loss_steps, self.step = self.loss_steps + count, self.step + count
-        if count == len(given):
+        broke = not math.isfinite(sums[-1])
+        count = (int(np.isfinite(sums).argmin()) if broke else len(sums)) - 1
+        self.loss_sum, self.loss_steps = float(sums[count]), self.loss_steps + count
+        self.step += count + broke
+        if not broke:
             return None
-        self.step += 1
-        loss = float(given[count])
+        loss = float(sums[count + 1])
         return f"train_loss became {loss} at step {self.step} of {self.total_steps}"
 
     # --- evaluations -----------------------------------------------------------------------------
@@ -629,6 +644,8 @@ def draw_orders(slots: Sequence[Slot], steps: int) -> None:
     wanted: dict[int, list[tuple[Slot, int]]] = {}
     for slot in slots:
         epochs = slot.epochs(steps)
+        if list(slot.orders) == list(epochs):
+            continue
         slot.orders = {epoch: order for epoch, order in slot.orders.items() if epoch in epochs}
         for epoch in epochs:
             if epoch not in slot.orders:

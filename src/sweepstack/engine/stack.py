@@ -207,14 +207,13 @@ class Stack:
 
     def best(self, slots: Sequence[int], shared: Row) -> list[Kept]:
         """The best parameters and buffers of some slots, each with the `shared` ones besides."""
-        if not slots:
-            return []
-        at = self._at(slots)
+        chosen = torch.tensor(slots, dtype=torch.int64)
         views = self.best_params.views | self.best_buffers.views
-        rows = {
-            name: view[at].clone() if isinstance(at, slice) else view[at]
-            for name, view in views.items()
-        }
+        try:
+            there = chosen.to(self.device)
+            rows = {name: view.index_select(0, there) for name, view in views.items()}
+        except torch.OutOfMemoryError:
+            rows = {name: view.cpu().index_select(0, chosen) for name, view in views.items()}
         return [Kept(rows, place, shared) for place in range(len(slots))]
 
     def save(self, slot: int) -> dict[str, Row]:

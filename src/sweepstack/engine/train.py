@@ -130,6 +130,7 @@ class _Run:
         self.crowded: list[TrialSpec] = []  # each ran out of memory beside others
         self.lone: Runner | None = None  # trains one of them alone
         self._last_width = 1
+        self.idle: Runner | None = None  # whose trials ended together, for the next ones
 
     def prepare(self, expected: Expected) -> None:
         """Build the program, measure the width and capture a step; what fails here fails again
@@ -167,7 +168,11 @@ class _Run:
                 yield from _handed_on(self._gathered(runner, runner.advance()))
                 self._heed_signals()
                 evaluated = runner.evaluated
+        apart = (self.trying, self.lone)
+        ended = [each for each in self.runners if not each.live and each not in apart]
         self.runners = [runner for runner in self.runners if runner.live]
+        busy = self.runners or self.suspects or self.crowded
+        self.idle = ended[-1] if ended and not busy else None
         self.trying = self.trying if self.trying in self.runners else None
         self.lone = self.lone if self.lone in self.runners else None
 
@@ -254,6 +259,8 @@ class _Run:
             head = self.pull.peek()
             if head is None:
                 return
+            if self.idle is not None and self.idle.program.spec.static != head.static:
+                self.idle = None  # its memory must be free before the next begins
             try:
                 program = Program.of(head)
                 with device.settings(head.config.training):
@@ -287,10 +294,17 @@ class _Run:
                 return runner
         return None
 
+    def _begun(self, program: Program) -> Runner:
+        """A stack for this program: the one whose trials ended together, or a new one."""
+        known, self.idle = self.idle, None
+        if known and known.program is program and known.limit == self._last_width:
+            return known
+        return Runner(program, self.monitor, self._last_width)
+
     def _admit_next(self, program: Program, room: int) -> Iterator[TrialResult]:
         """Let up to `room` of the next trials into one stack: those with this static part."""
         static = program.spec.static
-        runner = self._open(program) or Runner(program, self.monitor, self._last_width)
+        runner = self._open(program) or self._begun(program)
         specs: list[TrialSpec] = []
         room = min(room, runner.limit - len(runner.live))
         while len(specs) < room and (spec := self.pull.peek()) and spec.static == static:

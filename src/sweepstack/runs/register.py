@@ -9,13 +9,13 @@ own GPUs and cores only) stays.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import glob
 import logging
 import os
 import re
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -35,6 +35,7 @@ from sweepstack.study.book.public import held
 log = logging.getLogger(__name__)
 
 GPUS = "CUDA_VISIBLE_DEVICES"
+NVML = "PYTORCH_NVML_BASED_CUDA_CHECK"
 SILENT_S = 60.0
 """A worker of another host that has said nothing for so long is presumed dead."""
 
@@ -345,9 +346,13 @@ def _quota(folder: Path) -> Iterable[int]:
 
 
 def _has_used_gpus() -> bool:
-    """Whether CUDA no longer heeds what CUDA_VISIBLE_DEVICES is set to."""
-    torch = sys.modules.get("torch")
-    return torch is not None and bool(torch.cuda.is_initialized())
+    """Whether CUDA no longer heeds what CUDA_VISIBLE_DEVICES is set to: its driver was started, if
+    only by a script that asked `torch.cuda.is_available()`."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1", mode=os.RTLD_NOLOAD)
+    except (OSError, AttributeError):  # nobody has loaded it; Windows
+        return False
+    return bool(driver.cuDeviceGetCount(ctypes.byref(ctypes.c_int())) == 0)
 
 
 def is_assigned() -> bool:

@@ -130,7 +130,10 @@ def _value(value: float, kind: str) -> float:
 
 
 def _attributes(rows: list[Any]) -> dict[str, Any]:
-    return {sys.intern(key): json.loads(text) for key, text in rows}
+    """Attributes of a trial; read at once, as a sweep's 10,000 trials have 200,000 of them."""
+    keys = [sys.intern(key) for key, _ in rows]
+    found = json.loads(f"[{','.join([text for _, text in rows])}]")
+    return dict(zip(keys, found, strict=True))
 
 
 @lru_cache(maxsize=4096)

@@ -70,8 +70,7 @@ CONNECT_S = 10
 MIN_LIMIT_S = 10.0
 """Seconds that it has to answer at least; else half of `hydra.sweeper.storage_timeout_s`."""
 _CUTS_OFF = "sweepstack-limits"
-_IDLE = "25P03"
-"""PostgreSQL's state of a transaction that it ended because its worker was away."""
+_IDLE = "25P03"  # PostgreSQL ended a transaction because its worker was away
 _LIBPQ = ("psycopg", "psycopg2")
 _due: dict[int, tuple[float, Any]] = {}
 """When which thread has waited too long for an answer, and on which connection."""
@@ -155,21 +154,14 @@ class _JournalLock(JournalFileSymlinkLock):
 def _remove_part(path: Path) -> None:
     """Cut off what follows the last whole line of a journal, if it is the beginning of an entry."""
     with path.open("r+b") as file:
-        end = whole = file.seek(0, os.SEEK_END)
+        end = place = file.seek(0, os.SEEK_END)
         tail = b""
-        while whole and b"\n" not in tail:
-            before = max(0, whole - 4096)
-            file.seek(before)
-            tail = file.read(whole - before) + tail
-            whole = before
+        while place and b"\n" not in tail:
+            place = file.seek(max(0, place - 4096))
+            tail = file.read()
         part = tail[tail.rfind(b"\n") + 1 :]
         if part.startswith(b"{"):
             file.truncate(end - len(part))
-
-
-def _begins_as_journal(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(1) in (b"{", b"")
 
 
 def _broken_line(path: Path) -> int | None:
@@ -235,7 +227,7 @@ def look(where: str = DEFAULT, *, timeout_s: float = 10.0) -> tuple[str, BaseSto
     """
     if "://" not in where:
         path = Path(where)
-        if path.is_file() and not _is_sqlite(path):
+        if path.is_file() and _head(path, 16) not in (b"SQLite format 3\0", b""):
             return where, _journal(path)
         where = f"sqlite:///{where}"
     if storage_url.scheme(where) in storage_url.WITHOUT_TABLES:
@@ -359,10 +351,10 @@ def _explained(parsed: URL) -> Iterator[None]:
         raise EnvironmentFault(storage_url.explain(error, parsed)) from None
 
 
-def _is_sqlite(path: Path) -> bool:
+def _head(path: Path, size: int) -> bytes:
     try:
         with path.open("rb") as file:
-            return file.read(16) in (b"SQLite format 3\0", b"")
+            return file.read(size)
     except OSError as error:
         raise EnvironmentFault(f"cannot read {path}: {error.strerror or error}") from error
 
@@ -523,10 +515,7 @@ def _patient(method: Callable[..., Result], patience_s: float) -> Callable[..., 
 
 def _limited(method: Callable[..., Result], limit_s: float) -> Callable[..., Result]:
     def limited(*given: Any, **named: Any) -> Result:
-        try:
-            return _within(limit_s, lambda: method(*given, **named))
-        except TimeoutError as error:
-            raise StorageInternalError(str(error)) from error
+        return _within(limit_s, lambda: method(*given, **named))
 
     return limited
 
@@ -536,8 +525,7 @@ def _limits(driver: str, limit_s: float) -> dict[str, Any]:
     noticed; those in the URL come before them."""
     if driver in _LIBPQ:
         alive = {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3}
-        unread = {"tcp_user_timeout": int(1000 * limit_s)}
-        return {"connect_timeout": CONNECT_S, **alive, **unread}
+        return {"connect_timeout": CONNECT_S, "tcp_user_timeout": int(1000 * limit_s), **alive}
     if driver in ("pymysql", "mysqldb"):
         silent = dict.fromkeys(("read_timeout", "write_timeout"), int(limit_s))
         return {"connect_timeout": CONNECT_S, **silent}
@@ -576,7 +564,8 @@ def _limit_statements(engine: Engine, limit_s: float) -> None:
 
         setattr(dialect, name, call)
 
-    for name in ("execute", "executemany", "execute_no_params", "commit", "rollback", "ping"):
+    names = ("execute", "executemany", "execute_no_params", "commit", "rollback", "ping", "leave")
+    for name in names:
         timed(f"do_{name}")
     engine.dispose()  # connections made before have no limit
     if all(thread.name != _CUTS_OFF for thread in threading.enumerate()):
@@ -638,7 +627,10 @@ def ignored() -> Iterator[None]:
 
 def _journal(path: Path) -> FileJournal:
     try:
-        if path.exists() and not _begins_as_journal(path):  # else a text would be taken for one
+        if path.exists() and _head(path, 1) not in (
+            b"{",
+            b"",
+        ):  # else a text would be taken for one
             raise ValueError("not a journal")
         return FileJournal(path)
     except OSError as error:
@@ -679,7 +671,7 @@ def _reading_engine(path: Path) -> Engine:
 
 
 def _within(timeout_s: float, call: Callable[[], Result]) -> Result:
-    """Run `call` for at most `timeout_s` seconds; return and raise what it does, else TimeoutError.
+    """Run `call` for at most `timeout_s` seconds; return and raise what it does, or say so.
 
     In a thread, because what a driver calls its timeout, and whether it has one, differs.
     """
@@ -696,9 +688,8 @@ def _within(timeout_s: float, call: Callable[[], Result]) -> Result:
     thread.start()
     thread.join(timeout_s)
     if thread.is_alive():
-        error = TimeoutError(f"no answer within {timeout_s:g} s")
-        error.errno = errno.ETIMEDOUT
-        raise error
+        late = OSError(errno.ETIMEDOUT, "no answer")
+        raise StorageInternalError(f"no answer within {timeout_s:g} s") from late
     if raised:
         raise raised[0]
     return returned[0]
@@ -799,14 +790,20 @@ def quick_transaction(engine: Engine) -> Iterator[Connection]:
 @contextlib.contextmanager
 def _pipeline(page: Connection) -> Iterator[None]:
     driver: Any = page.connection.driver_connection
-    dbapi: Any = page.dialect.loaded_dbapi
-    if page.dialect.driver != "psycopg" or not dbapi.Pipeline.is_supported():
+    dialect: Any = page.dialect
+    dbapi, known, stack = dialect.loaded_dbapi, page.info, contextlib.ExitStack()
+    if dialect.driver != "psycopg" or not dbapi.Pipeline.is_supported():
         yield
         return
-    known = page.info
     try:
-        with driver.pipeline() as known["pipeline"]:
+        known["pipeline"] = stack.enter_context(driver.pipeline())
+        try:
             yield
+        except BaseException:
+            with contextlib.suppress(dbapi.Error):
+                dialect.do_leave(driver, stack.close)
+            raise
+        dialect.do_leave(driver, stack.close)
     except dbapi.Error as error:  # outside of all statements
         gone = driver.closed or driver.broken
         raise sqlalchemy.exc.OperationalError(
@@ -819,15 +816,17 @@ def _pipeline(page: Connection) -> Iterator[None]:
 def _use_server(engine: Engine) -> None:
     """Fetch the rows of queries in a pipeline, and try connections before they are used after a
     pause: they die when a server restarts."""
-    logging.getLogger("psycopg").setLevel(logging.ERROR)  # that a pipeline broke is raised too
-    changes = ("INSERT", "UPDATE", "DELETE")
+    dialect: Any = engine.dialect
+    execute, changes = dialect.do_execute, ("INSERT", "UPDATE", "DELETE")
 
-    @event.listens_for(engine, "after_cursor_execute")
-    def fetch(page: Connection, _: Any, statement: str, *more: Any) -> None:
-        pipeline = page.info.get("pipeline")
-        has_rows = not statement.startswith(changes) or " RETURNING " in statement
-        if pipeline is not None and has_rows:
+    def fetch(cursor: Any, statement: str, given: Any, context: Any = None) -> None:
+        execute(cursor, statement, given, context)
+        pipeline = context and context.root_connection.info.get("pipeline")
+        if pipeline and (not statement.startswith(changes) or " RETURNING " in statement):
             pipeline.sync()
+
+    # Methods of the dialect, as `_limit_statements` limits them.
+    dialect.do_execute, dialect.do_leave = fetch, lambda _, leave: leave()
 
     @event.listens_for(engine, "checkin")
     def used(_: Any, entry: ConnectionPoolEntry) -> None:

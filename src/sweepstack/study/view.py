@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
@@ -156,7 +157,7 @@ class StudyView:
             and trial.state.is_finished()
             and "config_hash" in trial.user_attrs  # else it never had a folder
             and not is_retried(trial)
-            and not (folder is not None and (folder / str(trial.number) / name).is_file())
+            and not (folder is not None and os.path.isfile(f"{folder}/{trial.number}/{name}"))
         }
 
     def files(
@@ -361,7 +362,10 @@ class StudyView:
         stats = statistics(df, [place], self.objective)
         found[".score"] = -stats["mean"] if self.minimized else stats["mean"]
         found[".runs"], found[".std"] = stats["n"], stats["std"]
-        found[".numbers"] = df["number"].groupby(place).agg(list)
+        numbers: dict[int, list[int]] = {}  # not by pandas, which copies `attrs` for each of them
+        for where, number in zip(place.tolist(), df["number"].tolist(), strict=True):
+            numbers.setdefault(where, []).append(number)
+        found[".numbers"] = pd.Series(numbers)
         firsts = found[".numbers"].map(min)
         return found.iloc[order(found[".score"], firsts, ["maximize"])].reset_index(drop=True)
 

@@ -120,13 +120,15 @@ def sweep(
         if to_go and not too_many_failed(chosen, counts):
             with _undone(book, crew, is_new=study.study_name not in known):
                 code = launch(crew, board, launcher, joins=joins is not None)
-        if app.origin["name"] == "sweepstack":  # others keep what they want
-            trial_folder.remove_models(study, folder, opened, store)
-        if joins is not None and code is None and _leaves(crew, book):
-            return
         from sweepstack.study.view import StudyView  # imports pandas, which no start needs
 
         view = StudyView(study, "" if temporary else url, opened)
+        if app.origin["name"] == "sweepstack":  # others keep what they want
+            trial_folder.remove_models(study, folder, opened, store, view.trials)
+        if joins is not None:
+            if code is None and _leaves(crew, book):
+                return
+            view = view.anew()  # the others may have ended trials since
         logs = None if launcher is None else launcher.logs
         _conclude(crew, book, code, results or folder, view, logs)
 

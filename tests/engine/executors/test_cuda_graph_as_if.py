@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
+import weakref
 from types import SimpleNamespace
 
 import pytest
@@ -279,6 +281,26 @@ def test_a_step_that_no_graph_can_hold_runs_as_it_is(program, cuda, caplog, how)
         f"the step cannot be captured as a CUDA graph, running without one: {reason}"
     )
     assert "\n" not in line
+
+
+def test_a_step_that_cannot_be_captured_leaves_no_tensors_of_its_stream(program, cuda):
+    """torch warns of them in the next step; contextlib keeps them from Python 3.12 on."""
+    mine, told = stack_of(program, 2), []
+
+    class Waiting(Step):
+        def __call__(self, *arguments):
+            losses = super().__call__(*arguments)
+            told.append(weakref.ref(losses[0]))
+            if cuda.refuses_waiting:
+                raise RuntimeError("called a synchronizing CUDA operation")
+            return losses
+
+    gc.disable()
+    try:
+        executor(Waiting(program), mine)._capture(block_of(program, mine, 1))
+        assert [each() for each in told] == [None] * 3
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from optuna.trial import TrialState
 
 from sweepstack.study import storage
 from sweepstack.study.attributes import AGAIN, RETRIED, RETRY_OF
-from sweepstack.study.book import bulk
+from sweepstack.study.book import Ending, bulk
 from sweepstack.study.book.bulk import BulkBook
 
 FINAL = [TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL]
@@ -56,10 +56,28 @@ def check(steps: list[tuple[int, bool]]) -> None:
             continue
         with book._read() as page:
             found = book._tally(page)
+            at_work = book._records(page, TrialState.RUNNING)
         trials = study.get_trials(deepcopy=False)
         counted = [t for t in trials if t.number not in replaced]
         assert found.size == len(trials)
         for state in TrialState:
             assert found.states[state] == sum(t.state == state for t in counted)
+        running = [t.number for t in trials if t.state == TrialState.RUNNING]
+        assert [record.number for record in at_work] == running
         waiting = [t._trial_id for t in trials if t.state == TrialState.WAITING]
         assert found.waiting == waiting
+
+
+def test_what_has_settled_counts_anew_once_a_sweep_tries_it_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(bulk, "AT_ONCE", 1)
+    opened = storage.connect(f"sqlite:///{tmp_path}/s.db")
+    study = optuna.create_study(storage=opened)
+    book, sweep = (BulkBook(study, opened, 9, points=[{"x": n} for n in range(9)]) for _ in "ab")
+    endings = [Ending(t, TrialState.FAIL, None, {}, {}) for t in book.claim(9)]
+    book.write([], endings)
+    assert [book.counts()["failed"] for _ in range(2)] == [9, 9]
+    assert book._floor > 0
+
+    assert sweep.retry_failed() == 9
+
+    assert (book.counts()["failed"], book.counts()["waiting"]) == (0, 9)

@@ -8,14 +8,18 @@ import signal
 import threading
 import time
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import cloudpickle
 import optuna
 import pytest
+from omegaconf import OmegaConf
 from sweep_support import QUICK, states
 
+from hydra_plugins.sweepstack_sweeper import _impl
 from sweepstack.cli import study as cli
 from sweepstack.config.errors import EnvironmentFault
 from sweepstack.runs import register
@@ -23,7 +27,7 @@ from sweepstack.runs.register import Entry
 from sweepstack.study import storage
 from sweepstack.study.attributes import WORKERS
 from sweepstack.study.book.public import PublicBook
-from sweepstack.sweep import studies
+from sweepstack.sweep import studies, sweep
 from sweepstack.sweep.worker import launch, worker
 
 SWEPT = "optimizer.lr=0.1,0.2,0.3,0.4"
@@ -436,8 +440,47 @@ def test_only_what_is_set_for_a_process_that_starts_is_taken_back(monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setenv("MKL_NUM_THREADS", "7")
     with launch._share(1):
+        assert launch.os.environ[register.NVML] == "1"
         assert launch.os.environ["OMP_NUM_THREADS"] == str(register.cores())
         monkeypatch.setenv("SET_MEANWHILE", "by another thread")
-    assert "OMP_NUM_THREADS" not in launch.os.environ
+    assert not {"OMP_NUM_THREADS", register.NVML} & launch.os.environ.keys()
     assert launch.os.environ["MKL_NUM_THREADS"] == "7"
     assert "SET_MEANWHILE" in launch.os.environ
+
+
+def test_of_a_launcher_that_refuses_its_jobs_no_new_study_is_left(main, tmp_path, monkeypatch):
+    url, words = f"sqlite:///{tmp_path}/outputs/studies.db", ("-m", *QUICK, "optimizer.lr=0.1,0.2")
+    plain = sweep.launch
+
+    def refused(*given: Any, **named: Any) -> None:
+        raise launch.JobsFailed("sbatch: error: invalid partition")
+
+    monkeypatch.setattr(sweep, "launch", refused)
+    assert main(*words).lines[-1] == "sweepstack: sbatch: error: invalid partition"
+    assert optuna.get_all_study_names(url) == []
+    optuna.create_study(study_name="s", storage=url, direction="maximize")  # a person's, to be used
+    assert main(*words).code == 3
+    assert optuna.get_all_study_names(url) == ["s"]
+    monkeypatch.setattr(sweep, "launch", plain)
+    assert main(*words).code == 0
+    assert states(tmp_path) == ["COMPLETE"] * 2
+
+
+def test_sweeps_that_share_a_folder_of_submitit_s_know_their_own_jobs(tmp_path):
+    """Two that begin in the same second; the first to end would cancel the jobs of the other."""
+    folder = f"{tmp_path}/.submitit/%j"
+    target = "hydra_plugins.hydra_submitit_launcher.submitit_launcher.SlurmLauncher"
+    node = {"hydra": {"launcher": {"_target_": target, "submitit_folder": folder}}}
+    crews = [launch.Crew(*[SimpleNamespace()] * 2, Path(), 0.0) for _ in range(2)]  # type: ignore[arg-type]
+
+    def run(crew: Any, count: int) -> int | None:
+        file = tmp_path / f".submitit/{crew.name}_0/{crew.name}_0_submitted.pkl"
+        file.parent.mkdir(parents=True)
+        file.write_bytes(cloudpickle.dumps(partial(print, crew)))
+        return None
+
+    launches = [_impl._submitit(run, OmegaConf.create(node)) for _ in crews]
+    assert [each.jobs() for each in launches] == [[], []]
+    for each, crew in zip(launches, crews, strict=True):
+        each.run(crew, 1)
+    assert [each.jobs() for each in launches] == [[f"slurm {crew.name}_0"] for crew in crews]

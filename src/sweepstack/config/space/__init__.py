@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from itertools import product
 from math import prod
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeGuard
 
@@ -192,6 +193,11 @@ class Space:
         """Every point exactly once, the first parameter varying slowest; the first `next` raises an
         InputError with a continuous parameter."""
         self._require_finite()
+        if not any(parameter.when for parameter in self.parameters):
+            names = [parameter.name for parameter in self.parameters]
+            every = product(*(parameter.labels() for parameter in self.parameters))
+            yield from (dict(zip(names, labels, strict=True)) for labels in every)
+            return
         for point, _ in _points(self.parameters, {}, {}):
             yield point
 

@@ -17,6 +17,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from itertools import islice, product
+from math import prod
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -288,7 +289,10 @@ def arranged(space: Space, by: Ranks) -> list[dict[str, Label]]:
 
 def most_alike(space: Space, by: Ranks) -> int:
     """How many points of the grid share a static part, at most."""
-    return max(Counter(_ranks_of(point, by) for point in space.grid()).values(), default=0)
+    if any(parameter.when for parameter in space.parameters):
+        return max(Counter(_ranks_of(point, by) for point in space.grid()).values(), default=0)
+    same = (Counter(ranks.values()).most_common(1)[0][1] for ranks in by.values())
+    return prod(same) * prod(p.size or 1 for p in space.parameters if p.name not in by)
 
 
 def _ranks_of(point: Mapping[str, Label], by: Ranks) -> tuple[int, ...]:

@@ -15,6 +15,7 @@ Notation: T steps, S slots, B samples of a batch, R numbers of 8 bytes that a sl
 from __future__ import annotations
 
 import logging
+import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -79,7 +80,9 @@ class CudaGraph(Executor):
             if not isinstance(error, Uncapturable):
                 raise
             self._eager = True
-            # Not the error itself: a record that is kept would keep the step's tensors.
+            # Tensors of the side stream may not outlive it: from Python 3.12 on, contextlib leaves
+            # the error in a cycle, and a log record would keep it.
+            traceback.clear_frames(error.__traceback__)
             log.warning(
                 "the step cannot be captured as a CUDA graph, running without one: %s", str(error)
             )

@@ -28,17 +28,17 @@ from sweepstack.training.spec import State
 class Asked:
     """A trial that this worker runs: Optuna's trial and the overrides that make it.
 
-    `continues` is the number of the trial that it replaces, whose folder it takes over.
+    `continues` is the number of the trial that it replaces, whose folder it takes over; `number`
+    its own in the study.
     """
 
     trial: optuna.Trial
     overrides: list[str]
     continues: int | None = None
+    number: int = field(init=False)
 
-    @property
-    def number(self) -> int:
-        """Its number in the study."""
-        return self.trial.number
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "number", self.trial.number)  # asked for again and again
 
 
 @dataclass(frozen=True)

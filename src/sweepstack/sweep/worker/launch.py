@@ -586,13 +586,16 @@ def check(plan: Plan) -> None:
 @contextlib.contextmanager
 def _share(count: int) -> Iterator[None]:
     """Give a process that starts now its share of the cores, one of `count`; what is set by a
-    person stays."""
-    names = [n for n in ("OMP_NUM_THREADS", "MKL_NUM_THREADS") if n not in os.environ]
-    os.environ.update(dict.fromkeys(names, str(max(1, register.cores() // count))))
+    person stays. A script that it imports may ask `torch.cuda.is_available()`: by NVML, so that
+    CUDA heeds the GPU that the worker takes afterwards."""
+    threads = str(max(1, register.cores() // count))
+    given = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, register.NVML: "1"}
+    given = {name: value for name, value in given.items() if name not in os.environ}
+    os.environ.update(given)
     try:
         yield
     finally:
-        for name in names:
+        for name in given:
             del os.environ[name]
 
 

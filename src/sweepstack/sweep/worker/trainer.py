@@ -254,6 +254,7 @@ class Trainer(Monitor):
             return
         specs = specs if expected is not None else chain([head], specs)
         training, logged = head.config.training, self._logger(head)
+        self._seeds = training.seeds
         widths = self._widths(training.width, training.seeds)
         results = train(specs, logged, width=widths, together=training.seeds, expected=expected)
         for result in results:

@@ -291,11 +291,13 @@ def remove_models(
     folder: Path,
     storage: BaseStorage | None = None,
     store: artifacts.Store | None = None,
+    trials: Sequence[FrozenTrial] | None = None,
 ) -> None:
     """Remove the models that the study is not to keep, but for running trials; in the artifact
-    store too, which first gets what is here alone."""
+    store too, which first gets what is here alone. `trials` are all of its, where they are read."""
     keep = study.user_attrs.get(KEEP_MODELS, "best")
-    for path in spare_models(study, folder, keep, trials_of(study, storage)):
+    trials = trials_of(study, storage) if trials is None else trials
+    for path in spare_models(study, folder, keep, trials):
         path.unlink(missing_ok=True)
     if store is not None:
         put_rest(study, storage, store, folder)
@@ -306,11 +308,10 @@ def spare_models(
 ) -> list[Path]:
     """The files of models of finished trials that are not among those to `keep`."""
     wanted = with_models(study, keep, trials)
-    places = [folder / str(trial.number) for trial in trials if trial.number not in wanted]
+    places = [f"{folder}/{trial.number}" for trial in trials if trial.number not in wanted]
     return [
         path
-        for place in places
-        if (place / "best.pt").exists()
+        for place in map(Path, [each for each in places if os.path.exists(f"{each}/best.pt")])
         for name in ("best.pt", "best.pt.sha256", "model.pt", "classes.json")
         if (path := place / name).exists()
     ]

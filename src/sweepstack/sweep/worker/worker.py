@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import logging
 import math
 import random
@@ -199,7 +200,7 @@ class Worker:
         named = functools.partial(storage.named, self.plan.storage or "")
         beating = progress.every(TICK_S, self._tick, "sweepstack-heartbeat")
         uploading = self._uploads or contextlib.nullcontext()
-        with uploading, contextlib.closing(self.runner), named(), beating:
+        with uploading, contextlib.closing(self.runner), named(), beating, _kept_loaded():
             try:
                 with named():  # within, so that trials are requeued when it has failed for once
                     self._work()
@@ -225,9 +226,9 @@ class Worker:
             self._beat()
         gone = {name for name in self._beside if processes.is_gone(name)}
         self._beside -= gone
+        self._count_workers()
         if gone or random.random() * self.book.workers < TICK_S:  # one of all in a second
             self.book.recover()
-        self._count_workers()
 
     def _beat(self) -> None:
         trials = [asked.trial for asked in list(self._running.values())]
@@ -486,6 +487,16 @@ class Worker:
         attributes[OVERRIDES] = outcome.asked.overrides
         attributes[ENVIRONMENT] = self._environment
         return Ending(outcome.asked.trial, _STATES[state], values, attributes, violations)
+
+
+@contextlib.contextmanager
+def _kept_loaded() -> Iterator[None]:
+    """Let the garbage collector pass over all that is loaded by now, which stays."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def too_many_failed(plan: Plan, counts: Mapping[str, int], *, ended: bool = False) -> bool:
