@@ -473,7 +473,8 @@ def _limit_statements(engine: Engine, limit_s: float) -> None:
 
     names = ("execute", "executemany", "execute_no_params", "commit", "rollback", "ping", "leave")
     for name in names:
-        timed(f"do_{name}")
+        if hasattr(dialect, f"do_{name}"):  # only psycopg has a pipeline to leave
+            timed(f"do_{name}")
     engine.dispose()  # connections made before have no limit
     if all(thread.name != _CUTS_OFF for thread in threading.enumerate()):
         threading.Thread(target=_cut_off, name=_CUTS_OFF, daemon=True).start()
