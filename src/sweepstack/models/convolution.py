@@ -589,6 +589,8 @@ class Chooser:
             if not last and self._has_kernels():
                 tried.insert(0, Plan(last, ways, kernels=True))
             plans += [plan for plan in tried if self._agrees(plan, slow)]
+            if all(set(each) == {"implicit"} for each in ways.values()):
+                break  # the kernels lay pictures out themselves
         runs = [_ready(partial(self.step, Rules(plan)), self.place) for plan in plans]
         times = [float("inf")] * len(plans)
         for _ in range(TIMINGS):  # in turns

@@ -803,7 +803,7 @@ def _group(size: int) -> tuple[int, int]:
 
 # --- batch norms ----------------------------------------------------------------------------------
 
-_NORM = ("samples", "channels", "area", "count")
+_NORM = ("samples", "channels", "count")
 
 
 @triton.jit(do_not_specialize=_NORM)  # type: ignore[untyped-decorator]
