@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import sweepstack.engine.train
-from sweepstack.study import storage
+from sweepstack import storage
 from sweepstack.study.book.bulk import BulkBook
 from sweepstack.sweep import plan as plans
 from sweepstack.sweep import studies

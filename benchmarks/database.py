@@ -31,7 +31,7 @@ import optuna
 from optuna.storages import RDBStorage
 from workers import server_cpu_s
 
-from sweepstack.study import storage
+from sweepstack import storage
 from sweepstack.sweep import studies
 
 NAME = "benchmark-database"

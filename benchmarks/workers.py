@@ -43,8 +43,8 @@ import optuna
 import sqlalchemy
 from optuna.storages import RDBStorage
 
+from sweepstack import storage
 from sweepstack.runs import register
-from sweepstack.study import storage
 from sweepstack.study.book import processes
 from sweepstack.study.book.bulk import BulkBook
 from sweepstack.study.book.public import PublicBook

@@ -12,7 +12,7 @@ import optuna
 import warm
 from support import without_report
 
-from sweepstack.study import storage
+from sweepstack import storage
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 

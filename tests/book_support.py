@@ -11,7 +11,7 @@ import sqlalchemy
 from optuna.samplers import BaseSampler
 from optuna.trial import TrialState
 
-from sweepstack.study import storage
+from sweepstack import storage
 from sweepstack.study.attributes import HEARTBEAT, WORKER
 from sweepstack.study.book import (
     Ending,

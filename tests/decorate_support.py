@@ -13,8 +13,8 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import create_trial
 from optuna_dashboard._note import get_note_from_system_attrs
 
+from sweepstack import storage
 from sweepstack.reporting.dashboard import decorate
-from sweepstack.study import storage
 from sweepstack.study.view import StudyView, open_study
 
 INITS, ACTIVATIONS = ["he", "xavier"], ["relu", "tanh"]

@@ -16,9 +16,9 @@ from optuna.distributions import (
 )
 from optuna.trial import TrialState, create_trial
 
+from sweepstack import storage as storages
 from sweepstack.analysis.doctor import Finding, examine
 from sweepstack.config.space import declare
-from sweepstack.study import storage as storages
 from sweepstack.study.view import StudyView
 
 STEPS = 100

@@ -10,7 +10,7 @@ from typing import Any
 import optuna
 from fault_support import rows
 
-from sweepstack.study import storage
+from sweepstack import storage
 from sweepstack.sweep import plan, studies
 from sweepstack.sweep.worker import Asked, Outcome, Stop
 from sweepstack.sweep.worker.duplicates import Original

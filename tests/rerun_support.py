@@ -14,8 +14,8 @@ from typing import Any
 import optuna
 import pytest
 
+from sweepstack import storage
 from sweepstack.cli import study as cli
-from sweepstack.study import storage
 
 FIT = (
     *("data=quadratic", "optimizer=sgd", "model.hidden=[4]", "training.device=cpu"),

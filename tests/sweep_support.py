@@ -7,7 +7,7 @@ from pathlib import Path
 
 import optuna
 
-from sweepstack.study import storage
+from sweepstack import storage
 
 QUICK = (
     *("data=quadratic", "optimizer=sgd", "model.hidden=[4]", "training.device=cpu"),

@@ -13,13 +13,14 @@ from support import REPOSITORY
 
 PACKAGE = REPOSITORY / "src" / "sweepstack"
 ORDER = (
-    *("config", "study", "data", "models", "training", "engine"),
+    *("config", "storage", "study", "data", "models", "training", "engine"),
     *("runs", "analysis", "reporting", "sweep", "cli"),
 )
 """Each package may import those before it."""
 MAY_KNOW = {
     "config": {"hydra", "omegaconf", "optuna"},
     "data": {"pandas"},
+    "storage": {"optuna", "sqlalchemy"},
     "study": {"optuna", "pandas", "sqlalchemy"},
     "runs": {"optuna", "pandas"},
     "analysis": {"optuna", "pandas", "plotly"},

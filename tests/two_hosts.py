@@ -17,7 +17,7 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
-from sweepstack.study import storage
+from sweepstack import storage
 from sweepstack.study.attributes import WORKER
 from sweepstack.study.view import open_study
 

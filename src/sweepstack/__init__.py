@@ -67,8 +67,8 @@ def history(study: str, storage: str = STORAGE, *, layers: bool = False) -> pd.D
     See `study.frame.history` and `engine.diagnostics` for the columns, `results` for arguments and
     errors.
     """
+    from sweepstack.storage import above
     from sweepstack.study import view
-    from sweepstack.study.storage import above
 
     opened = view.open_study(study, above(storage))
     return opened.layers if layers else opened.history
@@ -142,8 +142,8 @@ def results(study: str | Sequence[str], storage: str = STORAGE) -> pd.DataFrame:
         InputError: there is no such study.
         EnvironmentFault: the storage cannot be read.
     """
+    from sweepstack.storage import above
     from sweepstack.study import view
-    from sweepstack.study.storage import above
 
     storage = above(storage)
     if isinstance(study, str):

@@ -10,9 +10,9 @@ import pytest
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
+from sweepstack import storage
 from sweepstack.cli.study import run
 from sweepstack.config.errors import EnvironmentFault, InputError
-from sweepstack.study import storage
 from sweepstack.study.attributes import FOLDER, WORKER
 from sweepstack.study.book import processes
 from sweepstack.study.book.bulk import BulkBook

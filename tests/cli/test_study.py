@@ -10,9 +10,9 @@ import sys
 import optuna
 import pytest
 
+from sweepstack import storage
 from sweepstack.cli import app, study
 from sweepstack.config.errors import InputError
-from sweepstack.study import storage
 
 
 def test_help_of_both_commands_begins_with_what_a_newcomer_needs_and_fits_80_columns(monkeypatch):

@@ -19,13 +19,14 @@ from rerun_support import edit_study
 from rich.console import Console
 from sweep_support import QUICK, states, study
 
+from sweepstack import storage
 from sweepstack.cli import study as cli
 from sweepstack.cli import work
 from sweepstack.config.errors import InputError, Stopped, SweepstackError
 from sweepstack.reporting import overview
 from sweepstack.reporting.report import content
 from sweepstack.runs.register import Entry
-from sweepstack.study import storage, view
+from sweepstack.study import view
 from sweepstack.study.attributes import IDENTITY, SWEEP
 from sweepstack.sweep.worker import worker
 

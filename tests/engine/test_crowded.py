@@ -12,9 +12,9 @@ from engine_support import ADAMW, DECAY, SHORT, assert_same, by_number, specs, v
 from support import make_spec
 
 from sweepstack.engine.program import Program
-from sweepstack.engine.stack import Stack
 from sweepstack.engine.step import Step
 from sweepstack.engine.train import train
+from sweepstack.training.stack import Stack
 
 pytestmark = pytest.mark.slow
 

@@ -12,10 +12,10 @@ import torch
 from engine_support import ADAMW, DECAY, SHORT, assert_same, by_number, specs
 from support import make_spec
 
-from sweepstack.engine.stack import Stack
 from sweepstack.engine.step import Step
 from sweepstack.engine.train import train
 from sweepstack.engine.width import Widths
+from sweepstack.training.stack import Stack
 
 
 def test_out_of_memory_halves_the_width_and_all_trials_end_the_same(

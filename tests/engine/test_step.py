@@ -10,8 +10,8 @@ from engine_support import SMALL_MODELS, filled, make_steps, one, varied
 from support import make_spec
 
 from sweepstack.engine.program import Program
-from sweepstack.engine.stack import Stack
 from sweepstack.engine.step import Step
+from sweepstack.training.stack import Stack
 
 COURSE = {
     "hidden.0.weight": [[1.0], [-1.0]],

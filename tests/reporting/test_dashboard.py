@@ -134,7 +134,7 @@ def test_a_storage_that_is_not_there_is_one_line(tmp_path):
 
 
 def empty_storage(folder) -> str:
-    from sweepstack.study import storage
+    from sweepstack import storage
 
     url = f"sqlite:///{folder}/studies.db"
     storage.connect(url).engine.dispose()

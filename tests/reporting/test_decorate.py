@@ -24,11 +24,11 @@ from optuna_dashboard._note import get_note_from_system_attrs
 from optuna_dashboard.artifact._backend import list_trial_artifacts
 from sqlalchemy import Engine, event
 
+from sweepstack import storage
 from sweepstack.analysis import doctor
 from sweepstack.analysis.doctor import Finding
 from sweepstack.reporting import dashboard as server
 from sweepstack.reporting.dashboard import decorate
-from sweepstack.study import storage
 from sweepstack.study.view import StudyView, open_study
 
 FIXTURES = (quick_report, where)

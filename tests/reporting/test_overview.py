@@ -13,9 +13,9 @@ from optuna.distributions import FloatDistribution
 from optuna.trial import TrialState, create_trial
 from rich.console import Console
 
+from sweepstack import storage
 from sweepstack.cli import study as cli
 from sweepstack.reporting import overview
-from sweepstack.study import storage
 from sweepstack.study.view import StudyView
 
 BEGAN = datetime(2026, 11, 22, 12, 0)

@@ -27,10 +27,11 @@ from rerun_support import (
 )
 from support import SHARED_DATA, needs_mnist
 
+from sweepstack import storage
 from sweepstack.analysis import doctor
 from sweepstack.reporting.report import content
 from sweepstack.runs import folder
-from sweepstack.study import storage, view
+from sweepstack.study import view
 from sweepstack.study.attributes import SWEEP
 
 pytestmark = pytest.mark.slow

@@ -11,7 +11,7 @@ import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState, create_trial
 
-from sweepstack.study import storage
+from sweepstack import storage
 from sweepstack.study.keys import is_seed
 from sweepstack.study.view import StudyView, open_study, place
 

@@ -12,16 +12,17 @@ import optuna
 import pytest
 from sweep_support import QUICK
 
+from sweepstack import storage
 from sweepstack.cli import predict
 from sweepstack.cli.study import run
-from sweepstack.config import artifacts
-from sweepstack.config.artifacts import Store
 from sweepstack.config.errors import EnvironmentFault, InputError
-from sweepstack.study import storage, view
+from sweepstack.storage import artifacts
+from sweepstack.storage.artifacts import Store
+from sweepstack.study import view
 from sweepstack.study.attributes import ARTIFACTS
 from sweepstack.sweep.sweep import sweep
-from sweepstack.sweep.worker import trial_folder
 from sweepstack.sweep.worker.trainer import TrainingApp
+from sweepstack.sweep.worker.trial_folder import over
 
 WORDS = [*(w for w in QUICK if "hydra" not in w), "optimizer.lr=interval(0.01,0.1)"]
 
@@ -159,7 +160,9 @@ def test_a_worker_puts_there_what_one_before_it_left(hosts):
     whole.mkdir()
     (whole / "metrics.json").write_text("{}")
     folder = hosts.root / "a/outputs/studies/s"
-    with trial_folder.Uploads(hosts.view().store, folder, lambda: hosts.view().trials) as uploads:
+    with artifacts.Uploads(
+        hosts.view().store, folder, lambda: over(hosts.view().trials)
+    ) as uploads:
         uploads.add(77)  # refused before it had a folder
     assert [name for name in hosts.names() if "models" not in name] == ["0-2.zip"]
 
@@ -168,7 +171,7 @@ def test_a_store_that_fails_later_is_said_once_and_the_sweep_goes_on(fresh, monk
     def full(self, name, file):
         raise EnvironmentFault("No space left on device")
 
-    monkeypatch.setattr(trial_folder, "RETRY_S", 0.0)
+    monkeypatch.setattr(artifacts, "RETRY_S", 0.0)
     monkeypatch.setattr(Store, "write", full)
     fresh.sweep("a", 4, fresh.shared)
     said = [record.getMessage() for record in caplog.records]

@@ -13,11 +13,11 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState, create_trial
 from sweep_support import QUICK
 
+from sweepstack import storage
 from sweepstack.cli import housekeeping, merging
 from sweepstack.cli.study import run
 from sweepstack.config.errors import EnvironmentFault, InputError
 from sweepstack.reporting.dashboard import decorate
-from sweepstack.study import storage
 from sweepstack.study.attributes import EQUALS, FOLDER, IDENTITY, SWEEP, UNFINISHED
 from sweepstack.study.book.bulk import BulkBook
 from sweepstack.study.book.public import PublicBook

@@ -29,7 +29,7 @@ from fault_support import Sweep, is_alive
 from optuna.trial import TrialState
 from server_support import MariaDB, PostgreSQL, Proxy, Server
 
-from sweepstack.study import storage
+from sweepstack import storage
 from sweepstack.study.attributes import POINT, RETRIED
 from sweepstack.study.book import Ending, Report
 from sweepstack.study.book.bulk import BulkBook

@@ -10,7 +10,7 @@ import pytest
 from app_support import App
 from sweep_support import QUICK, states
 
-from sweepstack.study import storage_url
+from sweepstack.storage import url as storage_url
 
 SECRET = "s3Cr3t"
 SWEPT = "optimizer.lr=0.1,0.2,0.3"

@@ -11,7 +11,7 @@ import optuna
 import pytest
 from optuna.storages import RDBStorage
 
-from sweepstack.study import storage
+from sweepstack import storage
 
 pytestmark = pytest.mark.slow
 

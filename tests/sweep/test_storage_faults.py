@@ -9,7 +9,7 @@ from optuna.storages import RDBStorage
 from sqlalchemy.exc import OperationalError
 from sweep_support import QUICK, states, study
 
-from sweepstack.study import storage
+from sweepstack import storage
 from sweepstack.study.attributes import CONTINUES, LOST
 from sweepstack.study.book.bulk import BulkBook
 

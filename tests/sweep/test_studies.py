@@ -11,8 +11,8 @@ import pytest
 from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 
+from sweepstack import storage as storages
 from sweepstack.config.errors import InputError
-from sweepstack.study import storage as storages
 from sweepstack.study.attributes import RETRIED, WORKER
 from sweepstack.study.book import processes
 from sweepstack.sweep.studies import open_study

@@ -23,7 +23,7 @@ from sweepstack.config.check import shown
 from sweepstack.config.errors import EnvironmentFault, InputError, one_line
 from sweepstack.config.hydra_adapter import quoted
 from sweepstack.config.reading import folder
-from sweepstack.study import storage_url
+from sweepstack.storage import url as storage_url
 from sweepstack.sweep import sweep as sweeps
 from sweepstack.sweep.worker.application import HydraApp
 from sweepstack.sweep.worker.launch import Crew, JobsFailed, Launch, WorkerFailed

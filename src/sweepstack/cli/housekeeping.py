@@ -36,10 +36,10 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import column, delete, insert, select, table, update
 from sqlalchemy.exc import IntegrityError
 
+from sweepstack import storage
 from sweepstack.analysis.doctor import overrides
 from sweepstack.analysis.doctor.finding import count
 from sweepstack.config import errors
-from sweepstack.config.artifacts import Store
 from sweepstack.config.commands import shell
 from sweepstack.config.errors import (
     EXIT_TRAINING,
@@ -52,7 +52,8 @@ from sweepstack.reporting import report
 from sweepstack.reporting.dashboard import decorate
 from sweepstack.reporting.report.content import command_of
 from sweepstack.runs.progress import say, shown
-from sweepstack.study import storage, storage_url
+from sweepstack.storage import url as storage_url
+from sweepstack.storage.artifacts import Store
 from sweepstack.study.attributes import (
     ARTIFACTS,
     FOLDER,

@@ -11,6 +11,7 @@ from typing import Any
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.trial import FrozenTrial, TrialState
 
+from sweepstack import storage
 from sweepstack.analysis.doctor.finding import count
 from sweepstack.cli.housekeeping import (
     PASSING,
@@ -25,7 +26,6 @@ from sweepstack.cli.housekeeping import (
     summary,
 )
 from sweepstack.config.errors import InputError
-from sweepstack.study import storage
 from sweepstack.study.attributes import (
     ARTIFACTS,
     CONTINUES,

@@ -114,8 +114,8 @@ def _model(words: Sequence[str], options: argparse.Namespace) -> Predictor:
     trust.see_own_packages(options.trust)
     if len(words) == 1:
         return prediction.load(words[0], options.trust)
+    from sweepstack.storage import above
     from sweepstack.study import view
-    from sweepstack.study.storage import above
 
     found = view.open_study(words[0], above(options.storage))
     number = int(words[1])

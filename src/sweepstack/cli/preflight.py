@@ -104,7 +104,7 @@ def without_password(word: str) -> str:
     found = _STORAGE.fullmatch(word)
     if found is None:
         return word
-    from sweepstack.study import storage_url
+    from sweepstack.storage import url as storage_url
 
     key, _, url = found.groups()
     bare = storage_url.take_password(url)
@@ -115,7 +115,7 @@ def _add_storage(cfg: DictConfig, added: list[str], given: Sequence[str]) -> Non
     """Override a storage that a file names with its password."""
     url = OmegaConf.select(cfg, "hydra.sweeper.storage")
     if isinstance(url, str) and "://" in url:
-        from sweepstack.study import storage_url
+        from sweepstack.storage import url as storage_url
 
         bare = storage_url.take_password(url)
         if bare != url and any(url in word for word in given):  # in an override of the whole node

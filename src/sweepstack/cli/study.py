@@ -72,7 +72,7 @@ def run(arguments: Sequence[str]) -> int:
             raise InputError(f"COMMAND must be one of {known}, got '{name}'{near}")
     options = parsed.parse_args(arguments)
     if options.command not in _GROUPS["Keep house"]:  # what writes works in this folder alone
-        from sweepstack.study import storage
+        from sweepstack import storage
 
         options.storage = storage.above(options.storage)
     return int(options.run(options))
@@ -201,7 +201,7 @@ def _complete(argument: argparse.Action, how: Callable[..., list[str]]) -> None:
 
 
 def _names(parsed_args: argparse.Namespace, **_: object) -> list[str]:
-    from sweepstack.study import storage
+    from sweepstack import storage
 
     return storage.names(parsed_args.storage)
 
@@ -291,9 +291,9 @@ def _seconds(text: str) -> float:
 
 
 def _list(options: argparse.Namespace) -> int:
+    from sweepstack import storage
     from sweepstack.reporting import overview
     from sweepstack.runs import progress
-    from sweepstack.study import storage
 
     url, opened = storage.look(options.storage)
     with storage.named(url):
@@ -374,8 +374,8 @@ def _rerun(options: argparse.Namespace) -> int:
 
 
 def _pull(options: argparse.Namespace) -> int:
-    from sweepstack.config.artifacts import SETTING, Store, place
     from sweepstack.runs.progress import say
+    from sweepstack.storage.artifacts import SETTING, Store, place
     from sweepstack.study import view
 
     opened = view.open_study(options.study, options.storage)
@@ -420,8 +420,9 @@ def _workers(options: argparse.Namespace) -> int:
 def _stop(options: argparse.Namespace) -> int:
     import time
 
+    from sweepstack import storage
     from sweepstack.runs import progress, register
-    from sweepstack.study import storage, view
+    from sweepstack.study import view
     from sweepstack.study.attributes import STOP
 
     found = view.open_study(options.study, options.storage)

@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from sweepstack import storage
 from sweepstack.config import reading, sweeper
 from sweepstack.config import trust as trust_rule
 from sweepstack.config.errors import EnvironmentFault, InputError, masked, nearest, one_line
@@ -22,7 +23,7 @@ from sweepstack.config.space import Space, points
 from sweepstack.reporting.report.content import command_of
 from sweepstack.runs.progress import say
 from sweepstack.runs.rerun import changes_since, data_read
-from sweepstack.study import storage, storage_url
+from sweepstack.storage import url as storage_url
 from sweepstack.study.attributes import ENVIRONMENT, FOLDER
 from sweepstack.study.view import StudyView, open_study, outputs
 from sweepstack.sweep import plan

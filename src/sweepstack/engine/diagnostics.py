@@ -43,10 +43,10 @@ from torch.func import vmap
 from sweepstack.config.errors import LAYERS, EnvironmentFault, contained
 from sweepstack.config.schema import Custom, HubModel
 from sweepstack.data import streams
-from sweepstack.engine.stack import Stack
 from sweepstack.engine.step import Step
 from sweepstack.training.device import autocast
 from sweepstack.training.fused import Row
+from sweepstack.training.stack import Stack
 
 ROW = (
     *("step", "layer", "activation_mean", "activation_std", "unit_spread", "saturated", "dead"),

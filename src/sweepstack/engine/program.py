@@ -18,15 +18,16 @@ from sweepstack.config.errors import InputError, NoMemory, contained, nearest, n
 from sweepstack.config.schema import Custom, HubModel, Model, Plateau, TorchvisionModel
 from sweepstack.data import batches, streams
 from sweepstack.data.dataset import Dataset
-from sweepstack.engine.stack import Numbers, Stack
 from sweepstack.models import features, layers, pretrained
 from sweepstack.models.convolution import Plan
-from sweepstack.training import device, early_stopping, evaluation, metrics, own, schedule
+from sweepstack.training import augmentation as evaluation
+from sweepstack.training import device, early_stopping, metrics, own, schedule
 from sweepstack.training import init as initialization
 from sweepstack.training import loss as losses
 from sweepstack.training import optimizer as optim
 from sweepstack.training.regularization import beta_table
 from sweepstack.training.spec import TrialSpec
+from sweepstack.training.stack import Numbers, Stack
 
 log = logging.getLogger(__name__)
 

@@ -29,13 +29,13 @@ from sweepstack.engine import diagnostics as diagnosing
 from sweepstack.engine import executors
 from sweepstack.engine.executors import Executor
 from sweepstack.engine.program import Program
-from sweepstack.engine.stack import Numbers
 from sweepstack.engine.step import Block, Step
 from sweepstack.training import checkpoint, device
 from sweepstack.training import optimizer as optim
-from sweepstack.training.evaluation import Change
+from sweepstack.training.augmentation import Change
 from sweepstack.training.fused import Row
 from sweepstack.training.spec import Kept, Monitor, Raised, State, TrialResult, TrialSpec, telling
+from sweepstack.training.stack import Numbers
 
 log = logging.getLogger(__name__)
 

@@ -25,13 +25,12 @@ from sweepstack.config.errors import contained, one_line
 from sweepstack.data import streams
 from sweepstack.data.batches import Source
 from sweepstack.engine.program import Group, Program
-from sweepstack.engine.stack import Stack
 from sweepstack.models import convolution
 from sweepstack.training import fused, metrics, regularization
-from sweepstack.training.augmentation import Augmentation
+from sweepstack.training.augmentation import Augmentation, Change
 from sweepstack.training.device import autocast, out_of_memory
-from sweepstack.training.evaluation import Change
 from sweepstack.training.fused import Bank, Row, shares
+from sweepstack.training.stack import Stack
 
 if TYPE_CHECKING:
     from sweepstack.engine.update import Update

@@ -24,9 +24,9 @@ import triton.language as tl
 from torch import Tensor
 
 from sweepstack.config.errors import one_line
-from sweepstack.engine.stack import Stack
 from sweepstack.training.device import out_of_memory
 from sweepstack.training.fused import Bank
+from sweepstack.training.stack import Stack
 
 if TYPE_CHECKING:
     from sweepstack.engine.program import Program

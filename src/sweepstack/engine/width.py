@@ -33,11 +33,11 @@ from sweepstack.data.batches import DeviceSource
 from sweepstack.data.dataset import TensorSplit
 from sweepstack.engine import executors
 from sweepstack.engine.program import Program
-from sweepstack.engine.stack import Stack
 from sweepstack.engine.step import Batch, Block, Step
 from sweepstack.models import convolution
 from sweepstack.training import device
 from sweepstack.training.own import say_one_by_one
+from sweepstack.training.stack import Stack
 
 log = logging.getLogger(__name__)
 

@@ -10,9 +10,9 @@ import pandas as pd
 from sweepstack import STORAGE
 from sweepstack.analysis.plots import Plot, parameters, progress, tables, trials
 from sweepstack.config.errors import InputError, nearest
+from sweepstack.storage import above
 from sweepstack.study import tables as pivots
 from sweepstack.study import view as views
-from sweepstack.study.storage import above
 from sweepstack.study.view import StudyView
 
 if TYPE_CHECKING:

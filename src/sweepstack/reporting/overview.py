@@ -23,6 +23,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from sweepstack import storage
 from sweepstack.analysis import doctor, terminal
 from sweepstack.analysis.terminal import line as print_line
 from sweepstack.config import commands, errors
@@ -34,7 +35,6 @@ from sweepstack.config.errors import (
     printable,
 )
 from sweepstack.runs import progress, register
-from sweepstack.study import storage
 from sweepstack.study.attributes import is_retried
 from sweepstack.study.frame import STATES
 from sweepstack.study.read import best_trials

@@ -15,8 +15,8 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Column, Table
 
+from sweepstack import storage
 from sweepstack.runs import progress
-from sweepstack.study import storage
 from sweepstack.study.book.book import Book
 
 _LOGGER = logging.getLogger("sweepstack")

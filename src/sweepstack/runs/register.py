@@ -26,8 +26,8 @@ from typing import Any
 
 import optuna
 
+from sweepstack import storage
 from sweepstack.config.errors import EXIT_INTERRUPTED, EXIT_TERMINATED
-from sweepstack.study import storage
 from sweepstack.study.attributes import WORKERS
 from sweepstack.study.book import processes
 from sweepstack.study.book.public import held

@@ -9,7 +9,7 @@ Of a study:
     sweepstack.keep_models  the most models that any command asked to keep
     sweepstack.heartbeat.WORKER  seconds since 1970 of a worker's last heartbeat, where the storage
                             has no table for it
-    sweepstack.artifacts    where its files are for all machines: `config.artifacts`, place and key
+    sweepstack.artifacts    where its files are for all machines: `storage.artifacts`, place and key
     sweepstack.unfinished   true while it is being copied, in a storage without tables
     sweepstack.workers.WORKER  a worker's entry in the register (`book.register`)
     sweepstack.again        how often a sweep let failed trials of the study wait again

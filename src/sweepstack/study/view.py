@@ -31,9 +31,10 @@ from optuna.trial import FrozenTrial
 from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError
 
-from sweepstack.config import artifacts
+from sweepstack import storage
 from sweepstack.config.errors import EnvironmentFault, InputError, masked, nearest, one_line
-from sweepstack.study import storage, storage_url
+from sweepstack.storage import artifacts
+from sweepstack.storage import url as storage_url
 from sweepstack.study.attributes import (
     ARTIFACTS,
     EQUALS,

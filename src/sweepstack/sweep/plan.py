@@ -15,13 +15,13 @@ from functools import partial
 from typing import Any, Literal
 
 from sweepstack.config import check, schema, sweeper
-from sweepstack.config.artifacts import SETTING, place
 from sweepstack.config.check import shown
 from sweepstack.config.errors import InputError
 from sweepstack.config.schema import RunConfig
 from sweepstack.config.space import Label, Space, points
 from sweepstack.config.space.declare import parse
-from sweepstack.study.storage_url import absolute, take_password
+from sweepstack.storage.artifacts import SETTING, place
+from sweepstack.storage.url import absolute, take_password
 from sweepstack.sweep import pruners, samplers
 
 _WHERE = "hydra.sweeper"
@@ -103,7 +103,7 @@ class Plan(sweeper.Settings):
         grid: whether the trials are the points of the space, each once.
         enqueue: points to try first, by parameter name, perhaps incomplete.
         constraints: what a trial must keep to be feasible.
-        artifacts: as `config.artifacts.place` returns it.
+        artifacts: as `storage.artifacts.place` returns it.
         order: which values of a grid share a stack (`space/points.py`).
         alike: a config of sweepstack whose static part all trials share, as far as is known.
     """

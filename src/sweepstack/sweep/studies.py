@@ -22,14 +22,14 @@ from optuna.storages import BaseStorage, RDBStorage
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
-from sweepstack.config.artifacts import SETTING, Store, check
 from sweepstack.config.errors import EnvironmentFault, InputError, one_line
 from sweepstack.config.space import points
+from sweepstack.storage import wait_for_server
+from sweepstack.storage.artifacts import SETTING, Store, check
 from sweepstack.study.attributes import ARTIFACTS, FOLDER, IDENTITY, RETRIED, WORKER
 from sweepstack.study.book import processes
 from sweepstack.study.book.book import Book
 from sweepstack.study.book.public import PublicBook, held, lock_file
-from sweepstack.study.storage import wait_for_server
 from sweepstack.sweep import samplers
 from sweepstack.sweep.plan import Plan
 

@@ -22,12 +22,14 @@ from optuna.exceptions import ExperimentalWarning
 from optuna.trial import FrozenTrial, TrialState
 from rich.table import Column, Table
 
-from sweepstack.config import artifacts, commands, errors, sweeper
+from sweepstack import storage
+from sweepstack.config import commands, errors, sweeper
 from sweepstack.config.errors import one_line
 from sweepstack.reporting.scoreboard import Scoreboard, count_finished
 from sweepstack.runs import progress, register
 from sweepstack.runs.progress import say
-from sweepstack.study import storage, storage_url
+from sweepstack.storage import artifacts
+from sweepstack.storage import url as storage_url
 from sweepstack.study.attributes import EQUALS, LOST, OVERRIDES, RETRIED, SWEEP
 from sweepstack.study.book.book import Book
 from sweepstack.study.read import best_trials, trials_of
@@ -129,8 +131,7 @@ def sweep(
             if code is None and _leaves(crew, book):
                 return
             view = view.anew()  # the others may have ended trials since
-        logs = None if launcher is None else launcher.logs
-        _conclude(crew, book, code, results or folder, view, logs)
+        _conclude(crew, book, code, results or folder, view, launcher.logs if launcher else None)
 
 
 @contextlib.contextmanager

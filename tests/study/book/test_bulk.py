@@ -14,7 +14,7 @@ from book_support import KINDS, one
 from optuna.samplers import RandomSampler, TPESampler
 from optuna.trial import TrialState
 
-from sweepstack.study import storage
+from sweepstack import storage
 from sweepstack.study.attributes import POINT, WORKER
 from sweepstack.study.book import (
     Ending,

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from optuna.trial import TrialState
 
-from sweepstack.study import storage
+from sweepstack import storage
 from sweepstack.study.attributes import POINT
 from sweepstack.study.book import (
     Owner,

@@ -20,7 +20,7 @@ from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage, RDBStorage
 from optuna.trial import TrialState
 
-from sweepstack.study import storage
+from sweepstack import storage
 from sweepstack.study.attributes import LOST
 from sweepstack.study.book import Ending, Report, bulk, public
 from sweepstack.study.book.bulk import BulkBook

@@ -17,9 +17,10 @@ from book_support import end, falls_silent, finish, one, open_book, run_all, sug
 from optuna.trial import TrialState
 from sweep_support import QUICK
 
+from sweepstack import storage
 from sweepstack.cli.study import run
 from sweepstack.config.errors import EnvironmentFault, InputError
-from sweepstack.study import book, storage
+from sweepstack.study import book
 from sweepstack.study.attributes import HEARTBEAT, LOST, RETRIED, WORKER
 from sweepstack.study.book import processes
 from sweepstack.study.book.public import PublicBook, held

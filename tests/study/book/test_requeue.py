@@ -18,7 +18,7 @@ from book_support import end, falls_silent, finish, one, run_all, suggest
 from optuna.trial import TrialState
 from sqlalchemy import event
 
-from sweepstack.study import storage
+from sweepstack import storage
 from sweepstack.study.attributes import CONTINUES, LOST, POINT, RETRIED, RETRIES, RETRY_OF, WORKER
 from sweepstack.study.book import (
     Report,

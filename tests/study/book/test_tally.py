@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from optuna.trial import TrialState
 
-from sweepstack.study import storage
+from sweepstack import storage
 from sweepstack.study.attributes import AGAIN, RETRIED, RETRY_OF
 from sweepstack.study.book import Ending, bulk
 from sweepstack.study.book.bulk import BulkBook

@@ -22,8 +22,8 @@ from sqlalchemy import event
 from sqlalchemy.exc import OperationalError
 
 import sweepstack
+from sweepstack import storage
 from sweepstack.config.errors import EXIT_INTERRUPTED, EnvironmentFault
-from sweepstack.study import storage
 from sweepstack.sweep import plan, studies
 from sweepstack.sweep.worker import Stop, application
 from sweepstack.sweep.worker import worker as workers

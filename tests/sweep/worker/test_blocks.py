@@ -15,8 +15,8 @@ import pytest
 from optuna.trial import TrialState
 from sweep_support import QUICK, states
 
+from sweepstack import storage
 from sweepstack.config.errors import EXIT_INTERRUPTED
-from sweepstack.study import storage
 from sweepstack.study.attributes import LOST, RETRIED, RETRIES
 from sweepstack.study.book.book import Book
 from sweepstack.sweep import plan, studies

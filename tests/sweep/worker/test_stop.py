@@ -20,11 +20,11 @@ from omegaconf import OmegaConf
 from sweep_support import QUICK, states
 
 from hydra_plugins.sweepstack_sweeper import _impl
+from sweepstack import storage
 from sweepstack.cli import study as cli
 from sweepstack.config.errors import EnvironmentFault
 from sweepstack.runs import register
 from sweepstack.runs.register import Entry
-from sweepstack.study import storage
 from sweepstack.study.attributes import WORKERS
 from sweepstack.study.book.public import PublicBook
 from sweepstack.sweep import studies, sweep

@@ -291,7 +291,7 @@ def most_alike(space: Space, by: Ranks) -> int:
     """How many points of the grid share a static part, at most."""
     if any(parameter.when for parameter in space.parameters):
         return max(Counter(_ranks_of(point, by) for point in space.grid()).values(), default=0)
-    same = (Counter(ranks.values()).most_common(1)[0][1] for ranks in by.values())
+    same = (Counter(each.values()).most_common(1)[0][1] for each in by.values())
     return prod(same) * prod(p.size or 1 for p in space.parameters if p.name not in by)
 
 

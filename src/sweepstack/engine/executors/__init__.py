@@ -18,8 +18,8 @@ from torch import Tensor
 
 from sweepstack.config.errors import one_line
 from sweepstack.data.batches import Source
-from sweepstack.engine.stack import Stack
 from sweepstack.engine.step import AT_ONCE, Batch, Block, Step
+from sweepstack.training.stack import Stack
 
 log = logging.getLogger(__name__)
 

@@ -27,10 +27,10 @@ from torch import Tensor
 from sweepstack.config.errors import one_line
 from sweepstack.data.batches import DeviceSource, Source
 from sweepstack.engine.executors import Executor
-from sweepstack.engine.stack import Stack
 from sweepstack.engine.step import Batch, Block, Step
 from sweepstack.models.custom import side_effects, warn_of_side_effects
 from sweepstack.training import device
+from sweepstack.training.stack import Stack
 
 log = logging.getLogger(__name__)
 

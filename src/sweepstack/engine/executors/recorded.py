@@ -26,9 +26,9 @@ from sweepstack.data.batches import DeviceSource
 from sweepstack.engine.executors import Executor
 from sweepstack.engine.executors.recording import Recorder
 from sweepstack.engine.program import Program
-from sweepstack.engine.stack import Stack
 from sweepstack.engine.step import AT_ONCE, Batch, Block, Step
 from sweepstack.models.custom import side_effects, warn_of_side_effects
+from sweepstack.training.stack import Stack
 
 log = logging.getLogger(__name__)
 

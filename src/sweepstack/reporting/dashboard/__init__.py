@@ -32,10 +32,10 @@ from wsgiref.util import setup_testing_defaults
 import optuna
 from optuna.storages import BaseStorage, InMemoryStorage
 
+from sweepstack import storage
 from sweepstack.config.errors import EnvironmentFault, InputError, SweepstackError, printable
 from sweepstack.reporting.dashboard import decorate
 from sweepstack.runs import progress
-from sweepstack.study import storage
 from sweepstack.study.view import StudyView
 
 LOCAL = ("localhost", "127.0.0.1", "[::1]")

@@ -40,6 +40,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import column, insert, select, table, update
 from sqlalchemy.exc import SQLAlchemyError
 
+from sweepstack import storage
 from sweepstack.analysis import doctor
 from sweepstack.analysis.terminal import number
 from sweepstack.config import commands
@@ -47,7 +48,6 @@ from sweepstack.config.errors import EnvironmentFault, one_line, shown_to_people
 from sweepstack.reporting import report
 from sweepstack.reporting.report.content import command_of
 from sweepstack.runs import progress
-from sweepstack.study import storage
 from sweepstack.study.attributes import EQUALS, IDENTITY, LOST, OVERRIDES, SWEEP
 from sweepstack.study.book.public import held
 from sweepstack.study.frame import STATES

@@ -13,10 +13,10 @@ import hashlib
 import re
 from pathlib import Path
 
+from sweepstack import storage
 from sweepstack.config import errors
 from sweepstack.config.errors import EnvironmentFault, InputError
 from sweepstack.runs import progress
-from sweepstack.study import storage
 from sweepstack.study.view import StudyView, outputs
 
 KINDS = (".html", ".htm")

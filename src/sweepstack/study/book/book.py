@@ -27,6 +27,7 @@ import optuna
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
+from sweepstack.storage import was_away
 from sweepstack.study import attributes as attr
 from sweepstack.study.book import (
     ENDED,
@@ -41,7 +42,6 @@ from sweepstack.study.book import (
     is_suspected,
     processes,
 )
-from sweepstack.study.storage import was_away
 
 GRACE_S = 45.0
 """A worker of another host that has sent no heartbeat for so long is presumed dead."""

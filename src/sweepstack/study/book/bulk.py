@@ -38,10 +38,10 @@ from optuna.storages._rdb import models
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy import Connection, bindparam, func, insert, select
 
+from sweepstack.storage import again, is_transient, quick_transaction, single
 from sweepstack.study.attributes import AGAIN, CONTINUES, EFFECT, EQUALS, LOST, RETRIED, WORKER
 from sweepstack.study.book import Ending, Owner, Record, Report, Row, Tally, last_value, processes
 from sweepstack.study.book.book import Book
-from sweepstack.study.storage import again, is_transient, quick_transaction, single
 
 AT_ONCE = 500
 """Trials that a query names; SQLite refuses one that names too many."""

@@ -32,8 +32,9 @@ from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from sweepstack import storage as storages
+from sweepstack.storage import file_of
 from sweepstack.study import attributes as attr
-from sweepstack.study import storage as storages
 from sweepstack.study.book import (
     ENDED,
     Ending,
@@ -46,7 +47,6 @@ from sweepstack.study.book import (
     processes,
 )
 from sweepstack.study.book.book import Book
-from sweepstack.study.storage import file_of
 
 _WITHDRAWN = "withdrawn: another trial has its place"
 _UNKNOWN = "requeued: the storage failed while it was claimed"

@@ -17,7 +17,7 @@ from typing import Any
 import optuna
 from optuna.pruners import NopPruner
 
-from sweepstack.study import storage
+from sweepstack import storage
 from sweepstack.study.book import Ending, Report
 from sweepstack.study.book.book import Book
 from sweepstack.sweep.pruners import RungPruner

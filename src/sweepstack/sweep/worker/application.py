@@ -37,8 +37,8 @@ from omegaconf.errors import OmegaConfBaseException
 from sweepstack.config.errors import EnvironmentFault, InputError, one_line
 from sweepstack.config.reading import REFUSALS
 from sweepstack.config.space import Space, points
+from sweepstack.storage import is_failure
 from sweepstack.study.attributes import RETRY_OF
-from sweepstack.study.storage import is_failure
 from sweepstack.sweep.plan import Plan
 from sweepstack.sweep.worker import Asked, Outcome
 

@@ -26,7 +26,7 @@ from typing import Any
 
 import optuna
 
-from sweepstack.config.artifacts import Store
+from sweepstack import storage
 from sweepstack.config.errors import (
     EXIT_INTERRUPTED,
     EXIT_TERMINATED,
@@ -37,14 +37,14 @@ from sweepstack.config.errors import (
 from sweepstack.reporting.scoreboard import Scoreboard, count_finished
 from sweepstack.runs import progress, register
 from sweepstack.runs.register import Entry, Membership
-from sweepstack.study import storage
+from sweepstack.storage.artifacts import Store, Uploads
 from sweepstack.study.book import processes
 from sweepstack.study.book.book import Book
 from sweepstack.study.read import trials_of
 from sweepstack.sweep.plan import Plan
 from sweepstack.sweep.studies import open_book
 from sweepstack.sweep.worker import Stop
-from sweepstack.sweep.worker.trial_folder import Uploads
+from sweepstack.sweep.worker.trial_folder import over
 from sweepstack.sweep.worker.worker import App, Worker, too_many_failed
 
 log = logging.getLogger(__name__)
@@ -110,7 +110,7 @@ class Crew:
             given["uploads"] = Uploads(
                 self.store,
                 self.folder,
-                lambda: trials_of(book.study, book.storage),
+                lambda: over(trials_of(book.study, book.storage)),
                 lambda: stop.code is not None,
             )
         return Worker(

@@ -26,13 +26,10 @@ import contextlib
 import logging
 import math
 import os
-import queue
 import re
 import shutil
-import tempfile
-import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import is_dataclass
 from functools import cache, lru_cache
 from pathlib import Path
@@ -44,11 +41,11 @@ import yaml
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from sweepstack.config import artifacts, commands, errors
+from sweepstack.config import commands, errors
 from sweepstack.config.errors import LAYERS, EnvironmentFault
 from sweepstack.runs import folder as run_folder
 from sweepstack.runs.seeds import Group
-from sweepstack.study import storage as storages
+from sweepstack.storage import artifacts
 from sweepstack.study.attributes import CONTINUES, EQUALS, KEEP_MODELS, RETRIED
 from sweepstack.study.read import best, best_trials, trials_of
 from sweepstack.sweep.worker import Outcome
@@ -57,10 +54,6 @@ from sweepstack.training.spec import TrialSpec, by_group, plain
 
 log = logging.getLogger(__name__)
 
-RETRY_S = 30.0
-"""Seconds after which a store that failed is tried again."""
-DRAIN_S = 10.0
-"""Seconds that a worker which was asked to stop still puts files into the store."""
 _DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _SIMPLE = re.compile(r"[a-z_][a-z_.]*=[a-z0-9_.+-]+")
@@ -345,129 +338,9 @@ def spare_checkpoints(folder: Path, trials: Sequence[FrozenTrial]) -> list[Path]
 # --- for all machines ----------------------------------------------------------------------------
 
 
-class Uploads:
-    """Puts the files of ended trials into the study's artifact store, in a thread of its own.
-
-    A number waits for each trial, and its files on the disk, so that no trial waits for the store:
-    what gathers while an archive is sent is sent as one, `artifacts.MAX_BATCH` trials at most.
-
-    Args:
-        store: the study's.
-        folder: that of its trials.
-        ended: all trials of the study, to find those whose files an earlier process left.
-        stopped: whether a signal asked to stop; then at most `DRAIN_S` are spent at the end.
-    """
-
-    def __init__(
-        self,
-        store: artifacts.Store,
-        folder: Path,
-        ended: Callable[[], Sequence[FrozenTrial]],
-        stopped: Callable[[], bool] = lambda: False,
-    ):
-        self._store, self._folder, self._ended, self._stopped = store, folder, ended, stopped
-        self._waiting: queue.SimpleQueue[int | None] = queue.SimpleQueue()
-        self._left: set[int] = set()
-        self._tried, self._said = -math.inf, False
-        self._thread = threading.Thread(target=self._run, name="sweepstack-artifacts", daemon=True)
-
-    def add(self, number: int) -> None:
-        """A trial has ended, and its end is written."""
-        self._waiting.put(number)
-
-    def __enter__(self) -> Uploads:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *raised: object) -> None:
-        self._waiting.put(None)
-        latest = math.inf
-        while self._thread.is_alive() and time.monotonic() < latest:
-            self._thread.join(0.1)
-            if latest == math.inf and self._stopped():
-                latest = time.monotonic() + DRAIN_S
-
-    def rest(self) -> bool:
-        """Put there what others left undone here, at once; return whether all of it is there."""
-        self._said = True  # by the worker
-        try:
-            self._find()
-        except EnvironmentFault as error:
-            log.warning("%s; files of trials may be on this machine alone", error)
-            return False
-        self._put(last=True)
-        if self._left:
-            log.warning(
-                "the files of %d trials are on this machine alone: run the same command again, "
-                "when %s can be written",
-                len(self._left),
-                self._store.where,
-            )
-        return not self._left
-
-    def _run(self) -> None:
-        try:
-            self._find()
-        except EnvironmentFault as error:
-            self._say(error)
-        is_last = False
-        while not is_last:
-            wait = RETRY_S if self._left else None
-            with contextlib.suppress(queue.Empty):
-                is_last = self._note(self._waiting.get(timeout=wait))
-                while not is_last:
-                    is_last = self._note(self._waiting.get_nowait())
-            self._put(last=is_last)
-
-    def _note(self, number: int | None) -> bool:
-        if number is not None:
-            self._left.add(number)
-        return number is None
-
-    def _find(self) -> None:
-        """Note the trials whose files are here and not in the store."""
-        try:
-            small, models = artifacts.holdings(self._store.sizes())
-            here = {int(name) for name in os.listdir(self._folder) if name.isdecimal()}
-        except FileNotFoundError:
-            return
-        whole = {n for n in here - set(small) if (self._folder / str(n) / artifacts.DONE).exists()}
-        best = artifacts.MODELS[-1]
-        whole |= {n for n in here - set(models) if (self._folder / str(n) / best).exists()}
-        if whole:  # of those that run, or run again, the end is still to come
-            with storages.ignored():
-                self._left |= whole & {t.number for t in self._ended() if _is_over(t)}
-
-    def _put(self, *, last: bool) -> None:
-        """Send what waits, unless the store failed a moment ago."""
-        if not last and time.monotonic() < self._tried + RETRY_S:
-            return
-        self._tried = -math.inf
-        try:
-            with tempfile.TemporaryDirectory(prefix="sweepstack-") as scratch:
-                while self._left:
-                    self._send(sorted(self._left)[: artifacts.MAX_BATCH], Path(scratch) / "archive")
-        except (EnvironmentFault, OSError) as error:
-            self._tried = time.monotonic()
-            self._say(error)
-
-    def _send(self, numbers: Sequence[int], file: Path) -> None:
-        for number in numbers:
-            has_model = (self._folder / str(number) / artifacts.MODELS[-1]).exists()
-            if has_model and (found := artifacts.pack(self._folder, [number], file, models=True)):
-                self._store.write(artifacts.name_of(found, models=True), file)
-        if found := artifacts.pack(self._folder, numbers, file):
-            self._store.write(artifacts.name_of(found), file)
-        self._left.difference_update(numbers)
-
-    def _say(self, error: Exception) -> None:
-        if not self._said:
-            log.warning("%s; the sweep goes on, and tries again", error)
-            self._said = True
-
-
-def _is_over(trial: FrozenTrial) -> bool:
-    return trial.state.is_finished() and RETRIED not in trial.user_attrs
+def over(trials: Sequence[FrozenTrial]) -> set[int]:
+    """The numbers of trials that ended for good: their files stay as they are."""
+    return {t.number for t in trials if t.state.is_finished() and RETRIED not in t.user_attrs}
 
 
 def spare_archives(
@@ -491,7 +364,7 @@ def put_rest(
     the study is not to keep; a store that fails is named in a warning."""
     trials = cache(lambda: trials_of(study, storage))
     keep = study.user_attrs.get(KEEP_MODELS, "best")
-    if not Uploads(store, folder, trials).rest():
+    if not artifacts.Uploads(store, folder, lambda: over(trials())).rest():
         return
     try:
         store.remove(spare_archives(study, store, keep, trials()))

@@ -21,6 +21,7 @@ from typing import Any, Protocol
 import optuna
 from optuna.trial import TrialState
 
+from sweepstack import storage
 from sweepstack.config.errors import EXIT_INTERRUPTED, SweepstackError, one_line
 from sweepstack.config.space import Space
 from sweepstack.config.space.points import Overrides
@@ -28,7 +29,7 @@ from sweepstack.reporting.scoreboard import Status, count_finished
 from sweepstack.runs import progress, register
 from sweepstack.runs.folder import environment, key_of
 from sweepstack.runs.register import Membership
-from sweepstack.study import storage
+from sweepstack.storage.artifacts import Uploads
 from sweepstack.study.attributes import CONTINUES, ENVIRONMENT, OVERRIDES, RETRIES, WORKERS
 from sweepstack.study.book import Ending, is_suspected, processes
 from sweepstack.study.book.book import Book
@@ -37,7 +38,6 @@ from sweepstack.sweep import pruners, samplers
 from sweepstack.sweep.plan import Plan
 from sweepstack.sweep.worker import Asked, Decisions, Outcome, Stop
 from sweepstack.sweep.worker.duplicates import Duplicates, Equal
-from sweepstack.sweep.worker.trial_folder import Uploads
 
 log = logging.getLogger(__name__)
 

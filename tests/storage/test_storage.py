@@ -21,8 +21,8 @@ from optuna.storages import RDBStorage
 from sqlalchemy.engine.default import DefaultDialect
 from sqlalchemy.pool import QueuePool
 
+from sweepstack import storage
 from sweepstack.config.errors import EnvironmentFault, InputError, masked, one_line
-from sweepstack.study import storage
 
 
 class Server(DefaultDialect):

@@ -9,9 +9,9 @@ import warnings
 
 import pytest
 
-from sweepstack.config import artifacts
-from sweepstack.config.artifacts import Store
 from sweepstack.config.errors import EnvironmentFault
+from sweepstack.storage import artifacts
+from sweepstack.storage.artifacts import Store
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ Whoever opens a file or begins a transaction waits as long as another process ho
 ends with its process. These settings hang on the engine and are lost when a storage is pickled; a
 worker in another process connects by URL.
 
-Everything that can be wrong with a URL (`storage_url.py`) is found before Optuna touches the
+Everything that can be wrong with a URL (`url.py`) is found before Optuna touches the
 database, which creates missing tables in whatever it opens.
 """
 
@@ -16,7 +16,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import importlib.util
-import json
 import logging
 import os
 import random
@@ -27,7 +26,7 @@ import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from functools import cache
 from pathlib import Path
@@ -37,8 +36,7 @@ from urllib.parse import urlsplit
 import optuna
 import sqlalchemy
 from optuna.exceptions import ExperimentalWarning, StorageInternalError
-from optuna.storages import BaseStorage, GrpcStorageProxy, JournalStorage, RDBStorage
-from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
+from optuna.storages import BaseStorage, GrpcStorageProxy, RDBStorage
 from sqlalchemy import event
 from sqlalchemy.engine import URL, Connection, Engine
 from sqlalchemy.pool import ConnectionPoolEntry, NullPool
@@ -48,9 +46,9 @@ from sweepstack.config.errors import (
     InputError,
     SweepstackError,
     masked,
-    one_line,
 )
-from sweepstack.study import storage_url
+from sweepstack.storage import url as storage_url
+from sweepstack.storage.journal import FileJournal, head, open_journal
 
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")
@@ -90,89 +88,6 @@ _latest: ContextVar[float] = ContextVar("latest", default=float("inf"))
 """When this thread tries nothing again any more."""
 _back, _warned, retries = -float("inf"), -float("inf"), 0
 """When a storage that was away had answered, when a person was told last, how often was retried."""
-
-
-class FileJournal(JournalStorage):
-    """Optuna's storage in a journal file, as `journal:///path`.
-
-    A process that is killed while it writes leaves the lock file behind, for others to wait for,
-    and maybe a part of a line: whoever writes next removes it (`_JournalLock`).
-    """
-
-    def __init__(self, path: Path):
-        self.path = path
-        super().__init__(_JournalFile(path))
-
-
-class _JournalFile(JournalFileBackend):
-    def __init__(self, path: Path):
-        self._path = path
-        super().__init__(str(path), _JournalLock(path))
-
-    def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        with self._explained():
-            super().append_logs(logs)
-
-    def read_logs(self, log_number_from: int) -> Generator[dict[str, Any], None, None]:
-        with self._explained():
-            yield from super().read_logs(log_number_from)
-
-    @contextlib.contextmanager
-    def _explained(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise StorageInternalError(error.strerror or str(error)) from error
-        except ValueError:
-            number = _broken_line(self._path)
-            raise StorageInternalError(
-                f"line {number} of {self._path} is broken, as a killed writer may leave it: stop "
-                "the study's workers and remove that line"
-                if number
-                else f"{self._path} is neither a database nor a journal of Optuna's"
-            ) from None
-
-
-class _JournalLock(JournalFileSymlinkLock):
-    """Once it is held, the part of a line that a killed writer left at the end is removed: what is
-    appended to it would be lost, and nobody could read the journal any more."""
-
-    def __init__(self, path: Path):
-        super().__init__(str(path), grace_period=10)
-        self._path = path
-
-    def acquire(self) -> bool:
-        held = super().acquire()
-        try:
-            _remove_part(self._path)
-        except BaseException:
-            self.release()
-            raise
-        return held
-
-
-def _remove_part(path: Path) -> None:
-    """Cut off what follows the last whole line of a journal, if it is the beginning of an entry."""
-    with path.open("r+b") as file:
-        end = place = file.seek(0, os.SEEK_END)
-        tail = b""
-        while place and b"\n" not in tail:
-            place = file.seek(max(0, place - 4096))
-            tail = file.read()
-        part = tail[tail.rfind(b"\n") + 1 :]
-        if part.startswith(b"{"):
-            file.truncate(end - len(part))
-
-
-def _broken_line(path: Path) -> int | None:
-    """Number of the first line of a journal that cannot be read; None where it is no journal."""
-    with contextlib.suppress(OSError), path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                json.loads(line)
-            except ValueError:
-                return number if number > 1 else None
-    return None
 
 
 def connect(url: str = DEFAULT, *, timeout_s: float = 10.0, patience_s: float = 0.0) -> BaseStorage:
@@ -227,8 +142,8 @@ def look(where: str = DEFAULT, *, timeout_s: float = 10.0) -> tuple[str, BaseSto
     """
     if "://" not in where:
         path = Path(where)
-        if path.is_file() and _head(path, 16) not in (b"SQLite format 3\0", b""):
-            return where, _journal(path)
+        if path.is_file() and head(path, 16) not in (b"SQLite format 3\0", b""):
+            return where, open_journal(path)
         where = f"sqlite:///{where}"
     if storage_url.scheme(where) in storage_url.WITHOUT_TABLES:
         journal = storage_url.path_of(where)
@@ -351,14 +266,6 @@ def _explained(parsed: URL) -> Iterator[None]:
         raise EnvironmentFault(storage_url.explain(error, parsed)) from None
 
 
-def _head(path: Path, size: int) -> bytes:
-    try:
-        with path.open("rb") as file:
-            return file.read(size)
-    except OSError as error:
-        raise EnvironmentFault(f"cannot read {path}: {error.strerror or error}") from error
-
-
 def file_of(storage: BaseStorage) -> Path | None:
     """The file that a storage opened by `connect` is; None of a server, and of SQLite in memory."""
     if isinstance(storage, FileJournal):
@@ -374,7 +281,7 @@ def _without_tables(url: str, timeout_s: float) -> BaseStorage:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise EnvironmentFault(f"cannot make {path.parent}: {error.strerror}") from error
-        return _journal(path)
+        return open_journal(path)
     try:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port or GRPC_PORT
@@ -566,7 +473,8 @@ def _limit_statements(engine: Engine, limit_s: float) -> None:
 
     names = ("execute", "executemany", "execute_no_params", "commit", "rollback", "ping", "leave")
     for name in names:
-        timed(f"do_{name}")
+        if hasattr(dialect, f"do_{name}"):  # only psycopg has a pipeline to leave
+            timed(f"do_{name}")
     engine.dispose()  # connections made before have no limit
     if all(thread.name != _CUTS_OFF for thread in threading.enumerate()):
         threading.Thread(target=_cut_off, name=_CUTS_OFF, daemon=True).start()
@@ -623,22 +531,6 @@ def ignored() -> Iterator[None]:
     except Exception as error:
         if not is_failure(error):
             raise
-
-
-def _journal(path: Path) -> FileJournal:
-    try:
-        if path.exists() and _head(path, 1) not in (
-            b"{",
-            b"",
-        ):  # else a text would be taken for one
-            raise ValueError("not a journal")
-        return FileJournal(path)
-    except OSError as error:
-        raise EnvironmentFault(f"cannot open {path}: {error.strerror or error}") from error
-    except StorageInternalError as error:
-        raise EnvironmentFault(one_line(error, 400)) from error
-    except Exception as error:  # whatever else a file may hold
-        raise EnvironmentFault(f"{path} is neither a database nor a journal of Optuna's") from error
 
 
 @contextlib.contextmanager
