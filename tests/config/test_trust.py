@@ -52,7 +52,7 @@ def package(tmp_path, monkeypatch):
         "torch.nn.modules.linear.Linear",
         "torchvision.models.resnet18",
         "torchvision.models.resnet.resnet18",
-        "sweepstack.models.mlp.Mlp",
+        "sweepstack.models.networks.Mlp",
     ],
 )
 def test_the_table_is_found(target):

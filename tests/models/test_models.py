@@ -11,7 +11,7 @@ from sweepstack import models
 from sweepstack.config.errors import InputError
 from sweepstack.config.schema import Init
 from sweepstack.models.layers import BatchNorm, batch_norms, dropouts
-from sweepstack.models.mlp import Mlp
+from sweepstack.models.networks import Mlp
 from sweepstack.training import init
 
 MODELS = {

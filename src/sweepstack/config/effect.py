@@ -167,12 +167,12 @@ RULES: tuple[Rule, ...] = (
     Rule(
         ("regularization.batch_norm", "regularization.dropout"),
         _is_linear,
-        "models.mlp: both stand behind hidden layers, and there are none",
+        "models.networks: both stand behind hidden layers, and there are none",
     ),
     Rule(
         ("model.activation",),
         lambda c: _is_linear(c) and c.init.gain != "auto",
-        "models.mlp: it stands behind hidden layers; init.gain=auto reads it besides",
+        "models.networks: it stands behind hidden layers; init.gain=auto reads it besides",
     ),
 )
 """Keys that change nothing. Seeds are never among them: each draws its own order of batches."""

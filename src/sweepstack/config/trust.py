@@ -89,7 +89,7 @@ def table(library: str, key: str = "model._target_") -> Mapping[str, Maker]:
         names = models.list_models(module=models)
         public = {f"torchvision.models.{name}": getattr(models, name) for name in names}
     elif library == _HERE:
-        from sweepstack.models.mlp import Mlp
+        from sweepstack.models.networks import Mlp
 
         public = {_home(Mlp): Mlp}
     return {**public, **{_home(make): make for make in public.values()}}

@@ -16,8 +16,7 @@ from torch import nn
 from sweepstack.config import schema
 from sweepstack.config.errors import InputError
 from sweepstack.models import custom, pretrained
-from sweepstack.models.convnet import ConvNet, ResNet
-from sweepstack.models.mlp import Mlp
+from sweepstack.models.networks import ConvNet, Mlp, ResNet
 
 
 def build(

@@ -136,15 +136,15 @@ def sweep(
 
 @contextlib.contextmanager
 def _undone(book: Book, crew: Crew, *, is_new: bool) -> Iterator[None]:
-    """Delete a study that this command has made and in which nothing has begun, where it fails: of
-    a launcher that refuses its jobs nothing is left."""
+    """Delete a study that this command has made and in which no worker has begun, where it fails:
+    of a launcher that refuses its jobs nothing is left."""
     try:
         yield
     except errors.SweepstackError:
         with storage.ignored():
             counts, entries = book.counts(), register.workers(book.study)
-            others = any(entry.is_alive and entry.crew != crew.name for entry in entries)
-            if is_new and not others and not counts["running"] + count_finished(counts):
+            begun = any(entry.is_alive or entry.crew == crew.name for entry in entries)
+            if is_new and not begun and not counts["running"] + count_finished(counts):
                 with book.deletion():
                     log.debug("study %s is deleted again", book.study.study_name)
         raise

@@ -103,7 +103,8 @@ def write_report(view: StudyView) -> None:
     try:
         file = report.place_of(view)
         file.parent.mkdir(parents=True, exist_ok=True)
-        with held(file.with_name(f".{file.name}.lock")):
+        lock = file.with_name(f".{file.name}.lock")
+        with held(lock):
             read, opened = time.time(), open_study(view.name, view.where)  # to read: others write
             ends = [t.datetime_complete for t in opened.trials if t.datetime_complete is not None]
             found = file.stat() if file.exists() else None
@@ -115,6 +116,7 @@ def write_report(view: StudyView) -> None:
             progress.say(f"report: {progress.shown(file)}")
             with progress.console().status("preparing notes and files for optuna-dashboard"):
                 decorate(opened, written=file)
+        lock.unlink(missing_ok=True)  # who waits holds it still; who comes later writes once more
     except Exception as error:  # the results are kept, whatever is wrong with a picture
         log.warning("the report could not be written: %s", one_line(error))
         log.debug("the report", exc_info=True)
