@@ -322,6 +322,26 @@ def test_a_captured_step_changes_no_trial(monkeypatch, in_order, count):
     assert ran[0] == (1, count, in_order or count == 1)
 
 
+def test_a_captured_step_of_one_slot_mixes_its_own_batch(monkeypatch):
+    """Its samples have an axis of slots, as those of the trials that come have."""
+    axes, words = [], ("regularization.mixup=0.2",)
+
+    class Noting(Executor):
+        def run(self, block):
+            axes.append(block.samples.dim())
+            return super().run(block)
+
+    def noting(runner):
+        return Noting(runner.step, runner.stack, runner.program.sources["train"])
+
+    monkeypatch.setattr(executors, "captures", lambda place: True)
+    monkeypatch.setattr(Runner, "_executor", noting)
+    expected = Expected(specs(1, *words)[0], 1, in_order=True)
+    (result,) = train(specs(1, *words), expected=expected)
+    assert result.state == "complete"
+    assert set(axes) == {3}
+
+
 def test_what_cannot_be_prepared_is_said_once_where_a_trial_needs_it(caplog):
     wrong = make_spec(*SHORT, "batch.size=100000")
     (result,) = train([wrong], width=4, expected=Expected(wrong, 1, in_order=False))

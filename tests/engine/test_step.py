@@ -195,10 +195,13 @@ def test_a_gpu_evaluates_as_many_samples_at_once_as_its_memory_allows(monkeypatc
     """A 64th of it for the activations, in chunks of about one size; at least 1,024 samples."""
     card = SimpleNamespace(total_memory=64 * 4 * 100 * 50_000)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda place: card)
-    program = SimpleNamespace(device=torch.device("cuda"), activations=100)
+    data = SimpleNamespace(input_shape=(0,))
+    program = SimpleNamespace(device=torch.device("cuda"), activations=100, data=data)
     step = SimpleNamespace(program=program)
     assert Step.chunk(step, 10, 12_000) == 4000  # and not 5000
     assert Step.chunk(step, 10, 4999) == 4999
     assert Step.chunk(step, 1000, 3000) == 1000
+    data.input_shape = (50, 20)  # which all slots share
+    assert Step.chunk(step, 10, 12_000) == 2400
     program.device = torch.device("cpu")
     assert Step.chunk(step, 1, 12_000) == 256

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import sys
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from typing import ClassVar
 
 import pytest
@@ -305,6 +305,24 @@ def test_the_fastest_way_of_each_pass_is_found(monkeypatch):
         assert set(chooser._fastest(Layer(*shapes, torch.float32, geometry), True)) == {best}
 
 
+def test_a_capture_that_fails_leaves_the_stream_as_it_was(monkeypatch):
+    streams = []
+
+    @contextmanager
+    def graph(*_given, **_named):
+        yield
+        raise RuntimeError("CUDA error: operation not permitted")
+
+    made_up = {
+        **{"synchronize": lambda _: None, "device": lambda _: nullcontext(), "graph": graph},
+        **{"CUDAGraph": object, "current_stream": lambda _: "here", "set_stream": streams.append},
+    }
+    for name, value in made_up.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    assert convolution._ready(raising_not, torch.device("cuda")) is raising_not
+    assert streams == ["here"]
+
+
 @pytest.mark.parametrize("plan", [Plan(True, KEPT), None])
 def test_a_plan_is_kept_with_the_width(measured_here, monkeypatch, tmp_path, plan):
     file, program = tmp_path / "widths.json", Program.of(make_spec(*CONVNET))
@@ -357,6 +375,21 @@ def test_a_measurement_that_fails_is_not_kept(measured_here, monkeypatch, tmp_pa
         assert [widths.of(program) for _ in range(2)] == [3, 3]
     assert program.plans == {3: None}
     assert not file.exists()
+
+
+def test_gradients_that_are_not_finite_are_no_measurement(measured_here, monkeypatch, tmp_path):
+    """Another trial's may be: nothing is kept for the next sweep."""
+    file, program = tmp_path / "widths.json", Program.of(make_spec(*CONVNET))
+    lost = [torch.tensor(torch.nan)]
+    gradients = width._Stepper.gradients
+    monkeypatch.setattr(width._Stepper, "gradients", lambda *given: gradients(*given) + lost)
+    Widths(3, file=file).of(program)
+    assert program.plans == {3: None}
+    assert not file.exists()
+
+
+def raising_not():
+    pass
 
 
 def raising(*_):

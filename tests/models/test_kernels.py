@@ -20,7 +20,7 @@ from sweepstack.engine import width
 from sweepstack.engine.program import Program
 from sweepstack.engine.train import train
 from sweepstack.engine.width import Widths
-from sweepstack.models import convolution
+from sweepstack.models import convolution, layers
 from sweepstack.models.convolution import Chooser, Geometry, Plan, Rules
 
 pytest.importorskip("triton", reason="this torch comes without Triton")
@@ -219,6 +219,32 @@ def test_batch_norms_give_torchs_numbers(shape, affine):
     pair = [torch.autograd.grad(y[0], leaves, gy.to(y[0].dtype)) for y in (found, expected)]
     for one, other in zip((*found, *pair[0]), (*expected, *pair[1]), strict=True):
         assert off(one, other) < 2e-5
+
+
+@pytest.mark.parametrize("affine", [True, False])
+def test_slots_may_share_what_a_batch_norm_takes(affine):
+    """As its first layer does, where all trials see the same batches."""
+    x, rows = torch.randn(4, 3, 5, 5, device=PLACE), torch.rand(4, 2, 3, device=PLACE)
+    mean, var, *own = rows if affine else rows[:2]
+    dims = (None, 0, 0, *[0 if affine else None] * 2)
+    given = x, mean, var, *(own or (None, None))
+
+    def normalized(x, mean, var, *affine):
+        return layers.batch_norm(x, mean.clone(), var.clone(), *affine, True, 0.1, 1e-5)
+
+    expected = vmap(normalized, dims)(*given)
+    with Rules(ALL):
+        found = vmap(normalized, dims)(*given)
+    assert off(found.expand(2, *x.shape), expected.expand(2, *x.shape)) < 2e-6
+
+
+def test_the_variance_of_infinite_numbers_is_nan():
+    x = torch.randn(1, 4, 2, 3, device=PLACE)
+    x[0, 1, 0, 1] = torch.inf
+    y, _, variances = kernels.Norm.apply(x, None, None, 1e-5, x)
+    assert variances.isnan().tolist() == [[True, False]]
+    assert y[0, :, 0].isnan().all()
+    assert y[0, :, 1].isfinite().all()
 
 
 # --- a stack's steps ------------------------------------------------------------------------------

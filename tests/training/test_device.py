@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from support import make_spec
 
 from sweepstack.config.errors import EnvironmentFault
-from sweepstack.training.device import out_of_memory, resolve
+from sweepstack.training.device import out_of_memory, resolve, settings
 
 
 def named(device):
@@ -30,6 +32,19 @@ def test_a_gpu_that_cuda_cannot_use_is_none(monkeypatch, count):
     assert named("auto") == "cpu"
     with pytest.raises(EnvironmentFault, match="this machine has 0"):
         named("cuda")
+
+
+def test_a_numbered_device_is_the_current_one_meanwhile(monkeypatch):
+    """Triton's kernels run there, whatever tensors they are given."""
+    entered = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(
+        torch.cuda, "device", lambda number: entered.append(number) or nullcontext()
+    )
+    for device in ("cuda:1", "cuda:2", "cpu", "cuda"):
+        with settings(make_spec(f"training.device={device}").config.training):
+            pass
+    assert entered == [1]
 
 
 @pytest.mark.parametrize(

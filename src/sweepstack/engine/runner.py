@@ -97,7 +97,7 @@ class Runner:
         self.stack, self.slots = one.moved([0] * width, width), [None] * width
         self.executor = self._executor()
         samples = slot.batches(1)
-        if width > 1 and not (in_order and self.step.shares_batches):
+        if not (self.step.shares_batches and (in_order or width == 1)):
             samples = samples.unsqueeze(1).expand(1, width, -1)
         steps = torch.zeros(1, width, dtype=torch.int64, device=self.stack.device)
         block = Block(samples, steps.double(), steps + 1, self.step.keys(self.stack, steps))

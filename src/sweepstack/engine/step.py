@@ -10,6 +10,7 @@ Notation: x (S, B, *shape), y (S, B); everything per slot has shape (S,).
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -566,7 +567,8 @@ class Step:
         if place.type != "cuda":
             return min(most, samples)
         memory = torch.cuda.get_device_properties(place).total_memory // MEMORY_SHARE
-        most = max(most, memory // (4 * slots * max(1, self.program.activations)))
+        numbers = slots * self.program.activations + math.prod(self.program.data.input_shape)
+        most = max(most, memory // (4 * numbers))
         return -(-samples // -(-samples // most))  # chunks of about one size
 
     def confusion(self, state: Row) -> Tensor:

@@ -547,7 +547,7 @@ def _normalized(
         given = x.contiguous() if plan.last else x
         return layers.batch_norm(given, mean, var, weight, bias, training, *constants)
     momentum, eps = constants
-    y, means, variances = _kernels(x).Norm.apply(x, weight, bias, eps)
+    y, means, variances = _kernels(x).Norm.apply(x, weight, bias, eps, mean)
     count = x.numel() // x.shape[1]
     mean.mul_(1 - momentum).add_(means * momentum)
     var.mul_(1 - momentum).add_(variances * (momentum * count / (count - 1)))
@@ -576,10 +576,16 @@ class Chooser:
 
     def chosen(self, kept: Plan | None = None) -> Plan | None:
         """The fastest plan whose numbers agree with vmap's, or None: vmap's own way. A plan that
-        was `kept` is not timed again, but has to agree here as well."""
+        was `kept` is not timed again, but has to agree here as well.
+
+        Raises:
+            ArithmeticError: a gradient is not finite, which says nothing about the ways.
+        """
         slow = [each.clone() for each in self.step(Rules(None, self.seen))]
-        if not self.seen or not all(bool(each.isfinite().all()) for each in slow):
+        if not self.seen:
             return None
+        if not all(bool(each.isfinite().all()) for each in slow):
+            raise ArithmeticError("the first trial's gradients are not finite")
         if kept is not None and self._agrees(kept, slow):
             return kept
         plans: list[Plan | None] = [None]
@@ -591,11 +597,11 @@ class Chooser:
             plans += [plan for plan in tried if self._agrees(plan, slow)]
             if all(set(each) == {"implicit"} for each in ways.values()):
                 break  # the kernels lay pictures out themselves
-        runs = [_ready(partial(self.step, Rules(plan)), self.place) for plan in plans]
-        times = [float("inf")] * len(plans)
-        for _ in range(TIMINGS):  # in turns
-            for number, run in enumerate(runs):
-                times[number] = min(times[number], _seconds(run, self.place))
+        times = []
+        for plan in plans:  # not in turns: a captured step keeps as much memory as it needs
+            run = _ready(partial(self.step, Rules(plan)), self.place)
+            times.append(min(_seconds(run, self.place) for _ in range(TIMINGS)))
+            del run
         best = min(range(len(plans)), key=times.__getitem__)
         log.debug("convolutions: seconds of a step %s, plans %s", times, plans)
         return plans[best] if times[best] <= WORTH * times[0] else None
@@ -664,13 +670,15 @@ def _ready(run: Callable[[], Any], place: torch.device) -> Callable[[], Any]:
         return run
     run()  # compiles, chooses libraries' kernels; fails here rather than in the capture
     torch.cuda.synchronize(place)
-    graph = torch.cuda.CUDAGraph()
+    graph, here = torch.cuda.CUDAGraph(), torch.cuda.current_stream(place)
     try:
         with torch.cuda.device(place), torch.cuda.graph(graph, capture_error_mode="thread_local"):
             run()
     except RuntimeError as error:
         log.debug("timed without a CUDA graph: %s", one_line(error))
         return run
+    finally:
+        torch.cuda.set_stream(here)  # torch 2.11 stays on the other where a capture raises
     graph.replay()
     return graph.replay
 

@@ -841,7 +841,8 @@ def _normalize(  # type: ignore[no-untyped-def]
             sums += value
             squares += value * value
     off = tl.sum(tl.sum(sums, 1), 0) / count
-    variance = tl.maximum(tl.sum(tl.sum(squares, 1), 0) / count - off * off, 0.0)
+    variance = tl.sum(tl.sum(squares, 1), 0) / count - off * off
+    variance = tl.where(variance < 0, 0.0, variance)  # NaN stays NaN
     mean = pivot + off
     mine = slot * channels + c
     tl.store(means + mine, mean)
@@ -918,11 +919,14 @@ def _normalize_back(  # type: ignore[no-untyped-def]
 
 
 class Norm(torch.autograd.Function):
-    """A training-mode batch norm of a stack, x (S, B, C, *) with weight and bias (S, C) or None."""
+    """A training-mode batch norm of a stack, x (S, B, C, *) with weight and bias (S, C) or None.
+
+    `own` is any tensor that each slot has of its own: vmap asks even where slots share x.
+    """
 
     @staticmethod
     def forward(
-        x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+        x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, own: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """y, and mean and biased variance (S, C) in float32."""
         x = x.contiguous()
@@ -946,7 +950,7 @@ class Norm(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         """Keep what the gradients need."""
-        x, weight, _, ctx.eps = inputs
+        x, weight, _, ctx.eps, _ = inputs
         ctx.mark_non_differentiable(*output[1:])
         ctx.save_for_backward(x, weight, *output[1:])
 
@@ -964,7 +968,7 @@ class Norm(torch.autograd.Function):
             eps=ctx.eps,
             AFFINE=affine,
         )
-        return out, weights if affine else None, biases if affine else None, None
+        return out, weights if affine else None, biases if affine else None, None, None
 
     @staticmethod
     def vmap(
@@ -974,13 +978,14 @@ class Norm(torch.autograd.Function):
         weight: Tensor | None,
         bias: Tensor | None,
         eps: float,
+        own: Tensor,
     ) -> tuple[Any, Any]:
         """The stack's."""
         given = [
             each if each is None else _stacked(each, dim, info.batch_size)
             for each, dim in zip((x, weight, bias), in_dims[:3], strict=True)
         ]
-        return Norm.apply(*given, eps), (0, 0, 0)
+        return Norm.apply(*given, eps, own), (0, 0, 0)
 
 
 def _stacked(x: Tensor, dim: int | None, slots: int) -> Tensor:

@@ -79,9 +79,17 @@ def _processor() -> str:
     return found.group(1).strip() if found else "CPU"
 
 
+def _current(name: str) -> Any:
+    """The context in which the device of that name is the current one, where there is one."""
+    number = name.removeprefix("cuda:")
+    there = number.isdecimal() and int(number) < _count()
+    return torch.cuda.device(int(number)) if there else nullcontext()
+
+
 @contextmanager
 def settings(training: schema.Training) -> Iterator[None]:
-    """Set determinism and matrix precision for a while, and put back what was there.
+    """Set determinism, matrix precision and a device that has a number (Triton's kernels run on the
+    current one) for a while, and put back what was there.
 
     What is deterministic has one thread on a CPU: some sums are divided among threads, and a worker
     has as many as its host has left for it.
@@ -95,6 +103,7 @@ def settings(training: schema.Training) -> Iterator[None]:
         torch.get_num_threads(),
     )
     tf32 = training.precision == "tf32"
+    there = _current(training.device)
     try:
         if training.deterministic:  # asked only then: the call imports torch's compiler, seconds
             # cuBLAS reads this when its first handle is made (torch.use_deterministic_algorithms).
@@ -104,7 +113,8 @@ def settings(training: schema.Training) -> Iterator[None]:
             torch.set_num_threads(1)
         torch.set_float32_matmul_precision("high" if tf32 else "highest")
         torch.backends.cudnn.allow_tf32 = tf32
-        yield
+        with there:
+            yield
     finally:
         if training.deterministic:
             torch.use_deterministic_algorithms(before[0], warn_only=before[1])
