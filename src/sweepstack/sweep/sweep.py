@@ -30,7 +30,7 @@ from sweepstack.runs import progress, register
 from sweepstack.runs.progress import say
 from sweepstack.storage import artifacts
 from sweepstack.storage import url as storage_url
-from sweepstack.study.attributes import EQUALS, LOST, OVERRIDES, RETRIED, SWEEP
+from sweepstack.study.attributes import EQUALS, LOST, OVERRIDES, RETRIED, SWEEP, WORKER
 from sweepstack.study.book.book import Book
 from sweepstack.study.read import best_trials, trials_of
 from sweepstack.sweep import plan, studies
@@ -144,7 +144,8 @@ def _undone(book: Book, crew: Crew, *, is_new: bool) -> Iterator[None]:
         with storage.ignored():
             counts, entries = book.counts(), register.workers(book.study)
             others = any(entry.is_alive and entry.crew != crew.name for entry in entries)
-            if is_new and not others and not counts["running"] + count_finished(counts):
+            begun = book.numbers_with(WORKER) or counts["running"] + count_finished(counts)
+            if is_new and not others and not begun:  # what was requeued has begun too
                 with book.deletion():
                     log.debug("study %s is deleted again", book.study.study_name)
         raise
