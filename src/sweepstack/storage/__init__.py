@@ -699,6 +699,8 @@ def _pipeline(page: Connection) -> Iterator[None]:
         dialect.do_leave(driver, stack.close)
     except dbapi.Error as error:  # outside of all statements
         gone = driver.closed or driver.broken
+        if gone:  # else the pool would print a traceback, as it cannot be reset
+            page.invalidate(error)
         raise sqlalchemy.exc.OperationalError(
             "pipeline", None, error, connection_invalidated=gone
         ) from error
