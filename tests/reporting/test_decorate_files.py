@@ -13,6 +13,7 @@ from pathlib import Path
 import optuna
 import pytest
 from decorate_support import add, contents, decorated, new, quick_report, rows, where, whole_report
+from optuna.exceptions import StorageInternalError
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import create_trial
 from optuna_dashboard.artifact._backend import list_trial_artifacts
@@ -178,3 +179,17 @@ def test_of_two_commands_that_end_together_one_writes_the_report(where, tmp_path
     read -= 3600  # before the last trial ended
     decorate.write_report(view)
     assert written == [file, file, file]
+
+
+def test_the_report_is_written_where_no_file_can_be_locked(where, monkeypatch):
+    study = new(where)
+    add(study)
+    view = open_study(study.study_name, where)
+
+    def refuse(lock: Path) -> None:
+        raise StorageInternalError(f"cannot lock {lock}: disk I/O error")
+
+    monkeypatch.setattr(decorate, "held", refuse)
+    monkeypatch.setattr(report, "write", lambda view, path: path.write_text("<p>here"))
+    decorate.write_report(view)
+    assert report.place_of(view).is_file()

@@ -65,6 +65,17 @@ def test_a_new_file_is_made_with_its_folder_and_keeps_what_is_written(url: str) 
     }
 
 
+def test_a_new_file_is_made_where_there_are_no_hard_links(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise PermissionError("Operation not permitted")
+
+    monkeypatch.setattr(storage.os, "link", refuse)
+    optuna.create_study(storage=storage.connect(url), study_name="kept")
+    assert optuna.get_all_study_names(storage.connect(url)) == ["kept"]
+
+
 def test_every_connection_has_the_settings(url: str) -> None:
     engine = storage.connect(url).engine
     with engine.connect() as one, engine.connect() as other:

@@ -154,7 +154,7 @@ def test_a_renamed_study_keeps_all_and_says_how_to_resume(folder, capsys):
     assert (place.name, sorted(path.name for path in place.iterdir())) == ("it's new", ["0"])
     assert json.loads((place / "0" / "metrics.json").read_text())["study"] == "it's new"
     assert not report.exists()
-    (page,) = report.parent.iterdir()
+    (page,) = report.parent.glob("*.html")
     assert "it's new" in page.read_text().replace("&#39;", "'")
 
 

@@ -277,5 +277,28 @@ def test_a_claim_waits_four_times_for_the_server_and_undoes_all_where_its_end_fa
         storage.close(book.storage)
 
 
+@pytest.mark.slow
+def test_a_connection_that_is_lost_as_a_claim_ends_prints_no_traceback(monkeypatch, caplog):
+    with PostgreSQL() as server:
+        book = open_book(server.url, 10)
+        dialect: Any = book.storage.engine.dialect  # type: ignore[attr-defined]
+        plain = dialect.do_commit
+
+        def commit(connection: Any) -> None:
+            plain(connection)
+            os.kill(connection.driver_connection.info.backend_pid, signal.SIGTERM)
+            time.sleep(0.2)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(dialect, "do_commit", commit)
+            with pytest.raises(sqlalchemy.exc.OperationalError) as lost:
+                book.claim()
+        assert storage.is_transient(lost.value)
+        assert "Traceback" not in caplog.text
+        assert len(book.claim()) == 1
+        assert book.counts()["running"] == 1
+        storage.close(book.storage)
+
+
 if __name__ == "__main__":
     raise SystemExit(pytest.main(["-n", "0", "-s", __file__]))

@@ -113,7 +113,8 @@ def connect(url: str = DEFAULT, *, timeout_s: float = 10.0, patience_s: float = 
     def attempt() -> RDBStorage:
         if path is not None and not path.exists():
             _create(path)
-        is_known = _check(path, url, timeout_s)
+        # Without hard links there is no file yet: Optuna makes it.
+        is_known = (path is None or path.exists()) and _check(path, url, timeout_s)
         opened = _optunas(url, path, is_known)
         if path is not None:
             _let_writers_take_turns(opened.engine)
@@ -698,6 +699,8 @@ def _pipeline(page: Connection) -> Iterator[None]:
         dialect.do_leave(driver, stack.close)
     except dbapi.Error as error:  # outside of all statements
         gone = driver.closed or driver.broken
+        if gone:  # else the pool would print a traceback, as it cannot be reset
+            page.invalidate(error)
         raise sqlalchemy.exc.OperationalError(
             "pipeline", None, error, connection_invalidated=gone
         ) from error

@@ -30,7 +30,7 @@ from sweepstack.runs import progress, register
 from sweepstack.runs.progress import say
 from sweepstack.storage import artifacts
 from sweepstack.storage import url as storage_url
-from sweepstack.study.attributes import EQUALS, LOST, OVERRIDES, RETRIED, SWEEP
+from sweepstack.study.attributes import EQUALS, LOST, OVERRIDES, RETRIED, SWEEP, WORKER
 from sweepstack.study.book.book import Book
 from sweepstack.study.read import best_trials, trials_of
 from sweepstack.sweep import plan, studies
@@ -143,8 +143,9 @@ def _undone(book: Book, crew: Crew, *, is_new: bool) -> Iterator[None]:
     except errors.SweepstackError:
         with storage.ignored():
             counts, entries = book.counts(), register.workers(book.study)
-            begun = any(entry.is_alive or entry.crew == crew.name for entry in entries)
-            if is_new and not begun and not counts["running"] + count_finished(counts):
+            others = any(entry.is_alive and entry.crew != crew.name for entry in entries)
+            begun = book.numbers_with(WORKER) or counts["running"] + count_finished(counts)
+            if is_new and not others and not begun:  # what was requeued has begun too
                 with book.deletion():
                     log.debug("study %s is deleted again", book.study.study_name)
         raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import re
 from collections import Counter
@@ -13,6 +14,7 @@ import pytest
 from fault_support import APP, SWEEPSTACK, Sweep, rows, states
 from sweep_support import QUICK
 
+from sweepstack.config.errors import EnvironmentFault
 from sweepstack.sweep.worker import Stop, launch
 
 slow = pytest.mark.slow
@@ -140,3 +142,21 @@ def test_a_worker_that_dies_before_it_reads_its_arguments_hangs_nothing(monkeypa
     with pytest.raises((EOFError, OSError)):
         workers.children[0].messages.recv()
     workers.children[0].messages.close()
+
+
+@pytest.mark.parametrize("remaining", [0, 2])
+def test_workers_of_which_none_has_a_place_are_an_error_unless_all_is_done(monkeypatch, remaining):
+    """Each ends with 0, as others of its sweep may have one: the study would be left incomplete."""
+    counts = {"remaining": remaining}
+    book = SimpleNamespace(study=SimpleNamespace(user_attrs={}), counts=lambda: counts)
+    crew = SimpleNamespace(name="c", plan=SimpleNamespace(n_jobs=2, workers_per_gpu=1))
+    board: Any = contextlib.nullcontext()
+    board.book = book
+    monkeypatch.setattr(launch._Processes, "_start", lambda self, place: None)
+    workers = launch._Processes(crew, board, Stop())  # type: ignore[arg-type]
+    with (
+        pytest.raises(EnvironmentFault, match="no GPU of this host has a place")
+        if remaining
+        else (contextlib.nullcontext())
+    ):
+        assert workers.run() is None

@@ -28,7 +28,7 @@ from sweepstack.runs.register import Entry
 from sweepstack.study.attributes import WORKERS
 from sweepstack.study.book.public import PublicBook
 from sweepstack.sweep import studies, sweep
-from sweepstack.sweep.worker import launch, worker
+from sweepstack.sweep.worker import launch, trial_folder, worker
 
 SWEPT = "optimizer.lr=0.1,0.2,0.3,0.4"
 
@@ -464,6 +464,19 @@ def test_of_a_launcher_that_refuses_its_jobs_no_new_study_is_left(main, tmp_path
     monkeypatch.setattr(sweep, "launch", plain)
     assert main(*words).code == 0
     assert states(tmp_path) == ["COMPLETE"] * 2
+
+
+def test_a_new_study_is_kept_where_the_disk_is_full_once_a_trial_has_begun(
+    main, tmp_path, monkeypatch
+):
+    """Its trials wait again, with their checkpoints: the same command is to go on with them."""
+
+    def full(*given: Any, **named: Any) -> None:
+        raise EnvironmentFault("cannot write: No space left on device")
+
+    monkeypatch.setattr(trial_folder.TrialFolder, "end", full)
+    assert main("-m", *QUICK, "optimizer.lr=0.1").code == 3
+    assert states(tmp_path) == ["FAIL", "WAITING"]
 
 
 def test_sweeps_that_share_a_folder_of_submitit_s_know_their_own_jobs(tmp_path):

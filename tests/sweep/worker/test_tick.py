@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from duplicates_support import Script, worker
+from sqlalchemy.exc import OperationalError
 
 from sweepstack.runs.register import Entry, Membership
 from sweepstack.study.attributes import WORKER, WORKERS
@@ -114,3 +115,15 @@ def test_a_worker_claims_more_at_once_where_claims_take_long(tmp_path, monkeypat
     made.work()
     assert asked[:4] == [1, 2, 4, 8]
     assert len(asked) < 10
+
+
+def test_a_register_that_cannot_be_read_ends_no_worker_whose_trials_go_on(tmp_path, monkeypatch):
+    made = worker(tmp_path, Script(equal=None))
+    made._member, made.room = Membership.here(made.study, "crew"), 2
+
+    def away(**_: Any) -> None:
+        raise OperationalError("SELECT", None, ConnectionError("the server restarts"))
+
+    monkeypatch.setattr(made.book, "attributes", away)
+    monkeypatch.setattr(made, "_patience_s", lambda seconds: 0.0)  # as while trials train
+    assert not made._claim()

@@ -35,6 +35,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeGuard
 
+from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage, RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import column, insert, select, table, update
@@ -104,7 +105,9 @@ def write_report(view: StudyView) -> None:
         file = report.place_of(view)
         file.parent.mkdir(parents=True, exist_ok=True)
         lock = file.with_name(f".{file.name}.lock")
-        with held(lock):
+        with contextlib.ExitStack() as alone:
+            with contextlib.suppress(StorageInternalError):  # a file system without locks
+                alone.enter_context(held(lock))
             read, opened = time.time(), open_study(view.name, view.where)  # to read: others write
             ends = [t.datetime_complete for t in opened.trials if t.datetime_complete is not None]
             found = file.stat() if file.exists() else None

@@ -340,11 +340,11 @@ class Worker:
         retries = max((trial.user_attrs.get(RETRIES, 0) for trial in begun), default=0)
         if is_suspected(retries, self.plan.max_restarts):
             return False  # nothing beside them
-        if room > 1:
-            self._count_workers()
         asked_at = time.monotonic()
         trials: list[optuna.Trial] = []
         with storage.Tried(self._patience_s(AWAY_S)):
+            if room > 1:
+                self._count_workers()
             trials = self.book.claim(
                 room, max_steps=self._max_steps, alone=not begun, begun=len(begun)
             )
