@@ -676,8 +676,17 @@ def single(engine: Engine) -> Engine:
 def quick_transaction(engine: Engine) -> Iterator[Connection]:
     """A transaction that others wait for. Where the driver can (psycopg), what gives no rows is
     sent with the next query or the commit: the server is waited for half as often, for some CPU."""
-    with engine.connect() as page, _pipeline(page), page.begin():
-        yield page
+    with engine.connect() as page:
+        transaction, done = page.begin(), False
+        try:
+            with _pipeline(page):
+                yield page
+                transaction.commit()
+                done = True
+        except BaseException:  # the pipeline is left: in an aborted one a rollback fails too
+            if not done:
+                transaction.rollback()
+            raise
 
 
 @contextlib.contextmanager
