@@ -8,6 +8,7 @@ each `SWEEPSTACK_SEED`:
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import os
@@ -230,14 +231,16 @@ def test_a_server_that_hangs_and_a_worker_that_holds_the_study_are_waited_for_so
         children = Path(f"/proc/{main}/task/{main}/children").read_text().split()
         everyone = [main, *map(int, children)]
         for pid in everyone:
-            os.kill(pid, signal.SIGSTOP)
+            with contextlib.suppress(ProcessLookupError):  # one that had just ended
+                os.kill(pid, signal.SIGSTOP)
         try:
             with storage.Tried():
                 book.counts()
                 pytest.fail("it answered")
         finally:
             for pid in everyone:
-                os.kill(pid, signal.SIGCONT)
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGCONT)
         assert book.counts()["remaining"] == 10
         other = open_book(server.url, 10)
         storage.wait_for_server(other.storage, 1.0)
