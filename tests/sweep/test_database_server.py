@@ -31,7 +31,7 @@ from optuna.trial import TrialState
 from server_support import MariaDB, PostgreSQL, Proxy, Server
 
 from sweepstack import storage
-from sweepstack.study.attributes import LOST, POINT, RETRIED
+from sweepstack.study.attributes import POINT, RETRIED
 from sweepstack.study.book import Ending, Report
 from sweepstack.study.book.bulk import BulkBook
 
