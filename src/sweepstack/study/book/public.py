@@ -32,8 +32,7 @@ from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from sweepstack import storage as storages
-from sweepstack.storage import file_of
+from sweepstack.storage import file_of, patience
 from sweepstack.study import attributes as attr
 from sweepstack.study.book import (
     ENDED,
@@ -99,7 +98,7 @@ class PublicBook(Book):
         self._ids: dict[int, int] = {}
         self._reports: dict[int, set[int]] = {}
         self._beaten = 0.0
-        self._retries = storages.retries
+        self._retries = patience.retries
         self._lock = lock_file(storage)
 
     @contextmanager
@@ -233,7 +232,7 @@ class PublicBook(Book):
     def recover(self) -> int:
         orphans: list[tuple[Record, str]] = []
         if (
-            retries := storages.retries
+            retries := patience.retries
         ) != self._retries:  # what a claim that failed has taken is nobody's
             with self._held() as page:
                 me, name = processes.this_process(), self.study.study_name
@@ -272,13 +271,13 @@ class PublicBook(Book):
 
     def _begin(self, number: int) -> bool:
         """Whether a waiting trial is now this process's."""
-        retries = storages.retries
+        retries = patience.retries
         try:
             if self._lock is not None:  # else another may begin it now, and be its worker
                 self._name_worker(number)
             if self.storage.set_trial_state_values(self._row(number), TrialState.RUNNING):
                 return True
-            if retries == storages.retries:
+            if retries == patience.retries:
                 return False
             found = self.storage.get_trial(self._row(number))  # an earlier try may have done it
             return found.state == TrialState.RUNNING and attr.WORKER not in found.user_attrs
