@@ -26,8 +26,9 @@ from sweepstack.config.reading import folder
 from sweepstack.storage import url as storage_url
 from sweepstack.sweep import sweep as sweeps
 from sweepstack.sweep.worker.application import HydraApp
-from sweepstack.sweep.worker.launch import Crew, JobsFailed, Launch, WorkerFailed
-from sweepstack.sweep.worker.trainer import TrainingApp
+from sweepstack.sweep.worker.jobs import JobsFailed, Launch
+from sweepstack.sweep.worker.launch import Crew, WorkerFailed
+from sweepstack.sweep.worker.training_app import TrainingApp
 
 log = logging.getLogger("sweepstack.sweep")
 STORAGE = "hydra.sweeper.storage"

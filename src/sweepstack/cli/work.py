@@ -29,7 +29,7 @@ from sweepstack.study.view import StudyView, open_study, outputs
 from sweepstack.sweep import plan
 from sweepstack.sweep.plan import PLACES
 from sweepstack.sweep.sweep import sweep
-from sweepstack.sweep.worker.trainer import TrainingApp
+from sweepstack.sweep.worker.training_app import TrainingApp
 from sweepstack.training import device
 
 SETTINGS = ("workers_per_gpu", "storage_timeout_s", "trusted_storage", "report", "artifacts")

@@ -25,7 +25,7 @@ from sweepstack.study.book import (
     processes,
 )
 from sweepstack.study.book.book import Book
-from sweepstack.sweep.worker.trainer import TrainingApp
+from sweepstack.sweep.worker.training_app import TrainingApp
 from sweepstack.training.checkpoint import save_trial
 
 pytestmark = pytest.mark.slow

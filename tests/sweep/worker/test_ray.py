@@ -22,7 +22,7 @@ from hydra_plugins.sweepstack_sweeper import _impl
 from sweepstack.config import reading
 from sweepstack.config.errors import EnvironmentFault
 from sweepstack.runs import register
-from sweepstack.sweep.worker import launch
+from sweepstack.sweep.worker.jobs import Jobs
 
 SECRET = "s3Cr3t"
 PATIENCE_S = 300  # for a hung process only
@@ -94,7 +94,7 @@ def test_leaving_ends_a_local_ray_and_names_the_workers(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "ray", ray)
     monkeypatch.setattr(os, "_exit", codes.append)
     entry = register.Entry("other/1:4711:1", time.time(), time.time())
-    jobs: Any = launch._Jobs(*[SimpleNamespace()] * 3, members=[entry])
+    jobs: Any = Jobs(*[SimpleNamespace()] * 3, members=[entry])
 
     jobs._leave(130)
 
