@@ -17,6 +17,7 @@ from report_support import data_of
 from scipy import stats
 
 from sweepstack.cli.best import winner
+from sweepstack.config import composition
 from sweepstack.config import reading as config
 from sweepstack.config.errors import InputError
 from sweepstack.reporting import comparison, overview
@@ -175,7 +176,7 @@ def test_the_winner_is_a_config_that_composes_to_what_was_trained(main, capsys):
     assert said[3] == f"model: outputs/studies/s/{best['number']}/best.pt"
     written = yaml.safe_load(Path("won/experiment/winner.yaml").read_text())
     assert written["init"]["scheme"] == "he"
-    again = config.read(config.compose(["+experiment=winner"], "won"))
+    again = config.read(composition.compose(["+experiment=winner"], "won"))
     (best,) = [t for t in view.trials if t.number == view.best_rows().iloc[0]["number"]]
     assert TrialSpec(again).config_hash == best.user_attrs["config_hash"]
     with pytest.raises(InputError, match="exists: name another folder"):

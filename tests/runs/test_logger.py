@@ -15,8 +15,8 @@ import warm
 import yaml
 from support import make_spec
 
+from sweepstack.config import composition, schema
 from sweepstack.config import reading as config
-from sweepstack.config import schema
 from sweepstack.config.errors import EnvironmentFault, InputError
 from sweepstack.engine.train import Interrupted, train
 from sweepstack.runs import log_writer, logger
@@ -633,7 +633,7 @@ def test_a_missing_package_names_its_extra(name, monkeypatch):
 )
 def test_wrong_loggers(words, said):
     with pytest.raises(InputError) as caught:
-        config.read(config.compose(words))
+        config.read(composition.compose(words))
     (line,) = caught.value.mistakes
     assert said in line
 

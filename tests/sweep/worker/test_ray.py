@@ -19,7 +19,7 @@ import sweep_support
 from omegaconf import OmegaConf
 
 from hydra_plugins.sweepstack_sweeper import _impl
-from sweepstack.config import reading
+from sweepstack.config import composition
 from sweepstack.config.errors import EnvironmentFault
 from sweepstack.runs import register
 from sweepstack.sweep.worker.jobs import Jobs
@@ -190,7 +190,7 @@ def test_ray_s_workers_share_fractions_of_gpus_and_one_that_is_killed_is_replace
     ],
 )
 def test_what_is_wrong_with_a_launcher_is_a_line(monkeypatch, override, line):
-    monkeypatch.setattr(reading, "_options", lambda key, _: ["basic"] * ("/" in key))
+    monkeypatch.setattr(composition, "_options", lambda key, _: ["basic"] * ("/" in key))
     known = {"hydra": {"launcher": {"ray": {"init": {}}}}}
-    error = reading._explain(override, ValueError(), OmegaConf.create(known), None)
+    error = composition._explain(override, ValueError(), OmegaConf.create(known), None)
     assert error.endswith(line), error

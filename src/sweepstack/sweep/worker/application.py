@@ -34,8 +34,8 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from sweepstack.config.composition import REFUSALS
 from sweepstack.config.errors import EnvironmentFault, InputError, one_line
-from sweepstack.config.reading import REFUSALS
 from sweepstack.config.space import Space, points
 from sweepstack.storage import is_failure
 from sweepstack.study.attributes import RETRY_OF

@@ -10,8 +10,8 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sweepstack.config import composition, trust
 from sweepstack.config import reading as config
-from sweepstack.config import trust
 from sweepstack.config.composition import Composition
 from sweepstack.config.effect import effect
 from sweepstack.config.errors import InputError, nearest
@@ -50,7 +50,7 @@ class TrainingApp:
     """
 
     config_dir: str | None = None
-    config_name: str = config.CONFIG_NAME
+    config_name: str = composition.CONFIG_NAME
     prefix = "sweepstack"
 
     def __reduce__(self) -> tuple[type[TrainingApp], tuple[str | None, str]]:
@@ -105,7 +105,7 @@ class TrainingApp:
     @cached_property
     def composition(self) -> Composition:
         """Composes overrides of this application quickly; what it has composed, it keeps."""
-        places = [config.folder("conf"), config.folder("sweeps").parent]
+        places = [composition.folder("conf"), composition.folder("sweeps").parent]
         places += [Path(self.config_dir)] if self.config_dir else []
 
         @cache
@@ -113,7 +113,7 @@ class TrainingApp:
             return any((place / key.partition("@")[0]).is_dir() for place in places)
 
         def load(overrides: list[str]) -> Any:
-            return config.compose(
+            return composition.compose(
                 overrides, config_dir=self.config_dir, config_name=self.config_name, with_hydra=True
             )
 
@@ -147,8 +147,8 @@ class TrainingApp:
         """
         try:
             return config.read_plain(self.composition(overrides))
-        except config.REFUSALS:
-            config.compose(overrides, self.config_dir, self.config_name)  # says it for people
+        except composition.REFUSALS:
+            composition.compose(overrides, self.config_dir, self.config_name)  # says it for people
             raise
 
     def check(self, space: Space) -> None:
