@@ -26,8 +26,8 @@ from sweepstack.config.hydra_adapter import quoted
 from sweepstack.storage import url as storage_url
 from sweepstack.sweep import sweep as sweeps
 from sweepstack.sweep.worker.application import HydraApp
-from sweepstack.sweep.worker.jobs import JobsFailed, Launch
-from sweepstack.sweep.worker.launch import Crew, WorkerFailed
+from sweepstack.sweep.worker.jobs import Crew, JobsFailed, Launch
+from sweepstack.sweep.worker.launch import WorkerFailed
 from sweepstack.sweep.worker.training_app import TrainingApp
 
 log = logging.getLogger("sweepstack.sweep")

@@ -325,12 +325,12 @@ def test_the_second_ctrl_c_says_what_may_still_run_and_how_to_end_it(monkeypatch
 
 def test_a_worker_hands_its_error_to_who_launched_it(monkeypatch):
     """A launcher would wrap the exception, with its traceback, into one of its own."""
-    crew = launch.Crew(*(SimpleNamespace(),) * 2, Path(), math.inf)  # type: ignore[arg-type]
+    crew = worker_jobs.Crew(*(SimpleNamespace(),) * 2, Path(), math.inf)  # type: ignore[arg-type]
 
     def join(self: Any, stop: Any) -> None:
         raise launch.WorkerFailed("no such data", 3)
 
-    monkeypatch.setattr(launch.Crew, "join", join)
+    monkeypatch.setattr(worker_jobs.Crew, "join", join)
     assert crew() == ("no such data", 3)
 
 
@@ -342,8 +342,8 @@ def test_a_preempted_job_ends_in_good_order_before_it_is_requeued(monkeypatch):
         signal.raise_signal(signal.SIGUSR2)
         did.append(f"stopped with {stop.code}")
 
-    monkeypatch.setattr(launch.Crew, "join", join)
-    crew = launch.Crew(*(SimpleNamespace(),) * 2, Path(), math.inf)  # type: ignore[arg-type]
+    monkeypatch.setattr(worker_jobs.Crew, "join", join)
+    crew = worker_jobs.Crew(*(SimpleNamespace(),) * 2, Path(), math.inf)  # type: ignore[arg-type]
     try:
         assert crew() == 143
     finally:
@@ -421,7 +421,7 @@ def test_a_launcher_that_runs_jobs_where_it_is_called_runs_them_in_the_main_thre
 ):
     """A task may set handlers of signals, which only the main thread may."""
     run, board, _ = jobs()
-    worker = launch.Crew(run.crew.plan, SimpleNamespace(), Path(), math.inf)  # type: ignore[arg-type]
+    worker = worker_jobs.Crew(run.crew.plan, SimpleNamespace(), Path(), math.inf)  # type: ignore[arg-type]
     threads = []
 
     def join(self: Any, stop: Any) -> None:
@@ -429,7 +429,7 @@ def test_a_launcher_that_runs_jobs_where_it_is_called_runs_them_in_the_main_thre
         threads.append(threading.current_thread())
         stop.code, board.done = code, 3 if code else 10
 
-    monkeypatch.setattr(launch.Crew, "join", join)
+    monkeypatch.setattr(worker_jobs.Crew, "join", join)
     stopped: list[str] = []
     board.book.stop = stopped.append
     run.other = worker_jobs.Launch(lambda crew, count: worker())  # type: ignore[arg-type, return-value]
@@ -485,7 +485,7 @@ def test_sweeps_that_share_a_folder_of_submitit_s_know_their_own_jobs(tmp_path):
     folder = f"{tmp_path}/.submitit/%j"
     target = "hydra_plugins.hydra_submitit_launcher.submitit_launcher.SlurmLauncher"
     node = {"hydra": {"launcher": {"_target_": target, "submitit_folder": folder}}}
-    crews = [launch.Crew(*[SimpleNamespace()] * 2, Path(), 0.0) for _ in range(2)]  # type: ignore[arg-type]
+    crews = [worker_jobs.Crew(*[SimpleNamespace()] * 2, Path(), 0.0) for _ in range(2)]  # type: ignore[arg-type]
 
     def run(crew: Any, count: int) -> int | None:
         file = tmp_path / f".submitit/{crew.name}_0/{crew.name}_0_submitted.pkl"

@@ -14,18 +14,11 @@ import signal
 import sys
 import threading
 import time
-import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import partial
 from multiprocessing import connection
 from multiprocessing.process import BaseProcess
-from pathlib import Path
-from typing import Any
 
-import optuna
-
-from sweepstack import storage
 from sweepstack.config.errors import (
     EXIT_INTERRUPTED,
     EXIT_TERMINATED,
@@ -35,17 +28,11 @@ from sweepstack.config.errors import (
 )
 from sweepstack.reporting.scoreboard import Scoreboard
 from sweepstack.runs import progress, register
-from sweepstack.runs.register import Membership
-from sweepstack.storage.artifacts import Store, Uploads
 from sweepstack.study.book import processes
-from sweepstack.study.book.book import Book
-from sweepstack.study.read import trials_of
 from sweepstack.sweep.plan import Plan
-from sweepstack.sweep.studies import open_book
 from sweepstack.sweep.worker import Stop
-from sweepstack.sweep.worker.jobs import PATIENCE_S, Jobs, Launch, Launched
-from sweepstack.sweep.worker.trial_folder import over
-from sweepstack.sweep.worker.worker import App, Worker, too_many_failed
+from sweepstack.sweep.worker.jobs import PATIENCE_S, Crew, Jobs, Launch
+from sweepstack.sweep.worker.worker import too_many_failed
 
 log = logging.getLogger(__name__)
 _LOGGER = logging.getLogger("sweepstack")
@@ -53,81 +40,6 @@ _LOGGER = logging.getLogger("sweepstack")
 MAX_FALSE_STARTS = 3
 """Workers in a row that may die before they begin a trial. Those that die later are limited by the
 trial's restarts and by max_failure_rate."""
-
-
-@dataclass(frozen=True)
-class Crew:
-    """What every worker of a sweep is given; it can be pickled.
-
-    Attributes:
-        name: tells the sweep from others of the study.
-        stops: how the workers were asked to stop before it began (`Book.stops`).
-        store: where trials put their files for all machines.
-    """
-
-    plan: Plan
-    app: App
-    folder: Path
-    deadline: float
-    name: str = field(default_factory=lambda: uuid.uuid4().hex[:8])
-    stops: Any = None
-    store: Store | None = None
-
-    def worker(self, book: Book, stop: Stop, **given: Any) -> Worker:
-        """A worker in this process."""
-        deadline, crew = self.deadline, (self.name, self.stops)
-        if self.store is not None:
-            given["uploads"] = Uploads(
-                self.store,
-                self.folder,
-                lambda: over(trials_of(book.study, book.storage)),
-                lambda: stop.code is not None,
-            )
-        return Worker(
-            *(self.plan, self.app, book, self.folder, stop), deadline=deadline, crew=crew, **given
-        )
-
-    def __call__(self, job: Any = None) -> int | tuple[str, int] | None:
-        """Work as a launcher's job; return the exit code of the signal that ended it, if any, or
-        the message and the exit code of an error. A launcher that runs its jobs where it is called
-        runs them in the main thread: what is swept may set handlers of signals."""
-        thread = threading.current_thread()
-        if isinstance(thread, Launched):
-            found: int | tuple[str, int] | None = thread.main.call(partial(self, job))
-            return found
-        stop = Stop()
-        try:
-            with progress.on_signal(stop.ask, stop.ask), progress.preempted(stop.ask):
-                self.join(stop)
-        except SweepstackError as error:
-            return str(error), error.exit_code
-        return stop.code
-
-    def misses_gpus(self) -> bool:
-        """Whether there are GPUs here, which workers that see none would miss."""
-        return register.chooses_gpus(self.plan.space.fixed) and bool(register.gpus_here())
-
-    def join(self, stop: Stop, **calls: Callable[..., object]) -> None:
-        """Work on the study, which exists, in a process of its own."""
-        book = _open_shared(self)
-        member = self.enter(book, stays=register.is_assigned())
-        if member is not None:
-            with member:
-                self.worker(book, stop, member=member, **calls).work()
-                member.entry.code = stop.code
-
-    def enter(self, book: Book, *, stays: bool) -> Membership | None:
-        """Enter this process in the study's register, with its share of the host.
-
-        Args:
-            book: the study's.
-            stays: whether another application keeps all GPUs that it sees, as it may use several.
-        """
-        is_ours = self.app.origin["name"] == "sweepstack"
-        return register.join(
-            *(book.study, self.name, self.plan.n_jobs, self.plan.workers_per_gpu),
-            chooses=register.chooses_gpus(self.plan.space.fixed) and (is_ours or not stays),
-        )
 
 
 def launch(
@@ -334,17 +246,6 @@ def _share(count: int) -> Iterator[None]:
     finally:
         for name in given:
             del os.environ[name]
-
-
-def _open_shared(crew: Crew) -> Book:
-    """The records of the crew's study, which exists, for a worker in another process."""
-    plan = crew.plan
-    assert plan.storage is not None
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    opened = storage.connect(plan.storage, patience_s=plan.storage_timeout_s)
-    storage.wait_for_server(opened, plan.storage_timeout_s)
-    study = optuna.load_study(study_name=plan.study, storage=opened)
-    return open_book(plan, study, opened, partial(crew.app.checkpointed, crew.folder))
 
 
 def _child(place: int, parent: int, messages: connection.Connection) -> None:
