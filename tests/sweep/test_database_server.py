@@ -31,6 +31,7 @@ from optuna.trial import TrialState
 from server_support import MariaDB, PostgreSQL, Proxy, Server
 
 from sweepstack import storage
+from sweepstack.storage import server as storage_server
 from sweepstack.study.attributes import POINT, RETRIED
 from sweepstack.study.book import Ending, Report
 from sweepstack.study.book.bulk import BulkBook
@@ -224,8 +225,8 @@ def test_starts_that_meet_at_an_empty_database_make_its_tables_once():
 @pytest.mark.slow
 def test_a_server_that_hangs_and_a_worker_that_holds_the_study_are_waited_for_so_long(monkeypatch):
     """Both for ever, without a limit: neither says that anything is wrong."""
-    monkeypatch.setattr(storage, "MIN_LIMIT_S", 0.5)
-    monkeypatch.setattr(storage, "CONNECT_S", 2)
+    monkeypatch.setattr(storage_server, "MIN_LIMIT_S", 0.5)
+    monkeypatch.setattr(storage_server, "CONNECT_S", 2)
     with PostgreSQL() as server:
         book = open_book(server.url, 10)
         storage.wait_for_server(book.storage, 1.0)

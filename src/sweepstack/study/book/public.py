@@ -33,8 +33,7 @@ from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from sweepstack import storage as storages
-from sweepstack.storage import file_of
+from sweepstack.storage import file_of, patience
 from sweepstack.study import attributes as attr
 from sweepstack.study.book import (
     ENDED,
@@ -103,7 +102,7 @@ class PublicBook(Book):
         self._reports: dict[int, set[int]] = {}
         self._beaten = 0.0
         self._doubtful: dict[int, float] = {}
-        self._retries = storages.retries
+        self._retries = patience.retries
         self._lock = lock_file(storage)
 
     @contextmanager
@@ -236,7 +235,7 @@ class PublicBook(Book):
 
     def recover(self) -> int:
         orphans: list[tuple[Record, str]] = []
-        retries, due = storages.retries, time.monotonic() - _DOUBT_S
+        retries, due = patience.retries, time.monotonic() - _DOUBT_S
         away = retries != self._retries
         doubtful = {number for number, since in self._doubtful.items() if since < due}
         if away or doubtful:
@@ -286,14 +285,14 @@ class PublicBook(Book):
 
     def _begin(self, number: int) -> bool:
         """Whether a waiting trial is now this process's."""
-        retries = storages.retries
+        retries = patience.retries
         try:
             if self._lock is not None:  # else another may begin it now, and be its worker
                 self._name_worker(number)
             begun = self.storage.set_trial_state_values(self._row(number), TrialState.RUNNING)
             if self._lock is not None:
                 return begun
-            if begun or (retries != storages.retries and not self._begun_by(number)):
+            if begun or (retries != patience.retries and not self._begun_by(number)):
                 return self._has_begun_alone(number)
             return False
         except UpdateFinishedTrialError:
