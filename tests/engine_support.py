@@ -43,6 +43,19 @@ KINDS = {
 """What may be done to a trial besides."""
 
 
+class Same(dict):
+    """A plan's ways: one for every layer; `mixed` has another for each pass."""
+
+    def __init__(self, way):
+        self.way = way
+
+    def get(self, key, default=None):
+        return ("grouped", "product", "loop") if self.way == "mixed" else (self.way,) * 3
+
+    def __bool__(self):
+        return True
+
+
 def specs(count, *words, folder=None):
     """Trials of unequal seed, lr and length."""
     base = make_spec(*SHORT, *words).config
