@@ -28,7 +28,7 @@ from sweepstack.engine.program import Program
 from sweepstack.engine.slot import Fresh, Slot, all_drawn, draw_orders, drawn
 from sweepstack.engine.step import Block, Step
 from sweepstack.training import checkpoint, device
-from sweepstack.training.augmentation import Change
+from sweepstack.training.evaluation import Change
 from sweepstack.training.spec import Monitor, Raised, State, TrialResult, TrialSpec, telling
 
 log = logging.getLogger(__name__)

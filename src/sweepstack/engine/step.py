@@ -28,8 +28,9 @@ from sweepstack.data.batches import Source
 from sweepstack.engine.program import Group, Program
 from sweepstack.models import autotune
 from sweepstack.training import fused, metrics, regularization
-from sweepstack.training.augmentation import Augmentation, Change
+from sweepstack.training.augmentation import Augmentation
 from sweepstack.training.device import autocast, out_of_memory
+from sweepstack.training.evaluation import Change
 from sweepstack.training.fused import Bank, Row, shares
 from sweepstack.training.stack import Stack
 
