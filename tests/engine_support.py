@@ -13,6 +13,7 @@ from sweepstack.data import streams
 from sweepstack.engine.program import Program
 from sweepstack.engine.step import Batch, Block, Step
 from sweepstack.engine.train import train
+from sweepstack.runs.folder import write_model
 from sweepstack.training.spec import TrialSpec
 
 SHORT = ("data=quadratic", "model.hidden=[8]", "training.max_steps=12", "training.eval_every=4")
@@ -134,6 +135,12 @@ def one(*overrides, monitor=None, **settings):
     """The result of one trial, trained here."""
     (result,) = train([make_spec(*overrides, **settings)], monitor)
     return result
+
+
+def save(folder, result):
+    """Write a trial's model into a new folder."""
+    folder.mkdir()
+    write_model(folder, result)
 
 
 @pytest.fixture
