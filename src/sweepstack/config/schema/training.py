@@ -384,7 +384,7 @@ class Evaluation:
     """Changed copies of validation and test split that are measured as well; 0 measures none.
 
     `shift` in whole pixels, `rotation` in degrees, `noise` a standard deviation of raw pixels;
-    `training/augmentation.py` says which copies.
+    `training/evaluation.py` says which copies.
     """
 
     shift: int = rule(ge=0)
