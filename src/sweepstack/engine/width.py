@@ -178,7 +178,7 @@ def plan(program: Program, width: int, kept: convolution.Plan | None = None) -> 
     tolerance = convolution.TOLERANCE[program.config.training.precision]
     try:
         stepper = _Stepper(program, width)
-        chooser = convolution.Chooser(stepper.gradients, program.device, tolerance)
+        chooser = convolution.Chooser(stepper.tried, program.device, tolerance)
         program.plans[width] = chooser.chosen(kept)
     except Exception as error:  # the model's own are seen where it trains
         program.unplanned.add(width)
@@ -344,18 +344,17 @@ class _Stepper:
         block = self._block(torch.zeros(shape, dtype=torch.int64))
         self.step(self.stack, next(block.batches(self.made_up)))
 
-    def gradients(self, rules: convolution.Rules) -> list[Tensor]:
-        """Losses and gradients of a step whose convolutions run by `rules`; nothing changes."""
+    def tried(self, rules: convolution.Rules) -> list[list[Tensor]]:
+        """`Step.tried` of a step whose convolutions run by `rules`."""
         if self.batch is None:  # once: a capture must not copy from the CPU
             size = self.program.batch_size
             samples = torch.arange(size).expand(1, self.stack.width, size)
             self.batch = next(self._block(samples).batches(self.made_up))
         self.step.trying = rules
         try:
-            losses, each = self.step.tried(self.stack, self.batch)
+            return self.step.tried(self.stack, self.batch)
         finally:
             self.step.trying = None
-        return [losses, *each]
 
     def _block(self, samples: Tensor) -> Block:
         shape, place = samples.shape[:2], self.stack.device
