@@ -178,18 +178,26 @@ def launch(
     if crew.plan.n_jobs == 1 and not takes_gpu:
         with _put_back(), progress.on_signal(stop.ask), board:
             if (member := crew.enter(board.book, stays=True)) is None:
-                raise _no_place(crew.plan)
+                raise _no_place(crew)
             with member:
                 crew.worker(board.book, stop, member=member, notify=board.refresh).work()
         return stop.code
     return _Processes(crew, board, stop).run()
 
 
-def _no_place(plan: Plan) -> EnvironmentFault:
+def _no_place(crew: Crew, where: str = "this host") -> EnvironmentFault:
     return EnvironmentFault(
-        "no GPU of this host has a place: others of the study's workers have "
-        f"hydra.sweeper.workers_per_gpu={plan.workers_per_gpu} on each"
+        f"no GPU of {where} has a place: others of the study's workers have "
+        f"hydra.sweeper.workers_per_gpu={crew.plan.workers_per_gpu} on each"
     )
+
+
+def _found_no_place(crew: Crew, book: Book) -> bool:
+    """Whether none of a sweep's workers found a place, and the study is not complete."""
+    mine = [entry for entry in register.workers(book.study) if entry.crew == crew.name]
+    if not mine or not all(entry.found_no_place for entry in mine):
+        return False
+    return book.total is None or book.counts()["remaining"] > 0
 
 
 class JobsFailed(EnvironmentFault):
@@ -252,7 +260,10 @@ class _Jobs:
             try:
                 self.other.begin(self.crew)
                 self._start(self.crew.plan.n_jobs)
-                return self._watch()
+                code = self._watch()
+                if code is None and _found_no_place(self.crew, self.board.book):
+                    raise _no_place(self.crew, "the workers' hosts")
+                return code
             finally:
                 register.cancel(self._queue(0) or ())
 
@@ -486,18 +497,11 @@ class _Processes:
                     counts = self.board.refresh()
                     if counts and too_many_failed(self.crew.plan, counts):
                         break
-                if self._found_no_place():
-                    raise _no_place(self.crew.plan)
+                if self.stop.code is None and _found_no_place(self.crew, self.board.book):
+                    raise _no_place(self.crew)
             finally:
                 self._end()
         return self.stop.code
-
-    def _found_no_place(self) -> bool:
-        """Whether all workers ended, none of them entered the study, and it is not complete."""
-        if self.children or self.stop.code is not None:
-            return False
-        crews = {entry.crew for entry in register.workers(self.board.book.study)}
-        return self.crew.name not in crews and self.board.book.counts()["remaining"] > 0
 
     def _start(self, place: int) -> None:
         if self.stop.code is not None:
