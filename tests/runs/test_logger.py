@@ -6,6 +6,7 @@ import csv
 import importlib.util
 import json
 import logging
+import math
 import struct
 import time
 
@@ -570,7 +571,13 @@ def test_a_server_that_stays_away_is_said_once_more_at_the_end(run):
     assert said[1] == "logger=mlflow lacks the last of 1 runs"
 
 
-def test_a_folder_that_cannot_be_written_fails_no_run(tmp_path, caplog):
+@pytest.fixture
+def patient(monkeypatch):
+    """A writer that takes long to end is no line."""
+    monkeypatch.setattr(logger, "NOTICE_S", math.inf)
+
+
+def test_a_folder_that_cannot_be_written_fails_no_run(tmp_path, caplog, patient):
     """Through the process: the warning arrives, the result is there."""
     (tmp_path / "file").write_text("")
     spec = make_spec(*QUICK, "logger=csv")
@@ -587,7 +594,7 @@ def test_a_folder_that_cannot_be_written_fails_no_run(tmp_path, caplog):
     assert last == "logger=csv lacks the last of 1 runs"
 
 
-def test_a_killed_writer_is_one_line(tmp_path, caplog):
+def test_a_killed_writer_is_one_line(tmp_path, caplog, patient):
     spec = make_spec(*QUICK, "logger=csv")
     logged = Logged(Monitor(), spec.config.logger, lambda s: run_of(s, (), tmp_path))
     logged._writer._process.kill()
