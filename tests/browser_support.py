@@ -9,10 +9,11 @@ report and of the dashboard:
 
 from __future__ import annotations
 
+import functools
 import importlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +41,20 @@ def browser() -> Iterator[Any]:
     api.expect.set_options(timeout=PATIENCE_MS)
     with api.sync_playwright() as playwright:
         launched = playwright.chromium.launch(executable_path=path, args=list(ARGUMENTS))
+        for name in ("new_context", "new_page"):
+            setattr(launched, name, _patient(getattr(launched, name)))
         yield launched
         launched.close()
+
+
+def _patient(make: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(make)
+    def made(**given: Any) -> Any:
+        opened = make(**given)
+        opened.set_default_timeout(PATIENCE_MS)
+        return opened
+
+    return made
 
 
 def eventually(locator: Any) -> Any:

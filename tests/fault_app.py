@@ -4,7 +4,7 @@ Every call leaves a line in ran.txt. `trouble` maps a kind to the values of x th
     die     the process is killed, as by the kernel when memory is short
     exit    the task ends the process in good order, as scripts do
     wait    it goes on when there is a file `go`
-    stay    as wait, and Ctrl-C only leaves a file `heard`
+    stay    as wait, and Ctrl-C only leaves a file `heard`; stays_X is there once it can hear
 and with trouble.hold=true all of them wait.
 """
 
@@ -44,6 +44,7 @@ def main(cfg: DictConfig) -> float:
         wait()
     if cfg.x in cfg.trouble.stay:
         try:
+            Path(f"stays_{cfg.x}").touch()  # from here on it hears
             wait()
         except KeyboardInterrupt:
             Path("heard").touch()

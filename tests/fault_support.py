@@ -11,7 +11,7 @@ import signal
 import sqlite3
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,7 @@ import warm
 
 APP = [str(Path(__file__).with_name("fault_app.py"))]
 SWEEPSTACK = ["-m", "sweepstack"]
+HELD = [str(Path(__file__).with_name("held_app.py"))]
 PATIENCE_S = 120  # for a hung process only
 
 
@@ -121,8 +122,17 @@ def has_started(sweep: Sweep, library: str) -> bool:
 class Sweep:
     """A command in a folder, in a process group of its own, as a shell starts it."""
 
-    def __init__(self, command: list[str], folder: Path, name: str = "", **environment: str):
+    def __init__(
+        self,
+        command: list[str],
+        folder: Path,
+        name: str = "",
+        hold: Mapping[str, int] | None = None,
+        **environment: str,
+    ):
         self.folder = folder
+        if hold is not None:  # see held_app.py
+            environment["HOLD"] = json.dumps(hold)
         self._out, self._err = folder / f"{name}out.txt", folder / f"{name}err.txt"
         known = {**os.environ, "COLUMNS": "100", "CUDA_VISIBLE_DEVICES": "", **environment}
         self.process = warm.start(command, folder, self._out, self._err, known)
@@ -169,16 +179,6 @@ class Sweep:
         if number != signal.SIGKILL:  # which ends stopped processes too: no group may be left
             self.send(signal.SIGCONT)
         return found
-
-    def catch_or_end(self, number: int, condition: Callable[[], Any]) -> bool:
-        """`catch`; False if the command succeeds before the condition holds."""
-        try:
-            self.catch(number, condition, "the condition held")
-        except AssertionError:
-            if self.process.exitcode != 0:
-                raise
-            return False
-        return True
 
     def ends(self) -> int:
         """Wait for its end; return its exit code."""

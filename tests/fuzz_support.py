@@ -24,7 +24,7 @@ from omegaconf import OmegaConf
 
 from sweepstack.config import composition, sweeper
 
-LIMIT_S = 20
+LIMIT_S = 120
 ALLOWED = {0, 1, 2, 3, 4, 5}
 """Exit codes that a command which nobody interrupts may have."""
 

@@ -12,8 +12,7 @@ from typing import Any
 
 import optuna
 import pytest
-import warm
-from fault_support import Sweep, rows, running, until
+from fault_support import HELD, Sweep, rows, running, until
 from PIL import Image
 from rerun_support import edit_study
 from rich.console import Console
@@ -31,7 +30,8 @@ from sweepstack.study.attributes import IDENTITY, SWEEP
 from sweepstack.sweep.worker import worker
 
 SWEPT = "optimizer.lr=0.1,0.2,0.3,0.4"
-WORK = [*warm.COMMANDS["sweepstack-study"], "work", "s"]
+WORK = [*HELD, "study", "work", "s"]
+AT_WORK = {"reports": 1}
 
 
 @pytest.fixture
@@ -383,24 +383,26 @@ def assert_exact(folder: Path) -> None:
 
 
 def test_a_running_sweep_is_joined_and_left_by_kill_and_by_ctrl_c(tmp_path):
-    sweep = Sweep(["-m", "sweepstack", "-m", *LONG], tmp_path)
+    sweep = Sweep([*HELD, "-m", *LONG], tmp_path, hold=AT_WORK)
     sweep.until(lambda: at_work(tmp_path, sweep), "it began")
-    killed, left = Sweep(WORK, tmp_path, "k"), Sweep(WORK, tmp_path, "c")
+    killed, left = (Sweep(WORK, tmp_path, name, hold=AT_WORK) for name in "kc")
     killed.catch(signal.SIGKILL, lambda: at_work(tmp_path, killed), "the first joined")
     left.catch(signal.SIGINT, lambda: at_work(tmp_path, left), "the second joined")
     assert left.ends() == 130
     assert "which other workers (1) go on with; run the same command again" in left.err
     assert not at_work(tmp_path, left)  # requeued
+    (tmp_path / "go").touch()
     sweep.succeeds()
     assert_exact(tmp_path)
     assert "winner: " in sweep.out
 
 
 def test_two_that_join_after_the_sweeper_was_killed_end_its_study(tmp_path):
-    sweep = Sweep(["-m", "sweepstack", "-m", *LONG], tmp_path)
+    sweep = Sweep([*HELD, "-m", *LONG], tmp_path, hold={"finished": 1})
     sweep.catch(signal.SIGKILL, lambda: workers_of(tmp_path), "a trial ended")
-    joined = [Sweep(WORK, tmp_path, name) for name in "ab"]
+    joined = [Sweep(WORK, tmp_path, name, hold=AT_WORK) for name in "ab"]
     until(lambda: all(at_work(tmp_path, each) for each in joined), "both work")
+    (tmp_path / "go").touch()
     for each in joined:
         each.succeeds()
     assert_exact(tmp_path)

@@ -14,6 +14,7 @@ import urllib.request
 
 import pytest
 from browser_support import browser, screenshots  # noqa: F401
+from fault_support import until
 
 from sweepstack.cli.study import parser, run
 from sweepstack.config.errors import EnvironmentFault, InputError
@@ -96,7 +97,8 @@ def test_a_study_in_the_browser(tiny, browser, screenshots):  # noqa: F811
         assert not page.get_by_text("[//]").count()  # what marks a note is not shown
         for width in (1280, 400):
             page.set_viewport_size({"width": width, "height": 2000})
-            assert page.evaluate("document.scrollingElement.scrollWidth") <= width
+            fits = f"document.scrollingElement.scrollWidth <= {width}"
+            until(lambda fits=fits: page.evaluate(fits), "the page fits")
         page.screenshot(path=screenshots / "dashboard-trial.png")
         assert not errors
         assert not [one for one in asked if not one.startswith((url, "data:", "blob:"))]

@@ -104,7 +104,14 @@ def settled(tab) -> None:
     boxes = tab.locator(".plot").count()
     assert boxes >= 11
     tab.locator(".plot[data-state=drawn]").nth(boxes - 1).wait_for(state="attached")
-    tab.wait_for_timeout(100)  # plotly resizes after a frame
+    resized = """() => new Promise((done) => {
+        const look = () => {  // plotly hears of a resize with a frame, and heeds it 100 ms later
+            const boxes = [...document.querySelectorAll(".plot")];
+            boxes.some((box) => box._resolveResize) ? setTimeout(look, 20) : done();
+        };
+        requestAnimationFrame(() => requestAnimationFrame(look));
+    })"""
+    tab.evaluate(resized)
 
 
 def shown_in(tab, width: int, scheme: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import logging
+import math
 
 import pandas as pd
 import pytest
@@ -239,7 +240,13 @@ def test_seeds_of_a_long_name_are_runs_of_their_own_and_loggers_are_no_part_of_i
 # --- what goes wrong -----------------------------------------------------------------------------
 
 
-def test_a_folder_that_cannot_be_written_fails_no_run(tmp_path, caplog):
+@pytest.fixture
+def patient(monkeypatch):
+    """A writer that takes long to end is no line."""
+    monkeypatch.setattr(logger, "NOTICE_S", math.inf)
+
+
+def test_a_folder_that_cannot_be_written_fails_no_run(tmp_path, caplog, patient):
     """Through the process: the warning arrives, the result is there."""
     (tmp_path / "file").write_text("")
     spec = make_spec(*QUICK, "logger=csv")
@@ -256,7 +263,7 @@ def test_a_folder_that_cannot_be_written_fails_no_run(tmp_path, caplog):
     assert last == "logger=csv lacks the last of 1 runs"
 
 
-def test_a_killed_writer_is_one_line(tmp_path, caplog):
+def test_a_killed_writer_is_one_line(tmp_path, caplog, patient):
     spec = make_spec(*QUICK, "logger=csv")
     logged = Logged(Monitor(), spec.config.logger, lambda s: run_of(s, (), tmp_path))
     logged._writer._process.kill()

@@ -7,7 +7,22 @@ here=$(mkdir -p "$1" && cd "$1" && pwd)
 export PATH=$PATH:/usr/sbin:/sbin
 if pids=$(cat "$here"/*.pid 2>/dev/null); then kill $pids 2>/dev/null || true; fi
 rm -rf "$here" && mkdir -p "$here"/{state,n1,n2} && chmod 755 "$here"
-port=${SLURM_TEST_PORT:-$(python3 -c 'import random; print(random.randrange(20000, 30000, 10))')}
+port=${SLURM_TEST_PORT:-$(python3 - <<'END'
+import random, socket
+while True:  # three ports that are free
+    port = random.SystemRandom().randrange(20000, 30000, 10)
+    places = [socket.socket() for _ in range(3)]
+    try:
+        for number, place in enumerate(places):
+            place.bind(("127.0.0.1", port + number))
+        break
+    except OSError:
+        pass
+    finally:
+        [place.close() for place in places]
+print(port)
+END
+)}
 host=$(hostname -s)
 me=$(id -un)
 dd if=/dev/urandom of="$here/munge.key" bs=128 count=1 status=none && chmod 400 "$here/munge.key"
@@ -35,6 +50,8 @@ SelectTypeParameters=CR_CPU
 SchedulerParameters=sched_min_interval=100000,batch_sched_delay=0,defer_batch
 AccountingStorageType=accounting_storage/none
 JobAcctGatherType=jobacct_gather/none
+MessageTimeout=60
+BatchStartTimeout=120
 KillWait=${SLURM_TEST_KILL_WAIT:-10}
 ReturnToService=2
 GresTypes=gpu

@@ -26,7 +26,7 @@ import optuna
 import pytest
 import sqlalchemy
 from book_support import open_book
-from fault_support import Sweep, is_alive
+from fault_support import Sweep, is_alive, until
 from optuna.trial import TrialState
 from server_support import MariaDB, PostgreSQL, Proxy, Server
 
@@ -293,8 +293,9 @@ def test_a_connection_that_is_lost_as_a_claim_ends_prints_no_traceback(monkeypat
 
         def commit(connection: Any) -> None:
             plain(connection)
-            os.kill(connection.driver_connection.info.backend_pid, signal.SIGTERM)
-            time.sleep(0.2)
+            pid = connection.driver_connection.info.backend_pid
+            os.kill(pid, signal.SIGTERM)
+            until(lambda: not is_alive(pid), "the end of the connection")
 
         with monkeypatch.context() as patch:
             patch.setattr(dialect, "do_commit", commit)

@@ -35,11 +35,13 @@ class Counting(nn.Module):
 @pytest.fixture
 def parts_seen(monkeypatch):
     """The width and the thread of each part's step."""
-    seen = set()
+    seen, both = set(), threading.Barrier(2)
     original = _Part.advance
 
     def spy(self, batch):
-        seen.add((self.stack.width, threading.current_thread().name))
+        if (name := threading.current_thread().name) != "MainThread":
+            both.wait(60)  # or one thread might take the steps of both parts
+        seen.add((self.stack.width, name))
         return original(self, batch)
 
     monkeypatch.setattr(_Part, "advance", spy)

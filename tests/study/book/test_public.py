@@ -15,6 +15,7 @@ import optuna
 import pytest
 from book_support import end, falls_silent, finish, one, open_book, run_all, suggest
 from optuna.trial import TrialState
+from server_support import free_port
 from sweep_support import QUICK
 
 from sweepstack import storage
@@ -50,11 +51,7 @@ def renamed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def server(tmp_path: Path) -> Iterator[str]:
     """The URL of a gRPC server of Optuna's in a thread, which has a database."""
     pytest.importorskip("grpc", reason="grpcio is not installed")
-    import socket
-
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     kept = storage.connect(f"sqlite:///{tmp_path}/server.db")
     pool = ThreadPoolExecutor(4)
 

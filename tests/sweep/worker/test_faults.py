@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from fault_support import (
-    SWEEPSTACK,
+    HELD,
     Row,
     Sweep,
     finish,
@@ -58,9 +58,9 @@ def test_a_grid_killed_at_5_random_moments_ends_complete_and_with_the_same_value
     alone.mkdir()
     acknowledged: dict[int, Row] = {}
     for _ in range(5):
-        sweep = Sweep([*SWEEPSTACK, *DIGITS], killed)
         wanted = len(acknowledged) + moments.choice([0, 0, 0, 1, 1, 2])
         reports = moments.choice([0, 0, 1, 2])
+        sweep = Sweep([*HELD, *DIGITS], killed, hold={"finished": wanted, "reports": reports})
 
         def is_due(
             pid: int = sweep.process.pid, wanted: int = wanted, reports: int = reports
@@ -82,12 +82,12 @@ def test_a_grid_killed_at_5_random_moments_ends_complete_and_with_the_same_value
 
 
 def test_two_workers_killed_with_their_sweeper_leave_a_study_that_goes_on(tmp_path: Path) -> None:
-    command = [*SWEEPSTACK, *DIGITS, "hydra.sweeper.n_jobs=2"]
+    command = [*HELD, *DIGITS, "hydra.sweeper.n_jobs=2"]
     moments = random.Random(4)
     acknowledged: dict[int, Row] = {}
     for _ in range(2):
-        sweep = Sweep(command, tmp_path)
         wanted = len(acknowledged) + moments.randrange(1, 4)
+        sweep = Sweep(command, tmp_path, hold={"finished": wanted})
         sweep.catch(
             signal.SIGKILL,
             lambda wanted=wanted: running(tmp_path) and len(complete(tmp_path)) >= wanted,
@@ -122,7 +122,7 @@ def test_a_sampled_study_that_is_killed_and_made_longer_draws_nothing_twice(
     assert drawn.items() >= first.items()
     assert len(set(drawn.values())) == 9
 
-    sweep = Sweep([*SWEEPSTACK, *command(9)], broken)
+    sweep = Sweep([*HELD, *command(9)], broken, hold={"finished": 3, "reports": 1})
     sweep.catch(
         signal.SIGKILL,
         lambda: len(complete(broken)) >= 3 and running(broken, reports=1),

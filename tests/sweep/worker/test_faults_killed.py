@@ -8,14 +8,13 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from fault_support import SWEEPSTACK, Row, Sweep, rows, running, states
+from fault_support import HELD, Row, Sweep, rows, running, states
 
 pytestmark = pytest.mark.slow
 
 KILLS = {1: 10, 2: 5, 4: 3}
 """By workers: each start of several takes longer. The book alone is killed 40 times in its own
 tests (study/book/test_contract_shared.py)."""
-PUBLIC = [str(Path(__file__).parents[1] / "public_app.py")]
 TRIALS, MARGIN = 16, 6
 STEPS = ("data=quadratic", "training.max_steps=1200", "training.eval_every=20")
 GRID = ["-m", *STEPS, f"training.seed=range(0,{TRIALS})", "training.width=2"]
@@ -32,23 +31,23 @@ def finished(folder: Path) -> dict[int, Row]:
 
 # Every kind of sweep, book and number of workers.
 @pytest.mark.parametrize(
-    ("command", "app", "jobs"),
+    ("command", "book", "jobs"),
     [
-        pytest.param(GRID, SWEEPSTACK, 1, id="grid"),
-        pytest.param(ASHA, PUBLIC, 1, id="tpe+asha-public"),
-        pytest.param(ASHA, SWEEPSTACK, 2, id="tpe+asha-2-workers"),
-        pytest.param(GRID, SWEEPSTACK, 4, id="grid-4-workers"),
+        pytest.param(GRID, {}, 1, id="grid"),
+        pytest.param(ASHA, {"PUBLIC": ""}, 1, id="tpe+asha-public"),
+        pytest.param(ASHA, {}, 2, id="tpe+asha-2-workers"),
+        pytest.param(GRID, {}, 4, id="grid-4-workers"),
     ],
 )
 def test_a_sweep_that_is_killed_again_and_again_ends_as_if_nothing_had_happened(
-    tmp_path: Path, command: list[str], app: list[str], jobs: int
+    tmp_path: Path, command: list[str], book: dict[str, str], jobs: int
 ) -> None:
     # The last trials are killed again and again, also before they have taken a step.
     limits = [f"hydra.sweeper.n_jobs={jobs}", "hydra.sweeper.max_restarts=100"]
-    words = [*app, *command, *limits]
+    words = [*HELD, *command, *limits]
     moments = random.Random(jobs)
     acknowledged: dict[int, Row] = {}
-    kills, killed = KILLS[jobs], 0
+    kills = KILLS[jobs]
     for kill in range(kills):
         last = max((row.number for row in rows(tmp_path)), default=-1)
         # Some are left for every kill, however many end before one is noticed.
@@ -61,15 +60,13 @@ def test_a_sweep_that_is_killed_again_and_again_ends_as_if_nothing_had_happened(
             reported = any(len(row.reports) >= reports for row in own)
             return len(finished(tmp_path)) >= wanted and reported
 
-        sweep = Sweep(words, tmp_path)
-        if not sweep.catch_or_end(signal.SIGKILL, is_due):
-            break  # it was faster than its observer: what must hold at the end holds all the same
+        sweep = Sweep(words, tmp_path, hold={"finished": wanted, "reports": reports}, **book)
+        sweep.catch(signal.SIGKILL, is_due, "the moment to kill")
         sweep.ends()
         now = finished(tmp_path)
         assert {number: now.get(number) for number in acknowledged} == acknowledged
-        acknowledged, killed = now, killed + 1
-    assert killed >= kills / 2
-    Sweep(words, tmp_path).succeeds()
+        acknowledged = now
+    Sweep(words, tmp_path, **book).succeeds()
 
     final = finished(tmp_path)
     assert len(final) == sum(states(tmp_path).values()) == TRIALS  # none failed, none waits
@@ -91,11 +88,11 @@ def checkpointed(folder: Path) -> int:
 
 def test_a_stack_that_is_further_at_each_kill_completes(tmp_path: Path) -> None:
     steps = ("data=quadratic", "training.max_steps=20000", "training.eval_every=10000")
-    words = [*SWEEPSTACK, "-m", *steps, "training.seed=0,1", "training.width=2"]
+    words = [*HELD, "-m", *steps, "training.seed=0,1", "training.width=2"]
     words += ["training.checkpoint_every=100", "hydra.sweeper.max_restarts=3"]
     for _ in range(6):
         before = checkpointed(tmp_path)
-        sweep = Sweep(words, tmp_path)
+        sweep = Sweep(words, tmp_path, hold={"steps": before + 200})
         further = partial(lambda before: checkpointed(tmp_path) > before, before)
         sweep.catch(signal.SIGKILL, further, "both moved on")
         sweep.ends()

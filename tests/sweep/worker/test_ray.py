@@ -105,14 +105,33 @@ def test_leaving_ends_a_local_ray_and_names_the_workers(monkeypatch, capsys):
     ]
 
 
+HELD = """
+import sys
+import time
+from math import prod
+from pathlib import Path
+
+import torch
+
+
+class Net(torch.nn.Linear):
+    def __init__(self, input_shape, outputs):
+        while Path(sys.argv[0]).name == "default_worker.py" and not Path(GO).exists():
+            time.sleep(0.05)
+        super().__init__(prod(input_shape), outputs)
+"""
+"""A model that is made in Ray's workers once a test says so."""
+
+
 def words(folder: Path, session: str) -> list[str]:
     ray = {"init.num_cpus": 4, "init.num_gpus": 2, "remote.num_gpus": 0.5}
     ray |= {"init.include_dashboard": "false", "init._temp_dir": session}
     url = f"sqlite:///{folder}/outputs/studies.db?password={SECRET}"
     return [
         *("-m", "hydra/launcher=ray", *(f"+hydra.launcher.ray.{k}={v}" for k, v in ray.items())),
-        *(*sweep_support.without("training.max_steps"), "training.width=1"),
-        *("training.max_steps=2000", "training.device=auto", "training.seed=range(0,24)"),
+        *(word for word in sweep_support.QUICK if not word.startswith("model.")),
+        *("model=custom", "model._target_=held.Net", "trust=[held]", "training.width=1"),
+        *("training.device=auto", "training.seed=range(0,24)"),
         *("hydra.sweeper.n_jobs=3", "hydra.sweeper.report=false", f"hydra.sweeper.storage={url}"),
     ]
 
@@ -146,6 +165,8 @@ def test_ray_s_workers_share_fractions_of_gpus_and_one_that_is_killed_is_replace
         command = [sys.executable, "-m", "sweepstack", *words(tmp_path, session)]
         environ = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
         environ.pop("CUDA_VISIBLE_DEVICES", None)
+        environ["PYTHONPATH"] = str(tmp_path)
+        (tmp_path / "held.py").write_text(f"GO = {str(tmp_path / 'go')!r}\n{HELD}")
         with (tmp_path / "log").open("w") as log:
             process = subprocess.Popen(
                 command, cwd=tmp_path, env=environ, stdout=log, stderr=subprocess.STDOUT
@@ -160,6 +181,7 @@ def test_ray_s_workers_share_fractions_of_gpus_and_one_that_is_killed_is_replace
             assert process.poll() is None, (tmp_path / "log").read_text()
             victim = next(entry for entry in members(tmp_path) if entry.is_alive)
             os.kill(victim.pid, signal.SIGKILL)
+            (tmp_path / "go").touch()
             assert process.wait(PATIENCE_S) == 0, (tmp_path / "log").read_text()
         finally:
             process.kill()

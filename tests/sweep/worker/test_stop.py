@@ -254,6 +254,12 @@ class Scheduler:
         self.queued |= set(jobs)
         self.jobs = [*self.jobs, *jobs]
 
+    def wait_for_looks(self, count: int) -> None:
+        """Wait until the queue was looked at so often, or all is over."""
+        until = self.looks + count
+        while self.looks < until and not self.over.wait(0.001):
+            pass
+
     def look(self, jobs: Any) -> set[str]:
         self.looks += 1
         return self.queued & set(jobs)
@@ -275,27 +281,28 @@ class Scheduler:
 def test_dead_jobs_are_replaced_while_others_work_and_a_slow_submission_is_awaited(
     monkeypatch, caplog
 ):
-    scheduler, asked = Scheduler(monkeypatch), []
+    scheduler, asked, second = Scheduler(monkeypatch), [], threading.Event()
 
     def run(crew: Any, count: int) -> int | None:
         asked.append(count)
-        if len(asked) == 1:
+        launched = len(asked)  # the next is launched once this one has done more
+        if launched == 1:
             scheduler.submit("slurm 1_0", "slurm 1_1")
             board.enter(Entry("other/1:11:1", 1, 0, "mine", job="slurm 1_0"))
             scheduler.queued -= {"slurm 1_0"}  # killed
             assert scheduler.over.wait(60)  # and its launcher never knows
             return None
         scheduler.queued -= {"slurm 1_1"}  # which had not begun
-        until = scheduler.looks + 5
-        while scheduler.looks < until:  # nothing is in the queue
-            time.sleep(0.001)
-        scheduler.submit(f"slurm {len(asked)}_0")
-        if len(asked) == 2:
-            board.done = 5
+        scheduler.wait_for_looks(5)  # nothing is in the queue
+        scheduler.submit(f"slurm {launched}_0")
+        if launched == 2:
+            second.set()
             assert scheduler.over.wait(60)
         else:
+            assert second.wait(60)
             board.done = 10
-            board.enter(Entry("other/1:12:1", 1, 0, "mine", job="slurm 3_0", ended=4))
+            for n in (2, 3):
+                board.enter(Entry(f"other/1:1{n}:1", 1, 0, "mine", job=f"slurm {n}_0", ended=4))
             scheduler.queued.clear()  # all end by themselves
         return None
 
@@ -434,15 +441,15 @@ def test_a_replacement_that_is_refused_leaves_no_success_of_a_study_that_is_not_
 
 
 def test_jobs_that_wait_say_so_and_how_to_look(monkeypatch, capsys):
-    monkeypatch.setattr(worker_jobs, "WAIT_S", 0.0)
+    monkeypatch.setattr(worker_jobs, "WAIT_S", math.inf)
     scheduler = Scheduler(monkeypatch)
 
     def run(crew: Any, count: int) -> int | None:
         scheduler.submit("slurm 7_0", "slurm 7_1")
         board.enter(Entry("other/1:10:1", 1, 0, "mine", job="slurm 7_0"))
-        until = scheduler.looks + 9
-        while scheduler.looks < until:
-            time.sleep(0.001)
+        scheduler.wait_for_looks(5)
+        jobs.told_at = 0.0  # it is time, and both jobs are known
+        scheduler.wait_for_looks(9)
         board.done = 10
         board.enter(Entry("other/1:10:1", 1, 0, "mine", job="slurm 7_0", ended=4))
         scheduler.queued.clear()

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from fault_support import (
     APP,
+    HELD,
     PATIENCE_S,
     SWEEPSTACK,
     Row,
@@ -143,7 +144,7 @@ def test_an_interrupted_sweep_goes_on_from_its_checkpoints(
     tmp_path: Path, jobs: int, width: int
 ) -> None:
     command = [
-        *SWEEPSTACK,
+        *HELD,
         *SEEDS,
         *LONG,
         f"hydra.sweeper.n_jobs={jobs}",
@@ -154,17 +155,17 @@ def test_an_interrupted_sweep_goes_on_from_its_checkpoints(
         return len(running(tmp_path, reports=3)) == jobs * width
 
     if jobs > 1:  # Ctrl-C while the workers are starting is nothing to make a noise about
-        sweep = Sweep(command, tmp_path, COLD_WORKERS="1")
+        sweep = Sweep(command, tmp_path, hold={"reports": 3}, COLD_WORKERS="1")
         sweep.until(lambda: has_started(sweep, "numpy"), "the start of a worker")
         sweep.send(signal.SIGINT)
         assert sweep.ends() == 130
         assert len(sweep.err.splitlines()) == 1
 
-    sweep = Sweep(command, tmp_path)
+    sweep = Sweep(command, tmp_path, hold={"reports": 3})
     sweep.catch(signal.SIGINT, is_under_way, "reports of running trials")
     check_stopped(sweep, 130, jobs * width)
 
-    sweep = Sweep(command, tmp_path)
+    sweep = Sweep(command, tmp_path, hold={"reports": 3})
     sweep.catch(signal.SIGTERM, is_under_way, "reports of running trials")
     waited = check_stopped(sweep, 143, jobs * width)  # those that were put back go on first
 
@@ -180,11 +181,7 @@ def test_ctrl_c_twice_ends_at_once_what_cannot_be_interrupted(tmp_path: Path, jo
     command = [*APP, "-m", "x=range(0,4)", "trouble.stay=[0,1]", f"hydra.sweeper.n_jobs={jobs}"]
     sweep = Sweep(command, tmp_path)
     at_work = sweep.until(
-        lambda: (
-            (tmp_path / "ran.txt").exists()
-            and sum(ran(tmp_path).values()) == jobs
-            and running(tmp_path)
-        ),
+        lambda: len(list(tmp_path.glob("stays_*"))) == jobs and running(tmp_path),
         "trials at work",
     )
     sweep.send(signal.SIGINT)
@@ -205,10 +202,11 @@ def test_ctrl_c_twice_ends_at_once_what_cannot_be_interrupted(tmp_path: Path, jo
 
 @slow
 def test_a_killed_worker_is_replaced_and_its_trial_run_again(tmp_path: Path) -> None:
-    sweep = Sweep([*SWEEPSTACK, *SEEDS, *LONG, "hydra.sweeper.n_jobs=2"], tmp_path)
-    victim = sweep.caught(lambda: running(tmp_path, reports=3), "a trial under way")[0]
+    command = [*HELD, *SEEDS, *LONG, "hydra.sweeper.n_jobs=2"]
+    sweep = Sweep(command, tmp_path, hold={"reports": 3})
+    victim = sweep.until(lambda: running(tmp_path, reports=3), "a trial under way")[0]
     os.kill(victim.worker, signal.SIGKILL)
-    sweep.send(signal.SIGCONT)
+    (tmp_path / "go").touch()
     sweep.succeeds()
     assert "died (exit code -9); starting another" in sweep.err
     assert states(tmp_path) == {"COMPLETE": 4}
