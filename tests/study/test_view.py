@@ -9,6 +9,7 @@ from typing import Any
 import optuna
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.storages import RDBStorage
 from optuna.trial import TrialState, create_trial
 
 from sweepstack import storage
@@ -257,3 +258,17 @@ def test_numbers_and_texts_that_pandas_cannot_hold_are_read() -> None:
 )
 def test_trials_lie_beside_the_file_of_a_storage(where: str, folder: str) -> None:
     assert place(where) == Path(folder)
+
+
+def test_a_view_is_read_again_only_where_trials_have_come_or_ended(tmp_path: Path) -> None:
+    opened = RDBStorage(f"sqlite:///{tmp_path / 'studies.db'}")
+    study = optuna.create_study(storage=opened)
+    study.tell(study.ask(), 1.0)
+    view = StudyView(study, "", opened)
+    assert view.latest() is view
+    running = study.ask()
+    later = view.latest()
+    assert len(later.trials) == 2
+    study.tell(running, 2.0)
+    assert later.latest().trials[1].value == 2.0
+    assert StudyView(study, "").latest().counts == {"complete": 2}  # without its storage

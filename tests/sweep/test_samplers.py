@@ -8,8 +8,10 @@ import weakref
 
 import optuna
 import pytest
+from optuna.samplers import RandomSampler
 
 from sweepstack.config.errors import EnvironmentFault, InputError
+from sweepstack.data import streams
 from sweepstack.sweep.samplers import PerTrial, SeededByTrial, build_sampler
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -137,6 +139,19 @@ def test_start_up_trials_of_cmaes_are_each_trial_s_own():
 
     assert first_draws(2) == first_draws(0)[2:]  # whoever asks, and whatever was asked before
     assert len({value for pair in first_draws(0) for value in pair}) == 8
+
+
+@pytest.mark.parametrize("knows_optuna", [True, False])
+def test_random_search_draws_as_a_sampler_of_each_trials_own_seed_does(monkeypatch, knows_optuna):
+    if not knows_optuna:
+        monkeypatch.delattr("sweepstack.study.book.bulk.reseed")
+    study = optuna.create_study(sampler=SeededByTrial(7))
+    trials = [study.ask() for _ in range(3)]  # claimed together
+    found = [(t.suggest_float("x", 0, 1), t.suggest_int("y", 1, 99)) for t in trials]
+
+    for number, (x, y) in enumerate(found):
+        alone = optuna.create_study(sampler=RandomSampler(streams.derive(7, number) % 2**32)).ask()
+        assert (alone.suggest_float("x", 0, 1), alone.suggest_int("y", 1, 99)) == (x, y)
 
 
 def test_cmaes_needs_a_trusted_storage():

@@ -107,6 +107,18 @@ def study(verb: str, *words: object, where: str) -> str:
     )
 
 
+@contextlib.contextmanager
+def without_collecting() -> Iterator[None]:
+    """Look for no garbage while much is made that stays: that takes a quarter of the time."""
+    before = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if before:
+            gc.enable()
+
+
 def imported() -> None:
     """Collect garbage from now on, where `__main__` has stopped it for its imports, but never look
     for it among what is there already."""

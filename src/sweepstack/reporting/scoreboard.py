@@ -200,7 +200,9 @@ class Scoreboard:
         ended = count_finished(counts)
         done = f"{ended}{'' if total is None else f'/{total}'} trials"
         others = [f"{counts[state]} {state}" for state in ("pruned", "failed") if counts[state]]
-        best = self.book.best(self.direction) if self.direction else None
+        is_due = not self.console.is_terminal and self._is_due(ended, now)
+        is_seen = is_due or self.console.is_terminal  # the best costs a look at all trials
+        best = self.book.best(self.direction) if self.direction and is_seen else None
         facts = [
             ", ".join(others),
             "" if best is None else f"best {self.objective} {_number(best)}",
@@ -209,7 +211,7 @@ class Scoreboard:
         said = f"{line}  {self._status}".strip()
         self._bar.update(self._task, completed=ended, done=done, rest=said)
         self._bar.below = _table(self._status, self.objective, self.direction)
-        if not self.console.is_terminal and self._is_due(ended, now):
+        if is_due:
             self._printed = now
             text = f"{done}  {line}" if ended == total else f"{done}  {said}"
             self.console.print(text, highlight=False, soft_wrap=True)

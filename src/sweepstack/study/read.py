@@ -11,7 +11,7 @@ import copy
 import json
 import math
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -22,9 +22,10 @@ import optuna
 from optuna.distributions import BaseDistribution, json_to_distribution
 from optuna.storages import BaseStorage, RDBStorage
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy import ColumnClause, Connection, DateTime, Select, column, select, table
+from sqlalchemy import ColumnClause, Connection, DateTime, Select, column, func, select, table
 from sqlalchemy.exc import SQLAlchemyError
 
+from sweepstack.config.commands import without_collecting
 from sweepstack.study.attributes import CONTINUES, RETRIED
 
 Rows = dict[int, list[Any]]
@@ -58,6 +59,16 @@ def trials_of(study: optuna.Study, storage: BaseStorage | None = None) -> list[F
     return _marked(study.get_trials(deepcopy=False))
 
 
+def states_of(study: optuna.Study, storage: BaseStorage | None) -> Counter[TrialState] | None:
+    """How many trials are in each state; None of a storage that is no database."""
+    if not isinstance(storage, RDBStorage):
+        return None
+    query = select(TRIALS.c.state, func.count()).group_by(TRIALS.c.state)
+    query = query.where(TRIALS.c.study_id == storage.get_study_id_from_name(study.study_name))
+    with storage.engine.connect() as connection:
+        return Counter({TrialState[state]: n for state, n in connection.execute(query)})
+
+
 def _marked(trials: list[FrozenTrial]) -> list[FrozenTrial]:
     """The trials; those that another continues say so, though Optuna's public API cannot write it
     to one that has ended."""
@@ -75,17 +86,18 @@ def _marked(trials: list[FrozenTrial]) -> list[FrozenTrial]:
     return trials
 
 
+@without_collecting()
 def _read(connection: Connection, study_id: int) -> list[FrozenTrial]:
     def rows_of(name: str, key: str, *names: str) -> Rows:
-        """For each trial the rows of a table, in the order in which they were written."""
+        """For each trial the rows of a table, its id first, in the order of their writing."""
         columns: list[ColumnClause[Any]] = [column(each) for each in (key, "trial_id", *names)]
         rows = table(name, *columns)
         query = select(*(rows.c[each] for each in ("trial_id", *names)))
         query = query.join(TRIALS, rows.c.trial_id == TRIALS.c.trial_id)
         query = query.where(TRIALS.c.study_id == study_id).order_by(rows.c[key])
         found: Rows = defaultdict(list)
-        for trial_id, *row in connection.execute(query):
-            found[trial_id].append(row)
+        for row in connection.execute(query).all():
+            found[row[0]].append(row)
         return found
 
     query = select(TRIALS).where(TRIALS.c.study_id == study_id).order_by(TRIALS.c.number)
@@ -99,25 +111,25 @@ def _read(connection: Connection, study_id: int) -> list[FrozenTrial]:
     reports = rows_of("trial_intermediate_values", "trial_intermediate_value_id", *kinds)
     found = []
     for trial_id, _, number, state, start, end in every:
-        distributions = {sys.intern(n): _distribution(text) for n, _, text in params[trial_id]}
-        by_objective = sorted(values.pop(trial_id, []))
+        distributions = {sys.intern(n): _distribution(text) for _, n, _, text in params[trial_id]}
+        by_objective = sorted(map(tuple, values.pop(trial_id, [])))
         found.append(
             FrozenTrial(
                 number=number,
                 state=TrialState[state],
                 value=None,
-                values=[_value(value, kind) for _, value, kind in by_objective] or None,
+                values=[_value(value, kind) for *_, value, kind in by_objective] or None,
                 datetime_start=start,
                 datetime_complete=end,
                 params={
                     name: distributions[name].to_external_repr(value)
-                    for name, value, _ in params.pop(trial_id)
+                    for _, name, value, _ in params.pop(trial_id)
                 },
                 distributions=distributions,
                 user_attrs=_attributes(users.pop(trial_id, [])),
                 system_attrs=_attributes(systems.pop(trial_id, [])),
                 intermediate_values={
-                    step: _value(value, kind) for step, value, kind in reports.pop(trial_id, [])
+                    step: _value(value, kind) for _, step, value, kind in reports.pop(trial_id, [])
                 },
                 trial_id=trial_id,
             )
@@ -131,8 +143,8 @@ def _value(value: float, kind: str) -> float:
 
 def _attributes(rows: list[Any]) -> dict[str, Any]:
     """Attributes of a trial; read at once, as a sweep's 10,000 trials have 200,000 of them."""
-    keys = [sys.intern(key) for key, _ in rows]
-    found = json.loads(f"[{','.join([text for _, text in rows])}]")
+    keys = [sys.intern(key) for _, key, _ in rows]
+    found = json.loads(f"[{','.join([text for *_, text in rows])}]")
     return dict(zip(keys, found, strict=True))
 
 

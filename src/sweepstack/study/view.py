@@ -18,6 +18,7 @@ import json
 import math
 import os
 import re
+from collections import Counter
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -46,7 +47,7 @@ from sweepstack.study.attributes import (
 )
 from sweepstack.study.frame import STATES, frame, history, layers, ranks
 from sweepstack.study.keys import Direction, Key, Parameter, objectives, swept_keys
-from sweepstack.study.read import best_rows, order, trials_of
+from sweepstack.study.read import best_rows, order, states_of, trials_of
 from sweepstack.study.tables import statistics
 
 MAX_NAMED = 8
@@ -77,6 +78,12 @@ class StudyView:
     def anew(self) -> StudyView:
         """The same study, read again."""
         return StudyView(self.study, self.where, self.storage)
+
+    def latest(self) -> StudyView:
+        """This view where no trial has begun or ended since it was read, else a new one."""
+        states = states_of(self.study, self.storage)
+        is_same = states == Counter(trial.state for trial in self.trials)
+        return self if is_same else self.anew()
 
     # --- what it is ------------------------------------------------------------------------------
 

@@ -104,13 +104,14 @@ def _check_cmaes(trusted_storage: bool) -> None:
 
 
 class SeededByTrial(RandomSampler):
-    """Draws each trial from a seed of its own, whichever worker asks: start-up trials and choices
-    of cmaes, which all trials share."""
+    """Draws each trial as `RandomSampler` with a seed of its own, whichever worker asks: random
+    search, and of cmaes, which all trials share, start-up trials and choices. A trial is asked for
+    all of its values before another one is."""
 
     def __init__(self, seed: int):
         super().__init__()
         self._seed = seed
-        self._current: tuple[int, RandomSampler] | None = None
+        self._current: int | None = None
 
     def sample_independent(
         self,
@@ -120,9 +121,19 @@ class SeededByTrial(RandomSampler):
         param_distribution: BaseDistribution,
     ) -> Any:
         """The next draw of this trial."""
-        if self._current is None or self._current[0] != trial.number:
-            self._current = (trial.number, RandomSampler(_derived(self._seed, trial.number)))
-        return self._current[1].sample_independent(study, trial, param_name, param_distribution)
+        if self._current != trial.number:
+            self._begin(_derived(self._seed, trial.number))
+            self._current = trial.number
+        return super().sample_independent(study, trial, param_name, param_distribution)
+
+    def _begin(self, seed: int) -> None:
+        """Draw as a new sampler of that seed, which takes fifty times as long to make."""
+        try:
+            from sweepstack.study.book.bulk import reseed
+
+            reseed(self, seed)
+        except (ImportError, AttributeError):  # another Optuna
+            super().__init__(seed)
 
 
 class PerTrial(BaseSampler):

@@ -162,6 +162,9 @@ def _sampler(plan: Plan) -> BaseSampler:
         assert found is not None
         return found
 
+    if name == "random" and plan.seed is not None:
+        build(plan.seed)  # which checks its settings
+        return samplers.SeededByTrial(plan.seed)
     kept = 2048 if name in samplers.BLIND else 1
     return samplers.PerTrial(build, plan.seed, is_shared=name in samplers.SHARED, kept=kept)
 

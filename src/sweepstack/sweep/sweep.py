@@ -131,7 +131,7 @@ def sweep(
         if joins is not None:
             if code is None and _leaves(crew, book):
                 return
-            view = view.anew()  # the others may have ended trials since
+            view = view.latest()  # the others may have ended trials since
         _conclude(crew, book, code, results or folder, view, launcher.logs if launcher else None)
 
 
@@ -269,6 +269,7 @@ def _announce(chosen: Plan, book: Book, store: artifacts.Store | None) -> None:
         say(f"artifacts: {store.where}")
 
 
+@commands.without_collecting()
 def _conclude(
     crew: Crew, book: Book, code: int | None, results: Path, view: StudyView, logs: Path | None
 ) -> None:

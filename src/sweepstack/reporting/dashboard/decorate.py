@@ -53,7 +53,7 @@ from sweepstack.study.attributes import EQUALS, IDENTITY, LOST, OVERRIDES, SWEEP
 from sweepstack.study.book.public import held
 from sweepstack.study.frame import STATES
 from sweepstack.study.read import TRIALS, best_trials
-from sweepstack.study.view import StudyView, open_study, place
+from sweepstack.study.view import StudyView, place
 
 log = logging.getLogger(__name__)
 MAX_NOTES = 2000
@@ -108,7 +108,7 @@ def write_report(view: StudyView) -> None:
         with contextlib.ExitStack() as alone:
             with contextlib.suppress(StorageInternalError):  # a file system without locks
                 alone.enter_context(held(lock))
-            read, opened = time.time(), open_study(view.name, view.where)  # to read: others write
+            read, opened = time.time(), view.latest()
             ends = [t.datetime_complete for t in opened.trials if t.datetime_complete is not None]
             found = file.stat() if file.exists() else None
             last = max(ends, default=datetime.min)
@@ -158,7 +158,7 @@ def decorate(
         has_grown = before.get("format") != FORMAT or before.get("trials") != ended
         if not has_grown and before.get("notes") in (None, max_notes):
             return False
-        view = view.anew()
+        view = view.latest()
         trials = [t for t in view.trials if t.state.is_finished() and t.number in known_trials]
         first = best_trials(view.study, trials)
         noted = list({trial.number: trial for trial in [*first, *trials]}.values())[:max_notes]

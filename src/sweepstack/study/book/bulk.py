@@ -33,6 +33,7 @@ from optuna.distributions import (
     distribution_to_json,
     json_to_distribution,
 )
+from optuna.samplers import RandomSampler
 from optuna.storages import RDBStorage
 from optuna.storages._rdb import models
 from optuna.trial import FrozenTrial, TrialState, create_trial
@@ -590,6 +591,11 @@ class LiveTrial(optuna.Trial):
         stored = distribution.to_internal_repr(value)
         self.storage.set_trial_param(self._trial_id, name, stored, distribution)
         return value
+
+
+def reseed(sampler: RandomSampler, seed: int) -> None:
+    """Let a sampler draw as a new one of that seed would."""
+    sampler._rng.rng.seed(seed)
 
 
 @lru_cache(maxsize=256)
