@@ -51,3 +51,8 @@ def fails(outputs, targets):
 
 def nothing(outputs, targets):
     return float("nan")
+
+
+def writes(outputs, targets):
+    """Changes what it is given, as `targets[targets > 1] = 1` would."""
+    return float(targets.zero_().sum() + outputs.zero_().sum())

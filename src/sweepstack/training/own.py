@@ -140,7 +140,8 @@ def _metric(metric: Metric, trusted: tuple[str, ...]) -> Metric:
         raise InputError(f"metrics must name functions, got the class '{metric.target}'")
 
     def whole(outputs: Tensor, targets: Tensor) -> float:
-        return float(function(outputs.cpu(), targets.cpu()))
+        # Copies: it may write into them, and on a CPU the targets are the data themselves.
+        return float(function(outputs.cpu().clone(), targets.cpu().clone()))
 
     return replace(metric, whole=whole)
 
