@@ -217,6 +217,7 @@ REFUSED = {
     "loss=custom loss._target_=torch.nn.HuberLoss": "does not run on outputs of shape",
     f"loss=custom loss._target_=own_losses.mean {OWN}": "must return one loss per sample",
     f"loss=custom loss._target_=own_losses.by_chance {OWN}": "without chance",
+    f"loss=custom loss._target_=own_losses.caps {OWN}": "must not change the targets in place",
     f"loss=custom loss._target_=own_losses.constant {OWN}": "must be differentiable",
     f"loss=custom loss._target_=own_losses.Learns {OWN}": "must have no parameters",
     f"loss=custom loss._target_=own_losses.pol {OWN}": "did you mean 'poly'?",
