@@ -152,17 +152,21 @@ def test_odd_words_are_refused_in_printable_lines(sweepstack, tmp_path, words, c
 
 
 class Driver:
-    """In place of libcuda."""
+    """In place of libcuda; of the GPU with ordinal n the handle is 40 + n."""
 
-    def __init__(self, calls, refuses):
-        self.calls, self.refuses = calls, refuses
+    def __init__(self, calls, refuses, no_such_gpu=0):
+        self.calls, self.refuses, self.no_such_gpu = calls, refuses, no_such_gpu
 
     def cuInit(self, flags):
         self.calls.append("init")
         return self.refuses
 
-    def cuDevicePrimaryCtxRetain(self, context, place):
-        self.calls.append(place)
+    def cuDeviceGet(self, handle, ordinal):
+        handle._obj.value = 40 + ordinal
+        return self.no_such_gpu
+
+    def cuDevicePrimaryCtxRetain(self, context, handle):
+        self.calls.append(handle.value)
 
 
 @pytest.fixture
@@ -182,7 +186,7 @@ def driver(monkeypatch, tmp_path):
 @pytest.mark.parametrize("with_blas", [False, True])
 def test_cuda_begins_in_a_thread(driver, name, place, with_blas):
     preflight.begin_cuda(name, with_blas=with_blas).join()
-    assert driver == ["init", place, f"cuda:{place}", *["blas"] * with_blas]
+    assert driver == ["init", 40 + place, f"cuda:{place}", *["blas"] * with_blas]
 
 
 @pytest.mark.parametrize("name", ["cpu", "gpu", "cuda:x", "", "None"])
@@ -214,7 +218,9 @@ def test_of_several_gpus_the_worker_takes_one_before_cuda_begins(driver, monkeyp
 def test_a_driver_that_fails_is_left_to_what_needs_it(driver, monkeypatch):
     monkeypatch.setattr("ctypes.CDLL", lambda name: Driver(driver, 100))
     preflight.begin_cuda("auto", with_blas=True).join()
-    assert driver == ["init"]
+    monkeypatch.setattr("ctypes.CDLL", lambda name: Driver(driver, 0, no_such_gpu=101))
+    preflight.begin_cuda("cuda:7", with_blas=True).join()
+    assert driver == ["init", "init"]
     monkeypatch.setattr("ctypes.CDLL", lambda name: Path("/nowhere").stat())  # no driver
     preflight.begin_cuda("auto", with_blas=True).join()
 

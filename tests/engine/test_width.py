@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections import Counter
 
@@ -21,15 +22,15 @@ HERE = __name__
 
 
 class Branching(nn.Module):
-    """Looks at its numbers to decide what to compute, which vmap cannot."""
+    """Looks at its numbers to decide what to compute, which vmap cannot, if there are enough."""
 
-    def __init__(self, input_shape, outputs):
+    def __init__(self, input_shape, outputs, samples=0):
         super().__init__()
-        self.linear = nn.Linear(input_shape[0], outputs)
+        self.linear, self.samples = nn.Linear(input_shape[0], outputs), samples
 
     def forward(self, x):
         y = self.linear(x)
-        if x.sum() > 0:
+        if len(x) > self.samples and x.sum() > 0:
             y = y * 2
         return y
 
@@ -240,6 +241,20 @@ def test_a_model_that_vmap_cannot_batch_trains_one_by_one(measured, caplog, tmp_
     for number, result in results.items():
         assert result.state == "complete", result.error
         assert result.history == alone[number].history
+
+
+def test_a_model_of_the_user_is_tried_though_a_width_is_known(measured, monkeypatch, tmp_path):
+    """Of a program of other sizes, or from before its code was changed."""
+    measured({1: 100, 2: 50}, otherwise=60)
+    monkeypatch.setattr(module, "_kind", lambda program: "of a GPU")  # elsewhere none are alike
+    monkeypatch.setattr(module._Stepper, "evaluate", lambda self: None)  # of more samples
+    specs = [custom(Branching, "+model.samples=8", f"batch.size={size}") for size in (8, 9, 7)]
+    small, large, smaller = map(Program.of, specs)
+    widths = Widths("auto")
+    assert [widths.of(each) for each in (small, large, smaller)] == [2, 1, 2]
+    file = tmp_path / "widths.json"
+    file.write_text(json.dumps({module._key(each): 2 for each in (small, large)}))
+    assert [Widths("auto", file=file).of(each) for each in (small, large)] == [2, 1]
 
 
 def test_two_trials_that_do_not_fit_into_memory_train_one_by_one(program, monkeypatch, caplog):

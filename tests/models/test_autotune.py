@@ -164,10 +164,34 @@ def test_a_way_with_other_numbers_is_not_used(measured_here, monkeypatch, caplog
 )
 def test_a_gradient_of_rounding_alone_refuses_no_plan(weight, small, bias, agrees):
     """As of a bias before a batch norm; another small gradient does."""
-    slow = [torch.ones(2), torch.ones(2, 9), torch.full((2, 9), 1e-4), torch.full((2, 9), 1e-8)]
-    found = [slow[0], weight * slow[1], small * slow[2], bias * slow[3]]
-    chooser = Chooser(lambda rules: found, torch.device("cpu"), 1e-3)
-    assert chooser._agrees(Plan(True, KEPT), slow) == agrees
+    slow = [torch.ones(2, 9), torch.full((2, 9), 1e-4), torch.full((2, 9), 1e-8)]
+    found = [weight * slow[0], small * slow[1], bias * slow[2]]
+    chooser = Chooser(lambda rules: [[torch.ones(2)], found, []], torch.device("cpu"), 1e-3)
+    assert chooser._agrees(Plan(True, KEPT), [[torch.ones(2)], slow, []]) == agrees
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_statistics_of_batch_norms_are_compared_too(measured_here, monkeypatch, caplog, number):
+    """A trial is evaluated by them, its steps do not show them."""
+    program = Program.of(make_spec(*RESNET))
+    stepper = width._Stepper(program, 2)
+    chooser = Chooser(stepper.tried, program.device, autotune.TOLERANCE["fp32"])
+    plan, right = Plan(False, KEPT), autotune._normalized
+    slow = chooser.step(Rules(None))
+    assert [len(kind) for kind in slow] == [1, len(program.sizes), 2 * len(program.batch_norms)]
+    assert chooser._agrees(plan, slow)
+
+    def wrong(plan, x, mean, var, *more):
+        apart = mean.clone(), var.clone()  # the gradients need those that it has seen
+        y = right(plan, x, *apart, *more)
+        for place, (mine, other) in enumerate(zip((mean, var), apart, strict=True)):
+            mine.copy_(other + 1e-3 * (place == number))
+        return y
+
+    monkeypatch.setattr(autotune, "_normalized", wrong)
+    with caplog.at_level("INFO"):
+        assert not chooser._agrees(plan, slow)
+    assert "a faster way differs by" in caplog.text
 
 
 @pytest.mark.parametrize("worth", [0.0, 1e9])
@@ -272,9 +296,9 @@ def test_a_measurement_that_fails_is_not_kept(measured_here, monkeypatch, tmp_pa
 def test_gradients_that_are_not_finite_are_no_measurement(measured_here, monkeypatch, tmp_path):
     """Another trial's may be: nothing is kept for the next sweep."""
     file, program = tmp_path / "widths.json", Program.of(make_spec(*CONVNET))
-    lost = [torch.tensor(torch.nan)]
-    gradients = width._Stepper.gradients
-    monkeypatch.setattr(width._Stepper, "gradients", lambda *given: gradients(*given) + lost)
+    lost = [[torch.tensor(torch.nan)]]
+    tried = width._Stepper.tried
+    monkeypatch.setattr(width._Stepper, "tried", lambda *given: tried(*given) + lost)
     Widths(3, file=file).of(program)
     assert program.plans == {3: None}
     assert not file.exists()

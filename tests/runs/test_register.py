@@ -175,6 +175,10 @@ def test_workers_of_a_host_share_its_gpus(monkeypatch, two_gpus):
     assert (joined.entry.gpu, os.environ["CUDA_VISIBLE_DEVICES"]) == ("GPU-bb", "1")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     assert register.join(study, "c", 1, limit=1) is None
+    placeless = register.workers(study)[-1]
+    assert placeless.found_no_place
+    assert not placeless.is_alive
+    assert not placeless.is_unfinished
     monkeypatch.setenv("SLURM_JOB_ID", "5")  # what a scheduler assigns is taken
     assert register.join(study, "c", 1, limit=1) is not None
     fixed = register.join(study, "c", 1, limit=1, chooses=False)

@@ -328,9 +328,9 @@ def begin_cuda(name: str, *, with_blas: bool) -> threading.Thread | None:
     def run() -> None:
         with contextlib.suppress(Exception):
             place = int(found[1] or 0)
-            driver = ctypes.CDLL("libcuda.so.1")
-            if not driver.cuInit(0):
-                driver.cuDevicePrimaryCtxRetain(ctypes.byref(ctypes.c_void_p()), place)
+            driver, handle = ctypes.CDLL("libcuda.so.1"), ctypes.c_int()
+            if not driver.cuInit(0) and not driver.cuDeviceGet(ctypes.byref(handle), place):
+                driver.cuDevicePrimaryCtxRetain(ctypes.byref(ctypes.c_void_p()), handle)
                 import torch
 
                 some = torch.ones(8, 8, device=f"cuda:{place}")

@@ -213,12 +213,19 @@ class Step:
             *([each.unsqueeze(0) for each in told] if stack.width == 1 else told),
         ], grads
 
-    def tried(self, stack: Stack, batch: Batch) -> tuple[Tensor, list[Tensor]]:
-        """The losses (S,) and raw gradients of a step that changes nothing."""
+    def tried(self, stack: Stack, batch: Batch) -> list[list[Tensor]]:
+        """The losses (S,), the raw gradients, and what the batch adds to the statistics of batch
+        norms, of a step that changes nothing."""
         x, extra = self._prepare(stack, batch.x, batch.y, batch.keys)
         with contained():
-            losses, each, _ = self._differentiated(stack, x, batch.y, extra)
-        return losses, each
+            losses, each, updated = self._differentiated(stack, x, batch.y, extra)
+        added = []
+        for name, norm in self.program.batch_norms:
+            for key in (f"{name}.running_mean", f"{name}.running_var"):
+                if key in updated:
+                    kept = (1 - norm.momentum) * stack.live_buffers[key]
+                    added.append(updated[key].detach() - kept)
+        return [[losses], each, added]
 
     def count(self, stack: Stack, kept: list[list[Tensor]], *, most: int = 0) -> None:
         """Add the right predictions of some steps to those of the slots, and forget the steps.

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from sweepstack.config import errors
 from sweepstack.config.errors import EnvironmentFault, one_line
-from sweepstack.config.schema import CustomOptimizer
+from sweepstack.config.schema import Custom, CustomLoss, CustomOptimizer, HubModel
 from sweepstack.data.batches import DeviceSource
 from sweepstack.data.dataset import TensorSplit
 from sweepstack.engine import executors
@@ -125,21 +125,18 @@ class Widths:
         if isinstance(program.config.optimizer, CustomOptimizer):
             say_one_by_one(program.config.optimizer.target)
             return 1
-        kept = _read(self.file) if self.wanted == "auto" and self.measures else {}
-        limited = f"{key}/{self.most}"
-        # A kept 1 may come from a busy machine, for which all later sweeps would pay.
-        for name in (key, limited):
-            if kept.get(name, 1) > 1 or (name in kept and program.stacking_loses):
-                return int(kept[name])
-        kind, size = _kind(program), program.num_parameters * program.batch_size
-        near, width = self._kin.get(kind, (0, 0))
-        if kind and near / ALIKE <= size <= near * ALIKE:
-            return width
+        known, config = self._known_before(program, key), program.config
+        # What a user's code does, and at which sizes, may be another thing each time.
+        is_own = isinstance(config.model, Custom | HubModel) or isinstance(config.loss, CustomLoss)
+        if known and not is_own:
+            return known
         reason = why_not_stacked(program)
         if reason is not None:
             name = program.config.model.name
             log.warning("model %s cannot be stacked, its trials train one by one: %s", name, reason)
             return 1
+        if known:
+            return known
         if self.wanted != "auto":
             return int(self.wanted)
         if not self.measures:
@@ -149,9 +146,21 @@ class Widths:
             return guess
         width, whole = measured(program, self.most)
         if self.file is not None and width:
-            _keep(self.file, {**_read(self.file), key if whole else limited: width})
-        self._kin[kind] = (size, max(width, 1))
+            name = key if whole else f"{key}/{self.most}"
+            _keep(self.file, {**_read(self.file), name: width})
+        self._kin[_kind(program)] = (_size(program), max(width, 1))
         return max(width, 1)
+
+    def _known_before(self, program: Program, key: str) -> int | None:
+        """A width that was kept in the file, or that of a program that differs in its sizes."""
+        kept = _read(self.file) if self.wanted == "auto" and self.measures else {}
+        # A kept 1 may come from a busy machine, for which all later sweeps would pay.
+        for name in (key, f"{key}/{self.most}"):
+            if kept.get(name, 1) > 1 or (name in kept and program.stacking_loses):
+                return int(kept[name])
+        kind = _kind(program)
+        near, width = self._kin.get(kind, (0, 0))
+        return width if kind and near / ALIKE <= _size(program) <= near * ALIKE else None
 
 
 def plannable(program: Program) -> bool:
@@ -169,7 +178,7 @@ def plan(program: Program, width: int, kept: autotune.Plan | None = None) -> Non
     tolerance = autotune.TOLERANCE[program.config.training.precision]
     try:
         stepper = _Stepper(program, width)
-        chooser = autotune.Chooser(stepper.gradients, program.device, tolerance)
+        chooser = autotune.Chooser(stepper.tried, program.device, tolerance)
         program.plans[width] = chooser.chosen(kept)
     except Exception as error:  # the model's own are seen where it trains
         program.unplanned.add(width)
@@ -335,18 +344,17 @@ class _Stepper:
         block = self._block(torch.zeros(shape, dtype=torch.int64))
         self.step(self.stack, next(block.batches(self.made_up)))
 
-    def gradients(self, rules: autotune.Rules) -> list[Tensor]:
-        """Losses and gradients of a step whose convolutions run by `rules`; nothing changes."""
+    def tried(self, rules: autotune.Rules) -> list[list[Tensor]]:
+        """`Step.tried` of a step whose convolutions run by `rules`."""
         if self.batch is None:  # once: a capture must not copy from the CPU
             size = self.program.batch_size
             samples = torch.arange(size).expand(1, self.stack.width, size)
             self.batch = next(self._block(samples).batches(self.made_up))
         self.step.trying = rules
         try:
-            losses, each = self.step.tried(self.stack, self.batch)
+            return self.step.tried(self.stack, self.batch)
         finally:
             self.step.trying = None
-        return [losses, *each]
 
     def _block(self, samples: Tensor) -> Block:
         shape, place = samples.shape[:2], self.stack.device
@@ -375,6 +383,11 @@ def _kind(program: Program) -> Any:
         for key, value in program.spec.static
         if key not in SAME_WIDTH and not (key.startswith(sized) and _is_size(value))
     )
+
+
+def _size(program: Program) -> int:
+    """What a step's time grows with."""
+    return program.num_parameters * program.batch_size
 
 
 def _is_size(value: Any) -> bool:

@@ -64,10 +64,10 @@ HOPELESS = 1.5  # a way whose first run takes this many times the least is not t
 TIMINGS = 3
 MAX_WINDOW = 64  # numbers of a pool's window for which there is a kernel
 TOLERANCE = {"fp32": 1e-3, "tf32": 5e-2, "bf16": 5e-2}
-"""‖difference‖ / ‖vmap's‖ of the losses and of each gradient, by precision."""
+"""‖difference‖ / ‖vmap's‖ of losses, gradients and batch norms' statistics, by precision."""
 SMALL = 1e-2
-"""A gradient of less than this share of the largest counts as that large: one that is nothing but
-rounding, as of a bias before a batch norm, differs by all of it."""
+"""What is less than this share of the largest of its kind counts as that large: a gradient that is
+nothing but rounding, as of a bias before a batch norm, differs by all of it."""
 
 
 @dataclass(frozen=True)
@@ -312,13 +312,13 @@ class Chooser:
     """Finds the plan of a program's stacks.
 
     Args:
-        step: runs one step of the stack in the context that it is given, and returns losses and
-            gradients, changing nothing.
+        step: runs one step of the stack in the context that it is given, and returns losses,
+            gradients, and statistics of batch norms, changing nothing.
         place: the device.
         tolerance: see `TOLERANCE`.
     """
 
-    step: Callable[[Rules], list[Tensor]]
+    step: Callable[[Rules], list[list[Tensor]]]
     place: torch.device
     tolerance: float
     seen: dict[str, Layer] = field(default_factory=dict)
@@ -330,10 +330,10 @@ class Chooser:
         Raises:
             ArithmeticError: a gradient is not finite, which says nothing about the ways.
         """
-        slow = [each.clone() for each in self.step(Rules(None, self.seen))]
+        slow = [[each.clone() for each in kind] for kind in self.step(Rules(None, self.seen))]
         if not self.seen:
             return None
-        if not all(bool(each.isfinite().all()) for each in slow):
+        if not all(bool(each.isfinite().all()) for kind in slow for each in kind):
             raise ArithmeticError("the first trial's gradients are not finite")
         if kept is not None and self._agrees(kept, slow):
             return kept
@@ -355,23 +355,24 @@ class Chooser:
         log.debug("convolutions: seconds of a step %s, plans %s", times, plans)
         return plans[best] if times[best] <= WORTH * times[0] else None
 
-    def _agrees(self, plan: Plan, slow: Sequence[Tensor]) -> bool:
+    def _agrees(self, plan: Plan, slow: Sequence[Sequence[Tensor]]) -> bool:
         try:
             found = self.step(Rules(plan))
         except Exception as error:  # of a kernel, too
             log.info("convolutions of the stack run as vmap does them: %s", one_line(error))
             return False
-        sizes = [each.float().norm() for each in slow]
-        least = SMALL * float(max(sizes[1:]))
-        sizes = [sizes[0], *(size.clamp(min=least) for size in sizes[1:])]
-        for mine, theirs, size in zip(found, slow, sizes, strict=True):
-            off = (mine - theirs).float().norm()
-            if not bool(off <= self.tolerance * size):
-                log.info(
-                    "convolutions of the stack run as vmap does them: a faster way differs by %.1g",
-                    float(off / size),
-                )
-                return False
+        for mine, theirs in zip(found, slow, strict=True):
+            sizes = [each.float().norm() for each in theirs]
+            least = SMALL * max(map(float, sizes), default=0.0)
+            for one, other, size in zip(mine, theirs, sizes, strict=True):
+                off = (one - other).float().norm()
+                if not bool(off <= self.tolerance * size.clamp(min=least)):
+                    log.info(
+                        "convolutions of the stack run as vmap does them: a faster way differs by "
+                        "%.1g",
+                        float(off / size),
+                    )
+                    return False
         return True
 
     def _fastest(self, layer: Layer, last: bool) -> Ways:

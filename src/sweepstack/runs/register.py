@@ -27,7 +27,7 @@ from typing import Any
 import optuna
 
 from sweepstack import storage
-from sweepstack.config.errors import EXIT_INTERRUPTED, EXIT_TERMINATED
+from sweepstack.config.errors import EXIT_ENVIRONMENT, EXIT_INTERRUPTED, EXIT_TERMINATED
 from sweepstack.study.attributes import WORKERS
 from sweepstack.study.book import processes
 from sweepstack.study.book.public import held
@@ -86,6 +86,11 @@ class Entry:
     def is_unfinished(self) -> bool:
         """Whether, once it works no more, others may be needed: it died, or a signal ended it."""
         return self.ended is None or self.code in (1, EXIT_INTERRUPTED, EXIT_TERMINATED)
+
+    @property
+    def found_no_place(self) -> bool:
+        """Whether it ended without a trial, as `hydra.sweeper.workers_per_gpu` left it no GPU."""
+        return self.code == EXIT_ENVIRONMENT and not self.trials
 
     @property
     def is_alive(self) -> bool:
@@ -218,7 +223,8 @@ def join(
     study: optuna.Study, crew: str, n_jobs: int, limit: int | None, *, chooses: bool = True
 ) -> Membership | None:
     """Enter a worker, a process of its own, with its share of the cores and its GPU; None where
-    `limit` leaves none for it. A process that has used a GPU stays with its first one.
+    `limit` leaves none for it, which its entry says. A process that has used a GPU stays with its
+    first one.
 
     Args:
         study: where it works.
@@ -244,6 +250,8 @@ def join(
                     "worker ends",
                     limit,
                 )
+                full = Membership.here(study, crew)
+                full.write(ended=time.time(), code=EXIT_ENVIRONMENT)
                 return None
             os.environ[GPUS] = next(word for word, key in gpus if key == gpu)
         entered = Membership.here(study, crew, gpu)

@@ -6,6 +6,7 @@ import contextlib
 import multiprocessing
 import re
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +16,8 @@ from fault_support import APP, SWEEPSTACK, Sweep, rows, states
 from sweep_support import QUICK
 
 from sweepstack.config.errors import EnvironmentFault
+from sweepstack.runs.register import Entry
+from sweepstack.study.attributes import WORKERS
 from sweepstack.sweep.worker import Stop, launch
 
 slow = pytest.mark.slow
@@ -147,8 +150,9 @@ def test_a_worker_that_dies_before_it_reads_its_arguments_hangs_nothing(monkeypa
 @pytest.mark.parametrize("remaining", [0, 2])
 def test_workers_of_which_none_has_a_place_are_an_error_unless_all_is_done(monkeypatch, remaining):
     """Each ends with 0, as others of its sweep may have one: the study would be left incomplete."""
-    counts = {"remaining": remaining}
-    book = SimpleNamespace(study=SimpleNamespace(user_attrs={}), counts=lambda: counts)
+    counts, entry = {"remaining": remaining}, asdict(Entry("other/1:11:1", 1, 2, "c", code=3))
+    study = SimpleNamespace(user_attrs={f"{WORKERS}.{entry['process']}": entry})
+    book = SimpleNamespace(study=study, counts=lambda: counts, total=2)
     crew = SimpleNamespace(name="c", plan=SimpleNamespace(n_jobs=2, workers_per_gpu=1))
     board: Any = contextlib.nullcontext()
     board.book = book

@@ -6,6 +6,7 @@ import pytest
 from duplicates_support import Script, check_all, told, worker
 from fault_support import Row, rows, running
 from sqlalchemy import event
+from sqlalchemy.exc import OperationalError
 
 from sweepstack.config.errors import EXIT_INTERRUPTED
 from sweepstack.engine.train import Interrupted
@@ -126,3 +127,28 @@ def test_no_more_than_so_many_are_deferred(tmp_path, monkeypatch):
 
     assert max(most) == 2  # one is trained and one waits: then no other is asked for
     check_all(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["claim", "steps", "counts", "owners", "trial", "recover"])
+def test_a_storage_that_is_away_ends_no_worker_that_trains(tmp_path, monkeypatch, name):
+    """It answers once nothing trains; trials wait until then, whatever was asked."""
+    worker(tmp_path, Script(1), sampler="grid", n_trials=1).work()
+    app = Script(2, lambda value: "failed" if name == "counts" and value == 2 else None)
+    budget = {"max_steps_total": 100} if name == "steps" else {}
+    made, away = worker(tmp_path, app, sampler="grid", **budget), []
+    asked = getattr(made.book, name)
+
+    def answer(*given, **named):
+        if made._begun - {outcome.asked.number for outcome in made._ended}:
+            away.append(name)
+            raise OperationalError("x", {}, Exception("gone"), connection_invalidated=True)
+        return asked(*given, **named)
+
+    monkeypatch.setattr(made.book, name, answer)
+    monkeypatch.setattr(duplicates, "MAX_DEFERRED", 1 if name == "recover" else 1024)
+    monkeypatch.setattr(duplicates, "REMEMBERED", 0 if name == "trial" else 1000)
+    made.work()
+
+    assert away
+    if name != "counts":
+        check_all(tmp_path)

@@ -117,6 +117,7 @@ class Board(launch.Scoreboard):
 
 
 WORKED, SIGNALLED, KILLED, UNBEGUN = (4.0, None), (4.0, 143), (None, None), None
+NO_PLACE = (4.0, 3)
 """How workers end: when, and with which code; None of one that did not begin."""
 DIED = worker_jobs.JobsFailed("OSError: killed")
 
@@ -131,6 +132,7 @@ def jobs(monkeypatch):
     def make(*launches: Any, restarts: int = 3) -> tuple[worker_jobs.Jobs, Board, list[int]]:
         board, asked, left = Board(10), [], list(launches)
         plan = SimpleNamespace(n_jobs=3, max_restarts=restarts, total=10, max_failure_rate=0.5)
+        plan.workers_per_gpu = 1
         crew: Any = SimpleNamespace(plan=plan, name="mine", stops=None, deadline=math.inf)
 
         def other(crew: Any, count: int) -> int | None:
@@ -194,6 +196,22 @@ def test_workers_that_worked_for_long_are_replaced_though_no_trial_ended(jobs, m
 
 def test_workers_that_a_budget_ended_are_not_replaced(jobs):
     run, _, asked = jobs((2, [WORKED] * 3, None))
+    assert run.run() is None
+    assert asked == [3]
+
+
+@pytest.mark.parametrize("done", [0, 10])
+def test_workers_of_which_none_has_a_place_are_an_error_unless_all_is_done(jobs, done):
+    """Each returns nothing, as others of its sweep may have one: with exit code 0 the study would
+    be left incomplete."""
+    run, _, asked = jobs((done, [NO_PLACE] * 3, None))
+    if done < 10:
+        with pytest.raises(EnvironmentFault, match="no GPU of the workers' hosts has a place"):
+            run.run()
+    else:
+        assert run.run() is None
+    assert asked == [3]
+    run, _, asked = jobs((0, [NO_PLACE, WORKED, NO_PLACE], None))
     assert run.run() is None
     assert asked == [3]
 
@@ -288,6 +306,27 @@ def test_dead_jobs_are_replaced_while_others_work_and_a_slow_submission_is_await
     assert board.done == 10
     assert said(caplog) == [f"slurm 1_{n} ended early; starting another" for n in (0, 1)]
     assert scheduler.queued == set()
+
+
+def test_a_job_without_a_place_has_not_died(monkeypatch):
+    """It is not replaced by another, which would find none either; the study goes on."""
+    scheduler, asked = Scheduler(monkeypatch), []
+
+    def run(crew: Any, count: int) -> None:
+        asked.append(count)
+        scheduler.submit("local 1", "local 2")
+        board.enter(Entry("other/1:11:1", 1, 0, "mine", job="local 1", ended=2, code=3))
+        board.enter(Entry("other/1:12:1", 1, 0, "mine", job="local 2"))
+        scheduler.queued -= {"local 1"}
+        until = scheduler.looks + 5
+        while scheduler.looks < until:
+            time.sleep(0.001)
+        board.done = 10
+        scheduler.queued.clear()
+
+    jobs, board = scheduler.crew(run)
+    assert jobs.run() is None
+    assert asked == [2]
 
 
 def test_ctrl_c_cancels_jobs_that_wait_and_asks_those_that_work(monkeypatch, capsys):

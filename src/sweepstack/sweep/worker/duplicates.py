@@ -126,11 +126,13 @@ class Duplicates:
         """Outcomes of trials whose original has ended; they are to be recorded."""
         self._look()
         while self._due:
-            asked, owner = self._due.popleft()
+            asked, owner = self._due[0]
             original = self._original(owner.number)
+            outcome = self._equal.outcome(asked, original)
+            self._due.popleft()  # not before: the storage may have been away
             for step, value in original.reports.items():
                 self._report(asked, step, value)
-            yield self._equal.outcome(asked, original)
+            yield outcome
 
     def ready(self) -> Iterator[Asked]:
         """Trials that were deferred and are to be trained after all."""

@@ -31,7 +31,7 @@ from sweepstack.runs import progress, register
 from sweepstack.study.book import processes
 from sweepstack.sweep.plan import Plan
 from sweepstack.sweep.worker import Stop
-from sweepstack.sweep.worker.jobs import PATIENCE_S, Crew, Jobs, Launch
+from sweepstack.sweep.worker.jobs import PATIENCE_S, Crew, Jobs, Launch, found_no_place, no_place
 from sweepstack.sweep.worker.worker import too_many_failed
 
 log = logging.getLogger(__name__)
@@ -60,18 +60,11 @@ def launch(
     if crew.plan.n_jobs == 1 and not takes_gpu:
         with _put_back(), progress.on_signal(stop.ask), board:
             if (member := crew.enter(board.book, stays=True)) is None:
-                raise _no_place(crew.plan)
+                raise no_place(crew)
             with member:
                 crew.worker(board.book, stop, member=member, notify=board.refresh).work()
         return stop.code
     return _Processes(crew, board, stop).run()
-
-
-def _no_place(plan: Plan) -> EnvironmentFault:
-    return EnvironmentFault(
-        "no GPU of this host has a place: others of the study's workers have "
-        f"hydra.sweeper.workers_per_gpu={plan.workers_per_gpu} on each"
-    )
 
 
 class WorkerFailed(SweepstackError):
@@ -122,18 +115,11 @@ class _Processes:
                     counts = self.board.refresh()
                     if counts and too_many_failed(self.crew.plan, counts):
                         break
-                if self._found_no_place():
-                    raise _no_place(self.crew.plan)
+                if self.stop.code is None and found_no_place(self.crew, self.board.book):
+                    raise no_place(self.crew)
             finally:
                 self._end()
         return self.stop.code
-
-    def _found_no_place(self) -> bool:
-        """Whether all workers ended, none of them entered the study, and it is not complete."""
-        if self.children or self.stop.code is not None:
-            return False
-        crews = {entry.crew for entry in register.workers(self.board.book.study)}
-        return self.crew.name not in crews and self.board.book.counts()["remaining"] > 0
 
     def _start(self, place: int) -> None:
         if self.stop.code is not None:

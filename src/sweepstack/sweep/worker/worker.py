@@ -180,7 +180,7 @@ class Worker:
         self._begun: set[int] = set()
         self._ended: list[Outcome] = []
         self._too_many_failed = False
-        self._paused = False  # so many are deferred that no others were asked for
+        self._paused = False  # no others were asked for: many are deferred, or there is no answer
         self._recovered = -math.inf
         self._steps: int | None = None
         self._max_steps = plan.max_steps_total if self.runner.equal else None  # others have none
@@ -291,15 +291,17 @@ class Worker:
         return not waits and not self.book.others_at_work()
 
     def _spent(self) -> bool:
-        """Whether a budget other than the total is used up."""
+        """Whether a budget other than the total is used up, or may be: while the storage does not
+        answer, trials in training go on, and no other begins."""
         if time.time() >= self.deadline:
             return True
         most = self.plan.max_steps_total
         if most is None:
             return False
         if self._steps is None:  # new trials may have ended
-            self._steps = self.book.steps()
-        return self._steps + sum(self.planned.values()) >= most
+            with self._asking():
+                self._steps = self.book.steps()
+        return self._steps is None or self._steps + sum(self.planned.values()) >= most
 
     def _asked(self) -> Iterator[Asked]:
         """Trials of the study, each now this worker's."""
@@ -342,7 +344,7 @@ class Worker:
             return False  # nothing beside them
         asked_at = time.monotonic()
         trials: list[optuna.Trial] = []
-        with storage.Tried(self._patience_s(AWAY_S)):
+        with self._asking():
             if room > 1:
                 self._count_workers()
             trials = self.book.claim(
@@ -400,7 +402,8 @@ class Worker:
     def _recover_at_times(self) -> None:
         """Requeue what dead workers ran: trials wait for it here, and nobody else may be there."""
         if time.monotonic() >= self._recovered + RECOVER_S:
-            self.book.recover()
+            with storage.Tried(self._patience_s(AWAY_S)):
+                self.book.recover()
             self._recovered = time.monotonic()
 
     def record(self, outcome: Outcome) -> None:
@@ -418,10 +421,23 @@ class Worker:
             return
         if not (all_of_it or time.monotonic() > self._settled + AHEAD_S):
             return
-        while settled := list(self.duplicates.settled()):  # what others wait for may be among them
-            self._ended += settled
-            self._write_ended(None)
+        while True:  # what others wait for may be among them
+            with storage.Tried(patience_s):
+                for settled in self.duplicates.settled():
+                    self._ended.append(settled)
+            if not self._ended or not self._write_ended(patience_s):
+                break
         self._settled = time.monotonic()
+
+    @contextlib.contextmanager
+    def _asking(self) -> Iterator[None]:
+        """Ask the storage for more trials; while it does not answer, those in training go on, and
+        then it is asked again."""
+        answers = False
+        with storage.Tried(self._patience_s(AWAY_S)):
+            yield
+            answers = True
+        self._paused = self._paused or not answers
 
     def _patience_s(self, seconds: float) -> float | None:
         """How long to wait for the storage: so long while trials train, else as the plan says."""
@@ -460,8 +476,8 @@ class Worker:
                     "trial %d failed: %s (%s)%s", asked.number, reason, one_line(what), trace
                 )
         if any(ending.state == TrialState.FAIL for ending in endings):
-            counts = self.book.counts()
-            self._too_many_failed = too_many_failed(self.plan, counts)
+            with storage.Tried(patience_s):
+                self._too_many_failed = too_many_failed(self.plan, self.book.counts())
         self._told += len(ended)
         if self._member is not None:
             self._member.entry.trials = self._told  # written with the next sign of life
