@@ -182,6 +182,12 @@ def test_a_metric_of_ones_own_is_an_objective_and_decides():
     assert result.metrics["test_kappa"] == pytest.approx(theirs, abs=1e-6)
 
 
+def test_a_metric_that_writes_into_its_arguments_does_not_change_the_data():
+    """Validation targets were 0 from the first check on, in all trials of the process."""
+    spec = make_spec(*SHORT, "metrics=[own_losses.writes:maximize]", OWN)
+    assert Program.of(spec).data.val.y.unique().tolist() == list(range(10))
+
+
 def test_what_cannot_be_stacked_trains_alone_and_says_so(caplog):
     words = ("loss=custom", "loss._target_=own_losses.looks", OWN)
     specs = specs_of(words)
@@ -211,6 +217,7 @@ REFUSED = {
     "loss=custom loss._target_=torch.nn.HuberLoss": "does not run on outputs of shape",
     f"loss=custom loss._target_=own_losses.mean {OWN}": "must return one loss per sample",
     f"loss=custom loss._target_=own_losses.by_chance {OWN}": "without chance",
+    f"loss=custom loss._target_=own_losses.caps {OWN}": "must not change the targets in place",
     f"loss=custom loss._target_=own_losses.constant {OWN}": "must be differentiable",
     f"loss=custom loss._target_=own_losses.Learns {OWN}": "must have no parameters",
     f"loss=custom loss._target_=own_losses.pol {OWN}": "did you mean 'poly'?",

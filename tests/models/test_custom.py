@@ -103,6 +103,33 @@ class Averaging(Counting):
         self.seen = torch.tensor(0.0)
 
 
+class Remembering(nn.Linear):
+    """Keeps state in a tensor that is no buffer."""
+
+    mean = torch.zeros(6)
+
+    def forward(self, x):
+        self.mean = 0.9 * self.mean + 0.1 * x.mean(0).detach()
+        return super().forward(x - self.mean)
+
+
+class OwnGenerator(nn.Linear):
+    def forward(self, x):
+        draw = vars(self).setdefault("draw", torch.Generator().manual_seed(0))
+        return super().forward(x * torch.rand(x.shape, generator=draw))
+
+
+class Halving(nn.Linear):
+    def forward(self, x):
+        return super().forward(x.mul_(0.5))
+
+
+class TupleInEvaluation(nn.Linear):
+    def forward(self, x):
+        y = super().forward(x)
+        return y if self.training else (y, y)
+
+
 class TwoOutputs(nn.Linear):
     def forward(self, x):
         y = super().forward(x)
@@ -203,6 +230,9 @@ def test_a_torchvision_network_runs_with_batch_norm_per_trial(spec):
         ("Counting", LINEAR, ["changes 'seen' while it runs"]),
         ("InPlace", LINEAR, ["changes 'seen' while it runs"]),
         ("Averaging", LINEAR, ["changes 'seen' while it runs"]),
+        ("Remembering", LINEAR, ["gives another output for the same batch"]),
+        ("OwnGenerator", LINEAR, ["gives another output for the same batch"]),
+        ("TupleInEvaluation", LINEAR, ["must return one tensor in evaluation, got tuple"]),
         ("TwoOutputs", LINEAR, ["must return one tensor in training, got tuple"]),
         ("os.system", ["+model.command=ls"], ["model._target_ must name a layer of torch.nn, "]),
         (
@@ -229,6 +259,14 @@ def test_mistakes_are_told_in_one_line(build, name, overrides, said):
     assert "\n" not in str(caught.value)
     for part in said:
         assert part in str(caught.value)
+
+
+def test_a_module_that_changes_its_input_does_not_change_the_data(build):
+    """Validation data halved themselves at each evaluation."""
+    net, x = build("Halving", *LINEAR), torch.ones(2, 6)
+    for mode in (True, False):
+        assert torch.equal(net.train(mode)(x), nn.Linear.forward(net, x / 2))
+        assert torch.equal(x, torch.ones(2, 6))
 
 
 @pytest.mark.parametrize(

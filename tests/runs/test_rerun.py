@@ -194,6 +194,8 @@ def test_a_trial_that_cannot_be_run_again(stacked, again):
     assert "trial 4 is running" in again("s", "4").line
     edit(0, sweepstack__overrides=None)
     assert "it has no attribute sweepstack.overrides" in again("s", "0").line
+    edit(0, sweepstack__retried=True)
+    assert "run again under another number" in again("s", "0").line
     none = optuna.create_study(study_name="none", storage=opened._storage)
     none.set_user_attr(SWEEP, {"application": {"name": "sweepstack"}})
     assert "the study is empty" in again("none", "0").line

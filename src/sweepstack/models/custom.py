@@ -14,7 +14,7 @@ import sys
 import threading
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout, suppress
+from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 from typing import Any
 from weakref import WeakSet
 
@@ -80,7 +80,10 @@ def checked(name: str, make: Callable[[], Any], input_shape: Sequence[int]) -> n
         kind = type(module).__name__
         raise InputError(f"{name} must give a torch.nn.Module, got {kind}")
     sample = torch.zeros(2, *input_shape)
-    _run(name, module.eval(), sample)  # lazy layers get their shapes here
+    evaluated = _run(name, module.eval(), sample.clone())  # lazy layers get their shapes here
+    if not isinstance(evaluated, Tensor):
+        kind = type(evaluated).__name__
+        raise InputError(f"{name} must return one tensor in evaluation, got {kind}")
     module = adapt(module)
     _check_independence(name, module.train(), sample)
     return module
@@ -149,8 +152,8 @@ def _run(name: str, module: nn.Module, sample: Tensor) -> Any:
 
 
 def _check_independence(name: str, module: nn.Module, sample: Tensor) -> None:
-    """Run a training batch twice, and one that is not all zeros, whose mean may count; compare
-    outputs, parameters, buffers and random state."""
+    """Run two training batches in turns, one of them not all zeros, whose mean may count; compare
+    outputs, parameters, buffers and random state. A module that changes its input gets a copy."""
     wrong = [n for n, p in module.named_parameters() if p.dtype != torch.float32]
     if wrong:
         raise InputError(
@@ -159,18 +162,24 @@ def _check_independence(name: str, module: nn.Module, sample: Tensor) -> None:
         )
     before = {key: (tensor, tensor.detach().clone()) for key, tensor in _tensors(module)}
     random = torch.get_rng_state()
-    output = _run(name, module, sample)
-    mistakes = []
-    again = _run(name, module, sample)
-    with suppress(InputError):  # which numbers a module takes is up to the data
-        _run(name, module, torch.linspace(0, 1, sample.numel()).view_as(sample))
+    ramp = torch.linspace(0, 1, sample.numel()).view_as(sample)
+    copies = [sample.clone(), ramp.clone(), sample.clone(), ramp.clone()]
+    outputs: list[Any] = []
+    versions = [copy._version for copy in copies]
+    for number, copy in enumerate(copies):
+        outputs.append(None)
+        with suppress(InputError) if number % 2 else nullcontext():  # only data say what it takes
+            outputs[-1] = _run(name, module, copy)
+    output, mistakes, changed = outputs[0], [], _changed(name, module, before)
+    if versions != [copy._version for copy in copies]:
+        module.register_forward_pre_hook(_copied)
     undrawn = isinstance(output, Tensor) and torch.equal(random, torch.get_rng_state())
     if undrawn and output.isnan().any():
         mistakes.append(
             f"{name} returns NaN for a batch of zeros: it must give finite "
             "numbers where training begins"
         )
-    elif undrawn and not (isinstance(again, Tensor) and torch.equal(output, again)):
+    elif undrawn and not changed and not all(map(_alike, outputs[:2], outputs[2:])):
         mistakes.append(
             f"{name} gives another output for the same batch: a trial could "
             "neither be resumed nor trained beside others; it may keep no state while it runs"
@@ -183,15 +192,33 @@ def _check_independence(name: str, module: nn.Module, sample: Tensor) -> None:
             f"{name} draws random numbers that are not the trial's own; "
             "use torch.nn.Dropout layers instead of functions such as F.dropout"
         )
+    mistakes += changed
+    if mistakes:
+        raise InputError(mistakes)
+
+
+def _changed(
+    name: str, module: nn.Module, before: Mapping[str, tuple[Tensor, Tensor]]
+) -> list[str]:
+    wrong = []
     for key, tensor in _tensors(module):
         kept, content = before.get(key, (None, tensor))
         if tensor is not kept or not torch.equal(tensor.nan_to_num(), content.nan_to_num()):
-            mistakes.append(
+            wrong.append(
                 f"{name} changes '{key}' while it runs, which trials would "
                 "share; only BatchNorm layers may keep state between steps"
             )
-    if mistakes:
-        raise InputError(mistakes)
+    return wrong
+
+
+def _alike(one: Any, other: Any) -> bool:
+    if not isinstance(one, Tensor) or not isinstance(other, Tensor):
+        return type(one) is type(other)
+    return one.shape == other.shape and torch.equal(one.nan_to_num(), other.nan_to_num())
+
+
+def _copied(_module: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(each.clone() if isinstance(each, Tensor) else each for each in given)
 
 
 def _tensors(module: nn.Module) -> list[tuple[str, Tensor]]:

@@ -109,7 +109,7 @@ def _try_loss(task: Task, target: str, data: Dataset, device: torch.device) -> N
     """Call it twice on random outputs; refuse what is no loss of each sample."""
     index = torch.arange(min(SAMPLES, len(data.train)))
     y = data.train.y[index].to(device)
-    random, key = torch.get_rng_state(), f"loss._target_ '{target}'"
+    random, key, version = torch.get_rng_state(), f"loss._target_ '{target}'", y._version
     generator = torch.Generator().manual_seed(0)
     outputs = torch.randn(len(y), data.outputs, generator=generator).to(device).requires_grad_()
     try:
@@ -131,6 +131,8 @@ def _try_loss(task: Task, target: str, data: Dataset, device: torch.device) -> N
         random, torch.get_rng_state()
     ):
         raise InputError(f"{key} must be a function of outputs and targets alone, without chance")
+    if y._version != version:
+        raise InputError(f"{key} must not change the targets in place")
 
 
 def _metric(metric: Metric, trusted: tuple[str, ...]) -> Metric:
@@ -140,7 +142,8 @@ def _metric(metric: Metric, trusted: tuple[str, ...]) -> Metric:
         raise InputError(f"metrics must name functions, got the class '{metric.target}'")
 
     def whole(outputs: Tensor, targets: Tensor) -> float:
-        return float(function(outputs.cpu(), targets.cpu()))
+        # Copies: it may write into them, and on a CPU the targets are the data themselves.
+        return float(function(outputs.cpu().clone(), targets.cpu().clone()))
 
     return replace(metric, whole=whole)
 

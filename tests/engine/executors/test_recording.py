@@ -177,6 +177,17 @@ def test_a_number_that_is_added_up_starts_anew_in_each_run():
     assert "changes a tensor" in reason(function, X)
 
 
+def test_an_operation_that_does_something_else_without_gradients_is_not_recorded():
+    """Every torch.nn.LSTM failed on a CPU: without gradients it keeps nothing for its backward."""
+    lstm = torch.nn.LSTM(3, 2)
+
+    def function(x):
+        return torch.autograd.grad(lstm(x)[0].sum(), list(lstm.parameters()))
+
+    if torch.backends.mkldnn.is_available():
+        assert "a replay raises" in reason(function, torch.rand(4, 2, 3))
+
+
 def test_a_function_that_raises_only_while_it_is_recorded_gives_its_result():
     def function():
         if torch.utils._python_dispatch._get_current_dispatch_mode() is not None:

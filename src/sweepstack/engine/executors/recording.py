@@ -88,13 +88,16 @@ class Recorder:
         *,
         apart: bool = False,
     ) -> list[Tensor]:
-        """Run a function and record its operations; see `recorded`."""
+        """Run a function and record its operations; see `recorded`. Before a recording is used, it
+        is replayed on the same numbers and compared."""
+        before = [] if self._last is None else [tensor.clone() for tensor in persistent]
         outputs, found = recorded(function, persistent, inputs, apart=apart)
         self._times += 1
         if isinstance(found, str):
             self.reason = found
         elif self._last is not None and self._last.equals(found):
-            self.recording = found
+            self.reason = _why_not_replayed(found, before, inputs, outputs)
+            self.recording = found if self.reason is None else None
         elif self._times == MAX_RECORDINGS:
             self.reason = "what it does changes from call to call"
         self._last = found if self.open and isinstance(found, Recording) else None
@@ -138,6 +141,23 @@ def recorded(
         except NotRecordable as refused:
             return outputs, str(refused)
     return list(function()), reason
+
+
+def _why_not_replayed(
+    recording: Recording, before: Sequence[Tensor], inputs: Sequence[Tensor], outputs: list[Tensor]
+) -> str | None:
+    """Why a replay does not give `outputs`: an operation may look at more than its arguments, as
+    LSTM's does at whether gradients are on. None if it does."""
+    try:
+        with torch.no_grad():
+            found = recording.bind(before)(*inputs)
+    except Exception as error:
+        return f"a replay raises {one_line(error)}"
+    for mine, other in zip(found, outputs, strict=True):
+        again = torch.stack(mine) if isinstance(mine, list) else mine
+        if not torch.allclose(again.double(), other.double(), 1e-3, 1e-6, equal_nan=True):
+            return "a replay gives other numbers"
+    return None
 
 
 def self_test() -> None:

@@ -29,7 +29,7 @@ from sweepstack.config import commands, composition, reading
 from sweepstack.config.errors import InputError, one_line
 from sweepstack.config.schema import RunConfig
 from sweepstack.config.trust import beyond_values, check_target, parts
-from sweepstack.study.attributes import OVERRIDES
+from sweepstack.study.attributes import OVERRIDES, RETRIED
 from sweepstack.study.view import StudyView
 from sweepstack.training.spec import TrialSpec
 
@@ -180,6 +180,11 @@ def _overrides(trial: FrozenTrial) -> tuple[list[str], list[str]]:
         InputError: there are none, or one is nothing that a sweep of sweepstack records.
     """
     found = trial.user_attrs.get(OVERRIDES)
+    if not found and RETRIED in trial.user_attrs:
+        raise InputError(
+            f"trial {trial.number} has no numbers to compare with: it died and was run again under "
+            "another number; sweepstack-study show lists the trials that count"
+        )
     if not isinstance(found, list) or not all(isinstance(word, str) for word in found):
         raise InputError(
             f"trial {trial.number} cannot be run again: it has no attribute {OVERRIDES}, in which "
