@@ -180,9 +180,9 @@ def batch_norm(
 
 
 class BatchInnermost(TorchFunctionMode):
-    """A context in which linear layers compute (W xᵀ)ᵀ + b of x (B, in), whose results lie in memory
-    as (out, B), and whose gradient of W comes out as (out, in). A CPU's products of a batch are
-    faster so: 1.1 times in wide layers, 3 times where few outputs leave its kernels half empty."""
+    """A context in which linear layers compute (W xᵀ)ᵀ + b of x (B, in). Results lie in memory as
+    (out, B), and the gradient of W comes out as (out, in). A CPU multiplies faster so: 1.1 times
+    in wide layers, 3 times in layers of 10 outputs (MKL, AMD EPYC)."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
