@@ -26,7 +26,7 @@ from sweepstack.config.errors import contained, one_line
 from sweepstack.data import streams
 from sweepstack.data.batches import Source
 from sweepstack.engine.program import Group, Program
-from sweepstack.models import autotune
+from sweepstack.models import autotune, layers
 from sweepstack.training import fused, metrics, regularization
 from sweepstack.training.augmentation import Augmentation
 from sweepstack.training.device import autocast, out_of_memory
@@ -47,7 +47,8 @@ EVALUATION_CHUNK = {"cpu": 256, "cuda": 1024}
 """Samples of a split that are evaluated at once: on a CPU what its cache holds, on a GPU enough to
 be worth its launches, or more where their activations take a small share of its memory."""
 MEMORY_SHARE = 64
-
+SMALL_SAMPLE = 2**12
+"""Bytes that a sample and its activations take at most where a CPU evaluates four times as many."""
 
 AT_ONCE = 2**17
 """Numbers of past steps that are kept until right predictions are counted."""
@@ -473,9 +474,10 @@ class Step:
         where vmap hides from it."""
         program = self.program
         casts = program.config.training.precision == "bf16"
-        if self.compiles or not (program.convolves or casts):
-            return nullcontext()
-        return self.trying or autotune.Rules(program.plan(width))
+        if not self.compiles and (program.convolves or casts):
+            return self.trying or autotune.Rules(program.plan(width))
+        stacked = width > 1 and program.batch_innermost and not self.compiles
+        return layers.BatchInnermost() if stacked else nullcontext()
 
     def _compiled_for(self, key: Hashable, function: Callable[..., Any]) -> Callable[..., Any]:
         """A function compiled for one kind of call, or as it is. torch stops after 8 recompilations
@@ -572,11 +574,11 @@ class Step:
     def chunk(self, slots: int, samples: int) -> int:
         """How many of a split's samples some slots evaluate at once."""
         place, most = self.program.device, EVALUATION_CHUNK[self.program.device.type]
+        inputs, activations = math.prod(self.program.data.input_shape), self.program.activations
         if place.type != "cuda":
-            return min(most, samples)
+            return min(4 * most if 4 * (inputs + activations) <= SMALL_SAMPLE else most, samples)
         memory = torch.cuda.get_device_properties(place).total_memory // MEMORY_SHARE
-        numbers = slots * self.program.activations + math.prod(self.program.data.input_shape)
-        most = max(most, memory // (4 * numbers))
+        most = max(most, memory // (4 * (slots * activations + inputs)))
         return -(-samples // -(-samples // most))  # chunks of about one size
 
     def confusion(self, state: Row) -> Tensor:
