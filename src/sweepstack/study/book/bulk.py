@@ -6,9 +6,8 @@ samplers' `after_trial`: what it does concerns `constraints_func`, which we do n
 `Study.stop`.
 
 Where Optuna's tables are not as they are used here (`tables.missing`), `public.py` does the same,
-slower. A transaction that
-changes records holds the study: BEGIN IMMEDIATE on SQLite (see `storage`), a lock on the study's
-row elsewhere.
+slower. A transaction that changes records holds the study: BEGIN IMMEDIATE on SQLite (see
+`storage`), a lock on the study's row elsewhere.
 """
 
 from __future__ import annotations
