@@ -182,9 +182,9 @@ def book_of(storage: BaseStorage) -> Callable[..., Book]:
 def bulk_problem() -> str:
     """Why the tables of this Optuna cannot be used directly; empty where they can."""
     try:
-        from sweepstack.study.book import bulk
+        from sweepstack.study.book import tables
 
-        found = ", ".join(bulk.missing()[:3])
+        found = ", ".join(tables.missing()[:3])
     except (ImportError, AttributeError) as error:
         found = one_line(error)
     if found:

@@ -19,8 +19,8 @@ from sweepstack.study.attributes import POINT, WORKER
 from sweepstack.study.book import (
     Ending,
     Report,
-    bulk,
     canonical,
+    tables,
 )
 from sweepstack.study.book.book import Book
 from sweepstack.sweep.studies import open_study
@@ -190,7 +190,7 @@ def test_what_could_not_be_written_can_be_written_later(
         raise OSError("the disk is full")
 
     with monkeypatch.context() as patch:
-        patch.setattr("sweepstack.study.book.bulk._add_attributes", full)
+        patch.setattr("sweepstack.study.book.tables.add_attributes", full)
         with pytest.raises(OSError, match="disk is full"):
             book.write(reports, endings)
     assert {t.state for t in book.study.trials} == {TrialState.RUNNING}
@@ -283,6 +283,6 @@ def test_best_and_steps_are_of_finished_trials_of_this_study(url: str, kind: str
 def test_a_table_without_what_is_used_of_it_is_seen_at_the_start(
     monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    assert bulk.missing() == []
-    monkeypatch.delattr(bulk.models.TrialValueModel, name)
-    assert "TrialValueModel" in bulk.missing()[0]
+    assert tables.missing() == []
+    monkeypatch.delattr(tables.models.TrialValueModel, name)
+    assert "TrialValueModel" in tables.missing()[0]

@@ -205,14 +205,14 @@ def test_effects_are_read_again_where_a_try_broke(tmp_path, quick, monkeypatch):
     ((first,), (second,)) = other.claim(1), book.claim(1)
     book.take_effects([])
     other.take_effects([(first, "same")])
-    plain, broken = bulk._rows, [LOST_CONNECTION]
+    plain, broken = bulk.rows_of, [LOST_CONNECTION]
 
     def rows(page: Any, query: Any, ids: Any) -> Any:
         if broken and ids == [first._trial_id]:
             raise broken.pop()
         return plain(page, query, ids)
 
-    monkeypatch.setattr(bulk, "_rows", rows)
+    monkeypatch.setattr(bulk, "rows_of", rows)
     (owner,) = book.take_effects([(second, "same")])
     assert owner is not None
     assert (owner.number, broken) == (first.number, [])

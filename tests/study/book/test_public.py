@@ -27,7 +27,7 @@ from sweepstack.study.book import processes
 from sweepstack.study.book.public import PublicBook, held
 from sweepstack.sweep import studies
 
-BULK = "sweepstack.study.book.bulk"
+BULK, TABLES = "sweepstack.study.book.bulk", "sweepstack.study.book.tables"
 
 
 @pytest.fixture
@@ -40,7 +40,9 @@ def renamed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     vars(other).update({k: v for k, v in vars(models).items() if k != "TrialModel"})
     monkeypatch.setattr(rdb, "models", other)
     monkeypatch.delitem(sys.modules, BULK, raising=False)
+    monkeypatch.delitem(sys.modules, TABLES, raising=False)
     monkeypatch.delattr(book, "bulk", raising=False)
+    monkeypatch.delattr(book, "tables", raising=False)
     studies.bulk_problem.cache_clear()
     yield
     monkeypatch.undo()  # before other tests ask

@@ -11,7 +11,7 @@ from optuna.trial import TrialState
 
 from sweepstack import storage
 from sweepstack.study.attributes import AGAIN, RETRIED, RETRY_OF
-from sweepstack.study.book import Ending, bulk
+from sweepstack.study.book import Ending, bulk, tables
 from sweepstack.study.book.bulk import BulkBook
 
 FINAL = [TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL]
@@ -42,7 +42,7 @@ def check(steps: list[tuple[int, bool]]) -> None:
                     replaced.add(trial.number)
                     mark = [(trial._trial_id, {RETRIED: True})]
                     with book._held() as page:
-                        bulk._add_attributes(page, bulk._USER, mark)
+                        tables.add_attributes(page, tables.USER, mark)
                     study.enqueue_trial({"x": 1.0}, user_attrs={RETRY_OF: trial.number})
             study.set_user_attr(AGAIN, len(replaced))
         elif running:

@@ -141,8 +141,8 @@ def test_the_register_holds_the_study_while_it_reads_what_others_wrote(tmp_path,
     """Or it would pass over what is written and not committed, where a database lets it."""
     several = worker(tmp_path, Script())
     done: list[str] = []
-    hold = bulk._hold
-    monkeypatch.setattr(bulk, "_hold", lambda *given: (done.append("hold"), hold(*given)))
+    hold = bulk.hold
+    monkeypatch.setattr(bulk, "hold", lambda *given: (done.append("hold"), hold(*given)))
     engine = several.book.storage.engine  # type: ignore[attr-defined]
     event.listen(engine, "before_cursor_execute", lambda *given: done.append(given[2]))
     several.book.take_effects([])

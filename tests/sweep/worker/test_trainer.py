@@ -8,7 +8,7 @@ import pytest
 import yaml
 from sweep_support import QUICK, metrics, params, states, study, trial_folder, without
 
-from sweepstack.study.book import bulk
+from sweepstack.study.book import tables
 from sweepstack.sweep import studies
 
 pytestmark = pytest.mark.slow
@@ -202,8 +202,8 @@ def test_an_optuna_with_other_tables_is_written_to_by_its_public_functions(
     words += ["hydra/sweeper/pruner=threshold", "hydra.sweeper.pruner.upper=0.2"]
     words += ["hydra.sweeper.constraints={num_parameters: '<= 100'}"]
     assert main("-m", *words, "hydra.sweeper.study_name=s").code == 0
-    more = bulk.NEEDED | {"TrialValueModel": ("value", "colour")}
-    monkeypatch.setattr(bulk, "NEEDED", more)
+    more = tables.NEEDED | {"TrialValueModel": ("value", "colour")}
+    monkeypatch.setattr(tables, "NEEDED", more)
     studies.bulk_problem.cache_clear()
     ended = main("-m", *words, "hydra.sweeper.study_name=slow")
     studies.bulk_problem.cache_clear()

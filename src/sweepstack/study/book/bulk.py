@@ -5,22 +5,20 @@ once. What is written here is row for row what they write (a test compares them)
 samplers' `after_trial`: what it does concerns `constraints_func`, which we do not use, and
 `Study.stop`.
 
-This is the only file that uses Optuna's tables and private names. `missing` tells whether they are
-as they are used here; where they are not, `public.py` does the same, slower. A transaction that
-changes records holds the study: BEGIN IMMEDIATE on SQLite (see `storage`), a lock on the study's
-row elsewhere.
+Where Optuna's tables are not as they are used here (`tables.missing`), `public.py` does the same,
+slower. A transaction that changes records holds the study: BEGIN IMMEDIATE on SQLite (see
+`storage`), a lock on the study's row elsewhere.
 """
 
 from __future__ import annotations
 
 import functools
 import json
-import math
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import datetime
 from functools import lru_cache
 from typing import Any
 
@@ -36,68 +34,42 @@ from optuna.distributions import (
 from optuna.samplers import RandomSampler
 from optuna.storages import RDBStorage
 from optuna.storages._rdb import models
-from optuna.trial import FrozenTrial, TrialState, create_trial
-from sqlalchemy import Connection, bindparam, func, insert, select
+from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy import Connection, func, insert, select
 
 from sweepstack.storage import again, is_transient, quick_transaction, single
 from sweepstack.study.attributes import AGAIN, CONTINUES, EFFECT, EQUALS, LOST, RETRIED, WORKER
-from sweepstack.study.book import Ending, Owner, Record, Report, Row, Tally, last_value, processes
+from sweepstack.study.book import Ending, Owner, Record, Report, Row, Tally, processes
 from sweepstack.study.book.book import Book
+from sweepstack.study.book.tables import (
+    AT_ONCE,
+    BEATS,
+    NEEDED,
+    OF_STUDY,
+    PARAMETERS,
+    REPORTS,
+    SYSTEM,
+    TRIALS,
+    USER,
+    VALUES,
+    add_attributes,
+    frozen_trial,
+    hold,
+    insert_rows,
+    json_of,
+    new_reports,
+    report_row,
+    rows_of,
+    silent_s,
+    stored,
+    update_rows,
+    utc,
+    write_endings,
+)
 
-AT_ONCE = 500
-"""Trials that a query names; SQLite refuses one that names too many."""
 MAX_BEHIND = 50
 """Trials that may still run while all others as old as they have ended, see `_tally`."""
 _OPEN = (TrialState.RUNNING, TrialState.WAITING)
-NEEDED = {
-    "StudyModel": ("study_id",),
-    "TrialModel": (
-        *("trial_id", "number", "study_id", "state", "datetime_start", "datetime_complete"),
-    ),
-    "TrialParamModel": ("trial_id", "param_name", "param_value", "distribution_json"),
-    "TrialIntermediateValueModel": (
-        *("trial_id", "step", "intermediate_value", "intermediate_value_type"),
-    ),
-    "TrialValueModel": ("trial_id", "objective", "value", "value_type"),
-    "TrialUserAttributeModel": ("trial_user_attribute_id", "trial_id", "key", "value_json"),
-    "TrialSystemAttributeModel": ("trial_id", "key", "value_json"),
-    "TrialHeartbeatModel": ("trial_id", "heartbeat"),
-    "StudyUserAttributeModel": ("study_id", "key", "value_json"),
-}
-"""Columns by table."""
-_STORED_AS = {
-    "TrialIntermediateValueModel": "intermediate_value_to_stored_repr",
-    "TrialValueModel": "value_to_stored_repr",
-}
-"""How a table stores NaN and inf."""
-
-
-def missing() -> list[str]:
-    """What this Optuna lacks of what is used here, such as "TrialModel.number"."""
-    found = []
-    for name, columns in NEEDED.items():
-        table = getattr(getattr(models, name, None), "__table__", None)
-        there = () if table is None else table.columns.keys()
-        found += [f"{name}.{column}" for column in columns if column not in there]
-    for name, function in _STORED_AS.items():
-        if not hasattr(getattr(models, name, None), function):
-            found.append(f"{name}.{function}")
-    return found + [n for n in ("_filter_study",) if not hasattr(pruners, n)]
-
-
-def _table(name: str) -> Any:
-    return getattr(getattr(models, name, None), "__table__", None)
-
-
-_STUDIES, _TRIALS = _table("StudyModel"), _table("TrialModel")
-_PARAMETERS, _VALUES = _table("TrialParamModel"), _table("TrialValueModel")
-_REPORTS = _table("TrialIntermediateValueModel")
-_USER, _SYSTEM = _table("TrialUserAttributeModel"), _table("TrialSystemAttributeModel")
-_BEATS, _OF_STUDY = _table("TrialHeartbeatModel"), _table("StudyUserAttributeModel")
-_OF_TRIALS = (_PARAMETERS, _VALUES, _REPORTS, _USER, _SYSTEM)
-"""Their rows are numbers and text."""
-
-
 _HANDED: set[tuple[sa.URL, int]] = set()
 """Database and row id of the trials that books of this process have handed out."""
 _UNKNOWN = "requeued: the database failed while it was claimed"
@@ -109,7 +81,7 @@ class BulkBook(Book):
     def __init__(self, study: optuna.Study, storage: RDBStorage, *given: Any, **named: Any):
         super().__init__(study, storage, *given, **named)
         self._engine, self._single = storage.engine, single(storage.engine)
-        self._mine = _TRIALS.c.study_id == self.study_id
+        self._mine = TRIALS.c.study_id == self.study_id
         self._effects_up_to = -1
         self._tries = threading.local()
         self._unsure: set[str] = set()
@@ -144,7 +116,7 @@ class BulkBook(Book):
     @contextmanager
     def _held(self) -> Iterator[Connection]:
         with quick_transaction(self._engine) as page:
-            _hold(page, self.study_id)
+            hold(page, self.study_id)
             yield page
 
     @contextmanager
@@ -174,24 +146,24 @@ class BulkBook(Book):
         states, size, last, waiting = self._numbers(page, near)
         found = Tally(self._settled + states, self._size + size, max(self._floor, last), waiting)
         if size > 4 * sum(states[state] for state in _OPEN) + AT_ONCE:
-            query = select(_TRIALS.c.trial_id).where(near, _TRIALS.c.state.in_(_OPEN))
-            query = query.order_by(_TRIALS.c.trial_id).limit(MAX_BEHIND + 1)
+            query = select(TRIALS.c.trial_id).where(near, TRIALS.c.state.in_(_OPEN))
+            query = query.order_by(TRIALS.c.trial_id).limit(MAX_BEHIND + 1)
             still = list(page.scalars(query))
             floor = still.pop() - 1 if len(still) > MAX_BEHIND else last
-            ended = (near, _TRIALS.c.trial_id <= floor, _TRIALS.c.trial_id.not_in(still))
+            ended = (near, TRIALS.c.trial_id <= floor, TRIALS.c.trial_id.not_in(still))
             settled, count, *_ = self._numbers(page, sa.and_(*ended))
             self._settled, self._size = self._settled + settled, self._size + count
-            newer = sa.or_(_TRIALS.c.trial_id > floor, _TRIALS.c.trial_id.in_(still))
+            newer = sa.or_(TRIALS.c.trial_id > floor, TRIALS.c.trial_id.in_(still))
             self._floor, self._near = floor, sa.and_(self._mine, newer)
         return found
 
     def _numbers(self, page: Connection, which: Any) -> tuple[Counter[TrialState], int, int, Any]:
         """Of some trials: states, how many, the last one's id, and the ids of those that wait."""
-        named = _TRIALS.c.state.in_((TrialState.WAITING, TrialState.FAIL))
-        one = sa.case((named, _TRIALS.c.trial_id), else_=-1).label("one")
+        named = TRIALS.c.state.in_((TrialState.WAITING, TrialState.FAIL))
+        one = sa.case((named, TRIALS.c.trial_id), else_=-1).label("one")
         # One statement, or a trial that is replaced in between would be counted twice, or never.
-        query = select(one, _TRIALS.c.state, func.count(), func.max(_TRIALS.c.trial_id))
-        rows = page.execute(query.where(which).group_by("one", _TRIALS.c.state)).all()
+        query = select(one, TRIALS.c.state, func.count(), func.max(TRIALS.c.trial_id))
+        rows = page.execute(query.where(which).group_by("one", TRIALS.c.state)).all()
         failed = [trial_id for trial_id, state, *_ in rows if state == TrialState.FAIL]
         replaced = self._attributes(page, failed, (RETRIED,))
         states: Counter[TrialState] = Counter()
@@ -203,84 +175,82 @@ class BulkBook(Book):
 
     def _again_failed(self, page: Connection) -> int:
         """How often a sweep let failed trials of the study wait again."""
-        key = _OF_STUDY.c.key == AGAIN
-        query = select(_OF_STUDY.c.value_json).where(_OF_STUDY.c.study_id == self.study_id, key)
+        key = OF_STUDY.c.key == AGAIN
+        query = select(OF_STUDY.c.value_json).where(OF_STUDY.c.study_id == self.study_id, key)
         return int(page.scalar(query) or 0)
 
     def _records(
         self, page: Connection, state: TrialState, ids: Sequence[int] | None = None
     ) -> list[Record]:
-        query = select(_TRIALS.c.trial_id, _TRIALS.c.number)
+        query = select(TRIALS.c.trial_id, TRIALS.c.number)
         # For update, or what ends at this moment would be taken for lost.
         which = self._mine if state.is_finished() else self._near
-        query = query.where(which, _TRIALS.c.state == state).with_for_update()
-        some: Any = page.execute(query) if ids is None else _rows(page, query, ids)
+        query = query.where(which, TRIALS.c.state == state).with_for_update()
+        some: Any = page.execute(query) if ids is None else rows_of(page, query, ids)
         rows = sorted((trial_id, number) for trial_id, number in some)
         found = [trial_id for trial_id, _ in rows]
         known = self._attributes(page, found)
-        beats = dict(_rows(page, select(_BEATS.c.trial_id, _BEATS.c.heartbeat), found))
-        silent_s = _silent_s(page, beats)
-        return [Record(i, n, known.get(i, {}), silent_s.get(i)) for i, n in rows]
+        beats = dict(rows_of(page, select(BEATS.c.trial_id, BEATS.c.heartbeat), found))
+        silences = silent_s(page, beats)
+        return [Record(i, n, known.get(i, {}), silences.get(i)) for i, n in rows]
 
     def _at_work(self, page: Connection) -> list[tuple[Any, float | None]]:
-        query = select(_USER.c.value_json, func.min(_BEATS.c.heartbeat)).group_by(
-            _USER.c.value_json
-        )
-        query = query.join(_TRIALS, _TRIALS.c.trial_id == _USER.c.trial_id)
-        query = query.join(_BEATS, _BEATS.c.trial_id == _TRIALS.c.trial_id, isouter=True)
-        running = (self._near, _TRIALS.c.state == TrialState.RUNNING, _USER.c.key == WORKER)
+        query = select(USER.c.value_json, func.min(BEATS.c.heartbeat)).group_by(USER.c.value_json)
+        query = query.join(TRIALS, TRIALS.c.trial_id == USER.c.trial_id)
+        query = query.join(BEATS, BEATS.c.trial_id == TRIALS.c.trial_id, isouter=True)
+        running = (self._near, TRIALS.c.state == TrialState.RUNNING, USER.c.key == WORKER)
         found = page.execute(query.where(*running)).all()
-        silent_s = _silent_s(page, dict(map(tuple, found)))
-        return [(json.loads(text), seconds) for text, seconds in silent_s.items()]
+        silences = silent_s(page, dict(map(tuple, found)))
+        return [(json.loads(text), seconds) for text, seconds in silences.items()]
 
     def _attributes(
-        self, page: Connection, ids: Sequence[int], keys: Sequence[str] = (), model: Any = _USER
+        self, page: Connection, ids: Sequence[int], keys: Sequence[str] = (), model: Any = USER
     ) -> dict[int, dict[str, Any]]:
         found: dict[int, dict[str, Any]] = {}
         query = select(model.c.trial_id, model.c.key, model.c.value_json)
         if keys:
             query = query.where(model.c.key.in_(keys))
-        for trial_id, key, text in _rows(page, query, ids):
+        for trial_id, key, text in rows_of(page, query, ids):
             found.setdefault(trial_id, {})[key] = json.loads(text)
         return found
 
     def _values(self, page: Connection, key: str, after: int = -1) -> list[tuple[int, Any]]:
-        query = select(_TRIALS.c.trial_id, _USER.c.value_json)
-        query = query.join(_USER, _USER.c.trial_id == _TRIALS.c.trial_id)
-        query = query.where(self._mine, _USER.c.key == key, _TRIALS.c.trial_id > after)
+        query = select(TRIALS.c.trial_id, USER.c.value_json)
+        query = query.join(USER, USER.c.trial_id == TRIALS.c.trial_id)
+        query = query.where(self._mine, USER.c.key == key, TRIALS.c.trial_id > after)
         return [(trial_id, json.loads(text)) for trial_id, text in page.execute(query)]
 
     def _parameters(self, page: Connection, ids: Sequence[int]) -> dict[int, dict[str, Any]]:
-        system = self._attributes(page, ids, ("fixed_params",), _SYSTEM)
+        system = self._attributes(page, ids, ("fixed_params",), SYSTEM)
         found = {trial_id: dict(known["fixed_params"]) for trial_id, known in system.items()}
-        query = select(*(_PARAMETERS.c[name] for name in NEEDED["TrialParamModel"]))
-        for trial_id, name, value, text in _rows(page, query, ids):
+        query = select(*(PARAMETERS.c[name] for name in NEEDED["TrialParamModel"]))
+        for trial_id, name, value, text in rows_of(page, query, ids):
             internal = json_to_distribution(text)
             found.setdefault(trial_id, {})[name] = internal.to_external_repr(value)
         return found
 
     def _last_steps(self, page: Connection, ids: Sequence[int]) -> dict[int, int]:
-        query = select(_REPORTS.c.trial_id, func.max(_REPORTS.c.step)).group_by(_REPORTS.c.trial_id)
-        return dict(_rows(page, query, ids))
+        query = select(REPORTS.c.trial_id, func.max(REPORTS.c.step)).group_by(REPORTS.c.trial_id)
+        return dict(rows_of(page, query, ids))
 
     def _steps(self, page: Connection) -> int:
-        query = select(_USER.c.value_json).join(_TRIALS, _TRIALS.c.trial_id == _USER.c.trial_id)
-        other = _USER.alias().c
-        equal = sa.exists().where(other.trial_id == _USER.c.trial_id, other.key == EQUALS)
-        query = query.where(self._mine, _USER.c.key == "steps", ~equal)
+        query = select(USER.c.value_json).join(TRIALS, TRIALS.c.trial_id == USER.c.trial_id)
+        other = USER.alias().c
+        equal = sa.exists().where(other.trial_id == USER.c.trial_id, other.key == EQUALS)
+        query = query.where(self._mine, USER.c.key == "steps", ~equal)
         return sum(json.loads(text) or 0 for text in page.scalars(query))
 
     def _states(self, page: Connection, ids: Sequence[int]) -> dict[int, TrialState]:
-        return dict(_rows(page, select(_TRIALS.c.trial_id, _TRIALS.c.state), ids))
+        return dict(rows_of(page, select(TRIALS.c.trial_id, TRIALS.c.state), ids))
 
     def _new_effects(self, page: Connection) -> Iterator[tuple[str, Owner]]:
         # Two queries by primary keys: joined, the database might look through the whole study.
-        id_ = _USER.c.trial_user_attribute_id
-        query = select(id_, _USER.c.trial_id, _USER.c.value_json).order_by(id_)
+        id_ = USER.c.trial_user_attribute_id
+        query = select(id_, USER.c.trial_id, USER.c.value_json).order_by(id_)
         up_to = self._effects_up_to
-        query = query.where(id_ > up_to, _USER.c.key == EFFECT)
+        query = query.where(id_ > up_to, USER.c.key == EFFECT)
         if up_to < 0:  # but the first time, or it looks through all studies
-            query = query.join(_TRIALS, _TRIALS.c.trial_id == _USER.c.trial_id).where(self._mine)
+            query = query.join(TRIALS, TRIALS.c.trial_id == USER.c.trial_id).where(self._mine)
             up_to = page.scalar(select(func.max(id_))) or 0
         effects: dict[int, str] = {}
         for at, trial_id, text in page.execute(query):
@@ -288,55 +258,53 @@ class BulkBook(Book):
             known = self._owners.get(effect)
             if known is None or known.id != trial_id:  # else it is one of this process's
                 effects[trial_id] = effect
-        columns = select(_TRIALS.c.trial_id, _TRIALS.c.number, _TRIALS.c.state).where(self._mine)
-        owners = {row[0]: Owner(*row) for row in _rows(page, columns, list(effects))}
+        columns = select(TRIALS.c.trial_id, TRIALS.c.number, TRIALS.c.state).where(self._mine)
+        owners = {row[0]: Owner(*row) for row in rows_of(page, columns, list(effects))}
         self._effects_up_to = up_to  # now that all of it is read
         # As they were written: of a failed trial's effect the next owner comes after it.
         yield from ((effect, owners[i]) for i, effect in effects.items() if i in owners)
 
     def best(self, direction: str) -> float | None:
         extreme = func.max if direction == "maximize" else func.min
-        query = select(extreme(_VALUES.c.value)).join(
-            _TRIALS, _TRIALS.c.trial_id == _VALUES.c.trial_id
+        query = select(extreme(VALUES.c.value)).join(TRIALS, TRIALS.c.trial_id == VALUES.c.trial_id)
+        violated = select(SYSTEM.c.trial_id).where(
+            SYSTEM.c.key.startswith("constraints:"), sa.cast(SYSTEM.c.value_json, sa.Float) > 0
         )
-        violated = select(_SYSTEM.c.trial_id).where(
-            _SYSTEM.c.key.startswith("constraints:"), sa.cast(_SYSTEM.c.value_json, sa.Float) > 0
-        )
-        complete = (self._mine, _TRIALS.c.state == TrialState.COMPLETE)
+        complete = (self._mine, TRIALS.c.state == TrialState.COMPLETE)
         with self._read() as page:
             found: float | None = page.scalar(
-                query.where(*complete, _TRIALS.c.trial_id.not_in(violated))
+                query.where(*complete, TRIALS.c.trial_id.not_in(violated))
             )
         return found
 
     def others_at_work(self) -> bool:
-        query = select(_TRIALS.c.trial_id).join(_BEATS, _BEATS.c.trial_id == _TRIALS.c.trial_id)
-        query = query.where(self._near, _TRIALS.c.state == TrialState.RUNNING)
+        query = select(TRIALS.c.trial_id).join(BEATS, BEATS.c.trial_id == TRIALS.c.trial_id)
+        query = query.where(self._near, TRIALS.c.state == TrialState.RUNNING)
         with self._read() as page:
             return page.scalar(query.limit(1)) is not None
 
     def attributes(self, *keys: str, prefix: str | None = None) -> Mapping[str, Any]:
-        key = _OF_STUDY.c.key
+        key = OF_STUDY.c.key
         which = key.in_(keys) if prefix is None else key.startswith(prefix, autoescape=True)
-        mine = (_OF_STUDY.c.study_id == self.study_id, which)
+        mine = (OF_STUDY.c.study_id == self.study_id, which)
         with self._read() as page:
-            rows = page.execute(select(_OF_STUDY.c.key, _OF_STUDY.c.value_json).where(*mine))
+            rows = page.execute(select(OF_STUDY.c.key, OF_STUDY.c.value_json).where(*mine))
             return {key: json.loads(text) for key, text in rows}
 
     def settle(self, key: str, value: Any) -> Any:
-        mine = (_OF_STUDY.c.study_id == self.study_id, _OF_STUDY.c.key == key)
+        mine = (OF_STUDY.c.study_id == self.study_id, OF_STUDY.c.key == key)
         with self._held() as page:
-            known = page.scalar(select(_OF_STUDY.c.value_json).where(*mine))
+            known = page.scalar(select(OF_STUDY.c.value_json).where(*mine))
             if known is not None:
                 return json.loads(known)
             row = {"study_id": self.study_id, "key": key, "value_json": json.dumps(value)}
-            _insert(page, _OF_STUDY, [row])
+            insert_rows(page, OF_STUDY, [row])
         return value
 
     def numbers_with(self, key: str) -> list[int]:
-        query = select(_TRIALS.c.number).join(_USER, _USER.c.trial_id == _TRIALS.c.trial_id)
+        query = select(TRIALS.c.number).join(USER, USER.c.trial_id == TRIALS.c.trial_id)
         with self._read() as page:
-            return list(page.scalars(query.where(self._mine, _USER.c.key == key)))
+            return list(page.scalars(query.where(self._mine, USER.c.key == key)))
 
     def reported(self, trial: optuna.Trial) -> FrozenTrial:
         return trial._get_latest_trial()
@@ -349,28 +317,28 @@ class BulkBook(Book):
             replaced = {number for _, number in self._values(page, CONTINUES)}
             failed = self._records(page, TrialState.FAIL) if replaced else []
             silent = [r for r in failed if r.number in replaced and RETRIED not in r.attributes]
-            _add_attributes(page, _USER, [(record.id, {RETRIED: True}) for record in silent])
+            add_attributes(page, USER, [(record.id, {RETRIED: True}) for record in silent])
         return super().retry_failed()
 
     def _begin_waiting(self, page: Connection, ids: Sequence[int]) -> list[FrozenTrial]:
         if not ids:
             return []
-        mine, start = _TRIALS.c.trial_id.in_(ids), datetime.now()
-        running = {"state": TrialState.RUNNING, "datetime_start": _stored(start)}
-        page.execute(sa.update(_TRIALS).where(mine).values(running))
-        numbers = select(_TRIALS.c.trial_id, _TRIALS.c.number).where(mine)
-        user, system = self._attributes(page, ids), self._attributes(page, ids, (), _SYSTEM)
+        mine, start = TRIALS.c.trial_id.in_(ids), datetime.now()
+        running = {"state": TrialState.RUNNING, "datetime_start": stored(start)}
+        page.execute(sa.update(TRIALS).where(mine).values(running))
+        numbers = select(TRIALS.c.trial_id, TRIALS.c.number).where(mine)
+        user, system = self._attributes(page, ids), self._attributes(page, ids, (), SYSTEM)
         return [
-            _frozen(trial_id, number, start, user.get(trial_id, {}), system.get(trial_id, {}))
-            for trial_id, number in page.execute(numbers.order_by(_TRIALS.c.trial_id))
+            frozen_trial(trial_id, number, start, user.get(trial_id, {}), system.get(trial_id, {}))
+            for trial_id, number in page.execute(numbers.order_by(TRIALS.c.trial_id))
         ]
 
     def _begin_new(self, page: Connection, found: Tally, rows: Sequence[Row]) -> list[FrozenTrial]:
         start = datetime.now()
-        running = {"state": TrialState.RUNNING, "datetime_start": _stored(start)}
+        running = {"state": TrialState.RUNNING, "datetime_start": stored(start)}
         added = self._added(page, running, rows, found) if rows else []
         return [
-            _frozen(trial_id, number, start, dict(row.attributes), row.system)
+            frozen_trial(trial_id, number, start, dict(row.attributes), row.system)
             for (trial_id, number), row in zip(added, rows, strict=True)
         ]
 
@@ -383,22 +351,24 @@ class BulkBook(Book):
     ) -> Sequence[Any]:
         """Add trials with their attributes; row id and number of each, in order."""
         study, first = {"study_id": self.study_id}, found.size
-        _insert(page, _TRIALS, [{**study, **same, "number": first + i} for i in range(len(rows))])
-        new = select(_TRIALS.c.trial_id, _TRIALS.c.number)
-        new = new.where(self._mine, _TRIALS.c.trial_id > found.last).order_by(_TRIALS.c.number)
+        insert_rows(
+            page, TRIALS, [{**study, **same, "number": first + i} for i in range(len(rows))]
+        )
+        new = select(TRIALS.c.trial_id, TRIALS.c.number)
+        new = new.where(self._mine, TRIALS.c.trial_id > found.last).order_by(TRIALS.c.number)
         added = page.execute(new).all()
         pairs = list(zip(added, rows, strict=True))
-        _add_attributes(page, _SYSTEM, [(trial[0], row.system) for trial, row in pairs])
-        _add_attributes(page, _USER, [(trial[0], row.attributes) for trial, row in pairs])
+        add_attributes(page, SYSTEM, [(trial[0], row.system) for trial, row in pairs])
+        add_attributes(page, USER, [(trial[0], row.attributes) for trial, row in pairs])
         return added
 
     def _hand_out(self, page: Connection, trials: Sequence[FrozenTrial]) -> None:
         if not trials:
             return
-        beat = insert(_BEATS).inline().values(heartbeat=_utc(page))
+        beat = insert(BEATS).inline().values(heartbeat=utc(page))
         page.execute(beat, [{"trial_id": trial._trial_id} for trial in trials])
         mine = {WORKER: processes.this_process()}
-        _add_attributes(page, _USER, [(trial._trial_id, mine) for trial in trials])
+        add_attributes(page, USER, [(trial._trial_id, mine) for trial in trials])
         for trial in trials:
             trial.user_attrs.update(mine)
 
@@ -409,27 +379,27 @@ class BulkBook(Book):
     def _replace(
         self, page: Connection, lost: Mapping[int, str], copies: Sequence[tuple[Record, Row]]
     ) -> None:
-        failed = {"state": TrialState.FAIL, "datetime_complete": _stored(datetime.now())}
-        _update(page, sa.update(_TRIALS).values(failed), lost)
-        _add_attributes(page, _USER, [(trial_id, {LOST: why}) for trial_id, why in lost.items()])
+        failed = {"state": TrialState.FAIL, "datetime_complete": stored(datetime.now())}
+        update_rows(page, sa.update(TRIALS).values(failed), lost)
+        add_attributes(page, USER, [(trial_id, {LOST: why}) for trial_id, why in lost.items()])
         # First, or a failed trial would be counted before it says that it is replaced.
-        _add_attributes(page, _USER, [(record.id, {RETRIED: True}) for record, _ in copies])
+        add_attributes(page, USER, [(record.id, {RETRIED: True}) for record, _ in copies])
         self._add_waiting(page, [row for _, row in copies])
 
     def beat(self, trials: Iterable[optuna.Trial], entry: tuple[str, Any] | None = None) -> None:
         with self._single.begin() as page:
-            change = sa.update(_BEATS).values(heartbeat=_utc(page))
-            _update(page, change, [trial._trial_id for trial in trials])
+            change = sa.update(BEATS).values(heartbeat=utc(page))
+            update_rows(page, change, [trial._trial_id for trial in trials])
             if entry is not None:
-                mine = (_OF_STUDY.c.study_id == self.study_id, _OF_STUDY.c.key == entry[0])
-                page.execute(sa.update(_OF_STUDY).where(*mine).values(value_json=_json(entry[1])))
+                mine = (OF_STUDY.c.study_id == self.study_id, OF_STUDY.c.key == entry[0])
+                page.execute(sa.update(OF_STUDY).where(*mine).values(value_json=json_of(entry[1])))
 
     @contextmanager
     def deletion(self) -> Iterator[list[str]]:
         """See `Book.deletion`; what refers to a study goes before the study, a table at a time."""
         with self._held() as page:
             yield self._alive(page)
-            trials = select(_TRIALS.c.trial_id).where(self._mine)
+            trials = select(TRIALS.c.trial_id).where(self._mine)
             for table in reversed(models.BaseModel.metadata.sorted_tables):
                 if "study_id" in table.c:
                     page.execute(sa.delete(table).where(table.c.study_id == self.study_id))
@@ -450,9 +420,9 @@ class BulkBook(Book):
                 with (self._engine if self._again else self._single).begin() as page:
                     if self._again:
                         for row in rows:
-                            mine = (_PARAMETERS.c[key] == row[key] for key in names[:2])
-                            page.execute(sa.delete(_PARAMETERS).where(*mine))
-                    _insert(page, _PARAMETERS, rows)
+                            mine = (PARAMETERS.c[key] == row[key] for key in names[:2])
+                            page.execute(sa.delete(PARAMETERS).where(*mine))
+                    insert_rows(page, PARAMETERS, rows)
             except BaseException:
                 for trial in live:
                     trial.put_back([row for row in new if row[0] == trial._trial_id])
@@ -460,7 +430,7 @@ class BulkBook(Book):
 
     def write(self, reports: Iterable[Report] = (), endings: Sequence[Ending] = ()) -> list[int]:
         """See `Book.write`; all of it is one transaction."""
-        new = _new(reports)
+        new = new_reports(reports)
         if not new and not endings:
             return []
         try:
@@ -468,11 +438,11 @@ class BulkBook(Book):
                 lost = self._not_running(page, [ending.trial for ending in endings])
                 if self._again:
                     endings = self._unwritten_endings(page, endings, lost, new)
-                rows = [_report_row(r) for r in new if r.trial._trial_id not in lost]
-                _insert(page, _REPORTS, rows)
+                rows = [report_row(r) for r in new if r.trial._trial_id not in lost]
+                insert_rows(page, REPORTS, rows)
                 kept = [ending for ending in endings if ending.trial._trial_id not in lost]
                 if kept:
-                    _end(page, kept)
+                    write_endings(page, kept)
         except BaseException:
             for trial, step, _ in new:  # they may be written yet
                 del trial._cached_frozen_trial.intermediate_values[step]
@@ -487,8 +457,8 @@ class BulkBook(Book):
         lost. Its reports are removed, to be written anew."""
         why = self._attributes(page, list(lost), (LOST,))
         for trial, step, _ in new:
-            place = (_REPORTS.c.trial_id == trial._trial_id, _REPORTS.c.step == step)
-            page.execute(sa.delete(_REPORTS).where(*place))
+            place = (REPORTS.c.trial_id == trial._trial_id, REPORTS.c.step == step)
+            page.execute(sa.delete(REPORTS).where(*place))
         done = lost - set(why)
         lost -= done
         return [ending for ending in endings if ending.trial._trial_id not in done]
@@ -496,16 +466,16 @@ class BulkBook(Book):
     def _not_running(self, page: Connection, trials: Sequence[optuna.Trial]) -> set[int]:
         """Row ids of those that are not; the others stay so until the transaction ends."""
         ids = [trial._trial_id for trial in trials]
-        query = select(_TRIALS.c.trial_id).where(_TRIALS.c.state == TrialState.RUNNING)
-        return set(ids) - {row[0] for row in _rows(page, query.with_for_update(), ids)}
+        query = select(TRIALS.c.trial_id).where(TRIALS.c.state == TrialState.RUNNING)
+        return set(ids) - {row[0] for row in rows_of(page, query.with_for_update(), ids)}
 
     def _write_effects(self, page: Connection, taken: Sequence[tuple[optuna.Trial, str]]) -> None:
         new = [(t, e) for t, e in taken if EFFECT not in t._cached_frozen_trial.user_attrs]
         if self._again:
             ids = [trial._trial_id for trial, _ in new]
-            mine = (_USER.c.trial_id.in_(ids), _USER.c.key == EFFECT)
-            page.execute(sa.delete(_USER).where(*mine))
-        _add_attributes(page, _USER, [(trial._trial_id, {EFFECT: effect}) for trial, effect in new])
+            mine = (USER.c.trial_id.in_(ids), USER.c.key == EFFECT)
+            page.execute(sa.delete(USER).where(*mine))
+        add_attributes(page, USER, [(trial._trial_id, {EFFECT: effect}) for trial, effect in new])
         for trial, effect in taken:  # `write` leaves out what is written
             trial._cached_frozen_trial.user_attrs[EFFECT] = effect
 
@@ -618,151 +588,3 @@ class _Unwritten:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._storage, name)
-
-
-def _silent_s(page: Connection, beats: Mapping[Any, datetime | None]) -> dict[Any, float | None]:
-    """How long workers have been silent, by the database's time, as heartbeats have it; not longer
-    than its server is up, as before nobody could send it one."""
-    if not any(beats.values()):
-        return dict.fromkeys(beats)
-    now = page.execute(select(_utc(page))).scalar_one()
-    most = _up_s(page)
-    return {
-        key: None if beat is None else min(most, (now - beat).total_seconds())
-        for key, beat in beats.items()
-    }
-
-
-def _utc(page: Connection) -> sa.ColumnElement[datetime]:
-    """The database's time, which is the same for sessions of other time zones, also in the night
-    when the clocks are changed."""
-    if page.dialect.name == "postgresql":
-        return func.timezone("utc", func.now(), type_=sa.DateTime())
-    if page.dialect.name in ("mysql", "mariadb"):
-        return func.utc_timestamp(type_=sa.DateTime())
-    return func.current_timestamp()
-
-
-def _up_s(page: Connection) -> float:
-    if page.dialect.name == "postgresql":
-        started = "EXTRACT(EPOCH FROM clock_timestamp() - pg_postmaster_start_time())"
-        return float(page.scalar(sa.text(f"SELECT {started}")))
-    if page.dialect.name in ("mysql", "mariadb"):
-        return float(page.execute(sa.text("SHOW GLOBAL STATUS LIKE 'Uptime'")).one()[1])
-    return math.inf
-
-
-def _hold(page: Connection, study_id: int) -> None:
-    """Hold the study until the transaction ends; SQLite holds all of itself already.
-
-    PostgreSQL does not wait for its disk at the end: a claim that a crash undoes was only a claim,
-    and a result that is written waits for all before it. Others may give the study attributes.
-    """
-    quick = func.set_config("synchronous_commit", "off", True)
-    columns = [_STUDIES.c.study_id, *([quick] if page.dialect.name == "postgresql" else [])]
-    query = select(*columns).where(_STUDIES.c.study_id == study_id)
-    page.execute(query.with_for_update(key_share=True))
-
-
-def _rows(page: Connection, query: sa.Select[Any], ids: Sequence[int]) -> Iterator[Any]:
-    """What a query, whose first column is a trial's row id, finds of the trials `ids`."""
-    column: Any = query.selected_columns[0]
-    for first in range(0, len(ids), AT_ONCE):
-        yield from page.execute(query.where(column.in_(ids[first : first + AT_ONCE])))
-
-
-def _insert(page: Connection, table: Any, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Add rows; nobody asks for their keys. Plain values go straight to SQLite's driver: SQLAlchemy
-    takes longer for a row than the database does."""
-    if not rows:
-        return
-    if page.dialect.name != "sqlite" or table not in _OF_TRIALS:
-        page.execute(insert(table).inline(), rows)
-        return
-    names = ", ".join(f'"{name}"' for name in rows[0])
-    marks = ", ".join("?" * len(rows[0]))
-    line = f"INSERT INTO {table.name} ({names}) VALUES ({marks})"
-    page.exec_driver_sql(line, [tuple(row.values()) for row in rows])
-
-
-def _update(page: Connection, change: sa.Update, ids: Iterable[int]) -> None:
-    """Change the rows of the trials `ids`."""
-    mine, column = [{"_id": trial_id} for trial_id in ids], change.table.c["trial_id"]
-    if mine:
-        page.execute(change.where(column == bindparam("_id")), mine)
-
-
-def _stored(local: datetime) -> datetime:
-    """A time as Optuna stores it: UTC, and not saying so."""
-    return local.astimezone(UTC).replace(tzinfo=None)
-
-
-def _frozen(
-    trial_id: int, number: Any, start: datetime, user: dict[str, Any], system: dict[str, Any]
-) -> FrozenTrial:
-    found = create_trial(state=TrialState.RUNNING, user_attrs=user, system_attrs=system)
-    found.number, found._trial_id, found.datetime_start = int(number), trial_id, start
-    return found
-
-
-def _add_attributes(
-    page: Connection, table: Any, attributes: Iterable[tuple[int, Mapping[str, Any]]]
-) -> None:
-    """Give trials, by row id, attributes that they do not have yet."""
-    rows = [
-        {"trial_id": trial_id, "key": key, "value_json": _json(value)}
-        for trial_id, given in attributes
-        for key, value in given.items()
-    ]
-    _insert(page, table, rows)
-
-
-def _json(value: Any) -> str:
-    """`json.dumps`, which takes twenty times as long for a number."""
-    plain = type(value) is int or (type(value) is float and math.isfinite(value))
-    return repr(value) if plain else json.dumps(value)
-
-
-def _new(reports: Iterable[Report]) -> list[Report]:
-    """Those of the reports that are new; the trials know them from here on."""
-    new = []
-    for report in reports:
-        known = report.trial._cached_frozen_trial.intermediate_values
-        if report.step not in known:
-            known[report.step] = report.value
-            new.append(report)
-    return new
-
-
-def _end(page: Connection, endings: Sequence[Ending]) -> None:
-    attributes, system, finished = [], [], []
-    values: list[dict[str, Any]] = []
-    now = _stored(datetime.now())
-    for ending in endings:
-        trial_id, frozen = ending.trial._trial_id, ending.trial._cached_frozen_trial
-        new = {key: v for key, v in ending.attributes.items() if key not in frozen.user_attrs}
-        attributes.append((trial_id, new))
-        system.append((trial_id, {f"constraints:{n}": v for n, v in ending.constraints.items()}))
-        pruned = ending.state == TrialState.PRUNED
-        values += _value_rows(trial_id, last_value(frozen) if pruned else ending.values or ())
-        finished.append({"_id": trial_id, "_state": ending.state, "_now": now})
-    _add_attributes(page, _USER, attributes)
-    _add_attributes(page, _SYSTEM, system)
-    _insert(page, _VALUES, values)
-    change = sa.update(_TRIALS).where(_TRIALS.c.trial_id == bindparam("_id"))
-    change = change.values(state=bindparam("_state"), datetime_complete=bindparam("_now"))
-    page.execute(change, finished)
-
-
-def _report_row(report: Report) -> dict[str, Any]:
-    stored = models.TrialIntermediateValueModel.intermediate_value_to_stored_repr
-    value, kind = stored(report.value)
-    row = (report.trial._trial_id, report.step, value, kind.name)
-    return dict(zip(NEEDED["TrialIntermediateValueModel"], row, strict=True))
-
-
-def _value_rows(trial_id: int, values: Sequence[float]) -> Iterable[dict[str, Any]]:
-    for objective, value in enumerate(values):
-        stored, kind = models.TrialValueModel.value_to_stored_repr(value)
-        row = (trial_id, objective, stored, kind.name)
-        yield dict(zip(NEEDED["TrialValueModel"], row, strict=True))
