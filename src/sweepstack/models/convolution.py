@@ -54,10 +54,13 @@ HIDDEN = frozenset(
     (
         *(torch.conv1d, torch.conv2d, torch.conv3d, F.scaled_dot_product_attention),
         *(torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d),
+        *(F.linear, F.multi_head_attention_forward, torch.prelu, Tensor.prelu, torch.linalg.vecdot),
+        *(torch.addmm, torch.baddbmm, torch.addbmm, Tensor.addmm, Tensor.baddbmm, Tensor.addbmm),
     )
 )
 """What autocast runs in bf16 but vmap takes apart before autocast sees it: on a CPU all of it, on a
-GPU the bias, so that the result was float32 (torch 2.11 and 2.15)."""
+GPU the bias, so that the result was float32 (torch 2.11 and 2.15). Other products are not taken
+apart (matmul, einsum, bmm), or autocast leaves them in float32 (bilinear)."""
 WORTH = 0.9  # a plan is used if a step takes at most this share of vmap's time
 HOPELESS = 1.5  # a way whose first run takes this many times the least is not timed again
 TIMINGS = 3
