@@ -28,7 +28,7 @@ from sweepstack import storage
 from sweepstack.study.book.bulk import BulkBook
 from sweepstack.sweep import plan as plans
 from sweepstack.sweep import studies
-from sweepstack.sweep.worker import Stop, trainer, worker
+from sweepstack.sweep.worker import Stop, training_app, worker
 from sweepstack.sweep.worker.trial_folder import TrialFolder
 from sweepstack.training.spec import TrialResult
 
@@ -112,12 +112,12 @@ def main() -> None:
     sweepstack.engine.train.train = at_once  # type: ignore[assignment]
     for method in ("claim", "counts", "recover", "others_at_work", "beat", "begin", "write"):
         timed(BulkBook, method, "database")
-    timed(trainer.TrainingApp, "read", "compose, read")
+    timed(training_app.TrainingApp, "read", "compose, read")
     for method in ("begin", "end", "equal"):
         timed(TrialFolder, method, "folder")
     with tempfile.TemporaryDirectory() as name:
         os.chdir(name)
-        app = trainer.TrainingApp()
+        app = training_app.TrainingApp()
         plan, question = app.prepare(plans.read(node, words, "sweepstack", app.check))
         opened = storage.connect(f"sqlite:///{name}/studies.db")
         study = studies.open_study(opened, plan.study, plan.directions, question)

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from sweepstack import data
+from sweepstack.config import composition
 from sweepstack.config import reading as config
 from sweepstack.data.dataset import Dataset, TensorSplit
 from sweepstack.engine.program import Program
@@ -155,7 +156,7 @@ def main() -> None:
 
     def spec(*words: str) -> TrialSpec:
         return TrialSpec(
-            config.read(config.compose([*words, f"training.device={arguments.device}"]))
+            config.read(composition.compose([*words, f"training.device={arguments.device}"]))
         )
 
     device = Program.of(spec()).device

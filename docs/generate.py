@@ -14,11 +14,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sweepstack.config import check, schema, sweeper
-from sweepstack.config import reading as config
+from sweepstack.config import check, composition, schema, sweeper
 
 PAGE = Path(__file__).with_name("config.md")
-CONF = config.folder("conf")
+CONF = composition.folder("conf")
 SIGNS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
 
 HEAD = """\

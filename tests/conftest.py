@@ -56,8 +56,8 @@ def pytest_collection_finish():
 @pytest.fixture(autouse=True)
 def _storages_answer(monkeypatch):
     """A slow moment of this machine in one test is no sign for the next."""
-    if "sweepstack.storage" in sys.modules:
-        monkeypatch.setattr("sweepstack.storage._back", -math.inf)
+    if "sweepstack.storage.patience" in sys.modules:
+        monkeypatch.setattr("sweepstack.storage.patience._back", -math.inf)
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from sweepstack.data import streams
 from sweepstack.engine.program import Program
 from sweepstack.engine.step import Batch, Block, Step
 from sweepstack.engine.train import train
+from sweepstack.runs.folder import write_model
 from sweepstack.training.spec import TrialSpec
 
 SHORT = ("data=quadratic", "model.hidden=[8]", "training.max_steps=12", "training.eval_every=4")
@@ -41,6 +42,19 @@ KINDS = {
     "shared batches": ("data.order_seed=3",),
 }
 """What may be done to a trial besides."""
+
+
+class Same(dict):
+    """A plan's ways: one for every layer; `mixed` has another for each pass."""
+
+    def __init__(self, way):
+        self.way = way
+
+    def get(self, key, default=None):
+        return ("grouped", "product", "loop") if self.way == "mixed" else (self.way,) * 3
+
+    def __bool__(self):
+        return True
 
 
 def specs(count, *words, folder=None):
@@ -121,6 +135,12 @@ def one(*overrides, monitor=None, **settings):
     """The result of one trial, trained here."""
     (result,) = train([make_spec(*overrides, **settings)], monitor)
     return result
+
+
+def save(folder, result):
+    """Write a trial's model into a new folder."""
+    folder.mkdir()
+    write_model(folder, result)
 
 
 @pytest.fixture

@@ -22,8 +22,7 @@ from textwrap import dedent
 import warm
 from omegaconf import OmegaConf
 
-from sweepstack.config import reading as config
-from sweepstack.config import sweeper
+from sweepstack.config import composition, sweeper
 
 LIMIT_S = 20
 ALLOWED = {0, 1, 2, 3, 4, 5}
@@ -394,7 +393,7 @@ def _keys() -> list[str]:
         inner = [leaves(value, f"{prefix}.{name}") for name, value in node.items()]
         return [prefix, *(key for keys in inner for key in keys)]
 
-    plain = OmegaConf.to_container(config.compose())
+    plain = OmegaConf.to_container(composition.compose())
     return [key for name, node in plain.items() for key in leaves(node, name)] + _sweeper_keys()
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from sweepstack.config import composition
 from sweepstack.config import reading as config
 from sweepstack.config.schema import RunConfig
 from sweepstack.training.spec import TrialSpec
@@ -33,7 +34,7 @@ def make_spec(*overrides: str, number: int = 0, folder: Path | None = None) -> T
 
 @cache
 def _composed(overrides: tuple[str, ...]) -> RunConfig:
-    return config.read(config.compose(overrides))
+    return config.read(composition.compose(overrides))
 
 
 def without_report(arguments: tuple[str, ...]) -> list[str]:

@@ -15,7 +15,8 @@ for name in (
     *("sweepstack.cli.app", "sweepstack.cli.study", "sweepstack.engine.executors.recorded"),
     *("sweepstack.engine.train", "sweepstack.reporting.dashboard.decorate"),
     *("sweepstack.reporting.overview", "sweepstack.reporting.report.page"),
-    *("sweepstack.study.book.bulk", "sweepstack.sweep.sweep", "sweepstack.sweep.worker.trainer"),
+    *("sweepstack.study.book.bulk", "sweepstack.sweep.sweep"),
+    "sweepstack.sweep.worker.training_app",
 ):
     import_module(name)
 

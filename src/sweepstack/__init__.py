@@ -54,10 +54,11 @@ def compose(*overrides: str, config_dir: str | None = None) -> TrialSpec:
     Raises:
         InputError: every mistake in the overrides, one line each.
     """
+    from sweepstack.config import composition
     from sweepstack.config import reading as config
     from sweepstack.training.spec import TrialSpec
 
-    return TrialSpec(config.read(config.compose(overrides, config_dir)))
+    return TrialSpec(config.read(composition.compose(overrides, config_dir)))
 
 
 def history(study: str, storage: str = STORAGE, *, layers: bool = False) -> pd.DataFrame:

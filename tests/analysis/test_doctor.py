@@ -294,9 +294,9 @@ def test_the_sweeper_takes_a_wider_case(sweepstack, tmp_path, monkeypatch):
 
 
 def test_config_of_the_made_up_studies_has_the_keys_of_real_ones():
-    from sweepstack.config import reading as config
+    from sweepstack.config import composition
 
-    composed = config.compose(with_hydra=True)
+    composed = composition.compose(with_hydra=True)
     for group, keys in CONFIG.items():
         assert set(keys) <= set(composed[group])
 

@@ -8,8 +8,7 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from support import REPOSITORY
 
-from sweepstack.config import reading as config
-from sweepstack.config.composition import Composition
+from sweepstack.config.composition import Composition, compose
 from sweepstack.config.errors import InputError
 
 GROUPS = {
@@ -22,11 +21,11 @@ COUNTED = []
 
 def load(overrides):
     COUNTED.append(overrides)
-    return config.compose(overrides)
+    return compose(overrides)
 
 
 def full(overrides):
-    return OmegaConf.to_container(config.compose(overrides), resolve=True)
+    return OmegaConf.to_container(compose(overrides), resolve=True)
 
 
 number = st.floats(1e-6, 1e6, allow_nan=False).map(repr) | st.integers(-5, 500).map(str)

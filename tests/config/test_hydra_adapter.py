@@ -14,8 +14,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sweepstack.config import hydra_adapter
+from sweepstack.config.composition import folder
 from sweepstack.config.errors import EnvironmentFault, InputError
-from sweepstack.config.reading import folder
 
 
 def options(parser):

@@ -24,7 +24,7 @@ from sweepstack.data import streams
 from sweepstack.engine.executors.cuda_graph import CudaGraph
 from sweepstack.engine.executors.recorded import _Part
 from sweepstack.engine.program import Program
-from sweepstack.engine.runner import Slot
+from sweepstack.engine.slot import Slot
 from sweepstack.engine.step import Step
 from sweepstack.engine.train import train
 from sweepstack.training.spec import Monitor

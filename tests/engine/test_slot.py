@@ -9,7 +9,7 @@ from support import make_spec
 
 from sweepstack.data import streams
 from sweepstack.engine.program import Program
-from sweepstack.engine.runner import Slot, draw_orders
+from sweepstack.engine.slot import Slot, draw_orders
 
 DIGITS = ("data=digits", "data.subset=100", "batch.size=16", "model.hidden=[8]")
 

@@ -224,7 +224,7 @@ def test_another_seed_gives_other_numbers():
 
 
 def test_an_order_seed_fixes_the_batches_of_all_seeds():
-    from sweepstack.engine.runner import Slot
+    from sweepstack.engine.slot import Slot
 
     def batches(*words):
         spec = make_spec(*SHORT, *words)

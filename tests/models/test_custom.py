@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+import json
 
 import pytest
 import torch
+from support import make_spec
 from torch import nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
 from sweepstack import models
+from sweepstack.config import reading
 from sweepstack.config.errors import InputError
+from sweepstack.engine.program import Program
 from sweepstack.models.layers import Dropout, batch_norms, dropouts
+from sweepstack.runs.rerun.restore import as_typed
 
 HERE = __name__
 
@@ -247,3 +253,13 @@ def test_what_builds_no_module_is_not_called(build, target):
         build(target, *arguments)
     with pytest.raises(InputError, match=r"must name a torch\.nn\.Module or a function|itself"):
         build(target, *arguments, trust="torch,torchvision,sweepstack")
+
+
+def test_a_custom_model_may_have_an_argument_called_name():
+    words = ("model=custom", "model._target_=torchvision.models.get_model", "+model.name=resnet18")
+    spec = make_spec(*words, "trust=[torchvision]")
+    assert json.loads(spec.config.model.arguments) == {"name": "resnet18"}
+    again = reading.read_plain(as_typed(dataclasses.asdict(spec.config)))
+    assert again.model == spec.config.model
+    with pytest.raises(InputError, match=r"did you mean model=torchvision model\.arch=NAME"):
+        Program(make_spec(*words))

@@ -12,7 +12,7 @@ from itertools import chain
 
 import pytest
 import torch
-from engine_support import by_number, varied
+from engine_support import Same, by_number, varied
 from support import make_spec
 from torch.func import vmap
 from torch.nn import functional as F
@@ -21,15 +21,18 @@ from sweepstack.engine import width
 from sweepstack.engine.program import Program
 from sweepstack.engine.train import train
 from sweepstack.engine.width import Widths
-from sweepstack.models import convolution, layers
-from sweepstack.models.convolution import Chooser, Geometry, Plan, Rules
+from sweepstack.models import autotune, convolution, layers
+from sweepstack.models.autotune import Chooser, Plan, Rules
+from sweepstack.models.convolution import Geometry
 
 pytest.importorskip("triton", reason="this torch comes without Triton")
 
 from triton.runtime import interpreter
 
 from sweepstack.models import kernels
-from sweepstack.models.kernels import Blocks
+from sweepstack.models.kernels import batch_norm, implicit_gemm
+from sweepstack.models.kernels.batch_norm import Norm
+from sweepstack.models.kernels.max_pool import Pool
 
 # numpy's, in the interpreter: numbers that are not finite are meant.
 pytestmark = pytest.mark.filterwarnings("ignore:.* encountered in:RuntimeWarning")
@@ -40,17 +43,7 @@ CONVNET = (*SMALL, "model=convnet", "model.width=2", "model.kernel_size=3", "mod
 RESNET = (*SMALL, "model=resnet", "model.width=2", "model.depth=2")
 
 
-class Implicit(dict):
-    """The way of every layer."""
-
-    def get(self, key, default=None):
-        return ("implicit",) * 3
-
-    def __bool__(self):
-        return True
-
-
-ALL = Plan(False, Implicit(), kernels=True)
+ALL = Plan(False, Same("implicit"), kernels=True)
 
 
 @pytest.fixture(autouse=True)
@@ -62,9 +55,9 @@ def used(monkeypatch):
     options = interpreter.interpreter_builder.options.__dict__
     monkeypatch.setitem(options, "sanitize_overflow", False)
     if PLACE == "cpu":
-        monkeypatch.setattr(kernels, "_blocks", lambda *_: Blocks(512, 16, 16))
-        power = kernels._power
-        monkeypatch.setattr(kernels, "_power", lambda n, least, most: power(n, least, 8 * most))
+        monkeypatch.setattr(implicit_gemm, "_blocks", lambda *_: implicit_gemm.Blocks(512, 16, 16))
+        for module in (implicit_gemm, batch_norm):
+            monkeypatch.setattr(module, "power", lambda n, a, b: kernels.power(n, a, 8 * b))
 
 
 def reference(x, weight, bias, geometry):
@@ -117,8 +110,8 @@ def test_a_large_batch_is_taken_in_parts(monkeypatch):
     geometry = Geometry.of(1, 1, 1, 1)
     x, weight = torch.randn(2, 5, 1, 6, 6, device=PLACE), torch.randn(2, 3, 1, 3, 3, device=PLACE)
     whole = convolution._implicit(x, weight, None, geometry, False)
-    monkeypatch.setattr(kernels, "MAX_PIXELS", 2 * 8 * 8)
-    assert kernels.samples_at_once(x, weight, geometry) == 2
+    monkeypatch.setattr(implicit_gemm, "MAX_PIXELS", 2 * 8 * 8)
+    assert implicit_gemm.samples_at_once(x, weight, geometry) == 2
     assert torch.equal(convolution._implicit(x, weight, None, geometry, False), whole)
 
 
@@ -135,8 +128,8 @@ def test_a_weights_gradient_is_added_up_from_parts():
     x, gy = torch.randn(2, 2, 9, 8, 8, device=PLACE), torch.randn(2, 2, 17, 8, 8, device=PLACE)
     weight = torch.randn(2, 17, 9, 3, 3, device=PLACE)
     given = gy, x, weight, geometry, True, None
-    whole = kernels.correlated_weights(*given)
-    parts = kernels.correlated_weights(*given, Blocks(64, 16, 64), 64)
+    whole = implicit_gemm.correlated_weights(*given)
+    parts = implicit_gemm.correlated_weights(*given, implicit_gemm.Blocks(64, 16, 64), 64)
     for one, other in zip(parts, whole, strict=True):
         assert off(one, other) < 2e-6
 
@@ -187,7 +180,7 @@ def test_pools_give_torchs_numbers(shape, kernel):
     planes = x.view(1, -1, *shape[-2:])
     expected = F.max_pool2d(planes, kernel)
     gy = torch.randn(expected.shape, device=PLACE)
-    found = vmap(lambda each: kernels.Pool.apply(each, kernel)[0])(planes[0]).unsqueeze(0)
+    found = vmap(lambda each: Pool.apply(each, kernel)[0])(planes[0]).unsqueeze(0)
     torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
     pair = [torch.autograd.grad(y, x, gy)[0] for y in (found, expected)]
     assert torch.equal(*pair)
@@ -242,7 +235,7 @@ def test_slots_may_share_what_a_batch_norm_takes(affine):
 def test_the_variance_of_infinite_numbers_is_nan():
     x = torch.randn(1, 4, 2, 3, device=PLACE)
     x[0, 1, 0, 1] = torch.inf
-    y, _, variances = kernels.Norm.apply(x, None, None, 1e-5, x)
+    y, _, variances = Norm.apply(x, None, None, 1e-5, x)
     assert variances.isnan().tolist() == [[True, False]]
     assert y[0, :, 0].isnan().all()
     assert y[0, :, 1].isfinite().all()
@@ -272,7 +265,7 @@ def trials(words, count=5):
 @pytest.fixture
 def planned(monkeypatch):
     """Plans are chosen on this device, for programs that have none yet, and none stays."""
-    monkeypatch.setattr(convolution, "MEASURED_ON", ("cpu", "cuda"))
+    monkeypatch.setattr(autotune, "MEASURED_ON", ("cpu", "cuda"))
     programs = [Program.of(make_spec(*words)) for words in (CONVNET, RESNET)]
     for program in programs:
         program.plans.clear()
@@ -302,14 +295,14 @@ def assert_close(found, expected):
 @pytest.mark.parametrize("fault", ["other numbers", "raises"])
 def test_kernels_that_fail_are_not_used(planned, monkeypatch, caplog, fault):
     """Neither by the choice nor, forced, without the contract's comparison finding it."""
-    original = kernels.correlated_inputs
+    original = implicit_gemm.correlated_inputs
 
     def failing(*given):
         if fault == "raises":
             raise TypeError("a compiler's\nerror")
         return -original(*given)
 
-    monkeypatch.setattr(kernels, "correlated_inputs", failing)
+    monkeypatch.setattr(implicit_gemm, "correlated_inputs", failing)
     monkeypatch.setattr(Chooser, "_fastest", lambda *_: ("implicit",) * 3)
     program = Program.of(make_spec(*CONVNET))
     with caplog.at_level("INFO"):
@@ -334,15 +327,15 @@ def test_the_fastest_plan_is_used_and_kept(planned, monkeypatch, tmp_path):
         plan = run.args[0].given.plan
         return 1.0 if plan is not None and plan.kernels else 2.0
 
-    monkeypatch.setattr(convolution, "_seconds", took)
+    monkeypatch.setattr(autotune, "_seconds", took)
     Widths(2, file=file).of(program)
     plan = program.plans.pop(2)
     assert plan.kernels
     assert not plan.last
-    assert Plan.read(convolution.record(plan)) == plan
-    old = {key: value for key, value in convolution.record(plan).items() if key != "version"}
+    assert Plan.read(autotune.record(plan)) == plan
+    old = {key: value for key, value in autotune.record(plan).items() if key != "version"}
     assert Plan.read(old) is None
-    assert Plan.read({**old, "version": convolution.VERSION - 1}) is None
+    assert Plan.read({**old, "version": autotune.VERSION - 1}) is None
 
 
 @pytest.mark.parametrize("given", ["groups", "channels last", "float64", "another device"])
@@ -381,7 +374,7 @@ import torch
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile, make_backend
 from triton.runtime.jit import create_function_from_signature
-from sweepstack.models import kernels
+from sweepstack.models.kernels import batch_norm, gemm, max_pool
 
 def wanted(kernel, dtype):
     for name in kernel.arg_names:
@@ -401,17 +394,17 @@ for capability, kinds in ((80, KINDS[:1]), (90, KINDS)):
     for dtype, precision, at_once in kinds:
         sizes = {"WIDE": False, "PRECISION": precision, "P": 64, "N": 16, "K": 16}
         cases = [
-            (kernels._multiply, {"BIAS": True, "APART": False, "V": at_once, **sizes}),
-            (kernels._multiply, {"BIAS": False, "APART": True, "V": at_once, **sizes}),
-            (kernels._multiply, {"BIAS": True, "APART": True, "V": 1, **sizes}),
-            (kernels._weights, {"BIAS": True, "V": at_once, "G": at_once, **sizes}),
-            (kernels._weights, {"BIAS": False, "V": 1, "G": 1, **sizes}),
-            (kernels._lay, {"Q": 64, "C": 16}),
-            (kernels._add_up, {"TILE": 1024}),
-            (kernels._pool, {"KH": 2, "KW": 3, "TILE": 1024}),
-            (kernels._pool_back, {"KH": 2, "KW": 3, "TILE": 1024}),
-            (kernels._normalize, {"AFFINE": True, "B": 16, "A": 128}),
-            (kernels._normalize_back, {"AFFINE": True, "B": 16, "A": 128}),
+            (gemm.multiply, {"BIAS": True, "APART": False, "V": at_once, **sizes}),
+            (gemm.multiply, {"BIAS": False, "APART": True, "V": at_once, **sizes}),
+            (gemm.multiply, {"BIAS": True, "APART": True, "V": 1, **sizes}),
+            (gemm.weight_gradient, {"BIAS": True, "V": at_once, "G": at_once, **sizes}),
+            (gemm.weight_gradient, {"BIAS": False, "V": 1, "G": 1, **sizes}),
+            (gemm.lay, {"Q": 64, "C": 16}),
+            (gemm.add_up, {"TILE": 1024}),
+            (max_pool._pool, {"KH": 2, "KW": 3, "TILE": 1024}),
+            (max_pool._pool_back, {"KH": 2, "KW": 3, "TILE": 1024}),
+            (batch_norm._normalize, {"AFFINE": True, "B": 16, "A": 128}),
+            (batch_norm._normalize_back, {"AFFINE": True, "B": 16, "A": 128}),
         ]
         some = cases if (capability, dtype) == (90, "*bf16") else cases[1:4:2]
         for kernel, chosen in some:

@@ -1,49 +1,30 @@
-"""Transfer learning: weights of a file or a run, what is frozen, whose features are kept."""
+"""Transfer learning: weights of a file or a run, what is frozen or learns slower."""
 
 from __future__ import annotations
 
 import copy
-import dataclasses
 import json
-import logging
 
-import numpy as np
 import pytest
 import torch
-import torchvision
-from engine_support import by_number, varied
+from engine_support import by_number, save, varied
 from PIL import Image
 from sklearn.datasets import load_digits
 from support import make_spec
 from torch import nn
 
-from sweepstack import models
 from sweepstack.cli import preflight
-from sweepstack.config import reading
 from sweepstack.config.errors import EnvironmentFault, InputError
-from sweepstack.config.schema import TorchvisionModel
 from sweepstack.data import streams
 from sweepstack.engine.program import Program
 from sweepstack.engine.train import Interrupted, train
-from sweepstack.models import features, layers, pretrained
+from sweepstack.models import pretrained
 from sweepstack.runs import prediction
-from sweepstack.runs.folder import write_model
-from sweepstack.runs.rerun.restore import as_typed
 from sweepstack.training.spec import Monitor
 
 CONV = ("model=convnet", "model.width=8", "model.hidden=[32]", "batch.size=32")
 RESNET = ("model=resnet", "model.width=8", "batch.size=32")
 FROZEN = (*CONV, "model.freeze=backbone")
-HUB = """
-import torch
-from torch import nn
-
-def net(width=8, pretrained=False):
-    model = nn.Sequential(nn.Flatten(), nn.Linear(64, width), nn.Tanh(), nn.Linear(width, 3))
-    if pretrained:
-        nn.init.constant_(model[1].weight, 0.25)
-    return model
-"""
 
 
 @pytest.fixture(scope="module")
@@ -72,11 +53,6 @@ def run(*words, **settings):
     (result,) = train([make_spec(*words, **settings)])
     assert result.error is None
     return result
-
-
-def save(folder, result):
-    folder.mkdir()
-    write_model(folder, result)
 
 
 # --- what must hold ---------------------------------------------------------------------------
@@ -211,129 +187,6 @@ def test_without_a_network_default_weights_are_one_line(monkeypatch):
         Program(make_spec("model=torchvision", "model.weights=DEFAULT", "data.image_size=8"))
 
 
-# --- torchvision and hub --------------------------------------------------------------------------
-
-ARCHES = (
-    *("resnet18", "vgg11", "mobilenet_v2", "mobilenet_v3_small", "efficientnet_b0", "densenet121"),
-    *("convnext_tiny", "vit_b_16", "squeezenet1_0", "googlenet", "inception_v3", "alexnet"),
-    *("shufflenet_v2_x1_0", "mnasnet0_5", "swin_t", "maxvit_t"),
-)
-
-
-@pytest.mark.parametrize("arch", ARCHES)
-def test_the_last_layer_of_a_model_of_torchvision_gives_the_classes(arch):
-    size = 224 if arch in ("vit_b_16", "maxvit_t", "swin_t") else 64
-    with torch.device("meta"):
-        module = models.pretrained.build(of(arch), (3, size, size), 7)
-    last = module.get_submodule(pretrained.head(module))
-    assert (last.out_features if isinstance(last, nn.Linear) else last.out_channels) == 7
-    reference = (
-        torchvision.models.get_model(arch, weights=None, init_weights=False)
-        if arch in ("googlenet", "inception_v3")
-        else None
-    )
-    assert reference is None or pretrained.head(module) == "fc"
-
-
-def of(arch, weights=None, **settings):
-    return TorchvisionModel(name="torchvision", arch=arch, weights=weights, **settings)
-
-
-def test_weights_of_torchvision_give_its_own_outputs(tmp_path):
-    torch.manual_seed(0)
-    own = torchvision.models.resnet18(num_classes=9).eval()
-    torch.save(own.state_dict(), tmp_path / "w.pt")
-    x = torch.rand(2, 1, 32, 32)
-    for channels in (3, 1):
-        module = pretrained.build(of("resnet18"), (channels, 32, 32), 4).eval()
-        loaded = pretrained.load(module, of("resnet18", f"{tmp_path}/w.pt"), "abcd")
-        assert module.state_dict().keys() - loaded == {"fc.weight", "fc.bias"}
-        module.fc = own.fc
-        with torch.no_grad():
-            torch.testing.assert_close(
-                module(x.expand(2, channels, 32, 32)), own(x.expand(2, 3, 32, 32))
-            )
-
-
-def test_pictures_come_as_named_weights_ask(monkeypatch):
-    data = make_spec().config.data
-    asked = pretrained.as_weights_ask(of("resnet18", "DEFAULT"), data, 3)
-    assert (asked.image_size, asked.normalization) == (224, "fixed")
-    assert asked.mean == (0.485, 0.456, 0.406)
-    gray = pretrained.as_weights_ask(of("resnet18", "IMAGENET1K_V1"), data, 1)
-    assert gray.mean == (pytest.approx(0.449),)
-    assert pretrained.as_weights_ask(of("resnet18", "w.pt"), data, 3) is data
-    own = torchvision.models.mobilenet_v3_small().state_dict()
-    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", lambda *a, **k: own)
-    words = (
-        "model.arch=mobilenet_v3_small",
-        "model.weights=DEFAULT",
-        "data.image_size=16",
-        "batch.size=8",
-    )
-    program = Program(
-        make_spec("model=torchvision", *words, "model.freeze=backbone", "data.subset=40")
-    )
-    assert program.seen.input_shape == (1, 16, 16)
-    assert float(program.inputs["shift"]) == pytest.approx(0.449)
-    assert program.data.input_shape == (1024,)  # up to the first dropout
-
-
-def test_stochastic_depth_draws_from_the_trials_seed():
-    depth = layers.adapt(nn.Sequential(torchvision.ops.StochasticDepth(0.5, "row")))
-    assert len(layers.dropouts(depth)) == 1
-    x = torch.ones(64, 3, 2, 2)
-    first, again, other = (
-        torch.func.functional_call(depth, {"0.key": torch.tensor(key)}, (x,)) for key in (1, 1, 2)
-    )
-    assert torch.equal(first, again)
-    assert not torch.equal(first, other)
-    assert all(row.unique().numel() == 1 for row in first)
-    assert set(first.unique().tolist()) == {0.0, 2.0}
-    layers.restore(depth, 0.1)
-    assert isinstance(depth[0], torchvision.ops.StochasticDepth)
-    assert (depth[0].p, depth[0].mode) == (0.5, "row")
-
-
-@pytest.fixture
-def repo(tmp_path):
-    (tmp_path / "repo").mkdir()
-    (tmp_path / "repo/hubconf.py").write_text(HUB)
-    return tmp_path / "repo"
-
-
-def test_a_hub_entry_is_built_where_its_repository_is_trusted(repo, tmp_path):
-    words = ("model=hub", f"model.repo={repo}", "model.entry=net", "+model.pretrained=true")
-    with pytest.raises(InputError, match="must be named in trust, for its code is run"):
-        Program(make_spec(*words))
-    spec = make_spec(*words, f"trust=[{repo}]", "model.freeze=['1']", "training.max_steps=5")
-    assert spec.config.model.arguments == '{"pretrained": true}'
-    result = run(*words, f"trust=[{repo}]", "model.freeze=['1']", "training.max_steps=5")
-    assert result.best_state["3.weight"].shape == (10, 8)
-    assert (result.best_state["1.weight"] == 0.25).all()
-    save(tmp_path / "run", result)
-    with pytest.raises(InputError, match="must be named in trust"):
-        prediction.load(tmp_path / "run")
-    model = prediction.load(tmp_path / "run", trust=[str(repo)])
-    assert model(torch.rand(2, 1, 8, 8)).shape == (2, 10)
-    with pytest.raises(
-        InputError, match=r"must be a function of hubconf.py .*, got 'nat'; did you mean 'net'"
-    ):
-        Program(make_spec(*words, f"trust=[{repo}]", "model.entry=nat"))
-    with pytest.raises(EnvironmentFault, match="there is no folder"):
-        Program(make_spec(*words, f"model.repo={repo}s", f"trust=[{repo}s]"))
-
-
-def test_a_custom_model_may_have_an_argument_called_name():
-    words = ("model=custom", "model._target_=torchvision.models.get_model", "+model.name=resnet18")
-    spec = make_spec(*words, "trust=[torchvision]")
-    assert json.loads(spec.config.model.arguments) == {"name": "resnet18"}
-    again = reading.read_plain(as_typed(dataclasses.asdict(spec.config)))
-    assert again.model == spec.config.model
-    with pytest.raises(InputError, match=r"did you mean model=torchvision model\.arch=NAME"):
-        Program(make_spec(*words))
-
-
 # --- freezing and groups --------------------------------------------------------------------------
 
 
@@ -442,62 +295,6 @@ def test_frozen_batch_norms_stay(halves, tmp_path):
         assert torch.equal(tensor, first.best_state[name]) == statistics, name
 
 
-# --- features that are kept -----------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "words",
-    [
-        CONV,
-        (*CONV, "regularization.dropout=0.3"),
-        ("model=resnet", "model.width=4"),
-        ("model.hidden=[16,16]", "regularization.batch_norm=true", "regularization.dropout=0.3"),
-    ],
-)
-def test_kept_features_give_the_numbers_of_the_whole_model(words, tmp_path):
-    words = (*words, "training.max_steps=8", "training.eval_every=4", "data.subset=200")
-    save(tmp_path / "run", run(*words))
-    frozen = "[convs,head.hidden]" if "model=convnet" in words else "backbone"
-    frozen = (f"model.freeze={frozen}", f"model.weights={tmp_path / 'run'}", "init=xavier")
-    sides = []
-    for cached in ("true", "false"):
-        base = make_spec(*words, *frozen, f"model.cache_features={cached}").config
-        specs = [
-            varied(base, n, training={"seed": n}, optimizer={"lr": 0.01 / (1 + n)})
-            for n in range(3)
-        ]
-        sides.append(by_number(train(specs, width=3)))
-        alone = by_number(train(specs))
-        for number, result in alone.items():
-            for row, other in zip(result.history, sides[-1][number].history, strict=True):
-                assert row == pytest.approx(other, rel=1e-3)
-    kept, whole = (
-        Program(make_spec(*words, *frozen, f"model.cache_features={c}")) for c in ("true", "false")
-    )
-    assert kept.data.input_shape != whole.data.input_shape == kept.seen.input_shape
-    assert kept.inputs == whole.inputs or str(kept.inputs) == str(whole.inputs)
-    for number, mine in sides[0].items():
-        other = sides[1][number]
-        for row, reference_row in zip(mine.history, other.history, strict=True):
-            assert row == pytest.approx(reference_row, rel=1e-3)
-        assert mine.best_state.keys() == other.best_state.keys()
-        assert mine.num_parameters == other.num_parameters
-
-
-def test_features_of_another_cut_are_not_taken_for_these(tmp_path):
-    words = ("model.hidden=[8,8]", "data.subset=200", "batch.size=16")
-    net = Program.of(make_spec(*words)).module
-    torch.save({n: torch.rand(t.shape) - 0.5 for n, t in net.state_dict().items()}, tmp_path / "w")
-    words += (f"model.weights={tmp_path / 'w'}", "model.freeze=backbone")
-    for dropout in ("0", "0.3"):  # behind the first hidden layer, which is then the last fixed one
-        program = Program(make_spec(*words, f"regularization.dropout={dropout}"))
-        assert program.module is not program.whole
-        with torch.no_grad():
-            mine = program.module.eval()(next(program.sources["val"].chunks(9))[0])
-            whole = program.whole.eval()(program.seen.val.gather(torch.arange(9))[0])
-        torch.testing.assert_close(mine, whole, rtol=1e-4, atol=1e-5)
-
-
 def test_no_trial_resumes_on_other_frozen_weights(tmp_path):
     words = ("data.subset=100", "model.hidden=[4]", "training.max_steps=4", "training.eval_every=2")
     net = Program.of(make_spec(*words)).module
@@ -516,46 +313,6 @@ def test_no_trial_resumes_on_other_frozen_weights(tmp_path):
     (result,) = train([spec])
     assert result.state == "failed"
     assert "another config or other data or weights" in str(result.error)
-
-
-def test_files_that_change_are_read_again(tmp_path):
-    words = ("data=arrays", f"data.train={tmp_path / 'a.npz'}", "model.hidden=[4]", "batch.size=8")
-    weights = (f"model.weights={tmp_path / 'w.pt'}", "model.freeze=backbone")
-
-    def written(seed):
-        torch.manual_seed(seed)
-        x = torch.rand(60, 5)
-        np.savez(tmp_path / "a.npz", x=x, y=x[:, 0] > 0.5)
-        net = Program.of(make_spec(*words)).module
-        torch.save({name: torch.rand(t.shape) for name, t in net.state_dict().items()}, file)
-
-    def kept():
-        program = Program.of(make_spec(*words, *weights))
-        return program.shared["hidden.0.weight"], next(program.sources["train"].chunks(9))[0]
-
-    file = tmp_path / "w.pt"
-    written(0)
-    before = kept()
-    saved = file.read_bytes()
-    written(1)
-    file.write_bytes(saved)  # other data, the same weights
-    others = kept()
-    written(1)
-    after = kept()
-    assert torch.equal(before[0], others[0])
-    assert not torch.equal(before[1], others[1])
-    assert not torch.equal(others[0], after[0])
-    assert not torch.equal(others[1], after[1])
-
-
-def test_what_cannot_be_kept_trains_all_the_same(caplog, tmp_path):
-    save(tmp_path / "run", run("training.max_steps=2"))
-    words = (f"model.weights={tmp_path / 'run'}", "model.freeze=backbone", "training.max_steps=2")
-    caplog.set_level(logging.INFO)
-    run(*words, "regularization.cutout=2")
-    assert "features of frozen layers are not kept: cutout changes the samples" in caplog.text
-    with pytest.raises(features.Uncuttable, match="one layer"):
-        features.cut(nn.Linear(2, 2), ["weight", "bias"])
 
 
 def test_a_saved_model_needs_no_file_of_weights(halves, tmp_path):

@@ -16,6 +16,8 @@ from plots_support import new as new_study
 from report_support import data_of
 from scipy import stats
 
+from sweepstack.cli.best import winner
+from sweepstack.config import composition
 from sweepstack.config import reading as config
 from sweepstack.config.errors import InputError
 from sweepstack.reporting import comparison, overview
@@ -127,12 +129,12 @@ def test_a_number_is_the_same_whether_a_column_has_gaps_or_not():
 
 
 def test_a_single_pair_has_no_interval_and_equal_differences_have_no_width():
-    one = comparison._statistics(np.array([0.1]), 1)
+    one = comparison.statistics(np.array([0.1]), 1)
     assert (one.n, one.mean) == (1, 0.1)
     assert math.isnan(one.low)
-    same = comparison._statistics(np.array([0.1, 0.1]), 1)
+    same = comparison.statistics(np.array([0.1, 0.1]), 1)
     assert (same.low, same.high, same.probability) == (0.1, 0.1, 1.0)
-    assert comparison._statistics(np.zeros(3), 1).probability == 0.5
+    assert comparison.statistics(np.zeros(3), 1).probability == 0.5
 
 
 def test_what_cannot_be_compared_is_said_in_one_line():
@@ -144,7 +146,7 @@ def test_what_cannot_be_compared_is_said_in_one_line():
     theirs = viewed("theirs", ONE)
     theirs.study.set_user_attr("sweepstack.sweep", {"application": {"name": "sphere"}})
     with pytest.raises(InputError, match=r"another program's \(sphere\), and best -o writes only"):
-        comparison.winner(theirs, Path("nowhere"))
+        winner(theirs, Path("nowhere"))
     empty = viewed("c", [])
     with pytest.raises(InputError, match="study c has none"):
         comparison.check([one, empty])
@@ -166,7 +168,7 @@ def test_the_winner_is_a_config_that_composes_to_what_was_trained(main, capsys):
     assert main("-m", *words, "model.hidden=[8]", "hydra.sweeper.study_name=s").code == 0
     view = open_study("s")
     capsys.readouterr()
-    assert comparison.winner(view, Path("won")) == 0
+    assert winner(view, Path("won")) == 0
     said = capsys.readouterr().out.splitlines()
     (best,) = view.best_rows().head(1).to_dict("records")
     assert f"trial {best['number']}: val_accuracy {best['val_accuracy']:.4f}, " in said[2]
@@ -174,18 +176,18 @@ def test_the_winner_is_a_config_that_composes_to_what_was_trained(main, capsys):
     assert said[3] == f"model: outputs/studies/s/{best['number']}/best.pt"
     written = yaml.safe_load(Path("won/experiment/winner.yaml").read_text())
     assert written["init"]["scheme"] == "he"
-    again = config.read(config.compose(["+experiment=winner"], "won"))
+    again = config.read(composition.compose(["+experiment=winner"], "won"))
     (best,) = [t for t in view.trials if t.number == view.best_rows().iloc[0]["number"]]
     assert TrialSpec(again).config_hash == best.user_attrs["config_hash"]
     with pytest.raises(InputError, match="exists: name another folder"):
-        comparison.winner(view, Path("won"))
+        winner(view, Path("won"))
 
 
 def test_a_winner_trusts_no_package_and_the_command_that_says_so_is_quoted(main, capsys):
     words = ("init=he,zeros", "training.max_steps=2", "model.hidden=[8]", "trust=mynet")
     assert main("-m", *words, "logger=csv", "hydra.sweeper.study_name=s").code == 0
     capsys.readouterr()
-    assert comparison.winner(open_study("s"), Path("my winner")) == 0
+    assert winner(open_study("s"), Path("my winner")) == 0
     written = yaml.safe_load(Path("my winner/experiment/winner.yaml").read_text())
     assert {"trust", "logger"}.isdisjoint(written)
     said = capsys.readouterr().out.splitlines()[-1]
@@ -193,7 +195,7 @@ def test_a_winner_trusts_no_package_and_the_command_that_says_so_is_quoted(main,
     for file in Path("outputs/studies/s").glob("*/config.yaml"):
         file.write_text("a: &a [1]\nb: *a\n")
     with pytest.raises(InputError, match=r"has no config\.yaml here that can be read"):
-        comparison.winner(open_study("s"), Path("another"))
+        winner(open_study("s"), Path("another"))
 
 
 def test_a_study_and_a_list_for_programs_are_json(main, capsys):

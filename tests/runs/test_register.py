@@ -17,7 +17,7 @@ from sweep_support import QUICK
 from sweepstack.runs import register
 from sweepstack.runs.register import Entry, Membership
 from sweepstack.study.book import processes
-from sweepstack.sweep.worker.launch import Crew
+from sweepstack.sweep.worker.jobs import Crew
 from sweepstack.sweep.worker.worker import Worker
 
 SMI = """\

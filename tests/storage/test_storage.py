@@ -23,6 +23,7 @@ from sqlalchemy.pool import QueuePool
 
 from sweepstack import storage
 from sweepstack.config.errors import EnvironmentFault, InputError, masked, one_line
+from sweepstack.storage import server
 
 
 class Server(DefaultDialect):
@@ -456,23 +457,23 @@ def test_a_server_that_neither_answers_nor_fails_is_cut_off(monkeypatch):
     for name in ("executemany", "execute_no_params", "commit", "rollback", "ping"):
         setattr(dialect, f"do_{name}", None)
     engine: Any = types.SimpleNamespace(dialect=dialect, dispose=lambda: None)
-    monkeypatch.setattr(storage.event, "listens_for", lambda *_: lambda listener: None)
-    storage._limit_statements(engine, -1.0)
+    monkeypatch.setattr(server.event, "listens_for", lambda *_: lambda listener: None)
+    server._limit_statements(engine, -1.0)
     with ours, theirs:
         assert dialect.do_execute(types.SimpleNamespace(connection=ours)) == b""
-    assert not storage._due
+    assert not server._due
 
 
 def test_a_grpc_server_that_does_not_answer_may_answer_later():
-    silent = storage._limited(threading.Event().wait, 0.01)
+    silent = server._limited(threading.Event().wait, 0.01)
     with pytest.raises(StorageInternalError, match="no answer within") as raised:
         silent()
     assert storage.is_transient(raised.value)
-    assert storage._limited(len, 1.0)("four") == 4
+    assert server._limited(len, 1.0)("four") == 4
 
 
 def test_what_is_said_to_a_driver_about_silence():
     for driver in ("psycopg", "psycopg2"):
-        assert storage._limits(driver, 60.0)["tcp_user_timeout"] == 60_000
-    assert storage._limits("pymysql", 60.0)["read_timeout"] == 60
-    assert storage._limits("oracledb", 60.0) == {}
+        assert server._limits(driver, 60.0)["tcp_user_timeout"] == 60_000
+    assert server._limits("pymysql", 60.0)["read_timeout"] == 60
+    assert server._limits("oracledb", 60.0) == {}

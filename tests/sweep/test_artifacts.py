@@ -21,7 +21,7 @@ from sweepstack.storage.artifacts import Store
 from sweepstack.study import view
 from sweepstack.study.attributes import ARTIFACTS
 from sweepstack.sweep.sweep import sweep
-from sweepstack.sweep.worker.trainer import TrainingApp
+from sweepstack.sweep.worker.training_app import TrainingApp
 from sweepstack.sweep.worker.trial_folder import over
 
 WORDS = [*(w for w in QUICK if "hydra" not in w), "optimizer.lr=interval(0.01,0.1)"]

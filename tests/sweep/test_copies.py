@@ -14,7 +14,7 @@ from optuna.trial import TrialState, create_trial
 from sweep_support import QUICK
 
 from sweepstack import storage
-from sweepstack.cli import housekeeping, merging
+from sweepstack.cli import draft, housekeeping, merging
 from sweepstack.cli.study import run
 from sweepstack.config.errors import EnvironmentFault, InputError
 from sweepstack.reporting.dashboard import decorate
@@ -185,12 +185,12 @@ def test_a_rename_in_a_journal_that_was_killed_is_made_good(folder, monkeypatch,
 
     def die(*given, **named):
         patched.setattr(housekeeping.os, "rename", lambda *_: None)
-        patched.setattr(housekeeping.shutil, "rmtree", lambda *_, **__: None)
+        patched.setattr(draft.shutil, "rmtree", lambda *_, **__: None)
         patched.setattr(optuna, "delete_study", lambda *_, **__: None)
         raise Killed
 
     with monkeypatch.context() as patched:
-        owner = housekeeping if at == "before" else PublicBook
+        owner = draft if at == "before" else PublicBook
         patched.setattr(owner, "_set_user" if at == "before" else "deletion", die)
         with pytest.raises(Killed):
             run(["rename", "a", "b", "--storage", JOURNAL])
@@ -266,16 +266,16 @@ class Killed(BaseException):
 )
 def test_a_killed_copy_leaves_no_study_that_looks_whole(folder, monkeypatch, to, name, after):
     before, left = content(study("old")), [None] * after
-    owner = housekeeping if name == "last" else type(storage.connect(to))
+    owner = draft if name == "last" else type(storage.connect(to))
     if name == "last":
-        name = "_set_user" if to == JOURNAL else "_renaming"
+        name = "_set_user" if to == JOURNAL else "renaming"
     call = getattr(owner, name)
 
     def die(*given, **named):
         if left:
             left.pop()
             return call(*given, **named)
-        patched.setattr(housekeeping.shutil, "rmtree", lambda *_, **__: None)
+        patched.setattr(draft.shutil, "rmtree", lambda *_, **__: None)
         patched.setattr(optuna, "delete_study", lambda *_, **__: None)
         raise Killed
 
@@ -294,13 +294,13 @@ def test_a_killed_copy_leaves_no_study_that_looks_whole(folder, monkeypatch, to,
 
 
 def test_a_folder_that_another_process_made_meanwhile_is_left_alone(folder, monkeypatch):
-    plain = housekeeping.Draft._write
+    plain = draft.Draft._write
 
     def meanwhile(*given):
         write("new", 5)  # a sweep begins the study `new`
         return plain(*given)
 
-    monkeypatch.setattr(housekeeping.Draft, "_write", meanwhile)
+    monkeypatch.setattr(draft.Draft, "_write", meanwhile)
     with pytest.raises(EnvironmentFault, match="cannot make study new"):
         run(["copy", "old", "new"])
     assert names() == ["old"]

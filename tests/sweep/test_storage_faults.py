@@ -9,7 +9,7 @@ from optuna.storages import RDBStorage
 from sqlalchemy.exc import OperationalError
 from sweep_support import QUICK, states, study
 
-from sweepstack import storage
+from sweepstack.storage import patience
 from sweepstack.study.attributes import CONTINUES, LOST
 from sweepstack.study.book.bulk import BulkBook
 
@@ -100,7 +100,7 @@ def test_training_goes_on_while_a_server_is_away(main, tmp_path, monkeypatch, wo
     def away(self, reports=(), endings=()):
         found = list(reports)
         if found or endings:
-            calls.append(storage._latest.get() != float("inf"))
+            calls.append(patience._latest.get() != float("inf"))
             if calls[-1]:
                 raise OperationalError("x", {}, Exception("gone"), connection_invalidated=True)
         return write(self, found, endings)

@@ -14,7 +14,7 @@ from sweepstack.config import schema
 from sweepstack.config.errors import InputError
 from sweepstack.engine.program import Program
 from sweepstack.engine.train import train
-from sweepstack.training.augmentation import changes
+from sweepstack.training.evaluation import changes
 
 SHORT = ("training.max_steps=30", "training.eval_every=15", "data.subset=300", "model.hidden=[20]")
 ALL = ("evaluation.shift=2", "evaluation.rotation=20", "evaluation.noise=0.2")

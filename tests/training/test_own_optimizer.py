@@ -16,7 +16,7 @@ from torch import nn
 from sweepstack.config import trust
 from sweepstack.config.errors import InputError
 from sweepstack.engine.program import Program
-from sweepstack.engine.runner import Slot
+from sweepstack.engine.slot import Slot
 from sweepstack.engine.train import Interrupted, train
 from sweepstack.runs.progress import Watch
 from sweepstack.training import own

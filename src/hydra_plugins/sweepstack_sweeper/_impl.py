@@ -20,14 +20,15 @@ from omegaconf import DictConfig, OmegaConf, flag_override
 from omegaconf.errors import OmegaConfBaseException
 
 from sweepstack.config.check import shown
+from sweepstack.config.composition import folder
 from sweepstack.config.errors import EnvironmentFault, InputError, one_line
 from sweepstack.config.hydra_adapter import quoted
-from sweepstack.config.reading import folder
 from sweepstack.storage import url as storage_url
 from sweepstack.sweep import sweep as sweeps
 from sweepstack.sweep.worker.application import HydraApp
-from sweepstack.sweep.worker.launch import Crew, JobsFailed, Launch, WorkerFailed
-from sweepstack.sweep.worker.trainer import TrainingApp
+from sweepstack.sweep.worker.jobs import Crew, JobsFailed, Launch
+from sweepstack.sweep.worker.launch import WorkerFailed
+from sweepstack.sweep.worker.training_app import TrainingApp
 
 log = logging.getLogger("sweepstack.sweep")
 STORAGE = "hydra.sweeper.storage"

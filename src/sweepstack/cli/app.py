@@ -29,7 +29,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sweepstack.cli import preflight
-from sweepstack.config import commands, hydra_adapter, trust
+from sweepstack.config import commands, composition, hydra_adapter, trust
 from sweepstack.config import reading as config
 from sweepstack.config.errors import (
     InputError,
@@ -144,8 +144,8 @@ def _hydra() -> None:
     before = os.environ.get("HYDRA_FULL_ERROR")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # or it prints a traceback itself, and exits
     main = hydra.main(
-        config_path=str(config.folder("conf")),
-        config_name=config.CONFIG_NAME,
+        config_path=str(composition.folder("conf")),
+        config_name=composition.CONFIG_NAME,
         **hydra_adapter.MAIN_ARGUMENTS,
     )
     try:
@@ -159,13 +159,13 @@ def _hydra() -> None:
 def _help(words: Sequence[str], config_dir: str | None) -> str:
     """How to call the command, and the options of each group; for `words`, overrides or names of
     groups, every key of what they choose with its comment."""
-    conf = config.folder("conf")
+    conf = composition.folder("conf")
     known = sorted(path.name for path in conf.iterdir() if path.is_dir())
     named = [word for word in words if "=" not in word]
     if wrong := [f"there is no group '{n}'{nearest(n, known)}" for n in named if n not in known]:
         raise InputError(wrong)
     overrides = [word for word in words if word not in named]
-    composed = config.compose(overrides, config_dir, with_hydra=True)
+    composed = composition.compose(overrides, config_dir, with_hydra=True)
     choices = dict(reversed(composed.hydra.runtime.choices.items()))
     if not words:
         rows = [_row(group, choices[group]) for group in choices if group in known]
@@ -174,7 +174,7 @@ def _help(words: Sequence[str], config_dir: str | None) -> str:
     chosen = {group: name for group, name in choices.items() if group in given & {*known}}
     parts = [_keys_of(conf / group / f"{name}.yaml") for group, name in chosen.items()]
     if given - chosen.keys():
-        top = (conf / f"{config.CONFIG_NAME}.yaml").read_text("utf-8")
+        top = (conf / f"{composition.CONFIG_NAME}.yaml").read_text("utf-8")
         keys = top[top.index("\n\n") : top.index("hydra:")].strip()
         parts.append("\n".join(["top level", *_indented(keys)]))
     return "\n\n".join(parts)
@@ -197,7 +197,7 @@ def _others(file: Path) -> list[str]:
 
 def _row(group: str, name: str) -> str:
     """A group's options in lines of 80 columns."""
-    others = _others(config.folder("conf") / group / f"{name}.yaml")
+    others = _others(composition.folder("conf") / group / f"{name}.yaml")
     text = ", ".join([name, *others]) if others else "values alone, no options"
     margin = " " * 18
     text = textwrap.fill(text, 79, initial_indent=margin, subsequent_indent=margin)

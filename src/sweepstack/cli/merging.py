@@ -13,15 +13,12 @@ from optuna.trial import FrozenTrial, TrialState
 
 from sweepstack import storage
 from sweepstack.analysis.doctor.finding import count
+from sweepstack.cli.draft import PASSING, Draft, asked_as, refuse_taken
 from sweepstack.cli.housekeeping import (
-    PASSING,
-    Draft,
     all_here,
-    asked_as,
     conclude,
     put_artifacts,
     records,
-    refuse_taken,
     refuse_while_running,
     summary,
 )

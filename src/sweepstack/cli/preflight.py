@@ -24,7 +24,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from sweepstack.config import hydra_adapter, trust
+from sweepstack.config import composition, hydra_adapter, trust
 from sweepstack.config import reading as config
 from sweepstack.config.check import shown
 from sweepstack.config.errors import InputError, nearest, one_line
@@ -149,7 +149,7 @@ def _spelled(word: str) -> str:
         return word
     try:
         OverridesParser.create().parse_override(word)
-    except config.UNREADABLE:
+    except composition.UNREADABLE:
         return f"{key}={_NON_ASCII.sub(lambda found: quoted(found[0].strip()), value)}"
     return word
 
@@ -160,8 +160,8 @@ def check_cfg(arguments: Any) -> None:
     Raises:
         InputError: the config does not compose, or has no such package.
     """
-    name = arguments.config_name or config.CONFIG_NAME
-    cfg = config.compose(arguments.overrides, arguments.config_dir, name, with_hydra=True)
+    name = arguments.config_name or composition.CONFIG_NAME
+    cfg = composition.compose(arguments.overrides, arguments.config_dir, name, with_hydra=True)
     if (
         arguments.package not in (None, "_global_")
         and OmegaConf.select(cfg, arguments.package) is None
@@ -203,9 +203,9 @@ def check(arguments: Any, argv: Sequence[str]) -> Ready | None:
     Raises:
         SweepstackError: something is wrong; nothing was written.
     """
-    name = arguments.config_name or config.CONFIG_NAME
+    name = arguments.config_name or composition.CONFIG_NAME
     if not arguments.multirun:
-        cfg = config.compose(arguments.overrides, arguments.config_dir, name, with_hydra=True)
+        cfg = composition.compose(arguments.overrides, arguments.config_dir, name, with_hydra=True)
     if arguments.multirun or cfg.hydra.mode == RunMode.MULTIRUN:
         _check_sweep(arguments, name)
         return Ready()
@@ -280,7 +280,7 @@ def _check_sweep(arguments: Any, name: str) -> None:
         elif grammar.path_of(override).startswith(("hydra.", "hydra/")):
             mistakes.append(f"{grammar.path_of(override)} must have one value, got {text}")
     try:
-        cfg = config.compose(fixed, arguments.config_dir, name, with_hydra=True)
+        cfg = composition.compose(fixed, arguments.config_dir, name, with_hydra=True)
         if mistakes:
             config.read(cfg)
     except InputError as error:
@@ -289,7 +289,7 @@ def _check_sweep(arguments: Any, name: str) -> None:
         raise InputError(mistakes)
     try:
         configure_log(cfg.hydra.hydra_logging, cfg.hydra.verbose)  # as Hydra does next
-    except config.REFUSALS as error:
+    except composition.REFUSALS as error:
         reason = one_line(error) or type(error).__name__
         raise InputError(f"hydra.hydra_logging and hydra.verbose: {reason}") from None
     sweeper = _sweeper(cfg)
@@ -302,7 +302,7 @@ def _check_sweep(arguments: Any, name: str) -> None:
             begin_cuda(str(OmegaConf.select(cfg, "training.device")), with_blas=is_free)
         return
     params = sweeper.get("params") or {}
-    first = config.check_sweep(
+    first = composition.check_sweep(
         arguments.overrides, params, config_dir=arguments.config_dir, config_name=name
     )
     _program(TrialSpec(config.read(first)))

@@ -333,16 +333,14 @@ def _compare(options: argparse.Namespace) -> int:
 
 
 def _best(options: argparse.Namespace) -> int:
-    from sweepstack.reporting import comparison
+    from sweepstack.cli import best
     from sweepstack.study import view
 
     if options.retrain is None:
-        return comparison.winner(view.open_study(options.study, options.storage), options.output)
-    from sweepstack.cli import retrain
-
-    seeds, words = retrain.read(options.retrain)
+        return best.winner(view.open_study(options.study, options.storage), options.output)
+    seeds, words = best.read(options.retrain)
     opened = view.open_study(options.study, options.storage)
-    return retrain.retrain(opened, seeds, words, options.trust, options.output)
+    return best.retrain(opened, seeds, words, options.trust, options.output)
 
 
 def _export(options: argparse.Namespace) -> int:

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from sweepstack import storage
-from sweepstack.config import reading, sweeper
+from sweepstack.config import composition, sweeper
 from sweepstack.config import trust as trust_rule
 from sweepstack.config.errors import EnvironmentFault, InputError, masked, nearest, one_line
 from sweepstack.config.space import Space, points
@@ -29,7 +29,7 @@ from sweepstack.study.view import StudyView, open_study, outputs
 from sweepstack.sweep import plan
 from sweepstack.sweep.plan import PLACES
 from sweepstack.sweep.sweep import sweep
-from sweepstack.sweep.worker.trainer import TrainingApp
+from sweepstack.sweep.worker.training_app import TrainingApp
 from sweepstack.training import device
 
 SETTINGS = ("workers_per_gpu", "storage_timeout_s", "trusted_storage", "report", "artifacts")
@@ -124,7 +124,7 @@ def _given(given: Sequence[str]) -> tuple[list[str], Node]:
     if mistakes:
         raise InputError(mistakes)
     found = [word for word in given if _key(word) in own]
-    node = reading.compose(found, with_hydra=True).hydra.sweeper if found else {}
+    node = composition.compose(found, with_hydra=True).hydra.sweeper if found else {}
     return words, {own[_key(word)]: node[own[_key(word)]] for word in found}
 
 
@@ -185,7 +185,7 @@ def _configs_of(view: StudyView, config_dir: str | None) -> tuple[str | None, st
             "it again, a study may not name it"
         )
     is_name = config_dir is not None and re.fullmatch(r"[\w-]+", str(name))
-    return config_dir, str(name) if is_name else reading.CONFIG_NAME
+    return config_dir, str(name) if is_name else composition.CONFIG_NAME
 
 
 def _kept(recorded: Sequence[str], given: Sequence[str]) -> tuple[list[str], list[str]]:

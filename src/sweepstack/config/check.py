@@ -1,4 +1,5 @@
-"""One value against one field of the schema: its type, its range, what to say if it is wrong."""
+"""Fields of the schema: how their rules are declared, and one value against one of them (its type,
+its range, what to say if it is wrong)."""
 
 from __future__ import annotations
 
@@ -6,12 +7,30 @@ import math
 import types
 import typing
 from collections.abc import Iterable, Mapping
-from dataclasses import fields
+from dataclasses import MISSING, field, fields
 from typing import Any, Literal
 
 from sweepstack.config.errors import InputError, nearest, one_line
 
 _SYMBOLS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
+
+
+def rule(*, default: Any = MISSING, **rules: Any) -> Any:
+    """Declare a static field; `rules` are ge, gt, le, lt, the bounds of each number, and items, the
+    most numbers of a list. A config may lack a field with a default, which is then no part of what
+    identifies it: older studies and files do."""
+    return field(default=default, metadata=rules)
+
+
+def place(**rules: Any) -> Any:
+    """Declare a field that says how a trial is run and changes nothing about it: slots may differ,
+    and it is no part of what identifies a config."""
+    return dynamic(place=True, **rules)
+
+
+def dynamic(**rules: Any) -> Any:
+    """Declare a field in which the slots of a stack may differ."""
+    return rule(dynamic=True, **rules)
 
 
 def value(path: str, hint: Any, rules: Mapping[str, Any], given: Any, mistakes: list[str]) -> Any:

@@ -1,12 +1,12 @@
 """Every key of `hydra.sweeper` and of its groups `sampler` and `pruner`, declared once.
 
-A field has its type, its default in Hydra's node, its meaning, and bounds as in `schema.py`.
+A field has its type, its default in Hydra's node, its meaning, and bounds as in `check.py`.
 The plugin's nodes, the plan, the checks and docs/config.md are made from these classes, so a field
 that is added here is accepted, checked and documented. A default of None in a sampler or pruner
 leaves the setting to its class in Optuna or in `sweep/pruners.py`.
 
 Every Hydra application of this machine imports this module at its start: it stands outside of
-`schema.py`, whose import takes 40 ms, and imports neither torch, Optuna nor OmegaConf.
+`schema`, whose import takes 40 ms, and imports neither torch, Optuna nor OmegaConf.
 """
 
 # ruff: noqa: RUF009  # `key` returns a field

@@ -19,9 +19,8 @@ from sweepstack.config.schema import Custom, HubModel, Model, Plateau, Torchvisi
 from sweepstack.data import batches, streams
 from sweepstack.data.dataset import Dataset
 from sweepstack.models import features, layers, pretrained
-from sweepstack.models.convolution import Plan
-from sweepstack.training import augmentation as evaluation
-from sweepstack.training import device, early_stopping, metrics, own, schedule
+from sweepstack.models.autotune import Plan
+from sweepstack.training import device, early_stopping, evaluation, metrics, own, schedule
 from sweepstack.training import init as initialization
 from sweepstack.training import loss as losses
 from sweepstack.training import optimizer as optim

@@ -26,10 +26,11 @@ from sweepstack.config.errors import contained, one_line
 from sweepstack.data import streams
 from sweepstack.data.batches import Source
 from sweepstack.engine.program import Group, Program
-from sweepstack.models import convolution
+from sweepstack.models import autotune
 from sweepstack.training import fused, metrics, regularization
-from sweepstack.training.augmentation import Augmentation, Change
+from sweepstack.training.augmentation import Augmentation
 from sweepstack.training.device import autocast, out_of_memory
+from sweepstack.training.evaluation import Change
 from sweepstack.training.fused import Bank, Row, shares
 from sweepstack.training.stack import Stack
 
@@ -130,7 +131,7 @@ class Step:
         self.fused = on_cpu and not self.uses("dampening") and fused.works(self.rule.name)
         self._compiled: dict[Hashable, Callable[..., Any]] = {}
         self._kernels: dict[bool, Update | None] = {}
-        self.trying: convolution.Rules | None = None  # in place of the program's
+        self.trying: autotune.Rules | None = None  # in place of the program's
 
     def _augmentation(self) -> Augmentation:
         uses, program = self.uses, self.program
@@ -474,7 +475,7 @@ class Step:
         casts = program.config.training.precision == "bf16"
         if self.compiles or not (program.convolves or casts):
             return nullcontext()
-        return self.trying or convolution.Rules(program.plan(width))
+        return self.trying or autotune.Rules(program.plan(width))
 
     def _compiled_for(self, key: Hashable, function: Callable[..., Any]) -> Callable[..., Any]:
         """A function compiled for one kind of call, or as it is. torch stops after 8 recompilations

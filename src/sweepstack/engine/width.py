@@ -34,7 +34,7 @@ from sweepstack.data.dataset import TensorSplit
 from sweepstack.engine import executors
 from sweepstack.engine.program import Program
 from sweepstack.engine.step import Batch, Block, Step
-from sweepstack.models import convolution
+from sweepstack.models import autotune
 from sweepstack.training import device
 from sweepstack.training.own import say_one_by_one
 from sweepstack.training.stack import Stack
@@ -110,10 +110,10 @@ class Widths:
         if width == 1 or not plannable(program):
             return
         kept = _read(self.file)
-        if width not in program.plans and kept.get(name) == convolution.record(None):
+        if width not in program.plans and kept.get(name) == autotune.record(None):
             program.plans[width] = None
-        plan(program, width, convolution.Plan.read(kept.get(name)))
-        found, known = convolution.record(program.plans[width]), width not in program.unplanned
+        plan(program, width, autotune.Plan.read(kept.get(name)))
+        found, known = autotune.record(program.plans[width]), width not in program.unplanned
         if self.file is not None and known and kept.get(name) != found:
             _keep(self.file, {**kept, name: found})
 
@@ -165,20 +165,20 @@ class Widths:
 
 def plannable(program: Program) -> bool:
     """Whether it is measured how convolutions of the program's stacks run."""
-    place = program.device.type in convolution.MEASURED_ON
+    place = program.device.type in autotune.MEASURED_ON
     return place and program.convolves and not program.config.training.compile
 
 
-def plan(program: Program, width: int, kept: convolution.Plan | None = None) -> None:
+def plan(program: Program, width: int, kept: autotune.Plan | None = None) -> None:
     """Measure how the convolutions of a stack of `width` run, unless `program.plans` has it; where
     that fails, `unplanned` has the width. A plan that was `kept` in a file is tried once."""
     if width == 1 or width in program.plans or not plannable(program):
         return
     program.plans[width] = None  # meanwhile, and where measuring fails
-    tolerance = convolution.TOLERANCE[program.config.training.precision]
+    tolerance = autotune.TOLERANCE[program.config.training.precision]
     try:
         stepper = _Stepper(program, width)
-        chooser = convolution.Chooser(stepper.tried, program.device, tolerance)
+        chooser = autotune.Chooser(stepper.tried, program.device, tolerance)
         program.plans[width] = chooser.chosen(kept)
     except Exception as error:  # the model's own are seen where it trains
         program.unplanned.add(width)
@@ -344,7 +344,7 @@ class _Stepper:
         block = self._block(torch.zeros(shape, dtype=torch.int64))
         self.step(self.stack, next(block.batches(self.made_up)))
 
-    def tried(self, rules: convolution.Rules) -> list[list[Tensor]]:
+    def tried(self, rules: autotune.Rules) -> list[list[Tensor]]:
         """`Step.tried` of a step whose convolutions run by `rules`."""
         if self.batch is None:  # once: a capture must not copy from the CPU
             size = self.program.batch_size

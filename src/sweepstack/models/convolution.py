@@ -1,15 +1,8 @@
-"""Convolutions of a stack, each by the way that is fastest here; its max pools and batch norms.
+"""Convolutions of a stack and their gradients, in several ways.
 
 vmap turns the convolutions of S trials into one of S groups, which cuDNN runs slowly. Here each
 convolution of a stack, its input gradient and its weight gradient run in one of `WAYS`, with
-pictures in memory channels first or channels last; `Chooser` measures which, compares losses and
-gradients with vmap's, and keeps vmap's own way where nothing gains enough (`WORTH`). That is so on
-the CPUs that were tried, where it is therefore not measured (`MEASURED_ON`). A plan may also run
-max pools and batch norms by the kernels of `kernels`.
-
-`Rules` is a torch.overrides.TorchFunctionMode: it sees every call of torch.conv2d, torch.max_pool2d
-and layers.batch_norm, whoever wrote the module. Which operations run depends on shapes alone, so
-that steps can be recorded and captured. It also casts what vmap hides from autocast (`HIDDEN`).
+pictures in memory channels first or channels last; `autotune` chooses.
 
 Notation: S slots, B samples, C and O channels in and out, x (S, B, C, H, W), weight
 (S, O, C / groups, kh, kw), y and its gradient gy (S, B, O, h, w).
@@ -17,61 +10,24 @@ Notation: S slots, B samples, C and O channels in and out, x (S, B, C, H, W), we
 
 from __future__ import annotations
 
-import logging
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import partial, reduce
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.func import vmap
 from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
-
-from sweepstack.config.errors import one_line
-from sweepstack.models import layers
-
-log = logging.getLogger(__name__)
 
 Pair = tuple[int, int]
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
 """Of x, weight and bias."""
-Ways = tuple[str, str, str]
-"""How the forward pass, the input gradient and the weight gradient run."""
 
 WAYS = ("grouped", "loop", "product", "implicit")
 """One convolution of S groups; one of each slot; a batched product with the pictures' patches; the
 same in a Triton kernel that reads patches where they lie."""
-VERSION = 2
-"""Of the ways: plans of another version are measured anew."""
-MEASURED_ON = ("cuda",)
-"""On a CPU (AMD EPYC with AVX2, one thread, torch 2.15, 28x28 pictures, least of 7 alternating
-timings at widths 2 and 4) the best plan took 0.95 to 1.0 of vmap's time for the convnet, 1.06 to
-1.08 for the resnet: oneDNN's grouped convolutions are about as fast as plain ones."""
-HIDDEN = frozenset(
-    (
-        *(torch.conv1d, torch.conv2d, torch.conv3d, F.scaled_dot_product_attention),
-        *(torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d),
-        *(F.linear, F.multi_head_attention_forward, torch.prelu, Tensor.prelu, torch.linalg.vecdot),
-        *(torch.addmm, torch.baddbmm, torch.addbmm, Tensor.addmm, Tensor.baddbmm, Tensor.addbmm),
-    )
-)
-"""What autocast runs in bf16 but vmap takes apart before autocast sees it: on a CPU all of it, on a
-GPU the bias, so that the result was float32 (torch 2.11 and 2.15). Other products are not taken
-apart (matmul, einsum, bmm), or autocast leaves them in float32 (bilinear)."""
-WORTH = 0.9  # a plan is used if a step takes at most this share of vmap's time
-HOPELESS = 1.5  # a way whose first run takes this many times the least is not timed again
-TIMINGS = 3
-MAX_WINDOW = 64  # numbers of a pool's window for which there is a kernel
 AT_ONCE = 2**28
 """Numbers of patches that are laid out at once; wider stacks take several products."""
-TOLERANCE = {"fp32": 1e-3, "tf32": 5e-2, "bf16": 5e-2}
-"""‖difference‖ / ‖vmap's‖ of losses, gradients and batch norms' statistics, by precision."""
-SMALL = 1e-2
-"""What is less than this share of the largest of its kind counts as that large: a gradient that is
-nothing but rounding, as of a bias before a batch norm, differs by all of it."""
 
 
 @dataclass(frozen=True)
@@ -90,188 +46,13 @@ class Geometry:
         """As torch.conv2d is given them; None for padding by name."""
         if isinstance(padding, str):
             return None
-        return cls(_pair(stride), _pair(padding), _pair(dilation), groups)
+        return cls(pair(stride), pair(padding), pair(dilation), groups)
 
     def size(self, pictures: Sequence[int], kernel: Sequence[int]) -> Pair:
         """Height and width of the result."""
         rows = zip(pictures, kernel, self.stride, self.padding, self.dilation, strict=True)
         h, w = ((n + 2 * pad - apart * (k - 1) - 1) // step + 1 for n, k, step, pad, apart in rows)
         return h, w
-
-
-@dataclass(frozen=True)
-class Layer:
-    """A convolution that a step runs: shapes of x and weight."""
-
-    x: tuple[int, ...]
-    weight: tuple[int, ...]
-    dtype: torch.dtype
-    geometry: Geometry
-
-    @property
-    def key(self) -> str:
-        """What the ways are kept by; any number of slots and samples."""
-        g = self.geometry
-        numbers = (*self.x[2:], *self.weight[1:], *g.stride, *g.padding, *g.dilation, g.groups)
-        return f"{' '.join(map(str, numbers))} {self.dtype}"
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How the convolutions of a program's stacks run: with channels `last` in memory or first, and
-    the ways of each layer by its key; whether max pools and batch norms run by `kernels`."""
-
-    last: bool
-    ways: Mapping[str, Ways]
-    kernels: bool = False
-
-    @classmethod
-    def read(cls, record: Any) -> Plan | None:
-        """A plan that was kept, None for vmap's own way or a damaged record."""
-        try:
-            ways = {str(key): (str(f), str(d), str(w)) for key, (f, d, w) in record["ways"].items()}
-            last, kernels = bool(record["last"]), bool(record["kernels"])
-            if record["version"] != VERSION:
-                return None
-        except (TypeError, KeyError, ValueError, AttributeError):
-            return None
-        known = all(way in WAYS for each in ways.values() for way in each)
-        return cls(last, ways, kernels) if known and ways else None
-
-
-def record(plan: Plan | None) -> dict[str, Any]:
-    """A plan as it is kept in a file; without ways where there is none."""
-    ways = {} if plan is None else {key: list(each) for key, each in plan.ways.items()}
-    last, kernels = (False, False) if plan is None else (plan.last, plan.kernels)
-    return {"version": VERSION, "last": last, "ways": ways, "kernels": kernels}
-
-
-# --- where calls are seen -------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Given:
-    """What `Rules` hands on: a plan, and where layers are listed."""
-
-    plan: Plan | None
-    seen: dict[str, Layer] | None
-
-    def __bool__(self) -> bool:
-        return self.plan is not None or self.seen is not None
-
-
-class Rules(TorchFunctionMode):
-    """A context in which a stack's convolutions, max pools and batch norms run by `plan`, vmap's
-    way without one. It lists the layers that it sees in `seen`, if given."""
-
-    def __init__(self, plan: Plan | None, seen: dict[str, Layer] | None = None):
-        super().__init__()
-        self.given = Given(plan, seen)
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        named = kwargs or {}
-        if func in HIDDEN:
-            args = tuple(_cast(each) for each in args)
-            named = {name: _cast(each) for name, each in named.items()}
-        if func is torch.conv2d and self.given:
-            return self._convolve(*args, **named)
-        if func in (torch.max_pool2d, F.max_pool2d):
-            return _pooled(self.given.plan, *args, **named)
-        if func is layers.batch_norm and self.given.plan is not None:
-            return _normalized(self.given.plan, *args, **named)
-        return func(*args, **named)
-
-    def _convolve(
-        self, input: Tensor, weight: Tensor, bias: Tensor | None = None, *more: Any, **named: Any
-    ) -> Any:
-        geometry = Geometry.of(*more, **named)
-        if geometry is None or input.dim() != 4:
-            return torch.conv2d(input, weight, bias, *more, **named)
-        return _Convolution.apply(input, weight, bias, geometry, self.given)
-
-
-class _Convolution(torch.autograd.Function):
-    """torch.conv2d of one trial, and of a stack where x and weight have five axes."""
-
-    @staticmethod
-    def forward(
-        x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, given: Given
-    ) -> Tensor:
-        """y; vmap's own way for a layer that the plan does not know."""
-        if x.dim() == 4:
-            return _plain(x, weight, bias, geometry)
-        layer = Layer(tuple(x.shape), tuple(weight.shape), x.dtype, geometry)
-        if given.seen is not None:
-            given.seen[layer.key] = layer
-        ways, last = _asked(given.plan, layer)
-        return FORWARD[ways[0]](_laid(x, last), weight, bias, geometry, last)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        """Keep what the gradients need."""
-        x, weight, _, ctx.geometry, given = inputs
-        ctx.plan = given.plan
-        ctx.save_for_backward(x, weight)
-
-    @staticmethod
-    def backward(ctx: Any, gy: Tensor) -> Any:
-        """Gradients of x, weight and bias."""
-        x, weight = ctx.saved_tensors
-        wanted, one = ctx.needs_input_grad, gy.dim() == 4
-        if one:
-            x, weight, gy = x.unsqueeze(0), weight.unsqueeze(0), gy.unsqueeze(0)
-        layer = Layer(tuple(x.shape), tuple(weight.shape), x.dtype, ctx.geometry)
-        (_, way_x, way_weight), last = _asked(None if one else ctx.plan, layer)
-        given = _laid(gy, last), _laid(x, last), weight, ctx.geometry, last
-        if way_x == way_weight or not wanted[0]:
-            found = [*BACKWARD[way_weight](*given, wanted)]
-        else:
-            gx, _, _ = BACKWARD[way_x](*given, (True, False, False))
-            found = [gx, *BACKWARD[way_weight](*given, (False, *wanted[1:]))[1:]]
-        if one:
-            found = [None if each is None else each.squeeze(0) for each in found]
-        return (*found, None, None)
-
-    @staticmethod
-    def vmap(
-        info: Any,
-        in_dims: Any,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        geometry: Geometry,
-        given: Given,
-    ) -> tuple[Tensor, int]:
-        """The stack's. Where slots share x or the weights, vmap's own way is one convolution."""
-        dims = in_dims[:3]
-        if x.dim() != 5 or weight.dim() != 5 or (bias is not None and dims[2] is None):
-            y = vmap(_plain, (*dims, None))(x, weight, bias, geometry)
-            return (_laid(y, given.plan.last) if given.plan and y.dim() == 5 else y), 0
-        x, weight = x.movedim(dims[0], 0), weight.movedim(dims[1], 0)
-        bias = None if bias is None else bias.movedim(dims[2], 0)
-        found: Tensor = _Convolution.apply(x, weight, bias, geometry, given)
-        return found, 0
-
-
-def _plain(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
-    """torch's own."""
-    g = geometry
-    if x.dim() == 5:  # a vmap in a module of a stack
-        dims = (0, 0, None if bias is None else 0, None)
-        return vmap(_plain, dims)(x, weight, bias, geometry)
-    return torch.conv2d(x, weight, bias, g.stride, g.padding, g.dilation, g.groups)
-
-
-def _asked(plan: Plan | None, layer: Layer) -> tuple[Ways, bool]:
-    """The ways of a layer, and whether channels lie last."""
-    if plan is None:
-        return ("grouped", "grouped", "grouped"), False
-    return plan.ways.get(layer.key, ("grouped", "grouped", "grouped")), plan.last
-
-
-# --- the ways -------------------------------------------------------------------------------------
 
 
 def _grouped(
@@ -281,7 +62,7 @@ def _grouped(
     bias, groups = None if bias is None else bias.flatten(), slots * g.groups
     given = _merged(x), weight.flatten(0, 1), bias
     y = torch.conv2d(*given, g.stride, g.padding, g.dilation, groups)
-    return _laid(_split(y, slots), last)
+    return to_format(_split(y, slots), last)
 
 
 def _grouped_back(
@@ -291,7 +72,7 @@ def _grouped_back(
     given = _merged(gy), _merged(x), weight.flatten(0, 1)
     gx, weights, bias = _back(*given, geometry, slots * geometry.groups, wanted)
     return (
-        None if gx is None else _laid(_split(gx, slots), last),
+        None if gx is None else to_format(_split(gx, slots), last),
         None if weights is None else weights.view(weight.shape),
         None if bias is None else bias.view(slots, -1),
     )
@@ -300,7 +81,7 @@ def _grouped_back(
 def _loop(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, last: bool) -> Tensor:
     biases: Any = [None] * len(x) if bias is None else bias
     slots = zip(x, weight, biases, strict=True)
-    return _joined([_plain(a, b, c, geometry) for a, b, c in slots], last)
+    return _joined([plain(a, b, c, geometry) for a, b, c in slots], last)
 
 
 def _loop_back(
@@ -327,7 +108,7 @@ def _product(
         if bias is not None:
             y += bias[slots].unsqueeze(1)
         found.append(y.view(-1, samples, h, w, weight.shape[1]).permute(0, 1, 4, 2, 3))
-    return _laid(found[0] if len(found) == 1 else torch.cat(found), last)
+    return to_format(found[0] if len(found) == 1 else torch.cat(found), last)
 
 
 def _product_back(
@@ -355,43 +136,32 @@ def _product_back(
 def _implicit(
     x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, last: bool
 ) -> Tensor:
-    kernels, weight = _kernels(x, geometry, last), weight.contiguous()
-    parts = torch.split(x, kernels.samples_at_once(x, weight, geometry), 1)
-    found = [kernels.correlated(part, weight, bias, geometry) for part in parts]
+    require_kernels(x, geometry, last)
+    from sweepstack.models.kernels import implicit_gemm
+
+    weight = weight.contiguous()
+    parts = torch.split(x, implicit_gemm.samples_at_once(x, weight, geometry), 1)
+    found = [implicit_gemm.correlated(part, weight, bias, geometry) for part in parts]
     return found[0] if len(found) == 1 else torch.cat(found, 1)
 
 
 def _implicit_back(
     gy: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, last: bool, wanted: Sequence[bool]
 ) -> Gradients:
-    kernels, weight = _kernels(x, geometry, last), weight.contiguous()
+    require_kernels(x, geometry, last)
+    from sweepstack.models.kernels import implicit_gemm
+
+    weight = weight.contiguous()
     gx = weights = biases = None
     laid = None
     if wanted[0]:
-        size = _pair(x.shape[3:])
-        laid = kernels.lay_gradient(gy, _pair(weight.shape[3:]), size, geometry)
-        gx = kernels.correlated_inputs(laid, weight, size, geometry)
+        size = pair(x.shape[3:])
+        laid = implicit_gemm.lay_gradient(gy, pair(weight.shape[3:]), size, geometry)
+        gx = implicit_gemm.correlated_inputs(laid, weight, size, geometry)
     if wanted[1] or wanted[2]:
         rest = x, weight, geometry, bool(wanted[2]), laid
-        weights, biases = kernels.correlated_weights(gy, *rest)
+        weights, biases = implicit_gemm.correlated_weights(gy, *rest)
     return gx, weights, biases
-
-
-def _kernels(x: Tensor, geometry: Geometry | None = None, last: bool = False) -> Any:
-    """The module of Triton's kernels.
-
-    Raises:
-        NotImplementedError: they do not take such pictures, or there is no Triton.
-    """
-    try:
-        from sweepstack.models import kernels
-    except ImportError as error:
-        raise NotImplementedError("no Triton") from error
-    if x.device.type not in kernels.PLACES or x.dtype not in kernels.TYPES:
-        raise NotImplementedError("no kernels for such numbers")
-    if last or (geometry is not None and geometry.groups != 1):
-        raise NotImplementedError("no kernels for groups or channels last")
-    return kernels
 
 
 FORWARD = {"grouped": _grouped, "loop": _loop, "product": _product, "implicit": _implicit}
@@ -468,7 +238,7 @@ def _portions(x: Tensor, weight: Tensor) -> list[slice]:
     return [slice(first, first + most) for first in range(0, len(x), most)]
 
 
-def _laid(x: Tensor, last: bool) -> Tensor:
+def to_format(x: Tensor, last: bool) -> Tensor:
     """The same numbers with the channels last in memory, or contiguous."""
     return x.permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3) if last else x.contiguous()
 
@@ -488,213 +258,32 @@ def _split(y: Tensor, slots: int) -> Tensor:
     return y.reshape(len(y), slots, -1, *y.shape[2:]).transpose(0, 1)
 
 
-def _cast(value: Any) -> Any:
-    """As autocast does, where it is on."""
-    if not (isinstance(value, Tensor) and value.is_floating_point()):
-        return value
-    place = value.device.type
-    if value.dtype == torch.float64 or not torch.is_autocast_enabled(place):
-        return value
-    return value.to(torch.get_autocast_dtype(place))
+def plain(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
+    """torch's own."""
+    g = geometry
+    if x.dim() == 5:  # a vmap in a module of a stack
+        dims = (0, 0, None if bias is None else 0, None)
+        return vmap(plain, dims)(x, weight, bias, geometry)
+    return torch.conv2d(x, weight, bias, g.stride, g.padding, g.dilation, g.groups)
 
 
-def _pair(value: Any) -> Pair:
+def require_kernels(x: Tensor, geometry: Geometry | None = None, last: bool = False) -> None:
+    """Check that there are Triton kernels for such pictures.
+
+    Raises:
+        NotImplementedError: they do not take them, or there is no Triton.
+    """
+    try:
+        from sweepstack.models import kernels
+    except ImportError as error:
+        raise NotImplementedError("no Triton") from error
+    if x.device.type not in kernels.PLACES or x.dtype not in kernels.TYPES:
+        raise NotImplementedError("no kernels for such numbers")
+    if last or (geometry is not None and geometry.groups != 1):
+        raise NotImplementedError("no kernels for groups or channels last")
+
+
+def pair(value: Any) -> Pair:
+    """Numbers for rows and columns, of one number or a sequence."""
     first, second = (value, value) if isinstance(value, int) else (value * 2)[:2]
     return int(first), int(second)
-
-
-# --- max pools and batch norms --------------------------------------------------------------------
-
-
-def _pooled(
-    plan: Plan | None,
-    input: Tensor,
-    kernel_size: Any,
-    stride: Any = None,
-    padding: Any = 0,
-    dilation: Any = 1,
-    ceil_mode: bool = False,
-    return_indices: bool = False,
-) -> Any:
-    """F.max_pool2d. Without gradients on a CPU, pools that do not overlap are the maximum of views,
-    which is several times faster and gives the same numbers: a maximum does not round. A plan may
-    have kernels for them."""
-    kernel = _pair(kernel_size)
-    simple = _pair(stride or kernel) == kernel and _pair(padding) == (0, 0)
-    simple = simple and _pair(dilation) == (1, 1) and not (ceil_mode or return_indices)
-    if simple and plan is not None and plan.kernels and kernel[0] * kernel[1] <= MAX_WINDOW:
-        return _kernels(input).Pool.apply(input, kernel)[0]
-    if torch.is_grad_enabled() or input.device.type != "cpu" or not simple:
-        more: Any = kernel_size, stride, padding, dilation, ceil_mode, return_indices
-        return F.max_pool2d(input, *more)
-    (kh, kw), (height, width) = kernel, input.shape[-2:]
-    h, w = height - height % kh, width - width % kw
-    views = [input[..., i:h:kh, j:w:kw] for i in range(kh) for j in range(kw)]
-    return reduce(torch.maximum, views)
-
-
-def _normalized(
-    plan: Plan,
-    x: Tensor,
-    mean: Tensor,
-    var: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    training: bool,
-    *constants: float,
-) -> Tensor:
-    """layers.batch_norm."""
-    alike = mean.dtype == torch.float32 and (weight is None) == (bias is None)
-    if not (plan.kernels and training and alike):
-        # vmap cannot be asked about other layouts (torch 2.11 and 2.15).
-        given = x.contiguous() if plan.last else x
-        return layers.batch_norm(given, mean, var, weight, bias, training, *constants)
-    momentum, eps = constants
-    y, means, variances = _kernels(x).Norm.apply(x, weight, bias, eps, mean)
-    count = x.numel() // x.shape[1]
-    mean.mul_(1 - momentum).add_(means * momentum)
-    var.mul_(1 - momentum).add_(variances * (momentum * count / (count - 1)))
-    found: Tensor = y
-    return found
-
-
-# --- which way ------------------------------------------------------------------------------------
-
-
-@dataclass
-class Chooser:
-    """Finds the plan of a program's stacks.
-
-    Args:
-        step: runs one step of the stack in the context that it is given, and returns losses,
-            gradients, and statistics of batch norms, changing nothing.
-        place: the device.
-        tolerance: see `TOLERANCE`.
-    """
-
-    step: Callable[[Rules], list[list[Tensor]]]
-    place: torch.device
-    tolerance: float
-    seen: dict[str, Layer] = field(default_factory=dict)
-
-    def chosen(self, kept: Plan | None = None) -> Plan | None:
-        """The fastest plan whose numbers agree with vmap's, or None: vmap's own way. A plan that
-        was `kept` is not timed again, but has to agree here as well.
-
-        Raises:
-            ArithmeticError: a gradient is not finite, which says nothing about the ways.
-        """
-        slow = [[each.clone() for each in kind] for kind in self.step(Rules(None, self.seen))]
-        if not self.seen:
-            return None
-        if not all(bool(each.isfinite().all()) for kind in slow for each in kind):
-            raise ArithmeticError("the first trial's gradients are not finite")
-        if kept is not None and self._agrees(kept, slow):
-            return kept
-        plans: list[Plan | None] = [None]
-        for last in (False, True):
-            ways = {key: self._fastest(each, last) for key, each in self.seen.items()}
-            tried = [Plan(last, ways)]
-            if not last and self._has_kernels():
-                tried.insert(0, Plan(last, ways, kernels=True))
-            plans += [plan for plan in tried if self._agrees(plan, slow)]
-            if all(set(each) == {"implicit"} for each in ways.values()):
-                break  # the kernels lay pictures out themselves
-        times = []
-        for plan in plans:  # not in turns: a captured step keeps as much memory as it needs
-            run = _ready(partial(self.step, Rules(plan)), self.place)
-            times.append(min(_seconds(run, self.place) for _ in range(TIMINGS)))
-            del run
-        best = min(range(len(plans)), key=times.__getitem__)
-        log.debug("convolutions: seconds of a step %s, plans %s", times, plans)
-        return plans[best] if times[best] <= WORTH * times[0] else None
-
-    def _agrees(self, plan: Plan, slow: Sequence[Sequence[Tensor]]) -> bool:
-        try:
-            found = self.step(Rules(plan))
-        except Exception as error:  # of a kernel, too
-            log.info("convolutions of the stack run as vmap does them: %s", one_line(error))
-            return False
-        for mine, theirs in zip(found, slow, strict=True):
-            sizes = [each.float().norm() for each in theirs]
-            least = SMALL * max(map(float, sizes), default=0.0)
-            for one, other, size in zip(mine, theirs, sizes, strict=True):
-                off = (one - other).float().norm()
-                if not bool(off <= self.tolerance * size.clamp(min=least)):
-                    log.info(
-                        "convolutions of the stack run as vmap does them: a faster way differs by "
-                        "%.1g",
-                        float(off / size),
-                    )
-                    return False
-        return True
-
-    def _fastest(self, layer: Layer, last: bool) -> Ways:
-        """Of one layer, with pictures that lie so already."""
-        given: dict[str, Any] = {"dtype": layer.dtype, "device": self.place}
-        x = _laid(torch.rand(layer.x, **given), last)
-        weight = torch.rand(layer.weight, **given)
-        with torch.no_grad():
-            gy = torch.rand_like(_grouped(x, weight, None, layer.geometry, last))
-            more = weight, layer.geometry, last
-            runs: list[Callable[[str], Any]] = [
-                lambda way: FORWARD[way](x, weight, None, layer.geometry, last),
-                lambda way: BACKWARD[way](gy, x, *more, (True, False, False)),
-                lambda way: BACKWARD[way](gy, x, *more, (False, True, True)),
-            ]
-            log.debug("convolutions: %s", layer.key)
-            forward, inputs, weights = (self._best(run) for run in runs)
-        return forward, inputs, weights
-
-    def _best(self, run: Callable[[str], Any]) -> str:
-        times: dict[str, float] = {}
-        for way in WAYS:
-            try:
-                ready = _ready(partial(run, way), self.place)
-                first = _seconds(ready, self.place)
-                if not times or first < HOPELESS * min(times.values()):
-                    times[way] = min(_seconds(ready, self.place) for _ in range(TIMINGS))
-            except Exception:  # no such kernel, or no memory for it
-                continue
-        each = ", ".join(f"{way}: {1e6 * seconds:.0f}" for way, seconds in times.items())
-        log.debug("convolutions: microseconds of a pass, %s", each)
-        return min(times, key=times.__getitem__) if times else WAYS[0]
-
-    def _has_kernels(self) -> bool:
-        try:
-            _kernels(torch.empty(0, device=self.place))
-        except NotImplementedError:
-            return False
-        return True
-
-
-def _ready(run: Callable[[], Any], place: torch.device) -> Callable[[], Any]:
-    """What repeats a run; on a GPU as a CUDA graph, without the time of its launches."""
-    if place.type != "cuda":
-        return run
-    run()  # compiles, chooses libraries' kernels; fails here rather than in the capture
-    torch.cuda.synchronize(place)
-    graph, here = torch.cuda.CUDAGraph(), torch.cuda.current_stream(place)
-    try:
-        with torch.cuda.device(place), torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            run()
-    except RuntimeError as error:
-        log.debug("timed without a CUDA graph: %s", one_line(error))
-        return run
-    finally:
-        torch.cuda.set_stream(here)  # torch 2.11 stays on the other where a capture raises
-    graph.replay()
-    return graph.replay
-
-
-def _seconds(run: Callable[[], Any], place: torch.device) -> float:
-    """Of one run; of this thread alone on one core, where other work does not count."""
-    if place.type == "cuda":
-        torch.cuda.synchronize(place)
-    alone = place.type == "cpu" and torch.get_num_threads() == 1
-    clock = time.thread_time if alone else time.perf_counter
-    began = clock()
-    run()
-    if place.type == "cuda":
-        torch.cuda.synchronize(place)
-    return clock() - began

@@ -1,4 +1,4 @@
-"""`sweepstack-study compare` and `best`: which of several studies is better, and what won in one.
+"""`sweepstack-study compare`: which of several studies is better.
 
 Trials are paired where all keys that any of the studies swept have equal values, seeds among them:
 the difference is then not that of configurations. The interval of the mean difference is Student's,
@@ -20,20 +20,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
-import yaml
-from rich.console import Console
 
 from sweepstack.analysis.plots import Plot, style
 from sweepstack.analysis.terminal import number, setting
-from sweepstack.config import commands, errors
+from sweepstack.config import errors
 from sweepstack.config.errors import InputError, one_line
 from sweepstack.reporting.report.content import Cell, Table
 from sweepstack.runs import progress
 from sweepstack.study.view import StudyView
 
 BUDGETS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
-WINNER = Path("experiment/winner.yaml")
-"""Where `--config-dir` finds a winner."""
 MAX_DIFFERENCES = 20
 """Settings that are listed as different."""
 
@@ -99,7 +95,7 @@ def lines(views: Sequence[StudyView]) -> Iterator[str]:
     if len(differences) > MAX_DIFFERENCES:
         yield f"  and {len(differences) - MAX_DIFFERENCES} more keys"
     for view in views:
-        yield _summary(view)
+        yield summary(view)
     for other in views[1:]:
         yield _verdict(first, other)
     budgets = [n for n in BUDGETS if n <= max(len(view.good) for view in views)]
@@ -109,7 +105,8 @@ def lines(views: Sequence[StudyView]) -> Iterator[str]:
         yield f"  {view.name}: {', '.join(number(x) for x in expected_best(view, known))}"
 
 
-def _summary(view: StudyView) -> str:
+def summary(view: StudyView) -> str:
+    """A study's best configuration, its median, and how many trials it has, as a line."""
     best = view.configurations.iloc[0]
     mean = -best[".score"] if view.minimized else best[".score"]
     spread = f" ± {number(best['.std'], mean)}" if best[".runs"] > 1 else ""
@@ -196,7 +193,7 @@ def paired(first: StudyView, other: StudyView) -> Pairs:
     else:
         merged = tables[0].merge(tables[1], how="cross", suffixes=("_first", "_other")).head(1)
     difference = (merged["value_other"] - merged["value_first"]).to_numpy(dtype="float64")
-    return _statistics(difference, -1 if first.minimized else 1)
+    return statistics(difference, -1 if first.minimized else 1)
 
 
 def _keyed(view: StudyView, keys: Sequence[str]) -> pd.DataFrame:
@@ -220,7 +217,8 @@ def _same(value: Any) -> str:
     return setting(value, digits=17)
 
 
-def _statistics(difference: np.ndarray[Any, np.dtype[np.float64]], sign: int) -> Pairs:
+def statistics(difference: np.ndarray[Any, np.dtype[np.float64]], sign: int) -> Pairs:
+    """Of differences (n,); those that times `sign`, 1 or -1, are above 0 favour the second."""
     n = len(difference)
     if not n:
         return Pairs(0, math.nan, math.nan, math.nan, math.nan, math.nan)
@@ -278,7 +276,7 @@ def page(views: Sequence[StudyView]) -> str:
 def _tables(views: Sequence[StudyView], names: Sequence[str]) -> list[Table]:
     """What each study found, what would be expected of n trials, what differs between them."""
     summaries = [
-        [Cell(name), Cell(_summary(view).removeprefix(f"{view.name}: "))]
+        [Cell(name), Cell(summary(view).removeprefix(f"{view.name}: "))]
         for name, view in zip(names, views, strict=True)
     ]
     budgets = [n for n in BUDGETS if n <= max(len(view.good) for view in views)]
@@ -366,142 +364,3 @@ def _values(views: Sequence[StudyView]) -> go.Figure:
     title = style.label(views[0].objective, 40)
     figure.update_xaxes(showticklabels=False)  # names of any length are in the legend
     return figure.update_layout(yaxis={"title": {"text": title}})
-
-
-# --- the winner -----------------------------------------------------------------------------------
-
-
-def winner(view: StudyView, folder: Path | None, console: Console | None = None) -> int:
-    """Say which configuration is the best, with the numbers and the model of its best trial, and
-    write it as an experiment that
-    `sweepstack --config-dir FOLDER +experiment=winner` runs.
-
-    Raises:
-        InputError: several objectives, no complete trial, a study of another program, or a folder
-            that has a winner.
-    """
-    chosen = best_number(view)
-    text, trusted = ("", []) if folder is None else _written(view, chosen, folder)
-    console = console or progress.console()
-    progress.say(_summary(view), console)
-    best = view.configurations.iloc[0]
-    for key in view.settings:
-        if best[key] == best[key]:
-            progress.say(f"  {key}={one_line(best[key])}", console)
-    progress.say(_numbers(view, chosen), console)
-    model = None if view.folder is None else view.folder / str(chosen) / "best.pt"
-    if model is not None and model.is_file():
-        progress.say(f"model: {progress.shown(model)}", console)
-    if folder is None:
-        return 0
-    place = folder / WINNER
-    place.parent.mkdir(parents=True, exist_ok=True)
-    errors.write_bytes(place, text.encode())
-    progress.say(f"config: {progress.shown(place)}", console)
-    words = [f"trust=[{','.join(trusted)}]"] if trusted else []
-    command = commands.shell("sweepstack", "--config-dir", folder, "+experiment=winner", *words)
-    progress.say(f"next: {command}", console)
-    return 0
-
-
-def _numbers(view: StudyView, chosen: int) -> str:
-    """The metrics of a trial, the objective first."""
-    (row,) = view.frame[view.frame["number"] == chosen].to_dict("records")
-    names = [name for name in row if str(name).startswith(("val_", "test_"))]
-    found = {name: row[name] for name in dict.fromkeys([view.objective, *names])}
-    texts = [f"{n} {number(x)}" for n, x in found.items() if isinstance(x, float) and x == x]
-    return f"trial {chosen}: {', '.join(texts)}"
-
-
-def _written(view: StudyView, chosen: int, folder: Path) -> tuple[str, list[str]]:
-    """The winner's file, and the packages that it needs trust for; see `winner`."""
-    if (folder / WINNER).exists():
-        raise InputError(f"{progress.shown(folder / WINNER)} exists: name another folder")
-    from sweepstack.runs.rerun.restore import kept_config, refuse_others
-
-    kept = kept_config(view, view.trials[chosen])
-    if kept is None:
-        refuse_others(view, "best -o writes only configs of sweepstack", chosen)
-        raise InputError(
-            f"trial {chosen} of study {view.name} has no config.yaml here that can be read"
-        )
-    # Packages are trusted by what the user types, and loggers are the sweep's.
-    trusted, _ = kept.pop("trust"), kept.pop("logger")
-    return experiment(kept, view, chosen), list(trusted)
-
-
-def best_number(view: StudyView) -> int:
-    """The best trial of the best configuration; InputError where there is none."""
-    if not view.has_one_objective:
-        raise InputError(f"best needs a study with one objective, got {', '.join(view.objectives)}")
-    if view.good.empty:
-        raise InputError(f"study {view.name} has no complete trial")
-    return view.winner
-
-
-def experiment(kept: Mapping[str, Any], view: StudyView, number: int) -> str:
-    """The whole config of a trial as a file that is composed on top of the defaults."""
-    from sweepstack.config import schema
-    from sweepstack.runs.rerun.restore import as_typed
-
-    groups = {
-        group: str(node["name"])
-        for group, node in kept.items()
-        if group in schema.OPTIONS and isinstance(node, dict) and "name" in node
-    }
-    config = as_typed(dict(kept))
-    defaults = [{f"override /{group}": name} for group, name in groups.items()]
-    head = f"# @package _global_\n# Trial {number} of study {one_line(view.name)}.\n"
-    return head + yaml.safe_dump({"defaults": defaults, **config}, sort_keys=False)
-
-
-def luck(view: StudyView, fresh: Sequence[float], changes: Sequence[str]) -> Iterator[str]:
-    """What was luck in the winner's value, as text.
-
-    A mean of m seeds lies within t(0.975, n - 1) · s · √(1/m + 1/n) of the mean of n fresh seeds
-    (the prediction interval of a normal distribution), s their sample standard deviation; two means
-    of m and k seeds differ by no more than t · s · √(1/m + 1/k).
-
-    Args:
-        view: the sweep's study.
-        fresh: the objective of the winner with fresh seeds (n,).
-        changes: overrides of that training; empty where only the seeds differ.
-    """
-    values, sign = np.asarray(fresh, dtype="float64"), -1 if view.minimized else 1
-    found, best = _statistics(values, sign), view.configurations.iloc[0]
-    before = sign * float(best[".score"])
-    text = f"fresh seeds: {view.objective} {number(found.mean)}"
-    if found.n < 2:
-        yield f"{text}, n={found.n}; in the sweep it had {number(before)}; luck needs two seeds"
-        return
-    from scipy.stats import t
-
-    std = float(values.std(ddof=1))
-    unit = float(t.ppf(0.975, found.n - 1)) * std
-    yield (
-        f"{text} ± {number(std, found.mean)}, n={found.n}, 95 % interval of the mean "
-        f"{number(found.low)} to {number(found.high)}"
-    )
-    gain, spread = sign * (before - found.mean), unit * math.sqrt(1 / best[".runs"] + 1 / found.n)
-    ahead, seeds = number(gain, found.mean), f"(± {number(spread, found.mean)})"
-    sweep = f"in the sweep it had {number(before)} (n={best['.runs']})"
-    if changes:
-        yield f"{sweep}: the difference is that of {', '.join(changes)} and of luck together"
-    elif gain <= 0:
-        yield f"{sweep}: that was no luck, fresh seeds are as good"
-    elif gain <= spread:
-        yield f"{sweep}, {ahead} better: luck, as much as seeds differ {seeds}"
-    else:
-        yield (
-            f"{sweep}, {ahead} better, more than seeds differ {seeds}: the luckiest of "
-            f"{len(view.configurations)} configurations"
-        )
-    if len(view.configurations) > 1:
-        second = view.configurations.iloc[1]
-        gap = float(best[".score"] - second[".score"])
-        noise = unit * math.sqrt(1 / best[".runs"] + 1 / second[".runs"])
-        said = "it could be as good" if gap <= noise else "that is more than luck"
-        yield (
-            f"second best in the sweep: trial {second['.numbers'][0]}, {number(gap, found.mean)} "
-            f"behind, seeds differ by ± {number(noise, found.mean)}: {said}"
-        )

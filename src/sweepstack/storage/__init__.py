@@ -14,28 +14,23 @@ database, which creates missing tables in whatever it opens.
 from __future__ import annotations
 
 import contextlib
-import errno
 import importlib.util
 import logging
 import os
-import random
-import socket
 import sqlite3
 import sys
 import tempfile
-import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextvars import ContextVar
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 from urllib.parse import urlsplit
 
 import optuna
 import sqlalchemy
-from optuna.exceptions import ExperimentalWarning, StorageInternalError
+from optuna.exceptions import ExperimentalWarning
 from optuna.storages import BaseStorage, GrpcStorageProxy, RDBStorage
 from sqlalchemy import event
 from sqlalchemy.engine import URL, Connection, Engine
@@ -49,9 +44,41 @@ from sweepstack.config.errors import (
 )
 from sweepstack.storage import url as storage_url
 from sweepstack.storage.journal import FileJournal, head, open_journal
+from sweepstack.storage.patience import (
+    FAILURES,
+    Result,
+    Tried,
+    again,
+    ignored,
+    is_failure,
+    is_transient,
+    named,
+    was_away,
+)
+from sweepstack.storage.server import quick_transaction, single, use_server, wait_for_server, within
+
+__all__ = [
+    "DEFAULT",
+    "FAILURES",
+    "Tried",
+    "above",
+    "again",
+    "close",
+    "connect",
+    "file_of",
+    "ignored",
+    "is_failure",
+    "is_transient",
+    "look",
+    "named",
+    "names",
+    "quick_transaction",
+    "single",
+    "wait_for_server",
+    "was_away",
+]
 
 log = logging.getLogger(__name__)
-Result = TypeVar("Result")
 
 DEFAULT = storage_url.DEFAULT
 _said: set[Path] = set()
@@ -63,31 +90,8 @@ TELL_S = 10.0
 """After so long a person is told what is waited for."""
 GRPC_PORT = 13000
 """Optuna's."""
-CONNECT_S = 10
-"""Seconds that a server has to accept a connection."""
-MIN_LIMIT_S = 10.0
-"""Seconds that it has to answer at least; else half of `hydra.sweeper.storage_timeout_s`."""
-_CUTS_OFF = "sweepstack-limits"
-_IDLE = "25P03"  # PostgreSQL ended a transaction because its worker was away
-_LIBPQ = ("psycopg", "psycopg2")
-_due: dict[int, tuple[float, Any]] = {}
-"""When which thread has waited too long for an answer, and on which connection."""
 _FIRST_SCHEMAS = "SELECT schema_version FROM version_info"
 _VERSION = "SELECT version_num FROM alembic_version"
-FAILURES = (sqlalchemy.exc.SQLAlchemyError, StorageInternalError)
-"""What a database that fails on the way raises, and what Optuna makes of it."""
-AWAY_S = 15.0
-"""A storage that takes longer to answer was away, for others too."""
-_PASSING = {errno.EAGAIN, errno.ENOLCK, errno.ESTALE, errno.ETIMEDOUT}
-"""Failures of a journal's file that may be over soon: a file server is away."""
-_PASSING_CODES = {"UNAVAILABLE", "UNKNOWN", "CANCELLED", "DEADLINE_EXCEEDED", "INTERNAL"}
-"""The same of a gRPC server; UNKNOWN is also what it says when its own database fails."""
-IDLE_S = 1.0
-"""A connection to a server that was not used for longer is tried before it is used."""
-_latest: ContextVar[float] = ContextVar("latest", default=float("inf"))
-"""When this thread tries nothing again any more."""
-_back, _warned, retries = -float("inf"), -float("inf"), 0
-"""When a storage that was away had answered, when a person was told last, how often was retried."""
 
 
 def connect(url: str = DEFAULT, *, timeout_s: float = 10.0, patience_s: float = 0.0) -> BaseStorage:
@@ -212,13 +216,13 @@ def _check(file: Path | None, url: str, timeout_s: float, *, needed: bool = Fals
     if file is not None:
         return _check_schema(_reading_engine(file), url, needed=needed)
     engine = sqlalchemy.create_engine(storage_url.with_driver(url), poolclass=NullPool)
-    return _within(timeout_s, lambda: _check_schema(engine, url, needed=needed))
+    return within(timeout_s, lambda: _check_schema(engine, url, needed=needed))
 
 
 def _optunas(url: str, file: Path | None, is_known: bool = False) -> RDBStorage:
     """Optuna's storage, which makes and checks the tables unless it `is_known` what they are."""
     # A server has few connections: 100 are PostgreSQL's default. So a worker keeps one, and opens
-    # another only while its heartbeat meets a transaction. `_use_server` pings.
+    # another only while its heartbeat meets a transaction. `use_server` pings.
     options: dict[str, Any] = {}
     if not url.startswith("sqlite"):
         options = {"pool_size": 1, "max_overflow": 14, "pool_pre_ping": False}
@@ -230,7 +234,7 @@ def _optunas(url: str, file: Path | None, is_known: bool = False) -> RDBStorage:
         try:
             opened = RDBStorage(escaped, options, is_known, skip_table_creation=is_known)
             if "pool_pre_ping" in options:
-                _use_server(opened.engine)
+                use_server(opened.engine)
             return opened
         except (sqlalchemy.exc.ProgrammingError, sqlalchemy.exc.IntegrityError):
             if file is not None or not left:
@@ -305,252 +309,12 @@ def _without_tables(url: str, timeout_s: float) -> BaseStorage:
     return proxy
 
 
-def is_failure(error: BaseException) -> bool:
-    """Whether an exception is a storage's that fails on the way."""
-    grpc = sys.modules.get("grpc")  # loaded where it is needed
-    return isinstance(error, FAILURES) or (grpc is not None and isinstance(error, grpc.RpcError))
-
-
-def is_transient(error: BaseException) -> bool:
-    """Whether a storage failed in a way that may be over soon: its server restarts, or gave a
-    transaction up for another. A SQLite file that cannot be written does not heal."""
-    cause = error.__cause__ if isinstance(error, StorageInternalError) else error
-    grpc = sys.modules.get("grpc")
-    if grpc is not None and isinstance(cause, grpc.RpcError):
-        return cause.code().name in _PASSING_CODES
-    if isinstance(cause, OSError):
-        return cause.errno in _PASSING
-    if isinstance(cause, sqlalchemy.exc.PendingRollbackError):
-        return True  # Optuna went on in the session of what failed
-    if not isinstance(cause, sqlalchemy.exc.DBAPIError) or cause.connection_invalidated:
-        return isinstance(cause, sqlalchemy.exc.DBAPIError)
-    if _IDLE in (getattr(cause.orig, "sqlstate", ""), getattr(cause.orig, "pgcode", "")):
-        return True
-    kinds = (sqlalchemy.exc.OperationalError, sqlalchemy.exc.InterfaceError)
-    return isinstance(cause, kinds) and not isinstance(cause.orig, sqlite3.Error)
-
-
-def again(call: Callable[[int], Result], patience_s: float) -> Result:
-    """Return what `call` does, given the number of tries before; after a transient failure it is
-    called again, for at most so many seconds, with growing pauses that differ between workers."""
-    global _back, _warned, retries
-    tried, begun = 0, time.monotonic()
-    latest = min(begun + patience_s, _latest.get())
-    try:
-        while True:
-            try:
-                return call(tried)
-            except Exception as error:
-                now, passes = time.monotonic(), is_transient(error)
-                retries += passes
-                if passes and patience_s and now > _warned + 60:
-                    _warned = now
-                    log.warning("the database does not answer, trying for %g s", patience_s)
-                if not passes or now >= latest:
-                    raise
-            time.sleep(min(5.0, 0.1 * 2 ** min(tried, 9)) * random.uniform(0.5, 1.5))
-            tried += 1
-    finally:
-        if (now := time.monotonic()) > begun + AWAY_S:
-            _back = now
-
-
-def was_away(seconds: float) -> bool:
-    """Whether in the last `seconds` this process had to wait for a storage. Then nobody's silence
-    says anything: whoever could not write a heartbeat waited too."""
-    return time.monotonic() < _back + seconds
-
-
-class Tried:
-    """Try what a block asks of a storage for no more than `seconds`, and leave the block where it
-    does not answer; with None as usual, and raise what it says."""
-
-    def __init__(self, seconds: float | None = 0.0):
-        self._seconds = seconds
-
-    def __enter__(self) -> None:
-        latest = float("inf") if self._seconds is None else time.monotonic() + self._seconds
-        self._before = _latest.set(min(latest, _latest.get()))
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
-        _latest.reset(self._before)
-        return self._seconds is not None and error is not None and is_transient(error)
-
-
-def wait_for_server(opened: BaseStorage, patience_s: float) -> None:
-    """Try whatever Optuna asks of a storage again for so many seconds, and each new connection to a
-    database's server; one that neither answers nor fails is given up after half of them. Once that
-    was in vain no connection waits until it answers. All of it may be done twice, but for new
-    trials (`public.py` looks for those that nobody knows of)."""
-    if getattr(opened.get_trial, "__name__", "") == "patient":  # by this
-        return
-    limit_s = max(MIN_LIMIT_S, patience_s / 2)
-    if isinstance(opened, RDBStorage):
-        if opened.engine.dialect.name == "sqlite":
-            return
-        _connect_patiently(opened, patience_s, limit_s)
-        _limit_statements(opened.engine, limit_s)
-    if isinstance(opened, GrpcStorageProxy):
-        vars(opened)["set_trial_param"] = _knowing(opened, opened.set_trial_param)
-    for name in BaseStorage.__abstractmethods__:
-        method = getattr(opened, name)
-        if isinstance(opened, GrpcStorageProxy):
-            method = _limited(method, limit_s)
-        setattr(opened, name, _patient(method, patience_s))
-
-
-def _knowing(opened: BaseStorage, set_param: Callable[..., None]) -> Callable[..., None]:
-    """Optuna's gRPC server takes no parameter of a trial that it does not know, as after a restart,
-    until it has read the trial's study."""
-
-    def knowing(*given: Any) -> None:
-        try:
-            set_param(*given)
-        except KeyError:
-            for study in opened.get_all_studies():
-                opened.get_all_trials(opened.get_study_id_from_name(study.study_name))
-            set_param(*given)
-
-    return knowing
-
-
-def _patient(method: Callable[..., Result], patience_s: float) -> Callable[..., Result]:
-    def patient(*given: Any, **named: Any) -> Result:
-        return again(lambda tried: method(*given, **named), patience_s)
-
-    return patient
-
-
-def _limited(method: Callable[..., Result], limit_s: float) -> Callable[..., Result]:
-    def limited(*given: Any, **named: Any) -> Result:
-        return _within(limit_s, lambda: method(*given, **named))
-
-    return limited
-
-
-def _limits(driver: str, limit_s: float) -> dict[str, Any]:
-    """Arguments of a driver's connections by which a server, or a way to it, that is silent is
-    noticed; those in the URL come before them."""
-    if driver in _LIBPQ:
-        alive = {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3}
-        return {"connect_timeout": CONNECT_S, "tcp_user_timeout": int(1000 * limit_s), **alive}
-    if driver in ("pymysql", "mysqldb"):
-        silent = dict.fromkeys(("read_timeout", "write_timeout"), int(limit_s))
-        return {"connect_timeout": CONNECT_S, **silent}
-    return {}
-
-
-def _limit_statements(engine: Engine, limit_s: float) -> None:
-    """Let no statement of PostgreSQL's drivers take longer: the server ends it, and a transaction
-    whose worker is away, which would hold the study; where the server itself hangs, its connection
-    is cut off. MySQL's drivers do that themselves."""
-    dialect: Any = engine.dialect
-    if dialect.driver not in _LIBPQ:
-        return
-
-    @event.listens_for(engine, "connect")
-    def connected(connection: Any, _: ConnectionPoolEntry) -> None:
-        names = ("statement_timeout", "idle_in_transaction_session_timeout")
-        ms = int(1000 * limit_s)
-        with connection.cursor() as cursor:
-            cursor.execute(
-                "SELECT " + ", ".join(f"set_config('{n}', '{ms}', false)" for n in names)
-            )
-        connection.commit()
-
-    def timed(name: str) -> None:
-        method = getattr(dialect, name)
-
-        def call(target: Any, *given: Any, **named: Any) -> Any:
-            connection = target.connection if "execute" in name else target  # of a cursor
-            me = threading.get_ident()
-            _due[me] = (time.monotonic() + limit_s + 1.0, connection)
-            try:
-                return method(target, *given, **named)
-            finally:
-                _due.pop(me, None)
-
-        setattr(dialect, name, call)
-
-    names = ("execute", "executemany", "execute_no_params", "commit", "rollback", "ping", "leave")
-    for name in names:
-        if hasattr(dialect, f"do_{name}"):  # only psycopg has a pipeline to leave
-            timed(f"do_{name}")
-    engine.dispose()  # connections made before have no limit
-    if all(thread.name != _CUTS_OFF for thread in threading.enumerate()):
-        threading.Thread(target=_cut_off, name=_CUTS_OFF, daemon=True).start()
-
-
-def _cut_off() -> None:
-    """Cut off the connections on which a server is silent for too long: whoever waits sees that."""
-    while not threading.Event().wait(1.0):
-        for me, (latest, connection) in list(_due.items()):
-            if time.monotonic() > latest and _due.pop(me, None) is not None:
-                with (
-                    contextlib.suppress(Exception),
-                    socket.socket(fileno=os.dup(connection.fileno())) as silent,
-                ):
-                    silent.shutdown(socket.SHUT_RDWR)
-
-
-def _connect_patiently(opened: RDBStorage, patience_s: float, limit_s: float) -> None:
-    left_s = patience_s
-
-    @event.listens_for(opened.engine, "do_connect")
-    def connect(dialect: Any, _: ConnectionPoolEntry, given: Any, named: Any) -> Any:
-        named = _limits(dialect.driver, limit_s) | named
-
-        def attempt(tried: int) -> Any:
-            try:
-                return dialect.connect(*given, **named)
-            except dialect.loaded_dbapi.Error as error:
-                raise sqlalchemy.exc.OperationalError("connect", None, error) from None
-
-        nonlocal left_s
-        try:
-            found = again(attempt, left_s)
-        except sqlalchemy.exc.OperationalError:
-            left_s = 0.0
-            raise
-        left_s = patience_s
-        return found
-
-
 def close(opened: BaseStorage) -> None:
     """Give back the connections of a storage."""
     if isinstance(opened, RDBStorage):
         opened.engine.dispose()
     elif isinstance(opened, GrpcStorageProxy):
         opened.close()
-
-
-@contextlib.contextmanager
-def ignored() -> Iterator[None]:
-    """Go on where the storage fails: the next write says it."""
-    try:
-        yield
-    except Exception as error:
-        if not is_failure(error):
-            raise
-
-
-@contextlib.contextmanager
-def named(url: str) -> Iterator[None]:
-    """Turn what a database says when it fails on the way into one line.
-
-    Raises:
-        EnvironmentFault: it did.
-    """
-    try:
-        yield
-    except Exception as error:
-        if not is_failure(error):
-            raise
-        cause = error if isinstance(error, sqlalchemy.exc.SQLAlchemyError) else error.__cause__
-        reason = storage_url.reason(getattr(cause, "orig", None) or cause or error, url)
-        raise EnvironmentFault(
-            f"storage {masked(url)} failed: {reason}; run the same command again to resume"
-        ) from None
 
 
 def _reading_engine(path: Path) -> Engine:
@@ -561,31 +325,6 @@ def _reading_engine(path: Path) -> Engine:
         creator=lambda: sqlite3.connect(location, uri=True, timeout=READ_TIMEOUT_S),
         poolclass=NullPool,
     )
-
-
-def _within(timeout_s: float, call: Callable[[], Result]) -> Result:
-    """Run `call` for at most `timeout_s` seconds; return and raise what it does, or say so.
-
-    In a thread, because what a driver calls its timeout, and whether it has one, differs.
-    """
-    returned: list[Result] = []
-    raised: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            returned.append(call())
-        except BaseException as error:
-            raised.append(error)
-
-    thread = threading.Thread(target=run, name="sweepstack-storage", daemon=True)
-    thread.start()
-    thread.join(timeout_s)
-    if thread.is_alive():
-        late = OSError(errno.ETIMEDOUT, "no answer")
-        raise StorageInternalError(f"no answer within {timeout_s:g} s") from late
-    if raised:
-        raise raised[0]
-    return returned[0]
 
 
 def _check_schema(engine: Engine, url: str, *, needed: bool = False) -> bool:
@@ -663,87 +402,6 @@ def _create(path: Path) -> None:
         # `RDBStorage` finds or makes the tables.
         with contextlib.suppress(OSError):
             os.link(fresh, path)
-
-
-def single(engine: Engine) -> Engine:
-    """The same with a transaction for each statement, where that saves two round trips."""
-    if engine.dialect.name != "postgresql":
-        return engine
-    return engine.execution_options(isolation_level="AUTOCOMMIT")
-
-
-@contextlib.contextmanager
-def quick_transaction(engine: Engine) -> Iterator[Connection]:
-    """A transaction that others wait for. Where the driver can (psycopg), what gives no rows is
-    sent with the next query or the commit: the server is waited for half as often, for some CPU."""
-    with engine.connect() as page:
-        transaction, done = page.begin(), False
-        try:
-            with _pipeline(page):
-                yield page
-                transaction.commit()
-                done = True
-        except BaseException:  # the pipeline is left: in an aborted one a rollback fails too
-            if not done:
-                transaction.rollback()
-            raise
-
-
-@contextlib.contextmanager
-def _pipeline(page: Connection) -> Iterator[None]:
-    driver: Any = page.connection.driver_connection
-    dialect: Any = page.dialect
-    dbapi, known, stack = dialect.loaded_dbapi, page.info, contextlib.ExitStack()
-    if dialect.driver != "psycopg" or not dbapi.Pipeline.is_supported():
-        yield
-        return
-    try:
-        known["pipeline"] = stack.enter_context(driver.pipeline())
-        try:
-            yield
-        except BaseException:
-            with contextlib.suppress(dbapi.Error):
-                dialect.do_leave(driver, stack.close)
-            raise
-        dialect.do_leave(driver, stack.close)
-    except dbapi.Error as error:  # outside of all statements
-        gone = driver.closed or driver.broken
-        if gone:  # else the pool would print a traceback, as it cannot be reset
-            page.invalidate(error)
-        raise sqlalchemy.exc.OperationalError(
-            "pipeline", None, error, connection_invalidated=gone
-        ) from error
-    finally:
-        known.pop("pipeline", None)
-
-
-def _use_server(engine: Engine) -> None:
-    """Fetch the rows of queries in a pipeline, and try connections before they are used after a
-    pause: they die when a server restarts."""
-    dialect: Any = engine.dialect
-    execute, changes = dialect.do_execute, ("INSERT", "UPDATE", "DELETE")
-
-    def fetch(cursor: Any, statement: str, given: Any, context: Any = None) -> None:
-        execute(cursor, statement, given, context)
-        pipeline = context and context.root_connection.info.get("pipeline")
-        if pipeline and (not statement.startswith(changes) or " RETURNING " in statement):
-            pipeline.sync()
-
-    # Methods of the dialect, as `_limit_statements` limits them.
-    dialect.do_execute, dialect.do_leave = fetch, lambda _, leave: leave()
-
-    @event.listens_for(engine, "checkin")
-    def used(_: Any, entry: ConnectionPoolEntry) -> None:
-        entry.info["used"] = time.monotonic()
-
-    @event.listens_for(engine, "checkout")
-    def check(connection: Any, entry: ConnectionPoolEntry, _: Any) -> None:
-        if time.monotonic() > entry.info.get("used", float("inf")) + IDLE_S:
-            dbapi: Any = engine.dialect.loaded_dbapi
-            try:
-                engine.dialect.do_ping(connection)
-            except dbapi.Error:
-                raise sqlalchemy.exc.DisconnectionError from None
 
 
 def _let_writers_take_turns(engine: Engine) -> None:

@@ -45,7 +45,7 @@ from sweepstack.config.errors import (
     nearest,
     one_line,
 )
-from sweepstack.storage import ignored
+from sweepstack.storage.patience import ignored
 
 log = logging.getLogger(__name__)
 

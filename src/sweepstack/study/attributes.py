@@ -32,6 +32,7 @@ Of a trial:
     sweepstack.planned      most steps it may take, where a sweep has a budget of steps
     sweepstack.effect       its effect (`config.effect`), of a trial that is or was to be trained
     sweepstack.data         SHA-256 of its data, where they come from files of the user's
+    sweepstack.begun.WORKER  true, a system attribute: a worker of a server's study that began it
     equals              number of the trial of the same effect whose numbers it has
 
 Written by `sweep`, read by `study` and `reporting`. Imports nothing.
@@ -53,6 +54,7 @@ ARTIFACTS = "sweepstack.artifacts"
 UNFINISHED = "sweepstack.unfinished"
 
 WORKER = "sweepstack.worker"
+BEGUN = "sweepstack.begun"
 ENVIRONMENT = "sweepstack.environment"
 OVERRIDES = "sweepstack.overrides"
 POINT = "sweepstack.point"

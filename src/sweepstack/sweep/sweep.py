@@ -36,8 +36,9 @@ from sweepstack.study.read import best_trials, trials_of
 from sweepstack.sweep import plan, studies
 from sweepstack.sweep.plan import Choice, Plan
 from sweepstack.sweep.worker import trial_folder
-from sweepstack.sweep.worker.launch import Crew, Launch, launch
+from sweepstack.sweep.worker.jobs import Crew, Launch
 from sweepstack.sweep.worker.launch import check as check_workers
+from sweepstack.sweep.worker.launch import launch
 from sweepstack.sweep.worker.worker import App, too_many_failed
 
 if TYPE_CHECKING:

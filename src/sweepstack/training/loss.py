@@ -23,8 +23,7 @@ from torch import Tensor
 from sweepstack.config import schema
 from sweepstack.config.errors import nearest
 from sweepstack.data.dataset import Dataset
-from sweepstack.training import augmentation as evaluation
-from sweepstack.training import metrics
+from sweepstack.training import evaluation, metrics
 from sweepstack.training.metrics import Direction, Metric
 
 TaskName = Literal["multiclass", "binary", "multilabel", "regression"]

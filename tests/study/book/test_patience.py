@@ -6,6 +6,7 @@ import contextlib
 import errno
 import itertools
 import random
+import sqlite3
 import threading
 from collections import Counter
 from functools import partial
@@ -21,6 +22,7 @@ from optuna.storages import BaseStorage, RDBStorage
 from optuna.trial import TrialState
 
 from sweepstack import storage
+from sweepstack.storage import patience, server
 from sweepstack.study.attributes import LOST
 from sweepstack.study.book import Ending, Report, bulk, public
 from sweepstack.study.book.bulk import BulkBook
@@ -84,12 +86,12 @@ class Faults:
 
 @pytest.fixture(autouse=True)
 def never_away(monkeypatch):
-    monkeypatch.setattr(storage, "_back", -float("inf"))
+    monkeypatch.setattr(patience, "_back", -float("inf"))
 
 
 @pytest.fixture
 def quick(monkeypatch):
-    monkeypatch.setattr(storage.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(patience.time, "sleep", lambda seconds: None)
 
 
 def opened_book(tmp_path, total=30, *, kind="bulk", faults=None, **options):
@@ -146,8 +148,8 @@ def test_every_trial_is_recorded_once_whatever_breaks(tmp_path, quick, monkeypat
 
 def test_patience_ends_and_what_does_not_heal_is_said_at_once(monkeypatch):
     now, calls = [1e9], []
-    monkeypatch.setattr(storage.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(storage.time, "sleep", lambda s: now.__setitem__(0, now[0] + s))
+    monkeypatch.setattr(patience.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(patience.time, "sleep", lambda s: now.__setitem__(0, now[0] + s))
 
     def fails(error: Exception) -> Any:
         def call(tried: int) -> None:
@@ -161,7 +163,7 @@ def test_patience_ends_and_what_does_not_heal_is_said_at_once(monkeypatch):
     assert 60 <= now[0] - 1e9 <= 70
     assert 10 <= len(calls) <= 30
     calls.clear()
-    full = sqlalchemy.exc.OperationalError("x", {}, storage.sqlite3.OperationalError("disk full"))
+    full = sqlalchemy.exc.OperationalError("x", {}, sqlite3.OperationalError("disk full"))
     broken = sqlalchemy.exc.IntegrityError("x", {}, Exception("UNIQUE"))
     for error in (full, broken, optuna.exceptions.StorageInternalError("no file")):
         with pytest.raises(type(error)):
@@ -236,14 +238,14 @@ def test_a_connection_to_a_server_that_restarts_is_tried_again(quick, monkeypatc
     opened.engine = sqlalchemy.create_engine("sqlite://")
     opened.engine.dialect = dialect = Dialect()
     listening: list[Any] = []
-    monkeypatch.setattr(storage.event, "listens_for", lambda *_: listening.append)
+    monkeypatch.setattr(server.event, "listens_for", lambda *_: listening.append)
     storage.wait_for_server(opened, 60.0)
 
     (connect,) = listening
     assert (connect(dialect, None, (), {}), answers) == ("a connection", [])
     answers[:] = [Refused("refused")]
     clock = itertools.count(0.0, 61.0)
-    monkeypatch.setattr(storage.time, "monotonic", clock.__next__)
+    monkeypatch.setattr(patience.time, "monotonic", clock.__next__)
     with pytest.raises(sqlalchemy.exc.OperationalError, match="refused"):
         connect(dialect, None, (), {})
     answers[:] = [Refused("refused"), "not asked for"]
@@ -293,15 +295,15 @@ def test_silence_says_nothing_after_a_storage_was_away(tmp_path, monkeypatch, ki
     book.beat([trial])
     falls_silent(book, trial)
     clock = [1e9]
-    monkeypatch.setattr(storage.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(patience.time, "monotonic", lambda: clock[0])
 
     def wait(seconds: float) -> None:
         clock[0] += seconds
 
-    monkeypatch.setattr(storage.time, "sleep", wait)
+    monkeypatch.setattr(patience.time, "sleep", wait)
     answers = [LOST_CONNECTION] * 12
     storage.again(lambda tried: answers and (_ for _ in ()).throw(answers.pop()), 120.0)
-    assert clock[0] > 1e9 + storage.AWAY_S
+    assert clock[0] > 1e9 + patience.AWAY_S
     assert book.recover() == 0
     clock[0] += book.grace_s - 1
     assert book.recover() == 0

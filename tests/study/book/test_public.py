@@ -21,7 +21,7 @@ from sweepstack import storage
 from sweepstack.cli.study import run
 from sweepstack.config.errors import EnvironmentFault, InputError
 from sweepstack.study import book
-from sweepstack.study.attributes import HEARTBEAT, LOST, RETRIED, WORKER
+from sweepstack.study.attributes import BEGUN, CONTINUES, HEARTBEAT, LOST, RETRIED, WORKER
 from sweepstack.study.book import processes
 from sweepstack.study.book.public import PublicBook, held
 from sweepstack.sweep import studies
@@ -319,3 +319,57 @@ def test_who_dies_between_a_trial_s_state_and_its_own_name_is_noticed(
     assert other.recover() == 1
     assert suggest(other, one(other)) == 7.0
     assert [t.state.name for t in other.study.trials] == ["RUNNING", "FAIL", "RUNNING"]
+
+
+class Server(PublicBook):
+    """A book whose server tells all who begin a trial that they did, as Optuna's over SQLite may,
+    and lets others act before that and after a worker said that it did."""
+
+    def __init__(self, url: str, name: str, patch: pytest.MonkeyPatch):
+        made = open_book(url, 1, kind="public")
+        super().__init__(made.study, made.storage, 1)
+        self.name, self.acts, self.patch = name, dict[str, Any](), patch
+
+    def _claim(self, *given: Any) -> list[int]:
+        with self.patch.context() as patch:
+            patch.setattr(processes, "this_process", lambda: self.name)
+            patch.setattr(self.storage, "set_trial_state_values", self.begin_any)
+            patch.setattr(self.storage, "set_trial_system_attr", self.say)
+            return super()._claim(*given)
+
+    def act(self, place: str) -> None:
+        self.acts.pop(place, lambda: None)()
+
+    def begin_any(self, trial: int, state: TrialState, values: Any = None) -> bool:
+        if state == TrialState.RUNNING:
+            self.act("before")
+        type(self.storage).set_trial_state_values(self.storage, trial, state, values)
+        return True
+
+    def say(self, trial: int, key: str, value: Any) -> None:
+        type(self.storage).set_trial_system_attr(self.storage, trial, key, value)
+        self.act("after")
+
+
+@pytest.mark.parametrize("place", ["before", "after"])
+def test_of_two_that_a_server_lets_begin_a_trial_one_has_it_or_it_waits_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    url = f"sqlite:///{tmp_path}/studies.db"
+    monkeypatch.setattr("sweepstack.study.book.public.lock_file", lambda storage: None)
+    monkeypatch.setattr("sweepstack.study.book.public._DOUBT_S", -1.0)
+    book, other = (Server(url, f"host/1:{n}:{n}", monkeypatch) for n in (1, 2))
+    book.enqueue([{"x": 7.0}])
+    ran: list[int] = []
+    row, said = book._row(0), f"{BEGUN}.{other.name}"
+    book.acts = {
+        "before": lambda: ran.extend(other._claim(1, None, True, 0)),
+        "after": lambda: other.storage.set_trial_system_attr(row, said, True),  # and looks later
+    }
+    book.acts = {place: book.acts[place]}
+    ran += [trial.number for trial in book.claim() + other.claim()]
+    assert not book.acts
+    (number,) = ran
+    assert number == 0 or book.trial(number).user_attrs[CONTINUES] == 0
+    assert book.counts()["running"] == 1
+    assert len([t for t in book.study.trials if RETRIED not in t.user_attrs]) == 1

@@ -18,14 +18,14 @@ from book_support import end, falls_silent, finish, one, run_all, suggest
 from optuna.trial import TrialState
 from sqlalchemy import event
 
-from sweepstack import storage
+from sweepstack.storage import patience
 from sweepstack.study.attributes import CONTINUES, LOST, POINT, RETRIED, RETRIES, RETRY_OF, WORKER
 from sweepstack.study.book import (
     Report,
     processes,
 )
 from sweepstack.study.book.book import Book
-from sweepstack.sweep.worker.trainer import TrainingApp
+from sweepstack.sweep.worker.training_app import TrainingApp
 from sweepstack.training.checkpoint import save_trial
 
 pytestmark = pytest.mark.slow
@@ -259,9 +259,9 @@ def test_silence_while_the_database_was_away_is_no_sign_of_death(
     assert trial is not None
     trial.set_user_attr(WORKER, "elsewhere/1:7:8")
     falls_silent(book, trial)
-    monkeypatch.setattr(storage, "_back", time.monotonic())
+    monkeypatch.setattr(patience, "_back", time.monotonic())
     assert book.recover() == 0
-    monkeypatch.setattr(storage, "_back", -math.inf)
+    monkeypatch.setattr(patience, "_back", -math.inf)
     assert book.recover() == 1
 
 

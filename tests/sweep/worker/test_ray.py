@@ -19,10 +19,10 @@ import sweep_support
 from omegaconf import OmegaConf
 
 from hydra_plugins.sweepstack_sweeper import _impl
-from sweepstack.config import reading
+from sweepstack.config import composition
 from sweepstack.config.errors import EnvironmentFault
 from sweepstack.runs import register
-from sweepstack.sweep.worker import launch
+from sweepstack.sweep.worker.jobs import Jobs
 
 SECRET = "s3Cr3t"
 PATIENCE_S = 300  # for a hung process only
@@ -94,7 +94,7 @@ def test_leaving_ends_a_local_ray_and_names_the_workers(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "ray", ray)
     monkeypatch.setattr(os, "_exit", codes.append)
     entry = register.Entry("other/1:4711:1", time.time(), time.time())
-    jobs: Any = launch._Jobs(*[SimpleNamespace()] * 3, members=[entry])
+    jobs: Any = Jobs(*[SimpleNamespace()] * 3, members=[entry])
 
     jobs._leave(130)
 
@@ -190,7 +190,7 @@ def test_ray_s_workers_share_fractions_of_gpus_and_one_that_is_killed_is_replace
     ],
 )
 def test_what_is_wrong_with_a_launcher_is_a_line(monkeypatch, override, line):
-    monkeypatch.setattr(reading, "_options", lambda key, _: ["basic"] * ("/" in key))
+    monkeypatch.setattr(composition, "_options", lambda key, _: ["basic"] * ("/" in key))
     known = {"hydra": {"launcher": {"ray": {"init": {}}}}}
-    error = reading._explain(override, ValueError(), OmegaConf.create(known), None)
+    error = composition._explain(override, ValueError(), OmegaConf.create(known), None)
     assert error.endswith(line), error

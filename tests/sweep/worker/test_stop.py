@@ -28,6 +28,7 @@ from sweepstack.runs.register import Entry
 from sweepstack.study.attributes import WORKERS
 from sweepstack.study.book.public import PublicBook
 from sweepstack.sweep import studies, sweep
+from sweepstack.sweep.worker import jobs as worker_jobs
 from sweepstack.sweep.worker import launch, trial_folder, worker
 
 SWEPT = "optimizer.lr=0.1,0.2,0.3,0.4"
@@ -118,7 +119,7 @@ class Board(launch.Scoreboard):
 WORKED, SIGNALLED, KILLED, UNBEGUN = (4.0, None), (4.0, 143), (None, None), None
 NO_PLACE = (4.0, 3)
 """How workers end: when, and with which code; None of one that did not begin."""
-DIED = launch.JobsFailed("OSError: killed")
+DIED = worker_jobs.JobsFailed("OSError: killed")
 
 
 @pytest.fixture
@@ -126,9 +127,9 @@ def jobs(monkeypatch):
     """A sweep by a launcher that does not name its jobs. Each of `launches` is what becomes of a
     launch: the trials that are done by its end, how each of its workers ended, and what it returns
     or raises."""
-    monkeypatch.setattr(launch, "LOOK_S", 0.01)
+    monkeypatch.setattr(worker_jobs, "LOOK_S", 0.01)
 
-    def make(*launches: Any, restarts: int = 3) -> tuple[launch._Jobs, Board, list[int]]:
+    def make(*launches: Any, restarts: int = 3) -> tuple[worker_jobs.Jobs, Board, list[int]]:
         board, asked, left = Board(10), [], list(launches)
         plan = SimpleNamespace(n_jobs=3, max_restarts=restarts, total=10, max_failure_rate=0.5)
         plan.workers_per_gpu = 1
@@ -146,7 +147,7 @@ def jobs(monkeypatch):
                 raise result
             return result  # type: ignore[no-any-return]
 
-        return launch._Jobs(crew, board, launch.Launch(other)), board, asked
+        return worker_jobs.Jobs(crew, board, worker_jobs.Launch(other)), board, asked
 
     return make
 
@@ -187,7 +188,7 @@ def test_workers_that_are_ended_again_and_again_are_named(jobs):
 
 
 def test_workers_that_worked_for_long_are_replaced_though_no_trial_ended(jobs, monkeypatch):
-    monkeypatch.setattr(launch, "MIN_WORK_S", -10.0)
+    monkeypatch.setattr(worker_jobs, "MIN_WORK_S", -10.0)
     run, _, asked = jobs(*[(0, [SIGNALLED] * 3, 143)] * 3, (10, [WORKED] * 3, None), restarts=0)
     assert run.run() is None
     assert asked == [3, 3, 3, 3]
@@ -246,8 +247,8 @@ class Scheduler:
         self.over = threading.Event()
         monkeypatch.setattr(register, "queued", self.look)
         monkeypatch.setattr(register, "cancel", self.cancel)
-        monkeypatch.setattr(launch, "LOOK_S", 0.01)
-        monkeypatch.setattr(launch, "QUEUE_S", 0.0)
+        monkeypatch.setattr(worker_jobs, "LOOK_S", 0.01)
+        monkeypatch.setattr(worker_jobs, "QUEUE_S", 0.0)
 
     def submit(self, *jobs: str) -> None:
         self.queued |= set(jobs)
@@ -264,11 +265,11 @@ class Scheduler:
             self.queued -= found
             self.over.set()
 
-    def crew(self, run: Any) -> tuple[launch._Jobs, Board]:
+    def crew(self, run: Any) -> tuple[worker_jobs.Jobs, Board]:
         board, plan = Board(10), SimpleNamespace(n_jobs=2, max_restarts=3, max_failure_rate=0.5)
         plan.total = 10
         crew: Any = SimpleNamespace(plan=plan, name="mine", stops=None, deadline=math.inf)
-        return launch._Jobs(crew, board, launch.Launch(run, lambda: self.jobs)), board
+        return worker_jobs.Jobs(crew, board, worker_jobs.Launch(run, lambda: self.jobs)), board
 
 
 def test_dead_jobs_are_replaced_while_others_work_and_a_slow_submission_is_awaited(
@@ -363,12 +364,12 @@ def test_the_second_ctrl_c_says_what_may_still_run_and_how_to_end_it(monkeypatch
 
 def test_a_worker_hands_its_error_to_who_launched_it(monkeypatch):
     """A launcher would wrap the exception, with its traceback, into one of its own."""
-    crew = launch.Crew(*(SimpleNamespace(),) * 2, Path(), math.inf)  # type: ignore[arg-type]
+    crew = worker_jobs.Crew(*(SimpleNamespace(),) * 2, Path(), math.inf)  # type: ignore[arg-type]
 
     def join(self: Any, stop: Any) -> None:
         raise launch.WorkerFailed("no such data", 3)
 
-    monkeypatch.setattr(launch.Crew, "join", join)
+    monkeypatch.setattr(worker_jobs.Crew, "join", join)
     assert crew() == ("no such data", 3)
 
 
@@ -380,8 +381,8 @@ def test_a_preempted_job_ends_in_good_order_before_it_is_requeued(monkeypatch):
         signal.raise_signal(signal.SIGUSR2)
         did.append(f"stopped with {stop.code}")
 
-    monkeypatch.setattr(launch.Crew, "join", join)
-    crew = launch.Crew(*(SimpleNamespace(),) * 2, Path(), math.inf)  # type: ignore[arg-type]
+    monkeypatch.setattr(worker_jobs.Crew, "join", join)
+    crew = worker_jobs.Crew(*(SimpleNamespace(),) * 2, Path(), math.inf)  # type: ignore[arg-type]
     try:
         assert crew() == 143
     finally:
@@ -413,7 +414,7 @@ def test_a_replacement_that_is_refused_leaves_no_success_of_a_study_that_is_not_
     def run(crew: Any, count: int) -> int | None:
         asked.append(count)
         if len(asked) > 1:
-            raise launch.JobsFailed("sbatch: error: QOSMaxSubmitJobPerUserLimit")
+            raise worker_jobs.JobsFailed("sbatch: error: QOSMaxSubmitJobPerUserLimit")
         scheduler.submit("slurm 1_0", "slurm 1_1")
         for n in (0, 1):
             board.enter(Entry(f"other/1:1{n}:1", 1, 0, "mine", job=f"slurm 1_{n}"))
@@ -423,7 +424,7 @@ def test_a_replacement_that_is_refused_leaves_no_success_of_a_study_that_is_not_
     jobs, board = scheduler.crew(run)
     with (
         caplog.at_level(logging.WARNING, "sweepstack"),
-        pytest.raises(launch.JobsFailed, match="QOSMaxSubmit"),
+        pytest.raises(worker_jobs.JobsFailed, match="QOSMaxSubmit"),
     ):
         jobs.run()
     assert asked == [2, 2]
@@ -433,7 +434,7 @@ def test_a_replacement_that_is_refused_leaves_no_success_of_a_study_that_is_not_
 
 
 def test_jobs_that_wait_say_so_and_how_to_look(monkeypatch, capsys):
-    monkeypatch.setattr(launch, "WAIT_S", 0.0)
+    monkeypatch.setattr(worker_jobs, "WAIT_S", 0.0)
     scheduler = Scheduler(monkeypatch)
 
     def run(crew: Any, count: int) -> int | None:
@@ -459,7 +460,7 @@ def test_a_launcher_that_runs_jobs_where_it_is_called_runs_them_in_the_main_thre
 ):
     """A task may set handlers of signals, which only the main thread may."""
     run, board, _ = jobs()
-    worker = launch.Crew(run.crew.plan, SimpleNamespace(), Path(), math.inf)  # type: ignore[arg-type]
+    worker = worker_jobs.Crew(run.crew.plan, SimpleNamespace(), Path(), math.inf)  # type: ignore[arg-type]
     threads = []
 
     def join(self: Any, stop: Any) -> None:
@@ -467,10 +468,10 @@ def test_a_launcher_that_runs_jobs_where_it_is_called_runs_them_in_the_main_thre
         threads.append(threading.current_thread())
         stop.code, board.done = code, 3 if code else 10
 
-    monkeypatch.setattr(launch.Crew, "join", join)
+    monkeypatch.setattr(worker_jobs.Crew, "join", join)
     stopped: list[str] = []
     board.book.stop = stopped.append
-    run.other = launch.Launch(lambda crew, count: worker())  # type: ignore[arg-type, return-value]
+    run.other = worker_jobs.Launch(lambda crew, count: worker())  # type: ignore[arg-type, return-value]
     assert run.run() == code
     assert threads == [threading.main_thread()]
 
@@ -492,7 +493,7 @@ def test_of_a_launcher_that_refuses_its_jobs_no_new_study_is_left(main, tmp_path
     plain = sweep.launch
 
     def refused(*given: Any, **named: Any) -> None:
-        raise launch.JobsFailed("sbatch: error: invalid partition")
+        raise worker_jobs.JobsFailed("sbatch: error: invalid partition")
 
     monkeypatch.setattr(sweep, "launch", refused)
     assert main(*words).lines[-1] == "sweepstack: sbatch: error: invalid partition"
@@ -523,7 +524,7 @@ def test_sweeps_that_share_a_folder_of_submitit_s_know_their_own_jobs(tmp_path):
     folder = f"{tmp_path}/.submitit/%j"
     target = "hydra_plugins.hydra_submitit_launcher.submitit_launcher.SlurmLauncher"
     node = {"hydra": {"launcher": {"_target_": target, "submitit_folder": folder}}}
-    crews = [launch.Crew(*[SimpleNamespace()] * 2, Path(), 0.0) for _ in range(2)]  # type: ignore[arg-type]
+    crews = [worker_jobs.Crew(*[SimpleNamespace()] * 2, Path(), 0.0) for _ in range(2)]  # type: ignore[arg-type]
 
     def run(crew: Any, count: int) -> int | None:
         file = tmp_path / f".submitit/{crew.name}_0/{crew.name}_0_submitted.pkl"

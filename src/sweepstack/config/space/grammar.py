@@ -41,8 +41,8 @@ from hydra.core.override_parser.types import (
 )
 
 from sweepstack.config import check
+from sweepstack.config.composition import UNREADABLE
 from sweepstack.config.errors import InputError, nearest, one_line
-from sweepstack.config.reading import UNREADABLE
 from sweepstack.config.space import Label, Parameter
 
 MAX_SHUFFLED = 100_000

@@ -25,7 +25,7 @@ from typing import Any
 import yaml
 from optuna.trial import FrozenTrial
 
-from sweepstack.config import commands, reading
+from sweepstack.config import commands, composition, reading
 from sweepstack.config.errors import InputError, one_line
 from sweepstack.config.schema import RunConfig
 from sweepstack.config.trust import beyond_values, check_target, parts
@@ -119,8 +119,8 @@ def _changed(
     safe["training"] = {**safe["training"], "checkpoint_every": 0, "width": 1}
     if not given:
         return reading.read_plain(safe), []
-    config = reading.read_plain(reading.on_top(safe, given, config_dir))
-    wanted = reading.read_plain(reading.on_top(plain, given, config_dir))
+    config = reading.read_plain(composition.on_top(safe, given, config_dir))
+    wanted = reading.read_plain(composition.on_top(plain, given, config_dir))
     if TrialSpec(wanted).config_hash == TrialSpec(before).config_hash:
         return config, []
     return config, [f"changed on purpose: {_named(asdict(before), asdict(wanted))}"]
@@ -218,9 +218,9 @@ def _composed(
         )
     name = application.get("config_name")
     if config_dir is None or not isinstance(name, str) or not re.fullmatch(r"[\w-]+", name):
-        name = reading.CONFIG_NAME
+        name = composition.CONFIG_NAME
     try:
-        read = reading.read(reading.compose(given, config_dir, name))
+        read = reading.read(composition.compose(given, config_dir, name))
     except InputError as error:
         lines = [f"trial {trial.number}: {one_line(line)}" for line in error.mistakes]
         raise InputError(lines) from None

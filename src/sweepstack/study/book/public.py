@@ -24,6 +24,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,7 @@ from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from sweepstack import storage as storages
-from sweepstack.storage import file_of
+from sweepstack.storage import file_of, patience
 from sweepstack.study import attributes as attr
 from sweepstack.study.book import (
     ENDED,
@@ -50,6 +50,8 @@ from sweepstack.study.book.book import Book
 
 _WITHDRAWN = "withdrawn: another trial has its place"
 _UNKNOWN = "requeued: the storage failed while it was claimed"
+_DOUBT_S = 15.0
+"""A trial that two workers of a server began, so that neither has it, is requeued after so long."""
 _HANDED: set[tuple[str, int]] = set()
 """Study and number of the trials that books of this process have handed out."""
 _PLACES = (attr.CONTINUES, attr.POINT, attr.ENQUEUED)
@@ -99,7 +101,8 @@ class PublicBook(Book):
         self._ids: dict[int, int] = {}
         self._reports: dict[int, set[int]] = {}
         self._beaten = 0.0
-        self._retries = storages.retries
+        self._doubtful: dict[int, float] = {}
+        self._retries = patience.retries
         self._lock = lock_file(storage)
 
     @contextmanager
@@ -232,22 +235,32 @@ class PublicBook(Book):
 
     def recover(self) -> int:
         orphans: list[tuple[Record, str]] = []
-        if (
-            retries := storages.retries
-        ) != self._retries:  # what a claim that failed has taken is nobody's
+        retries, due = patience.retries, time.monotonic() - _DOUBT_S
+        away = retries != self._retries
+        doubtful = {number for number, since in self._doubtful.items() if since < due}
+        if away or doubtful:
             with self._held() as page:
-                me, name = processes.this_process(), self.study.study_name
                 running = self._records(page, TrialState.RUNNING)
-                mine = [r for r in running if r.attributes.get(attr.WORKER) == me]
-                orphans = [(r, _UNKNOWN) for r in mine if (name, r.number) not in _HANDED]
+                is_nobodys = partial(self._is_nobodys, away=away, doubtful=doubtful)
+                orphans = [(record, _UNKNOWN) for record in running if is_nobodys(record)]
                 self._requeue(page, orphans, restarts=0)
-            if self._lock is None:  # and what it added twice, there was
+            if self._lock is None:  # and what a claim that failed added twice, there was
                 page = self._page()
                 late = page.without_place(self.total)
                 for number in late.intersection(self._tally(page).waiting):
                     self._fail(number, _WITHDRAWN)
+            for number in doubtful:
+                del self._doubtful[number]
             self._retries = retries
         return len(orphans) + super().recover()
+
+    def _is_nobodys(self, record: Record, *, away: bool, doubtful: set[int]) -> bool:
+        """Whether a claim that failed has taken a trial, if the storage was away, or two at once
+        have left it."""
+        worker, key = record.attributes.get(attr.WORKER), (self.study.study_name, record.number)
+        if worker is None:
+            return record.number in doubtful
+        return away and worker == processes.this_process() and key not in _HANDED
 
     def _settled(self, mine: Sequence[int], max_steps: int | None) -> list[int]:
         """Those of the trials just begun that keep their place; the others are withdrawn."""
@@ -272,18 +285,41 @@ class PublicBook(Book):
 
     def _begin(self, number: int) -> bool:
         """Whether a waiting trial is now this process's."""
-        retries = storages.retries
+        retries = patience.retries
         try:
             if self._lock is not None:  # else another may begin it now, and be its worker
                 self._name_worker(number)
-            if self.storage.set_trial_state_values(self._row(number), TrialState.RUNNING):
-                return True
-            if retries == storages.retries:
-                return False
-            found = self.storage.get_trial(self._row(number))  # an earlier try may have done it
-            return found.state == TrialState.RUNNING and attr.WORKER not in found.user_attrs
+            begun = self.storage.set_trial_state_values(self._row(number), TrialState.RUNNING)
+            if self._lock is not None:
+                return begun
+            if begun or (retries != patience.retries and not self._begun_by(number)):
+                return self._has_begun_alone(number)
+            return False
         except UpdateFinishedTrialError:
             return False
+
+    def _has_begun_alone(self, number: int) -> bool:
+        """Whether a trial of a server that runs is this process's and no other's.
+
+        Optuna's server of a SQLite file reads a trial's state before it locks it, so that two who
+        begin it at once are both told that they did; and where a try had no answer, nobody knows
+        who did. So each says that it did and then looks who else does: of two the later one sees
+        both, and leaves it. If both see both, `recover` requeues it.
+        """
+        mine = f"{attr.BEGUN}.{processes.this_process()}"
+        self.storage.set_trial_system_attr(self._row(number), mine, True)
+        if self._begun_by(number) == {mine}:
+            self._name_worker(number)
+            return True
+        self._doubtful[number] = time.monotonic()
+        return False
+
+    def _begun_by(self, number: int) -> set[str]:
+        """What says who has begun a trial of a server."""
+        found = self.storage.get_trial(self._row(number))
+        named = found.user_attrs.get(attr.WORKER) or found.state != TrialState.RUNNING
+        said = {key for key in found.system_attrs if key.startswith(f"{attr.BEGUN}.")}
+        return said | ({"another"} if named else set())
 
     def _begin_new(self, page: Page, found: Tally, rows: Sequence[Row]) -> list[int]:
         self._beat_first(rows)
@@ -311,10 +347,7 @@ class PublicBook(Book):
         return number
 
     def _hand_out(self, page: Page, trials: Sequence[int]) -> None:
-        if self._lock is None:  # else it is known since before they began
-            for number in page.trials.keys() & trials:  # the others were added with their worker
-                with suppress(UpdateFinishedTrialError):  # withdrawn by another just now
-                    self._name_worker(number)
+        """They got their worker as they began."""
 
     def _name_worker(self, number: int) -> None:
         self.storage.set_trial_user_attr(self._row(number), attr.WORKER, processes.this_process())

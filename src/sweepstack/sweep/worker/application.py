@@ -1,7 +1,7 @@
 """Trials of any other Hydra application: each is a call of its task function, as a Hydra job.
 
 `HydraApp` is what is swept, `Caller` runs the trials of one worker, `report` lets a sweep prune
-them. The same for sweepstack itself is in `trainer.py`.
+them. The same for sweepstack itself is in `training_app.py` and `trainer.py`.
 
 A local worker process gets the application by pickle, as multiprocessing uses it. The process has
 imported the application's main module, and looks up there what pickle cannot carry: the task, under
@@ -34,8 +34,8 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from sweepstack.config.composition import REFUSALS
 from sweepstack.config.errors import EnvironmentFault, InputError, one_line
-from sweepstack.config.reading import REFUSALS
 from sweepstack.config.space import Space, points
 from sweepstack.storage import is_failure
 from sweepstack.study.attributes import RETRY_OF

@@ -1,8 +1,8 @@
-"""Trials of sweepstack itself: composed, checked, and trained by the engine as one stream of specs.
+"""Trials of sweepstack itself, trained by the engine as one stream of specs.
 
-`TrainingApp` is what is swept, before any trial exists; `Trainer` runs the trials of one worker:
-claimed trials become specs, evaluations become reports, the pruner's decisions end trials, results
-become outcomes. The same for other Hydra applications is in `application.py`.
+Claimed trials become specs, evaluations become reports, the pruner's decisions end trials, results
+become outcomes. What is swept, before any trial exists, is in `training_app.py`; the same for other
+Hydra applications in `application.py`.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import cache, cached_property, partial
+from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,13 +19,11 @@ from typing import TYPE_CHECKING, Any
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from sweepstack.config import reading as config
 from sweepstack.config import schema, trust
-from sweepstack.config.composition import Composition
 from sweepstack.config.effect import effect
-from sweepstack.config.errors import InputError, SweepstackError, masked, one_line
+from sweepstack.config.errors import SweepstackError, masked, one_line
 from sweepstack.config.schema import RunConfig
-from sweepstack.config.space import Space, points
+from sweepstack.config.space import points
 from sweepstack.engine.width import MANY, Widths
 from sweepstack.reporting.scoreboard import Live, Pace
 from sweepstack.runs import seeds
@@ -33,11 +31,10 @@ from sweepstack.runs.logger import Logged, Run, run_of
 from sweepstack.runs.seeds import Group
 from sweepstack.study.attributes import DATA_HASH, EFFECT, EQUALS, PLANNED, PREFIX
 from sweepstack.sweep import samplers
-from sweepstack.sweep.plan import PLACES, Plan
-from sweepstack.sweep.worker import Asked, Outcome, question
+from sweepstack.sweep.plan import Plan
+from sweepstack.sweep.worker import Asked, Outcome
 from sweepstack.sweep.worker.duplicates import Original
 from sweepstack.sweep.worker.trial_folder import BestModels, TrialFolder
-from sweepstack.training import checkpoint
 from sweepstack.training.spec import Monitor, TrialResult, TrialSpec
 
 if TYPE_CHECKING:
@@ -45,165 +42,12 @@ if TYPE_CHECKING:
     from sweepstack.engine.train import Expected
     from sweepstack.sweep.worker.worker import Worker
 
-SAME_IN_ALL = frozenset({"training.seeds", "objective", "logger"})
-"""Keys without which the trials of a study could not be compared."""
 MAX_ASKED = 16
 """Trials that an adaptive sampler is asked for at once, at most."""
 MIN_STACK = 4
 """Fewer trials than this take less time one after the other."""
-MOST_COUNTED = 20_000
-"""Points of a grid whose effects are compared at most before a sweep; each takes a tenth of a
-millisecond or two."""
 _REFUSED = (SweepstackError, HydraException, OmegaConfBaseException)
 """Errors of a trial that cannot be composed."""
-
-
-@dataclass(frozen=True)
-class TrainingApp:
-    """sweepstack as the application that is swept.
-
-    Attributes:
-        config_dir: the folder of `--config-dir`.
-        config_name: the primary config.
-    """
-
-    config_dir: str | None = None
-    config_name: str = config.CONFIG_NAME
-    prefix = "sweepstack"
-
-    def __reduce__(self) -> tuple[type[TrainingApp], tuple[str | None, str]]:
-        return TrainingApp, (self.config_dir, self.config_name)  # another process composes anew
-
-    @property
-    def origin(self) -> dict[str, str | None]:
-        """Where its configs come from."""
-        folder = None if self.config_dir is None else str(Path(self.config_dir).absolute())
-        return {"name": "sweepstack", "config_dir": folder, "config_name": self.config_name}
-
-    def prepare(self, plan: Plan) -> tuple[Plan, dict[str, Any]]:
-        """Check every value of the space, and resolve what is optimized.
-
-        Returns:
-            The plan with objectives and directions, and what else must be the same when the study
-            is resumed.
-
-        Raises:
-            InputError: one line for each mistake.
-            EnvironmentFault: the dataset or the device is missing.
-        """
-        configs = self._configs(plan.space)
-        objectives, directions = question.resolve(plan, question.meet(configs))
-        swept = {parameter.path for parameter in plan.space.parameters}
-        same = {
-            "objectives": list(objectives),
-            "config": _without(asdict(configs[0]), "", swept | PLACES),
-        }
-
-        def static(overrides: list[str]) -> Any:
-            return TrialSpec(self.read([*plan.space.fixed, *overrides])).static
-
-        ranks = points.ranks(plan.space, static) if plan.grid else {}
-        alike = len({TrialSpec(each).static for each in configs}) == 1
-        found = replace(plan, objectives=objectives, directions=directions, order=ranks)
-        return replace(found, alike=configs[0] if alike else None), same
-
-    def runner(self, plan: Plan, folder: Path, worker: Worker) -> Trainer:
-        """What a worker runs its trials with."""
-        return Trainer(self.read, plan, folder, worker)
-
-    def checkpointed(self, folder: Path, number: int) -> int | None:
-        """Steps that the whole checkpoints of a trial hold, of all its seeds together; None if it
-        never began. One whose study has no folder at all counts as begun: the files may lie on
-        another host."""
-        place = folder / str(number)
-        if not place.is_dir():
-            return None if folder.is_dir() else 0
-        return sum(map(checkpoint.steps, place.glob("**/checkpoints")))
-
-    @cached_property
-    def composition(self) -> Composition:
-        """Composes overrides of this application quickly; what it has composed, it keeps."""
-        places = [config.folder("conf"), config.folder("sweeps").parent]
-        places += [Path(self.config_dir)] if self.config_dir else []
-
-        @cache
-        def is_group(key: str) -> bool:
-            return any((place / key.partition("@")[0]).is_dir() for place in places)
-
-        def load(overrides: list[str]) -> Any:
-            return config.compose(
-                overrides, config_dir=self.config_dir, config_name=self.config_name, with_hydra=True
-            )
-
-        return Composition(load, is_group)
-
-    def repeats(self, plan: Plan) -> int | None:
-        """How many points of a grid duplicate an earlier one; None where there are too many points
-        to know it soon, or there is no grid."""
-        if not plan.grid or plan.total is None or plan.total > MOST_COUNTED:
-            return None
-        known: dict[tuple[str, str], Any] = {}  # a group is read once per value
-        effects: set[str] = set()
-        for point in points.arranged(plan.space, plan.order)[: plan.total]:
-            plain = self.composition([*plan.space.fixed, *plan.space.overrides(point)])
-            texts = [(group, repr(node)) for group, node in plain.items()]
-            if not all(text in known for text in texts):
-                found = config.read_plain(plain)
-                known |= {text: getattr(found, text[0]) for text in texts}
-            effects.add(effect(RunConfig(**{text[0]: known[text] for text in texts})))
-        return plan.total - len(effects)
-
-    def config(self, plan: Plan) -> Any:
-        """The config without the swept values."""
-        return self.composition(list(plan.space.fixed))
-
-    def read(self, overrides: Sequence[str]) -> RunConfig:
-        """The typed config of overrides.
-
-        Raises:
-            InputError: one line for each mistake.
-        """
-        try:
-            return config.read_plain(self.composition(overrides))
-        except config.REFUSALS:
-            config.compose(overrides, self.config_dir, self.config_name)  # says it for people
-            raise
-
-    def check(self, space: Space) -> None:
-        """Check every value of a space.
-
-        Raises:
-            InputError: one line for each mistake.
-        """
-        self._configs(space)
-
-    def _configs(self, space: Space) -> list[RunConfig]:
-        """The config of every point at which a space is checked."""
-        mistakes: dict[str, None] = {}
-        configs: list[RunConfig] = []
-        for overrides in points.to_check(space):
-            try:
-                configs.append(self.read([*space.fixed, *overrides]))
-            except InputError as error:
-                mistakes |= dict.fromkeys(error.mistakes)
-        for path in SAME_IN_ALL & {parameter.path for parameter in space.parameters}:
-            hint = ", or a list: logger=[tensorboard,csv]" if path == "logger" else ""
-            mistakes[f"{path} must be the same in the whole sweep: give one value{hint}"] = None
-        if mistakes:
-            raise InputError(list(mistakes))
-        return configs
-
-
-def _without(node: Mapping[str, Any], prefix: str, left_out: set[str] | frozenset[str]) -> Any:
-    """A config without the keys that are swept or only say where things are."""
-    kept: dict[str, Any] = {}
-    for key, value in node.items():
-        path = f"{prefix}{key}"
-        # Of a group that is swept, what is fixed in it still counts.
-        if path in left_out and (path in PLACES or not isinstance(value, Mapping)):
-            continue
-        kept[key] = _without(value, f"{path}.", left_out) if isinstance(value, Mapping) else value
-    return kept
 
 
 @dataclass

@@ -468,7 +468,7 @@ class Worker:
                 self._uploads.add(asked.number)
             if self.duplicates is not None:
                 self.duplicates.ended(outcome, recorded)
-            if ending.state == TrialState.FAIL:
+            if ending.state == TrialState.FAIL and asked.number not in lost:
                 what = " ".join(w for w in asked.overrides if w not in self.plan.space.fixed)
                 reason = ending.attributes.get("error")
                 trace = f"; traceback: {progress.shown(outcome.trace)}" if outcome.trace else ""

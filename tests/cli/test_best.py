@@ -14,10 +14,9 @@ from scipy import stats
 from sweep_support import QUICK
 
 from sweepstack.analysis.terminal import number
-from sweepstack.cli import retrain
+from sweepstack.cli.best import luck, read
 from sweepstack.cli.study import run
 from sweepstack.config.errors import InputError
-from sweepstack.reporting import comparison
 from sweepstack.study.view import StudyView, open_study
 
 FRESH = [0.80, 0.82, 0.84]
@@ -32,7 +31,7 @@ def viewed(best, second, direction="maximize"):
 
 
 def test_fresh_seeds_are_compared_with_their_own_spread():
-    first, sweep, second = comparison.luck(viewed(0.85, 0.84), FRESH, [])
+    first, sweep, second = luck(viewed(0.85, 0.84), FRESH, [])
     low, high = stats.t.interval(0.95, 2, np.mean(FRESH), stats.sem(FRESH))
     assert first == (
         f"fresh seeds: val_accuracy 0.8200 ± 0.0200, n=3, 95 % interval of the mean "
@@ -61,22 +60,22 @@ def test_fresh_seeds_are_compared_with_their_own_spread():
     ],
 )
 def test_what_was_luck_is_said_in_words(best, second, direction, changes, said):
-    _, sweep, _ = comparison.luck(viewed(best, second, direction), FRESH, changes)
+    _, sweep, _ = luck(viewed(best, second, direction), FRESH, changes)
     assert said in sweep
-    _, _, last = comparison.luck(viewed(best, second, direction), FRESH, changes)
+    _, _, last = luck(viewed(best, second, direction), FRESH, changes)
     assert ("more than luck" in last) == (abs(best - second) > 0.13)
 
 
 def test_one_seed_says_nothing_of_luck():
-    assert list(comparison.luck(viewed(0.9, 0.8), [0.8], [])) == [
+    assert list(luck(viewed(0.9, 0.8), [0.8], [])) == [
         "fresh seeds: val_accuracy 0.8000, n=1; in the sweep it had 0.9000; luck needs two seeds"
     ]
 
 
 def test_the_budget_that_is_asked_for_is_the_one_that_counts():
     given = ["seeds=7", "training.max_epochs=3"]
-    assert retrain.read(given) == (7, ["training.max_epochs=3", "training.max_steps=null"])
-    assert retrain.read([]) == (5, [])
+    assert read(given) == (7, ["training.max_epochs=3", "training.max_steps=null"])
+    assert read([]) == (5, [])
 
 
 def test_all_that_is_wrong_is_said_before_anything_is_read():
