@@ -73,6 +73,46 @@ def test_autocast_reaches_convolutions_that_have_no_plan(function):
         assert vmap(function)(x.double(), weight.double()).dtype == torch.float64
 
 
+def attended(x, into, bias, out):
+    more = None, None, False, 0.0, out, None
+    return F.multi_head_attention_forward(x, x, x, 4, 2, into, bias, *more)[0]
+
+
+PRODUCTS = {
+    "linear": (F.linear, (5, 4), (6, 4), (6,)),
+    "linear without bias": (F.linear, (2, 5, 4), (6, 4)),
+    "bilinear": (F.bilinear, (5, 4), (5, 3), (6, 4, 3), (6,)),
+    "matmul": (torch.matmul, (5, 4), (4, 6)),
+    "bmm": (torch.bmm, (2, 5, 4), (2, 4, 6)),
+    "einsum": (lambda a, b: torch.einsum("bi,ij->bj", a, b), (5, 4), (4, 6)),
+    "addmm": (torch.addmm, (5, 6), (5, 4), (4, 6)),
+    "Tensor.addmm": (lambda a, b, c: a.addmm(b, c), (5, 6), (5, 4), (4, 6)),
+    "baddbmm": (torch.baddbmm, (2, 5, 6), (2, 5, 4), (2, 4, 6)),
+    "addbmm": (torch.addbmm, (5, 6), (2, 5, 4), (2, 4, 6)),
+    "vecdot": (torch.linalg.vecdot, (5, 4), (5, 4)),
+    "prelu": (F.prelu, (2, 3, 4), (3,)),
+    "attention": (attended, (5, 2, 4), (12, 4), (12,), (4, 4)),
+}
+"""What autocast may run in bf16, and the shapes of what it is given; bilinear stays in float32."""
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+@pytest.mark.parametrize("name", PRODUCTS)
+@pytest.mark.parametrize("place", ["cpu", "cuda"])
+def test_a_stack_has_the_type_that_autocast_gives_a_trial_alone(place, name):
+    if place == "cuda" and not torch.cuda.is_available():
+        pytest.skip("there is no CUDA GPU here")
+    function, *shapes = PRODUCTS[name]
+    drawn = torch.Generator().manual_seed(0)
+    given = [torch.randn(2, *shape, generator=drawn).to(place) for shape in shapes]
+    with torch.autocast(place, torch.bfloat16):
+        alone = torch.stack([function(*row) for row in zip(*given, strict=True)])
+        with Rules(None):
+            stack = vmap(function)(*given)
+    assert stack.dtype == alone.dtype
+    torch.testing.assert_close(stack, alone, rtol=0.05, atol=0.05)
+
+
 # --- pools ----------------------------------------------------------------------------------------
 
 

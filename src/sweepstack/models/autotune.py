@@ -1,9 +1,9 @@
 """Which way a stack's convolutions, max pools and batch norms run: a plan, chosen by measurement.
 
-`Chooser` measures which of the ways of `convolution` is the fastest for each layer, compares losses
-and gradients with vmap's, and keeps vmap's own way where nothing gains enough (`WORTH`). That is so
-on the CPUs that were tried, where it is therefore not measured (`MEASURED_ON`). A plan may also run
-max pools and batch norms by `kernels`.
+`Chooser` measures which of the ways of `convolution` is the fastest for each layer, compares
+losses, gradients and batch norms' statistics with vmap's, and keeps vmap's own way where nothing
+gains enough (`WORTH`). That is so on the CPUs that were tried, where it is therefore not measured
+(`MEASURED_ON`). A plan may also run max pools and batch norms by `kernels`.
 
 `Rules` is a torch.overrides.TorchFunctionMode: it sees every call of torch.conv2d, torch.max_pool2d
 and layers.batch_norm, whoever wrote the module. Which operations run depends on shapes alone, so
@@ -55,10 +55,13 @@ HIDDEN = frozenset(
     (
         *(torch.conv1d, torch.conv2d, torch.conv3d, F.scaled_dot_product_attention),
         *(torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d),
+        *(F.linear, F.multi_head_attention_forward, torch.prelu, Tensor.prelu, torch.linalg.vecdot),
+        *(torch.addmm, torch.baddbmm, torch.addbmm, Tensor.addmm, Tensor.baddbmm, Tensor.addbmm),
     )
 )
 """What autocast runs in bf16 but vmap takes apart before autocast sees it: on a CPU all of it, on a
-GPU the bias, so that the result was float32 (torch 2.11 and 2.15)."""
+GPU the bias, so that the result was float32 (torch 2.11 and 2.15). Other products are not taken
+apart (matmul, einsum, bmm), or autocast leaves them in float32 (bilinear)."""
 WORTH = 0.9  # a plan is used if a step takes at most this share of vmap's time
 HOPELESS = 1.5  # a way whose first run takes this many times the least is not timed again
 TIMINGS = 3

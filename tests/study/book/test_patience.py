@@ -356,3 +356,25 @@ def test_what_was_undone_is_not_counted(tmp_path):
     opened.engine.dialect.do_commit = plain
     faults.on = False
     assert book.counts()["running"] == 1
+
+
+def test_a_statement_that_its_limit_cut_off_is_tried_until_all_patience_is_over(monkeypatch):
+    """Of half the patience each: hundreds of workers that start at once wait for each other."""
+    errors = pytest.importorskip("psycopg.errors", reason="psycopg is not installed")
+    clock, tries = [0.0], []
+    monkeypatch.setattr(storage.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(storage.time, "sleep", lambda seconds: None)
+
+    def cut_off(tried: int) -> str:
+        tries.append(tried)
+        if tried == 2:
+            return "an answer"
+        clock[0] += 59.0
+        raise sqlalchemy.exc.OperationalError("SELECT", None, errors.QueryCanceled("timeout"))
+
+    assert storage.again(cut_off, 120.0) == "an answer"
+    assert tries == [0, 1, 2]
+    clock[0], tries[:] = 0.0, []
+    with pytest.raises(sqlalchemy.exc.OperationalError):
+        storage.again(cut_off, 118.0)
+    assert tries == [0, 1]
