@@ -125,22 +125,6 @@ class Crew:
         )
 
 
-def no_place(crew: Crew, where: str = "this host") -> EnvironmentFault:
-    """That none of its workers can be placed."""
-    return EnvironmentFault(
-        f"no GPU of {where} has a place: others of the study's workers have "
-        f"hydra.sweeper.workers_per_gpu={crew.plan.workers_per_gpu} on each"
-    )
-
-
-def found_no_place(crew: Crew, book: Book) -> bool:
-    """Whether none of a sweep's workers found a place, and the study is not complete."""
-    mine = [entry for entry in register.workers(book.study) if entry.crew == crew.name]
-    if not mine or not all(entry.found_no_place for entry in mine):
-        return False
-    return book.total is None or book.counts()["remaining"] > 0
-
-
 def _open_shared(crew: Crew) -> Book:
     """The records of the crew's study, which exists, for a worker in another process."""
     plan = crew.plan
