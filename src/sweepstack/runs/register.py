@@ -27,7 +27,12 @@ from typing import Any
 import optuna
 
 from sweepstack import storage
-from sweepstack.config.errors import EXIT_ENVIRONMENT, EXIT_INTERRUPTED, EXIT_TERMINATED
+from sweepstack.config.errors import (
+    EXIT_ENVIRONMENT,
+    EXIT_INTERRUPTED,
+    EXIT_TERMINATED,
+    EnvironmentFault,
+)
 from sweepstack.study.attributes import WORKERS
 from sweepstack.study.book import processes
 from sweepstack.study.book.public import held
@@ -98,6 +103,14 @@ class Entry:
         if self.ended is not None or processes.is_gone(self.process):
             return False
         return processes.is_here(self.process) or time.time() - self.seen < SILENT_S
+
+
+def no_place(workers_per_gpu: int, where: str = "this host") -> EnvironmentFault:
+    """The error of workers of which none finds a place on a GPU."""
+    return EnvironmentFault(
+        f"no GPU of {where} has a place: others of the study's workers have "
+        f"hydra.sweeper.workers_per_gpu={workers_per_gpu} on each"
+    )
 
 
 def workers(study: optuna.Study, known: Mapping[str, Any] | None = None) -> list[Entry]:

@@ -109,7 +109,7 @@ def _try_loss(task: Task, target: str, data: Dataset, device: torch.device) -> N
     """Call it twice on random outputs; refuse what is no loss of each sample."""
     index = torch.arange(min(SAMPLES, len(data.train)))
     y = data.train.y[index].to(device)
-    random, key, version = torch.get_rng_state(), f"loss._target_ '{target}'", y._version
+    random, key, before = torch.get_rng_state(), f"loss._target_ '{target}'", y.clone()
     generator = torch.Generator().manual_seed(0)
     outputs = torch.randn(len(y), data.outputs, generator=generator).to(device).requires_grad_()
     try:
@@ -131,7 +131,7 @@ def _try_loss(task: Task, target: str, data: Dataset, device: torch.device) -> N
         random, torch.get_rng_state()
     ):
         raise InputError(f"{key} must be a function of outputs and targets alone, without chance")
-    if y._version != version:
+    if not torch.equal(y, before):
         raise InputError(f"{key} must not change the targets in place")
 
 

@@ -154,14 +154,6 @@ class Launch:
     begin: Callable[[Crew], object] = lambda crew: None
 
 
-def no_place(crew: Crew, where: str = "this host") -> EnvironmentFault:
-    """The error of a sweep of which no worker finds a place on a GPU."""
-    return EnvironmentFault(
-        f"no GPU of {where} has a place: others of the study's workers have "
-        f"hydra.sweeper.workers_per_gpu={crew.plan.workers_per_gpu} on each"
-    )
-
-
 def found_no_place(crew: Crew, book: Book) -> bool:
     """Whether none of a sweep's workers found a place, and the study is not complete."""
     mine = [entry for entry in register.workers(book.study) if entry.crew == crew.name]
@@ -225,7 +217,7 @@ class Jobs:
                 self._start(self.crew.plan.n_jobs)
                 code = self._watch()
                 if code is None and found_no_place(self.crew, self.board.book):
-                    raise no_place(self.crew, "the workers' hosts")
+                    raise register.no_place(self.crew.plan.workers_per_gpu, "the workers' hosts")
                 return code
             finally:
                 register.cancel(self._queue(0) or ())

@@ -31,7 +31,7 @@ from sweepstack.runs import progress, register
 from sweepstack.study.book import processes
 from sweepstack.sweep.plan import Plan
 from sweepstack.sweep.worker import Stop
-from sweepstack.sweep.worker.jobs import PATIENCE_S, Crew, Jobs, Launch, found_no_place, no_place
+from sweepstack.sweep.worker.jobs import PATIENCE_S, Crew, Jobs, Launch, found_no_place
 from sweepstack.sweep.worker.worker import too_many_failed
 
 log = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ def launch(
     if crew.plan.n_jobs == 1 and not takes_gpu:
         with _put_back(), progress.on_signal(stop.ask), board:
             if (member := crew.enter(board.book, stays=True)) is None:
-                raise no_place(crew)
+                raise register.no_place(crew.plan.workers_per_gpu)
             with member:
                 crew.worker(board.book, stop, member=member, notify=board.refresh).work()
         return stop.code
@@ -116,7 +116,7 @@ class _Processes:
                     if counts and too_many_failed(self.crew.plan, counts):
                         break
                 if self.stop.code is None and found_no_place(self.crew, self.board.book):
-                    raise no_place(self.crew)
+                    raise register.no_place(self.crew.plan.workers_per_gpu)
             finally:
                 self._end()
         return self.stop.code
