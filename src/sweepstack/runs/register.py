@@ -105,7 +105,7 @@ class Entry:
         return processes.is_here(self.process) or time.time() - self.seen < SILENT_S
 
 
-def no_place(workers_per_gpu: int, where: str = "this host") -> EnvironmentFault:
+def no_place(workers_per_gpu: int | None, where: str = "this host") -> EnvironmentFault:
     """The error of workers of which none finds a place on a GPU."""
     return EnvironmentFault(
         f"no GPU of {where} has a place: others of the study's workers have "
