@@ -12,7 +12,6 @@ from torch.func import functional_call, vmap
 from sweepstack.config.errors import InputError
 from sweepstack.data import streams
 from sweepstack.models.layers import (
-    BatchInnermost,
     BatchNorm,
     Dropout,
     activation,
@@ -40,32 +39,6 @@ from sweepstack.models.layers import (
 )
 def test_activation_values(name, at_minus_one):
     assert activation(name)(torch.tensor(-1.0)).item() == pytest.approx(at_minus_one, abs=1e-5)
-
-
-# --- linear layers --------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("bias", [True, False])
-def test_with_the_batch_innermost_a_linear_layer_gives_the_same(bias):
-    layer, (x, other) = nn.Linear(7, 3, bias), (torch.rand(5, 7), torch.rand(2, 5, 7))
-    expected = layer(x)
-    wanted = torch.autograd.grad(expected.square().sum(), list(layer.parameters()))
-    with BatchInnermost():
-        found = layer(x)
-        assert layer(other).is_contiguous()  # more axes: as torch has it
-    grads = torch.autograd.grad(found.square().sum(), list(layer.parameters()))
-    torch.testing.assert_close([found, *grads], [expected, *wanted])
-    assert found.mT.is_contiguous() or bias
-    assert grads[0].is_contiguous()
-
-
-def test_gradients_of_a_stack_lie_as_its_parameters():
-    weight, x = torch.rand(4, 3, 7, requires_grad=True), torch.rand(4, 5, 7)
-    with BatchInnermost():
-        y = vmap(torch.nn.functional.linear)(x, weight)
-    assert y.mT.is_contiguous()
-    (grad,) = torch.autograd.grad(y.square().sum(), [weight])
-    assert grad.is_contiguous()
 
 
 # --- dropout --------------------------------------------------------------------------------------

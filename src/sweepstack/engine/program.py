@@ -591,19 +591,11 @@ class Program:
         averages = self.spec.uses("ema")
         return Stack(*shapes, moments, self._layouts(), width, self.device, averages)
 
-    @property
-    def batch_innermost(self) -> bool:
-        """Whether linear layers of a stack run in `layers.BatchInnermost`."""
-        training = self.config.training
-        return self.device.type == "cpu" and training.precision == "fp32" and not training.compile
-
     def _layouts(self) -> dict[str, tuple[int, ...]] | None:
         """The gradient of a linear layer's weight (S, out, in) comes out of a batched matrix
-        product as (S, in, out), unless the batch lies innermost."""
+        product as (S, in, out)."""
         if self.rule.shaped:
             return None
-        if self.batch_innermost:
-            return {}
         named = self.module.named_modules()
         linear = [name for name, layer in named if isinstance(layer, nn.Linear)]
         return {f"{name}.weight".lstrip("."): (0, 2, 1) for name in linear}

@@ -26,7 +26,7 @@ from sweepstack.config.errors import contained, one_line
 from sweepstack.data import streams
 from sweepstack.data.batches import Source
 from sweepstack.engine.program import Group, Program
-from sweepstack.models import autotune, layers
+from sweepstack.models import autotune
 from sweepstack.training import fused, metrics, regularization
 from sweepstack.training.augmentation import Augmentation
 from sweepstack.training.device import autocast, out_of_memory
@@ -474,10 +474,9 @@ class Step:
         where vmap hides from it."""
         program = self.program
         casts = program.config.training.precision == "bf16"
-        if not self.compiles and (program.convolves or casts):
-            return self.trying or autotune.Rules(program.plan(width))
-        stacked = width > 1 and program.batch_innermost and not self.compiles
-        return layers.BatchInnermost() if stacked else nullcontext()
+        if self.compiles or not (program.convolves or casts):
+            return nullcontext()
+        return self.trying or autotune.Rules(program.plan(width))
 
     def _compiled_for(self, key: Hashable, function: Callable[..., Any]) -> Callable[..., Any]:
         """A function compiled for one kind of call, or as it is. torch stops after 8 recompilations

@@ -195,7 +195,7 @@ class Task:
         """Which samples are right, (B,) bool; of several labels the share of right ones. More axes
         may come before B."""
         if self.name == "multiclass":
-            return outputs.max(-1).indices == targets  # argmax is slow where a batch lies innermost
+            return outputs.argmax(-1) == targets
         if self.name == "binary" and targets.dim() < outputs.dim():
             return (outputs.squeeze(-1) > 0) == (targets > 0.5)
         return ((outputs > 0) == (targets > 0.5)).double().mean(-1)

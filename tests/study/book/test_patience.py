@@ -24,7 +24,7 @@ from optuna.trial import TrialState
 from sweepstack import storage
 from sweepstack.storage import patience, server
 from sweepstack.study.attributes import LOST
-from sweepstack.study.book import Ending, Report, bulk, public
+from sweepstack.study.book import Ending, Report, bulk, public, tables
 from sweepstack.study.book.bulk import BulkBook
 from sweepstack.study.book.public import PublicBook
 
@@ -315,9 +315,9 @@ def test_after_a_restart_silence_counts_from_it(tmp_path, monkeypatch):
     _, _, book = opened_book(tmp_path)
     (trial,) = book.claim()
     falls_silent(book, trial)
-    monkeypatch.setattr(bulk, "_up_s", lambda page: 119.0)
+    monkeypatch.setattr(tables, "_up_s", lambda page: 119.0)
     assert book.recover() == 0
-    monkeypatch.setattr(bulk, "_up_s", lambda page: 121.0)
+    monkeypatch.setattr(tables, "_up_s", lambda page: 121.0)
     assert book.recover() == 1
 
 
