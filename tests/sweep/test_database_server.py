@@ -32,7 +32,7 @@ from server_support import MariaDB, PostgreSQL, Proxy, Server
 
 from sweepstack import storage
 from sweepstack.storage import server as storage_server
-from sweepstack.study.attributes import POINT, RETRIED
+from sweepstack.study.attributes import LOST, POINT, RETRIED
 from sweepstack.study.book import Ending, Report
 from sweepstack.study.book.bulk import BulkBook
 
