@@ -547,7 +547,7 @@ class Program:
             found.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
         return self.data.fingerprint + (found.hexdigest()[:16] if self.shared else "")
 
-    @property
+    @cached_property
     def inputs(self) -> dict[str, Any]:
         """The model's inputs and outputs: a sample is (x - shift) / scale, pictures in [0, 1]."""
         affine = self.seen.affine
@@ -564,7 +564,7 @@ class Program:
             "scale": None if affine is None else affine.scale,
         }
 
-    @property
+    @cached_property
     def num_parameters(self) -> int:
         """Number of trained scalars of one trial."""
         return sum(parameter.numel() for parameter in self.params().values())

@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -69,7 +69,9 @@ def by_group(config: RunConfig, name: str, make: Callable[[str, Any], Any]) -> d
 
 def plain(value: Any) -> Any:
     """A group as nested mappings; any other value as it is."""
-    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
+    if not is_dataclass(value) or isinstance(value, type):
+        return value
+    return {item.name: plain(getattr(value, item.name)) for item in fields(value)}
 
 
 def _json(name: str, value: Any) -> str:
