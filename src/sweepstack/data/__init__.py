@@ -1,10 +1,10 @@
 """Datasets: `load(config.data)` reads, splits and normalizes what `data.name` says.
 
-    builtin, image_folder, arrays, table   the sources; targets: what is learnt from one's own data
-    dataset    what they return: splits with random access to their samples
-    splits     who is held out, and normalization
-    batches    brings splits to the training loop
-    streams    random draws that depend on a trial's seed alone
+builtin, image_folder, arrays, table   the sources; targets: what is learnt from one's own data
+dataset    what they return: splits with random access to their samples
+splits     who is held out, and normalization
+batches    brings splits to the training loop
+streams    random draws that depend on a trial's seed alone
 """
 
 from __future__ import annotations
