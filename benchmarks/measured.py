@@ -1,6 +1,6 @@
 """Commands as benchmarks measure them: wall time, peak memory, and what the study's rows say.
 
-Called by throughput.py. Imports neither torch nor sweepstack: a child's peak memory, as Linux
+Imported by the other scripts. Imports neither torch nor sweepstack: a child's peak memory, as Linux
 counts it, starts at that of the process that started it.
 """
 

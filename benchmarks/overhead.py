@@ -30,6 +30,8 @@ import tempfile
 from contextlib import closing
 from pathlib import Path
 
+from measured import run
+
 APP = """
 import hydra
 
@@ -47,16 +49,6 @@ SECONDS = """
 SELECT SUM(CAST(value_json AS REAL)) FROM trial_user_attributes JOIN trials USING (trial_id)
 WHERE key = 'seconds' AND number > 0
 """
-
-
-def run(python: str, arguments: list[str], folder: Path) -> None:
-    """Run one sweep."""
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
-    done = subprocess.run(
-        [python, *arguments], cwd=folder, env=environment, capture_output=True, text=True
-    )
-    if done.returncode:
-        sys.exit(f"{' '.join(arguments)}: {done.stderr[-2000:]}")
 
 
 def measured(database: Path, trials: int) -> tuple[float, float]:
@@ -80,7 +72,7 @@ def other_app(python: str, sweeper: str, trials: int) -> float:
             *("hydra.sweeper.n_jobs=1", "hydra.sweeper.storage=sqlite:///studies.db"),
             *("hydra.sweeper.study_name=study", "+x=interval(-5.0,5.0)"),
         ]
-        run(python, words, folder)
+        run([python, *words], folder)
         return measured(folder / "studies.db", trials)[0]
 
 
@@ -93,7 +85,7 @@ def own(trials: int) -> tuple[float, float]:
             *(f"hydra.sweeper.n_trials={trials}", "optimizer.lr=interval(0.001,0.01)"),
             *("regularization.weight_decay=interval(0.0,0.1)", "init=he,xavier"),
         ]
-        run(sys.executable, words, Path(name))
+        run([sys.executable, *words], Path(name))
         whole, training = measured(Path(name) / "outputs" / "studies.db", trials)
         return whole - training, training
 

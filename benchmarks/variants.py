@@ -62,14 +62,8 @@ class Benchmark:
         found = answer(
             [
                 *(sys.executable, str(HERE / "rival_eager.py"), "--root", self.root),
-                *(
-                    "--device",
-                    self.given.device,
-                    "--threads",
-                    str(self.threads),
-                    *flags,
-                    *self.test,
-                ),
+                *("--device", self.given.device, "--threads", str(self.threads)),
+                *(*flags, *self.test),
             ]
         )
         self.versions["eager"] = f"{found['versions']} on {found['device']}"

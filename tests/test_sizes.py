@@ -11,8 +11,8 @@ FILES = {path.relative_to(SOURCE).as_posix(): path for path in sorted(SOURCE.rgl
 LINES = {name: len(path.read_text("utf-8").splitlines()) for name, path in FILES.items()}
 
 MAX_FUNCTION = 50
-MAX_FILES = 155
-MAX_LINES = 41_500  # today's number; the aim was 21,500, without what came after it was set
+MAX_FILES = 157
+MAX_LINES = 41_300  # today's number; the aim was 21,500, without what came after it was set
 MAX_PACKAGE = 4_500
 
 

@@ -17,7 +17,7 @@ import threading
 import pytest
 import support
 import torch
-from engine_support import varied
+from engine_support import filled, varied
 from support import make_spec
 
 from sweepstack.data import streams
@@ -269,13 +269,6 @@ def test_seeds_that_share_their_batches(model, steps_taken, place):
     if place == "cpu":  # a GPU may add in another order each time
         assert first.history == twin.history  # in one stack, to the last bit
     assert first.history != other.history
-
-
-def filled(program, specs):
-    stack = program.stack(len(specs))
-    for slot, spec in enumerate(specs):
-        stack.insert([slot], [program.initial(spec)], [program.numbers(spec)])
-    return stack
 
 
 def test_dropout_masks_are_equal_to_the_last_bit(monkeypatch):

@@ -14,7 +14,7 @@ from sweepstack import data
 from sweepstack.config.effect import effect
 from sweepstack.config.errors import EnvironmentFault, InputError
 from sweepstack.data import arrays
-from sweepstack.data.arrays import Targets
+from sweepstack.data.targets import Targets
 from sweepstack.sweep.worker.trainer import effect_on_data
 
 RNG = np.random.default_rng(0)

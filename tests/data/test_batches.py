@@ -177,11 +177,9 @@ def test_a_worker_that_dies_is_told_in_one_line(split):
     ("placement", "free", "kind"),
     [
         ("device", 10**12, DeviceSource),
-        ("device", None, DeviceSource),
         ("stream", 10**12, StreamSource),
         ("auto", 10**12, DeviceSource),
         ("auto", 10_000, StreamSource),
-        ("auto", None, StreamSource),
     ],
 )
 def test_placement_decides_where_pictures_live(lazy, monkeypatch, placement, free, kind):

@@ -49,9 +49,9 @@ def url(tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path}/new/folder/studies.db"
 
 
-def refusal(url: str, **options: Any) -> str:
+def refusal(url: str) -> str:
     with pytest.raises(EnvironmentFault) as caught:
-        storage.connect(url, **options)
+        storage.connect(url)
     message = str(caught.value)
     assert "\n" not in message
     assert caught.value.exit_code == 3
@@ -191,8 +191,9 @@ def silent_server() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("silent_server")
-def test_a_server_that_does_not_answer_is_given_up() -> None:
-    message = refusal("fakeserver://ann:s3cret@db/x", timeout_s=0.05)
+def test_a_server_that_does_not_answer_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "TIMEOUT_S", 0.05)
+    message = refusal("fakeserver://ann:s3cret@db/x")
     assert message == "storage fakeserver://ann:***@db/x cannot be opened: no answer within 0.05 s"
 
 
@@ -251,7 +252,8 @@ def test_opening_a_file_waits_as_long_as_another_process_holds_it(
     with contextlib.closing(sqlite3.connect(path)) as connection:
         connection.execute(f"PRAGMA journal_mode = {journal}")
     held = Held(path, "EXCLUSIVE", monkeypatch)
-    open_it(f"sqlite:///{path}", timeout_s=0.0)
+    monkeypatch.setattr(storage, "TIMEOUT_S", 0.0)  # is for servers
+    open_it(f"sqlite:///{path}")
     reads_beside_writers = journal == "wal" and open_it is storage.look
     assert held.waits == (0 if reads_beside_writers else 3)
     assert len(held.told) == (0 if reads_beside_writers else 1)

@@ -16,8 +16,9 @@ from sweepstack import storage
 from sweepstack.cli import predict
 from sweepstack.cli.study import run
 from sweepstack.config.errors import EnvironmentFault, InputError
-from sweepstack.storage import artifacts
+from sweepstack.storage import artifacts, uploads
 from sweepstack.storage.artifacts import Store
+from sweepstack.storage.uploads import Uploads
 from sweepstack.study import view
 from sweepstack.study.attributes import ARTIFACTS
 from sweepstack.sweep.sweep import sweep
@@ -160,10 +161,8 @@ def test_a_worker_puts_there_what_one_before_it_left(hosts):
     whole.mkdir()
     (whole / "metrics.json").write_text("{}")
     folder = hosts.root / "a/outputs/studies/s"
-    with artifacts.Uploads(
-        hosts.view().store, folder, lambda: over(hosts.view().trials)
-    ) as uploads:
-        uploads.add(77)  # refused before it had a folder
+    with Uploads(hosts.view().store, folder, lambda: over(hosts.view().trials)) as waiting:
+        waiting.add(77)  # refused before it had a folder
     assert [name for name in hosts.names() if "models" not in name] == ["0-2.zip"]
 
 
@@ -171,7 +170,7 @@ def test_a_store_that_fails_later_is_said_once_and_the_sweep_goes_on(fresh, monk
     def full(self, name, file):
         raise EnvironmentFault("No space left on device")
 
-    monkeypatch.setattr(artifacts, "RETRY_S", 0.0)
+    monkeypatch.setattr(uploads, "RETRY_S", 0.0)
     monkeypatch.setattr(Store, "write", full)
     fresh.sweep("a", 4, fresh.shared)
     said = [record.getMessage() for record in caplog.records]

@@ -10,6 +10,7 @@ import sys
 import optuna
 import pytest
 from optuna.storages import RDBStorage
+from sweep_support import study
 
 from sweepstack import storage
 
@@ -31,11 +32,6 @@ def rows(folder):
 
 def files(folder):
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
-
-
-def study(folder, name):
-    url = f"sqlite:///{folder}/outputs/studies.db"
-    return optuna.load_study(study_name=name, storage=storage.connect(url))
 
 
 def test_what_is_no_database_stays_as_it_was(main, tmp_path):

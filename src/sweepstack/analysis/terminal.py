@@ -4,7 +4,7 @@ short, the winner, and the next commands."""
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -94,16 +94,17 @@ def show_ending(view: StudyView, console: Console, again: str, config: str) -> l
     if len(told) < len(findings):
         where = f": {commands.study('show', view.name, where=view.where)}" if view.where else ""
         line(console, f"{len(findings) - len(told)} more findings{where}")
-    row, number = rows.iloc[0], int(rows["number"].iloc[0])
-    kind, estimate = "first of the Pareto front", ", ".join(map(_valued(row), view.objectives))
+    row, trial = rows.iloc[0], int(rows["number"].iloc[0])
+    values = ", ".join(f"{name} {number(row[name])}" for name in view.objectives)
+    kind, estimate = "first of the Pareto front", values
     if view.has_one_objective:
         best = view.configurations.iloc[0]
         mean = -best[".score"] if view.minimized else best[".score"]
         stats = pd.Series({"mean": mean, "std": best[".std"]})
         kind, estimate = "winner", f"{view.objective} {_estimate(stats)}, n={best['.runs']}"
-        number = view.winner
-        row = rows[rows["number"] == number].iloc[0]
-    line(console, f"{kind}: trial {number}, {estimate}")
+        trial = view.winner
+        row = rows[rows["number"] == trial].iloc[0]
+    line(console, f"{kind}: trial {trial}, {estimate}")
     made_of = [
         f"{key}={one_line(setting(row[key]))}" for key in view.varied if row[key] == row[key]
     ]
@@ -116,12 +117,8 @@ def show_ending(view: StudyView, console: Console, again: str, config: str) -> l
     return [
         commands.study("report", view.name, where=view.where),
         commands.study("dashboard", where=view.where),
-        again or commands.study("rerun", view.name, number, where=view.where),
+        again or commands.study("rerun", view.name, trial, where=view.where),
     ]
-
-
-def _valued(row: pd.Series) -> Callable[[str], str]:
-    return lambda name: f"{name} {number(row[name])}"
 
 
 def packed(words: Sequence[str], width: int) -> list[str]:

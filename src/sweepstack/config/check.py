@@ -4,6 +4,7 @@ its range, what to say if it is wrong)."""
 from __future__ import annotations
 
 import math
+import operator
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -12,7 +13,12 @@ from typing import Any, Literal
 
 from sweepstack.config.errors import InputError, nearest, one_line
 
-_SYMBOLS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
+_BOUNDS = {
+    "gt": (">", operator.gt),
+    "ge": (">=", operator.ge),
+    "lt": ("<", operator.lt),
+    "le": ("<=", operator.le),
+}
 
 
 def rule(*, default: Any = MISSING, **rules: Any) -> Any:
@@ -53,9 +59,9 @@ def value(path: str, hint: Any, rules: Mapping[str, Any], given: Any, mistakes: 
         if isinstance(number, bool) or not isinstance(number, int | float):
             continue
         broken = [
-            f"{_SYMBOLS[name]} {bound}"
-            for name, bound in rules.items()
-            if name in _SYMBOLS and not _holds(name, number, bound)
+            f"{symbol} {rules[name]}"
+            for name, (symbol, holds) in _BOUNDS.items()
+            if name in rules and not holds(number, rules[name])
         ]
         rule = f"{'hold numbers' if several else 'be'} {' and '.join(broken)}" if broken else ""
         if isinstance(number, float) and not math.isfinite(number):
@@ -121,15 +127,6 @@ def option(where: str, given: object, known: Iterable[str]) -> str:
     raise InputError(f"{where} must be one of {', '.join(names)}, got {shown(given)}{near}")
 
 
-def _holds(name: str, number: float, bound: float) -> bool:
-    return {
-        "gt": number > bound,
-        "ge": number >= bound,
-        "lt": number < bound,
-        "le": number <= bound,
-    }[name]
-
-
 def shown(value: Any) -> str:
     """A value as an error shows it."""
     return "null" if value is None else one_line(repr(value), 80)
@@ -155,22 +152,13 @@ def _convert(hint: Any, value: Any) -> Any:
                 return tuple(_convert(arguments[0], item) for item in value)
             if len(value) == len(arguments):
                 return tuple(_convert(a, item) for a, item in zip(arguments, value, strict=True))
-    elif hint is type(None):
-        if value is None:
-            return None
-    elif hint is bool:
-        if isinstance(value, bool):
-            return value
-    elif hint is int:
-        if isinstance(value, int) and not isinstance(value, bool):
-            return value
     elif hint is float:
         if isinstance(value, int | float) and not isinstance(value, bool):
             try:
                 return float(value)
             except OverflowError:
                 raise ValueError(value) from None
-    elif hint is str and isinstance(value, str):
+    elif isinstance(value, hint) and isinstance(value, bool) == (hint is bool):
         return value
     raise ValueError(value)
 

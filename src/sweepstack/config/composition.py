@@ -86,11 +86,6 @@ _INTEGER = re.compile(r"-?(0|[1-9][0-9]*)")
 _NUMBER = re.compile(r"([A-Za-z_][\w.]*)=(-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?)")
 
 
-def _home() -> str:
-    """The folder in which sweeps/ lies, for `hydra.searchpath` in conf/config.yaml."""
-    return str(folder("sweeps").parent)
-
-
 def folder(name: str) -> Path:
     """Where `conf` or `sweeps` lies: inside an installed wheel, or at the top of a checkout.
 
@@ -104,7 +99,8 @@ def folder(name: str) -> Path:
     raise FileNotFoundError(f"sweepstack is installed without its {name}/ folder")
 
 
-hydra_adapter.register_resolver("sweepstack_home", _home)
+# Where sweeps/ lies, for `hydra.searchpath` in conf/config.yaml.
+hydra_adapter.register_resolver("sweepstack_home", lambda: str(folder("sweeps").parent))
 
 
 def compose(

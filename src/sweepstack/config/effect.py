@@ -20,11 +20,10 @@ from sweepstack.config.schema import RunConfig
 
 @dataclass(frozen=True)
 class Rule:
-    """Keys that change nothing where `holds` says so, and why: the place in the code."""
+    """Keys that change nothing where `holds` says so."""
 
     keys: tuple[str, ...]
     holds: Callable[[RunConfig], bool]
-    why: str
 
 
 def _is_plain_rate(config: RunConfig) -> bool:
@@ -70,76 +69,62 @@ def _is_linear(config: RunConfig) -> bool:
 
 
 RULES: tuple[Rule, ...] = (
-    Rule(("training.width",), lambda c: True, "train.train: a trial's numbers never depend on it"),
-    Rule(("training.diagnostics",), lambda c: True, "diagnostics.py: it looks on"),
+    # train.train: a trial's numbers never depend on the width; the others look on.
     Rule(
-        tuple(f"logger.{item.name}" for item in fields(schema.Logger)),
+        (
+            *("training.width", "training.diagnostics"),
+            *(f"logger.{item.name}" for item in fields(schema.Logger)),
+        ),
         lambda c: True,
-        "logger.py: it writes down what was measured",
     ),
+    # optimizer.py: the optimizer's rule does not read them.
     *(
         Rule(
             tuple(f"optimizer.{key}" for key in sorted(keys)),
             lambda c, name=name: c.optimizer.name == name,  # type: ignore[misc]
-            f"optimizer.py: the rule of {name} does not read them",
         )
         for name, keys in schema.INERT.items()
     ),
+    # optimizer.Sgd: with μ = 0 the buffer is g, which only momentum dampens, and the direction
+    # g + 0·b is the buffer's.
     Rule(
         ("optimizer.nesterov", "optimizer.dampening"),
         lambda c: isinstance(c.optimizer, schema.Sgd) and c.optimizer.momentum == 0,
-        "optimizer.Sgd: with μ = 0 the buffer is g, which only momentum dampens, and the direction "
-        "g + 0·b is the buffer's",
     ),
+    # optimizer.AdamW: adam but for its weight decay, which is not computed where it is 0.
     Rule(
         ("optimizer.name",),
         lambda c: c.optimizer.name in ("adam", "adamw") and c.regularization.weight_decay == 0,
-        "optimizer.AdamW: adam but for its weight decay, which is not computed where it is 0",
     ),
+    # optimizer.scaled_lr: lr times 1.0, the only reader of both.
     Rule(
         ("batch.lr_scaling", "batch.base_size"),
         lambda c: (
             c.batch.lr_scaling == "none" or c.batch.size * c.batch.accumulate == c.batch.base_size
         ),
-        "optimizer.scaled_lr: lr times 1.0, the only reader of both",
     ),
+    # schedule.py: the factor is 1.0 at every step after the warmup, which all have.
     Rule(
         tuple(f"schedule.{key}" for key in ("name", "gamma", "step_size", "min_factor", "unit")),
         _is_plain_rate,
-        "schedule.py: the factor is 1.0 at every step after the warmup, which all have",
     ),
-    Rule(("training.max_epochs",), lambda c: c.training.max_steps is not None, "max_steps wins"),
-    Rule(
-        ("data.minmax_range",),
-        lambda c: c.data.normalization != "minmax",
-        "splits.normalize: read for minmax only",
-    ),
-    Rule(
-        ("data.mean", "data.std"),
-        lambda c: c.data.normalization != "fixed",
-        "splits.normalize: read for fixed only",
-    ),
+    # max_steps wins.
+    Rule(("training.max_epochs",), lambda c: c.training.max_steps is not None),
+    # splits.normalize: read for this normalization only.
+    Rule(("data.minmax_range",), lambda c: c.data.normalization != "minmax"),
+    Rule(("data.mean", "data.std"), lambda c: c.data.normalization != "fixed"),
+    # networks.ConvNet: channels wins.
     Rule(
         ("model.width", "model.depth"),
         lambda c: isinstance(c.model, schema.ConvNet) and c.model.channels is not None,
-        "convnet.ConvNet: channels wins",
     ),
-    Rule(("init.gain",), _is_default_gain, "init.gain_of: the scheme's default"),
-    Rule(
-        ("init.fan",),
-        _is_default_fan,
-        "init.draw: the scheme's default",
-    ),
-    Rule(
-        ("init.linear",),
-        lambda c: c.init.linear in (None, c.init.scheme),
-        "schema.Init.schemes: null is the other's",
-    ),
-    Rule(
-        ("init.conv",),
-        lambda c: c.init.conv in (None, c.init.scheme),
-        "schema.Init.schemes: null is the other's",
-    ),
+    # init.gain_of and init.draw: the scheme's defaults.
+    Rule(("init.gain",), _is_default_gain),
+    Rule(("init.fan",), _is_default_fan),
+    # schema.Init.schemes: null is the other's.
+    Rule(("init.linear",), lambda c: c.init.linear in (None, c.init.scheme)),
+    Rule(("init.conv",), lambda c: c.init.conv in (None, c.init.scheme)),
+    # init.draw: an mlp has no convolutions; init.check reads it for gain and fan.
     Rule(
         ("init.conv",),
         lambda c: (
@@ -147,35 +132,26 @@ RULES: tuple[Rule, ...] = (
             and c.init.conv != "keep"
             and (c.init.gain, c.init.fan) == (None, None)
         ),
-        "init.draw: an mlp has no convolutions; init.check reads it for gain and fan",
     ),
+    # augmentation.resized_crop: read there only.
     Rule(
         ("regularization.random_resized_crop_ratio",),
         lambda c: c.regularization.random_resized_crop == 0,
-        "augmentation.resized_crop: read there only",
     ),
+    # step.Step: times whether there are any.
     Rule(
         ("regularization.rand_augment_operations",),
         lambda c: c.regularization.rand_augment == 0,
-        "step.Step: times whether there are any",
     ),
-    Rule(
-        ("regularization.batch_norm",),
-        _is_default_norm,
-        "models.build: auto is true for a resnet and false for the other built-in models",
-    ),
-    Rule(
-        ("regularization.batch_norm", "regularization.dropout"),
-        _is_linear,
-        "models.networks: both stand behind hidden layers, and there are none",
-    ),
-    Rule(
-        ("model.activation",),
-        lambda c: _is_linear(c) and c.init.gain != "auto",
-        "models.networks: it stands behind hidden layers; init.gain=auto reads it besides",
-    ),
+    # models.build: auto is true for a resnet and false for the other built-in models.
+    Rule(("regularization.batch_norm",), _is_default_norm),
+    # models.networks: they stand behind hidden layers, and there are none; init.gain=auto reads
+    # the activation besides.
+    Rule(("regularization.batch_norm", "regularization.dropout"), _is_linear),
+    Rule(("model.activation",), lambda c: _is_linear(c) and c.init.gain != "auto"),
 )
-"""Keys that change nothing. Seeds are never among them: each draws its own order of batches."""
+"""Keys that change nothing, below the places in the code that say so. Seeds are never among them:
+each draws its own order of batches."""
 
 
 def effect(config: RunConfig) -> str:

@@ -1,6 +1,10 @@
 """Datasets: `load(config.data)` reads, splits and normalizes what `data.name` says.
 
-`dataset.py` says what the sources return, `batches.py` brings it to the training loop.
+builtin, image_folder, arrays, table   the sources; targets: what is learnt from one's own data
+dataset    what they return: splits with random access to their samples
+splits     who is held out, and normalization
+batches    brings splits to the training loop
+streams    random draws that depend on a trial's seed alone
 """
 
 from __future__ import annotations
@@ -12,7 +16,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from sweepstack.config import schema
-from sweepstack.config.errors import InputError, nearest
+from sweepstack.config.errors import InputError
 from sweepstack.data import builtin, image_folder
 from sweepstack.data.dataset import Dataset
 
@@ -60,16 +64,9 @@ def _load(config: schema.Data, trust: tuple[str, ...], _stamp: Stamp) -> Dataset
             return image_folder.load(config)
         case schema.Quadratic():
             return builtin.load_quadratic(config)
-        case schema.Own():
-            from sweepstack.data import arrays, table
+    from sweepstack.data import arrays, table
 
-            return (
-                table.load(config)
-                if isinstance(config, schema.Table)
-                else (arrays.load(config, trust))
-            )
-    known = schema.OPTIONS["data"]
-    raise InputError(
-        f"data.name must be one of {', '.join(known)}, got '{config.name}'"
-        f"{nearest(config.name, known)}"
-    )
+    if isinstance(config, schema.Table):
+        return table.load(config)
+    assert isinstance(config, schema.Own)
+    return arrays.load(config, trust)

@@ -62,9 +62,9 @@ def source(split: Split, device: torch.device, placement: str, workers: int) -> 
     if isinstance(split, TensorSplit) and device.type == "cpu":
         return DeviceSource(split, device)  # it is there already
     free = free_memory(device)
-    if placement == "auto" and (free is None or 4 * split.nbytes > free):
+    if placement == "auto" and 4 * split.nbytes > free:
         return StreamSource(split, device, workers)
-    if free is not None and split.nbytes > free:
+    if split.nbytes > free:
         raise EnvironmentFault(
             f"data.placement=device needs {split.nbytes / 2**30:.1f} GiB on {device}, "
             f"{free / 2**30:.1f} GiB are free: data.placement=stream needs little"
@@ -80,7 +80,6 @@ class DeviceSource:
         self.device = device
 
     def batches(self, indices: Tensor) -> Iterator[Pair]:
-        """See `Source.batches`."""
         indices, x = indices.to(self.device, non_blocking=True), self.split.x.flatten(1)
         # index_select copies whole rows, 2-3 times faster than x[row]
         y = self.split.y.index_select(0, indices.flatten())
@@ -90,7 +89,6 @@ class DeviceSource:
             yield x.index_select(0, row).view(shape), y
 
     def chunks(self, size: int) -> Iterator[Pair]:
-        """See `Source.chunks`; the chunks are views."""
         x, y = self.split.x, self.split.y
         return zip(torch.split(x, size), torch.split(y, size), strict=True)
 
@@ -160,7 +158,6 @@ class StreamSource:
         return item
 
     def chunks(self, size: int) -> Iterator[Pair]:
-        """See `Source.chunks`."""
         return self.batches(torch.split(torch.arange(len(self.split)), size))
 
 
@@ -200,16 +197,13 @@ class _Gathered(Dataset[Any]):
         return x.view(*index.shape, *self.split.shape), y.view(*index.shape, *y.shape[1:])
 
 
-def free_memory(device: torch.device) -> int | None:
-    """Bytes that are free on `device`, on a CPU within the limit of the control group; None where
-    the system does not say."""
+def free_memory(device: torch.device) -> int:
+    """Bytes that are free on `device`, on a CPU within the limit of the control group; all of its
+    memory where the system does not say."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     found = _read_number("/proc/meminfo", "MemAvailable", 1024)
-    if found is None:
-        names = getattr(os, "sysconf_names", {})
-        if "SC_PHYS_PAGES" not in names:
-            return None
+    if found is None:  # macOS
         found = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     for folder, (limit, used, cache) in _LIMITS.items():
         most, now = _read_number(f"{folder}/{limit}"), _read_number(f"{folder}/{used}")

@@ -77,13 +77,8 @@ def deal(config: Own, total: int, given: Collection[str]) -> dict[str, Tensor]:
     held_out = {"test": config.test} if isinstance(config.test, float) else {}
     held_out |= {} if "val" in given else {"validation": config.validation}
     parts = partition(config, total, held_out)
-    return dict(
-        zip(
-            ["train", *("val" if key == "validation" else key for key in held_out)],
-            parts,
-            strict=True,
-        )
-    )
+    names = ["train", *("val" if key == "validation" else key for key in held_out)]
+    return dict(zip(names, parts, strict=True))
 
 
 def normalized(

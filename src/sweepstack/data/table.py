@@ -25,17 +25,10 @@ from torch import Tensor
 
 from sweepstack.config import schema
 from sweepstack.config.errors import EnvironmentFault, InputError, nearest, noted, one_line
-from sweepstack.data.arrays import (
-    Array,
-    Targets,
-    check_fine,
-    checked,
-    fingerprint,
-    places,
-    warn_unscaled,
-)
+from sweepstack.data.arrays import check_fine, fingerprint, places
 from sweepstack.data.dataset import Affine, Dataset, TensorSplit
 from sweepstack.data.splits import deal, normalize
+from sweepstack.data.targets import Array, Targets, checked, warn_unscaled
 
 if TYPE_CHECKING:
     import pandas as pd

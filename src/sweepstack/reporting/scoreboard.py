@@ -8,7 +8,6 @@ import time
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from types import TracebackType
 
 from optuna.trial import TrialState
 from rich.console import Console, RenderableType
@@ -163,12 +162,7 @@ class Scoreboard:
         self.refresh(always=True)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         self.reads = False
         with storage.ignored():  # or it would hide what is raised already
             self.refresh(Status(), always=True)

@@ -108,23 +108,27 @@ def compare(folder: Path, spec: TrialSpec) -> dict[str, Any] | None:
     if manifest is None:
         return None
     if manifest.get("config_hash") != spec.config_hash:
-        changed = _differences(manifest.get("config", {}), _plain(spec))
+        found = differences(manifest.get("config", {}), _plain(spec))[:5]
+        changed = "; ".join(f"{path} is {old} there, {new} here" for path, old, new in found)
         raise InputError(
-            f"{folder} holds a run with another config ({'; '.join(changed[:5])}): resume it with "
-            "the same one, or choose another hydra.run.dir"
+            f"{folder} holds a run with another config ({changed}): resume it with the same one, "
+            "or choose another hydra.run.dir"
         )
     metrics = read(folder / "metrics.json")
     return metrics if metrics and metrics.get("state") == "complete" else None
 
 
-def _differences(old: Any, new: Any, path: str = "") -> list[str]:
+def differences(old: Any, new: Any, path: str = "") -> list[tuple[str, Any, Any]]:
+    """The dotted keys in which two nested mappings differ, with both values; None where one has
+    none."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         return [
-            line
-            for key in sorted({*old, *new})
-            for line in _differences(old.get(key), new.get(key), f"{path}.{key}".lstrip("."))
+            found
+            for key in sorted({*old, *new}, key=str)
+            for found in differences(old.get(key), new.get(key), f"{path}.{key}".lstrip("."))
         ]
-    return [] if old == new else [f"{path} is {old} there, {new} here"]
+    are_lists = all(isinstance(value, list | tuple) for value in (old, new))
+    return [] if (list(old) == list(new) if are_lists else old == new) else [(path, old, new)]
 
 
 def _plain(spec: TrialSpec) -> Any:
@@ -236,11 +240,17 @@ def write_history(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     errors.write_bytes(folder / "history.csv", as_csv(rows).encode())
 
 
-def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows below the keys of the first one, as history.csv has them."""
-    text, names = io.StringIO(), list(rows[0])
-    table = [[row.get(name, "") for name in names] for row in rows]
-    csv.writer(text, lineterminator="\n").writerows([names, *table])
+def as_csv(
+    rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None, *, head: bool = True
+) -> str:
+    """Rows below their `head`, as history.csv has them: the `columns`, by default the keys of the
+    first row; empty where a row has none, and what else a row has is left out."""
+    text = io.StringIO()
+    names = list(rows[0]) if columns is None else columns
+    writer = csv.DictWriter(text, names, lineterminator="\n", extrasaction="ignore")
+    if head:
+        writer.writeheader()
+    writer.writerows(rows)
     return text.getvalue()
 
 

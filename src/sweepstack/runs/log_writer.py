@@ -12,7 +12,6 @@ import contextlib
 import csv
 import fcntl
 import hashlib
-import io
 import os
 import pickle
 import sys
@@ -23,6 +22,7 @@ from typing import Any, Protocol
 
 from sweepstack.config import errors, schema
 from sweepstack.config.errors import one_line
+from sweepstack.runs.folder import as_csv
 from sweepstack.runs.logger import MAX_WAITING, Row, Run, Update
 from sweepstack.runs.tensorboard import TensorBoard
 
@@ -124,12 +124,12 @@ class Csv:
                 if resumed:
                     self._known[run.key] = _taken_over(before, run, own)
                 columns += new
-                errors.write_bytes(path, _as_csv(columns, before, head=True))
+                errors.write_bytes(path, as_csv(before, columns).encode("utf-8", "replace"))
             known = self._known.get(run.key, ())
             added = [row for row in rows if row["step"] not in known]
             if added:
                 with path.open("ab") as file:
-                    file.write(_as_csv(columns, added))
+                    file.write(as_csv(added, columns, head=False).encode("utf-8", "replace"))
         return True
 
     def close(self) -> None:
@@ -166,17 +166,6 @@ def _rows_of(path: Path, is_whole: bool) -> list[dict[str, Any]]:
     with path.open(encoding="utf-8", errors="replace", newline="") as file:
         rows = list(csv.DictReader(file))
     return rows if is_whole else rows[:-1]
-
-
-def _as_csv(
-    columns: Sequence[str], rows: Sequence[Mapping[str, Any]], *, head: bool = False
-) -> bytes:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n", extrasaction="ignore")
-    if head:
-        writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue().encode("utf-8", "replace")
 
 
 def _identity(run: Run, key: str = "") -> str:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from multiprocessing import resource_tracker
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any, TextIO
 
 from rich.console import Console
@@ -153,12 +153,7 @@ class Watch(Monitor):
         self._bar.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         self._bar.stop()
 
     def started(
@@ -211,15 +206,14 @@ def _named(part: Any) -> str:
     return str(getattr(part, behind.get(part.name, "name")))
 
 
-def show_result(summary: Mapping[str, Any], folder: Path, console: Console | None = None) -> None:
+def show_result(summary: Mapping[str, Any], folder: Path) -> None:
     """Print the table of validation and test metrics of the best state, and where all lies.
 
     Args:
         summary: what metrics.json holds.
         folder: the run's folder, as a person would type it.
-        console: where to; stdout by default.
     """
-    console = console or _Patient()
+    console = _Patient()
     measures = [name[4:] for name in summary if name.startswith("val_")]
     splits = {"validation": "val", "test": "test"}
     table = Table("best state", box=None, pad_edge=False)
@@ -289,9 +283,6 @@ class _Patient(Console):
 @contextlib.contextmanager
 def without_interrupts() -> Iterator[None]:
     """Block Ctrl-C; a process that starts now does not get it before it wants to."""
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
     resource_tracker.ensure_running()  # else `Process.start` starts it, and unblocks Ctrl-C then
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:

@@ -330,9 +330,9 @@ def visible_gpus(given: str | None, listed: str, count: int) -> list[tuple[str, 
 def cores(environ: Mapping[str, str] = os.environ, root: Path = Path("/")) -> int:
     """Cores that this process may use: its affinity, what Slurm gave the task, and the quotas of
     its control groups (version 1 or 2) below `root`."""
-    with contextlib.suppress(AttributeError):  # macOS, Windows
-        return max(1, min([len(os.sched_getaffinity(0)), *_limits(environ, root)]))
-    return max(1, min([os.cpu_count() or 1, *_limits(environ, root)]))
+    is_known = hasattr(os, "sched_getaffinity")  # not by macOS
+    own = len(os.sched_getaffinity(0)) if is_known else os.cpu_count() or 1
+    return max(1, min([own, *_limits(environ, root)]))
 
 
 def _limits(environ: Mapping[str, str], root: Path) -> Iterable[int]:
@@ -371,7 +371,7 @@ def _has_used_gpus() -> bool:
     only by a script that asked `torch.cuda.is_available()`."""
     try:
         driver = ctypes.CDLL("libcuda.so.1", mode=os.RTLD_NOLOAD)
-    except (OSError, AttributeError):  # nobody has loaded it; Windows
+    except OSError:  # nobody has loaded it
         return False
     return bool(driver.cuDeviceGetCount(ctypes.byref(ctypes.c_int())) == 0)
 

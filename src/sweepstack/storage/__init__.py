@@ -36,53 +36,30 @@ from sqlalchemy import event
 from sqlalchemy.engine import URL, Connection, Engine
 from sqlalchemy.pool import ConnectionPoolEntry, NullPool
 
-from sweepstack.config.errors import (
-    EnvironmentFault,
-    InputError,
-    SweepstackError,
-    masked,
-)
+from sweepstack.config.errors import EnvironmentFault, InputError, SweepstackError, masked
 from sweepstack.storage import url as storage_url
 from sweepstack.storage.journal import FileJournal, head, open_journal
-from sweepstack.storage.patience import (
-    FAILURES,
-    Result,
-    Tried,
-    again,
-    ignored,
-    is_failure,
-    is_transient,
-    named,
-    was_away,
-)
-from sweepstack.storage.server import quick_transaction, single, use_server, wait_for_server, within
-
-__all__ = [
-    "DEFAULT",
-    "FAILURES",
-    "Tried",
-    "above",
-    "again",
-    "close",
-    "connect",
-    "file_of",
-    "ignored",
-    "is_failure",
-    "is_transient",
-    "look",
-    "named",
-    "names",
-    "quick_transaction",
-    "single",
-    "wait_for_server",
-    "was_away",
-]
+from sweepstack.storage.patience import FAILURES as FAILURES
+from sweepstack.storage.patience import Result
+from sweepstack.storage.patience import Tried as Tried
+from sweepstack.storage.patience import again as again
+from sweepstack.storage.patience import ignored as ignored
+from sweepstack.storage.patience import is_failure as is_failure
+from sweepstack.storage.patience import is_transient as is_transient
+from sweepstack.storage.patience import named as named
+from sweepstack.storage.patience import was_away as was_away
+from sweepstack.storage.server import quick_transaction as quick_transaction
+from sweepstack.storage.server import single as single
+from sweepstack.storage.server import use_server, within
+from sweepstack.storage.server import wait_for_server as wait_for_server
 
 log = logging.getLogger(__name__)
 
 DEFAULT = storage_url.DEFAULT
 _said: set[Path] = set()
 """Files in folders above that a person was told of."""
+TIMEOUT_S = 10.0
+"""How long the first answer of a server is waited for."""
 BUSY_TIMEOUT_MS = 60_000
 READ_TIMEOUT_S = 1.0
 """How long SQLite itself waits for a lock, writing and reading, before it is asked again."""
@@ -94,7 +71,7 @@ _FIRST_SCHEMAS = "SELECT schema_version FROM version_info"
 _VERSION = "SELECT version_num FROM alembic_version"
 
 
-def connect(url: str = DEFAULT, *, timeout_s: float = 10.0, patience_s: float = 0.0) -> BaseStorage:
+def connect(url: str = DEFAULT, *, patience_s: float = 0.0) -> BaseStorage:
     """Open the storage at `url` to write: a database (SQLAlchemy's form), `journal:///path` or
     `grpc://host:port`; a missing file is made. A database's server that refuses is asked again for
     `patience_s` seconds.
@@ -104,12 +81,12 @@ def connect(url: str = DEFAULT, *, timeout_s: float = 10.0, patience_s: float = 
 
     Raises:
         InputError: `url` is not a storage's URL.
-        EnvironmentFault: the server gave no answer within `timeout_s` seconds, its driver is not
+        EnvironmentFault: the server gave no answer within `TIMEOUT_S`, its driver is not
             installed, the file is not a database, cannot be written, or has the schema of another
             Optuna (then it is left as it was).
     """
     if storage_url.scheme(url) in storage_url.WITHOUT_TABLES:
-        return _without_tables(url, timeout_s)
+        return _without_tables(url)
     url = storage_url.with_password(url)
     parsed = storage_url.parse(url)
     path = storage_url.file_of(parsed)
@@ -118,7 +95,7 @@ def connect(url: str = DEFAULT, *, timeout_s: float = 10.0, patience_s: float = 
         if path is not None and not path.exists():
             _create(path)
         # Without hard links there is no file yet: Optuna makes it.
-        is_known = (path is None or path.exists()) and _check(path, url, timeout_s)
+        is_known = (path is None or path.exists()) and _check(path, url)
         opened = _optunas(url, path, is_known)
         if path is not None:
             _let_writers_take_turns(opened.engine)
@@ -131,12 +108,11 @@ def connect(url: str = DEFAULT, *, timeout_s: float = 10.0, patience_s: float = 
         return again(lambda tried: _patiently(attempt, path), patience_s)
 
 
-def look(where: str = DEFAULT, *, timeout_s: float = 10.0) -> tuple[str, BaseStorage]:
+def look(where: str = DEFAULT) -> tuple[str, BaseStorage]:
     """Open studies read-only: creates nothing, never blocks writers.
 
     Args:
         where: a URL as for `connect`, or the path of a SQLite file or of a journal file.
-        timeout_s: seconds to wait for a server.
 
     Returns:
         Its name (the URL without its password, or a journal's path) and the storage.
@@ -154,7 +130,7 @@ def look(where: str = DEFAULT, *, timeout_s: float = 10.0) -> tuple[str, BaseSto
         journal = storage_url.path_of(where)
         if journal is not None and not journal.is_file():
             raise EnvironmentFault(_missing(journal))
-        return where, _without_tables(where, timeout_s)
+        return where, _without_tables(where)
     where = storage_url.take_password(where)
     url = storage_url.with_password(where)
     parsed = storage_url.parse(url)
@@ -163,7 +139,7 @@ def look(where: str = DEFAULT, *, timeout_s: float = 10.0) -> tuple[str, BaseSto
         raise EnvironmentFault(_missing(file))
 
     def attempt() -> RDBStorage:
-        return _optunas(url, file, _check(file, url, timeout_s, needed=True))
+        return _optunas(url, file, _check(file, url, needed=True))
 
     with _explained(parsed):
         return where, _patiently(attempt, file)
@@ -211,12 +187,12 @@ def _missing(file: Path) -> str:
     return f"{line}; a sweep makes it, or --storage (in Python storage=) names another"
 
 
-def _check(file: Path | None, url: str, timeout_s: float, *, needed: bool = False) -> bool:
-    """`_check_schema`, of a server within `timeout_s` seconds."""
+def _check(file: Path | None, url: str, *, needed: bool = False) -> bool:
+    """`_check_schema`, of a server within `TIMEOUT_S`."""
     if file is not None:
         return _check_schema(_reading_engine(file), url, needed=needed)
     engine = sqlalchemy.create_engine(storage_url.with_driver(url), poolclass=NullPool)
-    return within(timeout_s, lambda: _check_schema(engine, url, needed=needed))
+    return within(TIMEOUT_S, lambda: _check_schema(engine, url, needed=needed))
 
 
 def _optunas(url: str, file: Path | None, is_known: bool = False) -> RDBStorage:
@@ -278,7 +254,7 @@ def file_of(storage: BaseStorage) -> Path | None:
     return storage_url.file_of(storage.engine.url) if isinstance(storage, RDBStorage) else None
 
 
-def _without_tables(url: str, timeout_s: float) -> BaseStorage:
+def _without_tables(url: str) -> BaseStorage:
     """The storage of a URL that is none of a database."""
     path = storage_url.path_of(url)
     if path is not None:
@@ -300,11 +276,11 @@ def _without_tables(url: str, timeout_s: float) -> BaseStorage:
         warnings.simplefilter("ignore", ExperimentalWarning)
         proxy = GrpcStorageProxy(host=host, port=port)
     try:
-        proxy.wait_server_ready(timeout_s)
+        proxy.wait_server_ready(TIMEOUT_S)
     except ConnectionError:
         proxy.close()
         raise EnvironmentFault(
-            f"storage {url} cannot be opened: no answer within {timeout_s:g} s"
+            f"storage {url} cannot be opened: no answer within {TIMEOUT_S:g} s"
         ) from None
     return proxy
 

@@ -37,11 +37,6 @@ REPORTS = {1: 0.5, 2: math.nan, 3: math.inf, 4: 0.25}
 ATTRIBUTES = {"val_loss": 0.1, "device": "cpu", "values": [1.0, 2.0], "nothing": None}
 
 
-@pytest.fixture
-def url(tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path}/studies.db"
-
-
 def ours(
     url: str, kind: str = "bulk", sampler: optuna.samplers.BaseSampler | None = None, **options: Any
 ) -> Book:

@@ -25,11 +25,6 @@ from sweepstack.study.book import (
 PATIENCE_S = 120  # for a hung worker only
 
 
-@pytest.fixture
-def url(tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path}/studies.db"
-
-
 def place(folder: Path, kind: str) -> tuple[str, str]:
     """A storage's URL, and the kind of its book."""
     if kind == "journal":

@@ -105,10 +105,13 @@ def test_a_sweep_runs_over_grpc(main, server) -> None:
     assert run(["list", "--storage", server]) == 0
 
 
-def test_a_server_that_does_not_answer_and_a_journal_that_is_not_there_are_one_line(tmp_path):
+def test_a_server_that_does_not_answer_and_a_journal_that_is_not_there_are_one_line(
+    tmp_path, monkeypatch
+):
     pytest.importorskip("grpc", reason="grpcio is not installed")
+    monkeypatch.setattr(storage, "TIMEOUT_S", 0.1)
     with pytest.raises(EnvironmentFault, match=r"grpc://localhost:1 .* no answer within 0\.1 s"):
-        storage.connect("grpc://localhost:1", timeout_s=0.1)
+        storage.connect("grpc://localhost:1")
     with pytest.raises(EnvironmentFault, match=r"does not exist.*; a sweep makes it"):
         storage.look(f"journal:///{tmp_path}/none.journal")
     with pytest.raises(InputError, match=r"journal:///studies\.journal"):

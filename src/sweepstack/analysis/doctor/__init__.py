@@ -17,10 +17,10 @@ from __future__ import annotations
 
 from sweepstack.analysis.doctor import curves, failures, settings
 from sweepstack.analysis.doctor.command import next_command
-from sweepstack.analysis.doctor.finding import LEVELS, Finding, plain
+from sweepstack.analysis.doctor.finding import LEVELS, Finding
 from sweepstack.study.view import StudyView
 
-__all__ = ["Finding", "examine", "next_command", "plain"]
+__all__ = ["Finding", "examine", "next_command"]
 
 
 def examine(view: StudyView) -> list[Finding]:

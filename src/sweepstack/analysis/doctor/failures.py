@@ -9,8 +9,9 @@ import numpy as np
 import pandas as pd
 
 from sweepstack.analysis.doctor import overrides
-from sweepstack.analysis.doctor.finding import Array, Finding, Level, count, percent, plain, short
+from sweepstack.analysis.doctor.finding import Array, Finding, Level, count, percent, short
 from sweepstack.config.commands import shell
+from sweepstack.config.errors import one_line
 from sweepstack.study.keys import Parameter
 from sweepstack.study.view import LARGEST, StudyView
 
@@ -96,7 +97,7 @@ def _reason(errors: pd.Series) -> str:
     if errors.empty:
         return ""
     alike = errors.map(lambda error: re.sub(r"\d+", "0", error))
-    return f", most often with: {plain(errors[alike == alike.mode().iloc[0]].iloc[0])}"
+    return f", most often with: {one_line(errors[alike == alike.mode().iloc[0]].iloc[0], 120)}"
 
 
 def _border(view: StudyView, parameter: Parameter, failed: pd.Series) -> Iterator[Finding]:

@@ -37,15 +37,10 @@ class Finding:
     command: str | None = None
 
 
-def plain(text: object, limit: int = 120) -> str:
-    """Text of a study in one line, without control characters."""
-    return one_line(text, limit)
-
-
 def short(value: Any) -> str:
     """A value for people: four digits, 0.0001 as 1e-4."""
     if isinstance(value, bool) or not isinstance(value, int | float):
-        return plain(value, 60)
+        return one_line(value, 60)
     if isinstance(value, int) or (value == round(value, 0) and abs(value) < 1e6):
         return str(int(value))
     text = f"{value:.4g}" if abs(value) >= 1e-3 else f"{value:.3g}"

@@ -17,10 +17,10 @@ from sweepstack.analysis.doctor.finding import (
     count,
     explained,
     percent,
-    plain,
     short,
 )
 from sweepstack.config.commands import shell
+from sweepstack.config.errors import one_line
 from sweepstack.study.frame import ranks
 from sweepstack.study.keys import Parameter
 from sweepstack.study.view import StudyView, best_of, is_numeric
@@ -335,7 +335,7 @@ def _duplicates(view: StudyView) -> Iterator[Finding]:
     numbers = pd.to_numeric(rows["equals"], errors="coerce")
     equal = view.frame.set_index("number").reindex(numbers).set_axis(rows.index)
     differing = [
-        plain(key)
+        one_line(key, 120)
         for key in view.keys
         if ((rows[key] != equal[key]) & ~(rows[key].isna() & equal[key].isna())).any()
     ]

@@ -188,12 +188,10 @@ def _heatmap(grid: _Grid, df: pd.DataFrame, label: str) -> go.Heatmap:
         text[row, int(place)] = f"{cell}<br>{style.label(layer, 40)}, step {step}: {shown}"
     known = style.finite(z)
     low, high = (float(known.min()), float(known.max())) if len(known) else (0.0, 1.0)
-    colours = [[i / 6, name] for i, name in enumerate(style.WORST_TO_BEST)]
+    tones = style.WORST_TO_BEST[::-1] if column == "stuck" else style.WORST_TO_BEST
     bar = style.colour_bar(label)
     if column in ("stuck", "unit_spread"):
         low, high = 0.0, 1.0
-    if column == "stuck":
-        colours = [[i / 6, name] for i, name in enumerate(style.WORST_TO_BEST[::-1])]
     if column in _LOGARITHMIC:
         low, high = max(low, -8.0), max(high, low + 1e-6, -7.0)
         ticks = range(math.floor(low), math.ceil(high) + 1, max(1, math.ceil((high - low) / 5)))
@@ -203,7 +201,7 @@ def _heatmap(grid: _Grid, df: pd.DataFrame, label: str) -> go.Heatmap:
         text=text,
         hovertemplate="%{text}<extra></extra>",
         hoverongaps=False,
-        **{"zmin": low, "zmax": high, "colorscale": colours, "colorbar": bar},
+        **{"zmin": low, "zmax": high, "colorscale": tones, "colorbar": bar},
     )
 
 

@@ -263,10 +263,9 @@ def colours(view: StudyView, values: Any) -> dict[str, Any]:
     return {"colorscale": scale(view), "cmin": low, "cmax": high}
 
 
-def scale(view: StudyView) -> list[list[Any]]:
-    """The colour scale on which brighter is better."""
-    names = WORST_TO_BEST[::-1] if view.minimized else WORST_TO_BEST
-    return [[index / (len(names) - 1), name] for index, name in enumerate(names)]
+def scale(view: StudyView) -> tuple[str, ...]:
+    """The colour scale on which brighter is better, from the smallest value to the largest."""
+    return WORST_TO_BEST[::-1] if view.minimized else WORST_TO_BEST
 
 
 def colour_bar(name: str) -> dict[str, Any]:

@@ -14,62 +14,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from sweepstack.config.check import place
-from sweepstack.config.schema.data import (
-    Arrays,
-    CustomData,
-    Data,
-    Digits,
-    HuggingFace,
-    ImageFolder,
-    Own,
-    Pictures,
-    Quadratic,
-    Table,
-    Torchvision,
-)
-from sweepstack.config.schema.training import (
-    AUTO_LOSS,
-    OWN_FAN,
-    Activation,
-    Adagrad,
-    Adam,
-    Batch,
-    ConsecutiveIncreases,
-    Constant,
-    ConvNet,
-    Cosine,
-    Custom,
-    CustomLoss,
-    CustomOptimizer,
-    Evaluation,
-    Exponential,
-    Focal,
-    Huber,
-    HubModel,
-    Init,
-    Lion,
-    Loss,
-    Mlp,
-    Model,
-    Nadam,
-    NoStopping,
-    OneCycle,
-    Optimizer,
-    Patience,
-    Plateau,
-    Regularization,
-    ResNet,
-    RmsProp,
-    Schedule,
-    Scheme,
-    Sgd,
-    Stacked,
-    StepDecay,
-    TorchvisionModel,
-    Training,
-    Weighted,
-    dampens,
-)
+from sweepstack.config.schema.data import *
+from sweepstack.config.schema.training import *
 
 LOGGERS = ("tensorboard", "csv", "mlflow", "wandb")
 

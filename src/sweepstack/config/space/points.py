@@ -13,12 +13,10 @@ from __future__ import annotations
 
 import copy
 import importlib
-import sys
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from itertools import islice, product
 from math import prod
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import optuna
@@ -115,8 +113,7 @@ def search_function(name: str) -> SearchFunction:
     module, _, function = name.lstrip(".").rpartition(".")
     if not module:
         raise InputError(rule)
-    if str(Path.cwd()) not in sys.path:  # as `python -m` has it
-        sys.path.insert(0, str(Path.cwd()))
+    trust.see_own_packages([module])
     try:
         found: SearchFunction = getattr(importlib.import_module(module), function)
     except Exception as error:  # the user's module may raise anything

@@ -4,7 +4,7 @@
     compare    how far the numbers may differ, and why
 
 The database alone suffices; where the trial's folder is there too, every metric of every evaluation
-is compared. The only package of `reporting` that imports the engine.
+is compared.
 """
 
 from __future__ import annotations

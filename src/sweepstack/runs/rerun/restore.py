@@ -29,6 +29,7 @@ from sweepstack.config import commands, composition, reading
 from sweepstack.config.errors import InputError, one_line
 from sweepstack.config.schema import RunConfig
 from sweepstack.config.trust import beyond_values, check_target, parts
+from sweepstack.runs.folder import differences
 from sweepstack.study.attributes import OVERRIDES, RETRIED
 from sweepstack.study.view import StudyView
 from sweepstack.training.spec import TrialSpec
@@ -281,26 +282,11 @@ def _named(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     """The keys in which two configs differ, with their values."""
     lines = [
         f"{key} {one_line(a, 40)} then, {one_line(b, 40)} now"
-        for key, a, b in _differences(old, new)
+        for key, a, b in differences(old, new)
         if key != "trust"
     ]
     more = f", and {len(lines) - MAX_NAMED} more" if len(lines) > MAX_NAMED else ""
     return "; ".join(lines[:MAX_NAMED]) + more
-
-
-def _differences(old: Any, new: Any, path: str = "") -> list[tuple[str, Any, Any]]:
-    if isinstance(old, Mapping) and isinstance(new, Mapping):
-        return [
-            found
-            for key in sorted({*old, *new}, key=str)
-            for found in _differences(old.get(key), new.get(key), f"{path}.{key}".lstrip("."))
-        ]
-    same = list(old) == list(new) if _are_lists(old, new) else old == new
-    return [] if same else [(path, old, new)]
-
-
-def _are_lists(*values: Any) -> bool:
-    return all(isinstance(value, list | tuple) for value in values)
 
 
 def refuse_others(view: StudyView, rule: str, number: int) -> None:

@@ -24,7 +24,8 @@ from sweepstack.config.errors import EXIT_INTERRUPTED, EnvironmentFault, Sweepst
 from sweepstack.reporting.scoreboard import Scoreboard, count_finished
 from sweepstack.runs import progress, register
 from sweepstack.runs.register import Entry, Membership
-from sweepstack.storage.artifacts import Store, Uploads
+from sweepstack.storage.artifacts import Store
+from sweepstack.storage.uploads import Uploads
 from sweepstack.study.book import processes
 from sweepstack.study.book.book import Book
 from sweepstack.study.read import trials_of

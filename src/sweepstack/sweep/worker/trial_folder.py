@@ -46,6 +46,7 @@ from sweepstack.config.errors import LAYERS, EnvironmentFault
 from sweepstack.runs import folder as run_folder
 from sweepstack.runs.seeds import Group
 from sweepstack.storage import artifacts
+from sweepstack.storage.uploads import Uploads
 from sweepstack.study.attributes import CONTINUES, EQUALS, KEEP_MODELS, RETRIED
 from sweepstack.study.read import best, best_trials, trials_of
 from sweepstack.sweep.worker import Outcome
@@ -364,7 +365,7 @@ def put_rest(
     the study is not to keep; a store that fails is named in a warning."""
     trials = cache(lambda: trials_of(study, storage))
     keep = study.user_attrs.get(KEEP_MODELS, "best")
-    if not artifacts.Uploads(store, folder, lambda: over(trials())).rest():
+    if not Uploads(store, folder, lambda: over(trials())).rest():
         return
     try:
         store.remove(spare_archives(study, store, keep, trials()))

@@ -29,7 +29,7 @@ from sweepstack.reporting.scoreboard import Status, count_finished
 from sweepstack.runs import progress, register
 from sweepstack.runs.folder import environment, key_of
 from sweepstack.runs.register import Membership
-from sweepstack.storage.artifacts import Uploads
+from sweepstack.storage.uploads import Uploads
 from sweepstack.study.attributes import CONTINUES, ENVIRONMENT, OVERRIDES, RETRIES, WORKERS
 from sweepstack.study.book import Ending, is_suspected, processes
 from sweepstack.study.book.book import Book
