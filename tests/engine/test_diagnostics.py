@@ -352,3 +352,15 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(EnvironmentFault, match=r"cannot write .*layers\.csv: "):
         diagnostics.write(tmp_path / "file" / "x", [], anew=True)
+
+
+def test_a_stack_is_diagnosed_in_bf16_as_a_trial_alone():
+    """vmap hid a linear layer of a stack from autocast: gradients differed by 2e-4."""
+    linear = ("model=custom", "model._target_=torch.nn.Linear")
+    shape = ("+model.in_features=1", "+model.out_features=1", "data.subset=null")
+    specs = trials("data=quadratic", "training.precision=bf16", *linear, *shape)
+    for each in trained(specs, 3):
+        (alone,) = train([specs[each.spec.number]])
+        rows, others = ([row for row in x.layers if row["step"] == 0] for x in (each, alone))
+        for row, other in zip(rows, others, strict=True):
+            assert row["gradient_norm"] == pytest.approx(other["gradient_norm"], rel=1e-5)

@@ -21,6 +21,17 @@ def test_a_spec_that_does_not_fit_its_data_fails_alone():
     assert second.state == "complete"
 
 
+def test_a_later_trial_of_a_stack_that_watches_no_metric_is_told_so():
+    """It failed at its first evaluation, with a KeyError."""
+    words = ("schedule=plateau", "schedule.metric=val_acuracy")
+    good, bad = make_spec(*SHORT), make_spec(*SHORT, *words, number=1)
+    assert good.static == bad.static
+    found = {each.spec.number: each for each in train([good, bad], width=2)}
+    assert found[1].error.startswith("schedule.metric must be one of val_loss, val_accuracy, ")
+    assert "did you mean 'val_accuracy'?" in found[1].error
+    assert (found[0].state, found[1].steps) == ("complete", 0)
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

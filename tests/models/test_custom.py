@@ -124,6 +124,22 @@ class Halving(nn.Linear):
         return super().forward(x.mul_(0.5))
 
 
+class HalvingInEvaluation(nn.Linear):
+    def forward(self, x):
+        return super().forward(x if self.training else x.mul_(0.5))
+
+
+class CountingInEvaluation(Counting):
+    def forward(self, x):
+        self.seen += not self.training
+        return nn.Linear.forward(self, x)
+
+
+class DroppingInEvaluation(nn.Linear):
+    def forward(self, x):
+        return F.dropout(super().forward(x), 0.5, not self.training)
+
+
 class TupleInEvaluation(nn.Linear):
     def forward(self, x):
         y = super().forward(x)
@@ -227,7 +243,9 @@ def test_a_torchvision_network_runs_with_batch_norm_per_trial(spec):
             ["does not run in evaluation on a batch of shape (2, 6): RuntimeError: "],
         ),
         ("FunctionalDropout", LINEAR, ["draws random numbers", "torch.nn.Dropout"]),
+        ("DroppingInEvaluation", LINEAR, ["draws random numbers", "torch.nn.Dropout"]),
         ("Counting", LINEAR, ["changes 'seen' while it runs"]),
+        ("CountingInEvaluation", LINEAR, ["changes 'seen' while it runs"]),
         ("InPlace", LINEAR, ["changes 'seen' while it runs"]),
         ("Averaging", LINEAR, ["changes 'seen' while it runs"]),
         ("Remembering", LINEAR, ["gives another output for the same batch"]),
@@ -261,11 +279,13 @@ def test_mistakes_are_told_in_one_line(build, name, overrides, said):
         assert part in str(caught.value)
 
 
-def test_a_module_that_changes_its_input_does_not_change_the_data(build):
+@pytest.mark.parametrize("name", ["Halving", "HalvingInEvaluation"])
+def test_a_module_that_changes_its_input_does_not_change_the_data(build, name):
     """Validation data halved themselves at each evaluation."""
-    net, x = build("Halving", *LINEAR), torch.ones(2, 6)
+    net, x = build(name, *LINEAR), torch.ones(2, 6)
     for mode in (True, False):
-        assert torch.equal(net.train(mode)(x), nn.Linear.forward(net, x / 2))
+        seen = x if mode and name != "Halving" else x / 2
+        assert torch.equal(net.train(mode)(x), nn.Linear.forward(net, seen))
         assert torch.equal(x, torch.ones(2, 6))
 
 

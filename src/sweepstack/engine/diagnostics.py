@@ -182,7 +182,7 @@ class Diagnosis:
             dropout.eval()
         device, precision = self.y.device, self.program.config.training.precision
         leaves = {name: view.detach().requires_grad_() for name, view in params.items()}
-        with autocast(precision, device), contained():
+        with autocast(precision, device), self.step.rules(1), contained():
             if len(y) == 1:
                 one = [{n: t[0] for n, t in row.items()} for row in (leaves, buffers, extra)]
                 total, found = self._watched(one[0], one[1], x[0], y[0], one[2])

@@ -164,17 +164,8 @@ class Program:
                 f"be <= the {samples} training samples of {config.data.name}, "
                 f"got {self.batch_size}"
             )
-        named = {"objective": self.objective}
-        if isinstance(config.schedule, Plateau):
-            named["schedule.metric"] = config.schedule.metric
         mistakes += evaluation.mistakes(config.evaluation, self.data)
-        for key, metric in named.items():
-            if metric not in self.task.objectives:
-                mistakes.append(
-                    f"{key} must be one of {', '.join(self.task.objectives)} for "
-                    f"{self.task.name} on {config.data.name}, got '{metric}'"
-                    f"{self._remedy(metric)}"
-                )
+        mistakes += self._unmeasured("objective", self.objective)
         asked = [key for key in _PICTURES_ONLY if getattr(config.regularization, key)]
         if not self.data.is_image:
             mistakes += [
@@ -182,10 +173,16 @@ class Program:
             ]
         return mistakes
 
-    def _remedy(self, metric: str) -> str:
-        """What to set for a metric that is not measured, or the nearest one that is."""
+    def _unmeasured(self, key: str, metric: str) -> list[str]:
+        """What is wrong with a key that names a metric which is not measured."""
+        if metric in self.task.objectives:
+            return []
         switch = evaluation.hint(metric) or metrics.remedy(metric, self.task.name)
-        return switch or nearest(metric, self.task.objectives)
+        return [
+            f"{key} must be one of {', '.join(self.task.objectives)} for {self.task.name} on "
+            f"{self.config.data.name}, got '{metric}'"
+            f"{switch or nearest(metric, self.task.objectives)}"
+        ]
 
     def _build(self) -> None:
         config = self.config
@@ -380,8 +377,8 @@ class Program:
         """Find what is wrong with the dynamic part of a spec.
 
         Raises:
-            InputError: the schedule does not fit the run's steps, init its activation, or an
-                augmentation the pictures.
+            InputError: the schedule does not fit the run's steps or metrics, init its activation,
+                or an augmentation the pictures.
         """
         mistakes = []
         if self.data.is_image:
@@ -402,6 +399,8 @@ class Program:
                 for key in _COLORS_ONLY
                 if getattr(given, key) and channels != 3
             ]
+        if isinstance(spec.config.schedule, Plateau):
+            mistakes += self._unmeasured("schedule.metric", spec.config.schedule.metric)
         activation = getattr(spec.config.model, "activation", None)
         if self.rule.alone:
             with noted(mistakes):

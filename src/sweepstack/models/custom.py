@@ -152,8 +152,9 @@ def _run(name: str, module: nn.Module, sample: Tensor) -> Any:
 
 
 def _check_independence(name: str, module: nn.Module, sample: Tensor) -> None:
-    """Run two training batches in turns, one of them not all zeros, whose mean may count; compare
-    outputs, parameters, buffers and random state. A module that changes its input gets a copy."""
+    """Run two training batches in turns, one of them not all zeros, whose mean may count, and two
+    in evaluation; compare outputs, parameters, buffers and random state. A module that changes its
+    input gets a copy: in evaluation it is the data themselves."""
     wrong = [n for n, p in module.named_parameters() if p.dtype != torch.float32]
     if wrong:
         raise InputError(
@@ -170,7 +171,11 @@ def _check_independence(name: str, module: nn.Module, sample: Tensor) -> None:
         outputs.append(None)
         with nullcontext() if each is sample else suppress(InputError):  # data say what it takes
             outputs[-1] = _run(name, module, copy)
-    output, mistakes, changed = outputs[0], [], _changed(name, module, before)
+    module.eval()
+    for copy in copies[1::3]:
+        with suppress(InputError):
+            _run(name, module, copy)
+    output, mistakes, changed = outputs[0], [], _changed(name, module.train(), before)
     if not all(map(torch.equal, given, copies)):
         module.register_forward_pre_hook(_copied)
     undrawn = isinstance(output, Tensor) and torch.equal(random, torch.get_rng_state())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from engine_support import KINDS, SMALL_MODELS
@@ -148,6 +149,34 @@ def test_an_operation_that_leaves_out_a_result_is_recorded():
 
 def test_what_reads_a_number_is_not_recorded():
     assert "reads a number" in reason(lambda x: [x * 2 if x.sum() > 0 else x], X)
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda x: x.tolist()[0],
+        lambda x: x.numpy()[0],
+        lambda x: float(np.asarray(x)[0]),
+        lambda x: float(np.from_dlpack(x)[0]),
+    ],
+)
+def test_what_python_or_numpy_reads_is_not_recorded(read):
+    """They are no operations: the branch of the first two steps was replayed for good."""
+    assert "reads a number" in reason(lambda x: [x * 2 if read(x) > 0 else x], X)
+
+
+def test_results_of_constants_belong_to_the_caller():
+    """The gradient of an unused parameter is zeros, into which an update writes weight decay."""
+    recorder = Recorder()
+    while recorder.open:
+        (zeros,) = recorder.record(lambda: [torch.zeros_like(X)[:2]], [], [X])
+        zeros.add_(1)
+    assert recorder.recording is not None, recorder.reason
+    replay = recorder.recording.bind([])
+    for _ in range(2):
+        (zeros,) = replay(X)
+        assert not zeros.any()
+        zeros.add_(1)
 
 
 def test_what_draws_from_torchs_generator_is_not_recorded():

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 from torch.func import vmap
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sweepstack.config.errors import one_line
@@ -31,6 +32,8 @@ _REFUSED = {
     torch.Tag.nondeterministic_seeded: "draws from torch's generator",
     torch.Tag.inplace_view: "changes a tensor's shape in place",
 }
+_READ = {torch.Tensor.tolist, torch.Tensor.numpy, torch.Tensor.__array__, torch.Tensor.__dlpack__}
+"""What hands on the numbers of a tensor and is no operation."""
 _aten = torch.ops.aten
 _ALIASES = {_aten.alias.default, _aten.detach.default}
 _FILLED = {
@@ -127,17 +130,19 @@ def recorded(
     Raises:
         Exception: whatever the function raises.
     """
-    listener = Listener()
+    listener, readings = Listener(), Readings()
     try:
-        with listener:
+        with listener, readings:
             outputs = list(function())
     except Exception as error:  # perhaps only because of recording: it takes more memory
         reason = one_line(error) or type(error).__name__
         listener.calls.clear()
     else:
+        if readings.seen:
+            return outputs, f"{readings.seen} {_REFUSED[torch.Tag.data_dependent_output]}"
         try:
-            source = _SourceText(persistent, inputs, listener.calls)
-            return outputs, Recording(source.text(outputs, apart=apart), source.objects)
+            source = _SourceText(persistent, inputs, listener.calls, outputs)
+            return outputs, Recording(source.text(apart=apart), source.objects)
         except NotRecordable as refused:
             return outputs, str(refused)
     return list(function()), reason
@@ -232,6 +237,7 @@ class _SourceText:
     persistent: Sequence[Tensor]
     inputs: Sequence[Tensor]
     calls: Sequence[Call]
+    outputs: Sequence[Tensor]  # which the caller may write to
     names: dict[int, str] = field(default_factory=dict)
     objects: dict[str, Any] = field(default_factory=dict)
     fixed: set[str] = field(default_factory=set)  # names of what is the same in each run
@@ -247,7 +253,7 @@ class _SourceText:
             for tensor in tensors:
                 self._name(tensor, letter)
         self.fixed.update(self.names[id(tensor)] for tensor in self.persistent)
-        self.changed = _all_changed(self.calls)
+        self.changed = _all_changed(self.calls, self.outputs)
         for call in self.calls:
             self._add(call)
 
@@ -283,9 +289,9 @@ class _SourceText:
         if once:
             self.fixed.update(outputs)
 
-    def text(self, outputs: Sequence[Tensor], *, apart: bool) -> str:
+    def text(self, *, apart: bool) -> str:
         """The whole text: what runs once for the persistent tensors, and what runs each time."""
-        results = [self._text(tensor, set()) for tensor in outputs]
+        results = [self._text(tensor, set()) for tensor in self.outputs]
         if apart:
             self._take_apart(results)
         lines = _needed(self.each, set(self._names_in(results)))
@@ -391,8 +397,8 @@ def _is_alias(call: Call) -> bool:
     return call.operation in same and list(call.args[1]) == list(call.args[0].shape)
 
 
-def _all_changed(calls: Sequence[Call]) -> set[int]:
-    """Ids of the tensors that are written to, also through a view."""
+def _all_changed(calls: Sequence[Call], outputs: Sequence[Tensor]) -> set[int]:
+    """Ids of the tensors that are written to, also through a view, or may be by the caller."""
     bases: dict[int, int] = {}
     changed: set[int] = set()
     for call in calls:
@@ -402,6 +408,7 @@ def _all_changed(calls: Sequence[Call]) -> set[int]:
         if call.is_view and isinstance(call.args[0], Tensor):
             base = bases.get(id(call.args[0]), id(call.args[0]))
             bases |= {id(tensor): base for tensor in call.results if tensor is not call.args[0]}
+    changed |= {bases.get(id(tensor), id(tensor)) for tensor in outputs}
     return changed | {tensor for tensor, base in bases.items() if base in changed}
 
 
@@ -477,3 +484,17 @@ class Listener(TorchDispatchMode):  # type: ignore[no-untyped-call]
         found = func(*args, **(kwargs or {}))
         self.calls.append(Call(func, args, kwargs or {}, found))
         return found
+
+
+class Readings(TorchFunctionMode):
+    """A context that names in `seen` what Python or NumPy reads out of tensors: no operation does,
+    and a recording would hold the numbers of one step."""
+
+    seen = ""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func in _READ:
+            self.seen = func.__name__
+        return func(*args, **(kwargs or {}))
