@@ -556,9 +556,10 @@ for capability, kinds in ((80, KINDS[:1]), (90, KINDS)):
     for dtype, precision, at_once in kinds:
         sizes = {"WIDE": False, "PRECISION": precision, "P": 64, "N": 16, "K": 16}
         cases = [
-            (gemm.multiply, {"BIAS": True, "APART": False, "V": at_once, **sizes}),
-            (gemm.multiply, {"BIAS": False, "APART": True, "V": at_once, **sizes}),
-            (gemm.multiply, {"BIAS": True, "APART": True, "V": 1, **sizes}),
+            (gemm.multiply, {"BIAS": True, "APART": False, "FLAT": False, "V": at_once, **sizes}),
+            (gemm.multiply, {"BIAS": False, "APART": True, "FLAT": False, "V": at_once, **sizes}),
+            (gemm.multiply, {"BIAS": True, "APART": True, "FLAT": True, "V": 1, **sizes}),
+            (gemm.multiply, {"BIAS": False, "APART": False, "FLAT": True, "V": at_once, **sizes}),
             (gemm.weight_gradient, {"BIAS": True, "V": at_once, "G": at_once, **sizes}),
             (gemm.weight_gradient, {"BIAS": False, "V": 1, "G": 1, **sizes}),
             (gemm.lay, {"Q": 64, "C": 16}),
@@ -568,7 +569,7 @@ for capability, kinds in ((80, KINDS[:1]), (90, KINDS)):
             (batch_norm._normalize, {"AFFINE": True, "B": 16, "A": 128}),
             (batch_norm._normalize_back, {"AFFINE": True, "B": 16, "A": 128}),
         ]
-        some = cases if (capability, dtype) == (90, "*bf16") else cases[1:4:2]
+        some = cases if (capability, dtype) == (90, "*bf16") else cases[1:5:2]
         for kernel, chosen in some:
             types = dict(wanted(kernel, dtype)) | dict.fromkeys(chosen, "constexpr")
             made = compile(ASTSource(kernel, types, chosen), GPUTarget("cuda", capability, 32))

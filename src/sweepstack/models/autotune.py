@@ -69,7 +69,8 @@ HIDDEN = frozenset(
 GPU the bias, so that the result was float32 (torch 2.11 and 2.15). Other products are not taken
 apart (matmul, einsum, bmm), or autocast leaves them in float32 (bilinear)."""
 WORTH = 0.9  # a plan is used if a step takes at most this share of vmap's time
-HOPELESS = 1.5  # a way whose first run takes this many times the least is not timed again
+HOPELESS = 1.5  # a way whose first run takes this many times the least is not timed again, and
+# where it is the kernel, its blocks are not measured
 TIMINGS = 3
 MATTERS = 0.05  # of the time of all passes: blocks of one that takes less are not measured
 SHARE = 0.05  # measuring blocks takes at most this share of what is left of a sweep ...
@@ -214,7 +215,7 @@ class _Convolution(torch.autograd.Function):
         given = to_format(gy, last), to_format(x, last), weight, ctx.geometry, last
         found = backward(ways, *given, wanted=wanted[:3])
         if one:
-            found = tuple(None if each is None else each.squeeze(0) for each in found)
+            return (*(None if each is None else each.squeeze(0) for each in found), None, None)
         return (*found, None, None)
 
     @staticmethod
@@ -372,7 +373,7 @@ class Chooser:
             return plan, False
         slow, took = self._slow(), self._step(plan)
         seconds = min(MAX_S, SHARE * steps * took)
-        if seconds < MIN_S:
+        if seconds < MIN_S or not self.seen:
             return plan, False
         ways = self._with_blocks(plan, time.monotonic() + seconds)
         found = Plan(False, ways, plan is None or plan.kernels)

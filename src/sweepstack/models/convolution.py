@@ -11,7 +11,7 @@ Notation: S slots, B samples, C and O channels in and out, x (S, B, C, H, W), we
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -174,8 +174,13 @@ def _implicit_back(
     return gx, weights, biases
 
 
-FORWARD = {"grouped": _grouped, "loop": _loop, "product": _product, "implicit": _implicit}
-BACKWARD = {
+FORWARD: dict[str, Callable[..., Tensor]] = {
+    "grouped": _grouped,
+    "loop": _loop,
+    "product": _product,
+    "implicit": _implicit,
+}
+BACKWARD: dict[str, Callable[..., Gradients]] = {
     **{"grouped": _grouped_back, "loop": _loop_back},
     **{"product": _product_back, "implicit": _implicit_back},
 }
@@ -184,8 +189,7 @@ BACKWARD = {
 def forward(way: str, *given: Any) -> Tensor:
     """y of x, weight, bias, geometry, and whether channels lie last."""
     kind, *sizes = way.split()
-    found: Tensor = FORWARD[kind](*given, *map(int, sizes))
-    return found
+    return FORWARD[kind](*given, *map(int, sizes))
 
 
 def backward(ways: Sequence[str], *given: Any, wanted: Sequence[bool]) -> Gradients:
@@ -195,9 +199,7 @@ def backward(ways: Sequence[str], *given: Any, wanted: Sequence[bool]) -> Gradie
     sizes = [[int(size) for size in each[1:]] for each in split]
 
     def run(kind: str, wanted: Sequence[bool]) -> Gradients:
-        more = [sizes] if kind == "implicit" else []
-        found: Gradients = BACKWARD[kind](*given, wanted, *more)
-        return found
+        return BACKWARD[kind](*given, wanted, *([sizes] if kind == "implicit" else []))
 
     if one == other or not wanted[0]:
         return run(other, wanted)
