@@ -36,8 +36,12 @@ from sweepstack.models.kernels import batch_norm, implicit_gemm
 from sweepstack.models.kernels.batch_norm import Norm
 from sweepstack.models.kernels.max_pool import Pool
 
-# numpy's, in the interpreter: numbers that are not finite are meant.
-pytestmark = pytest.mark.filterwarnings("ignore:.* encountered in:RuntimeWarning")
+# numpy's, in the interpreter: numbers that are not finite are meant, and that of Triton 3.6 makes
+# numbers of arrays of one (numpy 2.4 refuses that).
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.* encountered in:RuntimeWarning"),
+    pytest.mark.filterwarnings("ignore:Conversion of an array with ndim:DeprecationWarning"),
+]
 
 PLACE = "cuda" if torch.cuda.is_available() else "cpu"
 SMALL = ("data=digits", "data.subset=50", "batch.size=4", f"training.device={PLACE}")
