@@ -1,11 +1,16 @@
 """Steps alone: microseconds per trial and step, beside a plain loop and the floor of this machine.
 
     python steps.py --root FOLDER_WITH_MNIST [--widths 1 16 64] [--device cpu] [--seconds 1]
+    python steps.py --root FOLDER_WITH_MNIST --models convnet resnet --widths 256 --ways
 
 Prints one line of JSON. 64 MNIST samples, Adam, each model at each precision of the device. The
 floor of a step is (a) its products, counted by torch.utils.flop_counter, at the rate of one large
 matrix product in that precision, and (b) parameters, gradients and both moments once in and once
 out at the bandwidth of one large copy. throughput.py prints the table.
+
+With --ways it prints how each convolution of a stack may run, a line per layer and pass:
+microseconds of every way and of the kernel's blocks ("implicit", then pixels, channels, depth,
+warps, stages, span), the chosen one marked.
 """
 
 from __future__ import annotations
@@ -25,6 +30,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import sweepstack
 from sweepstack.engine import executors, width
 from sweepstack.engine.program import Program
+from sweepstack.models import autotune
 from sweepstack.training import device
 
 MODELS = {
@@ -32,6 +38,7 @@ MODELS = {
     "convnet": ("model=convnet",),
     "resnet": ("model=resnet",),
 }
+MANY_STEPS = 1e9  # of a sweep that is worth measuring everything
 PRECISIONS = {"cpu": ("fp32",), "cuda": ("fp32", "tf32", "bf16")}
 
 
@@ -80,6 +87,25 @@ def plain(program: Program, precision: str, seconds: float) -> tuple[float, int]
     return timed(step, place, seconds), counter.get_total_flops()
 
 
+def ways(program: Program, precision: str, slots: int, steps: float) -> None:
+    """Print how the convolutions of a stack run, measured as before so many steps of a sweep."""
+    stepper = width._Stepper(program, slots)
+    chooser = autotune.Chooser(stepper.tried, program.device, autotune.TOLERANCE[precision])
+    chosen = chooser.chosen()
+    first = copy.deepcopy(chooser.times)
+    plan, measured = chooser.tuned(chosen, steps)
+    each = ("forward", "input gradient", "weight gradient")
+    for key, number in first:
+        used = autotune.GROUPED if plan is None else plan.ways.get(key, autotune.GROUPED)
+        times = first[key, number] | chooser.times[key, number]
+        listed = [
+            f"{1e6 * seconds:.0f} {way}{' (chosen)' * (way == used[number])}"
+            for way, seconds in sorted(times.items(), key=lambda pair: pair[1])
+        ]
+        print(f"{key}, {each[number]}: {', '.join(listed)}")
+    print(f"width {slots}, {precision}: {plan}, blocks measured: {measured}")
+
+
 def row(given: argparse.Namespace, model: str, precision: str) -> dict[str, Any]:
     """One model at one precision: microseconds per trial and step."""
     spec = sweepstack.compose(
@@ -88,6 +114,11 @@ def row(given: argparse.Namespace, model: str, precision: str) -> dict[str, Any]
         f"training.precision={precision}",
     )
     program = Program.of(spec)
+    if given.ways:
+        with device.settings(spec.config.training):
+            for slots in given.widths:
+                ways(program, precision, slots, MANY_STEPS)
+        return {}
     with device.settings(spec.config.training):
         alone, operations = plain(program, precision, given.seconds)
         rate, bandwidth = machine(precision, program.device)
@@ -95,7 +126,7 @@ def row(given: argparse.Namespace, model: str, precision: str) -> dict[str, Any]
         found: dict[int, float | None] = {}
         for slots in given.widths:
             try:
-                width.plan(program, slots)
+                width.plan(program, slots, steps=MANY_STEPS)
                 stepper = width._Stepper(program, slots)
                 stepper.seconds(executors.WARM_UP)
                 least = timed(partial(stepper.seconds, 4), program.device, given.seconds) / 4
@@ -119,12 +150,15 @@ def main() -> None:
     parser.add_argument("--widths", type=int, nargs="+")
     parser.add_argument("--models", nargs="+", default=[*MODELS], choices=MODELS)
     parser.add_argument("--seconds", type=float, default=1.0, help="of a timing")
+    parser.add_argument("--ways", action="store_true", help="print how convolutions run")
     given = parser.parse_args()
     cuda = given.device.startswith("cuda") or (given.device == "auto" and torch.cuda.is_available())
     kind = "cuda" if cuda else "cpu"
     given.widths = given.widths or [*width.TRIED[kind]]
     pairs = [(model, precision) for model in given.models for precision in PRECISIONS[kind]]
-    print(json.dumps([row(given, *pair) for pair in pairs]))
+    rows = [row(given, *pair) for pair in pairs]
+    if not given.ways:
+        print(json.dumps(rows))
 
 
 if __name__ == "__main__":

@@ -88,6 +88,7 @@ class Widths:
     _known: dict[str, int] = field(default_factory=dict)
     _kin: dict[Any, tuple[int, int]] = field(default_factory=dict)
     _lowered: dict[str, int] = field(default_factory=dict)
+    _planned: set[str] = field(default_factory=set)
 
     def of(self, program: Program) -> int:
         """Most slots of a stack of `program`."""
@@ -107,14 +108,13 @@ class Widths:
 
     def _plan(self, program: Program, name: str, width: int) -> None:
         """Take the plan of the convolutions from the file, or measure it and keep it there."""
-        if width == 1 or not plannable(program):
+        if name in self._planned and width in program.plans:
             return
-        kept = _read(self.file)
-        if width not in program.plans and kept.get(name) == autotune.record(None):
-            program.plans[width] = None
-        plan(program, width, autotune.Plan.read(kept.get(name)))
-        found, known = autotune.record(program.plans[width]), width not in program.unplanned
-        if self.file is not None and known and kept.get(name) != found:
+        self._planned.add(name)
+        kept, trials = _read(self.file), width if self.most == MANY else self.most
+        steps = trials * program.total_steps(program.spec) / width
+        found = plan(program, width, kept.get(name), steps)
+        if self.file is not None and kept.get(name) != found:
             _keep(self.file, {**kept, name: found})
 
     def _found(self, program: Program, key: str) -> int:
@@ -169,20 +169,34 @@ def plannable(program: Program) -> bool:
     return place and program.convolves and not program.config.training.compile
 
 
-def plan(program: Program, width: int, kept: autotune.Plan | None = None) -> None:
-    """Measure how the convolutions of a stack of `width` run, unless `program.plans` has it; where
-    that fails, `unplanned` has the width. A plan that was `kept` in a file is tried once."""
-    if width == 1 or width in program.plans or not plannable(program):
-        return
-    program.plans[width] = None  # meanwhile, and where measuring fails
+def plan(program: Program, width: int, kept: Any = None, steps: float = 0.0) -> Any:
+    """Measure how the convolutions of a stack of `width` run, unless `program.plans` has it, and,
+    where so many `steps` are worth it, their blocks; where that fails, `unplanned` has the width.
+    A record that was `kept` in a file is tried once. What to keep is returned."""
+    if width == 1 or not plannable(program):
+        return kept
+    if kept in [autotune.record(None, tuned=tuned) for tuned in (False, True)]:
+        program.plans.setdefault(width, None)
+    known, tuned = width in program.plans, False
+    found = program.plans.setdefault(width, None)  # meanwhile, and where measuring fails
+    if known and (
+        not steps or width in program.unplanned or kept == autotune.record(found, tuned=True)
+    ):
+        return kept
     tolerance = autotune.TOLERANCE[program.config.training.precision]
     try:
         stepper = _Stepper(program, width)
         chooser = autotune.Chooser(stepper.tried, program.device, tolerance)
-        program.plans[width] = chooser.chosen(kept)
+        if not known:
+            program.plans[width] = found = chooser.chosen(autotune.Plan.read(kept))
+        if steps and kept != autotune.record(found, tuned=True):
+            program.plans[width], tuned = chooser.tuned(found, steps)
     except Exception as error:  # the model's own are seen where it trains
         program.unplanned.add(width)
         log.info("convolutions of the stack run as vmap does them: %s", one_line(error))
+        return kept
+    whole = autotune.record(program.plans[width], tuned=True)
+    return whole if tuned or kept == whole else autotune.record(program.plans[width])
 
 
 def why_not_stacked(program: Program) -> str | None:

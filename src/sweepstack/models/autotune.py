@@ -3,7 +3,9 @@
 `Chooser` measures which of the ways of `convolution` is the fastest for each layer, compares
 losses, gradients and batch norms' statistics with vmap's, and keeps vmap's own way where nothing
 gains enough (`WORTH`). That is so on the CPUs that were tried, where it is therefore not measured
-(`MEASURED_ON`). A plan may also run max pools and batch norms by `kernels`.
+(`MEASURED_ON`). A plan may also run max pools and batch norms by `kernels`. In a second stage, if
+what is left of the sweep is worth it, the blocks of the kernel are measured where it is about the
+fastest: each of `implicit_gemm.candidates` in turn, compared with vmap's numbers as well.
 
 `Rules` is a torch.overrides.TorchFunctionMode: it sees every call of torch.conv2d, torch.max_pool2d
 and layers.batch_norm, whoever wrote the module. Which operations run depends on shapes alone, so
@@ -16,9 +18,10 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial, reduce
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -30,10 +33,12 @@ from torch.overrides import TorchFunctionMode
 from sweepstack.config.errors import one_line
 from sweepstack.models import layers
 from sweepstack.models.convolution import (
-    BACKWARD,
-    FORWARD,
+    KNOWN,
     WAYS,
     Geometry,
+    Gradients,
+    backward,
+    forward,
     pair,
     plain,
     require_kernels,
@@ -44,6 +49,7 @@ log = logging.getLogger(__name__)
 
 Ways = tuple[str, str, str]
 """How the forward pass, the input gradient and the weight gradient run."""
+GROUPED: Ways = ("grouped", "grouped", "grouped")
 
 VERSION = 2
 """Of the ways: plans of another version are measured anew."""
@@ -63,8 +69,12 @@ HIDDEN = frozenset(
 GPU the bias, so that the result was float32 (torch 2.11 and 2.15). Other products are not taken
 apart (matmul, einsum, bmm), or autocast leaves them in float32 (bilinear)."""
 WORTH = 0.9  # a plan is used if a step takes at most this share of vmap's time
-HOPELESS = 1.5  # a way whose first run takes this many times the least is not timed again
+HOPELESS = 1.5  # a way whose first run takes this many times the least is not timed again, and
+# where it is the kernel, its blocks are not measured
 TIMINGS = 3
+MATTERS = 0.05  # of the time of all passes: blocks of one that takes less are not measured
+SHARE = 0.05  # measuring blocks takes at most this share of what is left of a sweep ...
+MIN_S, MAX_S = 1.0, 30.0  # ... at least a second, or it is not begun; a kernel compiles in 0.3 to 1
 MAX_WINDOW = 64  # numbers of a pool's window for which there is a kernel
 TOLERANCE = {"fp32": 1e-3, "tf32": 5e-2, "bf16": 5e-2}
 """‖difference‖ / ‖vmap's‖ of losses, gradients and batch norms' statistics, by precision."""
@@ -75,12 +85,13 @@ nothing but rounding, as of a bias before a batch norm, differs by all of it."""
 
 @dataclass(frozen=True)
 class Layer:
-    """A convolution that a step runs: shapes of x and weight."""
+    """A convolution that a step runs: shapes of x and weight, and whether x has a gradient."""
 
     x: tuple[int, ...]
     weight: tuple[int, ...]
     dtype: torch.dtype
     geometry: Geometry
+    inputs: bool = False
 
     @property
     def key(self) -> str:
@@ -109,15 +120,16 @@ class Plan:
                 return None
         except (TypeError, KeyError, ValueError, AttributeError):
             return None
-        known = all(way in WAYS for each in ways.values() for way in each)
+        known = all(KNOWN.fullmatch(way) for each in ways.values() for way in each)
         return cls(last, ways, kernels) if known and ways else None
 
 
-def record(plan: Plan | None) -> dict[str, Any]:
-    """A plan as it is kept in a file; without ways where there is none."""
+def record(plan: Plan | None, *, tuned: bool = False) -> dict[str, Any]:
+    """A plan as it is kept in a file; without ways where there is none. `tuned`: by `tuned`."""
     ways = {} if plan is None else {key: list(each) for key, each in plan.ways.items()}
     last, kernels = (False, False) if plan is None else (plan.last, plan.kernels)
-    return {"version": VERSION, "last": last, "ways": ways, "kernels": kernels}
+    more = {"tuned": True} if tuned else {}
+    return {"version": VERSION, "last": last, "ways": ways, "kernels": kernels, **more}
 
 
 # --- where calls are seen -------------------------------------------------------------------------
@@ -180,13 +192,13 @@ class _Convolution(torch.autograd.Function):
         if given.seen is not None:
             given.seen[layer.key] = layer
         ways, last = _asked(given.plan, layer)
-        return FORWARD[ways[0]](to_format(x, last), weight, bias, geometry, last)
+        return forward(ways[0], to_format(x, last), weight, bias, geometry, last)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         """Keep what the gradients need."""
         x, weight, _, ctx.geometry, given = inputs
-        ctx.plan = given.plan
+        ctx.plan, ctx.seen = given.plan, given.seen
         ctx.save_for_backward(x, weight)
 
     @staticmethod
@@ -197,15 +209,13 @@ class _Convolution(torch.autograd.Function):
         if one:
             x, weight, gy = x.unsqueeze(0), weight.unsqueeze(0), gy.unsqueeze(0)
         layer = Layer(tuple(x.shape), tuple(weight.shape), x.dtype, ctx.geometry)
-        (_, way_x, way_weight), last = _asked(None if one else ctx.plan, layer)
+        if ctx.seen is not None and not one and wanted[0]:
+            ctx.seen[layer.key] = replace(layer, inputs=True)
+        (_, *ways), last = _asked(None if one else ctx.plan, layer)
         given = to_format(gy, last), to_format(x, last), weight, ctx.geometry, last
-        if way_x == way_weight or not wanted[0]:
-            found = [*BACKWARD[way_weight](*given, wanted)]
-        else:
-            gx, _, _ = BACKWARD[way_x](*given, (True, False, False))
-            found = [gx, *BACKWARD[way_weight](*given, (False, *wanted[1:]))[1:]]
+        found = backward(ways, *given, wanted=wanted[:3])
         if one:
-            found = [None if each is None else each.squeeze(0) for each in found]
+            return (*(None if each is None else each.squeeze(0) for each in found), None, None)
         return (*found, None, None)
 
     @staticmethod
@@ -231,9 +241,7 @@ class _Convolution(torch.autograd.Function):
 
 def _asked(plan: Plan | None, layer: Layer) -> tuple[Ways, bool]:
     """The ways of a layer, and whether channels lie last."""
-    if plan is None:
-        return ("grouped", "grouped", "grouped"), False
-    return plan.ways.get(layer.key, ("grouped", "grouped", "grouped")), plan.last
+    return (GROUPED, False) if plan is None else (plan.ways.get(layer.key, GROUPED), plan.last)
 
 
 def _cast(value: Any) -> Any:
@@ -325,6 +333,8 @@ class Chooser:
     place: torch.device
     tolerance: float
     seen: dict[str, Layer] = field(default_factory=dict)
+    times: dict[tuple[str, int], dict[str, float]] = field(default_factory=dict)
+    """Seconds of each way of a layer, by its key, and a pass, by its number."""
 
     def chosen(self, kept: Plan | None = None) -> Plan | None:
         """The fastest plan whose numbers agree with vmap's, or None: vmap's own way. A plan that
@@ -333,11 +343,9 @@ class Chooser:
         Raises:
             ArithmeticError: a gradient is not finite, which says nothing about the ways.
         """
-        slow = [[each.clone() for each in kind] for kind in self.step(Rules(None, self.seen))]
+        slow = self._slow()
         if not self.seen:
             return None
-        if not all(bool(each.isfinite().all()) for kind in slow for each in kind):
-            raise ArithmeticError("the first trial's gradients are not finite")
         if kept is not None and self._agrees(kept, slow):
             return kept
         plans: list[Plan | None] = [None]
@@ -349,65 +357,147 @@ class Chooser:
             plans += [plan for plan in tried if self._agrees(plan, slow)]
             if all(set(each) == {"implicit"} for each in ways.values()):
                 break  # the kernels lay pictures out themselves
-        times = []
-        for plan in plans:  # not in turns: a captured step keeps as much memory as it needs
-            run = _ready(partial(self.step, Rules(plan)), self.place)
-            times.append(min(_seconds(run, self.place) for _ in range(TIMINGS)))
-            del run
+        times = [self._step(plan) for plan in plans]
         best = min(range(len(plans)), key=times.__getitem__)
         log.debug("convolutions: seconds of a step %s, plans %s", times, plans)
         return plans[best] if times[best] <= WORTH * times[0] else None
 
+    def tuned(self, plan: Plan | None, steps: float) -> tuple[Plan | None, bool]:
+        """A chosen plan with the fastest blocks of the kernel, where that gains in the whole step.
+        False: it was not measured, there are no kernels or too few `steps`.
+
+        Raises:
+            ArithmeticError: as `chosen`.
+        """
+        if not self._has_kernels() or (plan is not None and plan.last):
+            return plan, False
+        slow, took = self._slow(), self._step(plan)
+        seconds = min(MAX_S, SHARE * steps * took)
+        if seconds < MIN_S or not self.seen:
+            return plan, False
+        ways = self._with_blocks(plan, time.monotonic() + seconds)
+        found = Plan(False, ways, plan is None or plan.kernels)
+        if found != plan and self._agrees(found, slow):
+            seconds = self._step(found)
+            log.debug("convolutions: %.2g s of a step with %s, before %.2g", seconds, found, took)
+            if seconds < took * (WORTH if plan is None else 1):
+                return found, True
+        return plan, True
+
+    def _slow(self) -> list[list[Tensor]]:
+        """What a step comes to by vmap's own way."""
+        slow = [[each.clone() for each in kind] for kind in self.step(Rules(None, self.seen))]
+        if self.seen and not all(bool(each.isfinite().all()) for kind in slow for each in kind):
+            raise ArithmeticError("the first trial's gradients are not finite")
+        return slow
+
+    def _step(self, plan: Plan | None) -> float:
+        """Seconds; not of plans in turns: a captured step keeps as much memory as it needs."""
+        run = _ready(partial(self.step, Rules(plan)), self.place)
+        return min(_seconds(run, self.place) for _ in range(TIMINGS))
+
     def _agrees(self, plan: Plan, slow: Sequence[Sequence[Tensor]]) -> bool:
         try:
-            found = self.step(Rules(plan))
+            self._compare(self.step(Rules(plan)), slow)
         except Exception as error:  # of a kernel, too
-            log.info("convolutions of the stack run as vmap does them: %s", one_line(error))
+            log.info("a way to run the stack's convolutions is not used: %s", one_line(error))
             return False
+        return True
+
+    def _compare(self, found: Sequence[Sequence[Tensor]], slow: Sequence[Sequence[Tensor]]) -> None:
         for mine, theirs in zip(found, slow, strict=True):
             sizes = [each.float().norm() for each in theirs]
             least = SMALL * max(map(float, sizes), default=0.0)
             for one, other, size in zip(mine, theirs, sizes, strict=True):
                 off = (one - other).float().norm()
                 if not bool(off <= self.tolerance * size.clamp(min=least)):
-                    log.info(
-                        "convolutions of the stack run as vmap does them: a faster way differs by "
-                        "%.1g",
-                        float(off / size),
-                    )
-                    return False
-        return True
+                    raise ArithmeticError(f"it differs from vmap's by {float(off / size):.1g}")
 
-    def _fastest(self, layer: Layer, last: bool) -> Ways:
-        """Of one layer, with pictures that lie so already."""
+    def _passes(self, layer: Layer, last: bool) -> dict[int, Callable[..., Gradients]]:
+        """What runs a pass of a layer in a way, with pictures that lie so already: the forward
+        pass, the input gradient if there is one, and the weight gradient, which may take what
+        `inputs`, the way of the other, has laid out."""
         given: dict[str, Any] = {"dtype": layer.dtype, "device": self.place}
         x = to_format(torch.rand(layer.x, **given), last)
-        weight = torch.rand(layer.weight, **given)
-        with torch.no_grad():
-            gy = torch.rand_like(FORWARD["grouped"](x, weight, None, layer.geometry, last))
-            more = weight, layer.geometry, last
-            runs: list[Callable[[str], Any]] = [
-                lambda way: FORWARD[way](x, weight, None, layer.geometry, last),
-                lambda way: BACKWARD[way](gy, x, *more, (True, False, False)),
-                lambda way: BACKWARD[way](gy, x, *more, (False, True, True)),
-            ]
-            log.debug("convolutions: %s", layer.key)
-            forward, inputs, weights = (self._best(run) for run in runs)
-        return forward, inputs, weights
+        weight, more = torch.rand(layer.weight, **given), (layer.geometry, last)
+        gy = torch.rand_like(forward("grouped", x, weight, None, *more))
 
-    def _best(self, run: Callable[[str], Any]) -> str:
-        times: dict[str, float] = {}
-        for way in WAYS:
+        def weights(way: str, inputs: str = "") -> Gradients:
+            wanted = bool(inputs), True, True
+            return backward((inputs or way, way), gy, x, weight, *more, wanted=wanted)
+
+        passes: dict[int, Callable[..., Gradients]] = {
+            0: lambda way: (forward(way, x, weight, None, *more), None, None),
+            1: lambda way: backward((way, way), gy, x, weight, *more, wanted=(True, False, False)),
+            2: weights,
+        }
+        return passes if layer.inputs else {0: passes[0], 2: passes[2]}
+
+    def _fastest(self, layer: Layer, last: bool) -> Ways:
+        """Of one layer."""
+        best = []
+        for number, run in self._passes(layer, last).items():
+            times = self.times[layer.key, number] = {}
+            self._time(run, WAYS, times)
+            best.append(min(times, key=times.__getitem__) if times else WAYS[0])
+        log.debug("convolutions: %s, fastest %s", layer.key, best)
+        return best[0], best[-2 if layer.inputs else -1], best[-1]
+
+    def _with_blocks(self, plan: Plan | None, until: float) -> dict[str, Ways]:
+        """The ways of a plan with the fastest blocks, the longest passes first, measured before a
+        time of time.monotonic."""
+        known = {} if plan is None else plan.ways
+        ways = {key: [*known.get(key, GROUPED)] for key in self.seen}
+        found: list[tuple[float, str, int]] = []
+        for key, layer in self.seen.items():
+            for number, run in self._passes(layer, False).items():
+                times: dict[str, float] = {}
+                self._time(run, dict.fromkeys((ways[key][number], "implicit")), times)
+                found.append((min(times.values(), default=0.0), key, number))
+        whole = sum(seconds for seconds, _, _ in found)
+        for seconds, key, number in sorted(found, reverse=True):
+            if seconds > MATTERS * whole and time.monotonic() < until:
+                layer = self.seen[key]
+                ways[key][number] = self._fastest_blocks(layer, number, ways[key], until)
+        return {key: (each[0], each[1], each[2]) for key, each in ways.items()}
+
+    def _fastest_blocks(self, layer: Layer, number: int, ways: Sequence[str], until: float) -> str:
+        from sweepstack.models.kernels.implicit_gemm import candidates
+
+        run = self._passes(layer, False)[number]
+        if number == 2 and layer.inputs:
+            run = partial(run, inputs=ways[1])
+        times = self.times[layer.key, number] = {}
+        self._time(run, dict.fromkeys((ways[number], "implicit")), times)
+        if "implicit" in times:
+            slow = _kinds(run("grouped"))
+            each = candidates(layer.weight, number, layer.geometry.stride)[1:]
+            names = (" ".join(("implicit", *map(str, blocks))) for blocks in each)
+            self._time(run, takewhile(lambda _: time.monotonic() < until, names), times, slow)
+        return min(times, key=times.__getitem__, default=ways[number])
+
+    def _time(
+        self,
+        run: Callable[[str], Gradients],
+        ways: Iterable[str],
+        times: dict[str, float],
+        slow: Sequence[Sequence[Tensor]] | None = None,
+    ) -> None:
+        """Seconds of each way that runs, and is not `HOPELESS`, into `times`; if `slow` is given,
+        of those that come to its numbers."""
+        for way in ways:
             try:
+                if slow is not None:
+                    self._compare(_kinds(run(way)), slow)
                 ready = _ready(partial(run, way), self.place)
                 first = _seconds(ready, self.place)
                 if not times or first < HOPELESS * min(times.values()):
                     times[way] = min(_seconds(ready, self.place) for _ in range(TIMINGS))
-            except Exception:  # no such kernel, or no memory for it
-                continue
+            except Exception as error:  # no such kernel, or no memory for it
+                if slow is not None:
+                    log.info("blocks of a convolution, %s, are not used: %s", way, one_line(error))
         each = ", ".join(f"{way}: {1e6 * seconds:.0f}" for way, seconds in times.items())
         log.debug("convolutions: microseconds of a pass, %s", each)
-        return min(times, key=times.__getitem__) if times else WAYS[0]
 
     def _has_kernels(self) -> bool:
         try:
@@ -415,6 +505,11 @@ class Chooser:
         except NotImplementedError:
             return False
         return True
+
+
+def _kinds(found: Gradients) -> list[list[Tensor]]:
+    """What `Chooser._compare` takes."""
+    return [[each] for each in found if each is not None]
 
 
 def _ready(run: Callable[[], Any], place: torch.device) -> Callable[[], Any]:

@@ -10,7 +10,8 @@ Notation: S slots, B samples, C and O channels in and out, x (S, B, C, H, W), we
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +26,9 @@ Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
 
 WAYS = ("grouped", "loop", "product", "implicit")
 """One convolution of S groups; one of each slot; a batched product with the pictures' patches; the
-same in a Triton kernel that reads patches where they lie."""
+same in a Triton kernel that reads patches where they lie, which may be followed by the numbers of
+`implicit_gemm.Blocks`: "implicit 128 32 64 4 3 2048"."""
+KNOWN = re.compile(f"{'|'.join(WAYS)}( [1-9][0-9]{{0,4}}){{6}}|implicit")
 AT_ONCE = 2**28
 """Numbers of patches that are laid out at once; wider stacks take several products."""
 
@@ -134,41 +137,73 @@ def _product_back(
 
 
 def _implicit(
-    x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, last: bool
+    x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, last: bool, *sizes: int
 ) -> Tensor:
     require_kernels(x, geometry, last)
     from sweepstack.models.kernels import implicit_gemm
 
-    weight = weight.contiguous()
+    weight, blocks = weight.contiguous(), implicit_gemm.Blocks(*sizes) if sizes else None
     parts = torch.split(x, implicit_gemm.samples_at_once(x, weight, geometry), 1)
-    found = [implicit_gemm.correlated(part, weight, bias, geometry) for part in parts]
+    found = [implicit_gemm.correlated(part, weight, bias, geometry, blocks) for part in parts]
     return found[0] if len(found) == 1 else torch.cat(found, 1)
 
 
 def _implicit_back(
-    gy: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, last: bool, wanted: Sequence[bool]
+    gy: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    geometry: Geometry,
+    last: bool,
+    wanted: Sequence[bool],
+    sizes: Sequence[Sequence[int]] = ((), ()),
 ) -> Gradients:
     require_kernels(x, geometry, last)
     from sweepstack.models.kernels import implicit_gemm
 
     weight = weight.contiguous()
+    blocks = [implicit_gemm.Blocks(*each) if each else None for each in sizes]
     gx = weights = biases = None
     laid = None
     if wanted[0]:
         size = pair(x.shape[3:])
         laid = implicit_gemm.lay_gradient(gy, pair(weight.shape[3:]), size, geometry)
-        gx = implicit_gemm.correlated_inputs(laid, weight, size, geometry)
+        gx = implicit_gemm.correlated_inputs(laid, weight, size, geometry, blocks[0])
     if wanted[1] or wanted[2]:
-        rest = x, weight, geometry, bool(wanted[2]), laid
+        rest = x, weight, geometry, bool(wanted[2]), laid, blocks[1]
         weights, biases = implicit_gemm.correlated_weights(gy, *rest)
     return gx, weights, biases
 
 
-FORWARD = {"grouped": _grouped, "loop": _loop, "product": _product, "implicit": _implicit}
-BACKWARD = {
+FORWARD: dict[str, Callable[..., Tensor]] = {
+    "grouped": _grouped,
+    "loop": _loop,
+    "product": _product,
+    "implicit": _implicit,
+}
+BACKWARD: dict[str, Callable[..., Gradients]] = {
     **{"grouped": _grouped_back, "loop": _loop_back},
     **{"product": _product_back, "implicit": _implicit_back},
 }
+
+
+def forward(way: str, *given: Any) -> Tensor:
+    """y of x, weight, bias, geometry, and whether channels lie last."""
+    kind, *sizes = way.split()
+    return FORWARD[kind](*given, *map(int, sizes))
+
+
+def backward(ways: Sequence[str], *given: Any, wanted: Sequence[bool]) -> Gradients:
+    """The gradients of x by one way and of weight and bias by another; those that are `wanted`, of
+    gy, x, weight, geometry, and whether channels lie last."""
+    (one, *_), (other, *_) = split = [way.split() for way in ways]
+    sizes = [[int(size) for size in each[1:]] for each in split]
+
+    def run(kind: str, wanted: Sequence[bool]) -> Gradients:
+        return BACKWARD[kind](*given, wanted, *([sizes] if kind == "implicit" else []))
+
+    if one == other or not wanted[0]:
+        return run(other, wanted)
+    return run(one, (True, False, False))[0], *run(other, (False, *wanted[1:]))[1:]
 
 
 def _back(

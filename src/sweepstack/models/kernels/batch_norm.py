@@ -17,21 +17,9 @@ _NORM = ("samples", "channels", "count")
 
 @triton.jit(do_not_specialize=_NORM)  # type: ignore[untyped-decorator]
 def _normalize(  # type: ignore[no-untyped-def]
-    x,
-    weight,
-    bias,
-    y,
-    means,
-    variances,
-    samples,
-    channels,
-    area,
-    count,
-    eps,
-    AFFINE: tl.constexpr,
-    B: tl.constexpr,
-    A: tl.constexpr,
-):
+    x, weight, bias, y, means, variances, samples, channels, area, count, eps,
+    AFFINE: tl.constexpr, B: tl.constexpr, A: tl.constexpr,
+):  # fmt: skip
     """y = (x - mean) / √(var + eps) · weight + bias, of a channel of a slot: a program of the grid
     (C, S). Sums are of differences from the first number, so that large means cost no digits."""
     c, slot = tl.program_id(0), tl.program_id(1).to(tl.int64)
@@ -72,23 +60,10 @@ def _normalize(  # type: ignore[no-untyped-def]
 
 @triton.jit(do_not_specialize=_NORM)  # type: ignore[untyped-decorator]
 def _normalize_back(  # type: ignore[no-untyped-def]
-    gradient,
-    x,
-    weight,
-    means,
-    variances,
-    out,
-    weights,
-    biases,
-    samples,
-    channels,
-    area,
-    count,
+    gradient, x, weight, means, variances, out, weights, biases, samples, channels, area, count,
     eps,
-    AFFINE: tl.constexpr,
-    B: tl.constexpr,
-    A: tl.constexpr,
-):
+    AFFINE: tl.constexpr, B: tl.constexpr, A: tl.constexpr,
+):  # fmt: skip
     """With x̂ normalized: out = weight / √(var + eps) · (g - mean(g) - x̂ · mean(g · x̂)), and the
     gradients of weight and bias, Σ g · x̂ and Σ g."""
     c, slot = tl.program_id(0), tl.program_id(1).to(tl.int64)

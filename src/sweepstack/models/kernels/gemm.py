@@ -39,24 +39,10 @@ _LAY = (
 
 @triton.jit(do_not_specialize=_LAY)  # type: ignore[untyped-decorator]
 def lay(  # type: ignore[no-untyped-def]
-    source,
-    out,
-    slot_source,
-    slot_out,
-    pixels,
-    rows,
-    line,
-    depth,
-    height,
-    width,
-    wide,
-    top,
-    left,
-    of_rows,
-    of_line,
-    Q: tl.constexpr,
-    C: tl.constexpr,
-):
+    source, out, slot_source, slot_out, pixels, rows, line, depth, height, width, wide, top, left,
+    of_rows, of_line,
+    Q: tl.constexpr, C: tl.constexpr,
+):  # fmt: skip
     """out (B, rows, line, wide) = source (B, C, H, W) moved by top and left, 0 elsewhere. A program
     of the grid (tiles of pixels, blocks of channels, S)."""
     slot = tl.program_id(2).to(tl.int64)
@@ -77,35 +63,18 @@ def lay(  # type: ignore[no-untyped-def]
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _sum_of_few(  # type: ignore[no-untyped-def]
-    source,
-    weight,
-    place,
-    n,
-    channels,
-    depth,
-    line,
-    kernel_height,
-    kernel_width,
-    first_y,
-    first_x,
-    step_y,
-    step_x,
-    apart_y,
-    apart_x,
-    of_kernel,
-    APART: tl.constexpr,
-    WIDE: tl.constexpr,
-    PRECISION: tl.constexpr,
-    P: tl.constexpr,
-    N: tl.constexpr,
-    K: tl.constexpr,
-):
-    """The sum of `multiply` where channels are few: they and the taps are one axis."""
+    source, weight, place, n, channels, depth, line, kernel_height, kernel_width, first_y, first_x,
+    step_y, step_x, apart_y, apart_x, of_depth, of_kernel,
+    APART: tl.constexpr, V: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr,
+    P: tl.constexpr, N: tl.constexpr, K: tl.constexpr,
+):  # fmt: skip
+    """The sum of `multiply` where channels are fewer than K: they and the taps are one axis."""
     total = tl.zeros((P, N), tl.float32)
     size = kernel_height * kernel_width * depth
     for start in range(0, size, K):
         k = start + tl.arange(0, K)
-        tap = k // depth  # free where depth is 1: it is compiled in
+        # Free where depth is 1: it is compiled in.
+        tap = k // depth if V == 1 else over(k, of_depth)
         i = over(tap, of_kernel)
         dy = first_y + i * step_y
         dx = first_x + (tap - i * kernel_width) * step_x
@@ -113,8 +82,12 @@ def _sum_of_few(  # type: ignore[no-untyped-def]
         if APART:
             known &= (dy % apart_y == 0) & (dx % apart_x == 0)
             dy, dx = dy // apart_y, dx // apart_x
-        shift = tl.where(known, (dy * line + dx) * depth + k - tap * depth, 0)
-        patches = tl.load(source + (_side_by_side(place)[:, None] + shift[None, :]))
+        shift = tl.where(known, (dy * line + dx) * depth + k - tap * depth, k % V)
+        if V > 1:
+            shift = tl.max_contiguous(tl.multiple_of(shift, V), V)
+            patches = tl.load(source + (place[:, None] + shift[None, :]))
+        else:
+            patches = tl.load(source + (_side_by_side(place)[:, None] + shift[None, :]))
         used = (n < channels)[:, None] & known[None, :]
         filters = tl.load(weight + n[:, None] * size + k[None, :], mask=used, other=0.0)
         if WIDE:
@@ -125,30 +98,11 @@ def _sum_of_few(  # type: ignore[no-untyped-def]
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _sum_of_taps(  # type: ignore[no-untyped-def]
-    source,
-    weight,
-    place,
-    n,
-    channels,
-    depth,
-    line,
-    kernel_height,
-    kernel_width,
-    first_y,
-    first_x,
-    step_y,
-    step_x,
-    apart_y,
-    apart_x,
-    every_y,
-    every_x,
-    APART: tl.constexpr,
-    WIDE: tl.constexpr,
-    PRECISION: tl.constexpr,
-    P: tl.constexpr,
-    N: tl.constexpr,
-    K: tl.constexpr,
-):
+    source, weight, place, n, channels, depth, line, kernel_height, kernel_width, first_y, first_x,
+    step_y, step_x, apart_y, apart_x, every_y, every_x,
+    APART: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr, P: tl.constexpr,
+    N: tl.constexpr, K: tl.constexpr,
+):  # fmt: skip
     """The sum of `multiply`, K channels of one tap after the other."""
     total = tl.zeros((P, N), tl.float32)
     i0, j0, count_y, count_x = 0, 0, kernel_height, kernel_width
@@ -187,54 +141,19 @@ _MULTIPLY = (
     *("slot_out", "pixels", "rows", "columns", "picture", "line", "channels", "out_height"),
     *("out_width", "kernel_height", "kernel_width", "stride_y", "stride_x", "first_y", "first_x"),
     *("top", "left", "step_y", "step_x", "apart_y", "apart_x", "every_y", "every_x"),
-    *("of_rows", "of_columns", "of_kernel"),
+    *("of_rows", "of_columns", "of_depth", "of_kernel"),
 )
 
 
 @triton.jit(do_not_specialize=_MULTIPLY)  # type: ignore[untyped-decorator]
 def multiply(  # type: ignore[no-untyped-def]
-    source,
-    weight,
-    bias,
-    out,
-    slot_source,
-    slot_weight,
-    slot_out,
-    pixels,
-    rows,
-    columns,
-    picture,
-    line,
-    depth,
-    channels,
-    out_height,
-    out_width,
-    kernel_height,
-    kernel_width,
-    stride_y,
-    stride_x,
-    first_y,
-    first_x,
-    top,
-    left,
-    step_y,
-    step_x,
-    apart_y,
-    apart_x,
-    every_y,
-    every_x,
-    of_rows,
-    of_columns,
-    of_kernel,
-    BIAS: tl.constexpr,
-    APART: tl.constexpr,
-    V: tl.constexpr,
-    WIDE: tl.constexpr,
-    PRECISION: tl.constexpr,
-    P: tl.constexpr,
-    N: tl.constexpr,
-    K: tl.constexpr,
-):
+    source, weight, bias, out, slot_source, slot_weight, slot_out, pixels, rows, columns, picture,
+    line, depth, channels, out_height, out_width, kernel_height, kernel_width, stride_y, stride_x,
+    first_y, first_x, top, left, step_y, step_x, apart_y, apart_x, every_y, every_x, of_rows,
+    of_columns, of_depth, of_kernel,
+    BIAS: tl.constexpr, APART: tl.constexpr, FLAT: tl.constexpr, V: tl.constexpr,
+    WIDE: tl.constexpr, PRECISION: tl.constexpr, P: tl.constexpr, N: tl.constexpr, K: tl.constexpr,
+):  # fmt: skip
     """out[p, n] = Σ source[stride · p + (first + step · tap) / apart, c] · weight[n, tap, c].
 
     A program of the grid (tiles of pixels, blocks of channels times phases, S). Pixels are those of
@@ -255,11 +174,11 @@ def multiply(  # type: ignore[no-untyped-def]
     n = block * N + tl.arange(0, N)
     source += slot * slot_source
     weight += slot * slot_weight
-    if V == 1:
+    if FLAT:
         total = _sum_of_few(
             *(source, weight, place, n, channels, depth, line, kernel_height, kernel_width),
-            *(first_y, first_x, step_y, step_x, apart_y, apart_x, of_kernel),
-            *(APART, WIDE, PRECISION, P, N, K),
+            *(first_y, first_x, step_y, step_x, apart_y, apart_x, of_depth, of_kernel),
+            *(APART, V, WIDE, PRECISION, P, N, K),
         )
     else:
         total = _sum_of_taps(
@@ -288,43 +207,12 @@ _WEIGHTS = (
 
 @triton.jit(do_not_specialize=_WEIGHTS)  # type: ignore[untyped-decorator]
 def weight_gradient(  # type: ignore[no-untyped-def]
-    gradient,
-    source,
-    parts,
-    slot_source,
-    slot_gradient,
-    pixels,
-    rows,
-    columns,
-    picture,
-    line,
-    depth,
-    channels,
-    taps,
-    kernel_width,
-    stride_y,
-    stride_x,
-    step_y,
-    step_x,
-    span,
-    g_picture,
-    g_line,
-    g_pixel,
-    g_channel,
-    g_first,
-    of_rows,
-    of_columns,
-    of_depth,
-    of_kernel,
-    BIAS: tl.constexpr,
-    V: tl.constexpr,
-    G: tl.constexpr,
-    WIDE: tl.constexpr,
-    PRECISION: tl.constexpr,
-    P: tl.constexpr,
-    N: tl.constexpr,
-    K: tl.constexpr,
-):
+    gradient, source, parts, slot_source, slot_gradient, pixels, rows, columns, picture, line,
+    depth, channels, taps, kernel_width, stride_y, stride_x, step_y, step_x, span, g_picture,
+    g_line, g_pixel, g_channel, g_first, of_rows, of_columns, of_depth, of_kernel,
+    BIAS: tl.constexpr, V: tl.constexpr, G: tl.constexpr, WIDE: tl.constexpr,
+    PRECISION: tl.constexpr, P: tl.constexpr, N: tl.constexpr, K: tl.constexpr,
+):  # fmt: skip
     """parts[split, n, k] = Σ over `span` pixels of gradient[n, p] · source[stride · p + shift, c],
     with k a tap and a channel c; with BIAS a last column sums the gradient alone.
 
@@ -383,19 +271,9 @@ _ADD_UP = ("splits", "channels", "depth", "taps", "real", "extra", "of_depth", "
 
 @triton.jit(do_not_specialize=_ADD_UP)  # type: ignore[untyped-decorator]
 def add_up(  # type: ignore[no-untyped-def]
-    parts,
-    weights,
-    biases,
-    splits,
-    channels,
-    depth,
-    taps,
-    real,
-    extra,
-    of_depth,
-    of_wanted,
+    parts, weights, biases, splits, channels, depth, taps, real, extra, of_depth, of_wanted,
     TILE: tl.constexpr,
-):
+):  # fmt: skip
     """weights (channels, real, taps) and biases = parts (channels, taps · depth + extra) added up,
     one split after the other. A program of the grid (tiles, S)."""
     slot = tl.program_id(1).to(tl.int64)

@@ -1,7 +1,8 @@
 """Convolutions of a stack and their gradients as implicit GEMMs, by the kernels of `gemm`.
 
-`Blocks` are the sizes that a kernel works with; `_blocks` chooses them for a convolution and its
-input's gradient, `correlated_weights` for the weight's gradient, which it adds up from `SPAN`s.
+`Blocks` are the sizes that a kernel works with, `candidates` those that may be fast for a pass of a
+layer: the first ones are used where nothing else was measured. A weight's gradient is added up from
+`span`s of pixels.
 """
 
 from __future__ import annotations
@@ -20,8 +21,6 @@ from sweepstack.models.kernels.gemm import add_up, lay, multiply, weight_gradien
 if TYPE_CHECKING:
     from sweepstack.models.convolution import Geometry
 
-SPAN = 2048
-"""Pixels of a partial sum of a weight's gradient."""
 FEW = 8
 """Fewer channels than these make one axis with the taps; others are rounded up to `ROUND`."""
 ROUND = 16
@@ -35,6 +34,7 @@ class Blocks(NamedTuple):
     depth: int  # of the sum; of the weight's gradient what its columns are
     warps: int = 4
     stages: int = 3
+    span: int = 2048  # pixels of a partial sum of a weight's gradient, a multiple of `pixels`
 
 
 class Laid(NamedTuple):
@@ -97,7 +97,6 @@ def correlated_weights(
     biased: bool,
     laid: Laid | None = None,
     blocks: Blocks | None = None,
-    span: int = SPAN,
 ) -> tuple[Tensor, Tensor | None]:
     """The gradients of weight and, if `biased`, of the bias (S, O); `laid` is gy, laid out."""
     slots, samples, channels, h, w = gy.shape
@@ -105,10 +104,10 @@ def correlated_weights(
     seen = lay_input(x, (kh, kw), g).pictures
     lines, line, depth = seen.shape[2:]
     taps, pixels, size = kh * kw, samples * h * w, kh * kw * depth
-    splits, wanted = triton.cdiv(pixels, span), size + biased
+    blocks = blocks or _weight_blocks(size, channels)
+    splits, wanted = triton.cdiv(pixels, blocks.span), size + biased
     if channels * wanted > MAX_PIXELS:
         raise NotImplementedError("weights of more than 2²² numbers")
-    blocks = blocks or Blocks(64, power(channels, 16, 64), power(size, 16, 64))
     given, places, at_once = gy, (*gy.stride()[1:2], *gy.stride()[3:], gy.stride(2), 0), 1
     if laid is not None and channels == laid.pictures.shape[-1] and channels >= FEW:
         given, at_once = laid.pictures, _at_once(channels, gy.dtype)
@@ -118,7 +117,7 @@ def correlated_weights(
     tiles = triton.cdiv(channels, blocks.channels) * triton.cdiv(size, blocks.depth)
     weight_gradient[(splits, tiles, slots)](
         *(given, seen, parts, seen.stride(0), given.stride(0), pixels, h, w, lines * line, line),
-        *(depth, channels, taps, kw, *g.stride, *g.dilation, span, *places),
+        *(depth, channels, taps, kw, *g.stride, *g.dilation, blocks.span, *places),
         *(1 / h, 1 / w, 1 / depth, 1 / kw),
         BIAS=biased,
         V=_at_once(depth, gy.dtype),
@@ -207,9 +206,10 @@ def _run(
         *(source.stride(0), filters.stride(0), out.stride(0), pixels, rows, columns),
         *(lines * line, line, depth, channels, *out.shape[3:], kh, kw, *begins),
         *(laid.top, laid.left, *step, *apart, *every),
-        *(1 / rows, 1 / columns, 1 / kw),
+        *(1 / rows, 1 / columns, 1 / depth, 1 / kw),
         BIAS=bias is not None,
         APART=apart != (1, 1),
+        FLAT=depth % blocks.depth != 0,
         V=_at_once(depth, source.dtype),
         **_kind(source, blocks),
     )
@@ -226,11 +226,56 @@ def _kind(x: Tensor, blocks: Blocks) -> dict[str, Any]:
     }
 
 
+def candidates(weight: tuple[int, ...], number: int, stride: tuple[int, int]) -> list[Blocks]:
+    """Blocks that may be fast for a pass, first those that are used where nothing was measured.
+
+    All compile for compute capability 9.0 with 16-byte copies where channels are not few, without
+    spilled registers in bf16 and tf32 (Triton 3.6).
+
+    Args:
+        weight: (S, O, C, kh, kw).
+        number: 0 for the convolution, 1 for the input's gradient, 2 for the weight's.
+        stride: of rows and columns.
+    """
+    channels, depth, taps = weight[1], weight[2], prod(weight[3:])
+    if number == 1:
+        channels, depth = depth, channels
+    size = _rounded(depth) * taps
+    if number == 2:
+        first = _weight_blocks(size, channels)
+        each = [first._replace(span=8192), first._replace(stages=2, span=4096)]
+        each.append(first._replace(pixels=128, warps=8))
+        if size > first.depth:
+            each.append(first._replace(depth=128, warps=8, span=4096))
+        return [first, *each]
+    first = _blocks(depth, taps, channels)
+    stages = 2 if first.depth == 64 else first.stages  # of float32 three do not fit
+    each = [
+        first._replace(pixels=256, warps=8, stages=stages),
+        first._replace(pixels=first.pixels // 2),
+    ]
+    deep = power(size, 16, 64)
+    if deep > first.depth and (number == 0 or stride == (1, 1)):
+        stages = 1 if size <= deep else 3
+        each += [first._replace(pixels=p, depth=deep, stages=stages) for p in (128, 64)]
+    else:
+        each.append(first._replace(pixels=64, stages=min(4, 3 * first.stages - 2)))
+    return [first, *each]
+
+
+def _weight_blocks(size: int, channels: int) -> Blocks:
+    """For weights of so many numbers of each channel."""
+    return Blocks(64, power(channels, 16, 64), power(size, 16, 64))
+
+
 def _blocks(depth: int, taps: int, channels: int) -> Blocks:
-    """For sums over so many channels and taps."""
+    """For sums over so many channels and taps; one that takes a single turn needs no copies of what
+    the next one reads, which would leave shared memory for fewer programs."""
     wide = _rounded(depth)
     if wide < FEW:
-        return Blocks(256, power(channels, 16, 64), power(wide * taps, 16, 32))
+        deep = power(wide * taps, 16, 32)
+        stages = 1 if wide * taps <= deep else 3
+        return Blocks(256, power(channels, 16, 64), deep, stages=stages)
     deep = next(size for size in (64, 32, 16) if wide % size == 0)
     return Blocks(256 if deep == ROUND else 128, power(channels, 16, 64), deep)
 

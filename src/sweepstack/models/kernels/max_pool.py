@@ -17,21 +17,9 @@ _POOL = ("planes", "group", "height", "width", "h", "w", "of_rows", "of_columns"
 
 @triton.jit(do_not_specialize=_POOL)  # type: ignore[untyped-decorator]
 def _pool(  # type: ignore[no-untyped-def]
-    x,
-    y,
-    winners,
-    planes,
-    group,
-    height,
-    width,
-    h,
-    w,
-    of_rows,
-    of_columns,
-    KH: tl.constexpr,
-    KW: tl.constexpr,
-    TILE: tl.constexpr,
-):
+    x, y, winners, planes, group, height, width, h, w, of_rows, of_columns,
+    KH: tl.constexpr, KW: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
     """y = the largest number of each window, and its place there; NaN wins, as in torch. A program
     of the grid (groups of planes, tiles of a group)."""
     first = tl.program_id(0).to(tl.int64) * group
@@ -55,21 +43,9 @@ def _pool(  # type: ignore[no-untyped-def]
 
 @triton.jit(do_not_specialize=_POOL)  # type: ignore[untyped-decorator]
 def _pool_back(  # type: ignore[no-untyped-def]
-    gradient,
-    winners,
-    out,
-    planes,
-    group,
-    height,
-    width,
-    h,
-    w,
-    of_rows,
-    of_columns,
-    KH: tl.constexpr,
-    KW: tl.constexpr,
-    TILE: tl.constexpr,
-):
+    gradient, winners, out, planes, group, height, width, h, w, of_rows, of_columns,
+    KH: tl.constexpr, KW: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
     """out = each window's gradient at its winner, 0 at its other places; grid as `_pool`."""
     first = tl.program_id(0).to(tl.int64) * group
     e = tl.program_id(1) * TILE + tl.arange(0, TILE)

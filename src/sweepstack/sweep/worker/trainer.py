@@ -156,13 +156,12 @@ class Trainer(Monitor):
         tenth of all are asked at once, and how many is not measured, so that the same seed asks for
         the same trials again.
         """
-        plan = self.plan
+        plan, file = self.plan, self.folder.parents[1] / "widths.json"
         if wanted != "auto":
-            return Widths(wanted)
+            return Widths(wanted, file=file)
         if plan.grid or plan.sampler.name in samplers.INDEPENDENT:
             alike = points.most_alike(plan.space, plan.order) if plan.grid else plan.total
             share = MANY if alike is None else -(-alike // plan.n_jobs)
-            file = self.folder.parents[1] / "widths.json"
             return Widths("auto", seeds * max(share, 1), file=file)
         trials = 1 if plan.total is None else min(plan.total // 10, MAX_ASKED)
         most = seeds * max(trials, 1)
