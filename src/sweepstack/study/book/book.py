@@ -121,7 +121,11 @@ class Book(ABC):
         trials = self._claim(most, max_steps, alone, begun)
         if not trials and self.recover():
             trials = self._claim(most, max_steps, alone, begun)
-        return [self._live(trial) for trial in trials]
+        try:
+            return [self._live(trial) for trial in trials]
+        except BaseException:
+            self._not_handed_out(trials)
+            raise
 
     def enqueue(self, first: Sequence[Mapping[str, Any]]) -> None:
         """Let known points wait before all others, each once in the life of the study."""
@@ -536,6 +540,9 @@ class Book(ABC):
     @abstractmethod
     def _live(self, trial: Any) -> optuna.Trial:
         """What `_begin_waiting` and `_begin_new` give, as Optuna's trial; not while held."""
+
+    def _not_handed_out(self, trials: Sequence[Any]) -> None:
+        """Nobody got the trials that were claimed: let `recover` requeue them."""
 
     @abstractmethod
     def _add_waiting(self, page: Any, rows: Sequence[Row]) -> None: ...

@@ -471,8 +471,8 @@ class BulkBook(Book):
 
     def _write_effects(self, page: Connection, taken: Sequence[tuple[optuna.Trial, str]]) -> None:
         new = [(t, e) for t, e in taken if EFFECT not in t._cached_frozen_trial.user_attrs]
-        if self._again:
-            ids = [trial._trial_id for trial, _ in new]
+        if self._again:  # what an earlier try has written may be there or not
+            new, ids = list(taken), [trial._trial_id for trial, _ in taken]
             mine = (USER.c.trial_id.in_(ids), USER.c.key == EFFECT)
             page.execute(sa.delete(USER).where(*mine))
         add_attributes(page, USER, [(trial._trial_id, {EFFECT: effect}) for trial, effect in new])

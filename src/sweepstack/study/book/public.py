@@ -356,6 +356,10 @@ class PublicBook(Book):
         # A copy shares all but what samplers have read: they look again, as after `ask`.
         return optuna.Trial(copy.copy(self.study), self._row(trial))
 
+    def _not_handed_out(self, trials: Sequence[int]) -> None:
+        _HANDED.difference_update((self.study.study_name, number) for number in trials)
+        self._retries = -1  # as after a claim that failed
+
     def _replace(
         self, page: Page, lost: Mapping[int, str], copies: Sequence[tuple[Record, Row]]
     ) -> None:
