@@ -27,13 +27,7 @@ from sweepstack import storage
 from sweepstack.analysis import doctor, terminal
 from sweepstack.analysis.terminal import line as print_line
 from sweepstack.config import commands, errors
-from sweepstack.config.errors import (
-    EnvironmentFault,
-    InputError,
-    nearest,
-    one_line,
-    printable,
-)
+from sweepstack.config.errors import EnvironmentFault, InputError, nearest, one_line, printable
 from sweepstack.runs import progress, register
 from sweepstack.study.attributes import is_retried
 from sweepstack.study.frame import STATES

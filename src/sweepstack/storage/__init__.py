@@ -36,12 +36,7 @@ from sqlalchemy import event
 from sqlalchemy.engine import URL, Connection, Engine
 from sqlalchemy.pool import ConnectionPoolEntry, NullPool
 
-from sweepstack.config.errors import (
-    EnvironmentFault,
-    InputError,
-    SweepstackError,
-    masked,
-)
+from sweepstack.config.errors import EnvironmentFault, InputError, SweepstackError, masked
 from sweepstack.storage import url as storage_url
 from sweepstack.storage.journal import FileJournal, head, open_journal
 from sweepstack.storage.patience import (

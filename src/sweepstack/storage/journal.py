@@ -109,10 +109,7 @@ def open_journal(path: Path) -> FileJournal:
         EnvironmentFault: it cannot be read, or holds something else.
     """
     try:
-        if path.exists() and head(path, 1) not in (
-            b"{",
-            b"",
-        ):  # else a text would be taken for one
+        if path.exists() and head(path, 1) not in (b"{", b""):  # else a text would be taken for one
             raise ValueError("not a journal")
         return FileJournal(path)
     except OSError as error:

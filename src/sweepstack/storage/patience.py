@@ -17,10 +17,7 @@ from typing import TypeVar
 import sqlalchemy
 from optuna.exceptions import StorageInternalError
 
-from sweepstack.config.errors import (
-    EnvironmentFault,
-    masked,
-)
+from sweepstack.config.errors import EnvironmentFault, masked
 from sweepstack.storage import url as storage_url
 
 log = logging.getLogger(__name__)

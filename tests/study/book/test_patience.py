@@ -293,16 +293,15 @@ def test_what_a_claim_that_was_given_up_has_taken_waits_again(tmp_path):
 def test_what_was_claimed_as_a_storage_went_away_waits_again(tmp_path, monkeypatch, kind):
     monkeypatch.setattr(public, "_HANDED", set())  # other tests have studies of this name
     _, _, book = opened_book(tmp_path, kind=kind, total=2)
-    live, failures = book._live, [StorageInternalError("stale")]
-    failures[0].__cause__ = OSError(errno.ESTALE, "stale")
+    made = optuna.Trial
 
-    def fails(number: int) -> optuna.Trial:
-        if number == 1 and failures:
-            raise failures.pop()
-        return live(number)
+    def fails(study: optuna.Study, row: int) -> optuna.Trial:
+        if row == book._row(1):
+            raise StorageInternalError("stale") from OSError(errno.ESTALE, "stale")
+        return made(study, row)
 
-    monkeypatch.setattr(book, "_live", fails)
-    with storage.Tried():
+    with monkeypatch.context() as at_first, storage.Tried():
+        at_first.setattr(optuna, "Trial", fails)
         book.claim(2)
         pytest.fail("they were handed out")
     assert book.recover() == 2

@@ -163,7 +163,10 @@ def test_a_duplicate_waits_on_where_the_storage_is_away_as_its_original_fails(
     assert told(tmp_path)[1] == ("COMPLETE", None)
 
 
-@pytest.mark.parametrize("name", ["claim", "steps", "counts", "owners", "trial", "recover"])
+CALLS = ["claim", "begin", "take_effects", "steps", "counts", "owners", "trial", "recover"]
+
+
+@pytest.mark.parametrize("name", CALLS)
 def test_a_storage_that_is_away_ends_no_worker_that_trains(tmp_path, monkeypatch, name):
     """It answers once nothing trains; trials wait until then, whatever was asked."""
     worker(tmp_path, Script(1), sampler="grid", n_trials=1).work()
