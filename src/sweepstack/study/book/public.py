@@ -73,8 +73,9 @@ class Page:
     def __init__(self, trials: Sequence[FrozenTrial]):
         self.trials = {trial.number: trial for trial in trials}
         continued = {trial.user_attrs.get(attr.CONTINUES) for trial in trials}
-        again = {t.number for t in trials if t.number in continued and t.state not in ENDED}
-        self.replaced = again | {t.number for t in trials if attr.RETRIED in t.user_attrs}
+        again = continued | {t.number for t in trials if attr.RETRIED in t.user_attrs}
+        # A result that its worker wrote meanwhile counts.
+        self.replaced = {t.number for t in trials if t.number in again and t.state not in ENDED}
         self.live = [trial for trial in trials if trial.number not in self.replaced]
 
     def without_place(self, total: int | None) -> set[int]:
@@ -224,8 +225,9 @@ class PublicBook(Book):
 
     def numbers_with(self, key: str) -> list[int]:
         page = self._page()
-        found = {t.number for t in page.trials.values() if key in t.user_attrs}
-        return sorted(found | (page.replaced if key == attr.RETRIED else set()))
+        if key == attr.RETRIED:
+            return sorted(page.replaced)
+        return [number for number, trial in page.trials.items() if key in trial.user_attrs]
 
     def reported(self, trial: optuna.Trial) -> FrozenTrial:
         return self.storage.get_trial(self._row(trial.number))
