@@ -2,7 +2,8 @@
 records have taken: JSON lines of the process, a trial's number, and a step and its value or how the
 trial ended.
 
-Trials pause between reports for `pause` seconds; in `trained.txt` stands when each was trained.
+Trials pause between reports for `pause` seconds; in `trained.txt` stands when each was trained. The
+first of each worker waits until `DATABASE_APP_WORKERS` have begun.
 """
 
 import functools
@@ -10,6 +11,7 @@ import json
 import multiprocessing
 import os
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import hydra
@@ -23,6 +25,7 @@ from sweepstack.sweep.worker import Outcome, application, launch
 NODE = {"defaults": [{"override hydra/sweeper": "sweepstack"}, "_self_"], "x": 0, "pause": 0.0}
 ConfigStore.instance().store(name="database_app", node=NODE)
 HERE = os.getcwd()
+WORKERS = int(os.environ.get("DATABASE_APP_WORKERS", "1"))
 
 
 def note(name: str, *lines: object) -> None:
@@ -63,6 +66,7 @@ class Reporter:
 
     def run(self, asked):
         for each in asked:
+            self.meet()
             (x,) = (float(w.removeprefix("x=")) for w in each.overrides if w.startswith("x="))
             for step in range(1, 6):
                 time.sleep(self.pause_s)
@@ -70,6 +74,12 @@ class Reporter:
                 self.worker.decisions.flush()
                 note("trained.txt", [time.time(), os.getpid(), x, step])
             yield Outcome(each, "complete", (x,))
+
+    def meet(self):
+        note("begun.txt", os.getpid())
+        while len(set(Path(HERE, "begun.txt").read_text().split())) < WORKERS:
+            time.sleep(0.02)
+        self.meet = lambda: None
 
     def close(self):
         pass

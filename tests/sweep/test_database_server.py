@@ -185,6 +185,7 @@ def test_a_server_restarts_and_workers_are_killed(kind, start, tmp_path, monkeyp
     monkeypatch.setenv("SWEEPSTACK_TEST_WORKERS", start)
     monkeypatch.setenv("COLD_WORKERS", "")  # each a child of the sweep
     size = WHOLE if FULL and kind is PostgreSQL else SMALL
+    monkeypatch.setenv("DATABASE_APP_WORKERS", str(size.workers))
     with kind() as server:
         begun = time.monotonic()
         sweep = begin(tmp_path, server.url, size)

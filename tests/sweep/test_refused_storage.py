@@ -203,3 +203,14 @@ def test_a_server_s_password_is_never_printed(main, tmp_path, url, code):
     assert len(ended.lines) == 1
     assert not re.search("s3|cret", ended.err)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_place_without_the_study_s_artifacts_is_refused_and_nothing_written(main, tmp_path):
+    words = ("-m", *NAMED, "optimizer.lr=0.1")
+    assert main(*words, f"hydra.sweeper.artifacts={tmp_path}/here").code == 0
+    before = rows(tmp_path)
+    other = (f"hydra.sweeper.artifacts={tmp_path}/there", "hydra.sweeper.keep_models=all")
+    ended = main(*words, *other)
+    assert ended.code == 2
+    assert ended.lines[-1].startswith("sweepstack: study mine has its artifacts in ")
+    assert rows(tmp_path) == before

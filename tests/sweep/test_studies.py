@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,10 @@ from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 
 from sweepstack import storage as storages
-from sweepstack.config.errors import InputError
+from sweepstack.config.errors import EnvironmentFault, InputError
 from sweepstack.study.attributes import RETRIED, WORKER
 from sweepstack.study.book import processes
+from sweepstack.sweep import plan, studies
 from sweepstack.sweep.studies import open_study
 
 IDENTITY = {
@@ -139,3 +141,30 @@ def test_a_study_without_a_finished_trial_takes_a_new_question(
     again = open_study(storage, "grid", ["minimize", "maximize"], other(objective="val_loss"))
     assert (again.trials, len(again.directions)) == ([], 2)
     assert [r.message for r in caplog.records if "takes the new question" in r.message]
+
+
+@pytest.mark.parametrize("scheme", ["sqlite", "journal"])
+def test_a_sweep_whose_study_took_another_question_before_it_began_runs_nothing(
+    tmp_path: Path, scheme: str
+) -> None:
+    """The jobs of the first wait in a queue; SQLite gives the new study the row id of the old."""
+    url = f"{scheme}:///{tmp_path}/studies"
+
+    def begun(**changes: Any) -> studies.Book:
+        opened, identity = storages.connect(url), other(**changes)
+        asked = plan.read({"storage": url, "study_name": "grid"}, ["lr=0,1"], "app")
+        asked = replace(asked, objectives=("value",), directions=("maximize",), identity=identity)
+        study = open_study(opened, "grid", ["maximize"], identity)
+        return studies.open_book(asked, study, opened, lambda number: 0)
+
+    first, second = begun(), begun(seeds=2)
+    with pytest.raises(EnvironmentFault, match="study grid "):
+        first.claim()
+    assert not studies.delete_idle(first)
+    assert second.study.get_trials() == []
+
+    (trial,) = second.claim()
+    assert not studies.delete_idle(second)
+    with pytest.raises(InputError):
+        begun(seeds=3)
+    assert [trial.number for trial in second.study.get_trials()] == [trial.number]

@@ -76,7 +76,7 @@ def remove(name: str, where: str = storage.DEFAULT, *, is_sure: bool = False) ->
             say("nothing was deleted")
             return EXIT_TRAINING
         paths += _artifacts(opened, book)  # before the study is held: a second reader would wait
-        with book.deletion() as alive:
+        with book.deletion() as (alive, _):
             refuse_while_running(alive, name)
             if store is not None:
                 store.remove_all()

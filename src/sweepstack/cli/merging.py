@@ -22,6 +22,7 @@ from sweepstack.cli.housekeeping import (
     refuse_while_running,
     summary,
 )
+from sweepstack.config.check import differences
 from sweepstack.config.errors import InputError
 from sweepstack.study.attributes import (
     ARTIFACTS,
@@ -36,7 +37,6 @@ from sweepstack.study.attributes import (
 from sweepstack.study.book import canonical
 from sweepstack.study.view import StudyView, open_study
 from sweepstack.sweep.plan import check_name
-from sweepstack.sweep.studies import differences
 from sweepstack.sweep.sweep import STUDIES
 
 _NUMBERS = (EQUALS, RETRY_OF, CONTINUES)
@@ -160,9 +160,7 @@ def _united(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any] 
     return found
 
 
-def _joined(
-    views: Sequence[StudyView],
-) -> tuple[list[FrozenTrial], list[tuple[Path, str]], str]:
+def _joined(views: Sequence[StudyView]) -> tuple[list[FrozenTrial], list[tuple[Path, str]], str]:
     """The trials of a merged study, their folders, and what was left out, for people."""
     ended = [[t for t in v.trials if t.state.is_finished() and not is_retried(t)] for v in views]
     unfinished = sum(not t.state.is_finished() for view in views for t in view.trials)

@@ -1,13 +1,14 @@
 """Fields of the schema: how their rules are declared, and one value against one of them (its type,
-its range, what to say if it is wrong)."""
+its range, what to say if it is wrong); and where two values of JSON differ."""
 
 from __future__ import annotations
 
+import json
 import math
 import operator
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import MISSING, field, fields
 from typing import Any, Literal
 
@@ -186,3 +187,22 @@ def describe(hint: Any) -> str:
         float: "a number",
         str: "a string",
     }[hint]
+
+
+def differences(there: Any, here: Any, name: str = "") -> Iterator[str]:
+    """Yield a line for each value that differs between two JSON values."""
+    if isinstance(there, dict) and isinstance(here, dict):
+        for key in dict.fromkeys([*here, *there]):
+            inner = f"{name}.{key}" if name else key
+            if key not in there:
+                yield f"{inner}: not in the study, now {_json(here[key])}"
+            elif key not in here:
+                yield f"{inner}: {_json(there[key])} in the study, not set now"
+            else:
+                yield from differences(there[key], here[key], inner)
+    elif there != here or type(there) is not type(here):
+        yield f"{name}: {_json(there)} in the study, now {_json(here)}"
+
+
+def _json(value: Any) -> str:
+    return one_line(json.dumps(value, ensure_ascii=False), 120)

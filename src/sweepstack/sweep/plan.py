@@ -106,6 +106,7 @@ class Plan(sweeper.Settings):
         artifacts: as `storage.artifacts.place` returns it.
         order: which values of a grid share a stack (`space/points.py`).
         alike: a config of sweepstack whose static part all trials share, as far as is known.
+        identity: see `studies.py`; None before the study is opened.
     """
 
     study: str
@@ -122,6 +123,7 @@ class Plan(sweeper.Settings):
     constraints: tuple[Constraint, ...]
     order: points.Ranks = field(default_factory=dict)
     alike: RunConfig | None = None
+    identity: Mapping[str, Any] | None = None
 
 
 def read(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import cache
 from itertools import count
 from pathlib import Path
@@ -22,6 +23,7 @@ from optuna.storages import BaseStorage, RDBStorage
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
+from sweepstack.config.check import differences
 from sweepstack.config.errors import EnvironmentFault, InputError, one_line
 from sweepstack.config.space import points
 from sweepstack.storage import wait_for_server
@@ -64,9 +66,8 @@ def open_study(
                 rule = f"study '{name}' cannot be joined: what it asks is another question here"
                 raise InputError([f"{rule} (other code or configs?):", *differences])
             if on_mismatch == "refuse":
-                if _is_unfinished(study):
+                if _is_unfinished(study) and delete_idle(book_of(storage)(study, storage, None)):
                     log.warning("study %s had no finished trial and takes the new question", name)
-                    optuna.delete_study(study_name=candidate, storage=storage)
                     return _open(storage, candidate, directions, wanted)[0]
                 raise InputError(
                     [
@@ -150,6 +151,8 @@ def open_book(
         checkpointed=checkpointed,
     )
     book.patience_s = plan.storage_timeout_s
+    if plan.identity is not None:
+        book.identity = json.loads(json.dumps(plan.identity))
     wait_for_server(storage, plan.storage_timeout_s)
     return book
 
@@ -249,20 +252,11 @@ def _is_unfinished(study: optuna.Study) -> bool:
     return True
 
 
-def differences(there: Any, here: Any, name: str = "") -> Iterator[str]:
-    """Yield a line for each value that differs between two JSON values."""
-    if isinstance(there, dict) and isinstance(here, dict):
-        for key in dict.fromkeys([*here, *there]):
-            inner = f"{name}.{key}" if name else key
-            if key not in there:
-                yield f"{inner}: not in the study, now {_show(here[key])}"
-            elif key not in here:
-                yield f"{inner}: {_show(there[key])} in the study, not set now"
-            else:
-                yield from differences(there[key], here[key], inner)
-    elif there != here or type(there) is not type(here):
-        yield f"{name}: {_show(there)} in the study, now {_show(here)}"
-
-
-def _show(value: Any) -> str:
-    return one_line(json.dumps(value, ensure_ascii=False), 120)
+def delete_idle(book: Book) -> bool:
+    """Delete a study unless it is another's by now, or trials of it run or have finished; whether
+    it is deleted."""
+    with suppress(EnvironmentFault), book.deletion() as begun:
+        if any(begun):
+            raise EnvironmentFault("trials have begun")
+        return True
+    return False

@@ -99,16 +99,17 @@ def sweep(
         known = optuna.get_all_study_names(opened)
         study = studies.open_study(opened, chosen.study, chosen.directions, identity, on_mismatch)
         temporary = chosen.storage is None
-        chosen = replace(chosen, study=study.study_name, storage=url)
+        chosen = replace(chosen, study=study.study_name, storage=url, identity=identity)
         if list(study.metric_names or ()) != list(chosen.objectives):
             study.set_metric_names(list(chosen.objectives))
         deadline = began + chosen.timeout_s if chosen.timeout_s else math.inf
-        if joins is None:
-            _keep(study, _command(chosen, arguments, hydra, app) | _settings_of(node, deadline))
         folder = joins or studies.folder_of(opened, study, STUDIES.absolute())
-        trial_folder.keep_models(study, chosen.keep_models)
         book = studies.open_book(chosen, study, opened, partial(app.checkpointed, folder))
-        store = studies.artifacts_of(book, chosen.artifacts)
+        store = studies.artifacts_of(book, chosen.artifacts)  # the last that may refuse
+        asked = _command(chosen, arguments, hydra, app) | _settings_of(node, deadline)
+        if joins is None and study.user_attrs.get(SWEEP) != asked:
+            study.set_user_attr(SWEEP, asked)
+        trial_folder.keep_models(study, chosen.keep_models)
         book.recover()
         if not chosen.grid:
             book.enqueue(chosen.enqueue)
@@ -119,8 +120,7 @@ def sweep(
         board = Scoreboard(book, single, chosen.objectives[0])
         _announce(chosen, book, store)
         code, counts = None, book.counts()
-        to_go = book.total is None or counts["remaining"]
-        if to_go and not too_many_failed(chosen, counts):
+        if (book.total is None or counts["remaining"]) and not too_many_failed(chosen, counts):
             with _undone(book, crew, is_new=study.study_name not in known):
                 code = launch(crew, board, launcher, joins=joins is not None)
         from sweepstack.study.view import StudyView  # imports pandas, which no start needs
@@ -143,12 +143,11 @@ def _undone(book: Book, crew: Crew, *, is_new: bool) -> Iterator[None]:
         yield
     except errors.SweepstackError:
         with storage.ignored():
-            counts, entries = book.counts(), register.workers(book.study)
-            others = any(entry.is_alive and entry.crew != crew.name for entry in entries)
-            begun = book.numbers_with(WORKER) or counts["running"] + count_finished(counts)
-            if is_new and not others and not begun:  # what was requeued has begun too
-                with book.deletion():
-                    log.debug("study %s is deleted again", book.study.study_name)
+            others = [e for e in register.workers(book.study) if e.crew != crew.name and e.is_alive]
+            # What was requeued has begun too.
+            begun = book.numbers_with(WORKER) or book.counts()["running"]
+            if is_new and not others and not begun and studies.delete_idle(book):
+                log.debug("study %s is deleted again", book.study.study_name)
         raise
 
 
@@ -235,12 +234,6 @@ def _settings_of(node: Mapping[str, Any], deadline: float) -> dict[str, Any]:
     known = sweeper.defaults(sweeper.Sweeper)
     settings = {k: v for k, v in node.items() if k in known and k not in _OWN and v != known[k]}
     return {"settings": settings, "deadline": deadline if deadline < math.inf else None}
-
-
-def _keep(study: optuna.Study, command: dict[str, Any]) -> None:
-    """Keep how the study was last asked for."""
-    if study.user_attrs.get(SWEEP) != command:
-        study.set_user_attr(SWEEP, command)
 
 
 def _leaves(crew: Crew, book: Book) -> bool:

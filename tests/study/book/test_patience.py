@@ -23,7 +23,7 @@ from optuna.trial import TrialState
 
 from sweepstack import storage
 from sweepstack.storage import patience, server
-from sweepstack.study.attributes import LOST
+from sweepstack.study.attributes import EFFECT, LOST
 from sweepstack.study.book import Ending, Report, bulk, public, tables
 from sweepstack.study.book.bulk import BulkBook
 from sweepstack.study.book.public import PublicBook
@@ -143,6 +143,7 @@ def test_every_trial_is_recorded_once_whatever_breaks(tmp_path, quick, monkeypat
         assert trial.state == TrialState.COMPLETE
         assert trial.intermediate_values == {1: 0.5, 2: 0.25}
         assert trial.user_attrs["note"] == trial.number
+        assert trial.user_attrs[EFFECT] == str(trial.number)
     assert book.counts()["running"] == book.counts()["waiting"] == 0
 
 
@@ -284,6 +285,26 @@ def test_what_a_claim_that_was_given_up_has_taken_waits_again(tmp_path):
         book.claim(2)
         pytest.fail("it was handed out")
     faults.on = False
+    assert [trial.number for trial in book.claim(2)] == [2, 3]
+    assert book.counts()["running"] == 2
+
+
+@pytest.mark.parametrize("kind", ["server", "journal"])
+def test_what_was_claimed_as_a_storage_went_away_waits_again(tmp_path, monkeypatch, kind):
+    monkeypatch.setattr(public, "_HANDED", set())  # other tests have studies of this name
+    _, _, book = opened_book(tmp_path, kind=kind, total=2)
+    made = optuna.Trial
+
+    def fails(study: optuna.Study, row: int) -> optuna.Trial:
+        if row == book._row(1):
+            raise StorageInternalError("stale") from OSError(errno.ESTALE, "stale")
+        return made(study, row)
+
+    with monkeypatch.context() as at_first, storage.Tried():
+        at_first.setattr(optuna, "Trial", fails)
+        book.claim(2)
+        pytest.fail("they were handed out")
+    assert book.recover() == 2
     assert [trial.number for trial in book.claim(2)] == [2, 3]
     assert book.counts()["running"] == 2
 

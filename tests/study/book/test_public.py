@@ -27,6 +27,8 @@ from sweepstack.study.book import processes
 from sweepstack.study.book.public import PublicBook, held
 from sweepstack.sweep import studies
 
+RUNNING = TrialState.RUNNING
+
 BULK, TABLES = "sweepstack.study.book.bulk", "sweepstack.study.book.tables"
 
 
@@ -110,8 +112,8 @@ def test_a_server_that_does_not_answer_and_a_journal_that_is_not_there_are_one_l
 ):
     pytest.importorskip("grpc", reason="grpcio is not installed")
     monkeypatch.setattr(storage, "TIMEOUT_S", 0.1)
-    with pytest.raises(EnvironmentFault, match=r"grpc://localhost:1 .* no answer within 0\.1 s"):
-        storage.connect("grpc://localhost:1")
+    with pytest.raises(EnvironmentFault, match=r"grpc://me:\*\*\*@localhost:1 .* within 0\.1 s"):
+        storage.connect("grpc://me:secret@localhost:1")
     with pytest.raises(EnvironmentFault, match=r"does not exist.*; a sweep makes it"):
         storage.look(f"journal:///{tmp_path}/none.journal")
     with pytest.raises(InputError, match=r"journal:///studies\.journal"):
@@ -375,3 +377,27 @@ def test_of_two_that_a_server_lets_begin_a_trial_one_has_it_or_it_waits_again(
     assert number == 0 or book.trial(number).user_attrs[CONTINUES] == 0
     assert book.counts()["running"] == 1
     assert len([t for t in book.study.trials if RETRIED not in t.user_attrs]) == 1
+
+
+def test_a_result_that_was_written_as_its_trial_was_replaced_counts() -> None:
+    """Of a server nobody holds: its worker, which was only held up, ends a trial between two
+    writes of the one who replaces it."""
+    opened = optuna.storages.InMemoryStorage()
+    study = optuna.create_study(study_name="s", storage=opened)
+    book = PublicBook(study, opened, 2)
+    (trial,) = book.claim()
+    write = opened.set_trial_state_values
+
+    def first(number: int, state: TrialState, values: Any = None) -> bool:
+        if state == TrialState.FAIL and number == trial._trial_id:
+            write(number, TrialState.COMPLETE, [0.5])
+        return write(number, state, values)
+
+    opened.set_trial_state_values = first  # type: ignore[method-assign]
+    with book._held() as page:
+        book._requeue(page, [(record, "silent") for record in book._records(page, RUNNING)], 1)
+    assert book.counts()["done"] == 1
+    assert [each.number for each in book.claim(5)] == [2]
+    assert (book.counts()["remaining"], book.counts()["waiting"]) == (1, 0)
+    assert book.numbers_with(RETRIED) == [1]
+    assert study.trials[trial.number].value == 0.5

@@ -5,11 +5,13 @@ from __future__ import annotations
 import pytest
 from duplicates_support import Script, check_all, told, worker
 from fault_support import Row, rows, running
+from optuna.trial import TrialState
 from sqlalchemy import event
 from sqlalchemy.exc import OperationalError
 
 from sweepstack.config.errors import EXIT_INTERRUPTED
 from sweepstack.engine.train import Interrupted
+from sweepstack.study.book import Ending
 from sweepstack.sweep.worker import Asked, duplicates
 from sweepstack.sweep.worker import worker as worker_module
 
@@ -129,7 +131,42 @@ def test_no_more_than_so_many_are_deferred(tmp_path, monkeypatch):
     check_all(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["claim", "steps", "counts", "owners", "trial", "recover"])
+def test_a_duplicate_waits_on_where_the_storage_is_away_as_its_original_fails(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(duplicates, "LOOK_S", 0.0)
+    other = worker(tmp_path, Script(1), sampler="grid").book
+    (original,) = other.claim()
+    assert original.suggest_categorical("a", range(6)) == 0
+    other.begin([original])
+    other.take_effects([(original, "pair 0")])
+    failed, is_away = Ending(original, TrialState.FAIL, None, {"error": "so it was"}, {}), []
+
+    def fail(value: int) -> None:
+        if value == 2:
+            other.write(endings=[failed])
+            is_away.append(True)
+
+    app = Script(2, fail)
+    made = worker(tmp_path, app, sampler="grid")
+    take = made.book.take_effects
+
+    def answer(wanted):
+        if wanted and is_away:
+            is_away.clear()
+            raise OperationalError("x", {}, Exception("gone"), connection_invalidated=True)
+        return take(wanted)
+
+    monkeypatch.setattr(made.book, "take_effects", answer)
+    made.work()
+    assert app.trained == [2, 4, 1]
+    assert told(tmp_path)[1] == ("COMPLETE", None)
+
+
+CALLS = ["claim", "begin", "take_effects", "steps", "counts", "owners", "trial", "recover"]
+
+
+@pytest.mark.parametrize("name", CALLS)
 def test_a_storage_that_is_away_ends_no_worker_that_trains(tmp_path, monkeypatch, name):
     """It answers once nothing trains; trials wait until then, whatever was asked."""
     worker(tmp_path, Script(1), sampler="grid", n_trials=1).work()

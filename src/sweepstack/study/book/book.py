@@ -19,14 +19,15 @@ from __future__ import annotations
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import optuna
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
+from sweepstack.config.errors import EnvironmentFault
 from sweepstack.storage import was_away
 from sweepstack.study import attributes as attr
 from sweepstack.study.book import (
@@ -96,6 +97,7 @@ class Book(ABC):
         self._sleep = processes.Sleep()
         self._owners: dict[str, Owner] = {}
         self.patience_s = 0.0  # how long a storage that does not answer is tried again
+        self.identity: Any = None  # what the study is to ask, until a trial of this process runs
 
     # --- claims ----------------------------------------------------------------------------------
 
@@ -121,7 +123,7 @@ class Book(ABC):
         trials = self._claim(most, max_steps, alone, begun)
         if not trials and self.recover():
             trials = self._claim(most, max_steps, alone, begun)
-        return [self._live(trial) for trial in trials]
+        return self._live(trials)
 
     def enqueue(self, first: Sequence[Mapping[str, Any]]) -> None:
         """Let known points wait before all others, each once in the life of the study."""
@@ -257,11 +259,11 @@ class Book(ABC):
     def settle(self, key: str, value: Any) -> Any:
         """Give the study an attribute where it has none, and return what it has: that of the first
         of several processes that ask at once."""
-        with self._held():
-            known = self.storage.get_study_user_attrs(self.study_id)
-            if key not in known:
-                self.storage.set_study_user_attr(self.study_id, key, value)
-        return known.get(key, value)
+        with self._held() as page:
+            known = self._kept(page, key)
+            if known is None:
+                self._keep(page, key, value)
+        return value if known is None else known
 
     # --- looks -----------------------------------------------------------------------------------
 
@@ -295,10 +297,15 @@ class Book(ABC):
     def numbers_with(self, key: str) -> list[int]:
         """Numbers of the trials that have a user attribute."""
 
-    @abstractmethod
-    def deletion(self) -> AbstractContextManager[list[str]]:
+    @contextmanager
+    def deletion(self) -> Iterator[tuple[list[str], int]]:
         """Hold the study until it is deleted at the end of the block, unless that raises; gives
-        what `alive` does."""
+        what `alive` does, and how many trials have finished."""
+        with self._held() as page:
+            self._check_identity(page)
+            counts = self._counts(self._tally(page))
+            yield self._alive(page), counts["done"] + counts["pruned"] + counts["failed"]
+            self._delete(page)
 
     def alive(self) -> list[str]:
         """Names of the living workers that run trials, one for each trial."""
@@ -340,6 +347,7 @@ class Book(ABC):
 
     def _claim(self, most: int, max_steps: int | None, alone: bool, begun: int) -> list[Any]:
         with self._held() as page:
+            self._check_identity(page)
             if max_steps is not None and not self._allows(page, max_steps):
                 return []
             found = self._tally(page)
@@ -359,7 +367,17 @@ class Book(ABC):
             trials += self._begin_new(page, found, self._new(page, most - len(trials)))
             trials = trials or self._begin_waiting(page, again)
             self._hand_out(page, trials)
+        self.identity = None if trials else self.identity
         return trials
+
+    def _check_identity(self, page: Any) -> None:
+        """Raise an EnvironmentFault where the study is gone, or another question's by now: one in
+        which no trial has begun may be deleted and made anew, even with the same row id."""
+        if self.identity is not None and self._kept(page, attr.IDENTITY) != self.identity:
+            raise EnvironmentFault(
+                f"study {self.study.study_name} is gone, or was made anew for another question, by "
+                "a command that began after this one: run this again, or choose another study name"
+            )
 
     def _queue(self, page: Any, waiting: Sequence[int]) -> tuple[list[int], dict[int, int]]:
         """The waiting trials that come first, requeued ones before others; and those that failed,
@@ -469,6 +487,18 @@ class Book(ABC):
     # --- what an implementation reads and writes; a page is what `_held` or `_read` gives --------
 
     @abstractmethod
+    def _kept(self, page: Any, key: str) -> Any:
+        """An attribute of the study; None where it has none, or is gone."""
+
+    @abstractmethod
+    def _keep(self, page: Any, key: str, value: Any) -> None:
+        """Give the study an attribute that it has not."""
+
+    @abstractmethod
+    def _delete(self, page: Any) -> None:
+        """Delete the study."""
+
+    @abstractmethod
     def _held(self) -> AbstractContextManager[Any]:
         """Hold the study: until the block ends no other book reads or changes it."""
 
@@ -534,8 +564,8 @@ class Book(ABC):
         """Record that this process runs trials, with a heartbeat."""
 
     @abstractmethod
-    def _live(self, trial: Any) -> optuna.Trial:
-        """What `_begin_waiting` and `_begin_new` give, as Optuna's trial; not while held."""
+    def _live(self, trials: Sequence[Any]) -> list[optuna.Trial]:
+        """What `_begin_waiting` and `_begin_new` give, as Optuna's trials; not while held."""
 
     @abstractmethod
     def _add_waiting(self, page: Any, rows: Sequence[Row]) -> None: ...

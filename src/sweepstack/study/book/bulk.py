@@ -135,7 +135,9 @@ class BulkBook(Book):
         at most `MAX_BEHIND` that run for longer than others. All of it, once failed trials have got
         others in their place: a sweep was started again, here or elsewhere."""
         with self._counting:
-            retried = self._again_failed(page) if self._settled[TrialState.FAIL] else self._retried
+            retried = (
+                (self._kept(page, AGAIN) or 0) if self._settled[TrialState.FAIL] else self._retried
+            )
             if retried != self._retried:
                 self._forget()
                 self._retried = retried
@@ -172,12 +174,6 @@ class BulkBook(Book):
         waiting = sorted(trial_id for trial_id, state, *_ in rows if state == TrialState.WAITING)
         size, last = sum(row[2] for row in rows), max([-1, *(row[3] for row in rows)])
         return states, size, last, waiting
-
-    def _again_failed(self, page: Connection) -> int:
-        """How often a sweep let failed trials of the study wait again."""
-        key = OF_STUDY.c.key == AGAIN
-        query = select(OF_STUDY.c.value_json).where(OF_STUDY.c.study_id == self.study_id, key)
-        return int(page.scalar(query) or 0)
 
     def _records(
         self, page: Connection, state: TrialState, ids: Sequence[int] | None = None
@@ -291,15 +287,13 @@ class BulkBook(Book):
             rows = page.execute(select(OF_STUDY.c.key, OF_STUDY.c.value_json).where(*mine))
             return {key: json.loads(text) for key, text in rows}
 
-    def settle(self, key: str, value: Any) -> Any:
+    def _kept(self, page: Connection, key: str) -> Any:
         mine = (OF_STUDY.c.study_id == self.study_id, OF_STUDY.c.key == key)
-        with self._held() as page:
-            known = page.scalar(select(OF_STUDY.c.value_json).where(*mine))
-            if known is not None:
-                return json.loads(known)
-            row = {"study_id": self.study_id, "key": key, "value_json": json.dumps(value)}
-            insert_rows(page, OF_STUDY, [row])
-        return value
+        return json.loads(page.scalar(select(OF_STUDY.c.value_json).where(*mine)) or "null")
+
+    def _keep(self, page: Connection, key: str, value: Any) -> None:
+        row = {"study_id": self.study_id, "key": key, "value_json": json.dumps(value)}
+        insert_rows(page, OF_STUDY, [row])
 
     def numbers_with(self, key: str) -> list[int]:
         query = select(TRIALS.c.number).join(USER, USER.c.trial_id == TRIALS.c.trial_id)
@@ -372,9 +366,9 @@ class BulkBook(Book):
         for trial in trials:
             trial.user_attrs.update(mine)
 
-    def _live(self, trial: FrozenTrial) -> LiveTrial:
+    def _live(self, trials: Sequence[FrozenTrial]) -> list[optuna.Trial]:
         self.study._thread_local.cached_all_trials = None  # as `ask`: samplers look again
-        return LiveTrial(self.study, trial)
+        return [LiveTrial(self.study, trial) for trial in trials]
 
     def _replace(
         self, page: Connection, lost: Mapping[int, str], copies: Sequence[tuple[Record, Row]]
@@ -394,17 +388,14 @@ class BulkBook(Book):
                 mine = (OF_STUDY.c.study_id == self.study_id, OF_STUDY.c.key == entry[0])
                 page.execute(sa.update(OF_STUDY).where(*mine).values(value_json=json_of(entry[1])))
 
-    @contextmanager
-    def deletion(self) -> Iterator[list[str]]:
-        """See `Book.deletion`; what refers to a study goes before the study, a table at a time."""
-        with self._held() as page:
-            yield self._alive(page)
-            trials = select(TRIALS.c.trial_id).where(self._mine)
-            for table in reversed(models.BaseModel.metadata.sorted_tables):
-                if "study_id" in table.c:
-                    page.execute(sa.delete(table).where(table.c.study_id == self.study_id))
-                elif "trial_id" in table.c:
-                    page.execute(sa.delete(table).where(table.c.trial_id.in_(trials)))
+    def _delete(self, page: Connection) -> None:
+        trials = select(TRIALS.c.trial_id).where(self._mine)
+        # What refers to a study goes before the study, a table at a time.
+        for table in reversed(models.BaseModel.metadata.sorted_tables):
+            if "study_id" in table.c:
+                page.execute(sa.delete(table).where(table.c.study_id == self.study_id))
+            elif "trial_id" in table.c:
+                page.execute(sa.delete(table).where(table.c.trial_id.in_(trials)))
 
     # --- what trials are, report and end with ----------------------------------------------------
 
@@ -471,8 +462,8 @@ class BulkBook(Book):
 
     def _write_effects(self, page: Connection, taken: Sequence[tuple[optuna.Trial, str]]) -> None:
         new = [(t, e) for t, e in taken if EFFECT not in t._cached_frozen_trial.user_attrs]
-        if self._again:
-            ids = [trial._trial_id for trial, _ in new]
+        if self._again:  # what an earlier try has written may be there or not
+            new, ids = list(taken), [trial._trial_id for trial, _ in taken]
             mine = (USER.c.trial_id.in_(ids), USER.c.key == EFFECT)
             page.execute(sa.delete(USER).where(*mine))
         add_attributes(page, USER, [(trial._trial_id, {EFFECT: effect}) for trial, effect in new])

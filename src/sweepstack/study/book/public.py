@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import copy
 import sqlite3
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -33,6 +34,7 @@ from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from sweepstack.config.errors import EnvironmentFault
 from sweepstack.storage import file_of, patience
 from sweepstack.study import attributes as attr
 from sweepstack.study.book import (
@@ -54,6 +56,7 @@ _DOUBT_S = 15.0
 """A trial that two workers of a server began, so that neither has it, is requeued after so long."""
 _HANDED: set[tuple[str, int]] = set()
 """Study and number of the trials that books of this process have handed out."""
+_locks = threading.local()
 _PLACES = (attr.CONTINUES, attr.POINT, attr.ENQUEUED)
 """Attributes that say in which place a trial is."""
 
@@ -70,8 +73,9 @@ class Page:
     def __init__(self, trials: Sequence[FrozenTrial]):
         self.trials = {trial.number: trial for trial in trials}
         continued = {trial.user_attrs.get(attr.CONTINUES) for trial in trials}
-        again = {t.number for t in trials if t.number in continued and t.state not in ENDED}
-        self.replaced = again | {t.number for t in trials if attr.RETRIED in t.user_attrs}
+        again = continued | {t.number for t in trials if attr.RETRIED in t.user_attrs}
+        # A result that its worker wrote meanwhile counts.
+        self.replaced = {t.number for t in trials if t.number in again and t.state not in ENDED}
         self.live = [trial for trial in trials if trial.number not in self.replaced]
 
     def without_place(self, total: int | None) -> set[int]:
@@ -116,7 +120,11 @@ class PublicBook(Book):
 
     def _page(self) -> Page:
         # Through the study, whose cache of a database reads only what is new.
-        return Page(self.study.get_trials(deepcopy=False))
+        try:
+            return Page(self.study.get_trials(deepcopy=False))
+        except KeyError:
+            name = self.study.study_name
+            raise EnvironmentFault(f"study {name} was deleted by another command") from None
 
     def _id(self, trial: optuna.Trial) -> int:
         return trial.number
@@ -217,8 +225,9 @@ class PublicBook(Book):
 
     def numbers_with(self, key: str) -> list[int]:
         page = self._page()
-        found = {t.number for t in page.trials.values() if key in t.user_attrs}
-        return sorted(found | (page.replaced if key == attr.RETRIED else set()))
+        if key == attr.RETRIED:
+            return sorted(page.replaced)
+        return [number for number, trial in page.trials.items() if key in trial.user_attrs]
 
     def reported(self, trial: optuna.Trial) -> FrozenTrial:
         return self.storage.get_trial(self._row(trial.number))
@@ -352,9 +361,14 @@ class PublicBook(Book):
     def _name_worker(self, number: int) -> None:
         self.storage.set_trial_user_attr(self._row(number), attr.WORKER, processes.this_process())
 
-    def _live(self, trial: int) -> optuna.Trial:
-        # A copy shares all but what samplers have read: they look again, as after `ask`.
-        return optuna.Trial(copy.copy(self.study), self._row(trial))
+    def _live(self, trials: Sequence[int]) -> list[optuna.Trial]:
+        try:
+            # A copy shares all but what samplers have read: they look again, as after `ask`.
+            return [optuna.Trial(copy.copy(self.study), self._row(number)) for number in trials]
+        except BaseException:  # nobody gets them: `recover` is to requeue them
+            _HANDED.difference_update((self.study.study_name, number) for number in trials)
+            self._retries = -1
+            raise
 
     def _replace(
         self, page: Page, lost: Mapping[int, str], copies: Sequence[tuple[Record, Row]]
@@ -385,11 +399,14 @@ class PublicBook(Book):
             self.study.set_user_attr(*entry)
         self.study.set_user_attr(f"{attr.HEARTBEAT}.{processes.this_process()}", self._beaten)
 
-    @contextmanager
-    def deletion(self) -> Iterator[list[str]]:
-        with self._held() as page:
-            yield self._alive(page)
-            self.storage.delete_study(self.study_id)
+    def _kept(self, page: Page, key: str) -> Any:
+        return self.storage.get_study_user_attrs(self.study_id).get(key)
+
+    def _keep(self, page: Page, key: str, value: Any) -> None:
+        self.storage.set_study_user_attr(self.study_id, key, value)
+
+    def _delete(self, page: Page) -> None:
+        self.storage.delete_study(self.study_id)
 
     # --- effects ---------------------------------------------------------------------------------
 
@@ -494,15 +511,20 @@ def lock_file(storage: BaseStorage) -> Path | None:
 
 @contextmanager
 def held(lock: Path | None) -> Iterator[None]:
-    """Hold a storage by its lock file, if it has one.
+    """Hold a storage by its lock file, if it has one that this thread does not hold already.
 
     The lock is SQLite's on an empty database: it works on every system, and ends with the process.
     """
-    if lock is None:
+    mine: set[Path] = vars(_locks).setdefault("held", set())
+    if lock is None or lock in mine:
         yield
         return
     with closing(_locked(lock)):
-        yield
+        mine.add(lock)
+        try:
+            yield
+        finally:
+            mine.remove(lock)
 
 
 def _locked(lock: Path) -> sqlite3.Connection:

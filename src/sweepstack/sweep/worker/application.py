@@ -83,19 +83,12 @@ class HydraApp:
         Raises:
             InputError: one line for each mistake.
         """
-        mistakes: list[str] = []
-        if plan.objectives:
-            mistakes.append(
-                "hydra.sweeper.objectives names metrics of sweepstack; an app returns its own"
-            )
-        if plan.artifacts is not None:
-            mistakes.append(
-                "hydra.sweeper.artifacts needs the folders that sweepstack itself writes"
-            )
-        if plan.constraints:
-            mistakes.append(
-                "hydra.sweeper.constraints needs the numbers that sweepstack itself records"
-            )
+        needs = {
+            "objectives names metrics of sweepstack; an app returns its own": plan.objectives,
+            "artifacts needs the folders that sweepstack itself writes": plan.artifacts,
+            "constraints needs the numbers that sweepstack itself records": plan.constraints,
+        }
+        mistakes = [f"hydra.sweeper.{line}" for line, given in needs.items() if given]
         try:
             self.check(plan.space)
         except InputError as error:

@@ -142,7 +142,12 @@ class Duplicates:
     def _reconsider(self, effect: str) -> None:
         """The trial that had an effect has failed: the first duplicate takes it, here or
         elsewhere."""
-        self._ready.extend(self.admitted(self._deferred.pop(effect, ())))
+        duplicates = self._deferred.pop(effect, [])
+        try:
+            self._ready.extend(self.admitted(duplicates))
+        except BaseException:  # the storage may be away
+            self._deferred[effect] = duplicates
+            raise
 
     def _look(self) -> None:
         """See which of the trials that other workers train have ended."""

@@ -212,7 +212,7 @@ class Jobs:
         """Let the launcher run the workers, and others in place of those that die, until the study
         is complete: its verdict counts, not that of a job."""
         look = progress.every(1.0, self.board.refresh, "sweepstack-board")
-        with progress.on_signal(self._ask, self._leave), self.board, look:
+        with progress.on_signal(partial(setattr, self, "code"), self._leave), self.board, look:
             try:
                 self.other.begin(self.crew)
                 self._start(self.crew.plan.n_jobs)
@@ -232,7 +232,8 @@ class Jobs:
     def _watch(self) -> int | None:
         while True:
             self._pause()
-            counts, stopped = self.board.book.counts(), self._is_stopped()
+            counts = self.board.book.counts()
+            stopped = self.board.book.stops(self.crew.name) != self.crew.stops
             is_complete = self.board.book.total is not None and not counts["remaining"]
             if self.code is not None or stopped or is_complete:
                 return self._wind_up(EXIT_INTERRUPTED if stopped else None)
@@ -352,9 +353,6 @@ class Jobs:
         """Whether no trial begins any more."""
         return time.time() >= self.crew.deadline or too_many_failed(self.crew.plan, counts)
 
-    def _is_stopped(self) -> bool:
-        return bool(self.board.book.stops(self.crew.name) != self.crew.stops)
-
     def _members(self) -> list[Entry]:
         known = register.workers(self.board.book.study)
         self.members = [entry for entry in known if entry.crew == self.crew.name]
@@ -390,9 +388,6 @@ class Jobs:
                 found |= {f"worker #{n} before it began": None for n in range(self._missing)}
         early = {name: e for name, e in found.items() if e is None or e.is_unfinished}
         return {name: e for name, e in early.items() if name not in self.replaced}
-
-    def _ask(self, code: int) -> None:
-        self.code = code
 
     def _leave(self, code: int) -> None:
         """Leave at once, and say what may still run; in a signal's handler the study is as it was

@@ -125,14 +125,11 @@ class Trainer(Monitor):
     def _logger(self, spec: TrialSpec) -> Logged:
         """What logs the trials of this worker; the first one's config says where."""
         if self._logged is None:
-            self._logged = Logged(self, spec.config.logger, self._run_of)
+            self._logged = Logged(self, spec.config.logger, self._run)
         return self._logged
 
-    def _run_of(self, spec: TrialSpec) -> Run:
-        asked = self._training[spec.number].asked
-        return self._run(spec, asked, self._seeds)
-
-    def _run(self, spec: TrialSpec, asked: Asked, seeds: int) -> Run:
+    def _run(self, spec: TrialSpec, duplicate: Asked | None = None) -> Run:
+        asked = duplicate or self._training[spec.number].asked
         fixed = self.plan.space.fixed
         return run_of(
             spec,
@@ -140,7 +137,7 @@ class Trainer(Monitor):
             self.folder,
             study=self.plan.study,
             varied=[word for word in asked.overrides if word not in fixed],
-            seeds=seeds,
+            seeds=1 if duplicate else self._seeds,
             continues=self._replaced(asked),
         )
 
@@ -302,7 +299,7 @@ class Trainer(Monitor):
             for name, value in numbers.items()
             if name.startswith(("train_", "val_", "test_"))
         }
-        logged, describe = self._logger(spec), partial(self._run, spec, asked, 1)
+        logged, describe = self._logger(spec), partial(self._run, spec, asked)
         logged.duplicate(describe, original.state, metrics, original.number)
         return outcome
 

@@ -47,7 +47,7 @@ from sweepstack.runs import folder as run_folder
 from sweepstack.runs.seeds import Group
 from sweepstack.storage import artifacts
 from sweepstack.storage.uploads import Uploads
-from sweepstack.study.attributes import CONTINUES, EQUALS, KEEP_MODELS, RETRIED
+from sweepstack.study.attributes import CONTINUES, EQUALS, KEEP_MODELS, is_retried
 from sweepstack.study.read import best, best_trials, trials_of
 from sweepstack.sweep.worker import Outcome
 from sweepstack.training import checkpoint
@@ -341,7 +341,7 @@ def spare_checkpoints(folder: Path, trials: Sequence[FrozenTrial]) -> list[Path]
 
 def over(trials: Sequence[FrozenTrial]) -> set[int]:
     """The numbers of trials that ended for good: their files stay as they are."""
-    return {t.number for t in trials if t.state.is_finished() and RETRIED not in t.user_attrs}
+    return {t.number for t in trials if t.state.is_finished() and not is_retried(t)}
 
 
 def spare_archives(

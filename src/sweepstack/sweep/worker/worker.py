@@ -172,6 +172,7 @@ class Worker:
         self._running: dict[int, Asked] = {}
         """Trials in hand, by number: those that wait in `_claimed` or `_ended` too."""
         self._claimed: deque[Asked] = deque()
+        self._new: tuple[list[optuna.Trial], list[Asked]] = ([], [])  # claimed, and not begun yet
         self._trained_share = 1.0  # of the trials claimed lately, as others are duplicates
         self._claimed_at = -math.inf
         self._claim_s = 0.0  # how long claims lately took
@@ -333,6 +334,10 @@ class Worker:
                 if not self._claimed:
                     self._recover_at_times()
                 return bool(self._claimed)
+        return (bool(self._new[0]) or self._ask()) and self._begin()
+
+    def _ask(self) -> bool:
+        """Claim trials, and let the sampler say what they are; whether there were any."""
         # A sampler that learns is asked for one at a time, so that it sees those before.
         # And with a budget of steps, so that what those before will take is known.
         several = self.plan.grid or self.plan.sampler.name in samplers.BLIND
@@ -353,7 +358,7 @@ class Worker:
         self._claimed_at, self._trained = time.monotonic(), 0
         self._claim_s += 0.3 * (self._claimed_at - asked_at - self._claim_s)
         self._running |= {trial.number: Asked(trial, []) for trial in trials}
-        claimed: list[Asked] = []
+        self._new = (trials, claimed := [])
         for trial in trials:
             try:
                 asked = Asked(trial, self._overrides.of(trial), trial.user_attrs.get(CONTINUES))
@@ -363,13 +368,20 @@ class Worker:
                 continue
             self._running[asked.number] = asked
             claimed.append(asked)
-        self.book.begin(trials)
-        if self.duplicates is not None:
-            of, claimed = len(claimed), self.duplicates.admitted(claimed)
-            share = len(claimed) / max(of, 1)
-            self._trained_share += (share - self._trained_share) * min(1.0, of / AT_ONCE)
-        self._claimed.extend(claimed)
         return bool(trials)
+
+    def _begin(self) -> bool:
+        """Record what new trials are, and keep those that are to be trained; whether it could."""
+        trials, claimed = self._new
+        with self._asking():
+            self.book.begin(trials)
+            if self.duplicates is not None:
+                of, claimed = len(claimed), self.duplicates.admitted(claimed)
+                share = len(claimed) / max(of, 1)
+                self._trained_share += (share - self._trained_share) * min(1.0, of / AT_ONCE)
+            self._claimed.extend(claimed)
+            self._new = ([], [])
+        return not self._new[0]
 
     def _needed(self) -> int:
         """How many trials to claim, that about as many are to be trained as there is room for."""
