@@ -12,6 +12,7 @@ import sys
 # A process per core: more threads would only wait. Stacks are in one part then; what is about parts
 # asks for two threads.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.pop("UV_RUN_RECURSION_DEPTH", None)  # below `uv run`, printed commands say so
 
 import pytest
 import torch

@@ -39,6 +39,8 @@ def test_curves_that_rise_until_the_end_are_still_improving():
     [finding] = said(study(lambda steps: 0.3 + 0.006 * steps), "improving")
     assert finding.text.startswith("5 of the 5 best trials (20 of 20 trials)")
     assert finding.command == "training.max_steps=200"
+    [finding] = said(study(lambda steps: 0.3 + 0.006 * steps, n=4), "improving")
+    assert finding.text.startswith("4 of 4 trials are still improving")
 
 
 def test_a_flat_noisy_curve_is_not_improving():

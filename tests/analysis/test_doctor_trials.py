@@ -109,7 +109,14 @@ def test_a_swept_seed_tells_the_noise():
 def test_with_one_seed_the_noise_is_unknown():
     opened = made([LR], [by_lr(0.01 * i, 0.9 - 0.01 * i) for i in range(1, 9)])
     assert not said(opened, "seed-noise")
-    assert "unknown" in said(opened, "seed-noise", "fact")[0].text
+    assert said(opened, "seed-noise", "fact")[0].text.endswith("each was trained with one seed")
+    pairs = [(init, seed) for init in ("he", "xavier") for seed in range(2)]
+    opened = made(
+        ["init=he,xavier", "training.seed=range(0,2)"],
+        [good(0.9 + 0.01 * s, **{"init": init, "training.seed": s}) for init, s in pairs],
+    )
+    [finding] = said(opened, "seed-noise", "fact")
+    assert finding.text.endswith("each was trained with at most 2 seeds")
 
 
 def two_keys(effect, n=80, noise=0.005, seed=0):

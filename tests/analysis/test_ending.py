@@ -40,6 +40,17 @@ def test_a_sweep_ends_with_the_winner_and_commands_that_a_shell_takes(main, monk
     assert lines[-3:] == [f"next: {command}" for command in commands(done.out)]
 
 
+def test_printed_commands_work_where_they_are_printed(main, monkeypatch):
+    assert main("-m", *QUICK, "init=he,xavier").code == 0
+    view, console = open_study("s"), Console(record=True)
+    number = str(view.winner)
+    found = terminal.show_ending(view, console, "", "", report=True)  # which is written already
+    assert found == ["sweepstack-study dashboard", f"sweepstack-study rerun s {number}"]
+    monkeypatch.setenv("UV_RUN_RECURSION_DEPTH", "1")  # `uv run`: no environment is activated
+    found = terminal.show_ending(view, console, "python app.py", "")
+    assert found[:2] == ["uv run sweepstack-study report s", "uv run sweepstack-study dashboard"]
+
+
 def test_the_storage_is_said_only_where_it_is_another_and_kept(main):
     url = "sqlite:///my studies.db"
     done = main("-m", *QUICK, "init=he,xavier", f"hydra.sweeper.storage='{url}'")

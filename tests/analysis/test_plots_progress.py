@@ -65,6 +65,15 @@ def test_a_pause_of_the_sweep_takes_no_time():
     assert numbers(bars.base) == [0, 10]
 
 
+def test_mean_curves_need_values_that_several_trials_share():
+    study, reports = new(), {10: 0.5, 20: 0.6}
+    for lr in (0.1, 0.2, 0.3):
+        add(study, 0.6, {"optimizer.lr": lr}, reports=reports)
+    assert "mean-curves" not in drawn(study)
+    add(study, 0.6, {"optimizer.lr": 0.3}, reports=reports)
+    assert "0.3 (n=2)" in {line.name for line in drawn(study)["mean-curves"].figure.data}
+
+
 def test_the_timeline_has_a_bar_per_trial_by_worker_and_lanes_for_those_side_by_side():
     study = new()
     for worker, times in (("a", [(0, 4), (1, 3), (5, 6)]), ("b", [(0, 2)])):

@@ -43,6 +43,17 @@ def test_help_shows_the_keys_of_what_is_named():
         app._help(["optimzer"], None)
 
 
+def test_every_command_and_option_says_what_it_is_for_and_no_command_shows_them(capsys):
+    parser = study.parser()
+    (kinds,) = (a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
+    for name, command in kinds.choices.items():
+        assert command.description, name
+        for option in command._actions:
+            assert option.help or option.required, (name, option.dest)
+    assert study.run([]) == 2
+    assert capsys.readouterr().err == parser.format_help()
+
+
 def test_a_wrong_command_is_told_the_nearest():
     with pytest.raises(InputError, match=r"one of list, .*, got 'lst'; did you mean 'list'\?"):
         study.run(["lst"])

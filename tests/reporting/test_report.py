@@ -28,6 +28,7 @@ from sweepstack.analysis.doctor import Finding
 from sweepstack.cli import study as cli
 from sweepstack.config.errors import EnvironmentFault, InputError
 from sweepstack.reporting import report
+from sweepstack.reporting.dashboard import decorate
 from sweepstack.reporting.report import page
 
 LIMIT = 6_000_000
@@ -60,6 +61,21 @@ def with_plots(monkeypatch):
 @pytest.fixture
 def without_plots(monkeypatch):
     monkeypatch.setattr(page.plots, "plots", lambda _: [])
+
+
+def test_it_says_what_won_by_its_mean_and_how_it_was_looked_for(without_plots):
+    view = grid()
+    said = " ".join(Read(page.html(view)).texts)
+    assert (
+        "0.8100 ± 0.0100 val_accuracy of the winner, n=3 0.4000 ± 0.0000 its test_accuracy" in said
+    )
+    assert "Winner init=xavier , model.activation=tanh As YAML sweepstack-study best grid" in said
+    assert "Sampler tpe, seed 0 Pruner none" in said
+    asked = {**view.asked, "grid": True, "pruner": {"name": "median", "n_min_trials": 3}}
+    view.study.set_user_attr("sweepstack.sweep", asked)
+    said = " ".join(Read(page.html(opened(view.study))).texts)
+    assert "Sampler every point of the grid once Pruner median, n_min_trials 3" in said
+    assert decorate.chosen(opened(view.study))[0][1] == "every point of the grid once"
 
 
 def test_a_report_has_all_parts_and_each_link_has_its_target(with_plots):
@@ -163,7 +179,7 @@ def test_trials_that_break_a_constraint_are_neither_best_nor_averaged(without_pl
         study.add_trial(trial)
     text = page.html(opened(study))
     assert "3 complete, 1 infeasible" in text
-    assert "best value, trial 2" in text
+    assert "value of the winner, n=2" in text
 
 
 def test_ten_thousand_trials_stay_small(with_plots):

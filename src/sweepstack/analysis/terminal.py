@@ -71,7 +71,9 @@ def show(view: StudyView, console: Console | None = None) -> None:
     _show_published(console, compared(df))
 
 
-def show_ending(view: StudyView, console: Console, again: str, config: str) -> list[str]:
+def show_ending(
+    view: StudyView, console: Console, again: str, config: str, report: bool = False
+) -> list[str]:
     """Print what the doctor says in at most `MAX_FINDINGS` lines, and the winner with what it is
     made of; return the commands to go on with. Without a complete trial there is nothing of this,
     and no command where nothing of the study is kept.
@@ -81,6 +83,7 @@ def show_ending(view: StudyView, console: Console, again: str, config: str) -> l
         console: where to.
         again: the command that trains the winner again; "" for `sweepstack-study rerun`.
         config: where the winner's config is, or the command that writes it; "" where nothing is.
+        report: whether the report is written anyway.
     """
     from sweepstack.analysis import doctor
 
@@ -115,7 +118,7 @@ def show_ending(view: StudyView, console: Console, again: str, config: str) -> l
     if not view.where:
         return []
     return [
-        commands.study("report", view.name, where=view.where),
+        *([] if report else [commands.study("report", view.name, where=view.where)]),
         commands.study("dashboard", where=view.where),
         again or commands.study("rerun", view.name, trial, where=view.where),
     ]

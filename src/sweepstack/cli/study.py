@@ -33,7 +33,7 @@ from typing import NoReturn
 
 from sweepstack import STORAGE
 from sweepstack.config import commands
-from sweepstack.config.errors import EnvironmentFault, InputError, nearest
+from sweepstack.config.errors import EXIT_INPUT, EnvironmentFault, InputError, nearest
 
 _GROUPS = {
     "Read a study": (
@@ -70,6 +70,9 @@ def run(arguments: Sequence[str]) -> int:
             known = ", ".join(parsed.commands)
             near = nearest(name, parsed.commands)
             raise InputError(f"COMMAND must be one of {known}, got '{name}'{near}")
+    if not arguments:
+        parsed.print_help(sys.stderr)
+        return EXIT_INPUT
     options = parsed.parse_args(arguments)
     if options.command not in _GROUPS["Keep house"]:  # what writes works in this folder alone
         from sweepstack import storage
@@ -113,7 +116,8 @@ def parser() -> _Parser:
         text: str | None = None,
     ) -> argparse.ArgumentParser:
         name = run.__name__.lstrip("_").replace("_", "-")
-        added = kinds.add_parser(name, parents=[parent], help=help, description=text)
+        says = text or f"{help[0].upper()}{help[1:]}."
+        added = kinds.add_parser(name, parents=[parent], help=help, description=says)
         added.set_defaults(run=run)
         about[name] = help
         return added
@@ -124,7 +128,7 @@ def parser() -> _Parser:
     _add_rerun_options(add(_rerun, study, "train a trial again alone and compare it", again))
     _add_work_options(add(_work, study, "join a study: run its trials on this machine too", _JOIN))
     _add_house_keeping(add, common, study)
-    what = "optuna-dashboard on the studies, until Ctrl-C"
+    what = "serve optuna-dashboard on the studies, until Ctrl-C"
     _add_dashboard_options(add(_dashboard, common, what))
     top.usage, top.description = "sweepstack-study COMMAND ...", _described(about)
     top.commands = tuple(about)
@@ -134,37 +138,37 @@ def parser() -> _Parser:
 def _add_reading(
     add: Callable[..., argparse.ArgumentParser], common: _Parser, study: _Parser
 ) -> None:
-    listed = add(_list, common, "studies, trials by state, best, when")
-    listed.add_argument("--json", action="store_true", help="for programs")
-    show = add(_show, study, "tables and what the doctor finds")
-    show.add_argument("--watch", action="store_true", help="again and again while a sweep runs")
+    listed = add(_list, common, "all studies: trials by state, best value, last activity")
+    listed.add_argument("--json", action="store_true", help="print JSON, for programs")
+    show = add(_show, study, "the table of a study, and what its doctor finds")
+    show.add_argument(
+        "--watch", action="store_true", help="repeat while a sweep runs, until Ctrl-C"
+    )
     show.add_argument(
         "--every", type=_seconds, default=2.0, metavar="SECONDS", help="with --watch (default: 2)"
     )
-    show.add_argument("--json", action="store_true", help="for programs")
+    show.add_argument("--json", action="store_true", help="print JSON, for programs")
     several = add(_compare, common, "which of several studies is better, and by how much")
-    names = several.add_argument("studies", metavar="STUDY", nargs="+", help="two or more")
+    names = several.add_argument("studies", metavar="STUDY", nargs="+", help="two or more names")
     _complete(names, _names)
     several.add_argument("-o", "--output", type=Path, metavar="FILE.html", help="as a page too")
-    best = add(_best, study, "the best configuration, as a config to train again")
-    best.add_argument("-o", "--output", type=Path, metavar="FOLDER", help="for --config-dir")
+    best = add(_best, study, "what won; -o writes it as a config to train")
+    best.add_argument("-o", "--output", type=Path, metavar="FOLDER", help="write its config there")
     best.add_argument(
         "--retrain",
         nargs="*",
         metavar="KEY=VALUE",
-        help="train it with fresh seeds (seeds=5) and overrides; says what was luck",
+        help="train it with fresh seeds (seeds=5) and overrides: was it luck?",
     )
-    best.add_argument(
-        "--trust", action="append", default=[], metavar="PACKAGE", help="whose modules may run"
-    )
-    where = "where to (default: outputs/reports/STUDY.html)"
-    page = add(_report, study, "all plots and tables, as a file")
+    _add_trust(best)
+    where = "default: outputs/reports/STUDY.html"
+    page = add(_report, study, "all plots and tables, as one HTML file")
     page.add_argument("-o", "--output", type=Path, metavar="FILE.html", help=where)
-    export = add(_export, study, "a row per trial, as a file")
+    export = add(_export, study, "a row per trial, as CSV or Parquet")
     export.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.csv|.parquet")
-    export.add_argument("--history", action="store_true", help="a row per evaluation instead")
-    pulled = add(_pull, study, "take the files of trials that other machines trained")
-    what = "where its artifacts are from here, if not where the study says"
+    export.add_argument("--history", action="store_true", help="write a row per evaluation instead")
+    pulled = add(_pull, study, "fetch the files of trials that other machines trained")
+    what = "folder or URL of its artifacts, if it is another than the study names"
     pulled.add_argument("--from", dest="place", metavar="PLACE", help=what)
 
 
@@ -175,7 +179,7 @@ def _add_house_keeping(
     moved.add_argument("new", metavar="NEW", help="the new name")
     copied = add(_copy, study, "copy a study with its files")
     copied.add_argument("new", metavar="NEW", help="the copy's name")
-    copied.add_argument("--to", metavar="URL", help="another storage (default: the same)")
+    copied.add_argument("--to", metavar="URL", help="storage of the copy (default: the same)")
     merged = add(_merge, common, "one study of the finished trials of several")
     _complete(
         merged.add_argument("studies", metavar="STUDY", nargs="+", help="two or more"), _names
@@ -187,7 +191,7 @@ def _add_house_keeping(
     spare.add_argument(
         "--keep", type=_count, default=1, metavar="K", help="trials that keep models (default: 1)"
     )
-    spare.add_argument("--dry-run", action="store_true", help="say what would be removed")
+    spare.add_argument("--dry-run", action="store_true", help="only print what would be removed")
     spare.add_argument("-y", "--yes", action="store_true", help="do not ask")
     add(_workers, study, "who works on a study: host, GPU, since when, trials per minute")
     add(_stop, study, "ask the workers of a study to stop, on whatever machine")
@@ -219,19 +223,24 @@ def _described(about: Mapping[str, str]) -> str:
     return "\n\n".join([*parts, _EPILOG])
 
 
+def _add_trust(to: argparse.ArgumentParser) -> None:
+    what = "packages that may be imported, as `trust` in a run"
+    to.add_argument("--trust", action="append", default=[], metavar="PACKAGE", help=what)
+
+
 def _add_rerun_options(again: argparse.ArgumentParser) -> None:
-    again.add_argument("number", type=int, metavar="NUMBER", help="the trial's")
+    again.add_argument("number", type=int, metavar="NUMBER", help="of the trial, as in the report")
     again.add_argument(
-        "overrides", nargs="*", metavar="KEY=VALUE", help="on top, such as training.device=cpu"
+        "overrides", nargs="*", metavar="KEY=VALUE", help="overrides, such as training.device=cpu"
     )
-    again.add_argument(
-        "--trust", action="append", default=[], metavar="PACKAGE", help="whose modules may run"
-    )
+    _add_trust(again)
     again.add_argument("--config-dir", metavar="FOLDER", help="your own configs, as for the sweep")
     again.add_argument(
-        "--probe", action="store_true", help="measure how far rounding grows, also where it agrees"
+        "--probe", action="store_true", help="measure how far rounding grows, even if it agrees"
     )
-    again.add_argument("-o", "--output", type=Path, metavar="FOLDER", help="a new folder")
+    again.add_argument(
+        "-o", "--output", type=Path, metavar="FOLDER", help="default: outputs/reruns/STUDY-NUMBER"
+    )
 
 
 _JOIN = """Run trials of a study, from what the study keeps of its command, until it has its total.
@@ -239,14 +248,12 @@ Ctrl-C leaves it: trials in hand are requeued. Any number of machines may join a
 
 
 def _add_work_options(work: argparse.ArgumentParser) -> None:
-    where = "where and how trials run here, such as data.root=/data or training.device=cpu"
+    where = "overrides for this machine, such as data.root=/data or training.device=cpu"
     work.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=where)
     work.add_argument(
         "--workers", type=int, default=1, metavar="K", help="processes (default: %(default)s)"
     )
-    work.add_argument(
-        "--trust", action="append", default=[], metavar="PACKAGE", help="whose modules may run"
-    )
+    _add_trust(work)
     work.add_argument("--config-dir", metavar="FOLDER", help="your own configs, as for the sweep")
 
 
@@ -255,20 +262,22 @@ def _add_dashboard_options(dashboard: argparse.ArgumentParser) -> None:
         "--host", default="127.0.0.1", help="address to listen on (default: %(default)s)"
     )
     dashboard.add_argument(
-        "--port", type=_port, default=8080, help="0: any free port (default: %(default)s)"
+        "--port", type=_port, default=8080, help="port, 0 for any free one (default: %(default)s)"
     )
     dashboard.add_argument(
         "--allow-host",
         action="append",
         default=[],
         metavar="NAME",
-        help="a further name by which browsers call it, such as a proxy's",
+        help="another host name to answer to, such as a proxy's",
     )
     login = dashboard.add_mutually_exclusive_group()
     login.add_argument(
-        "--token", nargs="?", const="", help="what a browser must know; without TOKEN one is drawn"
+        "--token", nargs="?", const="", help="what browsers must give; without TOKEN a random one"
     )
-    login.add_argument("--no-token", action="store_true", help="let other machines in without")
+    login.add_argument(
+        "--no-token", action="store_true", help="let other machines in without a token"
+    )
 
 
 def _port(text: str) -> int:

@@ -325,7 +325,7 @@ def _show_ending(crew: Crew, results: Path, view: StudyView) -> list[str]:
     elif view.where and view.has_one_objective:
         config = commands.study("best", view.name, "-o", "winner", where=view.where)
     try:
-        return terminal.show_ending(view, progress.console(), again, config)
+        return terminal.show_ending(view, progress.console(), again, config, crew.plan.report)
     except Exception as error:  # the results are kept, whatever is wrong with a sentence
         log.warning("the findings could not be printed: %s", one_line(error))
         log.debug("the findings", exc_info=True)

@@ -59,9 +59,9 @@ def check_shapes(view: StudyView) -> Iterator[Finding]:
     def found(kind: str, which: Mask, text: str, command: str | None, share: float = 0.5) -> bool:
         n = int((which & curves.best).sum())
         if n >= MIN_CURVES and n >= share * best:
-            of = f"{n} of the {best} best trials"
-            every = f"{int(which.sum()):,} of {count(len(which), 'trial')}"
-            findings.append(Finding(kind, "hint", f"{of} ({every}) are {text}", command))
+            of = f"{int(which.sum()):,} of {count(len(which), 'trial')}"
+            of = of if best == len(which) else f"{n} of the {best} best trials ({of})"
+            findings.append(Finding(kind, "hint", f"{of} are {text}", command))
         return 2 * n >= best
 
     findings: list[Finding] = []

@@ -172,9 +172,10 @@ def check_seeds(view: StudyView) -> Iterator[Finding]:
     several = view.best[view.best[".runs"] > 1]
     freedom = int((several[".runs"] - 1).sum())
     if freedom < 4:
+        most = int(view.best[".runs"].max())
         text = (
-            "it is unknown whether the best differ by more than seed noise: "
-            f"{'most were' if freedom else 'each was'} trained with one seed"
+            "it is unknown whether the best differ by more than seed noise: each was trained with "
+            f"{f'at most {most} seeds' if freedom else 'one seed'}"
         )
         yield Finding("seed-noise", "fact", text, more if len(done) >= 5 else None)
         return

@@ -234,11 +234,13 @@ def cells(view: StudyView, keys: Sequence[str], metric: str | None = None) -> Pl
     around each; a menu has the values of a second key.
 
     Args:
-        keys: of which the first two with few values are taken.
+        keys: of which the first two with few values are taken, none of a range whose values are
+            all different.
         metric: of the history; the objective by default.
     """
     metric = metric or view.objective
-    few = [key for key in keys if 2 <= view.good[key].nunique() <= len(style.PALETTE)][:2]
+    several = [k for k in keys if view.keys[k].is_finite or not view.good[k].is_unique]
+    few = [key for key in several if 2 <= view.good[key].nunique() <= len(style.PALETTE)][:2]
     curves = view.curve(metric)
     if not few or curves.shape[1] < 2 or view.good.empty:
         return None

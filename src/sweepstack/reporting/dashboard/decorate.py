@@ -47,7 +47,7 @@ from sweepstack.analysis.terminal import number
 from sweepstack.config import commands
 from sweepstack.config.errors import EnvironmentFault, one_line, shown_to_people
 from sweepstack.reporting import report
-from sweepstack.reporting.report.content import command_of
+from sweepstack.reporting.report.content import chosen, command_of
 from sweepstack.runs import progress
 from sweepstack.study.attributes import EQUALS, IDENTITY, LOST, OVERRIDES, SWEEP
 from sweepstack.study.book.public import held
@@ -331,9 +331,8 @@ def study_note(view: StudyView) -> str:
         parts += ["### Findings", fenced("\n".join(lines))]
     command = command_of(view.asked)
     parts += ["### Command", fenced(command)] if command else []
-    settings = [(kind, _settings(view.asked.get(kind))) for kind in ("sampler", "pruner")]
-    settings += [("trials", view.asked.get("n_trials"))]
-    known = [(kind, value) for kind, value in settings if value is not None]
+    known = [(name.lower(), text) for name, text in chosen(view)]
+    known += [("trials", total) for total in [view.asked.get("n_trials")] if total is not None]
     parts += [_table(known)] if known else []
     page = commands.study("report", view.name, where=view.where)
     table = commands.study("export", view.name, "-o", "trials.csv", where=view.where)
@@ -369,14 +368,6 @@ def _table(rows: Iterable[tuple[str, Any]]) -> str:
     pairs = [(name, number(x) if isinstance(x, float) else str(x)) for name, x in rows]
     width = max((len(name) for name, _ in pairs), default=0)
     return fenced("\n".join(f"{name:<{width}}  {value}" for name, value in pairs))
-
-
-def _settings(settings: Any) -> str | None:
-    """For example "tpe, seed 0" of a sampler's or pruner's settings."""
-    if not isinstance(settings, dict) or "name" not in settings:
-        return None
-    others = [f"{key} {value}" for key, value in settings.items() if key != "name"]
-    return ", ".join([str(settings["name"]), *others])
 
 
 def _plots(view: StudyView) -> dict[str, str]:

@@ -23,6 +23,8 @@ from sweepstack.study.attributes import PREFIX
 from sweepstack.study.tables import METRICS, applies, pivot, published
 from sweepstack.study.view import StudyView, is_numeric
 
+CODE = ("Winner", "As YAML", "Command", "Swept")
+"""Facts that are words of a command."""
 MAX_LETTERS = 400
 """Of a text that is shown."""
 MAX_NAMED = 5
@@ -130,15 +132,20 @@ def _tested(view: StudyView) -> list[str]:
 def tiles(view: StudyView) -> list[tuple[str, str]]:
     """The numbers people look for first, each with what it is."""
     df, found = view.frame, []
-    if view.has_one_objective:
-        for _, row in view.best_rows().head(1).iterrows():
-            says = f"best {clean(view.objective)}, trial {row['number']}"
-            found.append((number(row[view.objective]), says))
-            for name in [*_tested(view), "test_accuracy"]:
-                tested = row.get(name)
-                if isinstance(tested, float) and not math.isnan(tested):
-                    found.append((number(tested), f"its {clean(name)}"))
-                    break
+    if view.has_one_objective and len(rows := view.best_rows().head(1)):
+        says, text = f"best {clean(view.objective)}, trial {rows['number'].iloc[0]}", ""
+        if len(view.configurations) and (best := view.configurations.iloc[0])[".runs"] > 1:
+            rows = df[df["number"].isin(best[".numbers"])]
+            mean = -best[".score"] if view.minimized else best[".score"]
+            says, text = (
+                f"{clean(view.objective)} of the winner, n={best['.runs']}",
+                _estimate(mean, best[".std"]),
+            )
+        found.append((text or _estimate(rows[view.objective].mean()), says))
+        for name in [*_tested(view), "test_accuracy"]:
+            if name in rows and is_numeric(rows[name]) and rows[name].notna().all():
+                found.append((_estimate(rows[name].mean(), rows[name].std()), f"its {clean(name)}"))
+                break
     if len(df):
         of = f"finished of {len(df):,} trial{'s' * (len(df) > 1)}"
         found.append((f"{len(view.finished):,}", of))
@@ -154,16 +161,14 @@ def tiles(view: StudyView) -> list[tuple[str, str]]:
 
 
 def facts(view: StudyView) -> list[tuple[str, list[str]]]:
-    """Further facts: a name and its lines; "Command" and "Swept" are code."""
+    """Further facts: a name and its lines, those of `CODE` as code."""
     df = view.frame
     command = command_of(view.asked)
-    found = [("Command", [printable(command.replace("\n", " "))] if command else [])]
-    for name in ("sampler", "pruner"):
-        entry = view.asked.get(name)
-        if isinstance(entry, Mapping) and entry.get("name"):
-            seed = entry.get("seed")
-            more = f", seed {label(seed)}" if seed is not None else ""
-            found.append((name.capitalize(), [clean(entry["name"]) + more]))
+    found = [
+        *_winner(view),
+        ("Command", [printable(command.replace("\n", " "))] if command else []),
+    ]
+    found += [(name, [text]) for name, text in chosen(view)]
     found.append(("Swept", [clean(key) for key in view.keys if df[key].nunique() > 1]))
     if "device" in df:
         devices = df["device"].dropna().astype(str).unique().tolist()
@@ -177,6 +182,31 @@ def facts(view: StudyView) -> list[tuple[str, list[str]]]:
     known = list(dict.fromkeys(filter(None, environments)))
     found.append(("Versions", known[:MAX_NAMED]))
     return [(name, lines) for name, lines in found if lines]
+
+
+def _winner(view: StudyView) -> list[tuple[str, list[str]]]:
+    """What the best configuration is made of, and the command that writes it as a config."""
+    if not view.has_one_objective or view.configurations.empty or view.best_rows().empty:
+        return []
+    best = view.configurations.iloc[0]
+    made_of = [
+        clean(f"{key}={setting(best[key])}") for key in view.varied if best[key] == best[key]
+    ]
+    command = commands.study("best", view.name, "-o", "winner", where=view.where)
+    return [("Winner", made_of), ("As YAML", [printable(command)] if view.identity else [])]
+
+
+def chosen(view: StudyView) -> list[tuple[str, str]]:
+    """The sampler and the pruner with what was set of them, as far as they are known."""
+    found = []
+    for name in ("sampler", "pruner"):
+        entry = view.asked.get(name)
+        if name == "sampler" and view.asked.get("grid") is True:
+            found.append((name.capitalize(), "every point of the grid once"))
+        elif isinstance(entry, Mapping) and entry.get("name"):
+            given = (f"{clean(k)} {label(v)}" for k, v in entry.items() if v is not None)
+            found.append((name.capitalize(), ", ".join(given).removeprefix("name ")))
+    return found
 
 
 def _workers(view: StudyView) -> list[str]:
@@ -398,6 +428,11 @@ def _value(view: StudyView, name: str, value: Any) -> Cell:
         "number" if is_number else "",
         is_strong=is_known and name in view.objectives,
     )
+
+
+def _estimate(mean: float, std: float = math.nan) -> str:
+    """For example "0.9778 ± 0.0039"."""
+    return number(mean) if math.isnan(std) else f"{number(mean)} ± {number(std, mean)}"
 
 
 def _finite(values: Any) -> list[float]:

@@ -111,6 +111,7 @@ def document(drawn: Sequence[Plot], trials: dict[str, Any], **words: Any) -> str
     text: str = _template().render(
         policy=_policy(allowed),
         style=Markup(_file("report.css")),
+        code=content.CODE,
         written=f"{datetime.now():%Y-%m-%d %H:%M} by sweepstack {metadata.version('sweepstack')}",
         packed=packed,
         program=Markup(_file("report.js")),
