@@ -311,8 +311,8 @@ class Program:
         free = batches.free_memory(self.device)
         if self.device.type == "cuda":  # what others use may come free
             free = torch.cuda.get_device_properties(self.device).total_memory
-        self.fits = None if free is None else max(1, int(0.9 * free / need))
-        if free is not None and need > free:
+        self.fits = max(1, int(0.9 * free / need))
+        if need > free:
             raise NoMemory(
                 f"model {self.config.model.name} of {count:,} parameters at batch.size="
                 f"{self.config.batch.size} needs about {need / 2**30:,.1f} GiB to train with "

@@ -574,11 +574,13 @@ class Step:
         """How many of a split's samples some slots evaluate at once."""
         place, most = self.program.device, EVALUATION_CHUNK[self.program.device.type]
         inputs, activations = math.prod(self.program.data.input_shape), self.program.activations
-        if place.type != "cuda":
-            return min(4 * most if 4 * (inputs + activations) <= SMALL_SAMPLE else most, samples)
-        memory = torch.cuda.get_device_properties(place).total_memory // MEMORY_SHARE
-        most = max(most, memory // (4 * (slots * activations + inputs)))
-        return -(-samples // -(-samples // most))  # chunks of about one size
+        if place.type == "cuda":
+            memory = torch.cuda.get_device_properties(place).total_memory // MEMORY_SHARE
+            most = max(most, memory // (4 * (slots * activations + inputs)))
+        elif 4 * (inputs + activations) <= SMALL_SAMPLE:
+            most *= 4
+        size = -(-samples // -(-samples // most))  # chunks of about one size
+        return size + (samples % size == 1)  # a module may squeeze a batch of one sample
 
     def confusion(self, state: Row) -> Tensor:
         """Validation samples of each class (row) by what is predicted (column), (K, K) int64; of
@@ -593,7 +595,7 @@ class Step:
         tensors = {name: t.to(program.device) for name, t in state.items() if name in known}
         total: Any = 0
         with torch.no_grad(), autocast(program.config.training.precision, program.device):
-            for x, y in program.sources["val"].chunks(EVALUATION_CHUNK[program.device.type]):
+            for x, y in program.sources["val"].chunks(self.chunk(1, len(program.data.val))):
                 outputs = functional_call(self.module, tensors, (x,), tie_weights=self.tied).float()
                 said, true = (each.double() for each in metrics.predicted(outputs, y))
                 counts = torch.stack([(said * true).sum(0), said.sum(0), true.sum(0)])

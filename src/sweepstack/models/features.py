@@ -133,7 +133,7 @@ def computed(
                 for x, y in source.chunks(AT_ONCE):
                     found.append((part.eval()(x).float(), y))
                     size = found[0][0].nbytes * len(of.train) / len(found[0][1])
-                    if free is not None and 4 * size > free:
+                    if 4 * size > free:
                         raise Uncuttable("they do not fit into memory")
             splits[name] = TensorSplit(*map(torch.cat, zip(*found, strict=True)))
         if len(_kept) > 1:
