@@ -364,19 +364,12 @@ class Chooser:
         except Exception as error:  # of a kernel, too
             log.info("convolutions of the stack run as vmap does them: %s", one_line(error))
             return False
-        for mine, theirs in zip(found, slow, strict=True):
-            sizes = [each.float().norm() for each in theirs]
-            least = SMALL * max(map(float, sizes), default=0.0)
-            for one, other, size in zip(mine, theirs, sizes, strict=True):
-                off = (one - other).float().norm()
-                if not bool(off <= self.tolerance * size.clamp(min=least)):
-                    log.info(
-                        "convolutions of the stack run as vmap does them: a faster way differs by "
-                        "%.1g",
-                        float(off / size),
-                    )
-                    return False
-        return True
+        off = difference(found, slow, self.tolerance)
+        if off is not None:
+            log.info(
+                "convolutions of the stack run as vmap does them: a faster way differs by %.1g", off
+            )
+        return off is None
 
     def _fastest(self, layer: Layer, last: bool) -> Ways:
         """Of one layer, with pictures that lie so already."""
@@ -415,6 +408,21 @@ class Chooser:
         except NotImplementedError:
             return False
         return True
+
+
+def difference(
+    found: Sequence[Sequence[Tensor]], slow: Sequence[Sequence[Tensor]], tolerance: float
+) -> float | None:
+    """How far the first tensor is off that differs by more than `tolerance` of its norm; None: all
+    agree. Each kind of tensors has a size of its own, see `SMALL`."""
+    for mine, theirs in zip(found, slow, strict=True):
+        sizes = [each.float().norm() for each in theirs]
+        least = SMALL * max(map(float, sizes), default=0.0)
+        for one, other, size in zip(mine, theirs, sizes, strict=True):
+            off = (one - other).float().norm()
+            if not bool(off <= tolerance * size.clamp(min=least)):
+                return float(off / size)
+    return None
 
 
 def _ready(run: Callable[[], Any], place: torch.device) -> Callable[[], Any]:

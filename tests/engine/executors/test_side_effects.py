@@ -63,7 +63,7 @@ def test_a_forward_that_prints_and_counts_is_warned_of_once(caplog, capsys):
     assert [result.state for result in train(trials(Loud))] == ["complete"] * 2
     (line,) = warnings(caplog)
     assert line.startswith("the model's forward prints, changes seen: this happens in the first")
-    assert 0 < capsys.readouterr().out.count("forward") < 20
+    assert 0 < capsys.readouterr().out.count("forward") < 35
 
 
 def test_a_quiet_forward_is_not(caplog):
