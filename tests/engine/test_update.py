@@ -258,7 +258,7 @@ import torch
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile, make_backend
 from triton.runtime.jit import create_function_from_signature
-from sweepstack.engine.update import _kernel
+from sweepstack.training.update_kernel import moved
 f = "*fp32"
 for capability in (80, 90):
     for number, rule in enumerate(("sgd", "adam", "rmsprop")):
@@ -267,13 +267,13 @@ for capability in (80, 90):
         types = {"weights": f, "grads": (f,) * 8, "first": f, "second": f, "mean": f}
         types |= {"tiles": "*i64", "numbers": "*fp64", "scale": f, "squares": f, "slots": "i32"}
         types |= dict.fromkeys(chosen, "constexpr")
-        source = ASTSource(_kernel, types, chosen)
+        source = ASTSource(moved, types, chosen)
         made = compile(source, GPUTarget("cuda", capability, 32), {"enable_fp_fusion": False})
         assert "cubin" in made.asm
 x, table = torch.zeros(32), torch.zeros(6, dtype=torch.int64)
 given = [x, (x,) * 8, x, x, x, table, table.double(), x, x, 4]
 backend = make_backend(GPUTarget("cuda", 90, 32))
-launch = create_function_from_signature(_kernel.signature, _kernel.params, backend)
+launch = create_function_from_signature(moved.signature, moved.params, backend)
 bound, kinds, options = launch(*given, **chosen, enable_fp_fusion=False)
 assert [kind for kind, _ in kinds][:3] == ["*fp32", ("*fp32",) * 8, "*fp32"], kinds
 assert options == {"enable_fp_fusion": False}

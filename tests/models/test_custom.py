@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
+import warnings
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from support import make_spec
 from torch import nn
 from torch.func import functional_call
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from sweepstack import models
 from sweepstack.config import reading
@@ -152,6 +154,56 @@ class TwoOutputs(nn.Linear):
         return (y, y) if self.training else y
 
 
+class InClosure(nn.Linear):
+    def __init__(self, in_features, out_features):
+        super().__init__(in_features, out_features)
+        kept = self.weight
+        self.apply_weight = lambda x: x @ kept.t()
+
+    def forward(self, x):
+        return self.apply_weight(x) + self.bias
+
+
+class HookedWeight(nn.Linear):
+    def __init__(self, in_features, out_features):
+        super().__init__(in_features, out_features)
+        self.weight.register_hook(torch.zeros_like)
+
+
+class Checkpointed(nn.Module):
+    def __init__(self, reentrant=False):
+        super().__init__()
+        self.first, self.last, self.reentrant = nn.Linear(6, 5), nn.Linear(5, 3), reentrant
+
+    def forward(self, x):
+        x = x.requires_grad_() if self.reentrant else x
+        hidden = checkpoint(self.hidden, x, use_reentrant=self.reentrant)
+        return self.last(hidden)
+
+    def hidden(self, x):
+        return torch.relu(self.first(x))
+
+
+class CutOff(nn.Linear):
+    def forward(self, x):
+        return super().forward(x).detach()
+
+
+def scripted():
+    with warnings.catch_warnings():  # torch says that it is deprecated
+        warnings.simplefilter("ignore")
+        return torch.jit.script(nn.Sequential(nn.Linear(6, 3), nn.Dropout(0.5)))
+
+
+class PartlyScripted(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = scripted()
+
+    def forward(self, x):
+        return self.body(x)
+
+
 class NotAModule:
     pass
 
@@ -235,6 +287,13 @@ def test_a_torchvision_network_runs_with_batch_norm_per_trial(spec):
         ("quitting_module.Net", ["trust=[quitting_module]"], ["cannot be imported: SystemExit: 4"]),
         ("NotANumber", LINEAR, ["NotANumber' returns NaN for a batch of zeros"]),
         ("make_text", [], ["must give a torch.nn.Module, got str"]),
+        ("InClosure", LINEAR, ["uses parameters otherwise than by their names", "closure"]),
+        ("HookedWeight", LINEAR, ["may not", "hook their gradients"]),
+        ("Checkpointed", [], ["may not", "or use torch.utils.checkpoint"]),
+        ("Checkpointed", ["+model.reentrant=true"], ["or use torch.utils.checkpoint"]),
+        ("CutOff", LINEAR, ["CutOff' gives outputs that depend on no trained parameter"]),
+        ("scripted", [], ["the model is TorchScript, whose parameters no trial can bring"]),
+        ("PartlyScripted", [], ["the model's layer 'body' is TorchScript"]),
         ("NotAModule", [], ["must name a torch.nn.Module or a function that returns one"]),
         ("Net", ["+model.outputs=x"], ["cannot be built: TypeError"]),
         (

@@ -26,7 +26,7 @@ from sweepstack.config.errors import contained, one_line
 from sweepstack.data import streams
 from sweepstack.data.batches import Source
 from sweepstack.engine.program import Group, Program
-from sweepstack.models import autotune
+from sweepstack.models import autotune, layers
 from sweepstack.training import fused, metrics, regularization
 from sweepstack.training.augmentation import Augmentation
 from sweepstack.training.device import autocast, out_of_memory
@@ -124,9 +124,7 @@ class Step:
         self.program, self.module, self.task = program, program.module, program.task
         self.rule, self.uses = program.rule, program.spec.uses
         self.augment = self._augmentation()
-        parameters = sum(1 for _ in self.module.parameters())
-        every = sum(1 for _ in self.module.named_parameters(remove_duplicate=False))
-        self.tied = parameters != every
+        self.aliases = layers.aliases(self.module)
         self.axes = program.data.train.y.dim()  # of the targets of one trial's batch
         on_cpu = program.device.type == "cpu" and not self.compiles
         self.fused = on_cpu and not self.uses("dampening") and fused.works(self.rule.name)
@@ -467,7 +465,7 @@ class Step:
         grads = torch.autograd.grad(
             total, list(leaves.values()), allow_unused=True, materialize_grads=True
         )
-        return losses, list(grads), updated
+        return losses, [g.to_dense() if g.is_sparse else g for g in grads], updated
 
     def rules(self, width: int) -> Any:
         """The context in which the model's convolutions, pools and batch norms run, and autocast
@@ -501,7 +499,7 @@ class Step:
             tensors[f"{name}.key"] = streams.split(extra["key"], index)
             if not layer.fixed:
                 tensors[f"{name}.p"] = extra["dropout"]
-        outputs = functional_call(self.module, tensors, (x,), tie_weights=self.tied).float()
+        outputs = self.outputs(tensors, x)
         scores = self.task.scores(outputs)
         losses = self.task.losses(scores, y, extra)
         told = self._told(scores.detach(), y, losses.detach(), extra)
@@ -514,6 +512,12 @@ class Step:
                 updated[f"{name}.running_mean"], updated[f"{name}.running_var"] = norm.updated
                 norm.updated = None
         return losses.mean(), updated
+
+    def outputs(self, tensors: Row, x: Tensor) -> Tensor:
+        """What the module with these parameters and buffers gives, in float32."""
+        tied = {name: tensors[known] for name, known in self.aliases.items() if known in tensors}
+        found: Tensor = functional_call(self.module, {**tensors, **tied}, (x,), tie_weights=False)
+        return found.float()
 
     def _told(self, scores: Tensor, y: Tensor, losses: Tensor, extra: Row) -> list[Tensor]:
         """What `count` takes; of mixed samples how many are right: λ times those of the first
@@ -596,7 +600,7 @@ class Step:
         total: Any = 0
         with torch.no_grad(), autocast(program.config.training.precision, program.device):
             for x, y in program.sources["val"].chunks(self.chunk(1, len(program.data.val))):
-                outputs = functional_call(self.module, tensors, (x,), tie_weights=self.tied).float()
+                outputs = self.outputs(tensors, x)
                 said, true = (each.double() for each in metrics.predicted(outputs, y))
                 counts = torch.stack([(said * true).sum(0), said.sum(0), true.sum(0)])
                 total = total + (counts if labels else true.T @ said)
@@ -620,6 +624,6 @@ class Step:
         self, params: Row, buffers: Row, numbers: Row, x: Tensor, y: Tensor
     ) -> tuple[Tensor, ...]:
         tensors = {**params, **buffers}
-        outputs = functional_call(self.module, tensors, (x,), tie_weights=self.tied).float()
+        outputs = self.outputs(tensors, x)
         sums = self.task.sums(outputs, y, numbers)
         return (sums, outputs) if self.task.whole else (sums,)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import platform
 import time
 from contextlib import suppress
@@ -200,9 +201,18 @@ def plan(program: Program, width: int, kept: Any = None, steps: float = 0.0) -> 
 
 
 def why_not_stacked(program: Program) -> str | None:
-    """Why vmap refuses a step or an evaluation of two trials, or None."""
+    """Why vmap refuses a step or an evaluation of two trials, or gives other gradients than a
+    trial's alone (it drops hooks on tensors, and an embedding's padding_idx); or None."""
     try:
-        stepper = _Stepper(program, 2, compiles=False)  # what compiles is seen when it trains
+        one = _Stepper(program, 1, compiles=False)  # what compiles is seen when it trains
+        stepper = _Stepper(program, 2, compiles=False, like=one.stack)
+        losses, *stacked = stepper.tried(autotune.Rules(None))
+        only, *alone = one.tried(autotune.Rules(None))
+        alone = [[each.unsqueeze(0).expand(2, *each.shape) for each in kind] for kind in alone]
+        tolerance = autotune.TOLERANCE[program.config.training.precision]
+        off = autotune.difference([losses, *stacked], [[only[0].expand(2)], *alone], tolerance)
+        if off is not None and math.isfinite(off):
+            return f"in a stack its losses or gradients are others, by {off:.1g}"
         stepper.once()
         stepper.evaluate()
     except Exception as error:  # a user's module may raise anything
@@ -323,21 +333,27 @@ def _time(program: Program, width: int, *, roughly: bool = False, again: bool = 
 
 
 class _Stepper:
-    """A stack of equal trials whose steps are timed."""
+    """A stack of equal trials whose steps are timed, `like` the one of another."""
 
-    def __init__(self, program: Program, width: int, *, compiles: bool | None = None):
+    def __init__(
+        self, program: Program, width: int, *, compiles: bool | None = None, like: Any = None
+    ):
         self.program, self.step = program, Step(program, compiles=compiles)
-        one = program.stack(1)
-        one.insert([0], [program.initial(program.spec)], [program.numbers(program.spec)])
+        one = like or program.stack(1)
+        if like is None:
+            one.insert([0], [program.initial(program.spec)], [program.numbers(program.spec)])
         self.stack: Stack = one.moved([0] * width, width)
         place = program.device
-        samples, shape = program.batch_size, program.data.input_shape
+        samples = program.batch_size
         self.y = program.data.train.y[:samples].to(place)
         self.drawn = torch.Generator().manual_seed(0)
-        self.x = torch.rand(samples, *shape, generator=self.drawn).to(place)
-        self.made_up, kept = DeviceSource(TensorSplit(self.x, self.y), place), program.sources
-        resident = isinstance(kept["train"], DeviceSource)
-        self.source = kept["train"] if resident else self.made_up
+        train = program.sources["train"]
+        if resident := isinstance(train, DeviceSource):
+            self.x = train.split.x[:samples]
+        else:
+            self.x = torch.rand(samples, *program.data.input_shape, generator=self.drawn).to(place)
+        self.made_up = DeviceSource(TensorSplit(self.x, self.y), place)
+        self.source = train if resident else self.made_up
         self.among = len(program.data.train) if resident else samples
         self.executor = executors.choose(self.step, self.stack, self.source)
         self.batch: Batch | None = None

@@ -7,9 +7,11 @@ trial's parameters and buffers, and for many trials under vmap.
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Sequence
 from functools import partial
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -27,15 +29,22 @@ def build(
     Args:
         input_shape: shape of a sample, without the batch axis.
         outputs: C, the width of the last layer.
-        seed: what the constructor draws from, as after `torch.manual_seed(seed)`; the process's
-            own generator stays as it was.
+        seed: what the constructor draws from, as after `torch.manual_seed(seed)`, and likewise of
+            random and NumPy; the process's own generators stay as they were.
 
     Raises:
         InputError: the model does not fit the data, or a custom module is refused.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        return _build(config, input_shape, outputs)
+    python, numpy = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            random.seed(seed)
+            np.random.seed(seed % 2**32)
+            return _build(config, input_shape, outputs)
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
 
 
 def _build(config: schema.RunConfig, input_shape: Sequence[int], outputs: int) -> nn.Module:

@@ -405,13 +405,9 @@ class Chooser:
         return True
 
     def _compare(self, found: Sequence[Sequence[Tensor]], slow: Sequence[Sequence[Tensor]]) -> None:
-        for mine, theirs in zip(found, slow, strict=True):
-            sizes = [each.float().norm() for each in theirs]
-            least = SMALL * max(map(float, sizes), default=0.0)
-            for one, other, size in zip(mine, theirs, sizes, strict=True):
-                off = (one - other).float().norm()
-                if not bool(off <= self.tolerance * size.clamp(min=least)):
-                    raise ArithmeticError(f"it differs from vmap's by {float(off / size):.1g}")
+        off = difference(found, slow, self.tolerance)
+        if off is not None:
+            raise ArithmeticError(f"it differs from vmap's by {off:.1g}")
 
     def _passes(self, layer: Layer, last: bool) -> dict[int, Callable[..., Gradients]]:
         """What runs a pass of a layer in a way, with pictures that lie so already: the forward
@@ -508,8 +504,23 @@ class Chooser:
 
 
 def _kinds(found: Gradients) -> list[list[Tensor]]:
-    """What `Chooser._compare` takes."""
+    """What `difference` takes."""
     return [[each] for each in found if each is not None]
+
+
+def difference(
+    found: Sequence[Sequence[Tensor]], slow: Sequence[Sequence[Tensor]], tolerance: float
+) -> float | None:
+    """How far the first tensor is off that differs by more than `tolerance` of its norm; None: all
+    agree. Each kind of tensors has a size of its own, see `SMALL`."""
+    for mine, theirs in zip(found, slow, strict=True):
+        sizes = [each.float().norm() for each in theirs]
+        least = SMALL * max(map(float, sizes), default=0.0)
+        for one, other, size in zip(mine, theirs, sizes, strict=True):
+            off = (one - other).float().norm()
+            if not bool(off <= tolerance * size.clamp(min=least)):
+                return float(off / size)
+    return None
 
 
 def _ready(run: Callable[[], Any], place: torch.device) -> Callable[[], Any]:

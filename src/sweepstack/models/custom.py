@@ -13,13 +13,15 @@ import logging
 import sys
 import threading
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
+from functools import partial
 from typing import Any
 from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from sweepstack.config import schema, trust
 from sweepstack.config.errors import (
@@ -30,7 +32,7 @@ from sweepstack.config.errors import (
     nearest,
     reason,
 )
-from sweepstack.models.layers import adapt
+from sweepstack.models.layers import adapt, aliases
 
 log = logging.getLogger(__name__)
 
@@ -197,9 +199,78 @@ def _check_independence(name: str, module: nn.Module, sample: Tensor) -> None:
             f"{name} draws random numbers that are not the trial's own; "
             "use torch.nn.Dropout layers instead of functions such as F.dropout"
         )
-    mistakes += changed
+    mistakes += changed or ([] if mistakes else _not_its_own(name, module, given[:2]))
     if mistakes:
         raise InputError(mistakes)
+
+
+def _not_its_own(name: str, module: nn.Module, samples: Sequence[Tensor]) -> list[str]:
+    """Whether a module that is handed other parameters, as in a step each trial's, computes what it
+    does where they are its own."""
+    own, kept = dict(module.named_parameters()), [tensor for _, tensor in _tensors(module)]
+    before = [tensor.detach().clone() for tensor in kept]
+    flipped = (p.detach().flatten().flip(0).view_as(p) for p in own.values())
+    others = [1.02 * p + 2**-8 * (p == 0) for p in flipped]
+    for sample in samples:
+        copies = (
+            each.clone().requires_grad_(p.requires_grad)
+            for each, p in zip(others, own.values(), strict=True)
+        )
+        given = dict(zip(own, copies, strict=True))
+        tied = {key: given[of] for key, of in aliases(module).items() if of in given}
+        handed = partial(functional_call, module, given | tied, tie_weights=False)
+        try:
+            found = _gradients(name, handed, given.values(), sample)
+            _put(kept, [*others, *before[len(own) :]])
+            expected = _gradients(name, module, own.values(), sample)
+        except InputError:
+            if sample is samples[0]:  # of others data say what it takes
+                raise
+            continue
+        finally:
+            _put(kept, before)
+        if any(map(_differ, found, expected)):
+            return [
+                f"{name} uses parameters otherwise than by their names in it, which are each "
+                "trial's: it may not keep them in a list, dict or closure, hook their gradients, "
+                "or use torch.utils.checkpoint"
+            ]
+    return []
+
+
+def _put(tensors: Iterable[Tensor], numbers: Sequence[Tensor]) -> None:
+    with torch.no_grad():
+        for tensor, content in zip(tensors, numbers, strict=True):
+            tensor.copy_(content)
+
+
+def _gradients(
+    name: str, forward: Callable[..., Any], parameters: Iterable[Tensor], sample: Tensor
+) -> list[Tensor]:
+    """The outputs of a batch, and the gradients of a weighted sum of them."""
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    given = sample.clone()
+    try:
+        with torch.enable_grad(), contained():
+            outputs = forward(given if isinstance(forward, nn.Module) else (given,))
+            if trained and outputs.requires_grad:
+                (outputs * torch.linspace(1, 2, outputs.numel()).view_as(outputs)).sum().backward()
+    except Exception as error:
+        shape = tuple(sample.shape)
+        said = f"{name} does not train on a batch of shape {shape}: {reason(error)}"
+        raise InputError(said) from error
+    if trained and not outputs.requires_grad:
+        raise InputError(f"{name} gives outputs that depend on no trained parameter")
+    grads = [torch.zeros_like(p) if p.grad is None else p.grad.to_dense() for p in trained]
+    for parameter in trained:
+        parameter.grad = None
+    return [outputs.detach(), *grads]
+
+
+def _differ(one: Tensor, other: Tensor) -> bool:
+    """By more than rounding."""
+    both = one.isfinite().all() and other.isfinite().all()
+    return bool(both and (one - other).norm() > 1e-3 * max(one.norm(), other.norm()))
 
 
 def _changed(
@@ -263,14 +334,15 @@ def warn_of_side_effects(module: nn.Module, seen: list[str]) -> None:
 
 
 def _attributes(module: nn.Module) -> dict[str, Any]:
-    """Plain attributes by name, and the lengths of containers."""
+    """Plain attributes by name, and the lengths and plain items of containers."""
     found: dict[str, Any] = {}
     for path, layer in module.named_modules():
         for name, value in vars(layer).items():
             if name.startswith("_") or name == "training":
                 continue
             if isinstance(value, list | dict | set):
-                value = len(value)
+                items = value.values() if isinstance(value, dict) else value
+                value = str([len(value), *(item for item in items if isinstance(item, _PLAIN))])
             if isinstance(value, _PLAIN):
                 found[f"{path}.{name}".lstrip(".")] = value
     return found

@@ -107,13 +107,13 @@ class BatchNorm(nn.Module):
     Ioffe and Szegedy, "Batch Normalization", ICML 2015, with torch's conventions: the batch is
     normalized by its biased variance, the running variance averages the unbiased one. In eval mode
     the running statistics are used. Low-precision x is normalized in the statistics' precision. A
-    layer that runs twice in one forward pass keeps the statistics of its last run.
+    layer that runs twice in one forward pass averages both batches in turn.
 
     Attributes:
         weight, bias: parameters (C,), or None without `affine`.
         running_mean, running_var: buffers (C,).
         updated: after a forward pass in training mode, what the running statistics become; the
-            caller puts them in place.
+            caller puts them in place, and sets None.
         frozen: whether its parameters are frozen: then it always runs as in eval mode, and its
             statistics stay.
         kind: the class of torch's layer that it stands for, None in a built-in model.
@@ -132,6 +132,7 @@ class BatchNorm(nn.Module):
         self.register_buffer("running_mean", torch.zeros(channels))
         self.register_buffer("running_var", torch.ones(channels))
         self.updated: tuple[Tensor, Tensor] | None = None
+        self._began = 0  # id of the running mean that these began with
         self.frozen = False
         self.kind: Callable[..., nn.Module] | None = None
 
@@ -149,8 +150,10 @@ class BatchNorm(nn.Module):
                     "batch norm must see more than one value per channel to train, got a batch of "
                     f"shape {tuple(x.shape)}; use batch.size >= 2"
                 )
+            if self.updated is not None and self._began == id(mean):
+                mean, var = self.updated
             mean, var = mean.clone(), var.clone()
-            self.updated = (mean, var)
+            self.updated, self._began = (mean, var), id(self.running_mean)
         # The clones are written in place by F.batch_norm; the buffers stay as they are.
         given = self.weight, self.bias, training, self.momentum, self.eps
         return batch_norm(x, mean, var, *given)
@@ -222,11 +225,16 @@ def adapt(module: nn.Module) -> nn.Module:
     Raises:
         InputError: layers that share state or random numbers between trials, one line each.
     """
-    mistakes = [
-        f"the model's layer '{name}' {reason}"
-        for name, layer in module.named_modules()
-        if (reason := _refusal(layer)) is not None
-    ]
+    mistakes, scripts = [], list[nn.Module]()
+    for name, layer in module.named_modules():
+        reason = None if layer in scripts else _refusal(layer)
+        if reason is not None:
+            mistakes.append(
+                f"the model's layer '{name}' {reason}" if name else f"the model {reason}"
+            )
+            scripts += layer.modules() if isinstance(layer, torch.jit.ScriptModule) else []
+        elif isinstance(layer, nn.Embedding | nn.EmbeddingBag):
+            layer.sparse = False  # the same numbers; updates of a stack take dense gradients
     if mistakes:
         raise InputError(mistakes)
     # By identity, because one layer may stand in several places.
@@ -250,6 +258,20 @@ def counting(module: nn.Module) -> nn.Module:
     return module
 
 
+def aliases(module: nn.Module) -> dict[str, str]:
+    """The name in `named_parameters` for each further one of a tied tensor. A layer in several
+    places has one: `functional_call(tie_weights=True)` would put wrong tensors back into it."""
+    first: dict[int, str] = {}
+    found: dict[str, str] = {}
+    for path, layer in module.named_modules():
+        for kind in (layer.named_parameters, layer.named_buffers):
+            for leaf, tensor in kind(recurse=False, remove_duplicate=False):
+                name = f"{path}.{leaf}".lstrip(".")
+                if (known := first.setdefault(id(tensor), name)) != name:
+                    found[name] = known
+    return found
+
+
 def restore(module: nn.Module, p: float) -> None:
     """Put torch's dropout layers, which draw from torch's generator, and a user's batch norms back
     into an adapted module; dropout without a p of its own gets `p`."""
@@ -268,6 +290,8 @@ def restore(module: nn.Module, p: float) -> None:
 def _refusal(layer: nn.Module) -> str | None:
     """Why a layer cannot train beside other trials, or None."""
     kind = type(layer).__name__
+    if isinstance(layer, torch.jit.ScriptModule):
+        return "is TorchScript, whose parameters no trial can bring; use the module it is made from"
     if isinstance(layer, (*_RANDOM, *_DROPOUTS)) and type(layer) not in _DROPOUTS:
         return (
             f"is {kind}, whose random numbers cannot be drawn from the trial's seed; "

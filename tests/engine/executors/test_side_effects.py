@@ -63,7 +63,8 @@ def test_a_forward_that_prints_and_counts_is_warned_of_once(caplog, capsys):
     assert [result.state for result in train(trials(Loud))] == ["complete"] * 2
     (line,) = warnings(caplog)
     assert line.startswith("the model's forward prints, changes seen: this happens in the first")
-    assert 0 < capsys.readouterr().out.count("forward") < 40  # steps
+    # It is tried some 28 times and recorded in a few steps; all 20 of the stack would be more.
+    assert 0 < capsys.readouterr().out.count("forward") < 40
 
 
 def test_a_quiet_forward_is_not(caplog):
