@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import sys
 
 import pytest
 
@@ -40,3 +41,16 @@ def test_printed_commands_are_quoted_for_a_shell(tmp_path, monkeypatch):
     ):
         found = shlex.split(commands.study("rerun", "my study", 3, where=where))
         assert found == ["sweepstack-study", "rerun", "my study", "3", "--storage", shown]
+
+
+@pytest.mark.parametrize("loaded", [None, "onnx", "triton", "jaxlib"])
+def test_a_command_ends_without_looking_for_garbage(monkeypatch, loaded):
+    """Unless something is loaded that would complain of what it takes for leaks."""
+    frozen = []
+    monkeypatch.setattr(commands.gc, "freeze", lambda: frozen.append(True))
+    for name in ("onnx", "triton", "jaxlib"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    if loaded is not None:
+        monkeypatch.setitem(sys.modules, loaded, commands)
+    commands._pass_over_garbage()
+    assert bool(frozen) == (loaded is None)
