@@ -30,6 +30,7 @@ def test_an_error_holds_only_printable_lines(error):
 def test_printed_commands_are_quoted_for_a_shell(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     words = ("sweepstack", "--resume", "out puts/$(x)", "a\x1b[31m'b")
+    assert commands.shell() == ""
     assert shlex.split(commands.shell(*words)) == ["sweepstack", "--resume", "out puts/$(x)", "a'b"]
     default = f"sqlite:///{tmp_path}/outputs/studies.db"
     assert commands.study("rerun", "s", 3, where=default) == "sweepstack-study rerun s 3"

@@ -96,8 +96,9 @@ def _open_streams() -> None:
 def shell(*words: object) -> str:
     """Words as one line of a shell; a command of ours below `uv run`, where that started this
     process: the environment is not on PATH then."""
-    uv = words[0] in ("sweepstack", "sweepstack-study") and "UV_RUN_RECURSION_DEPTH" in os.environ
-    return shlex.join(printable(word, " ") for word in (*("uv", "run") * uv, *words))
+    ours = {"sweepstack", "sweepstack-study"}.intersection(map(str, words[:1]))
+    uv = ("uv", "run") if ours and "UV_RUN_RECURSION_DEPTH" in os.environ else ()
+    return shlex.join(printable(word, " ") for word in (*uv, *words))
 
 
 def study(verb: str, *words: object, where: str) -> str:

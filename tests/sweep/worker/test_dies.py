@@ -40,7 +40,7 @@ class Net(torch.nn.Module):
         worker = multiprocessing.current_process().name.startswith("sweepstack-worker")
         if self.at == 3 and worker:
             os._exit(139)
-        if self.at == 9 and torch.is_grad_enabled():  # not when it is checked
+        if self.at == 9 and torch.is_grad_enabled() and 1 < x.abs().max() < 50:  # no made-up batch
             raise ZeroDivisionError("no such layer")
         return self.layer(x.flatten(1))
 """
