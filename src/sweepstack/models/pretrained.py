@@ -102,12 +102,8 @@ def hub_entry(
         module = hub.load(
             *(place, model.entry), source=source, trust_repo=True, verbose=False, **arguments
         )
-    except URLError as error:
-        raise EnvironmentFault(
-            f"model.repo={model.repo} cannot be fetched: {one_line(error)}"
-        ) from error
-    except RuntimeError as error:
-        if "internet connection" in str(error):
+    except (URLError, RuntimeError) as error:
+        if isinstance(error, URLError) or "internet connection" in str(error):
             raise EnvironmentFault(
                 f"model.repo={model.repo} cannot be fetched: {one_line(error)}"
             ) from error
