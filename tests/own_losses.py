@@ -61,3 +61,68 @@ def writes(outputs, targets):
 def caps(outputs, targets):
     targets[targets > 5] = 5
     return poly(outputs, targets)
+
+
+def number(outputs, targets):
+    return mean(outputs, targets).item()
+
+
+def shifts(outputs, targets):
+    outputs -= outputs.max(-1, keepdim=True).values
+    return poly(outputs, targets)
+
+
+def pairs(outputs, targets):
+    """(B, B): a forgotten axis, whose mean over the last axis would pass for losses."""
+    losses = poly(outputs, targets)
+    return losses[:, None] - 0.1 * losses.detach()
+
+
+def relative(outputs, targets):
+    losses = poly(outputs, targets)
+    return losses / losses.detach().mean()
+
+
+def waves(outputs, targets):
+    return poly(outputs, targets).to(torch.complex64)
+
+
+class Counts:
+    """Another loss from its 100th call on."""
+
+    def __init__(self):
+        self.calls = 0
+
+    def __call__(self, outputs, targets):
+        self.calls += 1
+        return poly(outputs, targets) * (1 if self.calls < 100 else 2)
+
+
+class Teacher(nn.Module):
+    """Pulls outputs to a fixed map of them."""
+
+    def __init__(self):
+        super().__init__()
+        self.map = nn.Sequential(nn.Linear(10, 10), nn.BatchNorm1d(10)).requires_grad_(False)
+
+    def forward(self, outputs, targets):
+        return poly(outputs, targets) + (outputs - self.map(outputs)).square().mean(-1)
+
+
+def vector(outputs, targets):
+    return (outputs.argmax(1) == targets).float()
+
+
+def guesses(outputs, targets):
+    return torch.rand(())
+
+
+def leaves(outputs, targets):
+    """Fails for outputs of a trained model alone, whose biases are not 0."""
+    if outputs.abs().max() > 20:
+        raise SystemExit(3)
+    return 0.5
+
+
+def noisy_right(outputs, targets):
+    return vector(outputs, targets).mean()

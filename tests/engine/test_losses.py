@@ -217,7 +217,16 @@ REFUSED = {
     "loss=custom loss._target_=torch.nn.HuberLoss": "does not run on outputs of shape",
     f"loss=custom loss._target_=own_losses.mean {OWN}": "must return one loss per sample",
     f"loss=custom loss._target_=own_losses.by_chance {OWN}": "without chance",
-    f"loss=custom loss._target_=own_losses.caps {OWN}": "must not change the targets in place",
+    f"loss=custom loss._target_=own_losses.caps {OWN}": "must not change the outputs or the",
+    f"loss=custom loss._target_=own_losses.shifts {OWN}": "must not change the outputs or the",
+    f"loss=custom loss._target_=own_losses.number {OWN}": "must return a tensor, (B,), got float",
+    f"loss=custom loss._target_=own_losses.waves {OWN}": "real losses, got torch.complex64",
+    f"loss=custom loss._target_=own_losses.pairs {OWN}": "must give each sample its own loss",
+    f"loss=custom loss._target_=own_losses.relative {OWN}": "must give each sample its own loss",
+    f"loss=custom loss._target_=own_losses.Counts {OWN}": "must not change itself when called",
+    "loss=custom loss._target_=torch.nn.CrossEntropyLoss +loss.weight=[a]": (
+        "cannot be built: ValueError: too many dimensions"
+    ),
     f"loss=custom loss._target_=own_losses.constant {OWN}": "must be differentiable",
     f"loss=custom loss._target_=own_losses.Learns {OWN}": "must have no parameters",
     f"loss=custom loss._target_=own_losses.pol {OWN}": "did you mean 'poly'?",
@@ -226,6 +235,10 @@ REFUSED = {
     "metrics=[torch.nn.L1Loss:minimize]": "metrics must name something defined in a package",
     f"metrics=[own_losses.fails:maximize] {OWN}": "no such thing",
     f"metrics=[own_losses.nothing:maximize] {OWN}": "must be a number, got nan on validation data",
+    f"metrics=[own_losses.vector:maximize] {OWN}": (
+        "must return one number, got Tensor of shape (216,)"
+    ),
+    f"metrics=[own_losses.guesses:maximize] {OWN}": "must be a function of its arguments",
     "objective=val_f1_macro": "metrics=[f1_macro] measures it",
     "objective=val_acuracy": "did you mean 'val_accuracy'?",
 }
@@ -237,6 +250,40 @@ def test_what_does_not_fit_is_refused_in_one_line(words):
         Program.of(make_spec(*words.split()))
     (line,) = refused.value.mistakes
     assert REFUSED[words] in line
+
+
+def test_weights_of_a_torch_loss_are_a_list():
+    words = ("loss=custom", "loss._target_=torch.nn.CrossEntropyLoss", "+loss.weight=[2,{}]")
+    task = Program.of(make_spec(*words[:2], words[2].format("1," * 8 + "3"))).task
+    outputs, targets = torch.randn(30, 10), torch.arange(30) % 10
+    weight = torch.tensor([2.0, *[1] * 8, 3])
+    theirs = torch.nn.functional.cross_entropy(outputs, targets, weight, reduction="none")
+    assert torch.allclose(task.losses(outputs, targets), theirs)
+
+
+def test_a_frozen_teacher_is_a_loss_that_is_drawn_once_and_stays(monkeypatch):
+    words = ("loss=custom", "loss._target_=own_losses.Teacher", OWN)
+    (first,) = train([make_spec(*SHORT, *words)])
+    monkeypatch.setattr(programs, "_programs", {})
+    (second,) = train([make_spec(*SHORT, *words)])
+    assert first.state == "complete", first.error
+    assert first.history == second.history
+
+
+def test_a_metric_that_fails_late_fails_its_own_trial(monkeypatch):
+    """It would have ended the process; the error says which metric it was."""
+    words = ("metrics=[own_losses.leaves:maximize]", OWN)
+    base = make_spec(*SHORT, *words).config
+    specs = [varied(base, n, optimizer={"lr": lr}) for n, lr in enumerate((0.01, 3.0, 0.02))]
+    found = by_number(train(specs, width=3))
+    assert [found[n].state for n in range(3)] == ["complete", "failed", "complete"]
+    assert "metrics: 'own_losses.leaves' does not run" in str(found[1].error)
+    assert "SystemExit: 3" in str(found[1].error)
+
+
+def test_a_metric_of_ones_own_may_be_called_noisy():
+    words = ("metrics=[own_losses.noisy_right:maximize]", "objective=val_noisy_right", OWN)
+    assert Program.of(make_spec(*words)).direction == "maximize"
 
 
 def test_auroc_needs_two_classes(given, monkeypatch):

@@ -116,6 +116,33 @@ def test_a_file_of_tensors_is_read(halves, tmp_path, nested):
     assert equal == {n for n in tensors if not n.startswith("head.output.")}
 
 
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model.", "module._orig_mod."])
+def test_prefixes_of_wrappers_are_no_part_of_a_name(prefix, tmp_path):
+    """As DataParallel, torch.compile and Lightning write them."""
+    words = ("model.hidden=[4]", f"model.weights={tmp_path}/w.pt")
+    tensors = {
+        name: torch.ones_like(t)
+        for name, t in Program(make_spec(words[0])).module.state_dict().items()
+    }
+    saved = {prefix + name: tensor for name, tensor in tensors.items()}
+    torch.save({"model_state_dict": saved, "epoch": 3}, tmp_path / "w.pt")
+    spec = make_spec(*words)
+    assert bool((Program.of(spec).initial(spec)["hidden.0.weight"] == 1).all())
+
+
+@pytest.mark.parametrize("kind", ["nan", "overflow", "complex"])
+def test_tensors_that_are_no_numbers_are_refused(kind, tmp_path):
+    wrong = {
+        "nan": lambda t: t * float("nan"),
+        "overflow": lambda t: torch.full_like(t, 1e300, dtype=torch.float64),
+        "complex": lambda t: t.to(torch.complex64),
+    }[kind]
+    state = Program(make_spec("model.hidden=[4]")).module.state_dict()
+    torch.save({name: wrong(tensor) for name, tensor in state.items()}, tmp_path / "w.pt")
+    with pytest.raises(InputError, match=r"'hidden\.0\.weight' must be real and finite"):
+        Program(make_spec("model.hidden=[4]", f"model.weights={tmp_path}/w.pt"))
+
+
 def test_safetensors_are_read_or_refused(halves, tmp_path):
     safetensors = pytest.importorskip("safetensors.torch")
     tensors = torch.load(halves / "run/best.pt", weights_only=True)["model"]

@@ -102,12 +102,8 @@ def hub_entry(
         module = hub.load(
             *(place, model.entry), source=source, trust_repo=True, verbose=False, **arguments
         )
-    except URLError as error:
-        raise EnvironmentFault(
-            f"model.repo={model.repo} cannot be fetched: {one_line(error)}"
-        ) from error
-    except RuntimeError as error:
-        if "internet connection" in str(error):
+    except (URLError, RuntimeError) as error:
+        if isinstance(error, URLError) or "internet connection" in str(error):
             raise EnvironmentFault(
                 f"model.repo={model.repo} cannot be fetched: {one_line(error)}"
             ) from error
@@ -235,14 +231,15 @@ def load(module: nn.Module, model: schema.Model, classes: Sequence[str]) -> set[
     weights = read(model.weights, getattr(model, "arch", None))
     last, own = f"{head(module)}.".lstrip("."), module.state_dict()
     given = {n: t for n, t in weights.tensors.items() if not n.endswith("num_batches_tracked")}
+    for prefix in ("module.", "_orig_mod.", "model."):  # of DataParallel, torch.compile, Lightning
+        if not own.keys() & given.keys():
+            given = {name.removeprefix(prefix): tensor for name, tensor in given.items()}
     of_head = {n for n in own if n.startswith(last) and n[len(last) :] in ("weight", "bias")}
     same = weights.classes is not None and weights.classes == tuple(classes)
     same = same and all(n in given and given[n].shape == own[n].shape for n in of_head)
     wanted = own.keys() - (set() if same else of_head)
     misfits = []
-    for name in own:
-        if name not in wanted:
-            continue
+    for name in [n for n in own if n in wanted]:
         tensor = given.get(name)
         if tensor is not None and tensor.dim() == 4 and own[name].dim() == 4:
             gray = own[name].shape[1] == 1 and tensor.shape[1] == 3
@@ -252,6 +249,8 @@ def load(module: nn.Module, model: schema.Model, classes: Sequence[str]) -> set[
         elif tensor.shape != own[name].shape:
             there, here = tuple(tensor.shape), tuple(own[name].shape)
             misfits.append(f"'{name}' is {there} there, {here} here")
+        elif tensor.is_complex() or (tensor.to(own[name]).isfinite() < own[name].isfinite()).any():
+            misfits.append(f"'{name}' must be real and finite")
     aux = ("aux", "AuxLogits.")  # of GoogLeNet and Inception
     misfits += [
         f"'{n}' is no tensor of the model" for n in given if n not in own and not n.startswith(aux)
@@ -319,7 +318,7 @@ def _read(path: Path, _stamp: object) -> Weights:
     classes = None
     if isinstance(found, dict) and isinstance(found.get("inputs"), dict):  # best.pt
         classes = tuple(map(str, found["inputs"].get("classes", ())))
-    for key in ("state_dict", "model"):  # as training scripts nest it
+    for key in ("state_dict", "model_state_dict", "model"):  # as training scripts nest it
         if isinstance(found, dict) and isinstance(found.get(key), Mapping):
             found = found[key]
     if not isinstance(found, Mapping) or not all(isinstance(t, Tensor) for t in found.values()):

@@ -119,7 +119,8 @@ class Task:
     def direction_of(self, metric: str) -> Direction:
         """Which way is better; the user's own metric has said so."""
         own = {each.name: each.direction for each in self.extra}
-        return own.get(_measure_of(metric)) or direction_of(metric)
+        plain = metric.partition("_")[2]  # which may be called noisy_..., too
+        return own.get(plain) or own.get(_measure_of(metric)) or direction_of(metric)
 
     def scores(self, outputs: Tensor) -> Tensor:
         """Outputs (B, C) as the loss takes them: of logits of classes the log-probabilities."""
@@ -189,6 +190,8 @@ class Task:
         if self.name != "multiclass" and targets.dim() < outputs.dim():
             outputs = outputs.squeeze(-1)
         each = self.own(outputs, targets)
+        if not isinstance(each, Tensor):
+            raise TypeError(f"a loss must return a tensor, (B,), got {type(each).__name__}")
         return each if each.dim() == 1 else each.mean(-1)
 
     def hits(self, outputs: Tensor, targets: Tensor) -> Tensor:

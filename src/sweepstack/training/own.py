@@ -14,7 +14,9 @@ import inspect
 import json
 import logging
 import math
+import pickle
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import cache, partial
 from typing import Any
@@ -31,8 +33,8 @@ from sweepstack.training.metrics import Metric
 
 log = logging.getLogger(__name__)
 
-SAMPLES = 8
-"""Samples that a loss is tried on."""
+SAMPLES, PART = 8, 3
+"""Samples that a loss is tried on, and how many of them once more without the others."""
 KEY = "optimizer._target_"
 Again = Callable[[], tuple[Tensor, Sequence[Tensor]]]
 """Losses (1,) and gradients (1, *shape) of the step's batch at the present parameters."""
@@ -88,18 +90,20 @@ def _loss(
     if not inspect.isclass(make):
         return partial(make, **arguments)
     try:
-        with contained():
+        with contained(), torch.random.fork_rng([]):
+            for name in {"weight", "pos_weight"} & arguments.keys():
+                if make.__module__ == "torch.nn.modules.loss" and arguments[name] is not None:
+                    arguments[name] = torch.tensor(arguments[name], dtype=torch.float32)
+            torch.manual_seed(0)  # for what draws its buffers
             made: Any = make(**arguments)
     except Exception as error:
         raise InputError(
             f"loss._target_ '{loss.target}' cannot be built: {reason(error)}"
         ) from error
     if isinstance(made, nn.Module):
-        if next(made.parameters(), None) is not None:
-            raise InputError(
-                f"loss._target_ '{loss.target}' must have no parameters: only the model is trained"
-            )
-        made = made.to(device)
+        if any(parameter.requires_grad for parameter in made.parameters()):
+            raise InputError(f"loss._target_ '{loss.target}' must have no parameters to train")
+        made = made.to(device).eval()
     if not callable(made):
         raise InputError(f"loss._target_ '{loss.target}' must give something to call")
     return made  # type: ignore[no-any-return]
@@ -111,28 +115,54 @@ def _try_loss(task: Task, target: str, data: Dataset, device: torch.device) -> N
     y = data.train.y[index].to(device)
     random, key, before = torch.get_rng_state(), f"loss._target_ '{target}'", y.clone()
     generator = torch.Generator().manual_seed(0)
-    outputs = torch.randn(len(y), data.outputs, generator=generator).to(device).requires_grad_()
+    drawn = torch.randn(len(y), data.outputs, generator=generator).to(device)
+    outputs = drawn.clone().requires_grad_() * 1  # no leaf, as the outputs of a model
     try:
         with contained():
-            one, other = (task.losses(outputs, y) for _ in range(2))
+            one, held = task.losses(outputs, y), _pickled(task.own)
+            other, kept = task.losses(outputs, y), _pickled(task.own)
+            intact = torch.equal(outputs, drawn) and torch.equal(y, before)
+            some = task.losses(outputs[:PART], y[:PART])
     except Exception as error:
-        raise InputError(
-            f"{key} does not run on outputs of shape {tuple(outputs.shape)} and targets of shape "
-            f"{tuple(y.shape)}: {reason(error)}"
-        ) from error
+        raise InputError(_misfit(key, outputs, y, error)) from error
     if one.shape != (len(y),):
         raise InputError(
             f"{key} must return one loss per sample, of shape (B,), got {tuple(one.shape)} for "
             f"B = {len(y)}; reduction='none' gives them"
         )
+    if not intact:
+        raise InputError(f"{key} must not change the outputs or the targets in place")
+    if one.is_complex():
+        raise InputError(f"{key} must return real losses, got {one.dtype}")
     if not one.requires_grad:
         raise InputError(f"{key} must be differentiable: its losses do not depend on the outputs")
     if not torch.equal(one.nan_to_num(), other.nan_to_num()) or not torch.equal(
         random, torch.get_rng_state()
     ):
         raise InputError(f"{key} must be a function of outputs and targets alone, without chance")
-    if not torch.equal(y, before):
-        raise InputError(f"{key} must not change the targets in place")
+    if held != kept:
+        raise InputError(f"{key} must not change itself when called: trials share it")
+    near = max(torch.finfo(one.dtype).eps, 1e-7) ** 0.5
+    if not torch.allclose(some, one[:PART], rtol=near, atol=near, equal_nan=True):
+        raise InputError(
+            f"{key} must give each sample its own loss: that of the first {PART} of {len(y)} "
+            "samples depends on the others of the batch"
+        )
+
+
+def _pickled(thing: object) -> bytes:
+    """All that an object holds, or nothing where it cannot be pickled."""
+    with suppress(Exception):  # whatever its classes raise
+        return pickle.dumps(thing)
+    return b""
+
+
+def _misfit(key: str, outputs: Tensor, targets: Tensor, error: Exception) -> str:
+    there, here = tuple(outputs.shape), tuple(targets.shape)
+    return (
+        f"{key} does not run on outputs of shape {there} and targets of shape {here}: "
+        f"{reason(error)}"
+    )
 
 
 def _metric(metric: Metric, trusted: tuple[str, ...]) -> Metric:
@@ -141,9 +171,21 @@ def _metric(metric: Metric, trusted: tuple[str, ...]) -> Metric:
     if inspect.isclass(function):
         raise InputError(f"metrics must name functions, got the class '{metric.target}'")
 
+    key = f"metrics: '{metric.target}'"
+
     def whole(outputs: Tensor, targets: Tensor) -> float:
         # Copies: it may write into them, and on a CPU the targets are the data themselves.
-        return float(function(outputs.cpu().clone(), targets.cpu().clone()))
+        try:
+            with contained():
+                found = function(outputs.cpu().clone(), targets.cpu().clone())
+        except Exception as error:
+            raise RuntimeError(_misfit(key, outputs, targets, error)) from error
+        try:
+            return float("" if isinstance(found, str) else found)
+        except (TypeError, ValueError, RuntimeError) as error:
+            shape = f" of shape {tuple(found.shape)}" if hasattr(found, "shape") else ""
+            got = f"{type(found).__name__}{shape}"
+            raise RuntimeError(f"{key} must return one number, got {got}") from error
 
     return replace(metric, whole=whole)
 
@@ -158,16 +200,14 @@ def _try_metric(metric: Metric, data: Dataset) -> None:
         generator = torch.Generator().manual_seed(0)
         outputs = torch.randn(len(given), data.outputs, generator=generator)
         try:
-            with contained():
-                value = metric.whole(outputs, given.y)
-        except Exception as error:
-            raise InputError(
-                f"{name} does not run on outputs of shape {tuple(outputs.shape)} and targets of "
-                f"shape {tuple(given.y.shape)}: {reason(error)}"
-            ) from error
+            value = metric.whole(outputs, given.y)
+        except RuntimeError as error:
+            raise InputError(str(error)) from error
         if not math.isfinite(value):
             why = "" if metric.target else ", which needs samples of two classes or more"
             raise InputError(f"{name} must be a number, got {value} on {split} data{why}")
+        if split == "validation" and metric.target and metric.whole(outputs, given.y) != value:
+            raise InputError(f"{name} must be a function of its arguments, without chance")
 
 
 # --- the optimizer -------------------------------------------------------------------------------
