@@ -182,12 +182,38 @@ def test_several_targets_are_kept_as_columns(own, tmp_path):
         (X, Y[:-1], "must be of equal length, got 40 and 39"),
         (X, np.where(Y == 2, np.nan, 1.5), "must hold finite numbers, 10 of them are not"),
         (X, np.zeros((40, 2, 2)), "must have shape"),
+        (2**60 + np.arange(40), Y, r"from 1.15292150460685e\+18 to .* are too close together"),
+        (X, 1.7e9 + np.arange(40) + 0.5, "y of .* from 1700000000.5 to .* are too close together"),
+        (X, np.array([b"a", b"\xff"] * 20), "must hold strings in UTF-8"),
         (np.full((40, 1, 4, 4), 256), Y, "whole numbers in 0..255, got 256..256"),
     ],
 )
 def test_arrays_that_do_not_fit(own, tmp_path, x, y, said):
     with pytest.raises(InputError, match=said):
         data.load(own(npz(tmp_path / "a.npz", x, y)))
+
+
+@pytest.mark.parametrize(
+    ("y", "of_val", "said"),
+    [
+        (
+            np.eye(3)[Y % 3],
+            np.eye(4)[Y % 4],
+            r"must have shape \(N, 3\) like data.train, got \(N, 4",
+        ),
+        (np.eye(3)[Y % 3], np.eye(3)[Y % 3] * 0.9, "must have one 1 in each row, like data.train"),
+        (RNG.normal(size=(40, 3)), RNG.normal(size=40), r"shape \(N, 3\) like .*, got \(N,\)"),
+        (RNG.normal(size=40), RNG.normal(size=(40, 3)), r"shape \(N,\) like .*, got \(N, 3\)"),
+        (np.eye(3)[[0, 1, 1, 2] * 10] + [0, 1, 0] > 0, np.ones((40, 2)), r"got \(N, 2\)"),
+        (Y % 3, np.eye(3)[Y % 3], r"must have shape \(N,\) like data.train, got \(N, 3\)"),
+    ],
+)
+def test_targets_of_another_split_have_the_shape_of_the_training_targets(
+    own, tmp_path, y, of_val, said
+):
+    val = npz(tmp_path / "val.npz", y=of_val)
+    with pytest.raises(InputError, match=said):
+        data.load(own(npz(tmp_path / "a.npz", y=y), val=str(val)))
 
 
 def test_files_that_do_not_fit(own, tmp_path):
@@ -202,9 +228,9 @@ def test_files_that_do_not_fit(own, tmp_path):
     strange = npz(tmp_path / "strange.npz", y=np.full(40, 7))
     cases = [
         (InputError, own(tmp_path / "names.npz"), "x and y, it holds inputs, labels"),
-        (EnvironmentFault, own(tmp_path / "objects.npz"), "cannot be read .*pickle"),
+        (InputError, own(tmp_path / "objects.npz"), "plain arrays or tensors, it holds Python obj"),
         (EnvironmentFault, own(tmp_path / "broken.npz"), "cannot be read"),
-        (EnvironmentFault, own(tmp_path / "code.pt"), "cannot be read"),
+        (InputError, own(tmp_path / "code.pt"), "plain arrays or tensors"),
         (EnvironmentFault, own(tmp_path / "none.npz"), "does not exist"),
         (EnvironmentFault, own(tmp_path), "is not a file"),
         (InputError, own(tmp_path / "a.csv"), "must end in .*data=table reads it"),

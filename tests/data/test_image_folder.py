@@ -226,3 +226,20 @@ def test_files_that_are_no_pictures_are_passed_over(folder, pictures):
     (pictures / "train" / "cat" / "notes.txt").write_text("-")
     data._load.cache_clear()
     assert len(data.load(folder()).train) == before
+
+
+def test_a_picture_is_read_as_a_viewer_shows_it(folder, pictures):
+    turned, pixels = Image.Exif(), np.random.default_rng(0).integers(0, 256, (6, 4, 3), np.uint8)
+    turned[0x112] = 6  # a quarter to the right
+    for path in (pictures / "train" / "cat").iterdir():
+        Image.fromarray(pixels).save(path, exif=turned)
+    found = data.load(folder(normalization="none"))
+    shown = torch.from_numpy(np.rot90(pixels, -1).copy()).permute(2, 0, 1) / 255
+    assert found.input_shape == (3, 4, 6)
+    assert sum(bool(x.equal(shown)) for x in found.train.tensor().x) == 5
+
+
+def test_pictures_in_folders_of_a_class_are_warned_of(folder, pictures, caplog):
+    shutil.copytree(pictures / "train" / "cat", pictures / "train" / "cat" / "more")
+    assert len(data.load(folder()).train) == 10
+    assert "pictures in its folders are not read: more" in caplog.text

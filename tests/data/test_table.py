@@ -129,6 +129,15 @@ def test_a_file_of_its_own_for_validation(configure, tmp_path, frame):
         ({"s": np.arange(60) + 1.7e9}, {}, "from 1700000000 to 1700000059 are too close together"),
         ({"y": ["?", *map(str, range(59))]}, {}, "target 'y' of .* holds 1 values that are not"),
         ({"big": [str(10**25 + i) for i in range(60)]}, {}, "holds numbers as strings, or larger"),
+        ({"day": "2024-01-31T10:00:00Z"}, {}, "holds dates"),
+        ({"day": ["2024-01-31"] * 59 + ["?"]}, {}, "holds dates"),
+        ({"y": [f"2024-{i % 12 + 1:02d}" for i in range(60)]}, {}, "target 'y' of .* holds dates"),
+        ({"p": ["1,5", "2,5", "3,5"] * 20}, {}, "holds numbers as strings.* such as '[123],5'"),
+        ({"p": ["1,500", "2,500", "3,500"] * 20}, {}, "holds numbers as strings"),
+        ({"p": ["1%", "2.5%", "3%"] * 20}, {}, "holds numbers as strings"),
+        ({"big": 2**60 + np.arange(60)}, {}, "column 'big' of .* are too close together"),
+        ({"y": 1.7e9 + np.arange(60) + 0.5}, {}, "target of .* are too close together for float32"),
+        ({"Unnamed: 0": range(60)}, {}, "'Unnamed: 0' of .* must have a name.*in data.exclude"),
         ({}, {"target": ("y", "y")}, "data.target must name each column once, got y, y"),
     ],
 )
@@ -136,6 +145,26 @@ def test_tables_that_do_not_fit(load, frame, change, options, said, monkeypatch)
     monkeypatch.setattr(table, "MAX_VALUES", 20)
     with pytest.raises(InputError, match=said):
         load(frame.assign(**change), **options)
+
+
+@pytest.mark.parametrize("value", [[1, 2], {"a": 1}, b"\xff"])
+def test_a_column_of_other_things_is_refused(load, frame, value):
+    pytest.importorskip("pyarrow")
+    with pytest.raises(InputError, match=r"column 'it' of .* must hold numbers or strings, got"):
+        load(frame.assign(it=[value] * 60), "parquet")
+    with pytest.raises(InputError, match=r"target 'it' of .* must hold numbers or strings, got"):
+        load(frame.assign(it=[value] * 60), "parquet", target=("it",))
+
+
+def test_a_constant_column_that_float32_rounds_is_an_input(load, frame):
+    assert load(frame.assign(c=16777217.3)).columns["numbers"]["c"] == pytest.approx(16777217.3)
+
+
+def test_spaces_after_commas_are_no_part_of_names_and_values(configure, tmp_path):
+    (tmp_path / "a.csv").write_text('a, b, y\n1, "p, q", no\n2, r, yes\n' * 1 + "3, r, no\n" * 20)
+    found = data.load(configure("table", train=str(tmp_path / "a.csv")))
+    assert found.classes == ("no", "yes")
+    assert "b" in found.columns["values"]
 
 
 def test_files_that_do_not_fit(configure, tmp_path, frame):
@@ -147,6 +176,9 @@ def test_files_that_do_not_fit(configure, tmp_path, frame):
     (tmp_path / "broken.csv").write_bytes(b'a,b\n"1,2\n\xff')
     (tmp_path / "bytes.csv").write_bytes(b"")
     (tmp_path / "twice.csv").write_bytes(b"\xef\xbb\xbfy,a,y\n" + b"no,1,no\nyes,2,yes\n" * 20)
+    (tmp_path / "marks.csv").write_text("a;y\n1,5;no\n2,5;yes\n")
+    (tmp_path / "counted.csv").write_text("a,y\n" + "".join(f"{i},{i},no\n" for i in range(9)))
+    (tmp_path / "latin.csv").write_bytes("a,y\n1,schön\n2,no\n".encode("latin-1"))
     (tmp_path / "longer.csv").write_bytes(b"a,y\n" + b"1,2,no\n2,3,yes\n" * 20)
     good = str(tmp_path / "a.csv")
     cases = [
@@ -156,8 +188,11 @@ def test_files_that_do_not_fit(configure, tmp_path, frame):
         (InputError, {"train": "empty.csv"}, "must have rows below its header"),
         (InputError, {"train": "twice.csv"}, "different names of columns, 'y' is there twice"),
         (InputError, {"train": "longer.csv"}, "must have a name for each column"),
-        (EnvironmentFault, {"train": "broken.csv"}, "cannot be read"),
-        (EnvironmentFault, {"train": "bytes.csv"}, "cannot be read"),
+        (InputError, {"train": "counted.csv"}, "must have a name for each column"),
+        (InputError, {"train": "marks.csv"}, "must have commas between its columns, got ';'"),
+        (InputError, {"train": "latin.csv"}, "must be saved as UTF-8, it holds the byte 0xf6"),
+        (InputError, {"train": "broken.csv"}, "and closed quotes: EOF inside string"),
+        (InputError, {"train": "bytes.csv"}, "must have a header and rows, it is empty"),
         (EnvironmentFault, {"train": "no.csv"}, "does not exist"),
     ]
     for kind, given, said in cases:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import pickle
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -34,7 +35,7 @@ from sweepstack.config.errors import (
 from sweepstack.data import streams
 from sweepstack.data.dataset import Dataset, TensorSplit, pixels
 from sweepstack.data.splits import deal, normalized
-from sweepstack.data.targets import Array, Targets, checked, warn_unscaled
+from sweepstack.data.targets import Array, Targets, check_fine, checked, warn_unscaled
 
 Raw = tuple[Array, Array | None]
 
@@ -76,7 +77,7 @@ def _dataset(config: schema.Own, raw: Mapping[str, Raw], classes: Sequence[str])
             f"data.image_size must be null for samples of shape {tuple(x['train'].shape[1:])}, "
             f"which are no pictures (channels, height, width), got {side}"
         )
-    if x["train"].dim() == 2:
+    if x["train"].dim() != 4:
         check_fine(raw["train"][0].reshape(len(x["train"]), -1), f"x of {_named(config, 'train')}")
     rule = Targets.of(y["train"], config.task, f"y of {_named(config, 'train')}", classes)
     whole = {s: TensorSplit(x[s], rule.tensor(y[s], f"y of {_named(config, s)}")) for s in x}
@@ -148,6 +149,11 @@ def read(path: Path) -> Raw:
         named = {str(name).lower(): value for name, value in found.items()}
         raw = {name: _array(named[name]) for name in ("x", "y") if name in named}
     except Exception as error:  # whatever a reader raises on a damaged file
+        if isinstance(error, pickle.UnpicklingError) or "allow_pickle" in str(error):
+            raise InputError(
+                f"{path} must hold plain arrays or tensors, it holds Python objects, which are not "
+                "read: save numbers as float and strings by astype(str)"
+            ) from None
         raise EnvironmentFault(
             f"{path} cannot be read ({one_line(error) or type(error).__name__})"
         ) from error
@@ -230,26 +236,6 @@ def samples(x: Array, what: str) -> Tensor:
     if strange:
         raise InputError(f"{what} must hold finite float32 numbers, {strange:,} of them are not")
     return found.div_(255) if whole else found
-
-
-def check_fine(x: Array, what: str) -> None:
-    """Check that float32 can tell the numbers of each column of x (N, D) apart.
-
-    Raises:
-        InputError: some lie so close together, for their size, that it cannot.
-    """
-    if x.dtype.itemsize < 4 or x.dtype == np.float32 or not len(x):
-        return
-    low, high = x.min(0).astype(float), x.max(0).astype(float)
-    with np.errstate(over="ignore", invalid="ignore"):
-        lost = np.abs(x - x.astype(np.float32).astype(float)).max(0)
-        coarse = np.flatnonzero((lost > (high - low) * 2.0**-10) & np.isfinite(lost))
-    if len(coarse):
-        place = f"of column {coarse[0]} " if x.shape[1] > 1 else ""
-        raise InputError(
-            f"{what}: the numbers {place}from {low[coarse[0]]:.15g} to {high[coarse[0]]:.15g} are "
-            "too close together for float32: subtract their mean"
-        )
 
 
 # --- a torch Dataset of the user's ----------------------------------------------------------------

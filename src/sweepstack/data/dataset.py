@@ -21,7 +21,7 @@ from typing import Any, Literal, Protocol, Self
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from sweepstack.config.errors import EnvironmentFault, one_line
@@ -301,6 +301,7 @@ def _opened(path: str) -> Iterator[Image.Image]:
         Image.init()
         # EPS is a programming language: Pillow would start Ghostscript.
         with Image.open(path, formats=[kind for kind in Image.ID if kind != "EPS"]) as picture:
+            ImageOps.exif_transpose(picture, in_place=True)  # as a viewer shows it
             yield picture
     except Exception as error:  # Pillow's readers raise almost anything on a damaged file
         raise EnvironmentFault(

@@ -7,6 +7,7 @@ make a binary task, more a multiclass one.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from sweepstack.config.errors import EnvironmentFault, InputError
 from sweepstack.config.schema import ImageFolder
 from sweepstack.data.dataset import Dataset, LazySplit, Split, Task, probe
 from sweepstack.data.splits import HELD_BYTES, STATISTICS_AT_MOST, normalized, partition
+
+log = logging.getLogger(__name__)
 
 
 def load(config: ImageFolder) -> Dataset:
@@ -90,6 +93,8 @@ def _files(place: Path, classes: Sequence[str]) -> list[list[str]]:
     for name in classes:
         names = _names(place / name, folders=False)
         pictures = [n for n in names if Path(n).suffix.lower() in Image.registered_extensions()]
+        if below := _names(place / name, folders=True):
+            log.warning("%s: pictures in its folders are not read: %s", place / name, *below[:1])
         if not pictures:
             raise EnvironmentFault(f"{place / name} must hold at least one picture, it has none")
         files.append([str(place / name / picture) for picture in pictures])

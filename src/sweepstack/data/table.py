@@ -15,6 +15,7 @@ import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,10 +26,10 @@ from torch import Tensor
 
 from sweepstack.config import schema
 from sweepstack.config.errors import EnvironmentFault, InputError, nearest, noted, one_line
-from sweepstack.data.arrays import check_fine, fingerprint, places
+from sweepstack.data.arrays import fingerprint, places
 from sweepstack.data.dataset import Affine, Dataset, TensorSplit
 from sweepstack.data.splits import deal, normalize
-from sweepstack.data.targets import Array, Targets, checked, warn_unscaled
+from sweepstack.data.targets import Array, Targets, check_fine, checked, warn_unscaled
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,10 +39,16 @@ log = logging.getLogger(__name__)
 MAX_VALUES = 100
 """Different strings of a column that become inputs."""
 _DATE = re.compile(
-    r"\s*(\d{4}[./-]\d{1,2}[./-]\d{1,2}|\d{1,2}[./-]\d{1,2}[./-](\d{4}|\d{2})"
-    r"|\d{1,2}[ -][A-Za-z]{3,9}[ -]\d{2,4}|[A-Za-z]{3,9} \d{1,2},? \d{4})\b.*"
+    r"\s*((\d{4}[./-]\d{1,2}[./-]\d{1,2}|\d{1,2}[./-]\d{1,2}[./-](\d{4}|\d{2})"
+    r"|\d{1,2}[ -][A-Za-z]{3,9}[ -]\d{2,4}|[A-Za-z]{3,9} \d{1,2},? \d{4})(?!\d).*"
+    r"|\d{4}-\d\d|\d{1,2}:\d\d(:\d\d.*)?)"
 )
+_NUMBER = re.compile(
+    r"[-+]?[$€£]?\s?(\d+([.,]\d+)?|\d{1,3}([.,' ]\d{3})+([.,]\d+)?)\s?[%$€£]?", re.ASCII
+)
+"""Numbers that pandas takes for strings: 1,5 and 1,000 and 3%."""
 _KINDS = (".csv", ".parquet")
+_NO_TEXTS = (bytes, list, tuple, dict, np.ndarray)
 
 
 def load(config: schema.Table) -> Dataset:
@@ -134,16 +141,34 @@ def read(path: Path, texts: Sequence[str] = ()) -> pd.DataFrame:
             if kind == ".parquet":
                 frame = pd.read_parquet(file)
             else:
-                frame = pd.read_csv(file, dtype=dict.fromkeys(texts, str), low_memory=False)
+                line = file.readline()
+                if b"," not in line and (mark := re.search(rb"[;\t|]", line)):
+                    raise InputError(
+                        f"{path} must have commas between its columns, got {mark[0].decode()!r}: "
+                        "save it with commas, and numbers with decimal points"
+                    )
+                csv = partial(pd.read_csv, file, skipinitialspace=True)
+                file.seek(0)  # two lines: of longer rows pandas would drop the first column
+                header = csv(header=None, nrows=2, dtype=str).iloc[0].dropna()
                 file.seek(0)
-                header = pd.read_csv(file, header=None, nrows=1, dtype=str).iloc[0].dropna()
+                frame = csv(dtype=dict.fromkeys(texts, str), low_memory=False)
+    except InputError:
+        raise
+    except pd.errors.ParserError as error:
+        detail = one_line(error).rpartition("error: ")[2]
+        raise InputError(
+            f"{path} must have a name for each column, and closed quotes: {detail}"
+        ) from None
+    except pd.errors.EmptyDataError:
+        raise InputError(f"{path} must have a header and rows, it is empty") from None
+    except UnicodeDecodeError as error:
+        byte = error.object[error.start]
+        raise InputError(f"{path} must be saved as UTF-8, it holds the byte {byte:#x}") from None
     except Exception as error:  # whatever a reader raises on a damaged file
         raise EnvironmentFault(f"{path} cannot be read ({one_line(error)})") from error
     frame.columns = frame.columns.map(str)
     if frame.empty:
         raise InputError(f"{path} must have rows below its header, it has none")
-    if kind == ".csv" and not isinstance(frame.index, pd.RangeIndex):  # else pandas drops one
-        raise InputError(f"{path} must have a name for each column, its rows are longer than that")
     if kind == ".csv" and header.duplicated().any():  # pandas would call it NAME.1
         twice = one_line(header[header.duplicated()].iloc[0], 80)
         raise InputError(f"{path} must have different names of columns, '{twice}' is there twice")
@@ -165,12 +190,13 @@ def _targets(frame: pd.DataFrame, config: schema.Table, path: Path) -> Array:
     if missing:
         raise InputError(
             f"target {', '.join(config.target)} of {path} must be given in each row, "
-            f"{missing:,} of {len(frame):,} rows have none: remove them"
+            f"{missing:,} of {len(frame):,} rows have none (NA, None and null count as none): "
+            "remove them"
         )
     numbers = all(_is_number(chosen[name]) for name in chosen)
     for name in () if numbers else config.target:
         if not _is_number(chosen[name]):
-            _check_words(chosen[name].astype(str), f"target '{name}' of {path}")
+            _texts(chosen[name], f"target '{name}' of {path}")
     y = chosen.astype(float) if numbers and any(t.kind == "O" for t in chosen.dtypes) else chosen
     y = y.to_numpy() if numbers else y.astype(str).to_numpy().astype(str)
     return checked(y, len(frame), str(path))
@@ -223,6 +249,11 @@ class Columns:
                 continue
             with noted(mistakes):
                 column = rows[name]
+                if re.fullmatch(r"Unnamed: \d+", name):
+                    raise InputError(
+                        f"column '{name}' of {where} must have a name, its header has none: name "
+                        "it, or if it only counts the rows name it in data.exclude"
+                    )
                 if _is_number(column):
                     known = column.astype(float).dropna()
                     check_fine(known.to_numpy(float)[:, None], f"column '{name}' of {where}")
@@ -294,15 +325,8 @@ class Columns:
 
 def _values(column: pd.Series[Any], what: str) -> list[str]:
     """The values of a column of strings, sorted; none where all are missing."""
-    present = column.dropna()
-    texts = present.astype(str)
-    known = sorted(texts.unique())
     out = "or name it in data.exclude"
-    if column.dtype.kind in "mM" or (known and all(map(_DATE.fullmatch, known))):
-        raise InputError(
-            f"{what} holds dates, such as {one_line(known[0], 20)}: make numbers of them, {out}"
-        )
-    _check_words(texts, what, out)
+    known = sorted(_texts(column, what, f", {out}").unique())
     if len(known) > MAX_VALUES:
         raise InputError(
             f"{what} holds strings with {len(known):,} different values, at most {MAX_VALUES} can "
@@ -311,19 +335,30 @@ def _values(column: pd.Series[Any], what: str) -> list[str]:
     return known
 
 
-def _check_words(texts: pd.Series[Any], what: str, out: str = "") -> None:
-    """Refuse strings most of which are numbers."""
+def _texts(column: pd.Series[Any], what: str, out: str = "") -> pd.Series[Any]:
+    """The strings of a column, without those missing; refused if most are dates or numbers."""
     import pandas as pd
 
-    strange = texts[pd.to_numeric(texts, errors="coerce").isna()]
-    if len(strange) > len(texts) / 2 or texts.nunique() < 3:
-        return
-    if len(strange):
-        says = f"{len(strange):,} values that are not numbers, such as '"
-        says += f"{one_line(strange.iloc[0], 20)}'"
-    else:
-        says = f"numbers as strings, or larger ones than fit, such as '{one_line(texts.iloc[0])}'"
-    raise InputError(f"{what} holds {says}: correct them{out and f', {out}'}")
+    present = column.dropna()
+    strange = {type(value).__name__ for value in present if isinstance(value, _NO_TEXTS)}
+    if strange:
+        kinds = ", ".join(sorted(strange))
+        raise InputError(f"{what} must hold numbers or strings, got {kinds}: correct it{out}")
+    texts = present.astype(str)
+    dates = texts.map(lambda text: _DATE.fullmatch(text) is not None).astype(bool)
+    if column.dtype.kind in "mM" or dates.mean() > 0.5:
+        shown = one_line(texts[dates].iloc[0] if dates.any() else texts.iloc[0], 20)
+        raise InputError(f"{what} holds dates, such as {shown}: make numbers of them{out}")
+    number = pd.to_numeric(texts, errors="coerce").notna()
+    number |= texts.map(lambda text: _NUMBER.fullmatch(text.strip()) is not None).astype(bool)
+    if number.sum() < len(texts) / 2 or texts.nunique() < 3:
+        return texts
+    says = f"numbers as strings, or larger ones than fit, such as '{one_line(texts.iloc[0], 20)}'"
+    if not number.all():
+        strange_ones = texts[~number]
+        says = f"{len(strange_ones):,} values that are not numbers, such as '"
+        says += f"{one_line(strange_ones.iloc[0], 20)}'"
+    raise InputError(f"{what} holds {says}: correct them{out}")
 
 
 def _log_missing(frames: Mapping[str, pd.DataFrame], columns: Columns) -> None:

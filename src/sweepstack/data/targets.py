@@ -40,7 +40,12 @@ def checked(y: Array | None, count: int, what: str) -> Array:
         raise InputError(f"y of {what} must have shape (N,) or (N, K), got {y.shape}")
     if len(y) != count:
         raise InputError(f"x and y of {what} must be of equal length, got {count} and {len(y)}")
-    if y.dtype.kind not in "buifUSO":
+    if y.dtype.kind == "S":
+        try:
+            y = np.char.decode(y, "utf-8")
+        except UnicodeDecodeError:
+            raise InputError(f"y of {what} must hold strings in UTF-8, got other bytes") from None
+    if y.dtype.kind not in "buifUO":
         raise InputError(f"y of {what} must hold numbers or strings, got type {y.dtype}")
     with np.errstate(over="ignore"):
         strange = int((~np.isfinite(y.astype(np.float32))).sum()) if y.dtype.kind == "f" else 0
@@ -60,12 +65,14 @@ class Targets:
         classes: their names, by number; of several labels their names; empty for regression.
         values: the value of each class, sorted; None where targets are taken as they are.
         one_hot: whether targets (N, K) are rows of one 1.
+        columns: K; 0 for targets (N,).
     """
 
     task: Task
     classes: tuple[str, ...] = ()
     values: Array | None = None
     one_hot: bool = False
+    columns: int = 0
 
     @classmethod
     def of(cls, y: Array, asked: str, what: str, names: Sequence[str] = ()) -> Targets:
@@ -86,9 +93,10 @@ class Targets:
             return cls._of_several(y, asked, what, names)
         few = y.dtype.kind in "iu" and len(np.unique(y)) <= MAX_CLASSES
         if asked == "auto":
-            asked = "multiclass" if few or y.dtype.kind in "bUSO" else "regression"
+            asked = "multiclass" if few or y.dtype.kind in "bUO" else "regression"
             asked = "binary" if asked == "multiclass" and len(_distinct(y)) == 2 else asked
         if asked == "regression" and numbers:
+            check_fine(y[:, None], what)
             return cls("regression")
         if asked not in ("multiclass", "binary"):
             need = "numbers" if asked == "regression" else "shape (N, K)"
@@ -118,11 +126,13 @@ class Targets:
             asked = "binary" if one_hot and y.shape[1] == 2 else asked
         classes = tuple(names) or tuple(map(str, range(y.shape[1])))
         if asked == "regression":
-            return cls("regression")
+            check_fine(y, what)
+            return cls("regression", columns=y.shape[1])
         if asked == "multilabel" and bits:
-            return cls("multilabel", classes)
+            return cls("multilabel", classes, columns=y.shape[1])
         if one_hot and (asked == "multiclass" or y.shape[1] == 2):
-            return cls(cast(Task, asked), classes, np.arange(y.shape[1]), one_hot=True)
+            values = np.arange(y.shape[1])
+            return cls(cast(Task, asked), classes, values, one_hot=True, columns=y.shape[1])
         need = "of 0 and 1" if asked == "multilabel" else "with one 1 in each row"
         raise InputError(f"{what} (N, {y.shape[1]}) must be {need} for data.task={asked}")
 
@@ -132,7 +142,15 @@ class Targets:
         Raises:
             InputError: they are not like the training targets.
         """
-        if self.one_hot and y.ndim == 2:
+        columns = y.shape[1] if y.ndim == 2 else 0
+        if columns != self.columns and not (self.one_hot and columns == 0):
+            shapes = [f"(N, {k})" if k else "(N,)" for k in (self.columns, columns)]
+            raise InputError(f"{what} must have shape {shapes[0]} like data.train, got {shapes[1]}")
+        if self.one_hot and columns:
+            if y.dtype.kind not in "buif" or not (
+                np.isin(y, (0, 1)).all() and (y.sum(1) == 1).all()
+            ):
+                raise InputError(f"{what} must have one 1 in each row, like data.train")
             y = y.argmax(1)
         if self.values is None:
             wrong = y.dtype.kind not in "buif" or (
@@ -141,7 +159,7 @@ class Targets:
             if wrong:
                 raise InputError(f"{what} must hold numbers like data.train, got {y.dtype}")
             return torch.from_numpy(y.astype(np.float32))
-        if y.ndim != 1 or (y.dtype.kind in "buif") != (self.values.dtype.kind in "buif"):
+        if (y.dtype.kind in "buif") != (self.values.dtype.kind in "buif"):
             raise InputError(f"{what} must be like the targets of data.train, got {y.dtype}")
         y = y if y.dtype.kind in "buif" else y.astype(str)
         at = np.searchsorted(self.values, y).clip(max=len(self.values) - 1)
@@ -173,4 +191,27 @@ def warn_unscaled(y: Tensor) -> None:
             "training begins near 0 and may not get there; subtract the mean and divide by the "
             "standard deviation first",
             *(float(mean[at]), float(std[at])),
+        )
+
+
+def check_fine(x: Array, what: str) -> None:
+    """Check that float32 can tell the numbers of each column of x (N, D) apart.
+
+    Raises:
+        InputError: some lie so close together, for their size, that it cannot.
+    """
+    if x.dtype.itemsize < 4 or x.dtype == np.float32 or not len(x):
+        return
+    low, high = x.min(0).astype(float), x.max(0).astype(float)
+    with np.errstate(over="ignore", invalid="ignore"):
+        lost = np.abs(x - x.astype(np.float32).astype(float)).max(0)
+        span = high - low
+        coarse = (lost > span * 2.0**-10) & np.isfinite(lost) & (span > 0)
+        # Whole numbers from 2**53 on may look equal to float64 already.
+        coarse = np.flatnonzero(coarse | ((span == 0) & (np.abs(low) >= 2.0**53)))
+    if len(coarse):
+        place = f"of column {coarse[0]} " if x.shape[1] > 1 else ""
+        raise InputError(
+            f"{what}: the numbers {place}from {low[coarse[0]]:.15g} to {high[coarse[0]]:.15g} are "
+            "too close together for float32: subtract their mean"
         )
